@@ -1,0 +1,1 @@
+# Kept without code: every stage that imports from this package executes it.

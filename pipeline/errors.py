@@ -1,0 +1,28 @@
+"""A user's mistake, told in one message and without a traceback."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """Says what was found, what was expected and what to do next."""
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Print a `UserError` or an interruption as one message, and exit with a code that is not 0."""
+    try:
+        yield
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """`; did you mean X?` for the nearest of the known names, or nothing."""
+    nearest = get_close_matches(name, known, n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(f'`{n}`' for n in nearest)}?" if nearest else ""

@@ -1,0 +1,93 @@
+"""What a network answers, how well, and at what cost: the figures that every model reports.
+
+Contract code, for the teacher measures itself with it: an edit here runs the teacher again.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.checkpoint import InputSpec
+from pipeline.files import atomic_file
+
+PREDICTIONS, METRICS = Path("predictions"), Path("metrics")
+BATCH_SIZE = 256
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@torch.inference_mode()
+def predict(
+    network: nn.Module,
+    spec: InputSpec,
+    views: Tensor,
+    *,
+    precision: str = "float32",
+) -> Tensor:
+    """Raw logits of one batch of views, in evaluation mode.
+
+    Args:
+        views: [B, C, H, W] uint8, on the network's device.
+        precision: of the forward pass; below float32 by autocast.
+
+    Returns:
+        [B, num_classes] float32, on the same device.
+    """
+    network.eval()
+    dtype = getattr(torch, precision)
+    with torch.autocast(views.device.type, dtype, enabled=dtype != torch.float32):
+        return network(spec.apply(views)).float()
+
+
+def predict_all(
+    network: nn.Module, spec: InputSpec, images: np.ndarray, *, device: torch.device
+) -> Tensor:
+    """Raw logits of all images as they are: [N, C, H, W] uint8 -> [N, num_classes] float32, CPU."""
+    return torch.cat(
+        [
+            predict(network, spec, torch.from_numpy(images[i : i + BATCH_SIZE]).to(device)).cpu()
+            for i in range(0, len(images), BATCH_SIZE)
+        ]
+    )
+
+
+def measures(logits: Tensor, labels: Tensor, prefix: str) -> dict[str, float]:
+    """Accuracy, top-5 accuracy (the label is among the 5 largest logits) and NLL in nats, mean.
+
+    Args:
+        logits: [N, num_classes] float32.
+        labels: [N] int64.
+        prefix: of the names, as in `test_accuracy`.
+    """
+    top5 = logits.topk(min(5, logits.shape[1])).indices  # [N, 5]
+    return {
+        f"{prefix}_accuracy": (logits.argmax(1) == labels).double().mean().item(),
+        f"{prefix}_top5_accuracy": (top5 == labels[:, None]).any(1).double().mean().item(),
+        f"{prefix}_nll": F.cross_entropy(logits.double(), labels).item(),
+    }
+
+
+def cost(network: nn.Module, spec: InputSpec) -> Mapping[str, int]:
+    """Parameters, and multiply-accumulates of convolutions and matrix products for one image."""
+    device = next(network.parameters()).device
+    network.eval()
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, spec.channels, spec.size, spec.size, device=device))
+    return {
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "macs": counter.get_total_flops() // 2,
+    }
+
+
+def write_predictions(path: Path, **logits: Tensor) -> None:
+    """Keep raw logits by split, [N, num_classes] float32 each, for comparisons."""
+    with atomic_file(path) as partial:
+        save_file({split: values.contiguous() for split, values in logits.items()}, partial)

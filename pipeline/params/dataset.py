@@ -1,0 +1,29 @@
+"""`dataset`: which images, and how they are packed."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.params.loading import Section
+
+
+class DatasetParams(Section):
+    """What `prepare` reads. `validation_fraction` and `test_fraction` are shares of the samples
+    that the split is taken from, class by class, where the source brings no such split."""
+
+    source: Literal["digits", "image_folder"]
+    root: str  # image_folder: a folder or an archive (.tar, .tar.gz, .zip); digits: unused
+    image_size: int = Field(ge=8, le=4096)  # pixels; images are stored square
+    channels: Literal[1, 3] = 3  # 3: RGB, 1: greyscale
+    validation_fraction: float = Field(gt=0, lt=1)
+    test_fraction: float = Field(gt=0, lt=1)
+    split_seed: int = Field(ge=0, lt=2**63)
+
+    @model_validator(mode="after")
+    def _something_to_train_on(self) -> "DatasetParams":
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                "validation_fraction + test_fraction leave nothing to train on: "
+                "their sum must be less than 1"
+            )
+        return self

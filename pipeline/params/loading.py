@@ -1,0 +1,130 @@
+"""Load one section of params.yaml and validate it against the model of its owner."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import UserError, did_you_mean
+
+PARAMS_FILE = Path("params.yaml")
+
+
+class Section(BaseModel):
+    """A section of params.yaml: typed, frozen, unknown keys refused, nothing converted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+Model = TypeVar("Model", bound=Section)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers, as DVC reads them: `5e-4` is a number, not text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), "-+0123456789"
+)
+
+
+def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
+    """All of params.yaml, not yet validated.
+
+    Raises:
+        UserError: the file is absent, is not YAML, or is not a mapping of sections.
+    """
+    try:
+        content = yaml.load(path.read_text("utf-8"), _Loader)  # a subclass of SafeLoader
+    except FileNotFoundError:
+        raise UserError(f"`{path}` is absent. Run this from the project's folder.") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"`{path}` is not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"`{path}` holds {_shown(content)}; expected a mapping of sections.")
+    return content
+
+
+def load_section(model: type[Model], name: str, *, path: Path = PARAMS_FILE) -> Model:
+    """Section `name` of params.yaml as its model.
+
+    Raises:
+        UserError: lists every problem of the section, each with the key's full name.
+    """
+    params = read_params(path)
+    if name not in params:
+        raise UserError(f"`{path}: {name}` is missing; expected a section of that name.")
+    return validate(model, params[name], f"{path}: {name}")
+
+
+def validate(
+    model: type[Model], content: Any, where: str, *, origins: dict[str, str] | None = None
+) -> Model:
+    """Content as its model.
+
+    Args:
+        where: the content's place, for messages: `params.yaml: teacher`.
+        origins: for merged content, the place that each top-level key came from.
+
+    Raises:
+        UserError: lists every problem.
+    """
+    if not isinstance(content, dict):
+        raise UserError(f"`{where}` is {_shown(content)}; expected a mapping.")
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise UserError(
+            "\n".join(_message(model, e, where, origins or {}) for e in error.errors())
+        ) from None
+
+
+def _message(model: type[BaseModel], error: Any, where: str, origins: dict[str, str]) -> str:
+    *parents, key = names = _names(model, error["loc"]) or [""]
+    place = ".".join(
+        str(part) for part in (origins.get(str(names[0]), where), *names) if part != ""
+    )
+    if error["type"] == "extra_forbidden":
+        known = sorted(_fields_at(model, parents))
+        suggestion = did_you_mean(str(key), known) or "."
+        return f"`{place}` is unknown{suggestion} Known: {', '.join(known)}."
+    if error["type"] == "missing":
+        return f"`{place}` is missing."
+    if error["type"] == "value_error":  # of several keys together
+        return f"`{place}`: {error['msg'].removeprefix('Value error, ')}."
+    expected = error["msg"].removeprefix("Input should be ")
+    return f"`{place}` is {_shown(error['input'])}; expected {expected}."
+
+
+def _names(model: type[BaseModel], location: Sequence[int | str]) -> list[int | str]:
+    """The location without pydantic's marks of the branches of a union."""
+    names: list[int | str] = []
+    for part in location:
+        if names and not isinstance(part, int) and not _fields_at(model, names):
+            break  # a branch of a union: `int`, `literal['all']`
+        names.append(part)
+    return names
+
+
+def _fields_at(model: type[BaseModel], names: Sequence[int | str]) -> dict[str, Any]:
+    """The fields of the model that stands at a nested key; none where no model stands."""
+    fields = model.model_fields
+    for name in names:
+        annotation = fields[str(name)].annotation if str(name) in fields else None
+        models = [
+            kind
+            for kind in (annotation, *get_args(annotation))
+            if isinstance(kind, type) and issubclass(kind, BaseModel)
+        ]
+        fields = models[0].model_fields if models else {}
+    return fields
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "empty"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

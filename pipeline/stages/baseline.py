@@ -1,0 +1,44 @@
+"""baseline: train one student's network on the labels alone, the opponent of its distilled twin.
+
+The same loop, policy and budget, and a fresh view of every image in every epoch. Reads
+data/prepared/ and `training`, `students.NAME`, `views` of params.yaml; writes
+models/baselines/NAME/, metrics/baselines/NAME.json, its history and its predictions.
+"""
+
+import argparse
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.dataset import open_dataset
+from pipeline.errors import reported
+from pipeline.params.loading import load_section
+from pipeline.params.students import load_student, load_with_overrides
+from pipeline.params.training import TrainingParams
+from pipeline.params.views import ViewsParams
+from pipeline.training import Lesson, run
+
+
+def label_loss(student_logits: Tensor, labels: Tensor, _: None) -> Tensor:
+    return F.cross_entropy(student_logits.float(), labels)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m pipeline.stages.baseline", description=__doc__)
+    parser.add_argument("name", help="a student in params.yaml")
+    name = parser.parse_args().name
+    student = load_student(name)
+    training = load_with_overrides(TrainingParams, "training", student.training, name)
+    views = load_section(ViewsParams, "views")
+    lesson = Lesson(
+        kind="baselines",
+        loss=label_loss,
+        view_of_epoch=lambda epoch: epoch,
+        soft_targets=None,
+    )
+    run(name, student, training, views, open_dataset(), lesson)
+
+
+if __name__ == "__main__":
+    with reported():
+        main()

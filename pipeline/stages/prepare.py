@@ -1,0 +1,238 @@
+"""prepare: pack the dataset into few files that training reads at full speed.
+
+Reads `dataset` of params.yaml and the source that it names; writes data/prepared/.
+"""
+
+import argparse
+import hashlib
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from pipeline.augment import hash64
+from pipeline.dataset import FORMAT_VERSION, PREPARED, SPLITS
+from pipeline.errors import UserError, reported
+from pipeline.files import atomic_directory, canonical_json, write_json
+from pipeline.image_files import list_files, read_files
+from pipeline.params.dataset import DatasetParams
+from pipeline.params.loading import load_section
+from pipeline.progress import bar
+
+_SPLIT_FOLDERS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+_LISTED = 20  # files in a message
+_CHUNK = 4096  # images at a time, for sums and hashes
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Where one image goes."""
+
+    split: str
+    label: int
+    sample_id: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset as it comes: what there is, and a way to go through the images once."""
+
+    class_names: list[str]
+    samples: list[Sample]
+    images: Iterator[tuple[str, Image.Image]]  # (sample id, image), in any order
+
+
+def digits(params: DatasetParams) -> Source:
+    """scikit-learn's handwritten digits: 1,797 greyscale images of 8 x 8 pixels, 17 levels."""
+    from sklearn.datasets import load_digits  # noqa: PLC0415  (takes seconds; image folders need none)
+
+    bunch = load_digits()
+    pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # [1797, 8, 8]
+    ids = [f"{index:04d}" for index in range(len(pixels))]
+    samples = [Sample("train", int(k), i) for i, k in zip(ids, bunch.target, strict=True)]
+    images = zip(ids, map(Image.fromarray, pixels), strict=True)
+    return Source([str(digit) for digit in range(10)], split_off(samples, params), images)
+
+
+def image_folder(params: DatasetParams) -> Source:
+    """`train/<class>/*`, and `val/` and `test/` if present, in a folder or an archive."""
+    root = Path(params.root)
+    names = list_files(root)
+    top = {PurePosixPath(name).parts[0] for name in names}
+    prefix = f"{next(iter(top))}/" if len(top) == 1 and not top & _SPLIT_FOLDERS.keys() else ""
+    found: dict[str, tuple[str, str]] = {}  # sample id -> (split, class)
+    for name in names:
+        parts = PurePosixPath(name.removeprefix(prefix)).parts
+        if len(parts) >= 3 and parts[0] in _SPLIT_FOLDERS:
+            found["/".join(parts)] = (_SPLIT_FOLDERS[parts[0]], parts[1])
+    class_names = sorted({class_name for split, class_name in found.values() if split == "train"})
+    if not class_names:
+        raise UserError(
+            f"`{root}` (`dataset.root`) has no `train/<class>/<image>`; found "
+            f"{', '.join(f'`{t}`' for t in sorted(top)[:_LISTED]) or 'nothing'}."
+        )
+    if len(class_names) < 2:
+        raise UserError(
+            f"`{root}` (`dataset.root`) has one class, `{class_names[0]}`; expected at least 2."
+        )
+    foreign = sorted({c for _, c in found.values()} - set(class_names))
+    if foreign:
+        raise UserError(
+            f"`{root}` (`dataset.root`) has classes in `val/` or `test/` that `train/` lacks: "
+            f"{', '.join(f'`{c}`' for c in foreign[:_LISTED])}."
+        )
+    number = {class_name: label for label, class_name in enumerate(class_names)}
+    samples = [Sample(split, number[c], sample_id) for sample_id, (split, c) in found.items()]
+    samples.sort(key=lambda sample: sample.sample_id)
+
+    def images() -> Iterator[tuple[str, Image.Image]]:
+        broken = []
+        for name, content in read_files(root):
+            sample_id = "/".join(PurePosixPath(name.removeprefix(prefix)).parts)
+            if sample_id in found:
+                try:
+                    image = Image.open(io.BytesIO(content))
+                    image.load()
+                except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                    broken.append(f"{sample_id}: {error}")
+                    continue
+                yield sample_id, image
+        if broken:
+            more = f"\n  ... and {len(broken) - _LISTED} more" if len(broken) > _LISTED else ""
+            raise UserError(
+                f"{len(broken)} files of `{root}` (`dataset.root`) are not images that can be "
+                "read; mend or remove them:\n  " + "\n  ".join(broken[:_LISTED]) + more
+            )
+
+    return Source(class_names, split_off(samples, params), images())
+
+
+def split_off(samples: list[Sample], params: DatasetParams) -> list[Sample]:
+    """Take the splits that the source lacks from its training samples.
+
+    Class by class: the samples with the smallest hashes of (seed, split, sample id), so that the
+    choice depends on nothing but the class's own members, at least one of each class.
+
+    Raises:
+        UserError: a class has too few samples.
+    """
+    fractions = {"test": params.test_fraction, "validation": params.validation_fraction}
+    lacking = {split for split in fractions if all(s.split != split for s in samples)}
+    if not lacking:
+        return samples
+    by_class: dict[int, list[Sample]] = {}
+    for sample in samples:
+        if sample.split == "train":
+            by_class.setdefault(sample.label, []).append(sample)
+    moved: dict[str, str] = {}
+    for members in by_class.values():
+        if len(members) <= len(lacking):
+            raise UserError(
+                f"the class of `{members[0].sample_id}` has {len(members)} training samples; "
+                f"expected at least {len(lacking) + 1}, for training and to split off "
+                f"{' and '.join(sorted(lacking))}."
+            )
+        ranked = sorted(members, key=lambda s: _rank(params.split_seed, s.sample_id))
+        start = 0
+        for split in sorted(lacking):
+            count = max(1, round(fractions[split] * len(members)))
+            moved |= {s.sample_id: split for s in ranked[start : start + count]}
+            start += count
+    return [Sample(moved.get(s.sample_id, s.split), s.label, s.sample_id) for s in samples]
+
+
+def _rank(seed: int, sample_id: str) -> tuple[int, str]:
+    digest = hashlib.sha256(sample_id.encode()).digest()
+    return int(hash64(seed, int.from_bytes(digest[:8], "little"))), sample_id
+
+
+def to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
+    """[channels, size, size] uint8: the shorter side resized to `size`, the middle cut out."""
+    image = ImageOps.exif_transpose(image).convert("RGB" if channels == 3 else "L")
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    pixels = np.asarray(image)
+    return pixels.transpose(2, 0, 1) if channels == 3 else pixels[None]
+
+
+def pack(source: Source, params: DatasetParams, directory: Path) -> dict[str, int]:
+    """Write each split's images, labels and sample ids; returns the splits' sizes."""
+    members = {split: [s for s in source.samples if s.split == split] for split in SPLITS}
+    shape = (params.channels, params.image_size, params.image_size)
+    arrays = {
+        split: np.lib.format.open_memmap(
+            directory / f"{split}_images.npy", "w+", np.uint8, (len(samples), *shape)
+        )
+        for split, samples in members.items()
+    }
+    row = {
+        sample.sample_id: (split, index)
+        for split, samples in members.items()
+        for index, sample in enumerate(samples)
+    }
+    for sample_id, image in bar(source.images, "prepare", total=len(row)):
+        split, index = row[sample_id]
+        arrays[split][index] = to_pixels(image, params.image_size, params.channels)
+    for split, samples in members.items():
+        arrays[split].flush()
+        np.save(directory / f"{split}_labels.npy", np.array([s.label for s in samples], np.int64))
+        write_json(directory / f"{split}_ids.json", {"sample_ids": [s.sample_id for s in samples]})
+    return {split: len(samples) for split, samples in members.items()}
+
+
+def channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel of pixels in [0, 1]: exact sums, 6 decimals."""
+    total = np.zeros(images.shape[1], np.uint64)
+    squares = np.zeros(images.shape[1], np.uint64)
+    for start in range(0, len(images), _CHUNK):
+        pixels = images[start : start + _CHUNK].astype(np.uint32)
+        total += pixels.sum((0, 2, 3), dtype=np.uint64)
+        squares += (pixels**2).sum((0, 2, 3), dtype=np.uint64)
+    count = images.size // images.shape[1]
+    mean = total / count
+    std = np.sqrt(squares / count - mean**2)
+    # A channel without contrast carries nothing; 1/255 keeps its normalisation finite.
+    return [round(m / 255, 6) for m in mean], [round(max(s / 255, 1 / 255), 6) for s in std]
+
+
+def fingerprint(directory: Path, header: Mapping[str, object]) -> str:
+    """SHA-256 over the header and every split's sample ids, labels and pixels."""
+    digest = hashlib.sha256(canonical_json(header).encode())
+    for split in SPLITS:
+        digest.update((directory / f"{split}_ids.json").read_bytes())
+        digest.update(np.load(directory / f"{split}_labels.npy").tobytes())
+        images = np.load(directory / f"{split}_images.npy", mmap_mode="r")
+        for start in range(0, len(images), _CHUNK):
+            digest.update(images[start : start + _CHUNK].tobytes())
+    return digest.hexdigest()
+
+
+def main() -> None:
+    argparse.ArgumentParser("python -m pipeline.stages.prepare", description=__doc__).parse_args()
+    params = load_section(DatasetParams, "dataset")
+    source = {"digits": digits, "image_folder": image_folder}[params.source](params)
+    with atomic_directory(PREPARED) as directory:
+        sizes = pack(source, params, directory)
+        mean, std = channel_statistics(np.load(directory / "train_images.npy", mmap_mode="r"))
+        header = {
+            "format_version": FORMAT_VERSION,
+            "class_names": source.class_names,
+            "channels": params.channels,
+            "image_size": params.image_size,
+            "splits": sizes,
+        }
+        identity = fingerprint(directory, header)
+        write_json(
+            directory / "dataset.json",
+            {**header, "mean": mean, "std": std, "fingerprint": identity},
+        )
+    counts = ", ".join(f"{count:,} {split}" for split, count in sizes.items())
+    print(f"{PREPARED}: {counts} images of {len(source.class_names)} classes, {identity[:12]}")
+
+
+if __name__ == "__main__":
+    with reported():
+        main()

@@ -1,0 +1,49 @@
+"""student: train one student from the cached soft targets, without the teacher.
+
+Reads data/prepared/, data/soft_targets/, the teacher's description (to refuse another teacher's
+store) and `views`, `training`, `distillation`, `students.NAME` of params.yaml; writes
+models/students/NAME/, metrics/students/NAME.json, its history and its predictions.
+"""
+
+import argparse
+from functools import partial
+
+from pipeline import checkpoint
+from pipeline.checkpoint import TEACHER
+from pipeline.dataset import open_dataset
+from pipeline.errors import reported
+from pipeline.losses import soft_and_hard_loss
+from pipeline.params.distillation import DistillationParams
+from pipeline.params.loading import load_section
+from pipeline.params.students import load_student, load_with_overrides
+from pipeline.params.training import TrainingParams
+from pipeline.params.views import ViewsParams
+from pipeline.replay import open_store, view_of_epoch
+from pipeline.training import Lesson, run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m pipeline.stages.student", description=__doc__)
+    parser.add_argument("name", help="a student in params.yaml")
+    name = parser.parse_args().name
+    student = load_student(name)
+    training = load_with_overrides(TrainingParams, "training", student.training, name)
+    distillation = load_with_overrides(
+        DistillationParams, "distillation", student.distillation, name
+    )
+    views = load_section(ViewsParams, "views")
+    dataset = open_dataset()
+    teacher = checkpoint.fingerprint(TEACHER, made_by="dvc repro teacher")
+    store = open_store(dataset, views, teacher)
+    lesson = Lesson(
+        kind="students",
+        loss=partial(soft_and_hard_loss, **distillation.model_dump()),
+        view_of_epoch=lambda epoch: view_of_epoch(epoch, store.num_views, training.seed),
+        soft_targets=store.gather,
+    )
+    run(name, student, training, views, dataset, lesson)
+
+
+if __name__ == "__main__":
+    with reported():
+        main()
