@@ -1,0 +1,109 @@
+"""A small project in a temporary folder: 3 classes of 16-pixel images, ResNet-8 for everything."""
+
+import importlib
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+torch.set_num_threads(1)  # side by side with other work, two threads wait for one another
+
+PARAMS = {
+    "dataset": {
+        "source": "image_folder",
+        "root": "images",
+        "image_size": 16,
+        "channels": 3,
+        "validation_fraction": 0.2,
+        "test_fraction": 0.2,
+        "split_seed": 0,
+    },
+    "views": {"policy": "crop_flip", "count": 3, "seed": 7, "image_size": 16},
+    "teacher": {
+        "family": "cifar_resnet",
+        "network": "resnet8",
+        "weights": "train",
+        "checkpoint": "models/imported/none",
+        "training": {
+            "epochs": 1,
+            "batch_size": 16,
+            "learning_rate": 0.05,
+            "policy": "crop_flip",
+            "seed": 1,
+        },
+    },
+    "soft_targets": {"encoding": "dense", "precision": "float32", "batch_size": 13},
+    "training": {
+        "epochs": 2,
+        "batch_size": 16,
+        "optimizer": "sgd",
+        "learning_rate": 0.05,
+        "seed": 2,
+    },
+    "distillation": {"temperature": 4.0, "soft_label_weight": 0.9, "hard_label_weight": 0.1},
+    "students": {
+        "small": {
+            "family": "cifar_resnet",
+            "network": "resnet8",
+            "training": {},
+            "distillation": {},
+        }
+    },
+}
+
+
+def write_images(root: Path, per_class: int = 20, size: int = 16, split: str = "train") -> None:
+    """Noise around a colour and a corner of the class's own."""
+    for label, name in enumerate(("ant", "bee", "cat")):
+        folder = root / split / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for index in range(per_class):
+            rng = np.random.default_rng([label, index])
+            pixels = rng.integers(0, 120, (size, size, 3), dtype=np.uint8)
+            pixels[: size // 2, : size // 2, label] += 120
+            Image.fromarray(pixels).save(folder / f"{index:03d}.png")
+
+
+def write_params(root: Path, params: dict) -> None:
+    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), "utf-8")
+
+
+def run_stage(name: str, *arguments: str) -> None:
+    """The stage's `main`, in this process and the current folder."""
+    module = importlib.import_module(f"pipeline.stages.{name}")
+    before = sys.argv
+    sys.argv = [name, *arguments]
+    try:
+        module.main()
+    finally:
+        sys.argv = before
+
+
+@pytest.fixture(scope="session")
+def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which every stage has run. Read it; `project` is a copy to change."""
+    root = tmp_path_factory.mktemp("project")
+    write_images(root / "images")
+    write_params(root, PARAMS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        for stage in ("prepare", "teacher", "soft_targets"):
+            run_stage(stage)
+        for stage in ("baseline", "student"):
+            run_stage(stage, "small")
+        run_stage("compare")
+    return root
+
+
+@pytest.fixture
+def project(finished_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the finished project, and the current folder."""
+    root = tmp_path / "project"
+    shutil.copytree(finished_project, root)
+    monkeypatch.chdir(root)
+    return root

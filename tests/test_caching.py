@@ -1,0 +1,188 @@
+"""What runs again, and what does not: real `dvc repro` in a temporary clone."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+from conftest import PARAMS, write_images, write_params
+from import_closure import ROOT
+
+NEW_FAMILY = """
+from torch import nn
+
+def build(network, num_classes, in_channels):
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes),
+    )
+"""
+
+
+class Clone:
+    """A project under DVC, with the parameters of the last `repro`."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.params = deepcopy(PARAMS)
+        self.params["training"]["epochs"] = 1
+
+    def dvc(self, *arguments: str) -> str:
+        """Run DVC; returns what it printed."""
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        result = subprocess.run(
+            [sys.executable, "-m", "dvc", *arguments],
+            cwd=self.root,
+            env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    def repro(self) -> set[str]:
+        """Run `dvc repro`; returns the stages that ran, not restored and not skipped."""
+        write_params(self.root, self.params)
+        output = self.dvc("repro")
+        self.restored = set(re.findall(r"Stage '(.+?)' is cached - skipping run", output))
+        return set(re.findall(r"Running stage '(.+?)'", output))
+
+    def outputs(self) -> dict[str, bytes]:
+        folders = ("data/prepared", "data/soft_targets", "models", "predictions", "metrics")
+        files = [path for folder in folders for path in (self.root / folder).rglob("*.*")]
+        return {str(path.relative_to(self.root)): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    root = tmp_path_factory.mktemp("clone")
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.check_output(listing, cwd=ROOT, text=True).splitlines():
+        generated = name == "dvc.lock" or name.startswith("metrics/")
+        if not generated and (ROOT / name).is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, root / name)
+    subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
+    write_images(root / "images")
+    clone = Clone(root)
+    assert clone.repro() == {
+        "prepare",
+        "teacher",
+        "soft_targets",
+        "baseline@small",
+        "student@small",
+        "compare",
+    }
+    return clone
+
+
+def append(path: str, text: str) -> Callable[[Clone], None]:
+    def edit(clone: Clone) -> None:
+        file = clone.root / path
+        file.write_text((file.read_text("utf-8") if file.exists() else "") + text, "utf-8")
+
+    return edit
+
+
+def set_param(*keys: str, value: object) -> Callable[[Clone], None]:
+    def edit(clone: Clone) -> None:
+        section = clone.params
+        for key in keys[:-1]:
+            section = section[key]
+        section[keys[-1]] = value
+
+    return edit
+
+
+ANOTHER_STUDENT = {
+    "family": "cifar_resnet",
+    "network": "resnet8",
+    "training": {"seed": 5},
+    "distillation": {},
+}
+SECOND = {"baseline@second", "student@second"}
+STUDENTS = {"student@small", "student@second"}
+
+# Each edit stands on those before it: (what is done, how, what runs besides `compare`).
+EDITS = [
+    ("a repeat", lambda clone: None, set()),
+    ("another student", set_param("students", "second", value=ANOTHER_STUDENT), SECOND),
+    (
+        "one student's distillation",
+        set_param("students", "second", "distillation", value={"temperature": 2.0}),
+        {"student@second"},
+    ),
+    (
+        "the same set back",
+        set_param("students", "second", "distillation", value={}),
+        set(),
+    ),
+    (
+        "one student's training",
+        set_param("students", "second", "training", value={"seed": 6}),
+        SECOND,
+    ),
+    (
+        "the defaults of distillation",
+        set_param("distillation", "soft_label_weight", value=0.8),
+        STUDENTS,
+    ),
+    ("the count of views", set_param("views", "count", value=2), {"soft_targets", *STUDENTS}),
+    (
+        "the teacher",
+        set_param("teacher", "training", "seed", value=9),
+        {"teacher", "soft_targets", *STUDENTS},
+    ),
+    ("a comment in the loss", append("pipeline/losses.py", "# a comment\n"), STUDENTS),
+    ("a new family", append("pipeline/networks/mine.py", NEW_FAMILY), set()),
+    (
+        "a student of the new family",
+        set_param("students", "third", value=ANOTHER_STUDENT | {"family": "mine"}),
+        {"baseline@third", "student@third"},
+    ),
+]
+WITHOUT_EFFECT_ON_METRICS = {
+    "a repeat",
+    "the same set back",
+    "a comment in the loss",
+    "a new family",
+}
+
+
+def test_each_edit_runs_what_it_touches_and_nothing_else(clone):
+    for name, edit, stages in EDITS:
+        before = clone.outputs()
+        edit(clone)
+        ran = clone.repro()
+        compared = set() if name in WITHOUT_EFFECT_ON_METRICS else {"compare"}
+        assert ran == stages | compared, name
+        if name == "a comment in the loss":
+            assert clone.outputs() == before
+        if name == "the same set back":
+            assert "student@second" in clone.restored
+
+
+def test_lost_outputs_are_restored_without_running(clone):
+    before = clone.outputs()
+    for folder in ("data/prepared", "data/soft_targets", "models/teacher", "models/students"):
+        shutil.rmtree(clone.root / folder)
+    assert clone.repro() == set()
+    assert clone.outputs() == before
+
+
+def test_dvc_shows_the_metrics_and_plots_of_every_model(clone):
+    metrics = json.loads(clone.dvc("metrics", "show", "--json"))[""]["data"]
+    models = {f"metrics/{kind}/small.json" for kind in ("students", "baselines")}
+    assert models | {"metrics/teacher.json", "metrics/comparison.json"} <= metrics.keys()
+    plots = json.loads(clone.dvc("plots", "show", "--json"))["data"]
+    curves = plots["metrics/training_curves.csv"][0]["content"]
+    assert '"role": "baseline"' in curves
+    assert '"role": "distilled"' in curves
+    assert '"model": "small"' in plots["metrics/comparison.csv"][0]["content"]

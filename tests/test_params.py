@@ -1,0 +1,155 @@
+"""params.yaml: every mistake is named where it stands."""
+
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+from conftest import PARAMS, write_params
+from import_closure import ROOT
+
+from pipeline import check
+from pipeline.errors import UserError
+from pipeline.params.distillation import DistillationParams
+from pipeline.params.loading import load_section, read_params
+from pipeline.params.students import load_student, load_with_overrides
+from pipeline.params.training import TrainingParams
+from pipeline.params.views import ViewsParams
+
+
+@pytest.fixture
+def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    return deepcopy(PARAMS)
+
+
+def found(params: dict) -> str:
+    write_params(Path(), params)
+    return "\n".join(check.problems())
+
+
+def test_the_committed_params_have_no_problems(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert check.problems() == []
+
+
+def test_good_params_have_no_problems(params):
+    assert found(params) == ""
+
+
+def test_an_unknown_key_is_named_with_the_nearest_known_one(params):
+    params["students"]["small"]["training"]["epoch"] = 3
+    params["views"]["sed"] = 1
+    params["distilation"] = {}
+    message = found(params)
+    assert (
+        "`params.yaml: students.small.training.epoch` is unknown; did you mean `epochs`? "
+        "Known: batch_size, epochs," in message
+    )
+    assert "`params.yaml: views.sed` is unknown; did you mean `seed`?" in message
+    assert "`params.yaml: distilation` is unknown; did you mean `distillation`?" in message
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("views", "count", 163, "count is 163, but policy `crop_flip` has 162 distinct views"),
+        ("views", "count", 0, "count is 0, but policy"),
+        ("views", "count", "many", "`params.yaml: views.count` is 'many'"),
+        ("views", "policy", "flip", "views.policy` is 'flip'; expected 'none', 'crop' or"),
+        ("views", "seed", -1, "views.seed` is -1; expected greater than or equal to 0"),
+        ("views", "seed", True, "views.seed` is True; expected a valid integer"),
+        ("teacher", "family", "resnet", "teacher.family`: there is no `pipeline/networks/resnet"),
+        ("teacher", "weights", "train ", "teacher.weights` is 'train '"),
+        ("teacher", "checkpoint", None, "teacher.checkpoint` is empty"),
+        ("training", "learning_rate", float("nan"), "learning_rate` is nan; expected"),
+        ("training", "warmup_epochs", 2, "warmup_epochs is 2, but training ends after 2 epochs"),
+        ("distillation", "temperature", 0, "temperature` is 0; expected greater than 0"),
+        ("soft_targets", "encoding", "sparse", "encoding` is 'sparse'; expected 'dense'"),
+        ("dataset", "root", "elsewhere", "dataset.root` is `elsewhere`, which does not exist"),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_what_was_expected(params, section, key, value, message):
+    params[section][key] = value
+    assert message in found(params)
+
+
+def test_all_problems_are_told_at_once(params):
+    params["views"]["seed"] = "x"
+    params["training"]["epochs"] = 0
+    params["students"]["small"]["network"] = {"name": "resnet8", "input_size": 2}
+    message = found(params)
+    assert message.count("\n") == 2
+    assert "`params.yaml: students.small.network.input_size` is 2" in message
+
+
+def test_a_missing_section_is_named(params):
+    del params["soft_targets"]
+    assert "`params.yaml: soft_targets` is missing" in found(params)
+
+
+@pytest.mark.parametrize("name", ["-small", "Small", "a b", "a/b", "..", 3])
+def test_a_name_that_cannot_be_a_students_is_refused(params, name):
+    params["students"][name] = params["students"].pop("small")
+    assert f"`params.yaml: students` has the name {name!r}" in found(params)
+
+
+def test_weights_from_a_checkpoint_need_a_file(params):
+    params["teacher"]["weights"] = "checkpoint"
+    assert "teacher.checkpoint` is `models/imported/none`, which is not a file" in found(params)
+
+
+def test_an_unknown_student_is_named_with_the_nearest(params):
+    write_params(Path(), params)
+    with pytest.raises(UserError, match="has no `smal`; did you mean `small`"):
+        load_student("smal")
+
+
+def test_a_students_values_override_the_defaults_key_by_key(params):
+    write_params(Path(), params)
+    training = load_with_overrides(TrainingParams, "training", {"epochs": 7}, "small")
+    assert training.epochs == 7
+    assert training.learning_rate == PARAMS["training"]["learning_rate"]
+    params["training"]["epochs"] = "x"
+    write_params(Path(), params)
+    with pytest.raises(UserError, match=r"`params.yaml: training.epochs` is 'x'"):
+        load_with_overrides(TrainingParams, "training", {"seed": 1}, "small")
+
+
+def test_numbers_in_scientific_notation_are_numbers(params):
+    write_params(Path(), params)
+    path = Path("params.yaml")
+    path.write_text(path.read_text().replace("learning_rate: 0.05", "learning_rate: 5e-4"))
+    assert load_section(TrainingParams, "training").learning_rate == 5e-4
+
+
+def test_a_loss_without_any_term_is_refused(params):
+    params["distillation"] |= {"soft_label_weight": 0, "hard_label_weight": 0}
+    write_params(Path(), params)
+    with pytest.raises(UserError, match="nothing is left to learn from"):
+        load_section(DistillationParams, "distillation")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: [", "is not valid YAML"),
+        ("- 1", "expected a mapping of sections"),
+        ("", "holds"),
+    ],
+)
+def test_a_file_that_is_not_params_is_refused(params, content, message):
+    Path("params.yaml").write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_params()
+
+
+def test_an_absent_file_is_refused(params):
+    with pytest.raises(UserError, match="`params.yaml` is absent"):
+        read_params()
+
+
+def test_count_all_is_every_view_of_the_policy():
+    assert ViewsParams(policy="crop_flip", count="all", seed=0, image_size=32).num_views == 162
+    assert ViewsParams(policy="crop", count="all", seed=0, image_size=32).num_views == 81
+    assert ViewsParams(policy="none", count="all", seed=0, image_size=32).num_views == 1

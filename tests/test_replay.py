@@ -1,0 +1,82 @@
+"""Offline distillation gives what online distillation gives."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import run_stage, write_params
+
+from pipeline import checkpoint, evaluation
+from pipeline.augment import apply_views
+from pipeline.checkpoint import TEACHER
+from pipeline.dataset import open_dataset
+from pipeline.losses import soft_and_hard_loss
+from pipeline.params.loading import load_section
+from pipeline.params.views import ViewsParams
+from pipeline.replay import open_store, view_of_epoch
+
+
+@pytest.mark.parametrize(("teachers_batch", "students_batch"), [(13, 16), (1, 7), (256, 36)])
+def test_a_student_sees_the_pixels_that_the_teacher_saw(
+    project, monkeypatch, teachers_batch, students_batch
+):
+    params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))
+    params["soft_targets"]["batch_size"] = teachers_batch
+    params["training"] |= {"batch_size": students_batch, "epochs": 3}  # as many as views
+    write_params(Path(), params)
+    teacher_saw, student_saw = [], []
+
+    def watched_predict(network, spec, views, **options):
+        teacher_saw.extend(view.tobytes() for view in views.numpy())
+        return evaluation.predict(network, spec, views, **options)
+
+    def watched_views(images, policy, seed, view, samples):
+        views = apply_views(images, policy, seed, view, samples)
+        student_saw.extend(view.tobytes() for view in views.numpy())
+        return views
+
+    monkeypatch.setattr("pipeline.stages.soft_targets.predict", watched_predict)
+    run_stage("soft_targets")
+    monkeypatch.setattr("pipeline.training.apply_views", watched_views)
+    run_stage("student", "small")
+    training_views = teacher_saw[: 3 * 36]  # validation and test follow
+    assert len(student_saw) == 3 * 36
+    assert sorted(student_saw) == sorted(training_views)
+    assert student_saw != training_views  # in an order of its own
+
+
+def test_one_step_from_the_store_is_one_step_with_the_live_teacher(project):
+    dataset, views = open_dataset(), load_section(ViewsParams, "views")
+    store = open_store(dataset, views, checkpoint.fingerprint(TEACHER, made_by="-"))
+    teacher, description = checkpoint.load(TEACHER, made_by="-")
+    samples = np.random.default_rng(1).permutation(36)[:16]
+    view = view_of_epoch(0, store.num_views, seed=2)
+    split = dataset.splits["train"]
+    pixels = apply_views(
+        torch.from_numpy(split.images[samples]), views.policy, views.seed, view, samples
+    )
+    live = evaluation.predict(teacher, description.input, pixels).clone()
+    cached = torch.from_numpy(store.gather(view, samples)).float()
+
+    def step(teacher_logits: torch.Tensor) -> tuple[float, torch.Tensor]:
+        torch.manual_seed(0)
+        student = checkpoint.build(description).train()
+        loss = soft_and_hard_loss(
+            student(description.input.apply(pixels)),
+            torch.from_numpy(split.labels[samples]),
+            teacher_logits,
+            temperature=4.0,
+            soft_label_weight=0.9,
+            hard_label_weight=0.1,
+        )
+        loss.backward()
+        return loss.item(), torch.cat([p.grad.flatten() for p in student.parameters()])
+
+    (online_loss, online_gradient), (offline_loss, offline_gradient) = step(live), step(cached)
+    float16 = 2**-11  # relative rounding of a logit
+    scale = live.abs().max().item()
+    assert offline_loss == pytest.approx(online_loss, abs=float16 * scale)
+    difference = (offline_gradient - online_gradient).norm() / online_gradient.norm()
+    assert 0 < difference < 4 * float16 * max(scale, 1)

@@ -1,0 +1,279 @@
+"""The store: written once, equal for equal runs, and refused for anything that it is not for."""
+
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import run_stage, write_images, write_params
+
+from pipeline import augment, checkpoint, soft_targets
+from pipeline.augment import apply_views
+from pipeline.checkpoint import TEACHER
+from pipeline.dataset import open_dataset
+from pipeline.errors import UserError
+from pipeline.files import read_json, write_json
+from pipeline.params.loading import load_section
+from pipeline.params.views import ViewsParams
+from pipeline.replay import Store, open_store, view_of_epoch
+from pipeline.soft_targets import Contents, ShardPlace, shard_places, write_shard
+
+STORE = Path("data/soft_targets")
+SHARD = STORE / "train_view00001_sample000000000.h5"
+
+
+def opened() -> Store:
+    teacher = checkpoint.fingerprint(TEACHER, made_by="-")
+    return open_store(open_dataset(), load_section(ViewsParams, "views"), teacher)
+
+
+def change_params(section: str, **values: object) -> None:
+    params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))
+    params[section] |= values
+    write_params(Path(), params)
+
+
+def bytes_of(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_a_repeated_run_writes_the_same_bytes(project):
+    before = bytes_of(STORE)
+    shutil.rmtree(STORE)
+    run_stage("soft_targets")
+    assert bytes_of(STORE) == before
+    assert len(before) == 3 + 2 + 1  # views of train, validation and test, the index
+
+
+def test_the_rows_are_the_teachers_logits_for_the_views(project):
+    store, dataset = opened(), open_dataset()
+    network, description = checkpoint.load(TEACHER, made_by="-")
+    network.eval()
+    samples = np.array([5, 0, 30])
+    views = apply_views(
+        torch.from_numpy(dataset.splits["train"].images[samples]), "crop_flip", 7, 2, samples
+    )
+    with torch.inference_mode():
+        live = network(description.input.apply(views)).numpy()
+    np.testing.assert_allclose(store.gather(2, samples), live, rtol=1e-3, atol=1e-4)
+    test_rows = np.concatenate(store.rows["test", 0])
+    with torch.inference_mode():
+        live = network(
+            description.input.apply(torch.from_numpy(dataset.splits["test"].images))
+        ).numpy()
+    np.testing.assert_allclose(test_rows, live, rtol=1e-3, atol=1e-4)
+
+
+def test_samples_of_several_shards_are_gathered_in_the_order_asked_for(monkeypatch, project):
+    for module in ("pipeline.soft_targets", "pipeline.replay"):
+        monkeypatch.setattr(f"{module}.SHARD_SAMPLES", 16)
+    whole = np.array(opened_before_sharding())
+    run_stage("soft_targets")
+    assert len(list(STORE.glob("train_view00000_*"))) == 3
+    samples = np.random.default_rng(0).permutation(36)
+    np.testing.assert_allclose(opened().gather(1, samples), whole[samples], rtol=1e-3, atol=1e-4)
+
+
+def opened_before_sharding() -> np.ndarray:
+    with h5py.File(SHARD, "r") as file:
+        return file["logits"][:]
+
+
+def test_any_hdf5_reader_sees_the_same_rows_as_the_memory_map(project):
+    with h5py.File(SHARD, "r") as file:
+        assert file["logits"].chunks is None
+        assert np.array_equal(file["logits"][:], opened().gather(1, np.arange(36)))
+        assert [name.decode() for name in file["class_names"][:]] == ["ant", "bee", "cat"]
+
+
+def test_a_store_is_accepted_where_nothing_changed(project):
+    assert opened().num_views == 3
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"seed": 8}, "written for views.seed 7, but params.yaml says 8"),
+        ({"policy": "crop"}, "written for views.policy crop_flip, but params.yaml says crop"),
+        ({"count": 4}, "written for views.count 3, but params.yaml says 4"),
+        ({"image_size": 12}, "written for views.image_size 16, but params.yaml says 12"),
+    ],
+)
+def test_a_store_of_another_view_plan_is_refused(project, changed, message):
+    change_params("views", **changed)
+    with pytest.raises(UserError, match=message) as refusal:
+        opened()
+    assert "Run `dvc repro soft_targets`" in str(refusal.value)
+
+
+def test_a_store_of_another_dataset_is_refused(project):
+    write_images(Path("images"), per_class=21)
+    run_stage("prepare")
+    with pytest.raises(
+        UserError, match=r"written for dataset \w{12}…, but data/prepared is \w{12}…"
+    ):
+        opened()
+
+
+def test_a_store_of_another_teacher_is_refused(project):
+    params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))
+    params["teacher"]["training"]["seed"] = 99
+    write_params(Path(), params)
+    run_stage("teacher")
+    with pytest.raises(
+        UserError, match=r"written for teacher \w{12}…, but models/teacher is \w{12}…"
+    ):
+        opened()
+
+
+def test_a_student_refuses_such_a_store_and_leaves_its_outputs_alone(project):
+    before = bytes_of(Path("models/students/small"))
+    change_params("views", seed=8)
+    with pytest.raises(UserError, match="views.seed"):
+        run_stage("student", "small")
+    assert bytes_of(Path("models/students/small")) == before
+
+
+def test_changed_augmentation_code_is_caught_by_the_canaries(project, monkeypatch):
+    original = augment._crop_and_flip
+    monkeypatch.setattr(
+        augment, "_crop_and_flip", lambda images, top, left, flip: original(images, left, top, flip)
+    )
+    with pytest.raises(UserError, match="canaries of .* differ"):
+        opened()
+
+
+def test_changed_images_under_the_same_fingerprint_are_caught_by_the_canaries(project):
+    path = Path("data/prepared/train_images.npy")
+    images = np.load(path)
+    np.save(path, 255 - images)
+    with pytest.raises(UserError, match="canaries of .* differ"):
+        opened()
+
+
+def test_a_missing_shard_is_refused(project):
+    SHARD.unlink()
+    with pytest.raises(UserError, match="is absent: the store is incomplete"):
+        opened()
+
+
+def test_an_absent_store_is_refused(project):
+    shutil.rmtree(STORE)
+    with pytest.raises(UserError, match="is absent. Run `dvc repro soft_targets`"):
+        opened()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_a_truncated_shard_is_refused(project, share):
+    content = SHARD.read_bytes()
+    SHARD.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(UserError, match="is damaged"):
+        opened()
+
+
+def test_a_flipped_bit_in_any_row_is_refused(project):
+    with h5py.File(SHARD, "r") as file:
+        offset = file["logits"].id.get_offset()
+    content = bytearray(SHARD.read_bytes())
+    content[offset + 17] ^= 1
+    SHARD.write_bytes(content)
+    with pytest.raises(UserError, match="logits do not match their checksum"):
+        opened()
+
+
+def test_a_shard_of_another_store_is_refused(project):
+    shutil.copy(STORE / "train_view00002_sample000000000.h5", SHARD)
+    with pytest.raises(UserError, match="says view 2, but `store.json` beside it says 1"):
+        opened()
+
+
+def test_a_newer_format_is_refused_with_the_advice_to_update(project):
+    index = read_json(STORE / "store.json", made_by="-")
+    write_json(STORE / "store.json", index | {"format_version": 2})
+    with pytest.raises(UserError, match="format version 2; expected 1. Update Teach Once"):
+        opened()
+
+
+CONTENTS = Contents("d" * 64, "t" * 64, "crop_flip", 0, 8, "dense", "float32", 3)
+PLACE = ShardPlace("train", 0, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(np.nan, "nan"), (np.inf, "inf"), (70_000.0, "70000.0")]
+)
+def test_logits_that_float16_cannot_hold_are_refused_and_nothing_is_written(tmp_path, value, shown):
+    logits = np.array([[0, 1, 2], [3, value, 5]], np.float32)
+    canaries = np.zeros((2, 3, 8, 8), np.uint8)
+    with pytest.raises(UserError, match=f"answers {shown} for sample 1 of train, view 0"):
+        write_shard(tmp_path / "shard.h5", CONTENTS, PLACE, logits, canaries, ["a", "b", "c"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shard_says_all_that_it_is(tmp_path):
+    path = tmp_path / "shard.h5"
+    logits = np.arange(6, dtype=np.float32).reshape(2, 3)
+    canaries = np.zeros((2, 3, 8, 8), np.uint8)
+    write_shard(path, CONTENTS, PLACE, logits, canaries, ["a", "b", "ü"])
+    with h5py.File(path, "r") as file:
+        assert list(file.attrs) == sorted(file.attrs)
+        attributes = {k: v.decode() if isinstance(v, bytes) else v for k, v in file.attrs.items()}
+        assert file["class_names"][2].decode() == "ü"
+    assert attributes == {
+        "format_version": 1,
+        "dataset_fingerprint": "d" * 64,
+        "teacher_fingerprint": "t" * 64,
+        "policy": "crop_flip",
+        "seed": 0,
+        "image_size": 8,
+        "encoding": "dense",
+        "precision": "float32",
+        "num_classes": 3,
+        "split": "train",
+        "view": 0,
+        "first_sample": 0,
+        "num_samples": 2,
+        "logits_sha256": soft_targets.sha256(logits.astype("<f2")),
+        "canaries_sha256": soft_targets.sha256(canaries),
+    }
+
+
+def test_shards_cover_every_row_once():
+    covered = np.zeros((3, 40_000), int)
+    for place in shard_places({"train": 40_000, "test": 5}, num_views=3):
+        if place.split == "train":
+            covered[place.view, place.first_sample : place.first_sample + place.num_samples] += 1
+        assert place.num_samples <= 16_384
+    assert (covered == 1).all()
+
+
+@pytest.mark.parametrize("num_views", [1, 3, 162])
+def test_each_cycle_of_epochs_uses_every_cached_view_once_in_an_order_of_its_own(num_views):
+    cycles = [
+        [view_of_epoch(cycle * num_views + i, num_views, seed=5) for i in range(num_views)]
+        for cycle in range(2)
+    ]
+    assert sorted(cycles[0]) == sorted(cycles[1]) == list(range(num_views))
+    assert num_views < 100 or cycles[0] != cycles[1]
+
+
+def test_count_all_caches_each_of_the_162_views_of_a_sample(project, monkeypatch):
+    change_params("views", count="all")
+    monkeypatch.setattr(
+        "pipeline.stages.soft_targets.shard_logits",  # the views are in question, not the teacher
+        lambda *a: np.zeros((a[4].num_samples, 3), np.float32),
+    )
+    run_stage("soft_targets")
+    store = opened()
+    assert store.num_views == 162
+    dataset = open_dataset()
+    image = torch.from_numpy(dataset.splits["train"].images[3:4])
+    seen = {
+        apply_views(image, "crop_flip", 7, view_of_epoch(epoch, 162, seed=2), np.array([3]))
+        .numpy()
+        .tobytes()
+        for epoch in range(162)
+    }
+    assert len(seen) == 162
