@@ -22,6 +22,7 @@ $(READY): requirements.lock
 repro: $(READY)
 	python -m pipeline.check
 	dvc repro
+	@python -m pipeline.stages.compare --show
 
 test: $(READY)
 	python -m pytest

@@ -65,7 +65,7 @@ class Description:
         return len(self.class_names)
 
 
-def describe(family: str, params: NetworkParams, dataset: Dataset, image_size: int) -> Description:
+def describe(family: str, params: NetworkParams, dataset: Dataset) -> Description:
     """A network for the dataset's classes; its input defaults to the images as they are.
 
     Raises:
@@ -84,7 +84,7 @@ def describe(family: str, params: NetworkParams, dataset: Dataset, image_size: i
         class_names=dataset.class_names,
         input=InputSpec(
             channels=dataset.channels,
-            size=params.input_size or image_size,
+            size=params.input_size or dataset.image_size,
             mean=params.mean or dataset.mean,
             std=params.std or dataset.std,
         ),

@@ -4,7 +4,7 @@ Contract code: an edit here runs the teacher again. Reads with NumPy alone.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -38,18 +38,6 @@ class Split:
             "sample_ids"
         ]
 
-    def images_at(self, size: int) -> np.ndarray:
-        """[N, C, size, size] uint8: memory-mapped where the size is that of the prepared images,
-        else resized in memory, image by image (bicubic, antialiased)."""
-        if self.images.shape[-1] == size:
-            return self.images
-        resized = np.empty((*self.images.shape[:2], size, size), np.uint8)
-        for source, target in zip(self.images, resized, strict=True):
-            for channel, plane in enumerate(source):
-                image = Image.fromarray(np.ascontiguousarray(plane))
-                target[channel] = image.resize((size, size), Image.Resampling.BICUBIC)
-        return resized
-
 
 @dataclass(frozen=True)
 class Dataset:
@@ -66,6 +54,26 @@ class Dataset:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    def at(self, image_size: int) -> "Dataset":
+        """The dataset with images of another size: resized in memory, bicubic with antialiasing.
+        At the size of the prepared images, itself, memory-mapped."""
+        if image_size == self.image_size:
+            return self
+        splits = {
+            name: replace(split, images=_resized(split.images, image_size))
+            for name, split in self.splits.items()
+        }
+        return replace(self, image_size=image_size, splits=splits)
+
+
+def _resized(images: np.ndarray, size: int) -> np.ndarray:
+    resized = np.empty((*images.shape[:2], size, size), np.uint8)
+    for source, target in zip(images, resized, strict=True):
+        for channel, plane in enumerate(source):
+            image = Image.fromarray(np.ascontiguousarray(plane))
+            target[channel] = image.resize((size, size), Image.Resampling.BICUBIC)
+    return resized
 
 
 def open_dataset(directory: Path = PREPARED) -> Dataset:

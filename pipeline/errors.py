@@ -12,11 +12,14 @@ class UserError(Exception):
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Print a `UserError` or an interruption as one message, and exit with a code that is not 0."""
+    """Print a user's mistake, a failing disk or an interruption as one message, and exit with a
+    code that is not 0."""
     try:
         yield
     except UserError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error}. Nothing half-written was kept; mend this and run again.")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

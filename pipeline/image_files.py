@@ -11,8 +11,9 @@ _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _EXPECTED = "expected a folder, or a .tar, .tar.gz or .zip archive"
 
 
-def list_files(root: Path) -> list[str]:
-    """Names of all files below the root, `/`-separated and relative to it; hidden ones left out.
+def list_names(root: Path) -> list[str]:
+    """Names of all files and folders below the root, relative to it, `/`-separated; a folder's
+    ends in `/`. Hidden ones are left out.
 
     Raises:
         UserError: the root is absent, or is no folder and no archive that can be read.
@@ -24,9 +25,9 @@ def read_files(root: Path) -> Iterator[tuple[str, bytes]]:
     """Each file's name and content, in the root's own order: an archive is read once, in sequence.
 
     Raises:
-        UserError: as `list_files`.
+        UserError: as `list_names`.
     """
-    return _walk(root, read=True)
+    return ((name, content) for name, content in _walk(root, read=True) if name[-1] != "/")
 
 
 def _walk(root: Path, *, read: bool) -> Iterator[tuple[str, bytes]]:
@@ -43,28 +44,31 @@ def _walk(root: Path, *, read: bool) -> Iterator[tuple[str, bytes]]:
     try:
         for name, content in walk(root, read):
             parts = PurePosixPath(name).parts
-            if not any(part.startswith(".") or part == "__MACOSX" for part in parts):
-                yield "/".join(parts), content
+            if parts and not any(part.startswith(".") or part == "__MACOSX" for part in parts):
+                yield "/".join(parts) + ("/" if name.endswith("/") else ""), content
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
         raise UserError(f"`{root}` (`dataset.root`) cannot be read ({error}).") from None
 
 
 def _walk_folder(root: Path, read: bool) -> Iterator[tuple[str, bytes]]:
     for path in sorted(root.rglob("*")):
-        if path.is_file():
-            yield path.relative_to(root).as_posix(), path.read_bytes() if read else b""
+        name = path.relative_to(root).as_posix()
+        if path.is_dir():
+            yield f"{name}/", b""
+        else:
+            yield name, path.read_bytes() if read else b""
 
 
 def _walk_tar(root: Path, read: bool) -> Iterator[tuple[str, bytes]]:
     with tarfile.open(root) as archive:
         for member in archive:
-            if member.isreg():
-                content = archive.extractfile(member).read() if read else b""
-                yield member.name.removeprefix("./"), content
+            if member.isdir():
+                yield f"{member.name}/", b""
+            elif member.isreg():
+                yield member.name, archive.extractfile(member).read() if read else b""
 
 
 def _walk_zip(root: Path, read: bool) -> Iterator[tuple[str, bytes]]:
     with zipfile.ZipFile(root) as archive:
         for member in archive.infolist():
-            if not member.is_dir():
-                yield member.filename, archive.read(member) if read else b""
+            yield member.filename, archive.read(member) if read else b""

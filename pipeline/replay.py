@@ -63,6 +63,9 @@ def open_store(
     """Open the store and verify all of it, once per run: what it is for, that every shard is
     there and undamaged, and that its canaries' pixels are those that this code augments now.
 
+    Args:
+        dataset: at the size of the views.
+
     Raises:
         UserError: anything is not as expected; says which, and what to do.
     """
@@ -74,10 +77,10 @@ def open_store(
     except KeyError as error:
         raise UserError(f"`{directory / INDEX}` lacks {error}. Run `{AGAIN}`.") from None
     _check_purpose(directory, contents, num_views, dataset, views, teacher_fingerprint)
-    images = {name: split.images_at(contents.image_size) for name, split in dataset.splits.items()}
     rows: dict[tuple[str, int], list[np.ndarray]] = {}
     for place in shard_places(split_sizes, num_views):
-        shard = _open_shard(directory / place.file_name, contents, place, images[place.split])
+        images = dataset.splits[place.split].images
+        shard = _open_shard(directory / place.file_name, contents, place, images)
         rows.setdefault((place.split, place.view), []).append(shard)
     return Store(contents, num_views, rows)
 

@@ -5,6 +5,7 @@ teacher again; readers live in replay.py.
 """
 
 import hashlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -94,7 +95,7 @@ def write_shard(
         canary_pixels: [<= CANARIES, C, H, W] uint8, the views of `canary_samples(place)`.
 
     Raises:
-        UserError: a logit that float16 cannot hold, or that is not a number.
+        UserError: a logit that float16 cannot hold, or that is not a number; or no room on disk.
     """
     with np.errstate(over="ignore"):
         rows = np.ascontiguousarray(logits, LOGITS_DTYPE)
@@ -108,18 +109,39 @@ def write_shard(
             f"finite logits within float16's ±65504. Look at the teacher's weights, its `mean` and "
             "`std`, and `soft_targets.precision`."
         )
+    image = _file_image(contents, place, rows, canary_pixels, class_names)
+    try:
+        with atomic_file(path) as partial:
+            partial.write_bytes(image)
+    except OSError as error:
+        free = shutil.disk_usage(path.parent).free
+        raise UserError(
+            f"`{path}` cannot be written ({error.strerror}). It needs {len(image):,} bytes; "
+            f"{free:,} are free. Make room and run the stage again."
+        ) from None
+
+
+def _file_image(
+    contents: Contents,
+    place: ShardPlace,
+    rows: np.ndarray,
+    canary_pixels: np.ndarray,
+    class_names: Sequence[str],
+) -> bytes:
+    """The HDF5 file, made in memory: on a full disk h5py's own writing fails without an error."""
     names = [name.encode() for name in class_names]
-    with atomic_file(path) as partial, h5py.File(partial, "w") as file:
+    with h5py.File("shard", "w", driver="core", backing_store=False) as file:
         for key, value in attributes(contents, place).items():
-            file.attrs[key] = (
-                np.bytes_(value.encode()) if isinstance(value, str) else np.int64(value)
-            )
+            text = isinstance(value, str)
+            file.attrs[key] = np.bytes_(value.encode()) if text else np.int64(value)
         file.attrs["logits_sha256"] = np.bytes_(sha256(rows))
         file.attrs["canaries_sha256"] = np.bytes_(sha256(canary_pixels))
         file.create_dataset("logits", data=rows, track_times=False)
         file.create_dataset("canary_samples", data=canary_samples(place), track_times=False)
         file.create_dataset("canary_pixels", data=canary_pixels, track_times=False)
         file.create_dataset("class_names", data=np.array(names), track_times=False)
+        file.flush()
+        return file.id.get_file_image()
 
 
 def sha256(array: np.ndarray) -> str:

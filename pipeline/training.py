@@ -70,16 +70,16 @@ def run(
     """
     device = default_device()
     torch.manual_seed(params.seed)
-    description = checkpoint.describe(student.family, student.network, dataset, views.image_size)
+    description = checkpoint.describe(student.family, student.network, dataset)
     network, spec = checkpoint.build(description).to(device), description.input
-    print(f"{lesson.kind} {name}: {student.network.name}", flush=True)
+    print(f"{lesson.kind[:-1]} {name}: {student.family}, {student.network.name}", flush=True)
     trained = train(network, spec, params, views, dataset, lesson, device)
 
     validation, test = dataset.splits["validation"], dataset.splits["test"]
-    last = evaluate(network, spec, test, views, device)[1]
+    last = evaluate(network, spec, test, device)[1]
     network.load_state_dict(trained.best_state)
-    validation_logits, best_validation = evaluate(network, spec, validation, views, device)
-    test_logits, best = evaluate(network, spec, test, views, device)
+    validation_logits, best_validation = evaluate(network, spec, validation, device)
+    test_logits, best = evaluate(network, spec, test, device)
 
     model = Path("models") / lesson.kind / name
     with atomic_directory(model) as directory:
@@ -119,7 +119,7 @@ def train(
 ) -> Trained:
     """Train in place; the network ends with the last epoch's weights."""
     split = dataset.splits["train"]
-    images = torch.from_numpy(split.images_at(views.image_size)).to(device)
+    images = torch.from_numpy(split.images).to(device)
     labels = torch.from_numpy(split.labels).to(device)
     steps = len(batches(np.arange(len(split)), params.batch_size))
     optimizer = make_optimizer(network, params)
@@ -155,7 +155,7 @@ def train(
                 f"the training loss is {train_loss} in epoch {epoch}. Set a lower "
                 "`learning_rate` for this student, or more `warmup_epochs`."
             )
-        measured = evaluate(network, spec, dataset.splits["validation"], views, device)[1]
+        measured = evaluate(network, spec, dataset.splits["validation"], device)[1]
         score = (measured["validation_accuracy"], -measured["validation_nll"])
         if score > best_score:
             best_epoch, best_score = epoch, score
@@ -175,10 +175,10 @@ def train(
 
 
 def evaluate(
-    network: nn.Module, spec: InputSpec, split: Split, views: ViewsParams, device: torch.device
+    network: nn.Module, spec: InputSpec, split: Split, device: torch.device
 ) -> tuple[Tensor, dict[str, float]]:
     """Logits [N, num_classes] and measures of a split, its images as they are."""
-    logits = predict_all(network, spec, split.images_at(views.image_size), device=device)
+    logits = predict_all(network, spec, split.images, device=device)
     return logits, measures(logits, torch.from_numpy(split.labels), split.name)
 
 

@@ -182,7 +182,7 @@ def test_dvc_shows_the_metrics_and_plots_of_every_model(clone):
     models = {f"metrics/{kind}/small.json" for kind in ("students", "baselines")}
     assert models | {"metrics/teacher.json", "metrics/comparison.json"} <= metrics.keys()
     plots = json.loads(clone.dvc("plots", "show", "--json"))["data"]
-    curves = plots["metrics/training_curves.csv"][0]["content"]
-    assert '"role": "baseline"' in curves
-    assert '"role": "distilled"' in curves
-    assert '"model": "small"' in plots["metrics/comparison.csv"][0]["content"]
+    curves = plots["metrics/training_curves.csv"][0]["content"]["data"]["values"]
+    assert {row["role"] for row in curves if row["student"] == "small"} == {"distilled", "baseline"}
+    models = plots["metrics/comparison.csv"][0]["content"]["data"]["values"]
+    assert {"teacher", "small"} <= {row["model"] for row in models}

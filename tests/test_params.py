@@ -1,9 +1,13 @@
 """params.yaml: every mistake is named where it stands."""
 
+import os
+import subprocess
+import sys
 from copy import deepcopy
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import PARAMS, write_params
 from import_closure import ROOT
 
@@ -26,6 +30,28 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def found(params: dict) -> str:
     write_params(Path(), params)
     return "\n".join(check.problems())
+
+
+def test_a_mistake_ends_with_one_message_and_no_traceback(params):
+    params["views"]["seed"] = "x"
+    write_params(Path(), params)
+    result = subprocess.run(
+        [sys.executable, "-m", "pipeline.check"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert result.stderr == "error: `params.yaml: views.seed` is 'x'; expected a valid integer.\n"
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.name)
+def test_a_recipe_has_no_problems_but_the_files_that_a_user_brings(params, recipe):
+    params = yaml.safe_load(recipe.read_text("utf-8"))
+    params["teacher"]["family"] = "cifar_resnet"  # a recipe may bring a family of its own
+    problems = [line for line in found(params).splitlines() if "not a file" not in line]
+    assert all("does not exist" in line for line in problems)
 
 
 def test_the_committed_params_have_no_problems(monkeypatch):

@@ -1,5 +1,6 @@
 """prepare: every source ends in the same few files."""
 
+import io
 import shutil
 import tarfile
 import zipfile
@@ -15,7 +16,7 @@ from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import UserError
 from pipeline.params.dataset import DatasetParams
 from pipeline.params.loading import validate
-from pipeline.stages.prepare import channel_statistics, to_pixels
+from pipeline.stages.prepare import channel_statistics, eight_bits, to_pixels
 
 
 @pytest.fixture
@@ -102,12 +103,69 @@ def test_the_fingerprint_covers_one_pixel(folder):
     assert prepare().fingerprint != before
 
 
-def test_images_of_any_mode_become_rgb_or_grey():
-    rgb = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
-    assert np.array_equal(to_pixels(rgb, 16, 3), np.asarray(rgb).transpose(2, 0, 1))
-    for mode in ("L", "P", "CMYK", "RGBA", "1", "LA"):
-        assert to_pixels(rgb.convert(mode), 16, 3).shape == (3, 16, 16)
-        assert to_pixels(rgb.convert(mode), 16, 1).shape == (1, 16, 16)
+RGB = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+
+
+def reread(image: Image.Image, file_format: str, **options: object) -> Image.Image:
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return eight_bits(Image.open(file))
+
+
+@pytest.mark.parametrize(
+    ("mode", "file_format", "tolerance"),
+    [("RGB", "PNG", 0), ("CMYK", "TIFF", 0), ("RGBA", "PNG", 0), ("P", "PNG", 60)],
+)
+def test_images_of_any_mode_become_rgb_and_grey(mode, file_format, tolerance):
+    image = reread(RGB.convert(mode), file_format)
+    difference = to_pixels(image, 16, 3).astype(int) - np.asarray(RGB).transpose(2, 0, 1)
+    assert np.abs(difference).mean() <= tolerance
+    assert to_pixels(image, 16, 1).shape == (1, 16, 16)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA"])
+def test_greyscale_images_become_rgb_with_equal_channels(mode):
+    grey = np.asarray(RGB.convert("1" if mode == "1" else "L").convert("L"))
+    pixels = to_pixels(reread(RGB.convert(mode), "PNG"), 16, 3)
+    assert np.array_equal(pixels, np.stack([grey] * 3))
+
+
+def test_sixteen_bits_keep_their_brightness():
+    values = np.array([[0, 257, 25_700, 65_535]] * 4, np.uint16)
+    pixels = to_pixels(reread(Image.fromarray(values), "PNG"), 4, 1)
+    assert pixels[0, 0].tolist() == [0, 1, 100, 255]
+
+
+def test_transparent_pixels_are_white_whatever_colour_they_hide():
+    image = np.zeros((16, 16, 4), np.uint8)
+    image[:, 8:, 3] = 255
+    for picture in (Image.fromarray(image), Image.fromarray(image).convert("PA")):
+        pixels = to_pixels(eight_bits(picture), 16, 3)
+        assert pixels[:, :, :8].min() == 255
+        assert pixels[:, :, 8:].max() == 0
+    palette = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16) // 128)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    pixels = to_pixels(reread(palette, "PNG", transparency=0), 16, 3)
+    assert pixels[:, 0, 0].tolist() == [255, 255, 255]
+    assert pixels[:, 15, 0].tolist() == [10, 20, 30]
+
+
+def test_exif_orientation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise to see it upright
+    upright = np.asarray(RGB.transpose(Image.Transpose.ROTATE_270)).transpose(2, 0, 1)
+    assert np.array_equal(to_pixels(reread(RGB, "PNG", exif=exif), 16, 3), upright)
+
+
+def test_pixels_of_unknown_range_are_refused_as_unreadable(folder):
+    write_images(folder / "images", per_class=6)
+    for name, dtype in (("a", np.float32), ("b", np.int32)):
+        pixels = np.full((16, 16), 70_000, dtype)
+        Image.fromarray(pixels).save(folder / f"images/train/ant/{name}.tiff")
+    with pytest.raises(UserError) as refusal:
+        prepare()
+    assert "train/ant/a.tiff: it has floating-point pixels" in str(refusal.value)
+    assert "train/ant/b.tiff: it has more than 16 bits a channel" in str(refusal.value)
 
 
 def test_other_sizes_keep_their_aspect_and_lose_their_margins():
@@ -154,6 +212,17 @@ def test_a_root_without_images_is_refused(folder, make, message):
         prepare()
 
 
+@pytest.mark.parametrize("root", ["images", "images.tar", "images.zip"])
+def test_a_class_folder_without_images_is_refused(folder, root):
+    write_images(folder / "images")
+    (folder / "images/train/dog").mkdir()
+    (folder / "images/train/dog/.hidden").write_text("")
+    if root != "images":
+        shutil.make_archive("images", root.partition(".")[2], "images")
+    with pytest.raises(UserError, match="has class folders without images: `train/dog`"):
+        prepare(root=root)
+
+
 def test_a_single_class_is_refused(folder):
     write_images(folder / "images")
     for name in ("bee", "cat"):
@@ -197,11 +266,12 @@ def test_a_failed_run_keeps_the_prepared_data_of_the_run_before(folder):
 
 def test_images_at_another_size_are_resized_and_at_their_own_are_mapped(folder):
     write_images(folder / "images", per_class=6)
-    split = prepare().splits["train"]
-    assert split.images_at(16) is split.images
-    resized = split.images_at(8)
-    assert resized.shape == (len(split), 3, 8, 8)
-    expected = Image.fromarray(split.images[2].transpose(1, 2, 0)).resize(
+    dataset = prepare()
+    images = dataset.splits["train"].images
+    assert dataset.at(16) is dataset
+    resized = dataset.at(8).splits["train"].images
+    assert resized.shape == (len(images), 3, 8, 8)
+    expected = Image.fromarray(images[2].transpose(1, 2, 0)).resize(
         (8, 8), Image.Resampling.BICUBIC
     )
     assert np.array_equal(resized[2].transpose(1, 2, 0), np.asarray(expected))

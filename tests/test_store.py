@@ -1,6 +1,8 @@
 """The store: written once, equal for equal runs, and refused for anything that it is not for."""
 
 import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -27,7 +29,8 @@ SHARD = STORE / "train_view00001_sample000000000.h5"
 
 def opened() -> Store:
     teacher = checkpoint.fingerprint(TEACHER, made_by="-")
-    return open_store(open_dataset(), load_section(ViewsParams, "views"), teacher)
+    views = load_section(ViewsParams, "views")
+    return open_store(open_dataset().at(views.image_size), views, teacher)
 
 
 def change_params(section: str, **values: object) -> None:
@@ -212,6 +215,35 @@ def test_logits_that_float16_cannot_hold_are_refused_and_nothing_is_written(tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "small_disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small tmpfs cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_told_with_the_bytes_needed_and_leaves_nothing(small_disk):
+    place = ShardPlace("train", 0, 0, 16_384)
+    canaries = np.zeros((4, 3, 8, 8), np.uint8)
+    with pytest.raises(
+        UserError, match=r"cannot be written .* needs 1\d\d,\d{3} bytes; .* are free"
+    ) as e:
+        write_shard(
+            small_disk / "shard.h5",
+            CONTENTS,
+            place,
+            np.zeros((16_384, 3), np.float32),
+            canaries,
+            ["a" * 20_000, "b", "c"],
+        )
+    assert "No space left" in str(e.value)
+    assert list(small_disk.iterdir()) == []
+
+
 def test_a_shard_says_all_that_it_is(tmp_path):
     path = tmp_path / "shard.h5"
     logits = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -277,3 +309,12 @@ def test_count_all_caches_each_of_the_162_views_of_a_sample(project, monkeypatch
         for epoch in range(162)
     }
     assert len(seen) == 162
+
+
+def test_views_of_another_size_than_the_prepared_images_are_cached_and_replayed(project):
+    change_params("views", image_size=12)
+    run_stage("soft_targets")
+    assert opened().contents.image_size == 12
+    run_stage("student", "small")
+    assert checkpoint.load(Path("models/students/small"), made_by="-")[1].input.size == 12
+    assert checkpoint.load(TEACHER, made_by="-")[1].input.size == 16

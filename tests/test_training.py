@@ -128,6 +128,8 @@ def test_the_comparison_is_printed_as_a_table(project, capsys):
     printed = capsys.readouterr().out
     assert "teacher: test accuracy" in printed
     assert "small" in printed.splitlines()[-1]
+    run_stage("compare", "--show")
+    assert capsys.readouterr().out == printed
 
 
 @pytest.mark.parametrize(

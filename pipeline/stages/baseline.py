@@ -36,7 +36,8 @@ def main() -> None:
         view_of_epoch=lambda epoch: epoch,
         soft_targets=None,
     )
-    run(name, student, training, views, open_dataset(), lesson)
+    dataset = open_dataset().at(views.image_size)
+    run(name, student, training, views, dataset, lesson)
 
 
 if __name__ == "__main__":

@@ -135,9 +135,18 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def main() -> None:
-    argparse.ArgumentParser("python -m pipeline.stages.compare", description=__doc__).parse_args()
+    parser = argparse.ArgumentParser("python -m pipeline.stages.compare", description=__doc__)
+    parser.add_argument("--show", action="store_true", help="print the last comparison again")
+    if parser.parse_args().show:
+        print(on_screen(read_json(METRICS / "comparison.json", made_by="dvc repro compare")))
+        return
     names = student_names()
     teacher = read_measures(METRICS / "teacher.json", "teacher")
+    if teacher["test_accuracy"] == 0:
+        raise UserError(
+            "the teacher names no test image's class, so nothing can be retained of its accuracy. "
+            "Look at `teacher` in params.yaml: the order of the classes, `mean`, `std`, training."
+        )
     comparison = {
         "teacher": teacher,
         "students": {name: compare_student(name, teacher) for name in names},

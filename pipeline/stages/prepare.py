@@ -17,7 +17,7 @@ from pipeline.augment import hash64
 from pipeline.dataset import FORMAT_VERSION, PREPARED, SPLITS
 from pipeline.errors import UserError, reported
 from pipeline.files import atomic_directory, canonical_json, write_json
-from pipeline.image_files import list_files, read_files
+from pipeline.image_files import list_names, read_files
 from pipeline.params.dataset import DatasetParams
 from pipeline.params.loading import load_section
 from pipeline.progress import bar
@@ -60,14 +60,15 @@ def digits(params: DatasetParams) -> Source:
 def image_folder(params: DatasetParams) -> Source:
     """`train/<class>/*`, and `val/` and `test/` if present, in a folder or an archive."""
     root = Path(params.root)
-    names = list_files(root)
+    names = list_names(root)
     top = {PurePosixPath(name).parts[0] for name in names}
     prefix = f"{next(iter(top))}/" if len(top) == 1 and not top & _SPLIT_FOLDERS.keys() else ""
     found: dict[str, tuple[str, str]] = {}  # sample id -> (split, class)
     for name in names:
         parts = PurePosixPath(name.removeprefix(prefix)).parts
-        if len(parts) >= 3 and parts[0] in _SPLIT_FOLDERS:
+        if len(parts) >= 3 and parts[0] in _SPLIT_FOLDERS and not name.endswith("/"):
             found["/".join(parts)] = (_SPLIT_FOLDERS[parts[0]], parts[1])
+    check_no_class_is_empty(root, prefix, names, set(found))
     class_names = sorted({class_name for split, class_name in found.values() if split == "train"})
     if not class_names:
         raise UserError(
@@ -94,8 +95,7 @@ def image_folder(params: DatasetParams) -> Source:
             sample_id = "/".join(PurePosixPath(name.removeprefix(prefix)).parts)
             if sample_id in found:
                 try:
-                    image = Image.open(io.BytesIO(content))
-                    image.load()
+                    image = eight_bits(Image.open(io.BytesIO(content)))
                 except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                     broken.append(f"{sample_id}: {error}")
                     continue
@@ -108,6 +108,23 @@ def image_folder(params: DatasetParams) -> Source:
             )
 
     return Source(class_names, split_off(samples, params), images())
+
+
+def check_no_class_is_empty(root: Path, prefix: str, names: list[str], found: set[str]) -> None:
+    """Raises: UserError: lists the class folders that hold no file."""
+    folders = {
+        "/".join(parts[:2])
+        for name in names
+        if name.endswith("/")
+        and len(parts := PurePosixPath(name.removeprefix(prefix)).parts) >= 2
+        and parts[0] in _SPLIT_FOLDERS
+    }
+    empty = sorted(folders - {"/".join(sample_id.split("/")[:2]) for sample_id in found})
+    if empty:
+        raise UserError(
+            f"`{root}` (`dataset.root`) has class folders without images: "
+            f"{', '.join(f'`{folder}`' for folder in empty[:_LISTED])}. Fill or remove them."
+        )
 
 
 def split_off(samples: list[Sample], params: DatasetParams) -> list[Sample]:
@@ -149,9 +166,29 @@ def _rank(seed: int, sample_id: str) -> tuple[int, str]:
     return int(hash64(seed, int.from_bytes(digest[:8], "little"))), sample_id
 
 
+def eight_bits(image: Image.Image) -> Image.Image:
+    """The image upright, opaque (on white) and with 8 bits a channel, its colours as they are.
+
+    Raises:
+        ValueError: more than 16 bits a channel: their range is not known.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits in most files, whatever Pillow calls it
+        pixels = np.asarray(image).astype(np.int64)
+        if pixels.min() < 0 or pixels.max() > 65_535:
+            raise ValueError("it has more than 16 bits a channel")
+        image = Image.fromarray(np.rint(pixels / 257).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("it has floating-point pixels")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image
+
+
 def to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
     """[channels, size, size] uint8: the shorter side resized to `size`, the middle cut out."""
-    image = ImageOps.exif_transpose(image).convert("RGB" if channels == 3 else "L")
+    image = image.convert("RGB" if channels == 3 else "L")
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     pixels = np.asarray(image)

@@ -77,7 +77,7 @@ def main() -> None:
     ).parse_args()
     views = load_section(ViewsParams, "views")
     params = load_section(SoftTargetsParams, "soft_targets")
-    dataset = open_dataset()
+    dataset = open_dataset().at(views.image_size)
     network, description = checkpoint.load(TEACHER, made_by="dvc repro teacher")
     check_classes(description.class_names, dataset.class_names)
     device = default_device()
@@ -93,12 +93,11 @@ def main() -> None:
         num_classes=dataset.num_classes,
     )
     split_sizes = {name: len(split) for name, split in dataset.splits.items()}
-    images = {name: split.images_at(views.image_size) for name, split in dataset.splits.items()}
     places = list(shard_places(split_sizes, views.num_views))
     start = time.perf_counter()
     with atomic_directory(STORE) as directory:
         for place in bar(places, "soft targets"):
-            source = images[place.split]
+            source = dataset.splits[place.split].images
             canaries = views_of(source, contents, place, canary_samples(place)).numpy()
             logits = shard_logits(
                 network, description.input, source, contents, place, params.batch_size, device

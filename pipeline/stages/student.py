@@ -32,7 +32,7 @@ def main() -> None:
         DistillationParams, "distillation", student.distillation, name
     )
     views = load_section(ViewsParams, "views")
-    dataset = open_dataset()
+    dataset = open_dataset().at(views.image_size)
     teacher = checkpoint.fingerprint(TEACHER, made_by="dvc repro teacher")
     store = open_store(dataset, views, teacher)
     lesson = Lesson(

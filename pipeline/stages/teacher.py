@@ -114,13 +114,13 @@ def main() -> None:
     dataset = open_dataset()
     device = default_device()
     torch.manual_seed(params.training.seed)
-    description = checkpoint.describe(params.family, params.network, dataset, dataset.image_size)
+    description = checkpoint.describe(params.family, params.network, dataset)
     network = checkpoint.build(description)
     spec = description.input
     if params.weights == "checkpoint":
         checkpoint.load_foreign_weights(network, Path(params.checkpoint))
     network.to(device)
-    print(f"teacher: {params.network.name}, weights: {params.weights}", flush=True)
+    print(f"teacher: {params.family}, {params.network.name}, weights: {params.weights}", flush=True)
     if params.weights == "train":
         train(network, spec, dataset, params.training, device)
 
