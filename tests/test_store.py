@@ -157,6 +157,20 @@ def test_changed_images_under_the_same_fingerprint_are_caught_by_the_canaries(pr
         opened()
 
 
+@pytest.mark.parametrize(("key", "value"), [("seed", 8), ("policy", "crop")])
+def test_a_store_relabelled_for_another_view_plan_is_caught_by_the_canaries(project, key, value):
+    for path in STORE.glob("train_*.h5"):
+        with h5py.File(path, "r+") as file:
+            file.attrs[key] = np.bytes_(value) if isinstance(value, str) else value
+    write_json(STORE / "store.json", read_json(STORE / "store.json", made_by="-") | {key: value})
+    for path in (*STORE.glob("validation_*.h5"), *STORE.glob("test_*.h5")):
+        with h5py.File(path, "r+") as file:
+            file.attrs["seed"] = 8 if key == "seed" else 7
+    change_params("views", **{key: value})
+    with pytest.raises(UserError, match="canaries of .* differ"):
+        opened()
+
+
 def test_a_missing_shard_is_refused(project):
     SHARD.unlink()
     with pytest.raises(UserError, match="is absent: the store is incomplete"):
