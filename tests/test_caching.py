@@ -54,6 +54,11 @@ class Clone:
         self.restored = set(re.findall(r"Stage '(.+?)' is cached - skipping run", output))
         return set(re.findall(r"Running stage '(.+?)'", output))
 
+    def commit(self, message: str) -> None:
+        identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+        for command in (["add", "--all"], [*identity, "commit", "--quiet", "-m", message]):
+            subprocess.run(["git", *command], cwd=self.root, check=True)
+
     def outputs(self) -> dict[str, bytes]:
         folders = ("data/prepared", "data/soft_targets", "models", "predictions", "metrics")
         files = [path for folder in folders for path in (self.root / folder).rglob("*.*")]
@@ -175,6 +180,24 @@ def test_lost_outputs_are_restored_without_running(clone):
         shutil.rmtree(clone.root / folder)
     assert clone.repro() == set()
     assert clone.outputs() == before
+
+
+def test_the_readmes_commands_on_metrics_and_plots_run(clone):
+    """`dvc metrics diff HEAD~1` among them: what an edit changed is told by model and measure."""
+    clone.commit("before")
+    set_param("distillation", "temperature", value=3.0)(clone)
+    clone.repro()
+    clone.commit("after")
+    readme = (ROOT / "README.md").read_text("utf-8")
+    commands = re.findall(r"^    dvc ((?:metrics|plots) .+?)(?:  +#.*)?$", readme, re.MULTILINE)
+    printed = {command: clone.dvc(*command.split()) for command in commands}
+    assert len(printed) == 3
+    shown = printed["metrics show metrics/teacher.json metrics/students metrics/baselines"]
+    assert len(shown.strip().splitlines()) == 1 + 1 + 2 * len(clone.params["students"])
+    assert re.search(r"metrics/students/small.json +test_nll ", printed["metrics diff HEAD~1"]), (
+        printed["metrics diff HEAD~1"]
+    )
+    assert (clone.root / "dvc_plots/index.html").is_file()
 
 
 def test_dvc_shows_the_metrics_and_plots_of_every_model(clone):

@@ -1,0 +1,42 @@
+"""The README's uses, from a clean clone, as a new user would: minutes, so marked slow."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from import_closure import ROOT
+
+
+def run(command: str, folder: Path) -> str:
+    result = subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        env=os.environ | {"PATH": f"{folder}/.venv/bin{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_a_clean_clone_runs_and_swaps_a_student_as_the_readme_says(tmp_path):
+    run(f"git clone --quiet {ROOT} clone", tmp_path)
+    clone = tmp_path / "clone"
+    assert "teacher: test accuracy" in run("make repro", clone)
+    assert "Running stage" not in run("make repro", clone)
+    readme = (clone / "README.md").read_text("utf-8")
+    entry = re.search(r"^      resnet20:\n(?:        .*\n)+", readme, re.MULTILINE)[0]
+    params = clone / "params.yaml"
+    unindented = re.sub(r"^    ", "", entry, flags=re.MULTILINE)
+    params.write_text(params.read_text("utf-8").rstrip() + "\n" + unindented, "utf-8")
+    output = run("dvc repro", clone)
+    assert set(re.findall(r"Running stage '(.+?)'", output)) == {
+        "baseline@resnet20",
+        "student@resnet20",
+        "compare",
+    }
+    assert "resnet20" in run("dvc metrics diff", clone)
