@@ -10,7 +10,7 @@ READY := .venv/.ready
 
 setup: $(READY)
 
-# Bytecode is compiled here: without it, importing torch takes twice as long in every stage.
+# Bytecode is compiled here, once: where Python may not write it, every stage would compile again.
 $(READY): requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$$($(PYTHON) --version) found; Python 3.11 or newer is needed: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
