@@ -141,6 +141,25 @@ def test_an_unknown_network_is_named_with_the_nearest():
         checkpoint.build(describe(network="resnet9"))
 
 
+@pytest.mark.parametrize("network", ["resnet18", "mobilenet_v2", "squeezenet1_1", "googlenet"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_torchvisions_networks_take_any_number_of_channels_and_classes(network, channels):
+    spec = InputSpec(channels, 64, [0.5] * channels, [0.2] * channels)
+    built = checkpoint.build(describe(family="torchvision", network=network, input=spec))
+    views = torch.randint(0, 256, (2, channels, 64, 64), dtype=torch.uint8)
+    for mode in (True, False):  # an auxiliary head would answer with more than logits in training
+        assert built.train(mode)(spec.apply(views)).shape == (2, 3)
+
+
+def test_torchvisions_options_reach_its_networks_and_unknown_names_are_refused():
+    half = checkpoint.build(
+        describe(family="torchvision", network="mobilenet_v2", options={"width_mult": 0.5})
+    )
+    assert sum(p.numel() for p in half.parameters()) < 1e6
+    with pytest.raises(UserError, match="has no network `mobilenet_v9`; did you mean `mobilenet_v"):
+        checkpoint.build(describe(family="torchvision", network="mobilenet_v9"))
+
+
 def test_an_option_that_the_network_lacks_is_refused():
     with pytest.raises(UserError, match="does not take the options"):
         checkpoint.build(describe(options={"width": 2}))

@@ -1,8 +1,11 @@
 """The README's uses, from a clean clone, as a new user would: minutes, so marked slow."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,3 +43,21 @@ def test_a_clean_clone_runs_and_swaps_a_student_as_the_readme_says(tmp_path):
         "compare",
     }
     assert "resnet20" in run("dvc metrics diff", clone)
+
+
+DATA = ROOT.parent / "shared/data"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"CIFAR-10 and its checkpoint are not at {DATA}")
+def test_a_foreign_teacher_scores_what_its_authors_checkpoint_scores(tmp_path):
+    run(f"git clone --quiet {ROOT} clone", tmp_path)
+    clone = tmp_path / "clone"
+    shutil.copy(DATA / "cifar10_part.tar.gz", clone / "data/raw/cifar10.tar.gz")
+    shutil.copy(DATA / "checkpoints/resnet32-d509ac18.th", clone / "models/imported")
+    shutil.copy(clone / "docs/examples/option_a_resnet.py", clone / "pipeline/networks")
+    shutil.copy(clone / "recipes/cifar10_foreign_teacher.yaml", clone / "params.yaml")
+    run(f"{sys.executable} -m pipeline.check", clone)
+    run(f"PATH={Path(sys.executable).parent}:$PATH dvc repro teacher", clone)
+    metrics = json.loads((clone / "metrics/teacher.json").read_text("utf-8"))
+    assert metrics["test_accuracy"] == 0.9263
