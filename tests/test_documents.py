@@ -1,5 +1,6 @@
 """What the documents say is what the code does."""
 
+import importlib.util
 import json
 import re
 
@@ -8,6 +9,7 @@ import yaml
 from import_closure import ROOT
 from pydantic_core import PydanticUndefined
 
+from pipeline.errors import UserError
 from pipeline.params.dataset import DatasetParams
 from pipeline.params.distillation import DistillationParams
 from pipeline.params.network import NetworkParams
@@ -59,3 +61,15 @@ def test_files_that_the_documents_link_to_exist():
     for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text("utf-8")):
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_the_example_family_builds_and_refuses_an_unknown_name():
+    path = ROOT / "docs/examples/option_a_resnet.py"
+    spec = importlib.util.spec_from_file_location("option_a_resnet", path)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    network = example.build("resnet32", num_classes=10, in_channels=3)
+    # He et al. 2016, table 6: 0.46 M parameters.
+    assert sum(p.numel() for p in network.parameters()) == 464_154
+    with pytest.raises(UserError, match="no network `resnet23`; did you mean `resnet"):
+        example.build("resnet23", num_classes=10, in_channels=3)
