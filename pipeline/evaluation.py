@@ -20,10 +20,6 @@ PREDICTIONS, METRICS = Path("predictions"), Path("metrics")
 BATCH_SIZE = 256
 
 
-def default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 @torch.inference_mode()
 def predict(
     network: nn.Module,

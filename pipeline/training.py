@@ -16,12 +16,12 @@ from pipeline import checkpoint
 from pipeline.augment import apply_views, permutation
 from pipeline.checkpoint import WEIGHTS, InputSpec
 from pipeline.dataset import Dataset, Split
+from pipeline.device import default_device, training_autocast
 from pipeline.errors import UserError
 from pipeline.evaluation import (
     METRICS,
     PREDICTIONS,
     cost,
-    default_device,
     measures,
     predict_all,
     write_predictions,
@@ -143,7 +143,10 @@ def train(
             if lesson.soft_targets is not None:
                 rows = torch.from_numpy(lesson.soft_targets(view, samples))
                 teacher_logits = rows.to(device, torch.float32)
-            loss = lesson.loss(network(spec.apply(pixels)), labels[samples], teacher_logits)
+            inputs = spec.apply(pixels)
+            with training_autocast(device):
+                logits = network(inputs)
+            loss = lesson.loss(logits, labels[samples], teacher_logits)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -16,8 +16,9 @@ from pipeline import checkpoint
 from pipeline.augment import apply_views
 from pipeline.checkpoint import TEACHER, InputSpec
 from pipeline.dataset import open_dataset
+from pipeline.device import default_device
 from pipeline.errors import UserError, reported
-from pipeline.evaluation import default_device, predict
+from pipeline.evaluation import predict
 from pipeline.files import atomic_directory
 from pipeline.params.loading import load_section
 from pipeline.params.soft_targets import SoftTargetsParams

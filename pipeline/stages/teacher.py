@@ -17,12 +17,12 @@ from pipeline import checkpoint
 from pipeline.augment import apply_views, permutation
 from pipeline.checkpoint import TEACHER, WEIGHTS, InputSpec
 from pipeline.dataset import Dataset, open_dataset
+from pipeline.device import default_device, training_autocast
 from pipeline.errors import UserError, reported
 from pipeline.evaluation import (
     METRICS,
     PREDICTIONS,
     cost,
-    default_device,
     measures,
     predict_all,
     write_predictions,
@@ -70,7 +70,10 @@ def train(
         order = permutation(len(split), params.seed, epoch)
         for samples in bar(batches(order, params.batch_size), f"epoch {epoch + 1}"):
             views = apply_views(images[samples], params.policy, params.seed, epoch, samples)
-            loss = F.cross_entropy(network(spec.apply(views)), labels[samples])
+            inputs = spec.apply(views)
+            with training_autocast(device):
+                logits = network(inputs)
+            loss = F.cross_entropy(logits.float(), labels[samples])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
