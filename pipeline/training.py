@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import checkpoint
-from pipeline.augment import apply_views, permutation
+from pipeline.augment import permutation
 from pipeline.checkpoint import WEIGHTS, InputSpec
 from pipeline.dataset import Dataset, Split
 from pipeline.device import default_device, training_autocast
@@ -29,7 +29,6 @@ from pipeline.evaluation import (
 from pipeline.files import atomic_directory, atomic_file, write_json
 from pipeline.params.students import StudentParams
 from pipeline.params.training import TrainingParams
-from pipeline.params.views import ViewsParams
 from pipeline.progress import EpochLog, bar
 
 #: (student_logits [B, C], labels [B], teacher_logits [B, C] or None) -> mean loss.
@@ -42,7 +41,8 @@ class Lesson:
 
     kind: str  # students | baselines: where the outputs go
     loss: Loss
-    view_of_epoch: Callable[[int], int]
+    view_of_epoch: Callable[[int], int]  # epochs counted from 0
+    apply_view: Callable[[Tensor, int, np.ndarray], Tensor]  # (images, view, samples) -> pixels
     soft_targets: Callable[[int, np.ndarray], np.ndarray] | None  # (view, samples) -> [B, C]
 
 
@@ -57,7 +57,6 @@ def run(
     name: str,
     student: StudentParams,
     params: TrainingParams,
-    views: ViewsParams,
     dataset: Dataset,
     lesson: Lesson,
 ) -> None:
@@ -73,7 +72,7 @@ def run(
     description = checkpoint.describe(student.family, student.network, dataset)
     network, spec = checkpoint.build(description).to(device), description.input
     print(f"{lesson.kind[:-1]} {name}: {student.family}, {student.network.name}", flush=True)
-    trained = train(network, spec, params, views, dataset, lesson, device)
+    trained = train(network, spec, params, dataset, lesson, device)
 
     validation, test = dataset.splits["validation"], dataset.splits["test"]
     last = evaluate(network, spec, test, device)[1]
@@ -112,7 +111,6 @@ def train(
     network: nn.Module,
     spec: InputSpec,
     params: TrainingParams,
-    views: ViewsParams,
     dataset: Dataset,
     lesson: Lesson,
     device: torch.device,
@@ -138,7 +136,7 @@ def train(
         total_loss = torch.zeros((), device=device)
         network.train()
         for samples in bar(batches(order, params.batch_size), f"epoch {epoch}"):
-            pixels = apply_views(images[samples], views.policy, views.seed, view, samples)
+            pixels = lesson.apply_view(images[samples], view, samples)
             teacher_logits = None
             if lesson.soft_targets is not None:
                 rows = torch.from_numpy(lesson.soft_targets(view, samples))

@@ -39,7 +39,7 @@ def test_a_student_sees_the_pixels_that_the_teacher_saw(
 
     monkeypatch.setattr("pipeline.stages.soft_targets.predict", watched_predict)
     run_stage("soft_targets")
-    monkeypatch.setattr("pipeline.training.apply_views", watched_views)
+    monkeypatch.setattr("pipeline.stages.student.apply_views", watched_views)
     run_stage("student", "small")
     training_views = teacher_saw[: 3 * 36]  # validation and test follow
     assert len(student_saw) == 3 * 36

@@ -6,12 +6,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from conftest import run_stage, write_params
 from safetensors.numpy import load_file
 
 from pipeline.dataset import open_dataset
+from pipeline.device import training_autocast
 from pipeline.errors import UserError
+from pipeline.stages.baseline import label_loss
 from pipeline.stages.teacher import cosine_with_warmup
 from pipeline.training import batches, learning_rate_factor
 
@@ -155,3 +158,16 @@ def test_results_of_a_student_that_is_no_longer_named_are_left_out(project):
     Path("metrics/students/old.json").write_text("{}")
     run_stage("compare")
     assert list(read("metrics/comparison.json")["students"]) == ["small"]
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, "bfloat16"), (False, "float32")])
+def test_networks_train_in_bfloat16_where_the_device_computes_in_it(monkeypatch, native, expected):
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    layer = torch.nn.Linear(3, 2)
+    with training_autocast(torch.device("cpu")):
+        logits = layer(torch.ones(1, 3))
+    assert str(logits.dtype) == f"torch.{expected}"
+    label_loss(logits, torch.tensor([1]), None).backward()
+    assert label_loss(logits, torch.tensor([1]), None).dtype == torch.float32
+    assert layer.weight.grad.dtype == torch.float32

@@ -10,6 +10,7 @@ import argparse
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.augment import apply_views
 from pipeline.dataset import open_dataset
 from pipeline.errors import reported
 from pipeline.params.loading import load_section
@@ -34,10 +35,13 @@ def main() -> None:
         kind="baselines",
         loss=label_loss,
         view_of_epoch=lambda epoch: epoch,
+        apply_view=lambda images, view, samples: apply_views(
+            images, views.policy, views.seed, view, samples
+        ),
         soft_targets=None,
     )
     dataset = open_dataset().at(views.image_size)
-    run(name, student, training, views, dataset, lesson)
+    run(name, student, training, dataset, lesson)
 
 
 if __name__ == "__main__":

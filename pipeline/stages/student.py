@@ -9,6 +9,7 @@ import argparse
 from functools import partial
 
 from pipeline import checkpoint
+from pipeline.augment import apply_views
 from pipeline.checkpoint import TEACHER
 from pipeline.dataset import open_dataset
 from pipeline.errors import reported
@@ -39,9 +40,12 @@ def main() -> None:
         kind="students",
         loss=partial(soft_and_hard_loss, **distillation.model_dump()),
         view_of_epoch=lambda epoch: view_of_epoch(epoch, store.num_views, training.seed),
+        apply_view=lambda images, view, samples: apply_views(
+            images, views.policy, views.seed, view, samples
+        ),
         soft_targets=store.gather,
     )
-    run(name, student, training, views, dataset, lesson)
+    run(name, student, training, dataset, lesson)
 
 
 if __name__ == "__main__":
