@@ -61,3 +61,20 @@ def test_a_foreign_teacher_scores_what_its_authors_checkpoint_scores(tmp_path):
     run(f"PATH={Path(sys.executable).parent}:$PATH dvc repro teacher", clone)
     metrics = json.loads((clone / "metrics/teacher.json").read_text("utf-8"))
     assert metrics["test_accuracy"] == 0.9263
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"CIFAR-100's archive is not at {DATA}")
+def test_the_whole_of_cifar100_is_prepared_from_its_archive_in_little_memory(tmp_path):
+    run(f"git clone --quiet {ROOT} clone", tmp_path)
+    clone = tmp_path / "clone"
+    shutil.copy(DATA / "cifar100.tar.gz", clone / "data/raw")
+    shutil.copy(clone / "recipes/cifar100_laptop.yaml", clone / "params.yaml")
+    run(f"{sys.executable} -m pipeline.check", clone)
+    measured = "import resource; from pipeline.stages.prepare import main; main()"
+    peak = "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"  # KiB
+    output = run(f"{sys.executable} -c '{measured}; {peak}'", clone).splitlines()
+    assert output[-2].startswith(
+        "data/prepared: 45,000 train, 5,000 validation, 10,000 test images of 100 classes"
+    )
+    assert int(output[-1]) < 2**20
