@@ -1,0 +1,267 @@
+"""How many views does a cache need? Test accuracy of one student against what is cached.
+
+    python -m benchmarks.accuracy.views PROJECT     # a finished run of recipes/cifar100_laptop.yaml
+
+Trains a ResNet-8 on a fixed subset of the project's images (the first 100 training images of each
+class), taught by the project's own teacher in the ways of CURVE and BEYOND, and appends one line
+per run to benchmarks/accuracy/views.csv; runs that stand there are skipped, so a killed study goes
+on where it was. Two runs at a time, one thread each. `python -m benchmarks.accuracy.views_page`
+reads the table out.
+"""
+
+import argparse
+import contextlib
+import csv
+import io
+import multiprocessing
+import os
+import platform
+import re
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.accuracy.views_project import make_projects
+from pipeline import checkpoint
+from pipeline.augment import apply_views
+from pipeline.dataset import open_dataset
+from pipeline.evaluation import predict
+from pipeline.losses import soft_and_hard_loss
+from pipeline.params.network import NetworkParams
+from pipeline.params.training import TrainingParams
+from pipeline.params.views import ViewsParams
+from pipeline.replay import open_store, view_of_epoch
+from pipeline.stages.baseline import label_loss
+from pipeline.training import Lesson, evaluate, train
+
+RESULTS = Path(__file__).with_suffix(".csv")
+WORKSPACE = ".scratch/accuracy_views"  # in the project
+POLICY, SEED = "crop_flip", 0  # of the views that are trained on
+CACHED = {"crop_flip": 16, "crop": 8, "none": 1}  # policy -> views in its store
+PRECISION = "bfloat16"  # of the teacher's forward pass, cached and live
+SHORT, LONG = 15, 45  # epochs
+STUDENT = NetworkParams(name="resnet8")
+TRAINING = {
+    "batch_size": 64,
+    "optimizer": "sgd",
+    "learning_rate": 0.1,
+    "warmup_epochs": 1,
+    "weight_decay": 5e-4,
+}
+LOSS = {"temperature": 4.0, "soft_label_weight": 0.9, "hard_label_weight": 0.1}
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to teach."""
+
+    cached: tuple[tuple[str, int], ...] = ()  # (policy, number of views) of what is cached
+    live: bool = False  # the teacher answers every fresh view
+    inexact: bool = False  # the student sees fresh views; the answers are for the cached ones
+    jitter: int = 0  # pixels: random shifts up to this and mirroring, on top of the cached view
+
+
+#: No teacher; one clean view under augmented training; exact views; the teacher at every step.
+CURVE = {
+    "labels only": Way(),
+    "1 clean view, inexact": Way((("none", 1),), inexact=True),
+    **{f"{count} exact": Way(((POLICY, count),)) for count in (1, 2, 4, 8, 16)},
+    "live teacher": Way(live=True),
+}
+#: Making few views worth more.
+BEYOND = {
+    **{f"{count} exact + jitter": Way(((POLICY, count),), jitter=2) for count in (1, 4, 8)},
+    "1 clean + 3 exact": Way((("none", 1), (POLICY, 3))),
+    "1 clean + 7 exact": Way((("none", 1), (POLICY, 7))),
+    "4 unmirrored + 4 exact": Way((("crop", 4), (POLICY, 4))),
+    "8 unmirrored": Way((("crop", 8),)),
+}
+#: (way, epochs, seed), the most wanted first.
+PLAN = [
+    *((name, SHORT, seed) for seed in (0, 1, 2) for name in CURVE),
+    *((name, LONG, 0) for name in CURVE),
+    *((name, SHORT, seed) for seed in (0, 1, 2) for name in BEYOND),
+    *((name, LONG, 0) for name in BEYOND),
+    *((name, LONG, seed) for seed in (1, 2) for name in (CURVE | BEYOND)),
+]
+
+
+class Jitter(nn.Module):
+    """In training, each input mirrored at random and shifted by up to `pixels`, edges repeated."""
+
+    def __init__(self, network: nn.Module, pixels: int):
+        super().__init__()
+        self.network, self.pixels = network, pixels
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, num_classes]
+        if self.training:
+            batch, _, height, width = x.shape
+            x = torch.where(torch.rand(batch, 1, 1, 1) < 0.5, x.flip(3), x)
+            windows = F.pad(x, [self.pixels] * 4, mode="replicate")
+            windows = windows.unfold(2, height, 1).unfold(3, width, 1)
+            top, left = torch.randint(2 * self.pixels + 1, (2, batch))
+            x = windows[torch.arange(batch), :, top, left]
+        return self.network(x)
+
+
+class Study:
+    """What every run shares: images, stores and the teacher, opened once per process."""
+
+    def __init__(self, workspace: Path):
+        torch.set_num_threads(1)
+        project = workspace / POLICY
+        self.dataset = open_dataset(project / "data/prepared")
+        size = self.dataset.image_size
+        teacher = project / "models/teacher"
+        fingerprint = checkpoint.fingerprint(teacher, made_by="dvc repro teacher")
+        self.stores = {
+            policy: open_store(
+                self.dataset,
+                ViewsParams(policy=policy, count=count, seed=SEED, image_size=size),
+                fingerprint,
+                workspace / policy / "data/soft_targets",
+            )
+            for policy, count in CACHED.items()
+        }
+        self.teacher, self.description = checkpoint.load(teacher, made_by="dvc repro teacher")
+
+    def lesson(self, way: Way, seed: int) -> Lesson:
+        fresh = partial(Lesson, "students", view_of_epoch=lambda epoch: epoch)
+        loss = partial(soft_and_hard_loss, **LOSS)
+        if way.live:
+            return fresh(loss, apply_view=fresh_view, soft_targets=self.answer)
+        if not way.cached:
+            return fresh(label_loss, apply_view=fresh_view, soft_targets=None)
+        entries = [(policy, view) for policy, count in way.cached for view in range(count)]
+
+        def rows(number: int, samples: np.ndarray) -> np.ndarray:
+            policy, view = entries[number]
+            return self.stores[policy].gather(view, samples)
+
+        if way.inexact:
+            return fresh(
+                loss,
+                apply_view=fresh_view,
+                soft_targets=lambda epoch, samples: rows(epoch % len(entries), samples),
+            )
+        return Lesson(
+            kind="students",
+            loss=loss,
+            view_of_epoch=lambda epoch: view_of_epoch(epoch, len(entries), seed),
+            apply_view=lambda images, number, samples: apply_views(
+                images, entries[number][0], SEED, entries[number][1], samples
+            ),
+            soft_targets=rows,
+        )
+
+    def answer(self, view: int, samples: np.ndarray) -> np.ndarray:
+        images = torch.from_numpy(self.dataset.splits["train"].images[samples])
+        pixels = fresh_view(images, view, samples)
+        spec = self.description.input
+        return predict(self.teacher, spec, pixels, precision=PRECISION).numpy()
+
+    def passes(self, way: Way, epochs: int) -> int:
+        """Teacher passes over training images that the way asks for."""
+        views = epochs if way.live else sum(count for _, count in way.cached)
+        return views * len(self.dataset.splits["train"])
+
+    def run(self, name: str, epochs: int, seed: int) -> dict[str, object]:
+        """Train one student; test is measured for its last epoch and for its best on validation."""
+        way, cpu = (CURVE | BEYOND)[name], torch.device("cpu")
+        torch.manual_seed(seed)
+        description = checkpoint.describe("cifar_resnet", STUDENT, self.dataset)
+        network = Jitter(checkpoint.build(description), way.jitter)
+        if not way.jitter:
+            network = network.network
+        spec, test = description.input, self.dataset.splits["test"]
+        params = TrainingParams(**TRAINING, epochs=epochs, seed=seed)
+        with contextlib.redirect_stdout(io.StringIO()):
+            trained = train(network, spec, params, self.dataset, self.lesson(way, seed), cpu)
+        last = evaluate(network, spec, test, cpu)[1]["test_accuracy"]
+        network.load_state_dict(trained.best_state)
+        best = evaluate(network, spec, test, cpu)[1]["test_accuracy"]
+        return {
+            "way": name,
+            "epochs": epochs,
+            "seed": seed,
+            "last_epoch_test_accuracy": last,
+            "best_epoch_test_accuracy": best,
+            "best_epoch": trained.best_epoch,
+            "teacher_passes": self.passes(way, epochs),
+            "train_images": len(self.dataset.splits["train"]),
+            "dataset_fingerprint": self.dataset.fingerprint[:12],
+            "torch": torch.__version__,
+            "hardware": processor(),
+        }
+
+
+def fresh_view(images: Tensor, view: int, samples: np.ndarray) -> Tensor:
+    return apply_views(images, POLICY, SEED, view, samples)
+
+
+def processor() -> str:
+    with contextlib.suppress(OSError):
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if found:
+            return found[1]
+    return platform.processor() or platform.machine()
+
+
+_study: Study
+
+
+def open_study(workspace: Path) -> None:
+    global _study  # noqa: PLW0603  (one per worker process)
+    _study = Study(workspace)
+
+
+def run_one(name: str, epochs: int, seed: int) -> dict[str, object]:
+    return _study.run(name, epochs, seed)
+
+
+def done() -> set[tuple[str, int, int]]:
+    if not RESULTS.exists():
+        return set()
+    with open(RESULTS, encoding="utf-8") as file:
+        return {(r["way"], int(r["epochs"]), int(r["seed"])) for r in csv.DictReader(file)}
+
+
+def append(row: dict[str, object]) -> None:
+    new = not RESULTS.exists()
+    with open(RESULTS, "a", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def run_plan(workspace: Path, tell: Callable[[str], None]) -> None:
+    todo = [run for run in PLAN if run not in done()]
+    tell(f"{len(PLAN) - len(todo)} of {len(PLAN)} runs stand in {RESULTS.name}")
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), context, open_study, (workspace,)) as workers:
+        for future in as_completed([workers.submit(run_one, *run) for run in todo]):
+            row = future.result()
+            append(row)
+            tell(f"{row['way']}, {row['epochs']} epochs, seed {row['seed']}: "
+                 f"{row['last_epoch_test_accuracy']:.2%}")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks.accuracy.views", description=__doc__)
+    parser.add_argument("project", type=Path, help="a project in which `teacher` has run")
+    project = parser.parse_args().project.resolve()
+    workspace = project / WORKSPACE
+    make_projects(project, workspace, CACHED, PRECISION)
+    run_plan(workspace, partial(print, flush=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The study's own projects: a fixed subset of a finished project's images, and its teacher.
+
+Made with the pipeline's stages in a folder each: one per policy whose views are cached.
+"""
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import yaml
+
+from pipeline.dataset import PREPARED, open_dataset
+from pipeline.image_files import read_files
+from pipeline.params.loading import read_params
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN_PER_CLASS, VALIDATION_PER_CLASS = 100, 10
+FOLDERS = {"train": "train", "validation": "val", "test": "test"}
+
+
+def make_projects(source: Path, workspace: Path, cached: dict[str, int], precision: str) -> None:
+    """`workspace/POLICY/` for each policy, its store holding `cached[POLICY]` views.
+
+    Args:
+        source: a project of the pipeline whose dataset is an image folder or archive, with
+            `prepare` and `teacher` run.
+    """
+    here = Path.cwd()
+    os.chdir(source)  # stages and parameters are found in the current folder
+    try:
+        images = workspace / "images.tar"
+        if not images.exists():
+            workspace.mkdir(parents=True, exist_ok=True)
+            write_subset(images)
+        for policy, count in cached.items():
+            project = workspace / policy
+            if (project / "data/soft_targets/store.json").exists():
+                continue
+            shutil.rmtree(project, ignore_errors=True)
+            shutil.copytree("models/teacher", project / "models/teacher")
+            params = read_params()
+            params["dataset"] |= {"source": "image_folder", "root": str(images)}
+            params["views"] |= {"policy": policy, "count": count, "seed": 0}
+            params["soft_targets"] |= {"precision": precision}
+            (project / "params.yaml").write_text(yaml.safe_dump(params), "utf-8")
+            for stage in ("prepare", "soft_targets"):
+                run_stage(stage, project)
+    finally:
+        os.chdir(here)
+
+
+def run_stage(stage: str, project: Path) -> None:
+    command = [sys.executable, "-m", f"pipeline.stages.{stage}"]
+    subprocess.run(command, cwd=project, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+
+
+def write_subset(archive: Path) -> None:
+    """The first images of each class, by sample id, of the training and the validation split,
+    and all of the test split, of the project in the current folder."""
+    dataset = open_dataset(PREPARED)
+    limits = {"train": TRAIN_PER_CLASS, "validation": VALIDATION_PER_CLASS}
+    target: dict[str, str] = {}  # name in the source -> name in the archive
+    for name, split in dataset.splits.items():
+        taken: Counter[int] = Counter()
+        for sample_id, label in sorted(zip(split.sample_ids, split.labels.tolist(), strict=True)):
+            if taken[label] < limits.get(name, len(split)):
+                taken[label] += 1
+                target[sample_id] = f"{FOLDERS[name]}/{sample_id.split('/', 1)[1]}"
+    partial = archive.with_suffix(".partial")
+    with tarfile.open(partial, "w") as tar:
+        for name, content in read_files(Path(read_params()["dataset"]["root"])):
+            if name in target:
+                member = tarfile.TarInfo(target[name])
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+                del target[name]
+    if target:
+        raise SystemExit(f"{len(target)} images of data/prepared are not in dataset.root")
+    partial.rename(archive)
