@@ -5,7 +5,7 @@
 Trains a ResNet-8 on a fixed subset of the project's images (the first 100 training images of each
 class), taught by the project's own teacher in the ways of CURVE and BEYOND, and appends one line
 per run to benchmarks/accuracy/views.csv; runs that stand there are skipped, so a killed study goes
-on where it was. Two runs at a time, one thread each. `python -m benchmarks.accuracy.views_page`
+on where it was. As many runs at a time as there are cores, one thread each. `python -m benchmarks.accuracy.views_page`
 reads the table out.
 """
 
@@ -242,12 +242,12 @@ def append(row: dict[str, object]) -> None:
         writer.writerow(row)
 
 
-def run_plan(workspace: Path, tell: Callable[[str], None]) -> None:
+def run_plan(workspace: Path, workers: int, tell: Callable[[str], None]) -> None:
     todo = [run for run in PLAN if run not in done()]
     tell(f"{len(PLAN) - len(todo)} of {len(PLAN)} runs stand in {RESULTS.name}")
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(os.cpu_count(), context, open_study, (workspace,)) as workers:
-        for future in as_completed([workers.submit(run_one, *run) for run in todo]):
+    with ProcessPoolExecutor(workers, context, open_study, (workspace,)) as pool:
+        for future in as_completed([pool.submit(run_one, *run) for run in todo]):
             row = future.result()
             append(row)
             tell(f"{row['way']}, {row['epochs']} epochs, seed {row['seed']}: "
@@ -257,10 +257,12 @@ def run_plan(workspace: Path, tell: Callable[[str], None]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.accuracy.views", description=__doc__)
     parser.add_argument("project", type=Path, help="a project in which `teacher` has run")
-    project = parser.parse_args().project.resolve()
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time")
+    arguments = parser.parse_args()
+    project = arguments.project.resolve()
     workspace = project / WORKSPACE
     make_projects(project, workspace, CACHED, PRECISION)
-    run_plan(workspace, partial(print, flush=True))
+    run_plan(workspace, arguments.workers, partial(print, flush=True))
 
 
 if __name__ == "__main__":
