@@ -5,8 +5,8 @@
 Trains a ResNet-8 on a fixed subset of the project's images (the first 100 training images of each
 class), taught by the project's own teacher in the ways of CURVE and BEYOND, and appends one line
 per run to benchmarks/accuracy/views.csv; runs that stand there are skipped, so a killed study goes
-on where it was. As many runs at a time as there are cores, one thread each. `python -m benchmarks.accuracy.views_page`
-reads the table out.
+on where it was. As many runs at a time as there are cores, one thread each.
+`python -m benchmarks.accuracy.views_page` reads the table out.
 """
 
 import argparse
