@@ -44,9 +44,9 @@ from pipeline.training import Lesson, evaluate, train
 RESULTS = Path(__file__).with_suffix(".csv")
 WORKSPACE = ".scratch/accuracy_views"  # in the project
 POLICY, SEED = "crop_flip", 0  # of the views that are trained on
-CACHED = {"crop_flip": 16, "crop": 8, "none": 1}  # policy -> views in its store
+CACHED = {"crop_flip": 16, "crop": 4, "none": 1}  # policy -> views in its store
 PRECISION = "bfloat16"  # of the teacher's forward pass, cached and live
-SHORT, LONG = 15, 45  # epochs
+SHORT, LONG = 10, 30  # epochs
 STUDENT = NetworkParams(name="resnet8")
 TRAINING = {
     "batch_size": 64,
@@ -79,15 +79,14 @@ CURVE = {
 BEYOND = {
     **{f"{count} exact + jitter": Way(((POLICY, count),), jitter=2) for count in (1, 4, 8)},
     "1 clean + 3 exact": Way((("none", 1), (POLICY, 3))),
-    "1 clean + 7 exact": Way((("none", 1), (POLICY, 7))),
     "4 unmirrored + 4 exact": Way((("crop", 4), (POLICY, 4))),
-    "8 unmirrored": Way((("crop", 8),)),
 }
 #: (way, epochs, seed), the most wanted first.
 PLAN = [
     *((name, SHORT, seed) for seed in (0, 1, 2) for name in CURVE),
+    *((name, SHORT, 0) for name in BEYOND),
     *((name, LONG, 0) for name in CURVE),
-    *((name, SHORT, seed) for seed in (0, 1, 2) for name in BEYOND),
+    *((name, SHORT, seed) for seed in (1, 2) for name in BEYOND),
     *((name, LONG, 0) for name in BEYOND),
     *((name, LONG, seed) for seed in (1, 2) for name in (CURVE | BEYOND)),
 ]
