@@ -28,6 +28,7 @@ from pipeline.soft_targets import (
     STORE,
     Contents,
     ShardPlace,
+    canary_digests,
     canary_samples,
     policy_of,
     shard_places,
@@ -90,6 +91,7 @@ def main() -> None:
         seed=views.seed,
         image_size=views.image_size,
         encoding=params.encoding,
+        k=params.k,
         precision=params.precision,
         num_classes=dataset.num_classes,
     )
@@ -98,14 +100,16 @@ def main() -> None:
     start = time.perf_counter()
     with atomic_directory(STORE) as directory:
         for place in bar(places, "soft targets"):
-            source = dataset.splits[place.split].images
+            split = dataset.splits[place.split]
+            source = split.images
             canaries = views_of(source, contents, place, canary_samples(place)).numpy()
             logits = shard_logits(
                 network, description.input, source, contents, place, params.batch_size, device
             )
             path = directory / place.file_name
-            write_shard(path, contents, place, logits, canaries, dataset.class_names)
-        write_index(directory, contents, split_sizes, views.num_views)
+            labels = split.labels[place.first_sample : place.first_sample + place.num_samples]
+            write_shard(path, contents, place, logits, labels, canary_digests(canaries))
+        write_index(directory, contents, dataset.class_names, split_sizes, views.num_views, {})
         size = sum(file.stat().st_size for file in directory.iterdir())
     rows = sum(place.num_samples for place in places)
     print(
