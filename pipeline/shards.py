@@ -3,12 +3,14 @@
 Contract code, for a resumed run trusts finished shards by it: an edit here runs the teacher again.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
+import torch
 
 from pipeline.encodings import columns
 from pipeline.soft_targets import (
@@ -33,9 +35,20 @@ class ArrayPlace:
     shape: tuple[int, ...]
     dtype: np.dtype
 
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def map(self) -> np.ndarray:
-        """The array, mapped into memory read-only."""
-        return np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
+        """The array, mapped into memory read-only.
+
+        By torch, which closes the file behind the mapping: np.memmap keeps a descriptor for each
+        shard, and a process may often have 1,024.
+        """
+        size = self.offset + self.num_bytes
+        file = torch.from_file(str(self.path), shared=False, size=size, dtype=torch.uint8).numpy()
+        file.setflags(write=False)
+        return file[self.offset :].view(self.dtype).reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -63,8 +76,7 @@ def read_header(path: Path) -> Header:
         raise ShardError(f"is damaged and cannot be read ({error})") from None
     size = path.stat().st_size
     for name, array in arrays.items():
-        num_bytes = int(np.prod(array.shape)) * array.dtype.itemsize
-        if array.offset is None or array.offset + num_bytes > size:
+        if array.offset is None or array.offset + array.num_bytes > size:
             raise ShardError(f"is damaged: `{name}` is at offset {array.offset} of {size} bytes")
     return Header(found, arrays)
 
@@ -80,13 +92,8 @@ def check_attributes(header: Header, expected: Mapping[str, int | str]) -> None:
             raise ShardError(f"says {key} {header.attributes.get(key)}; expected {value}")
 
 
-def check_arrays(header: Header, contents: Contents, place: ShardPlace) -> None:
-    """Raises: ShardError: an array is absent or has another shape, type or checksum."""
-    widths = columns(contents.encoding, contents.num_classes, contents.k)
-    expected = {name: ((place.num_samples, w), dtype) for name, (w, dtype) in widths.items()}
-    samples = canary_samples(place)
-    expected["canaries"] = ((len(samples), 32), np.dtype(np.uint8))
-    expected["canary_samples"] = (samples.shape, samples.dtype)
+def check_shapes(header: Header, expected: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> None:
+    """Raises: ShardError: an array is absent, or has another shape or type."""
     for name, (shape, dtype) in expected.items():
         array = header.arrays.get(name)
         if array is None:
@@ -96,11 +103,34 @@ def check_arrays(header: Header, contents: Contents, place: ShardPlace) -> None:
                 f"is damaged: {name} are {array.dtype} {list(array.shape)}; expected {dtype} "
                 f"{list(shape)}"
             )
+
+
+def row_shapes(
+    contents: Contents, place: ShardPlace
+) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """What `check_shapes` expects of a shard's rows."""
+    widths = columns(contents.encoding, contents.num_classes, contents.k)
+    return {name: ((place.num_samples, width), dtype) for name, (width, dtype) in widths.items()}
+
+
+def check_arrays(header: Header, contents: Contents, place: ShardPlace) -> None:
+    """Raises: ShardError: an array is absent or has another shape, type or checksum."""
+    rows, samples = row_shapes(contents, place), canary_samples(place)
+    canaries = {
+        "canaries": ((len(samples), 32), np.dtype(np.uint8)),
+        "canary_samples": (samples.shape, samples.dtype),
+    }
+    check_shapes(header, rows | canaries)
     if not np.array_equal(header.arrays["canary_samples"].map(), samples):
         raise ShardError("is damaged: its canary_samples are not those of its rows")
-    for name in (*widths, "canaries"):
-        if sha256(header.arrays[name].map()) != header.attributes.get(f"{name}_sha256"):
-            raise ShardError(f"is damaged: its {name} do not match their checksum")
+    for name in (*rows, "canaries"):
+        check_sum(header, name)
+
+
+def check_sum(header: Header, name: str, attribute: str | None = None) -> None:
+    """Raises: ShardError: an array is not the one whose checksum the shard states."""
+    if sha256(header.arrays[name].map()) != header.attributes.get(attribute or f"{name}_sha256"):
+        raise ShardError(f"is damaged: its {name} do not match their checksum")
 
 
 def check_shard(path: Path, contents: Contents, place: ShardPlace, canaries: np.ndarray) -> None:
