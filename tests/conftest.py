@@ -11,6 +11,13 @@ import torch
 import yaml
 from PIL import Image
 
+from pipeline import checkpoint
+from pipeline.checkpoint import TEACHER
+from pipeline.dataset import open_dataset
+from pipeline.params.loading import load_section
+from pipeline.params.views import ViewsParams
+from pipeline.replay import Store, open_store
+
 torch.set_num_threads(1)  # side by side with other work, two threads wait for one another
 
 PARAMS = {
@@ -82,6 +89,26 @@ def run_stage(name: str, *arguments: str) -> None:
         module.main()
     finally:
         sys.argv = before
+
+
+def opened() -> Store:
+    """The current folder's store, every byte verified."""
+    teacher = checkpoint.fingerprint(TEACHER, made_by="-")
+    views = load_section(ViewsParams, "views")
+    dataset = open_dataset().at(views.image_size)
+    store = open_store(dataset, views, teacher)
+    store.verify(dataset)
+    return store
+
+
+def change_params(section: str, **values: object) -> None:
+    params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))
+    params[section] |= values
+    write_params(Path(), params)
+
+
+def bytes_of(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
 @pytest.fixture(scope="session")
