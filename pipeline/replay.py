@@ -6,6 +6,7 @@ docs/soft_targets_format.md is normative. Reads formats 1 and 2.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import torch
 
 from pipeline.augment import apply_views, permutation
 from pipeline.dataset import Dataset
-from pipeline.encodings import decode
+from pipeline.encodings import columns, decode
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.params.views import ViewsParams
@@ -135,16 +136,20 @@ class Store:
         shard = views * len(self.shards[split, 0]) + number  # [B]
         order = np.argsort(shard, kind="stable")
         starts = np.flatnonzero(np.diff(shard[order], prepend=-1)).tolist()
-        gathered: dict[str, np.ndarray] = {}
-        for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
+        if len(starts) == 1:
+            arrays = self.shards[split, int(views[0])][number[0]].arrays
+            return {name: array[rows] for name, array in arrays.items()}
+        contents = self.contents
+        gathered = {
+            name: np.empty((len(samples), width), dtype)
+            for name, (width, dtype) in columns(
+                contents.encoding, contents.num_classes, contents.k
+            ).items()
+        }
+        for start, stop in pairwise([*starts, len(order)]):
             wanted = order[start:stop]
-            first = wanted[0]
-            arrays = self.shards[split, int(views[first])][number[first]].arrays
-            if len(starts) == 1:
-                return {name: array[rows] for name, array in arrays.items()}
-            for name, array in arrays.items():
-                if name not in gathered:
-                    gathered[name] = np.empty((len(samples), *array.shape[1:]), array.dtype)
+            shard_of_view = self.shards[split, int(views[wanted[0]])][number[wanted[0]]]
+            for name, array in shard_of_view.arrays.items():
                 gathered[name][wanted] = array[rows[wanted]]
         return gathered
 
