@@ -8,12 +8,13 @@ import hashlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from pipeline.encodings import FLOAT16, encode, row_bytes
+from pipeline.encodings import FLOAT16, columns, encode
 from pipeline.errors import UserError
 from pipeline.files import atomic_file, write_json
 
@@ -139,19 +140,18 @@ def _check_finite(place: ShardPlace, logits: np.ndarray) -> None:
 
 
 def shard_bytes(contents: Contents, place: ShardPlace) -> int:
-    """The size of a shard's file, before there are rows for it: exact."""
-    short = replace(place, num_samples=min(CANARIES, place.num_samples))
-    arrays = encode(
-        np.zeros((short.num_samples, contents.num_classes), np.float32),
-        np.zeros(short.num_samples, np.int64),
-        contents.encoding,
-        contents.k,
-    )
-    canaries = np.zeros((short.num_samples, 32), np.uint8)
-    rows = place.num_samples - short.num_samples
-    return len(_file_image(contents, short, arrays, canaries)) + rows * row_bytes(
-        contents.encoding, contents.num_classes, contents.k
-    )
+    """The exact size of a shard's file, before there are rows for it."""
+    return _size_of(contents, replace(place, view=0, first_sample=0))
+
+
+@lru_cache  # a store has few kinds of shards, and HDF5's overhead follows no simple rule
+def _size_of(contents: Contents, place: ShardPlace) -> int:
+    widths = columns(contents.encoding, contents.num_classes, contents.k)
+    arrays = {
+        name: np.zeros((place.num_samples, width), dtype) for name, (width, dtype) in widths.items()
+    }
+    canaries = np.zeros((len(canary_samples(place)), 32), np.uint8)
+    return len(_file_image(contents, place, arrays, canaries))
 
 
 def _file_image(

@@ -124,6 +124,7 @@ def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for stage in ("baseline", "student"):
             run_stage(stage, "small")
         run_stage("compare")
+    shutil.rmtree(root / ".scratch")  # else nothing of a test's own teacher would run
     return root
 
 

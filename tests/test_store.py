@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -16,8 +17,17 @@ from pipeline.augment import apply_views
 from pipeline.checkpoint import TEACHER
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
+from pipeline.files import read_json
 from pipeline.replay import view_of_epoch
-from pipeline.soft_targets import Contents, ShardPlace, shard_places, write_shard
+from pipeline.soft_targets import (
+    SHARD_SAMPLES,
+    Contents,
+    ShardPlace,
+    canary_digests,
+    shard_bytes,
+    shard_places,
+    write_shard,
+)
 
 STORE = Path("data/soft_targets")
 SHARD = STORE / "train_view00001_sample000000000.h5"
@@ -71,21 +81,26 @@ def test_any_hdf5_reader_sees_the_same_rows_as_the_memory_map(project):
     with h5py.File(SHARD, "r") as file:
         assert file["logits"].chunks is None
         assert np.array_equal(file["logits"][:], opened().gather(1, np.arange(36)).logits)
-        assert [name.decode() for name in file["class_names"][:]] == ["ant", "bee", "cat"]
+    assert read_json(STORE / "store.json", made_by="-")["class_names"] == ["ant", "bee", "cat"]
 
 
-CONTENTS = Contents("d" * 64, "t" * 64, "crop_flip", 0, 8, "dense", "float32", 3)
+CONTENTS = Contents("d" * 64, "t" * 64, "crop_flip", 0, 8, "dense", None, "float32", 3)
 PLACE = ShardPlace("train", 0, 0, 2)
+LABELS = np.array([2, 0])
+CANARIES = canary_digests(np.zeros((2, 3, 8, 8), np.uint8))
 
 
 @pytest.mark.parametrize(
     ("value", "shown"), [(np.nan, "nan"), (np.inf, "inf"), (70_000.0, "70000.0")]
 )
-def test_logits_that_float16_cannot_hold_are_refused_and_nothing_is_written(tmp_path, value, shown):
+@pytest.mark.parametrize(("encoding", "k"), [("dense", None), ("top_k", 1)])
+def test_logits_that_float16_cannot_hold_are_refused_and_nothing_is_written(
+    tmp_path, value, shown, encoding, k
+):
     logits = np.array([[0, 1, 2], [3, value, 5]], np.float32)
-    canaries = np.zeros((2, 3, 8, 8), np.uint8)
+    contents = replace(CONTENTS, encoding=encoding, k=k)
     with pytest.raises(UserError, match=f"answers {shown} for sample 1 of train, view 0"):
-        write_shard(tmp_path / "shard.h5", CONTENTS, PLACE, logits, canaries, ["a", "b", "c"])
+        write_shard(tmp_path / "shard.h5", contents, PLACE, logits, LABELS, CANARIES)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -101,49 +116,88 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_told_with_the_bytes_needed_and_leaves_nothing(small_disk):
-    place = ShardPlace("train", 0, 0, 16_384)
-    canaries = np.zeros((4, 3, 8, 8), np.uint8)
     with pytest.raises(
         UserError, match=r"cannot be written .* needs 1\d\d,\d{3} bytes; .* are free"
     ) as e:
         write_shard(
             small_disk / "shard.h5",
-            CONTENTS,
-            place,
-            np.zeros((16_384, 3), np.float32),
-            canaries,
-            ["a" * 20_000, "b", "c"],
+            replace(CONTENTS, num_classes=4),
+            ShardPlace("train", 0, 0, 16_384),
+            np.zeros((16_384, 4), np.float32),
+            np.zeros(16_384, np.int64),
+            np.zeros((4, 32), np.uint8),
         )
     assert "No space left" in str(e.value)
     assert list(small_disk.iterdir()) == []
 
 
-def test_a_shard_says_all_that_it_is(tmp_path):
-    path = tmp_path / "shard.h5"
-    logits = np.arange(6, dtype=np.float32).reshape(2, 3)
-    canaries = np.zeros((2, 3, 8, 8), np.uint8)
-    write_shard(path, CONTENTS, PLACE, logits, canaries, ["a", "b", "ü"])
+IDENTITY = {
+    "format_version": 2,
+    "dataset_fingerprint": "d" * 64,
+    "teacher_fingerprint": "t" * 64,
+    "policy": "crop_flip",
+    "seed": 0,
+    "image_size": 8,
+    "precision": "float32",
+    "num_classes": 3,
+    "split": "train",
+    "view": 0,
+    "first_sample": 0,
+    "num_samples": 2,
+    "canaries_sha256": soft_targets.sha256(CANARIES),
+}
+
+
+def attributes_of(path: Path) -> dict[str, int | str]:
     with h5py.File(path, "r") as file:
-        assert list(file.attrs) == sorted(file.attrs)
-        attributes = {k: v.decode() if isinstance(v, bytes) else v for k, v in file.attrs.items()}
-        assert file["class_names"][2].decode() == "ü"
-    assert attributes == {
-        "format_version": 1,
-        "dataset_fingerprint": "d" * 64,
-        "teacher_fingerprint": "t" * 64,
-        "policy": "crop_flip",
-        "seed": 0,
-        "image_size": 8,
+        return {k: v.decode() if isinstance(v, bytes) else v for k, v in file.attrs.items()}
+
+
+def test_a_dense_shard_says_all_that_it_is(tmp_path):
+    logits = np.arange(6, dtype=np.float32).reshape(2, 3)
+    write_shard(tmp_path / "shard.h5", CONTENTS, PLACE, logits, LABELS, CANARIES)
+    assert attributes_of(tmp_path / "shard.h5") == IDENTITY | {
         "encoding": "dense",
-        "precision": "float32",
-        "num_classes": 3,
-        "split": "train",
-        "view": 0,
-        "first_sample": 0,
-        "num_samples": 2,
         "logits_sha256": soft_targets.sha256(logits.astype("<f2")),
-        "canaries_sha256": soft_targets.sha256(canaries),
     }
+
+
+def test_a_top_k_shard_says_all_that_it_is(tmp_path):
+    logits = np.arange(6, dtype=np.float32).reshape(2, 3)
+    contents = replace(CONTENTS, encoding="top_k", k=1)
+    write_shard(tmp_path / "shard.h5", contents, PLACE, logits, LABELS, CANARIES)
+    with h5py.File(tmp_path / "shard.h5", "r") as file:
+        ids, values = file["class_ids"][:], file["values"][:]
+    assert attributes_of(tmp_path / "shard.h5") == IDENTITY | {
+        "encoding": "top_k",
+        "k": 1,
+        "class_ids_sha256": soft_targets.sha256(ids),
+        "values_sha256": soft_targets.sha256(values),
+    }
+    assert ids.tolist() == [[2], [2]]  # the largest logit's class, in two bits
+    tail = np.log(1 + np.e)  # of the first row, whose label is its largest: classes 0 and 1
+    np.testing.assert_allclose(values, [[2, 2, tail, 0.5], [5, 3, 4, 4]], rtol=1e-3)
+
+
+@pytest.mark.parametrize(("encoding", "k"), [("dense", None), ("top_k", 3)])
+@pytest.mark.parametrize("num_samples", [1, 2, 4, 5, 3000])
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_the_size_of_a_shard_is_known_before_it_is_written(
+    tmp_path, encoding, k, num_samples, split
+):
+    contents = replace(CONTENTS, encoding=encoding, k=k, num_classes=17)
+    place = ShardPlace(split, 161, 16_384, num_samples)
+    labels = np.zeros(num_samples, np.int64)
+    logits = np.random.default_rng(0).standard_normal((num_samples, 17), np.float32)
+    canaries = np.zeros((min(4, num_samples), 32), np.uint8)
+    write_shard(tmp_path / "shard.h5", contents, place, logits, labels, canaries)
+    assert shard_bytes(contents, place) == (tmp_path / "shard.h5").stat().st_size
+
+
+def test_a_full_shard_of_1000_classes_costs_40_bytes_a_row_at_most():
+    contents = replace(CONTENTS, encoding="top_k", k=10, num_classes=1000, image_size=224)
+    place = ShardPlace("train", 0, 0, SHARD_SAMPLES)
+    assert shard_bytes(contents, place) <= 40 * SHARD_SAMPLES
 
 
 def test_shards_cover_every_row_once():
