@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hypothesis import settings
 from PIL import Image
 
 from pipeline import checkpoint
@@ -18,6 +19,8 @@ from pipeline.params.loading import load_section
 from pipeline.params.views import ViewsParams
 from pipeline.replay import Store, open_store
 
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 torch.set_num_threads(1)  # side by side with other work, two threads wait for one another
 
 PARAMS = {
