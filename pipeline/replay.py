@@ -21,6 +21,7 @@ from pipeline.files import read_json
 from pipeline.params.views import ViewsParams
 from pipeline.shards import (
     ArrayPlace,
+    Header,
     ShardError,
     check_attributes,
     check_shapes,
@@ -179,7 +180,7 @@ class Store:
         Raises:
             UserError: names what differs, and what to do.
         """
-        _refuse(self.directory, list(differences(self, dataset)))
+        _refuse(self.directory, list(differences(self.directory, self.index, dataset)))
 
 
 def _check_range(name: str, numbers: np.ndarray, count: int) -> None:
@@ -207,7 +208,7 @@ def open_store(
         UserError: anything is not as expected; says which, and what to do.
     """
     index = read_index(directory)
-    _check_purpose(directory, index, dataset, views, teacher_fingerprint)
+    check_purpose(directory, index, dataset, views, teacher_fingerprint)
     return open_shards(
         directory, index, {name: split.labels for name, split in dataset.splits.items()}
     )
@@ -255,13 +256,14 @@ def read_index(directory: Path = STORE) -> Index:
     return index
 
 
-def _check_purpose(
+def check_purpose(
     directory: Path,
     index: Index,
     dataset: Dataset,
     views: ViewsParams,
     teacher_fingerprint: str,
 ) -> None:
+    """Raises: UserError: the store is for another dataset, teacher or view plan."""
     contents = index.contents
     sizes = {name: len(split) for name, split in dataset.splits.items()}
     names = list(dataset.class_names) if index.format_version > 1 else []
@@ -306,14 +308,10 @@ def open_shards(directory: Path, index: Index, labels: Mapping[str, np.ndarray])
     for place in index.places():
         path = directory / place.file_name
         try:
-            header = read_header(path)
-            check_attributes(header, _attributes(index, place))
-            expected = row_shapes(index.contents, place)
-            check_shapes(header, expected)
+            arrays = MappedArrays(_checked_rows(read_header(path), index, place))
         except ShardError as error:
             problems.append(f"`{path}` {error}.")
             continue
-        arrays = MappedArrays({name: header.arrays[name] for name in expected})
         shards.setdefault((place.split, place.view), []).append(arrays)
     _refuse(directory, problems)
     # They are pickled for every worker that is spawned: none where not needed, and short ones.
@@ -322,8 +320,13 @@ def open_shards(directory: Path, index: Index, labels: Mapping[str, np.ndarray])
     return Store(directory, index, shards, {k: v.astype(short) for k, v in needed.items()})
 
 
-def _attributes(index: Index, place: ShardPlace) -> dict[str, int | str]:
-    return attributes(index.contents, place) | {"format_version": index.format_version}
+def _checked_rows(header: Header, index: Index, place: ShardPlace) -> dict[str, ArrayPlace]:
+    """Where a shard's rows are, if the header says that it is this one of this store."""
+    expected = attributes(index.contents, place) | {"format_version": index.format_version}
+    check_attributes(header, expected)
+    shapes = row_shapes(index.contents, place)
+    check_shapes(header, shapes)
+    return {name: header.arrays[name] for name in shapes}
 
 
 def _refuse(directory: Path, problems: Sequence[str]) -> None:
@@ -333,30 +336,31 @@ def _refuse(directory: Path, problems: Sequence[str]) -> None:
         raise UserError("\n".join([*shown, f"Remove `{directory}` and run `{AGAIN}`."]))
 
 
-def differences(store: Store, dataset: Dataset) -> Iterator[str]:
+def differences(directory: Path, index: Index, dataset: Dataset) -> Iterator[str]:
     """Whatever in the shards is not as written, or not as this code augments it now."""
-    for place in store.index.places():
-        path = store.directory / place.file_name
+    for place in index.places():
+        path = directory / place.file_name
         samples = canary_samples(place)
         pixels = apply_views(
             torch.from_numpy(dataset.splits[place.split].images[samples]),
-            policy_of(store.contents, place.split),
-            store.contents.seed,
+            policy_of(index.contents, place.split),
+            index.contents.seed,
             place.view,
             samples,
         ).numpy()
         try:
-            if store.index.format_version == 1:
-                _check_shard_1(path, samples, pixels)
+            if index.format_version == 1:
+                _check_shard_1(path, index, place, pixels)
             else:
-                check_shard(path, store.contents, place, canary_digests(pixels))
+                check_shard(path, index.contents, place, canary_digests(pixels))
         except ShardError as error:
             yield f"`{path}` {error}."
 
 
-def _check_shard_1(path: Path, samples: np.ndarray, pixels: np.ndarray) -> None:
-    """Of format 1: it kept the canaries' pixels themselves."""
-    header = read_header(path)
+def _check_shard_1(path: Path, index: Index, place: ShardPlace, pixels: np.ndarray) -> None:
+    """`check_shard` for format 1, which kept the canaries' pixels themselves."""
+    header, samples = read_header(path), canary_samples(place)
+    _checked_rows(header, index, place)
     check_shapes(
         header,
         {
