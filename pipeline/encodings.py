@@ -95,7 +95,7 @@ def decode(
     values = arrays["values"].astype(np.float32)  # [n, k + 3]
     num_rows, k = len(values), values.shape[1] - 3
     ids = np.empty((num_rows, k + 1), np.intp)  # the k, and the label
-    ids[:, :k] = _unpacked(arrays["class_ids"], k, id_bits(num_classes))
+    ids[:, :k] = unpack_ids(arrays["class_ids"], k, num_classes)
     ids[:, k] = np.where(labels < 0, ids[:, 0], labels)
     if num_rows and ids.max() >= num_classes:
         raise ValueError(f"class id {ids.max()} of {num_classes} classes")
@@ -155,8 +155,9 @@ def _packed(ids: np.ndarray, bits: int) -> np.ndarray:
     return np.packbits(spread.astype(np.uint8).reshape(len(ids), -1), axis=1, bitorder="little")
 
 
-def _unpacked(packed: np.ndarray, k: int, bits: int) -> np.ndarray:
-    """The inverse: [n, ceil(k * bits / 8)] -> [n, k] int64."""
+def unpack_ids(packed: np.ndarray, k: int, num_classes: int) -> np.ndarray:
+    """`class_ids` of n rows -> [n, k] int64, the largest logit's first; not checked."""
+    bits = id_bits(num_classes)
     places, shifts = _places(k, bits)
     # Past the last byte `clip` takes the last again, above the bits of any id.
     parts = packed.take(places, axis=1, mode="clip").astype(np.int64)  # [n, bytes, k]

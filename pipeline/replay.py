@@ -15,7 +15,7 @@ import torch
 
 from pipeline.augment import apply_views, permutation
 from pipeline.dataset import Dataset
-from pipeline.encodings import columns, decode
+from pipeline.encodings import columns, decode, unpack_ids
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.params.views import ViewsParams
@@ -353,8 +353,25 @@ def differences(directory: Path, index: Index, dataset: Dataset) -> Iterator[str
                 _check_shard_1(path, index, place, pixels)
             else:
                 check_shard(path, index.contents, place, canary_digests(pixels))
+            _check_rows(read_header(path), index.contents)
         except ShardError as error:
             yield f"`{path}` {error}."
+
+
+def _check_rows(header: Header, contents: Contents) -> None:
+    """What a writer of somebody else's may have missed: each row must have a meaning."""
+    for name in columns(contents.encoding, contents.num_classes, contents.k):
+        array = header.arrays[name].map()
+        if name == "class_ids":
+            ids = np.sort(unpack_ids(array, contents.k, contents.num_classes))
+            bad = (ids[:, -1] >= contents.num_classes) | (np.diff(ids) == 0).any(1)
+            what = f"{contents.k} different classes of {contents.num_classes}"
+        else:
+            exponent = np.uint16(0x7C00)  # all ones where float16 is infinite or not a number
+            bad = ((array.view(np.uint16) & exponent) == exponent).any(1)
+            what = "finite numbers"
+        if bad.any():
+            raise ShardError(f"is wrong in row {bad.argmax()}: its {name} are not {what}")
 
 
 def _check_shard_1(path: Path, index: Index, place: ShardPlace, pixels: np.ndarray) -> None:

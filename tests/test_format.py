@@ -1,6 +1,7 @@
 """docs/soft_targets_format.md is enough to read a store, and to write one that trains students."""
 
 import ast
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -71,6 +72,38 @@ def test_a_store_that_somebody_else_wrote_by_the_page_trains_a_student(project, 
     np.testing.assert_allclose(rows, splits["train"][2][1], rtol=2e-3, atol=2e-3)
     run_stage("student", "small")
     assert bytes_of(Path("models/students/small")) != before
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "message"),
+    [
+        ("logits", np.nan, "its logits are not finite numbers"),
+        ("logits", -np.inf, "its logits are not finite numbers"),
+        ("values", np.inf, "its values are not finite numbers"),
+        ("class_ids", 3, "its class_ids are not 1 different classes of 3"),
+    ],
+)
+def test_rows_of_somebody_elses_that_mean_nothing_are_refused(project, name, number, message):
+    if name != "logits":
+        change_params("soft_targets", encoding="top_k", k=1)
+        run_stage("soft_targets")
+    with h5py.File(STORE / "train_view00001_sample000000000.h5", "r+") as file:
+        file[name][7, 0] = number
+        digest = hashlib.sha256(file[name][:].tobytes()).hexdigest()
+        file.attrs[f"{name}_sha256"] = np.bytes_(digest)
+    with pytest.raises(UserError, match=f"sample000000000.h5` is wrong in row 7: {message}"):
+        run_stage("student", "small")
+
+
+def test_a_row_that_names_a_class_twice_is_refused(project):
+    change_params("soft_targets", encoding="top_k", k=2)
+    run_stage("soft_targets")
+    with h5py.File(STORE / "train_view00001_sample000000000.h5", "r+") as file:
+        file["class_ids"][7] = 0b1010  # class 2, and class 2 again
+        digest = hashlib.sha256(file["class_ids"][:].tobytes()).hexdigest()
+        file.attrs["class_ids_sha256"] = np.bytes_(digest)
+    with pytest.raises(UserError, match="its class_ids are not 2 different classes of 3"):
+        opened()
 
 
 @pytest.fixture
