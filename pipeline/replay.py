@@ -4,7 +4,7 @@ docs/soft_targets_format.md is normative. Reads formats 1 and 2.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -229,19 +229,24 @@ def read_index(directory: Path = STORE) -> Index:
         raise UserError(
             f"`{path}` has format version {version}; expected 1 to {FORMAT_VERSION}. {remedy}."
         )
-    try:
-        keys = [key for key in Contents.__dataclass_fields__ if key != "k"]
-        contents = Contents(**{key: content[key] for key in keys}, k=content.get("k"))
-        index = Index(
-            version,
-            contents,
-            content["splits"],
-            content["num_views"],
-            content["class_names"] if version > 1 else [],
-            content.get("fidelity", {}),
-        )
-    except KeyError as error:
-        raise UserError(f"`{path}` lacks {error}. Run `{AGAIN}`.") from None
+    expected = {field.name: field.type for field in fields(Contents)}
+    expected |= {"splits": dict, "num_views": int}
+    expected |= {"class_names": list, "fidelity": dict} if version > 1 else {}
+    for key, kind in expected.items():
+        if key not in content and key != "k":
+            raise UserError(f"`{path}` lacks '{key}'. Run `{AGAIN}`.")
+        if not isinstance(content.get(key), kind):
+            name = getattr(kind, "__name__", kind)
+            raise UserError(f"`{path}` has {key} {content[key]!r}; expected {name}. Run `{AGAIN}`.")
+    contents = Contents(**{field.name: content.get(field.name) for field in fields(Contents)})
+    index = Index(
+        version,
+        contents,
+        content["splits"],
+        content["num_views"],
+        content.get("class_names", []),
+        content.get("fidelity", {}),
+    )
     known = ("dense",) if version == 1 else ("dense", "top_k")
     if contents.encoding not in known:
         raise UserError(

@@ -67,21 +67,9 @@ def inspect(directory: Path) -> Iterator[str]:
         f"  size      {sum(files.values()):,} bytes; {per_view:,.1f} per view of an image, "
         f"{data:,} of them its row"
     )
-    yield f"  fidelity  {_fidelity(index)}"
+    measured = ", ".join(f"{key} {value}" for key, value in index.fidelity.items())
+    yield f"  fidelity  {measured or 'not measured'}"
     yield from (f"  {line}" for line in _few_rows(store))
-
-
-def _fidelity(index: Index) -> str:
-    measured = index.fidelity
-    if not measured:
-        return "not measured"
-    prefix = "kl_at_temperature_"
-    temperatures = [key.removeprefix(prefix) for key in measured if key.startswith(prefix)]
-    divergences = ", ".join(f"{measured[prefix + t]:.2e}" for t in temperatures)
-    return (
-        f"KL(teacher || stored) {divergences} nats at T = {', '.join(temperatures)}; the same "
-        f"first class in {measured['agreement']:.2%}; of {measured['rows']} rows"
-    )
 
 
 def _few_rows(store: Store) -> Iterator[str]:

@@ -217,6 +217,15 @@ def test_an_index_without_a_field_is_refused_by_its_name(project, field):
         opened()
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("num_views", "3"), ("splits", 5), ("num_classes", 3.0), ("k", "2")]
+)
+def test_an_index_with_a_field_of_another_type_is_refused_by_its_name(project, field, value):
+    change_index(**{field: value})
+    with pytest.raises(UserError, match=f"store.json` has {field} {value!r}; expected (int|dict)"):
+        opened()
+
+
 def test_every_damaged_shard_is_named(project):
     SHARD.unlink()
     (STORE / "test_view00000_sample000000000.h5").write_bytes(b"no HDF5")
