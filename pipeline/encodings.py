@@ -125,11 +125,14 @@ def _top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> tuple[np.ndarray, 
     values = np.zeros((len(rows), k + 3), FLOAT16)
     values[:, :k] = np.take_along_axis(rows, ids, 1)
     values[:, k : k + 1] = np.take_along_axis(rows, label, 1)
-    some = in_tail.any(1)  # the other rows have no tail: both its numbers stay 0
-    tail = np.where(in_tail[some], logits[some].astype(np.float64), -np.inf)
-    largest = tail.max(1, initial=-np.inf)
-    log_sum_exp = largest + np.log(np.exp(tail - largest[:, None]).sum(1))
-    mean = np.where(in_tail[some], tail, 0).sum(1) / in_tail[some].sum(1)
+    count = np.count_nonzero(in_tail, axis=1)
+    some = count > 0  # the other rows have no tail: both its numbers stay 0
+    exact = logits.astype(np.float64)
+    mean = np.where(in_tail, exact, 0).sum(1)[some] / count[some]
+    exact[~in_tail] = -np.inf
+    largest = exact.max(1)
+    exact -= np.where(some, largest, 0)[:, None]
+    log_sum_exp = largest[some] + np.log(np.exp(exact, out=exact).sum(1)[some])
     for column, number in ((k + 1, log_sum_exp), (k + 2, mean)):
         values[some, column] = np.clip(number, -_LARGEST, _LARGEST)
     return ids, values
@@ -138,8 +141,8 @@ def _top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> tuple[np.ndarray, 
 def _largest(rows: np.ndarray, k: int) -> np.ndarray:
     """Ids of the k largest, [n, k] int64: by unique keys, so that ties cannot vary."""
     num_classes = rows.shape[1]
-    bits = (rows + FLOAT16.type(0)).view(np.uint16)  # -0 counts as 0
-    ordered = np.where(bits & 0x8000, ~bits, bits | 0x8000)
+    bits = rows.view(np.int16)  # sign and magnitude; -0 and 0 become the same
+    ordered = np.where(bits < 0, -(bits & 0x7FFF), bits).astype(np.int32) + 0x8000
     word, shift = (np.uint32, 16) if num_classes <= 2**16 else (np.uint64, 32)
     reversed_ids = np.arange(num_classes - 1, -1, -1, dtype=word)
     keys = (ordered.astype(word) << word(shift)) | reversed_ids
