@@ -1,27 +1,28 @@
 """The soft-target store: what a shard says of itself, and how it is written.
 
 The normative description is docs/soft_targets_format.md. Contract code: an edit here runs the
-teacher again; readers live in replay.py.
+teacher again. One shard's file is read by shards.py; readers of the store live in replay.py.
 """
 
 import hashlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import h5py
 import numpy as np
 
+from pipeline.encodings import FLOAT16, columns, encode
 from pipeline.errors import UserError
 from pipeline.files import atomic_file, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 STORE = Path("data/soft_targets")
 INDEX = "store.json"
 SHARD_SAMPLES = 16_384
 CANARIES = 4  # images per shard
-LOGITS_DTYPE = np.dtype("<f2")
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,14 @@ class Contents:
     policy: str  # of the training split's views; validation and test are stored as they are
     seed: int
     image_size: int  # pixels, the side of a view
-    encoding: str
+    encoding: str  # dense | top_k
+    k: int | None  # of top_k
     precision: str  # of the teacher's forward pass
     num_classes: int
+
+    def identity(self) -> dict[str, int | str]:
+        """As it is written: `k` stands with top_k alone."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -65,10 +71,10 @@ def policy_of(contents: Contents, split: str) -> str:
 
 
 def attributes(contents: Contents, place: ShardPlace) -> dict[str, int | str]:
-    """A shard's attributes, but for the checksums of its rows and canaries, in their order."""
+    """A shard's attributes, but for the checksums of its datasets, in their order."""
     return {
         "format_version": FORMAT_VERSION,
-        **asdict(contents),
+        **contents.identity(),
         "policy": policy_of(contents, place.split),
         **asdict(place),
     }
@@ -80,36 +86,33 @@ def canary_samples(place: ShardPlace) -> np.ndarray:
     return place.first_sample + np.arange(count) * (place.num_samples - 1) // max(1, count - 1)
 
 
+def canary_digests(pixels: np.ndarray) -> np.ndarray:
+    """[K, C, H, W] uint8 -> [K, 32] uint8, the SHA-256 of each image's pixels."""
+    digests = b"".join(hashlib.sha256(image).digest() for image in np.ascontiguousarray(pixels))
+    return np.frombuffer(digests, np.uint8).reshape(len(pixels), 32)
+
+
 def write_shard(
     path: Path,
     contents: Contents,
     place: ShardPlace,
     logits: np.ndarray,
-    canary_pixels: np.ndarray,
-    class_names: Sequence[str],
+    labels: np.ndarray,
+    canaries: np.ndarray,
 ) -> None:
     """Write one shard: complete and flushed to disk under its name, or absent.
 
     Args:
         logits: [num_samples, num_classes] float32, raw.
-        canary_pixels: [<= CANARIES, C, H, W] uint8, the views of `canary_samples(place)`.
+        labels: [num_samples] int64, -1 for none: top_k keeps the label's logit.
+        canaries: [<= CANARIES, 32] uint8, the digests of `canary_samples(place)`.
 
     Raises:
         UserError: a logit that float16 cannot hold, or that is not a number; or no room on disk.
     """
-    with np.errstate(over="ignore"):
-        rows = np.ascontiguousarray(logits, LOGITS_DTYPE)
-    finite = np.isfinite(rows).all(1)
-    if not finite.all():
-        bad = int(np.argmin(finite))
-        value = logits[bad][~np.isfinite(rows[bad])][0]
-        raise UserError(
-            f"the teacher answers {value} for sample {place.first_sample + bad} of {place.split}, "
-            f"view {place.view} ({int((~finite).sum())} such samples in this shard); expected "
-            f"finite logits within float16's ±65504. Look at the teacher's weights, its `mean` and "
-            "`std`, and `soft_targets.precision`."
-        )
-    image = _file_image(contents, place, rows, canary_pixels, class_names)
+    _check_finite(place, logits)
+    arrays = encode(logits, labels, contents.encoding, contents.k)
+    image = _file_image(contents, place, arrays, canaries)
     try:
         with atomic_file(path) as partial:
             partial.write_bytes(image)
@@ -121,25 +124,49 @@ def write_shard(
         ) from None
 
 
+def _check_finite(place: ShardPlace, logits: np.ndarray) -> None:
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(logits.astype(FLOAT16))
+    if not finite.all():
+        bad_rows = ~finite.all(1)
+        bad = int(np.argmax(bad_rows))
+        value = logits[bad][~finite[bad]][0]
+        raise UserError(
+            f"the teacher answers {value} for sample {place.first_sample + bad} of {place.split}, "
+            f"view {place.view} ({int(bad_rows.sum())} such samples in this shard); expected "
+            f"finite logits within float16's ±65504. Look at the teacher's weights, its `mean` and "
+            "`std`, and `soft_targets.precision`."
+        )
+
+
+def shard_bytes(contents: Contents, place: ShardPlace) -> int:
+    """The exact size of a shard's file, before there are rows for it."""
+    return _size_of(contents, replace(place, view=0, first_sample=0))
+
+
+@lru_cache  # a store has few kinds of shards, and HDF5's overhead follows no simple rule
+def _size_of(contents: Contents, place: ShardPlace) -> int:
+    widths = columns(contents.encoding, contents.num_classes, contents.k)
+    arrays = {
+        name: np.zeros((place.num_samples, width), dtype) for name, (width, dtype) in widths.items()
+    }
+    canaries = np.zeros((len(canary_samples(place)), 32), np.uint8)
+    return len(_file_image(contents, place, arrays, canaries))
+
+
 def _file_image(
-    contents: Contents,
-    place: ShardPlace,
-    rows: np.ndarray,
-    canary_pixels: np.ndarray,
-    class_names: Sequence[str],
+    contents: Contents, place: ShardPlace, arrays: Mapping[str, np.ndarray], canaries: np.ndarray
 ) -> bytes:
     """The HDF5 file, made in memory: on a full disk h5py's own writing fails without an error."""
-    names = [name.encode() for name in class_names]
     with h5py.File("shard", "w", driver="core", backing_store=False) as file:
         for key, value in attributes(contents, place).items():
             text = isinstance(value, str)
             file.attrs[key] = np.bytes_(value.encode()) if text else np.int64(value)
-        file.attrs["logits_sha256"] = np.bytes_(sha256(rows))
-        file.attrs["canaries_sha256"] = np.bytes_(sha256(canary_pixels))
-        file.create_dataset("logits", data=rows, track_times=False)
-        file.create_dataset("canary_samples", data=canary_samples(place), track_times=False)
-        file.create_dataset("canary_pixels", data=canary_pixels, track_times=False)
-        file.create_dataset("class_names", data=np.array(names), track_times=False)
+        checked = {**arrays, "canaries": canaries}
+        for name, array in checked.items():
+            file.attrs[f"{name}_sha256"] = np.bytes_(sha256(array))
+        for name, array in {**checked, "canary_samples": canary_samples(place)}.items():
+            file.create_dataset(name, data=array, track_times=False)
         file.flush()
         return file.id.get_file_image()
 
@@ -149,15 +176,23 @@ def sha256(array: np.ndarray) -> str:
 
 
 def write_index(
-    directory: Path, contents: Contents, split_sizes: Mapping[str, int], num_views: int
+    directory: Path,
+    contents: Contents,
+    class_names: Sequence[str],
+    split_sizes: Mapping[str, int],
+    num_views: int,
+    fidelity: Mapping[str, float],
 ) -> None:
-    """Write what tells a complete store from one that lacks shards."""
+    """Write what tells a complete store from one that lacks shards, and how faithful its rows are
+    to the teacher's answers."""
     write_json(
         directory / INDEX,
         {
             "format_version": FORMAT_VERSION,
-            **asdict(contents),
+            **contents.identity(),
             "splits": dict(split_sizes),
             "num_views": num_views,
+            "fidelity": dict(fidelity),
+            "class_names": list(class_names),
         },
     )

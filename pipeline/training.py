@@ -31,8 +31,11 @@ from pipeline.params.students import StudentParams
 from pipeline.params.training import TrainingParams
 from pipeline.progress import EpochLog, bar
 
-#: (student_logits [B, C], labels [B], teacher_logits [B, C] or None) -> mean loss.
-Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+#: (student_logits [B, C], labels [B], teacher_logits [B, C] or None, kept [B, C] or None) -> mean
+#: loss.
+Loss = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+#: (view, samples [B]) -> (teacher_logits [B, C], kept [B, C] bool or None: every class).
+SoftTargets = Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray | None]]
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Lesson:
     loss: Loss
     view_of_epoch: Callable[[int], int]  # epochs counted from 0
     apply_view: Callable[[Tensor, int, np.ndarray], Tensor]  # (images, view, samples) -> pixels
-    soft_targets: Callable[[int, np.ndarray], np.ndarray] | None  # (view, samples) -> [B, C]
+    soft_targets: SoftTargets | None
 
 
 @dataclass(frozen=True)
@@ -137,14 +140,15 @@ def train(
         network.train()
         for samples in bar(batches(order, params.batch_size), f"epoch {epoch}"):
             pixels = lesson.apply_view(images[samples], view, samples)
-            teacher_logits = None
+            teacher_logits = kept = None
             if lesson.soft_targets is not None:
-                rows = torch.from_numpy(lesson.soft_targets(view, samples))
-                teacher_logits = rows.to(device, torch.float32)
+                rows, mask = lesson.soft_targets(view, samples)
+                teacher_logits = torch.from_numpy(rows).to(device, torch.float32)
+                kept = None if mask is None else torch.from_numpy(mask).to(device)
             inputs = spec.apply(pixels)
             with training_autocast(device):
                 logits = network(inputs)
-            loss = lesson.loss(logits, labels[samples], teacher_logits)
+            loss = lesson.loss(logits, labels[samples], teacher_logits, kept)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -9,8 +9,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hypothesis import settings
 from PIL import Image
 
+from pipeline import checkpoint
+from pipeline.checkpoint import TEACHER
+from pipeline.dataset import open_dataset
+from pipeline.params.loading import load_section
+from pipeline.params.views import ViewsParams
+from pipeline.replay import Store, open_store
+
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 torch.set_num_threads(1)  # side by side with other work, two threads wait for one another
 
 PARAMS = {
@@ -84,6 +94,26 @@ def run_stage(name: str, *arguments: str) -> None:
         sys.argv = before
 
 
+def opened() -> Store:
+    """The current folder's store, every byte verified."""
+    teacher = checkpoint.fingerprint(TEACHER, made_by="-")
+    views = load_section(ViewsParams, "views")
+    dataset = open_dataset().at(views.image_size)
+    store = open_store(dataset, views, teacher)
+    store.verify(dataset)
+    return store
+
+
+def change_params(section: str, **values: object) -> None:
+    params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))
+    params[section] |= values
+    write_params(Path(), params)
+
+
+def bytes_of(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
 @pytest.fixture(scope="session")
 def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project in which every stage has run. Read it; `project` is a copy to change."""
@@ -97,6 +127,7 @@ def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for stage in ("baseline", "student"):
             run_stage(stage, "small")
         run_stage("compare")
+    shutil.rmtree(root / ".scratch")  # else nothing of a test's own teacher would run
     return root
 
 

@@ -106,6 +106,17 @@ def set_param(*keys: str, value: object) -> Callable[[Clone], None]:
     return edit
 
 
+def test_more_views_run_the_teacher_on_the_new_ones_alone_and_fewer_run_nothing(clone):
+    clone.params["views"]["count"] = 4
+    write_params(clone.root, clone.params)
+    output = clone.dvc("repro", "soft_targets")
+    assert "resumes 5 finished shards (132 rows)" in output
+    assert "ahead: 36 teacher passes" in output
+    clone.params["views"]["count"] = 3
+    write_params(clone.root, clone.params)
+    assert "Running stage" not in clone.dvc("repro", "soft_targets")
+
+
 ANOTHER_STUDENT = {
     "family": "cifar_resnet",
     "network": "resnet8",

@@ -58,7 +58,7 @@ def test_one_step_from_the_store_is_one_step_with_the_live_teacher(project):
         torch.from_numpy(split.images[samples]), views.policy, views.seed, view, samples
     )
     live = evaluation.predict(teacher, description.input, pixels).clone()
-    cached = torch.from_numpy(store.gather(view, samples)).float()
+    cached = torch.from_numpy(store.gather(view, samples).logits).float()
 
     def step(teacher_logits: torch.Tensor) -> tuple[float, torch.Tensor]:
         torch.manual_seed(0)

@@ -3,44 +3,34 @@
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
-import yaml
-from conftest import run_stage, write_images, write_params
+from conftest import bytes_of, change_params, opened, run_stage
 
-from pipeline import augment, checkpoint, soft_targets
+from pipeline import checkpoint, soft_targets
 from pipeline.augment import apply_views
 from pipeline.checkpoint import TEACHER
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
-from pipeline.params.loading import load_section
-from pipeline.params.views import ViewsParams
-from pipeline.replay import Store, open_store, view_of_epoch
-from pipeline.soft_targets import Contents, ShardPlace, shard_places, write_shard
+from pipeline.files import read_json
+from pipeline.replay import view_of_epoch
+from pipeline.soft_targets import (
+    SHARD_SAMPLES,
+    Contents,
+    ShardPlace,
+    canary_digests,
+    shard_bytes,
+    shard_places,
+    write_shard,
+)
 
 STORE = Path("data/soft_targets")
 SHARD = STORE / "train_view00001_sample000000000.h5"
-
-
-def opened() -> Store:
-    teacher = checkpoint.fingerprint(TEACHER, made_by="-")
-    views = load_section(ViewsParams, "views")
-    return open_store(open_dataset().at(views.image_size), views, teacher)
-
-
-def change_params(section: str, **values: object) -> None:
-    params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))
-    params[section] |= values
-    write_params(Path(), params)
-
-
-def bytes_of(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
 def test_a_repeated_run_writes_the_same_bytes(project):
@@ -61,8 +51,8 @@ def test_the_rows_are_the_teachers_logits_for_the_views(project):
     )
     with torch.inference_mode():
         live = network(description.input.apply(views)).numpy()
-    np.testing.assert_allclose(store.gather(2, samples), live, rtol=1e-3, atol=1e-4)
-    test_rows = np.concatenate(store.rows["test", 0])
+    np.testing.assert_allclose(store.gather(2, samples).logits, live, rtol=1e-3, atol=1e-4)
+    test_rows = store.gather(0, np.arange(len(dataset.splits["test"])), split="test").logits
     with torch.inference_mode():
         live = network(
             description.input.apply(torch.from_numpy(dataset.splits["test"].images))
@@ -77,7 +67,9 @@ def test_samples_of_several_shards_are_gathered_in_the_order_asked_for(monkeypat
     run_stage("soft_targets")
     assert len(list(STORE.glob("train_view00000_*"))) == 3
     samples = np.random.default_rng(0).permutation(36)
-    np.testing.assert_allclose(opened().gather(1, samples), whole[samples], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        opened().gather(1, samples).logits, whole[samples], rtol=1e-3, atol=1e-4
+    )
 
 
 def opened_before_sharding() -> np.ndarray:
@@ -88,144 +80,27 @@ def opened_before_sharding() -> np.ndarray:
 def test_any_hdf5_reader_sees_the_same_rows_as_the_memory_map(project):
     with h5py.File(SHARD, "r") as file:
         assert file["logits"].chunks is None
-        assert np.array_equal(file["logits"][:], opened().gather(1, np.arange(36)))
-        assert [name.decode() for name in file["class_names"][:]] == ["ant", "bee", "cat"]
+        assert np.array_equal(file["logits"][:], opened().gather(1, np.arange(36)).logits)
+    assert read_json(STORE / "store.json", made_by="-")["class_names"] == ["ant", "bee", "cat"]
 
 
-def test_a_store_is_accepted_where_nothing_changed(project):
-    assert opened().num_views == 3
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"seed": 8}, "written for views.seed 7, but params.yaml says 8"),
-        ({"policy": "crop"}, "written for views.policy crop_flip, but params.yaml says crop"),
-        ({"count": 4}, "written for views.count 3, but params.yaml says 4"),
-        ({"image_size": 12}, "written for views.image_size 16, but params.yaml says 12"),
-    ],
-)
-def test_a_store_of_another_view_plan_is_refused(project, changed, message):
-    change_params("views", **changed)
-    with pytest.raises(UserError, match=message) as refusal:
-        opened()
-    assert "Run `dvc repro soft_targets`" in str(refusal.value)
-
-
-def test_a_store_of_another_dataset_is_refused(project):
-    write_images(Path("images"), per_class=21)
-    run_stage("prepare")
-    with pytest.raises(
-        UserError, match=r"written for dataset \w{12}…, but data/prepared is \w{12}…"
-    ):
-        opened()
-
-
-def test_a_store_of_another_teacher_is_refused(project):
-    params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))
-    params["teacher"]["training"]["seed"] = 99
-    write_params(Path(), params)
-    run_stage("teacher")
-    with pytest.raises(
-        UserError, match=r"written for teacher \w{12}…, but models/teacher is \w{12}…"
-    ):
-        opened()
-
-
-def test_a_student_refuses_such_a_store_and_leaves_its_outputs_alone(project):
-    before = bytes_of(Path("models/students/small"))
-    change_params("views", seed=8)
-    with pytest.raises(UserError, match="views.seed"):
-        run_stage("student", "small")
-    assert bytes_of(Path("models/students/small")) == before
-
-
-def test_changed_augmentation_code_is_caught_by_the_canaries(project, monkeypatch):
-    original = augment._crop_and_flip
-    monkeypatch.setattr(
-        augment, "_crop_and_flip", lambda images, top, left, flip: original(images, left, top, flip)
-    )
-    with pytest.raises(UserError, match="canaries of .* differ"):
-        opened()
-
-
-def test_changed_images_under_the_same_fingerprint_are_caught_by_the_canaries(project):
-    path = Path("data/prepared/train_images.npy")
-    images = np.load(path)
-    np.save(path, 255 - images)
-    with pytest.raises(UserError, match="canaries of .* differ"):
-        opened()
-
-
-@pytest.mark.parametrize(("key", "value"), [("seed", 8), ("policy", "crop")])
-def test_a_store_relabelled_for_another_view_plan_is_caught_by_the_canaries(project, key, value):
-    for path in STORE.glob("train_*.h5"):
-        with h5py.File(path, "r+") as file:
-            file.attrs[key] = np.bytes_(value) if isinstance(value, str) else value
-    write_json(STORE / "store.json", read_json(STORE / "store.json", made_by="-") | {key: value})
-    for path in (*STORE.glob("validation_*.h5"), *STORE.glob("test_*.h5")):
-        with h5py.File(path, "r+") as file:
-            file.attrs["seed"] = 8 if key == "seed" else 7
-    change_params("views", **{key: value})
-    with pytest.raises(UserError, match="canaries of .* differ"):
-        opened()
-
-
-def test_a_missing_shard_is_refused(project):
-    SHARD.unlink()
-    with pytest.raises(UserError, match="is absent: the store is incomplete"):
-        opened()
-
-
-def test_an_absent_store_is_refused(project):
-    shutil.rmtree(STORE)
-    with pytest.raises(UserError, match="is absent. Run `dvc repro soft_targets`"):
-        opened()
-
-
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
-def test_a_truncated_shard_is_refused(project, share):
-    content = SHARD.read_bytes()
-    SHARD.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(UserError, match="is damaged"):
-        opened()
-
-
-def test_a_flipped_bit_in_any_row_is_refused(project):
-    with h5py.File(SHARD, "r") as file:
-        offset = file["logits"].id.get_offset()
-    content = bytearray(SHARD.read_bytes())
-    content[offset + 17] ^= 1
-    SHARD.write_bytes(content)
-    with pytest.raises(UserError, match="logits do not match their checksum"):
-        opened()
-
-
-def test_a_shard_of_another_store_is_refused(project):
-    shutil.copy(STORE / "train_view00002_sample000000000.h5", SHARD)
-    with pytest.raises(UserError, match="says view 2, but `store.json` beside it says 1"):
-        opened()
-
-
-def test_a_newer_format_is_refused_with_the_advice_to_update(project):
-    index = read_json(STORE / "store.json", made_by="-")
-    write_json(STORE / "store.json", index | {"format_version": 2})
-    with pytest.raises(UserError, match="format version 2; expected 1. Update Teach Once"):
-        opened()
-
-
-CONTENTS = Contents("d" * 64, "t" * 64, "crop_flip", 0, 8, "dense", "float32", 3)
+CONTENTS = Contents("d" * 64, "t" * 64, "crop_flip", 0, 8, "dense", None, "float32", 3)
 PLACE = ShardPlace("train", 0, 0, 2)
+LABELS = np.array([2, 0])
+CANARIES = canary_digests(np.zeros((2, 3, 8, 8), np.uint8))
 
 
 @pytest.mark.parametrize(
     ("value", "shown"), [(np.nan, "nan"), (np.inf, "inf"), (70_000.0, "70000.0")]
 )
-def test_logits_that_float16_cannot_hold_are_refused_and_nothing_is_written(tmp_path, value, shown):
+@pytest.mark.parametrize(("encoding", "k"), [("dense", None), ("top_k", 1)])
+def test_logits_that_float16_cannot_hold_are_refused_and_nothing_is_written(
+    tmp_path, value, shown, encoding, k
+):
     logits = np.array([[0, 1, 2], [3, value, 5]], np.float32)
-    canaries = np.zeros((2, 3, 8, 8), np.uint8)
+    contents = replace(CONTENTS, encoding=encoding, k=k)
     with pytest.raises(UserError, match=f"answers {shown} for sample 1 of train, view 0"):
-        write_shard(tmp_path / "shard.h5", CONTENTS, PLACE, logits, canaries, ["a", "b", "c"])
+        write_shard(tmp_path / "shard.h5", contents, PLACE, logits, LABELS, CANARIES)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -241,49 +116,88 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_told_with_the_bytes_needed_and_leaves_nothing(small_disk):
-    place = ShardPlace("train", 0, 0, 16_384)
-    canaries = np.zeros((4, 3, 8, 8), np.uint8)
     with pytest.raises(
         UserError, match=r"cannot be written .* needs 1\d\d,\d{3} bytes; .* are free"
     ) as e:
         write_shard(
             small_disk / "shard.h5",
-            CONTENTS,
-            place,
-            np.zeros((16_384, 3), np.float32),
-            canaries,
-            ["a" * 20_000, "b", "c"],
+            replace(CONTENTS, num_classes=4),
+            ShardPlace("train", 0, 0, 16_384),
+            np.zeros((16_384, 4), np.float32),
+            np.zeros(16_384, np.int64),
+            np.zeros((4, 32), np.uint8),
         )
     assert "No space left" in str(e.value)
     assert list(small_disk.iterdir()) == []
 
 
-def test_a_shard_says_all_that_it_is(tmp_path):
-    path = tmp_path / "shard.h5"
-    logits = np.arange(6, dtype=np.float32).reshape(2, 3)
-    canaries = np.zeros((2, 3, 8, 8), np.uint8)
-    write_shard(path, CONTENTS, PLACE, logits, canaries, ["a", "b", "ü"])
+IDENTITY = {
+    "format_version": 2,
+    "dataset_fingerprint": "d" * 64,
+    "teacher_fingerprint": "t" * 64,
+    "policy": "crop_flip",
+    "seed": 0,
+    "image_size": 8,
+    "precision": "float32",
+    "num_classes": 3,
+    "split": "train",
+    "view": 0,
+    "first_sample": 0,
+    "num_samples": 2,
+    "canaries_sha256": soft_targets.sha256(CANARIES),
+}
+
+
+def attributes_of(path: Path) -> dict[str, int | str]:
     with h5py.File(path, "r") as file:
-        assert list(file.attrs) == sorted(file.attrs)
-        attributes = {k: v.decode() if isinstance(v, bytes) else v for k, v in file.attrs.items()}
-        assert file["class_names"][2].decode() == "ü"
-    assert attributes == {
-        "format_version": 1,
-        "dataset_fingerprint": "d" * 64,
-        "teacher_fingerprint": "t" * 64,
-        "policy": "crop_flip",
-        "seed": 0,
-        "image_size": 8,
+        return {k: v.decode() if isinstance(v, bytes) else v for k, v in file.attrs.items()}
+
+
+def test_a_dense_shard_says_all_that_it_is(tmp_path):
+    logits = np.arange(6, dtype=np.float32).reshape(2, 3)
+    write_shard(tmp_path / "shard.h5", CONTENTS, PLACE, logits, LABELS, CANARIES)
+    assert attributes_of(tmp_path / "shard.h5") == IDENTITY | {
         "encoding": "dense",
-        "precision": "float32",
-        "num_classes": 3,
-        "split": "train",
-        "view": 0,
-        "first_sample": 0,
-        "num_samples": 2,
         "logits_sha256": soft_targets.sha256(logits.astype("<f2")),
-        "canaries_sha256": soft_targets.sha256(canaries),
     }
+
+
+def test_a_top_k_shard_says_all_that_it_is(tmp_path):
+    logits = np.arange(6, dtype=np.float32).reshape(2, 3)
+    contents = replace(CONTENTS, encoding="top_k", k=1)
+    write_shard(tmp_path / "shard.h5", contents, PLACE, logits, LABELS, CANARIES)
+    with h5py.File(tmp_path / "shard.h5", "r") as file:
+        ids, values = file["class_ids"][:], file["values"][:]
+    assert attributes_of(tmp_path / "shard.h5") == IDENTITY | {
+        "encoding": "top_k",
+        "k": 1,
+        "class_ids_sha256": soft_targets.sha256(ids),
+        "values_sha256": soft_targets.sha256(values),
+    }
+    assert ids.tolist() == [[2], [2]]  # the largest logit's class, in two bits
+    tail = np.log(1 + np.e)  # of the first row, whose label is its largest: classes 0 and 1
+    np.testing.assert_allclose(values, [[2, 2, tail, 0.5], [5, 3, 4, 4]], rtol=1e-3)
+
+
+@pytest.mark.parametrize(("encoding", "k"), [("dense", None), ("top_k", 3)])
+@pytest.mark.parametrize("num_samples", [1, 2, 4, 5, 3000])
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_the_size_of_a_shard_is_known_before_it_is_written(
+    tmp_path, encoding, k, num_samples, split
+):
+    contents = replace(CONTENTS, encoding=encoding, k=k, num_classes=17)
+    place = ShardPlace(split, 161, 16_384, num_samples)
+    labels = np.zeros(num_samples, np.int64)
+    logits = np.random.default_rng(0).standard_normal((num_samples, 17), np.float32)
+    canaries = np.zeros((min(4, num_samples), 32), np.uint8)
+    write_shard(tmp_path / "shard.h5", contents, place, logits, labels, canaries)
+    assert shard_bytes(contents, place) == (tmp_path / "shard.h5").stat().st_size
+
+
+def test_a_full_shard_of_1000_classes_costs_40_bytes_a_row_at_most():
+    contents = replace(CONTENTS, encoding="top_k", k=10, num_classes=1000, image_size=224)
+    place = ShardPlace("train", 0, 0, SHARD_SAMPLES)
+    assert shard_bytes(contents, place) <= 40 * SHARD_SAMPLES
 
 
 def test_shards_cover_every_row_once():

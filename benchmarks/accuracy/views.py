@@ -37,7 +37,7 @@ from pipeline.losses import soft_and_hard_loss
 from pipeline.params.network import NetworkParams
 from pipeline.params.training import TrainingParams
 from pipeline.params.views import ViewsParams
-from pipeline.replay import open_store, view_of_epoch
+from pipeline.replay import Targets, open_store, view_of_epoch
 from pipeline.stages.baseline import label_loss
 from pipeline.training import Lesson, evaluate, train
 
@@ -128,6 +128,8 @@ class Study:
             )
             for policy, count in CACHED.items()
         }
+        for store in self.stores.values():
+            store.verify(self.dataset)
         self.teacher, self.description = checkpoint.load(teacher, made_by="dvc repro teacher")
 
     def lesson(self, way: Way, seed: int) -> Lesson:
@@ -139,7 +141,7 @@ class Study:
             return fresh(label_loss, apply_view=fresh_view, soft_targets=None)
         entries = [(policy, view) for policy, count in way.cached for view in range(count)]
 
-        def rows(number: int, samples: np.ndarray) -> np.ndarray:
+        def rows(number: int, samples: np.ndarray) -> Targets:
             policy, view = entries[number]
             return self.stores[policy].gather(view, samples)
 
@@ -159,11 +161,11 @@ class Study:
             soft_targets=rows,
         )
 
-    def answer(self, view: int, samples: np.ndarray) -> np.ndarray:
+    def answer(self, view: int, samples: np.ndarray) -> Targets:
         images = torch.from_numpy(self.dataset.splits["train"].images[samples])
         pixels = fresh_view(images, view, samples)
         spec = self.description.input
-        return predict(self.teacher, spec, pixels, precision=PRECISION).numpy()
+        return Targets(predict(self.teacher, spec, pixels, precision=PRECISION).numpy(), None)
 
     def passes(self, way: Way, epochs: int) -> int:
         """Teacher passes over training images that the way asks for."""

@@ -1,5 +1,7 @@
 """`distillation`: what a student takes from the teacher."""
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from pipeline.params.loading import Section
@@ -11,6 +13,7 @@ class DistillationParams(Section):
     temperature: float = Field(gt=0)
     soft_label_weight: float = Field(ge=0)  # of temperature² · KL(teacher || student)
     hard_label_weight: float = Field(ge=0)  # of cross-entropy to the labels
+    tail: Literal["spread", "bucket"] = "spread"  # the classes whose logits `top_k` did not keep
 
     @model_validator(mode="after")
     def _something_to_learn_from(self) -> "DistillationParams":

@@ -20,7 +20,7 @@ from pipeline.params.views import ViewsParams
 from pipeline.training import Lesson, run
 
 
-def label_loss(student_logits: Tensor, labels: Tensor, _: None) -> Tensor:
+def label_loss(student_logits: Tensor, labels: Tensor, *_: None) -> Tensor:
     return F.cross_entropy(student_logits.float(), labels)
 
 

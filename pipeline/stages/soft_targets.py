@@ -2,21 +2,30 @@
 
 Reads data/prepared/, models/teacher/ and `views`, `soft_targets` of params.yaml; writes
 data/soft_targets/, where validation and test are stored as they are, without augmentation.
+Finished shards are kept in .scratch/soft_targets/: a killed run goes on from them, and more views
+only add to them. PROCESSES=N in the environment shares the shards among N processes.
 """
 
 import argparse
+import os
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from pipeline import checkpoint
+from pipeline import checkpoint, distributed, fidelity, scratch
 from pipeline.augment import apply_views
 from pipeline.checkpoint import TEACHER, InputSpec
-from pipeline.dataset import open_dataset
+from pipeline.dataset import Dataset, open_dataset
 from pipeline.device import default_device
+from pipeline.distributed import Group
+from pipeline.encodings import columns
 from pipeline.errors import UserError, reported
 from pipeline.evaluation import predict
 from pipeline.files import atomic_directory
@@ -24,43 +33,113 @@ from pipeline.params.loading import load_section
 from pipeline.params.soft_targets import SoftTargetsParams
 from pipeline.params.views import ViewsParams
 from pipeline.progress import bar
+from pipeline.scratch import SCRATCH
+from pipeline.shards import ShardError, check_shard, read_header
 from pipeline.soft_targets import (
     STORE,
     Contents,
     ShardPlace,
+    canary_digests,
     canary_samples,
     policy_of,
+    shard_bytes,
     shard_places,
     write_index,
     write_shard,
 )
 
-
-def views_of(
-    images: np.ndarray, contents: Contents, place: ShardPlace, samples: np.ndarray
-) -> torch.Tensor:
-    """[B, C, H, W] uint8: the views of the samples that the shard is about."""
-    pixels = torch.from_numpy(images[samples])
-    return apply_views(pixels, policy_of(contents, place.split), contents.seed, place.view, samples)
+FIDELITY_ROWS = 512
 
 
-def shard_logits(
-    network: nn.Module,
-    spec: InputSpec,
-    images: np.ndarray,
-    contents: Contents,
-    place: ShardPlace,
-    batch_size: int,
-    device: torch.device,
-) -> np.ndarray:
-    """[num_samples, num_classes] float32."""
-    logits = np.empty((place.num_samples, contents.num_classes), np.float32)
-    for start in range(0, place.num_samples, batch_size):
-        rows = np.arange(start, min(start + batch_size, place.num_samples))
-        views = views_of(images, contents, place, place.first_sample + rows).to(device)
-        answer = predict(network, spec, views, precision=contents.precision)
-        logits[rows] = answer.cpu().numpy()
-    return logits
+@dataclass(frozen=True)
+class Job:
+    """What it takes to make any shard of the store."""
+
+    network: nn.Module  # on the device
+    spec: InputSpec
+    dataset: Dataset  # at the size of the views
+    contents: Contents
+    num_views: int
+    batch_size: int
+    device: torch.device
+
+    @property
+    def split_sizes(self) -> dict[str, int]:
+        return {name: len(split) for name, split in self.dataset.splits.items()}
+
+    @property
+    def places(self) -> list[ShardPlace]:
+        return list(shard_places(self.split_sizes, self.num_views))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which shards are to be made, and where finished ones are kept."""
+
+    folder: Path
+    pending: Sequence[ShardPlace]
+
+
+class ForwardClock:
+    """Seconds in the teacher's forward pass; on CUDA, where calls return at once, by events."""
+
+    def __init__(self, device: torch.device):
+        self._device, self._seconds, self._events = device, 0.0, []
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        if self._device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            yield
+            end.record()
+            self._events.append((begin, end))
+        else:
+            begin = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - begin
+
+    def seconds(self) -> float:
+        if self._events:
+            torch.cuda.synchronize(self._device)
+            self._seconds += sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
+            self._events.clear()
+        return self._seconds
+
+
+def open_job() -> Job:
+    views = load_section(ViewsParams, "views")
+    params = load_section(SoftTargetsParams, "soft_targets")
+    dataset = open_dataset().at(views.image_size)
+    network, description = checkpoint.load(TEACHER, made_by="dvc repro teacher")
+    check_classes(description.class_names, dataset.class_names)
+    if params.k is not None and params.k > dataset.num_classes:
+        raise UserError(
+            f"`params.yaml: soft_targets.k` is {params.k}, but data/prepared has "
+            f"{dataset.num_classes} classes; expected at most as many. Lower k, or set "
+            "encoding: dense."
+        )
+    device = default_device()
+    contents = Contents(
+        dataset_fingerprint=dataset.fingerprint,
+        teacher_fingerprint=checkpoint.fingerprint(TEACHER, made_by="dvc repro teacher"),
+        policy=views.policy,
+        seed=views.seed,
+        image_size=views.image_size,
+        encoding=params.encoding,
+        k=params.k,
+        precision=params.precision,
+        num_classes=dataset.num_classes,
+    )
+    return Job(
+        network.to(device),
+        description.input,
+        dataset,
+        contents,
+        views.num_views,
+        params.batch_size,
+        device,
+    )
 
 
 def check_classes(teacher: Sequence[str], dataset: Sequence[str]) -> None:
@@ -72,47 +151,205 @@ def check_classes(teacher: Sequence[str], dataset: Sequence[str]) -> None:
         )
 
 
+def views_of(
+    images: np.ndarray,
+    contents: Contents,
+    place: ShardPlace,
+    samples: np.ndarray,
+    device: torch.device | str = "cpu",
+) -> torch.Tensor:
+    """[B, C, H, W] uint8: the views of the samples that the shard is about."""
+    pixels = torch.from_numpy(images[samples]).to(device)
+    return apply_views(pixels, policy_of(contents, place.split), contents.seed, place.view, samples)
+
+
+def canaries_of(job: Job, place: ShardPlace) -> np.ndarray:
+    images = job.dataset.splits[place.split].images
+    return canary_digests(views_of(images, job.contents, place, canary_samples(place)).numpy())
+
+
+def plan_ahead(job: Job) -> Plan:
+    """Find the finished shards, and say what is ahead before any of it is done.
+
+    Raises:
+        UserError: the store cannot fit on the disk.
+    """
+    folder = scratch.folder(job.contents, job.batch_size, job.device)
+    pending = []
+    for place in bar(job.places, "finished shards"):
+        path = folder / place.file_name
+        if path.exists():
+            try:
+                check_shard(path, job.contents, place, canaries_of(job, place))
+                continue
+            except ShardError as error:
+                print(f"soft targets: `{path}` {error}; it is made again")
+        pending.append(place)
+    total, passes = rows_of(job.places), rows_of(pending)
+    needed = sum(shard_bytes(job.contents, place) for place in pending)
+    free = shutil.disk_usage(SCRATCH).free
+    found = f"resumes {len(job.places) - len(pending)} finished shards ({total - passes:,} rows)"
+    print(
+        f"soft targets: {job.num_views} views of {job.split_sizes['train']:,} training images, and "
+        f"validation and test: {total:,} rows in {len(job.places)} shards\n"
+        f"  {found if passes < total else f'`{SCRATCH}` holds no shard of these: all are made'}\n"
+        f"  ahead: {passes:,} teacher passes; {needed:,} bytes to write, {free:,} free",
+        flush=True,
+    )
+    STORE.parent.mkdir(parents=True, exist_ok=True)
+    check_room(SCRATCH, needed)
+    if os.stat(SCRATCH).st_dev != os.stat(STORE.parent).st_dev:  # no hard links: a second copy
+        check_room(STORE.parent, sum(shard_bytes(job.contents, place) for place in job.places))
+    return Plan(folder, pending)
+
+
+def rows_of(places: Sequence[ShardPlace]) -> int:
+    return sum(place.num_samples for place in places)
+
+
+def check_room(directory: Path, needed: int) -> None:
+    free = shutil.disk_usage(directory).free
+    if needed > free:
+        raise UserError(
+            f"the soft targets need {needed:,} bytes in `{directory}`, but its file system has "
+            f"{free:,} free. Make room, lower `views.count`, or set `soft_targets.encoding: top_k`."
+        )
+
+
+def make_shard(job: Job, folder: Path, place: ShardPlace, clock: ForwardClock) -> None:
+    split = job.dataset.splits[place.split]
+    logits = shard_logits(
+        job.network,
+        job.spec,
+        split.images,
+        job.contents,
+        place,
+        job.batch_size,
+        job.device,
+        clock,
+    )
+    labels = split.labels[place.first_sample : place.first_sample + place.num_samples]
+    path = folder / place.file_name
+    write_shard(path, job.contents, place, logits, labels, canaries_of(job, place))
+
+
+def shard_logits(
+    network: nn.Module,
+    spec: InputSpec,
+    images: np.ndarray,
+    contents: Contents,
+    place: ShardPlace,
+    batch_size: int,
+    device: torch.device,
+    clock: ForwardClock,
+) -> np.ndarray:
+    """[num_samples, num_classes] float32."""
+    logits = torch.empty((place.num_samples, contents.num_classes), device=device)
+    for start in range(0, place.num_samples, batch_size):
+        rows = np.arange(start, min(start + batch_size, place.num_samples))
+        views = views_of(images, contents, place, place.first_sample + rows, device)
+        with clock.running():
+            logits[rows[0] : rows[-1] + 1] = predict(
+                network, spec, views, precision=contents.precision
+            )
+    return logits.cpu().numpy()
+
+
+def measure_fidelity(job: Job, folder: Path) -> dict[str, float]:
+    """Ask the teacher again for rows spread evenly over the training views, and compare."""
+    split = job.dataset.splits["train"]
+    total = len(split) * job.num_views
+    count = min(FIDELITY_ROWS, total)
+    views, samples = np.divmod(np.arange(count) * (total - 1) // max(1, count - 1), len(split))
+    pixels, size = [], 0
+    stored = {
+        name: []
+        for name in columns(job.contents.encoding, job.contents.num_classes, job.contents.k)
+    }
+    for place in job.places:
+        if place.split != "train":
+            continue
+        path, end = folder / place.file_name, place.first_sample + place.num_samples
+        size += path.stat().st_size
+        here = (views == place.view) & (samples >= place.first_sample) & (samples < end)
+        if here.any():
+            pixels.append(views_of(split.images, job.contents, place, samples[here]))
+            arrays = read_header(path).arrays
+            for name, parts in stored.items():
+                parts.append(arrays[name].map()[samples[here] - place.first_sample])
+    answers = [
+        predict(job.network, job.spec, batch.to(job.device), precision=job.contents.precision)
+        for batch in torch.cat(pixels).split(job.batch_size)
+    ]
+    measured = fidelity.measure(
+        torch.cat(answers).cpu().numpy(),
+        split.labels[samples],
+        {name: np.concatenate(parts) for name, parts in stored.items()},
+    )
+    return {"rows": count, **measured, "bytes_per_row": round(size / total, 2)}
+
+
+def finish(job: Job, plan: Plan, shares: Sequence[tuple[float, float]]) -> None:
+    """Measure the store, put it in place and say what it is.
+
+    Args:
+        shares: each process's seconds in the forward pass, and in all.
+    """
+    measured = measure_fidelity(job, plan.folder)
+    with atomic_directory(STORE) as directory:
+        scratch.place_in(directory, (plan.folder / place.file_name for place in job.places))
+        write_index(
+            directory,
+            job.contents,
+            job.dataset.class_names,
+            job.split_sizes,
+            job.num_views,
+            measured,
+        )
+        size = sum(file.stat().st_size for file in directory.iterdir())
+    scratch.remove_others(plan.folder)
+    print(f"{STORE}: {size:,} bytes, {measured['bytes_per_row']} per view of an image")
+    if plan.pending:
+        forward, seconds = (sum(column) for column in zip(*shares, strict=True))
+        slowest = max(seconds for _, seconds in shares)
+        passes = rows_of(plan.pending)
+        print(
+            f"  {passes:,} teacher passes in {slowest:.1f} s, {passes / slowest:,.0f} images/s, "
+            f"{1 - forward / seconds:.1%} of the time outside the teacher's forward pass"
+        )
+    divergences = ", ".join(
+        f"{measured[f'kl_at_temperature_{t}']:.2e}" for t in fidelity.TEMPERATURES
+    )
+    print(
+        f"  of {measured['rows']} rows, KL(teacher || stored) {divergences} nats at T = "
+        f"{', '.join(map(str, fidelity.TEMPERATURES))}; the same first class in "
+        f"{measured['agreement']:.2%}"
+    )
+
+
+def run(group: Group) -> None:
+    leads = group.rank == 0
+    with scratch.reserved() if leads else nullcontext():
+        job = open_job() if leads else None
+        plan = group.broadcast(plan_ahead(job) if leads else None)
+        job = job or open_job()
+        start, clock = time.perf_counter(), ForwardClock(job.device)
+        mine = plan.pending[group.rank :: group.size]
+        for place in bar(mine, "soft targets") if leads else mine:
+            make_shard(job, plan.folder, place, clock)
+        shares = group.gather((clock.seconds(), time.perf_counter() - start))
+        if leads:
+            finish(job, plan, shares)
+
+
 def main() -> None:
     argparse.ArgumentParser(
         "python -m pipeline.stages.soft_targets", description=__doc__
     ).parse_args()
-    views = load_section(ViewsParams, "views")
-    params = load_section(SoftTargetsParams, "soft_targets")
-    dataset = open_dataset().at(views.image_size)
-    network, description = checkpoint.load(TEACHER, made_by="dvc repro teacher")
-    check_classes(description.class_names, dataset.class_names)
-    device = default_device()
-    network.to(device)
-    contents = Contents(
-        dataset_fingerprint=dataset.fingerprint,
-        teacher_fingerprint=checkpoint.fingerprint(TEACHER, made_by="dvc repro teacher"),
-        policy=views.policy,
-        seed=views.seed,
-        image_size=views.image_size,
-        encoding=params.encoding,
-        precision=params.precision,
-        num_classes=dataset.num_classes,
-    )
-    split_sizes = {name: len(split) for name, split in dataset.splits.items()}
-    places = list(shard_places(split_sizes, views.num_views))
-    start = time.perf_counter()
-    with atomic_directory(STORE) as directory:
-        for place in bar(places, "soft targets"):
-            source = dataset.splits[place.split].images
-            canaries = views_of(source, contents, place, canary_samples(place)).numpy()
-            logits = shard_logits(
-                network, description.input, source, contents, place, params.batch_size, device
-            )
-            path = directory / place.file_name
-            write_shard(path, contents, place, logits, canaries, dataset.class_names)
-        write_index(directory, contents, split_sizes, views.num_views)
-        size = sum(file.stat().st_size for file in directory.iterdir())
-    rows = sum(place.num_samples for place in places)
-    print(
-        f"{STORE}: {views.num_views} views of {split_sizes['train']:,} training images; "
-        f"{rows:,} teacher passes in {time.perf_counter() - start:.1f} s, "
-        f"{len(places)} shards, {size / 2**20:.1f} MiB"
-    )
+    if distributed.launch("pipeline.stages.soft_targets"):
+        return
+    with distributed.joined() as group:
+        run(group)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ def main() -> None:
     views = load_section(ViewsParams, "views")
     dataset = open_dataset().at(views.image_size)
     teacher = checkpoint.fingerprint(TEACHER, made_by="dvc repro teacher")
-    store = open_store(dataset, views, teacher)
+    store = open_store(dataset, views, teacher).at(distillation.temperature)
+    store.verify(dataset)
     lesson = Lesson(
         kind="students",
         loss=partial(soft_and_hard_loss, **distillation.model_dump()),

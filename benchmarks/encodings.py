@@ -1,0 +1,176 @@
+"""What each encoding costs and loses: bytes per view, and KL from the dense rows at T = 1, 2, 4.
+
+    python -m benchmarks.encodings [STORE] [--prepared FOLDER]
+
+On a finished dense store's real logits, and on synthetic logits of 1,000 classes. Beside `top_k`:
+the sparse labels of TinyViT (Wu et al. 2022, arXiv:2207.10666; its `save_logits.py`), the k largest
+probabilities at T = 1 in float16 with 2-byte ids and a 4-byte seed, the rest spread evenly, and
+re-tempered where T is not 1.
+
+KL is in nats, mean over rows, from the dense rows as they are stored in float16 (from float32 for
+the synthetic ones). `spread`: between the distributions over all classes. `bucket`: over
+what the bucket's loss sees, the kept classes and the sum of the others. TinyViT's rest or one of
+its probabilities is sometimes 0 or less, and KL not finite: the mean is over the other rows, and
+their share is told.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.pairs import median
+from pipeline.dataset import PREPARED, open_dataset
+from pipeline.encodings import decode, encode
+from pipeline.errors import UserError, reported
+from pipeline.replay import open_shards, read_index
+from pipeline.soft_targets import SHARD_SAMPLES, STORE, Contents, ShardPlace, shard_bytes
+
+TEMPERATURES = (1, 2, 4)
+KS = (5, 10, 20, 50)
+
+
+def log_softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
+    scaled = logits.astype(np.float64) / temperature
+    scaled -= scaled.max(1, keepdims=True)
+    return scaled - np.log(np.exp(scaled).sum(1, keepdims=True))
+
+
+def kl(teacher: np.ndarray, stored: np.ndarray) -> np.ndarray:
+    """[n] nats, of log-probabilities [n, classes]."""
+    probabilities = np.exp(teacher)
+    with np.errstate(invalid="ignore"):
+        return np.where(probabilities > 0, probabilities * (teacher - stored), 0).sum(1)
+
+
+def bucketed(log_probabilities: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """[n, C + 1]: the classes that are not kept have no probability, and their sum stands last."""
+    tail = np.where(kept, 0, np.exp(log_probabilities)).sum(1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        return np.hstack([np.where(kept, log_probabilities, -np.inf), np.log(tail)])
+
+
+def of_top_k(
+    logits: np.ndarray, labels: np.ndarray, k: int
+) -> dict[str, dict[int, tuple[float, float]]]:
+    """For each tail, by temperature: KL, and the share of rows where it is finite."""
+    stored, classes = encode(logits, labels, "top_k", k), logits.shape[1]
+    found: dict[str, dict[int, tuple[float, float]]] = {"spread": {}, "bucket": {}}
+    for temperature in TEMPERATURES:
+        decoded, kept = decode(stored, labels, classes, temperature=temperature)
+        teacher, rows = log_softmax(logits, temperature), log_softmax(decoded, temperature)
+        found["spread"][temperature] = mean_of_finite(kl(teacher, rows))
+        found["bucket"][temperature] = mean_of_finite(
+            kl(bucketed(teacher, kept), bucketed(rows, kept))
+        )
+    return found
+
+
+def of_tinyvit(logits: np.ndarray, k: int) -> dict[int, tuple[float, float]]:
+    probabilities = np.exp(log_softmax(logits, 1)).astype(np.float32)
+    ids = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
+    largest = np.take_along_axis(probabilities, ids, 1).astype(np.float16).astype(np.float64)
+    share = (1 - largest.sum(1, keepdims=True)) / (logits.shape[1] - k)
+    rows = np.repeat(share, logits.shape[1], 1)
+    np.put_along_axis(rows, ids, largest, 1)
+    found = {}
+    for temperature in TEMPERATURES:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            tempered = log_softmax(np.log(rows), temperature)
+        found[temperature] = mean_of_finite(kl(log_softmax(logits, temperature), tempered))
+    return found
+
+
+def mean_of_finite(divergences: np.ndarray) -> tuple[float, float]:
+    finite = np.isfinite(divergences)
+    return float(divergences[finite].mean()), float(finite.mean())
+
+
+def bytes_per_view(encoding: str, k: int | None, classes: int) -> float:
+    """Of a full shard, with all that its file holds."""
+    contents = Contents("0" * 64, "0" * 64, "crop_flip", 0, 32, encoding, k, "float32", classes)
+    place = ShardPlace("train", 0, 0, SHARD_SAMPLES)
+    return shard_bytes(contents, place) / SHARD_SAMPLES
+
+
+def of_a_store(directory: Path, prepared: Path, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and labels of training rows, spread evenly over samples and views.
+
+    Raises:
+        UserError: the store is not dense.
+    """
+    index = read_index(directory)
+    if index.contents.encoding != "dense":
+        raise UserError(
+            f"`{directory}` is encoded as {index.contents.encoding}; expected a dense store, whose "
+            "rows the encodings can be compared with."
+        )
+    store, labels = open_shards(directory, index, {}), open_dataset(prepared).splits["train"].labels
+    positions = np.linspace(0, len(store) - 1, min(rows, len(store))).astype(np.int64)
+    views, samples = np.divmod(positions, len(labels))
+    return store.gather_pairs(samples, views).logits.astype(np.float32), labels[samples]
+
+
+def synthetic(rows: int, classes: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+    """Logits that decay as a classifier's do: classes lie in groups, and an image near its own."""
+    rng = np.random.default_rng(0)
+    groups = rng.standard_normal((classes // 20, 64))
+    centres = np.repeat(groups, 20, 0) + rng.standard_normal((classes, 64))
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    labels = rng.integers(0, classes, rows)
+    strength = rng.uniform(0.5, 2, (rows, 1))  # some images are easy, some are not
+    images = strength * centres[labels] + rng.standard_normal((rows, 64)) / 8
+    return (8 * images @ centres.T).astype(np.float32), labels
+
+
+def report(name: str, logits: np.ndarray, labels: np.ndarray) -> dict[str, object]:
+    classes = logits.shape[1]
+    top = np.exp(log_softmax(logits, 1)).max(1)
+    print(
+        f"\n{name}: {len(logits):,} rows of {classes:,} classes; largest probability "
+        f"{median(top).median:.3f} in the median\n"
+        f"{'':<22}{'bytes/view':>11}{'KL at T = 1':>13}{'T = 2':>11}{'T = 4':>11}   rows not finite"
+    )
+    found = {}
+
+    def line(label: str, size: float, divergences: dict[int, tuple[float, float]]) -> None:
+        values = "".join(f"{divergences[t][0]:>{13 if t == 1 else 11}.2e}" for t in TEMPERATURES)
+        lost = 1 - min(share for _, share in divergences.values())
+        print(f"{label:<22}{size:>11.1f}{values}   {f'{lost:.1%}' if lost else ''}", flush=True)
+        found[label] = {
+            "bytes_per_view": round(size, 2),
+            "kl": [float(f"{divergences[t][0]:.3e}") for t in TEMPERATURES],
+            "rows_not_finite": round(lost, 4),
+        }
+
+    rounded = logits.astype(np.float16)
+    dense = {
+        t: mean_of_finite(kl(log_softmax(logits, t), log_softmax(rounded, t))) for t in TEMPERATURES
+    }
+    line("dense", bytes_per_view("dense", None, classes), dense)
+    for k in (k for k in KS if k < classes):
+        for tail, divergences in of_top_k(logits, labels, k).items():
+            line(f"top_k {k}, {tail}", bytes_per_view("top_k", k, classes), divergences)
+        line(f"TinyViT {k}", 4 + 4 * k, of_tinyvit(logits, k))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks.encodings", description=__doc__)
+    parser.add_argument("store", nargs="?", type=Path, default=STORE, metavar="STORE")
+    parser.add_argument("--prepared", type=Path, default=PREPARED, help="the store's dataset")
+    parser.add_argument("--rows", type=int, default=8192, help="to measure on")
+    arguments = parser.parse_args()
+    rows = arguments.rows
+    logits, labels = of_a_store(arguments.store, arguments.prepared, rows)
+    found = {
+        "store": report(f"the teacher's logits in `{arguments.store}`", logits, labels),
+        "synthetic": report("synthetic logits", *synthetic(rows)),
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    with reported():
+        main()

@@ -1,0 +1,52 @@
+"""Compare two ways of doing one thing, side by side in one run."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A median with its 95 % interval, by order statistics: no distribution is assumed."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.3g} ({self.low:.3g} to {self.high:.3g})"
+
+    def as_list(self) -> list[float]:
+        return [float(f"{value:.4g}") for value in (self.median, self.low, self.high)]
+
+
+def median(values: Sequence[float]) -> Interval:
+    ordered = np.sort(values)
+    spread = 0.98 * math.sqrt(len(ordered))
+    low = max(0, math.floor(len(ordered) / 2 - spread))
+    high = min(len(ordered) - 1, math.ceil(len(ordered) / 2 + spread))
+    return Interval(float(np.median(ordered)), float(ordered[low]), float(ordered[high]))
+
+
+def seconds(task: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    task()
+    return time.perf_counter() - start
+
+
+def alternate(
+    ours: Callable[[int], object], theirs: Callable[[int], object], pairs: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds of each, [pairs]: in turns, each first in every other pair.
+
+    Args:
+        ours, theirs: take the number of the pair.
+    """
+    times = np.empty((2, pairs))
+    for pair in range(pairs):
+        for side in (0, 1) if pair % 2 else (1, 0):
+            times[side, pair] = seconds(lambda s=side, p=pair: (ours, theirs)[s](p))
+    return times[0], times[1]

@@ -1,0 +1,108 @@
+"""Writing soft targets: the stage's rate over the teacher's bare forward pass.
+
+    python -m benchmarks.writing
+
+A ResNet-56 on 32-pixel images, 100 classes, batches of 256. The stage's side makes whole shards as
+the stage does: views, normalisation, forward pass, encoding, checksums, file, flush to disk. The
+other side runs the same network on batches that are ready: augmented, normalised, in memory. Shards
+are 1,024 rows, a sixteenth of a full one, so what a shard costs once counts sixteen times. The
+images and the weights are random: what they are does not matter to speed.
+"""
+
+import argparse
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.pairs import alternate, median
+from pipeline.checkpoint import InputSpec
+from pipeline.dataset import Dataset, Split
+from pipeline.device import default_device
+from pipeline.errors import reported
+from pipeline.networks import cifar_resnet
+from pipeline.soft_targets import Contents, ShardPlace
+from pipeline.stages.soft_targets import ForwardClock, Job, make_shard, views_of
+
+ROWS, CLASSES, BATCH, SIZE = 1024, 100, 256, 32
+TARGET = 0.95
+ENCODINGS = {"dense": None, "top_k": 10}
+
+
+def make_job() -> Job:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (ROWS, 3, SIZE, SIZE), dtype=np.uint8)
+    labels = rng.integers(0, CLASSES, ROWS)
+    names = [str(number) for number in range(CLASSES)]
+    statistics = ([0.5] * 3, [0.25] * 3)
+    split = Split(images, labels, Path(), "train")
+    torch.manual_seed(0)
+    network = cifar_resnet.build("resnet56", CLASSES, 3).to(memory_format=torch.channels_last)
+    device = default_device()
+    return Job(
+        network=network.to(device).eval(),
+        spec=InputSpec(3, SIZE, *statistics),
+        dataset=Dataset("0" * 64, names, 3, SIZE, *statistics, {"train": split}),
+        contents=Contents(
+            "0" * 64, "0" * 64, "crop_flip", 0, SIZE, "dense", None, "float32", CLASSES
+        ),
+        num_views=162,
+        batch_size=BATCH,
+        device=device,
+    )
+
+
+def ready_batches(job: Job) -> list[torch.Tensor]:
+    images = job.dataset.splits["train"].images
+    views = views_of(
+        images, job.contents, ShardPlace("train", 0, 0, ROWS), np.arange(ROWS), job.device
+    )
+    return list(job.spec.apply(views).split(BATCH))
+
+
+@torch.inference_mode()
+def bare_forward(job: Job, batches: list[torch.Tensor]) -> None:
+    for batch in batches:
+        logits = job.network(batch)
+    logits.cpu()  # on CUDA, waits for all
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks.writing", description=__doc__)
+    parser.add_argument("--pairs", type=int, default=100, help="of each encoding")
+    pairs = parser.parse_args().pairs
+    job = make_job()
+    batches = ready_batches(job)
+
+    def forward(_: int = 0) -> None:
+        bare_forward(job, batches)
+
+    forward()  # the first pass sets things up
+    print(f"{job.device.type}, {torch.get_num_threads()} threads, {pairs} alternating pairs")
+    print(f"{'':>8} {'stage images/s':>15} {'forward images/s':>17}  stage / forward (95 %)")
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for encoding, k in ENCODINGS.items():
+            contents = replace(job.contents, encoding=encoding, k=k)
+            writer = replace(job, contents=contents)
+
+            def make(pair: int, writer: Job = writer) -> None:
+                place = ShardPlace("train", pair % writer.num_views, 0, ROWS)
+                make_shard(writer, Path(folder), place, ForwardClock(writer.device))
+
+            ours, theirs = alternate(make, forward, pairs)
+            ratio = median(theirs / ours)
+            print(
+                f"{encoding:>8} {ROWS / np.median(ours):15,.0f} {ROWS / np.median(theirs):17,.0f}"
+                f"  {ratio}"
+            )
+            results[encoding] = {"stage_over_forward": ratio.as_list()}
+    print(json.dumps({"benchmark": "writing", "target": TARGET, **results}))
+
+
+if __name__ == "__main__":
+    with reported():
+        main()

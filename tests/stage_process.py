@@ -1,0 +1,62 @@
+"""The stage `soft_targets` as a process of its own, to be killed."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from import_closure import ROOT
+
+COMMAND = [sys.executable, "-m", "pipeline.stages.soft_targets"]
+SCRATCH = Path(".scratch/soft_targets")
+
+
+def start(processes: int | str = 1, code: Path = ROOT) -> subprocess.Popen:
+    """In the current folder, and in a process group of its own."""
+    settings = {"PROCESSES": str(processes), "PYTHONPATH": str(code), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        COMMAND,
+        env=os.environ | settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    """What a run says that ends well."""
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0, stdout + stderr
+    return stdout
+
+
+def kill(process: subprocess.Popen, *, group: bool = True) -> None:
+    """As a power cut does: every process of it at once, or its first alone."""
+    with suppress(ProcessLookupError):
+        (os.killpg if group else os.kill)(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def finished_shards() -> set[str]:
+    return {path.name for path in SCRATCH.glob("*/*.h5")}
+
+
+def wait_for_shards(process: subprocess.Popen, count: int) -> None:
+    """Until so many are finished, or the run has ended."""
+    while len(finished_shards()) < count and process.poll() is None:
+        time.sleep(0.001)
+
+
+def resumed(output: str) -> int:
+    """The number of finished shards that a run says it goes on from."""
+    said = re.search(r"resumes (\d+) finished shards", output)
+    return int(said[1]) if said else 0
+
+
+def passes(output: str) -> int:
+    return int(re.search(r"ahead: ([\d,]+) teacher passes", output)[1].replace(",", ""))
