@@ -50,7 +50,7 @@ _SHOWN = 10  # problems in one message
 
 class Targets(NamedTuple):
     logits: np.ndarray  # [B, C], float16 of a dense store, float32 of a top_k one
-    kept: np.ndarray | None  # [B, C] bool: the others have the tail's mean share; None: all kept
+    kept: np.ndarray | None  # [B, C] bool: the others share the tail's mass; None: all kept
 
 
 @dataclass(frozen=True)
