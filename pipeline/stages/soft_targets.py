@@ -32,7 +32,7 @@ from pipeline.files import atomic_directory
 from pipeline.params.loading import load_section
 from pipeline.params.soft_targets import SoftTargetsParams
 from pipeline.params.views import ViewsParams
-from pipeline.progress import bar
+from pipeline.progress import bar, bar_or_tenths
 from pipeline.scratch import SCRATCH
 from pipeline.shards import ShardError, check_shard, read_header
 from pipeline.soft_targets import (
@@ -335,7 +335,7 @@ def run(group: Group) -> None:
         job = job or open_job()
         start, clock = time.perf_counter(), ForwardClock(job.device)
         mine = plan.pending[group.rank :: group.size]
-        for place in bar(mine, "soft targets") if leads else mine:
+        for place in bar_or_tenths(mine, "shard") if leads else mine:
             make_shard(job, plan.folder, place, clock)
         shares = group.gather((clock.seconds(), time.perf_counter() - start))
         if leads:
