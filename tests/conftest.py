@@ -2,7 +2,10 @@
 
 import importlib
 import shutil
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +141,16 @@ def project(finished_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     shutil.copytree(finished_project, root)
     monkeypatch.chdir(root)
     return root
+
+
+@contextmanager
+def small_file_system(folder: Path) -> Iterator[Path]:
+    """The folder, made, as a file system of its own, of 128 KiB."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small tmpfs cannot be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)

@@ -62,7 +62,8 @@ def test_the_table_in_the_readme_is_that_of_the_committed_run():
 
 
 def test_files_that_the_documents_link_to_exist():
-    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    pages = (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("benchmarks/**/*.md"))
+    for path in pages:
         for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text("utf-8")):
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
 

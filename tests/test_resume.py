@@ -13,7 +13,14 @@ from pathlib import Path
 import h5py
 import pytest
 import torch
-from conftest import bytes_of, change_params, opened, run_stage, write_images
+from conftest import (
+    bytes_of,
+    change_params,
+    opened,
+    run_stage,
+    small_file_system,
+    write_images,
+)
 from import_closure import ROOT
 from stage_process import (
     SCRATCH,
@@ -262,14 +269,8 @@ def test_an_edit_of_the_teachers_network_reuses_nothing(project, tmp_path):
 
 @pytest.fixture
 def other_disk(project: Path) -> Iterator[Path]:
-    """`.scratch` on a file system of its own, of 128 KiB."""
-    folder = project / ".scratch"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("a small tmpfs cannot be mounted here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with small_file_system(project / ".scratch") as folder:
+        yield folder
 
 
 def test_where_scratch_cannot_be_linked_it_is_copied(other_disk):

@@ -1,7 +1,6 @@
 """The store: written once, equal for equal runs, and refused for anything that it is not for."""
 
 import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import bytes_of, change_params, opened, run_stage
+from conftest import bytes_of, change_params, opened, run_stage, small_file_system
 
 from pipeline import checkpoint, soft_targets
 from pipeline.augment import apply_views
@@ -106,13 +105,8 @@ def test_logits_that_float16_cannot_hold_are_refused_and_nothing_is_written(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "small_disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("a small tmpfs cannot be mounted here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with small_file_system(tmp_path / "small_disk") as folder:
+        yield folder
 
 
 def test_a_full_disk_is_told_with_the_bytes_needed_and_leaves_nothing(small_disk):
