@@ -5,8 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from import_closure import ROOT
 
+from benchmarks.accuracy import views
 from benchmarks.accuracy.views import BEYOND, CACHED, CURVE, PRECISION, Jitter, Study
+from benchmarks.accuracy.views_page import results, table
 from benchmarks.accuracy.views_project import make_projects
 from pipeline.evaluation import predict
 
@@ -57,3 +60,17 @@ def test_jitter_mirrors_and_shifts_in_training_alone():
     matches = torch.stack([(seen == c).all(dim=(1, 2, 3)) for c in candidates])  # [18, B]
     assert matches.any(0).all()
     assert matches.any(1).sum() > 12
+
+
+def test_the_page_shows_the_table_of_the_results():
+    page = (ROOT / "benchmarks/accuracy/views.md").read_text("utf-8")
+    assert table(results()) in page
+
+
+def test_a_run_that_stands_in_the_results_is_not_run_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(views, "RESULTS", tmp_path / "views.csv")
+    monkeypatch.setattr(views, "PLAN", [("labels only", 10, 0)])
+    views.append({"way": "labels only", "epochs": 10, "seed": 0, "last_epoch_test_accuracy": 0.5})
+    said = []
+    views.run_plan(tmp_path / "no project", 1, said.append)
+    assert said == ["1 of 1 runs stand in views.csv"]
