@@ -24,6 +24,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from pipeline.errors import UserError
 
 _TIMEOUT = timedelta(days=7)  # how long a rank waits for the slowest one's share
+_LAUNCHER = "TEACH_ONCE_LAUNCHER"  # in the environment of the processes: who started them
 _PATIENCE = 10  # seconds in which the launcher ends this process when another has failed
 
 
@@ -68,6 +69,7 @@ def launch(module: str) -> bool:
         return False
     # Each its share of the cores, where the user has not said otherwise.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // count)))
+    os.environ[_LAUNCHER] = str(os.getpid())
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the rank has said it
     try:
         run.run(run.parse_args(["--standalone", "--nproc-per-node", str(count), "-m", module]))
@@ -107,7 +109,9 @@ def joined() -> Iterator[Group]:
     if "RANK" not in os.environ:
         yield Group(0, 1)
         return
-    threading.Thread(target=_end_with_the_launcher, args=(os.getppid(),), daemon=True).start()
+    # It may have ended while this process was loading: then its parent is another one by now.
+    launcher = int(os.environ.get(_LAUNCHER, os.getppid()))
+    threading.Thread(target=_end_with_the_launcher, args=(launcher,), daemon=True).start()
     backend = "gloo"
     if torch.cuda.is_available():
         backend = "nccl"

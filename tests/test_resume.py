@@ -333,6 +333,17 @@ def test_a_killed_process_ends_the_run_with_a_message_that_says_so(project, unin
     assert bytes_of(STORE) == uninterrupted
 
 
+def test_processes_end_whose_launcher_was_killed_while_they_loaded(project):
+    process = start(processes=2)
+    children = ["pgrep", "-P", str(process.pid), "-f", "stages.soft_targets"]
+    ranks: list[str] = []
+    while len(ranks) < 2:
+        found = subprocess.run(children, capture_output=True, text=True, check=False)
+        ranks = found.stdout.split()
+    os.kill(process.pid, signal.SIGKILL)  # they import for seconds yet
+    process.communicate(timeout=60)  # until both have ended, and nothing holds its output
+
+
 @pytest.mark.parametrize("count", ["0", "-1", "two", "1.5", "²"])
 def test_a_bad_number_of_processes_is_refused(project, monkeypatch, count):
     monkeypatch.setenv("PROCESSES", count)
