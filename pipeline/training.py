@@ -3,7 +3,7 @@
 import copy
 import csv
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pipeline import checkpoint
 from pipeline.augment import permutation
@@ -30,10 +31,11 @@ from pipeline.files import atomic_directory, atomic_file, write_json
 from pipeline.params.students import StudentParams
 from pipeline.params.training import TrainingParams
 from pipeline.progress import EpochLog, bar
+from pipeline.views import Batch
 
-#: (student_logits [B, C], labels [B], teacher_logits [B, C] or None, kept [B, C] or None) -> mean
-#: loss.
-Loss = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+#: (student_logits [B, C], teacher_logits [B, C], labels [B], kept [B, C] or None, epoch counted
+#: from 1) -> mean over B.
+DistillationLoss = Callable[[Tensor, Tensor, Tensor, Tensor | None, int], Tensor]
 #: (view, samples [B]) -> (teacher_logits [B, C], kept [B, C] bool or None: every class).
 SoftTargets = Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray | None]]
 
@@ -43,10 +45,11 @@ class Lesson:
     """What sets a student apart from its baseline."""
 
     kind: str  # students | baselines: where the outputs go
-    loss: Loss
     view_of_epoch: Callable[[int], int]  # epochs counted from 0
-    apply_view: Callable[[Tensor, int, np.ndarray], Tensor]  # (images, view, samples) -> pixels
-    soft_targets: SoftTargets | None
+    batches: Callable[[int, Sequence[np.ndarray]], Iterator[Batch]]  # (view, samples of each)
+    hard_label_weight: float = 1.0  # of the cross-entropy to the labels
+    distillation_loss: DistillationLoss | None = None  # both None without a teacher
+    soft_targets: SoftTargets | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,6 @@ def train(
 ) -> Trained:
     """Train in place; the network ends with the last epoch's weights."""
     split = dataset.splits["train"]
-    images = torch.from_numpy(split.images).to(device)
     labels = torch.from_numpy(split.labels).to(device)
     steps = len(batches(np.arange(len(split)), params.batch_size))
     optimizer = make_optimizer(network, params)
@@ -138,22 +140,23 @@ def train(
         order = permutation(len(split), params.seed, epoch)
         total_loss = torch.zeros((), device=device)
         network.train()
-        for samples in bar(batches(order, params.batch_size), f"epoch {epoch}"):
-            pixels = lesson.apply_view(images[samples], view, samples)
-            teacher_logits = kept = None
-            if lesson.soft_targets is not None:
-                rows, mask = lesson.soft_targets(view, samples)
-                teacher_logits = torch.from_numpy(rows).to(device, torch.float32)
-                kept = None if mask is None else torch.from_numpy(mask).to(device)
-            inputs = spec.apply(pixels)
+        parts = batches(order, params.batch_size)
+        for batch in bar(lesson.batches(view, parts), f"epoch {epoch}", total=len(parts)):
+            inputs = spec.apply(batch.pixels)
             with training_autocast(device):
                 logits = network(inputs)
-            loss = lesson.loss(logits, labels[samples], teacher_logits, kept)
+            logits, targets = logits.float(), labels[batch.samples]
+            loss = lesson.hard_label_weight * label_loss(logits, targets)
+            if lesson.distillation_loss is not None:
+                rows, mask = lesson.soft_targets(view, batch.samples)
+                teacher_logits = torch.from_numpy(rows).to(device, torch.float32)
+                kept = None if mask is None else torch.from_numpy(mask).to(device)
+                loss += lesson.distillation_loss(logits, teacher_logits, targets, kept, epoch)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-            total_loss += loss.detach() * len(samples)
+            total_loss += loss.detach() * len(batch.samples)
         train_loss = total_loss.item() / len(split)
         if not math.isfinite(train_loss):
             raise UserError(
@@ -177,6 +180,18 @@ def train(
             }
         )
     return Trained(history, best_epoch, best_state)
+
+
+def label_loss(student_logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy to the labels in nats: summed over the labelled rows, divided by B, so that a
+    row's share does not depend on how many beside it are labelled.
+
+    Args:
+        student_logits: [B, C] float32 or wider.
+        labels: [B] int64; -1 for a sample without one.
+    """
+    total = F.cross_entropy(student_logits, labels, ignore_index=-1, reduction="sum")
+    return total / len(labels)
 
 
 def evaluate(

@@ -17,7 +17,7 @@ import multiprocessing
 import os
 import platform
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -30,16 +30,15 @@ from torch.nn import functional as F
 
 from benchmarks.accuracy.views_project import make_projects
 from pipeline import checkpoint
-from pipeline.augment import apply_views
 from pipeline.dataset import open_dataset
 from pipeline.evaluation import predict
-from pipeline.losses import soft_and_hard_loss
+from pipeline.losses import distillation_loss
 from pipeline.params.network import NetworkParams
 from pipeline.params.training import TrainingParams
 from pipeline.params.views import ViewsParams
 from pipeline.replay import Targets, open_store, view_of_epoch
-from pipeline.stages.baseline import label_loss
 from pipeline.training import Lesson, evaluate, train
+from pipeline.views import Batch, Views
 
 RESULTS = Path(__file__).with_suffix(".csv")
 WORKSPACE = ".scratch/accuracy_views"  # in the project
@@ -55,7 +54,7 @@ TRAINING = {
     "warmup_epochs": 1,
     "weight_decay": 5e-4,
 }
-LOSS = {"temperature": 4.0, "soft_label_weight": 0.9, "hard_label_weight": 0.1}
+TEMPERATURE, SOFT_LABEL_WEIGHT, HARD_LABEL_WEIGHT = 4.0, 0.9, 0.1
 
 
 @dataclass(frozen=True)
@@ -130,42 +129,49 @@ class Study:
         }
         for store in self.stores.values():
             store.verify(self.dataset)
+        train, cpu = self.dataset.splits["train"], torch.device("cpu")
+        self.views = {policy: Views(train, policy, SEED, cpu) for policy in CACHED}
         self.teacher, self.description = checkpoint.load(teacher, made_by="dvc repro teacher")
 
     def lesson(self, way: Way, seed: int) -> Lesson:
-        fresh = partial(Lesson, "students", view_of_epoch=lambda epoch: epoch)
-        loss = partial(soft_and_hard_loss, **LOSS)
+        fresh = partial(
+            Lesson,
+            "students",
+            view_of_epoch=lambda epoch: epoch,
+            batches=self.views[POLICY].batches,
+        )
+        taught = {"hard_label_weight": HARD_LABEL_WEIGHT, "distillation_loss": soft_label_loss}
         if way.live:
-            return fresh(loss, apply_view=fresh_view, soft_targets=self.answer)
+            return fresh(**taught, soft_targets=self.answer)
         if not way.cached:
-            return fresh(label_loss, apply_view=fresh_view, soft_targets=None)
+            return fresh()
         entries = [(policy, view) for policy, count in way.cached for view in range(count)]
 
         def rows(number: int, samples: np.ndarray) -> Targets:
             policy, view = entries[number]
             return self.stores[policy].gather(view, samples)
 
+        def batches(number: int, order: Sequence[np.ndarray]) -> Iterator[Batch]:
+            policy, view = entries[number]
+            return self.views[policy].batches(view, order)
+
         if way.inexact:
             return fresh(
-                loss,
-                apply_view=fresh_view,
+                **taught,
                 soft_targets=lambda epoch, samples: rows(epoch % len(entries), samples),
             )
         return Lesson(
-            kind="students",
-            loss=loss,
+            "students",
             view_of_epoch=lambda epoch: view_of_epoch(epoch, len(entries), seed),
-            apply_view=lambda images, number, samples: apply_views(
-                images, entries[number][0], SEED, entries[number][1], samples
-            ),
+            batches=batches,
+            **taught,
             soft_targets=rows,
         )
 
     def answer(self, view: int, samples: np.ndarray) -> Targets:
-        images = torch.from_numpy(self.dataset.splits["train"].images[samples])
-        pixels = fresh_view(images, view, samples)
+        (batch,) = self.views[POLICY].batches(view, [samples])
         spec = self.description.input
-        return Targets(predict(self.teacher, spec, pixels, precision=PRECISION).numpy(), None)
+        return Targets(predict(self.teacher, spec, batch.pixels, precision=PRECISION).numpy(), None)
 
     def passes(self, way: Way, epochs: int) -> int:
         """Teacher passes over training images that the way asks for."""
@@ -202,8 +208,11 @@ class Study:
         }
 
 
-def fresh_view(images: Tensor, view: int, samples: np.ndarray) -> Tensor:
-    return apply_views(images, POLICY, SEED, view, samples)
+def soft_label_loss(
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, kept: Tensor | None, epoch: int
+) -> Tensor:
+    loss = distillation_loss(student_logits, teacher_logits, temperature=TEMPERATURE)
+    return SOFT_LABEL_WEIGHT * loss
 
 
 def processor() -> str:

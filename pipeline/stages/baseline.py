@@ -7,21 +7,15 @@ models/baselines/NAME/, metrics/baselines/NAME.json, its history and its predict
 
 import argparse
 
-from torch import Tensor
-from torch.nn import functional as F
-
-from pipeline.augment import apply_views
 from pipeline.dataset import open_dataset
+from pipeline.device import default_device
 from pipeline.errors import reported
 from pipeline.params.loading import load_section
 from pipeline.params.students import load_student, load_with_overrides
 from pipeline.params.training import TrainingParams
 from pipeline.params.views import ViewsParams
 from pipeline.training import Lesson, run
-
-
-def label_loss(student_logits: Tensor, labels: Tensor, *_: None) -> Tensor:
-    return F.cross_entropy(student_logits.float(), labels)
+from pipeline.views import Views
 
 
 def main() -> None:
@@ -31,16 +25,9 @@ def main() -> None:
     student = load_student(name)
     training = load_with_overrides(TrainingParams, "training", student.training, name)
     views = load_section(ViewsParams, "views")
-    lesson = Lesson(
-        kind="baselines",
-        loss=label_loss,
-        view_of_epoch=lambda epoch: epoch,
-        apply_view=lambda images, view, samples: apply_views(
-            images, views.policy, views.seed, view, samples
-        ),
-        soft_targets=None,
-    )
     dataset = open_dataset().at(views.image_size)
+    train = Views(dataset.splits["train"], views.policy, views.seed, default_device())
+    lesson = Lesson("baselines", view_of_epoch=lambda epoch: epoch, batches=train.batches)
     run(name, student, training, dataset, lesson)
 
 

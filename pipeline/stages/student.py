@@ -6,14 +6,13 @@ models/students/NAME/, metrics/students/NAME.json, its history and its predictio
 """
 
 import argparse
-from functools import partial
 
 from pipeline import checkpoint
-from pipeline.augment import apply_views
 from pipeline.checkpoint import TEACHER
 from pipeline.dataset import open_dataset
+from pipeline.device import default_device
 from pipeline.errors import reported
-from pipeline.losses import soft_and_hard_loss
+from pipeline.losses import distillation_loss
 from pipeline.params.distillation import DistillationParams
 from pipeline.params.loading import load_section
 from pipeline.params.students import load_student, load_with_overrides
@@ -21,6 +20,7 @@ from pipeline.params.training import TrainingParams
 from pipeline.params.views import ViewsParams
 from pipeline.replay import open_store, view_of_epoch
 from pipeline.training import Lesson, run
+from pipeline.views import Views
 
 
 def main() -> None:
@@ -37,12 +37,20 @@ def main() -> None:
     teacher = checkpoint.fingerprint(TEACHER, made_by="dvc repro teacher")
     store = open_store(dataset, views, teacher).at(distillation.temperature)
     store.verify(dataset)
+    train = Views(dataset.splits["train"], views.policy, views.seed, default_device())
     lesson = Lesson(
         kind="students",
-        loss=partial(soft_and_hard_loss, **distillation.model_dump()),
         view_of_epoch=lambda epoch: view_of_epoch(epoch, store.num_views, training.seed),
-        apply_view=lambda images, view, samples: apply_views(
-            images, views.policy, views.seed, view, samples
+        batches=train.batches,
+        hard_label_weight=distillation.hard_label_weight,
+        distillation_loss=lambda student_logits, teacher_logits, labels, kept, epoch: (
+            distillation.soft_label_weight
+            * distillation_loss(
+                student_logits,
+                teacher_logits,
+                temperature=distillation.temperature,
+                kept=kept if distillation.tail == "bucket" else None,
+            )
         ),
         soft_targets=store.gather,
     )
