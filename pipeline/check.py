@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError, did_you_mean, reported
 from pipeline.params.dataset import DatasetParams
-from pipeline.params.distillation import DistillationParams
+from pipeline.params.distillation import check_method, load_distillation
 from pipeline.params.loading import PARAMS_FILE, load_section, read_params
 from pipeline.params.soft_targets import SoftTargetsParams
 from pipeline.params.students import load_student, load_with_overrides, student_names
@@ -23,7 +23,6 @@ SECTIONS = {
     "teacher": TeacherParams,
     "soft_targets": SoftTargetsParams,
     "training": TrainingParams,
-    "distillation": DistillationParams,
 }
 
 
@@ -37,7 +36,7 @@ def problems() -> list[str]:
         except UserError as error:
             found.extend(line for line in str(error).splitlines() if line not in found)
 
-    known = [*SECTIONS, "students"]
+    known = [*SECTIONS, "distillation", "students"]
     for name in read_params():
         if name not in known:
             suggestion = did_you_mean(str(name), known) or "."
@@ -46,6 +45,7 @@ def problems() -> list[str]:
             )
     for name, model in SECTIONS.items():
         attempt(lambda name=name, model=model: load_section(model, name))
+    attempt(load_distillation)
     attempt(check_dataset_root)
     attempt(check_teacher)
     try:
@@ -78,7 +78,10 @@ def check_teacher() -> None:
 def check_student(name: str) -> None:
     student = load_student(name)
     load_with_overrides(TrainingParams, "training", student.training, name)
-    load_with_overrides(DistillationParams, "distillation", student.distillation, name)
+    distillation = load_distillation(student.distillation, name)
+    check_method(
+        distillation, name, encoding=load_section(SoftTargetsParams, "soft_targets").encoding
+    )
 
 
 def main() -> None:

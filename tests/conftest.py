@@ -58,7 +58,12 @@ PARAMS = {
         "learning_rate": 0.05,
         "seed": 2,
     },
-    "distillation": {"temperature": 4.0, "soft_label_weight": 0.9, "hard_label_weight": 0.1},
+    "distillation": {
+        "method": "kd",
+        "temperature": 4.0,
+        "soft_label_weight": 0.9,
+        "hard_label_weight": 0.1,
+    },
     "students": {
         "small": {
             "family": "cifar_resnet",

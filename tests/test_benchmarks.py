@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import encodings
 from pipeline.encodings import decode, encode
-from pipeline.losses import distillation_loss
+from pipeline.losses import kd
 
 
 def summary(name: str, monkeypatch, capsys, *arguments: str) -> dict:
@@ -39,5 +39,5 @@ def test_the_kl_of_the_benchmark_is_that_of_the_losses(k):
         decoded, kept = decode(encode(logits, labels, "top_k", k), labels, 100, temperature=t)
         stored, teacher = (torch.from_numpy(np.float64(x)) for x in (decoded, logits))
         for tail, mask in (("spread", None), ("bucket", torch.from_numpy(kept))):
-            loss = distillation_loss(stored, teacher, temperature=t, kept=mask)
+            loss = kd(stored, teacher, temperature=t, kept=mask)
             assert found[tail][t][0] == pytest.approx(loss.item() / t**2, rel=1e-6, abs=1e-12)

@@ -15,7 +15,7 @@ from pydantic_core import PydanticUndefined
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.params.dataset import DatasetParams
-from pipeline.params.distillation import DistillationParams
+from pipeline.params.distillation import METHODS
 from pipeline.params.network import NetworkParams
 from pipeline.params.soft_targets import SoftTargetsParams
 from pipeline.params.students import StudentParams
@@ -34,7 +34,6 @@ MODELS = {
     "teacher.training": TeacherTraining,
     "soft_targets": SoftTargetsParams,
     "training": TrainingParams,
-    "distillation": DistillationParams,
     "students": StudentParams,
 }
 
@@ -51,8 +50,42 @@ def test_the_parameter_reference_names_every_key_with_its_default(section):
     assert documented == declared
 
 
+def defaults_of_methods(column: str) -> dict[str, object]:
+    """`1.5` nkd, dist; `0.2` wttm -> the default of each method that is named."""
+    parts = (part.strip().partition("` ") for part in column.split(";"))
+    return {
+        name.strip(): yaml.safe_load(default.removeprefix("`"))
+        for default, _, names in parts
+        for name in names.split(",")
+    }
+
+
+def test_the_reference_names_every_methods_parameters_with_their_defaults():
+    text = REFERENCE.partition("\n## distillation\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \|.*?\| (.*?) \| [^|]*\|$", text, re.MULTILINE)
+    documented = {key: defaults_of_methods(column) for key, column in rows if key != "method"}
+    declared: dict[str, dict[str, object]] = {}
+    for name, model in METHODS.items():
+        for key, field in model.model_fields.items():
+            if key != "method":
+                declared.setdefault(key, {})[name] = field.default
+    assert documented == declared
+
+
+def test_the_page_of_losses_says_of_every_method_whether_it_takes_top_k_and_unlabelled_images():
+    page = (ROOT / "docs/losses.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (\w+).*?\| (\w+).*?\|$", page, re.MULTILINE)
+    assert {name: (top_k, unlabelled) for name, top_k, unlabelled in rows} == {
+        name: (
+            "refused" if model.needs_every_logit else "approximate",
+            "refused" if model.needs_labels else "yes",
+        )
+        for name, model in METHODS.items()
+    }
+
+
 def test_the_reference_has_no_section_that_the_code_lacks():
-    assert set(re.findall(r"^## (\S+)$", REFERENCE, re.MULTILINE)) == set(MODELS)
+    assert set(re.findall(r"^## (\S+)$", REFERENCE, re.MULTILINE)) == {*MODELS, "distillation"}
 
 
 def test_the_table_in_the_readme_is_that_of_the_committed_run():

@@ -16,6 +16,7 @@ FAMILY = {
 }
 STUDENT_SIDE = {
     "pipeline/check.py",
+    "pipeline/distillation.py",
     "pipeline/losses.py",
     "pipeline/replay.py",
     "pipeline/store.py",

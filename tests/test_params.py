@@ -13,7 +13,7 @@ from import_closure import ROOT
 
 from pipeline import check
 from pipeline.errors import UserError
-from pipeline.params.distillation import DistillationParams
+from pipeline.params.distillation import load_distillation
 from pipeline.params.loading import load_section, read_params
 from pipeline.params.students import load_student, load_with_overrides
 from pipeline.params.training import TrainingParams
@@ -153,7 +153,7 @@ def test_a_loss_without_any_term_is_refused(params):
     params["distillation"] |= {"soft_label_weight": 0, "hard_label_weight": 0}
     write_params(Path(), params)
     with pytest.raises(UserError, match="nothing is left to learn from"):
-        load_section(DistillationParams, "distillation")
+        load_distillation()
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ from pipeline import checkpoint, evaluation
 from pipeline.augment import apply_views
 from pipeline.checkpoint import TEACHER
 from pipeline.dataset import open_dataset
-from pipeline.losses import soft_and_hard_loss
+from pipeline.losses import kd
 from pipeline.params.loading import load_section
 from pipeline.params.views import ViewsParams
 from pipeline.replay import open_store, view_of_epoch
+from pipeline.training import label_loss
 
 
 @pytest.mark.parametrize(("teachers_batch", "students_batch"), [(13, 16), (1, 7), (256, 36)])
@@ -39,7 +40,7 @@ def test_a_student_sees_the_pixels_that_the_teacher_saw(
 
     monkeypatch.setattr("pipeline.stages.soft_targets.predict", watched_predict)
     run_stage("soft_targets")
-    monkeypatch.setattr("pipeline.stages.student.apply_views", watched_views)
+    monkeypatch.setattr("pipeline.views.apply_views", watched_views)
     run_stage("student", "small")
     training_views = teacher_saw[: 3 * 36]  # validation and test follow
     assert len(student_saw) == 3 * 36
@@ -63,14 +64,9 @@ def test_one_step_from_the_store_is_one_step_with_the_live_teacher(project):
     def step(teacher_logits: torch.Tensor) -> tuple[float, torch.Tensor]:
         torch.manual_seed(0)
         student = checkpoint.build(description).train()
-        loss = soft_and_hard_loss(
-            student(description.input.apply(pixels)),
-            torch.from_numpy(split.labels[samples]),
-            teacher_logits,
-            temperature=4.0,
-            soft_label_weight=0.9,
-            hard_label_weight=0.1,
-        )
+        logits = student(description.input.apply(pixels))
+        loss = 0.9 * kd(logits, teacher_logits, temperature=4.0)
+        loss += 0.1 * label_loss(logits, torch.from_numpy(split.labels[samples]))
         loss.backward()
         return loss.item(), torch.cat([p.grad.flatten() for p in student.parameters()])
 

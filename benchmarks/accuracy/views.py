@@ -32,7 +32,7 @@ from benchmarks.accuracy.views_project import make_projects
 from pipeline import checkpoint
 from pipeline.dataset import open_dataset
 from pipeline.evaluation import predict
-from pipeline.losses import distillation_loss
+from pipeline.losses import kd
 from pipeline.params.network import NetworkParams
 from pipeline.params.training import TrainingParams
 from pipeline.params.views import ViewsParams
@@ -211,7 +211,7 @@ class Study:
 def soft_label_loss(
     student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, kept: Tensor | None, epoch: int
 ) -> Tensor:
-    loss = distillation_loss(student_logits, teacher_logits, temperature=TEMPERATURE)
+    loss = kd(student_logits, teacher_logits, temperature=TEMPERATURE)
     return SOFT_LABEL_WEIGHT * loss
 
 

@@ -61,9 +61,17 @@ def load_student(name: str) -> StudentParams:
 
 
 def load_with_overrides(
-    model: type[Model], section: str, overrides: dict[str, Any], student: str
+    model: type[Model],
+    section: str,
+    overrides: dict[str, Any],
+    student: str,
+    *,
+    inherit: bool = True,
 ) -> Model:
     """A section's defaults, overridden key by key with those of a student.
+
+    Args:
+        inherit: False leaves the section's values out.
 
     Raises:
         UserError: names each bad key where it stands.
@@ -74,7 +82,7 @@ def load_with_overrides(
     origin = f"{PARAMS_FILE}: students.{student}.{section}"
     return validate(
         model,
-        {**defaults, **overrides},
+        {**(defaults if inherit else {}), **overrides},
         f"{PARAMS_FILE}: {section}",
         origins=dict.fromkeys(overrides, origin),
     )

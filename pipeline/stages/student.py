@@ -11,9 +11,9 @@ from pipeline import checkpoint
 from pipeline.checkpoint import TEACHER
 from pipeline.dataset import open_dataset
 from pipeline.device import default_device
+from pipeline.distillation import distillation_loss
 from pipeline.errors import reported
-from pipeline.losses import distillation_loss
-from pipeline.params.distillation import DistillationParams
+from pipeline.params.distillation import check_method, load_distillation
 from pipeline.params.loading import load_section
 from pipeline.params.students import load_student, load_with_overrides
 from pipeline.params.training import TrainingParams
@@ -29,13 +29,17 @@ def main() -> None:
     name = parser.parse_args().name
     student = load_student(name)
     training = load_with_overrides(TrainingParams, "training", student.training, name)
-    distillation = load_with_overrides(
-        DistillationParams, "distillation", student.distillation, name
-    )
+    distillation = load_distillation(student.distillation, name)
     views = load_section(ViewsParams, "views")
     dataset = open_dataset().at(views.image_size)
     teacher = checkpoint.fingerprint(TEACHER, made_by="dvc repro teacher")
-    store = open_store(dataset, views, teacher).at(distillation.temperature)
+    store = open_store(dataset, views, teacher).at(distillation.decoding_temperature)
+    check_method(
+        distillation,
+        name,
+        encoding=store.contents.encoding,
+        labels=dataset.splits["train"].labels,
+    )
     store.verify(dataset)
     train = Views(dataset.splits["train"], views.policy, views.seed, default_device())
     lesson = Lesson(
@@ -43,15 +47,7 @@ def main() -> None:
         view_of_epoch=lambda epoch: view_of_epoch(epoch, store.num_views, training.seed),
         batches=train.batches,
         hard_label_weight=distillation.hard_label_weight,
-        distillation_loss=lambda student_logits, teacher_logits, labels, kept, epoch: (
-            distillation.soft_label_weight
-            * distillation_loss(
-                student_logits,
-                teacher_logits,
-                temperature=distillation.temperature,
-                kept=kept if distillation.tail == "bucket" else None,
-            )
-        ),
+        distillation_loss=distillation_loss(distillation),
         soft_targets=store.gather,
     )
     run(name, student, training, dataset, lesson)

@@ -1,0 +1,60 @@
+"""What each method's loss costs, beside a whole training step of the student.
+
+    python -m benchmarks.losses
+
+The loss forward and backward to the student's logits, as a fraction of a ResNet-20's step at 32
+pixels (forward, cross-entropy, backward, SGD), batch 128, 100 classes: alternating pairs.
+"""
+
+import argparse
+import json
+
+import torch
+
+from benchmarks.pairs import alternate, median
+from benchmarks.precision import BATCH, CLASSES, stepper
+from pipeline.device import default_device
+from pipeline.distillation import distillation_loss
+from pipeline.params.distillation import METHODS, DistillationParams
+
+
+def variants() -> dict[str, DistillationParams]:
+    """Each method with its defaults, and standardised where it can be."""
+    plain = {name: model(method=name) for name, model in METHODS.items()}
+    standardized = {
+        f"{name}, standardize": model(method=name, standardize=True)
+        for name, model in METHODS.items()
+        if "standardize" in model.model_fields
+    }
+    return plain | standardized
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks.losses", description=__doc__)
+    parser.add_argument("--pairs", type=int, default=100)
+    pairs = parser.parse_args().pairs
+    device, found = default_device(), {}
+    step = stepper("resnet20", device, by_rule=True)
+    student = torch.randn(BATCH, CLASSES, device=device, requires_grad=True)
+    teacher = 3 * torch.randn(BATCH, CLASSES, device=device)
+    labels = torch.randint(CLASSES, (BATCH,), device=device)
+    print(f"{device.type}, {torch.get_num_threads()} threads, {pairs} alternating pairs")
+    print("loss and gradient as a fraction of a ResNet-20 step (95 %)")
+    for name, params in variants().items():
+        loss = distillation_loss(params)
+
+        def learn(_: int, loss=loss) -> None:
+            student.grad = None
+            loss(student, teacher, labels, None, 1000).backward()
+            student.grad[0, 0].item()  # waits for the device
+
+        learn(0)
+        times, steps = alternate(learn, step, pairs)
+        ratio = median(times / steps)
+        print(f"{name:>20} {ratio}", flush=True)
+        found[name] = ratio.as_list()
+    print(json.dumps({"benchmark": "losses", "fraction_of_a_step": found}))
+
+
+if __name__ == "__main__":
+    main()
