@@ -25,6 +25,7 @@ from pipeline.params.views import ViewsParams
 from pipeline.stages.compare import on_screen
 
 README = (ROOT / "README.md").read_text("utf-8")
+LOSSES = (ROOT / "docs/losses.md").read_text("utf-8")
 REFERENCE = (ROOT / "docs/parameters.md").read_text("utf-8")
 MODELS = {
     "dataset": DatasetParams,
@@ -72,9 +73,19 @@ def test_the_reference_names_every_methods_parameters_with_their_defaults():
     assert documented == declared
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_the_page_of_losses_gives_every_methods_defaults(method):
+    (row,) = re.findall(rf"^\| {method} \| .* \| (.*) \| [^|]*\|$", LOSSES, re.MULTILINE)
+    documented = {
+        key: yaml.safe_load(default) for key, default in re.findall(r"(\w+) (\[.*?\]|[\d.]+)", row)
+    }
+    model = METHODS[method](method=method)
+    choices = {"method", "standardize", "tail"}  # of every method that has them, in words
+    assert documented == model.model_dump(exclude=choices)
+
+
 def test_the_page_of_losses_says_of_every_method_whether_it_takes_top_k_and_unlabelled_images():
-    page = (ROOT / "docs/losses.md").read_text("utf-8")
-    rows = re.findall(r"^\| `(\w+)` \| (\w+).*?\| (\w+).*?\|$", page, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| (\w+).*?\| (\w+).*?\|$", LOSSES, re.MULTILINE)
     assert {name: (top_k, unlabelled) for name, top_k, unlabelled in rows} == {
         name: (
             "refused" if model.needs_every_logit else "approximate",
