@@ -1,5 +1,6 @@
 """What the documents say is what the code does."""
 
+import importlib
 import importlib.util
 import json
 import re
@@ -95,8 +96,27 @@ def test_the_page_of_losses_says_of_every_method_whether_it_takes_top_k_and_unla
     }
 
 
+def test_the_reference_names_every_family_and_its_networks():
+    rows = re.findall(
+        r"^\| `(\w+)` \| (.*) \|$",
+        REFERENCE.partition("## Families")[2].partition("## ")[0],
+        re.MULTILINE,
+    )
+    assert {family for family, _ in rows} == {
+        path.stem for path in (ROOT / "pipeline/networks").glob("*.py") if path.stem != "__init__"
+    }
+    for family, text in rows:
+        module = importlib.import_module(f"pipeline.networks.{family}")
+        if hasattr(module, "NETWORKS"):
+            assert set(re.findall(r"`(\w+)`", text)) == set(module.NETWORKS)
+
+
 def test_the_reference_has_no_section_that_the_code_lacks():
-    assert set(re.findall(r"^## (\S+)$", REFERENCE, re.MULTILINE)) == {*MODELS, "distillation"}
+    assert set(re.findall(r"^## (\S+)$", REFERENCE, re.MULTILINE)) == {
+        *MODELS,
+        "distillation",
+        "Families",
+    }
 
 
 def test_the_table_in_the_readme_is_that_of_the_committed_run():

@@ -10,18 +10,14 @@ To use it, copy this file to pipeline/networks/.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.errors import UserError, did_you_mean
+from pipeline.errors import look_up
 
 DEPTHS = {"resnet20": 20, "resnet32": 32, "resnet44": 44, "resnet56": 56, "resnet110": 110}
 
 
 def build(network: str, num_classes: int, in_channels: int) -> nn.Module:
-    if network not in DEPTHS:
-        raise UserError(
-            f"family `option_a_resnet` has no network `{network}`"
-            f"{did_you_mean(network, list(DEPTHS)) or '.'} Known: {', '.join(DEPTHS)}."
-        )
-    return ResNet((DEPTHS[network] - 2) // 6, num_classes, in_channels)
+    depth = look_up("option_a_resnet", network, DEPTHS)
+    return ResNet((depth - 2) // 6, num_classes, in_channels)
 
 
 class Block(nn.Module):

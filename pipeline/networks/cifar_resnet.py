@@ -8,7 +8,7 @@ With projection shortcuts and the widths of the distillation literature's tables
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.errors import UserError, did_you_mean
+from pipeline.errors import look_up
 
 _WIDTHS = [16, 16, 32, 64]
 _WIDTHS_X4 = [32, 64, 128, 256]
@@ -21,12 +21,7 @@ NETWORKS: dict[str, tuple[int, list[int]]] = {
 
 
 def build(network: str, num_classes: int, in_channels: int) -> nn.Module:
-    if network not in NETWORKS:
-        raise UserError(
-            f"family `cifar_resnet` has no network `{network}`"
-            f"{did_you_mean(network, list(NETWORKS)) or '.'} Known: {', '.join(NETWORKS)}."
-        )
-    return ResNet(*NETWORKS[network], num_classes, in_channels)
+    return ResNet(*look_up("cifar_resnet", network, NETWORKS), num_classes, in_channels)
 
 
 class Block(nn.Module):
