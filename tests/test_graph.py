@@ -20,7 +20,6 @@ STUDENT_SIDE = {
     "pipeline/replay.py",
     "pipeline/store.py",
     "pipeline/training.py",
-    "pipeline/views.py",
     "pipeline/params/distillation.py",
     "pipeline/params/students.py",
     "pipeline/params/training.py",
@@ -82,9 +81,16 @@ def test_no_package_init_holds_code(path: Path):
     assert ast.parse(path.read_text("utf-8")).body == []
 
 
-@pytest.mark.parametrize("module", ["losses", "augment"])
+@pytest.mark.parametrize("module", ["losses", "rand_augment", "resampling"])
 def test_pure_files_import_nothing_of_ours(module):
     assert closure(f"pipeline.{module}") == {"pipeline/__init__.py", f"pipeline/{module}.py"}
+
+
+def test_the_view_plan_imports_only_what_moves_pixels():
+    assert closure("pipeline.augment") == {
+        "pipeline/__init__.py",
+        *(f"pipeline/{module}.py" for module in ("augment", "rand_augment", "resampling")),
+    }
 
 
 def test_only_the_writer_opens_hdf5_for_writing():

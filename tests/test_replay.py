@@ -16,6 +16,7 @@ from pipeline.losses import soft_and_hard_loss
 from pipeline.params.loading import load_section
 from pipeline.params.views import ViewsParams
 from pipeline.replay import open_store, view_of_epoch
+from pipeline.views import Views
 
 
 @pytest.mark.parametrize(("teachers_batch", "students_batch"), [(13, 16), (1, 7), (256, 36)])
@@ -32,14 +33,15 @@ def test_a_student_sees_the_pixels_that_the_teacher_saw(
         teacher_saw.extend(view.tobytes() for view in views.numpy())
         return evaluation.predict(network, spec, views, **options)
 
-    def watched_views(images, policy, seed, view, samples):
-        views = apply_views(images, policy, seed, view, samples)
-        student_saw.extend(view.tobytes() for view in views.numpy())
-        return views
+    class WatchedViews(Views):
+        def batches(self, view, order):
+            for batch in super().batches(view, order):
+                student_saw.extend(pixels.tobytes() for pixels in batch.pixels.numpy())
+                yield batch
 
     monkeypatch.setattr("pipeline.stages.soft_targets.predict", watched_predict)
     run_stage("soft_targets")
-    monkeypatch.setattr("pipeline.stages.student.apply_views", watched_views)
+    monkeypatch.setattr("pipeline.stages.student.Views", WatchedViews)
     run_stage("student", "small")
     training_views = teacher_saw[: 3 * 36]  # validation and test follow
     assert len(student_saw) == 3 * 36
@@ -55,7 +57,7 @@ def test_one_step_from_the_store_is_one_step_with_the_live_teacher(project):
     view = view_of_epoch(0, store.num_views, seed=2)
     split = dataset.splits["train"]
     pixels = apply_views(
-        torch.from_numpy(split.images[samples]), views.policy, views.seed, view, samples
+        torch.from_numpy(split.images[samples]), views.plan, views.seed, view, samples
     )
     live = evaluation.predict(teacher, description.input, pixels).clone()
     cached = torch.from_numpy(store.gather(view, samples).logits).float()

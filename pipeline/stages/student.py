@@ -37,7 +37,7 @@ def main() -> None:
     teacher = checkpoint.fingerprint(TEACHER, made_by="dvc repro teacher")
     store = open_store(dataset, views, teacher).at(distillation.temperature)
     store.verify(dataset)
-    train = Views(dataset.splits["train"], views.policy, views.seed, default_device())
+    train = Views(dataset.splits["train"], views.plan, views.seed, default_device())
     lesson = Lesson(
         kind="students",
         view_of_epoch=lambda epoch: view_of_epoch(epoch, store.num_views, training.seed),
