@@ -126,10 +126,9 @@ _LOG_RATIO = 0.28768207245178096  # of 4/3: widths are 3/4 to 4/3 of heights
 _TRIES = 10
 
 
-def _numbers(purpose: int, seed: int, view: int, samples: np.ndarray, *indices: int) -> np.ndarray:
-    """[len(indices), B] uint64, independent and uniform."""
-    key = hash64(seed, view, samples, purpose)
-    return np.stack([hash64(key, index) for index in indices])
+def _numbers(purpose: int, seed: int, view: int, samples: np.ndarray, count: int) -> np.ndarray:
+    """[count, B] uint64, independent and uniform."""
+    return hash64(hash64(seed, view, samples, purpose), np.arange(count)[:, None])
 
 
 def _uniform(numbers: np.ndarray) -> np.ndarray:
@@ -161,7 +160,7 @@ def boxes(
     """
     assert policy.geometry == "random_resized_crop"
     heights, widths = np.asarray(sizes, np.int64).T
-    numbers = _numbers(_BOX, seed, view, samples, *range(4 * _TRIES))
+    numbers = _numbers(_BOX, seed, view, samples, 4 * _TRIES)
     numbers = numbers.reshape(_TRIES, 4, len(samples))
     least, most = _AREAS
     areas = (least + (most - least) * _uniform(numbers[:, 0])) * (heights * widths)
@@ -193,7 +192,7 @@ def _exp(x: np.ndarray) -> np.ndarray:
 def mirrored(policy: Policy, seed: int, view: int, samples: np.ndarray) -> np.ndarray:
     """[B] bool: whether the view is mirrored, of `random_resized_crop`, every other one."""
     assert policy.geometry == "random_resized_crop"
-    return _numbers(_MIRROR, seed, view, samples, 0)[0] % 2 == 1
+    return _numbers(_MIRROR, seed, view, samples, 1)[0] % 2 == 1
 
 
 def apply_views(
@@ -219,9 +218,9 @@ def _geometry(images: Tensor, policy: Policy, seed: int, view: int, samples: np.
         from pipeline.resampling import resize_boxes  # noqa: PLC0415
 
         size = images.shape[-1]
-        sizes = np.full((len(samples), 2), size)
-        cut = boxes(policy, seed, view, samples, sizes)
-        return resize_boxes(images, cut, size, mirrored(policy, seed, view, samples))
+        cut = boxes(policy, seed, view, samples, np.full((len(samples), 2), size))
+        flip = mirrored(policy, seed, view, samples)
+        return resize_boxes(images, cut, flip, size)
     entries = view_entries(policy.geometry, seed, view, samples)
     flip, shift = np.divmod(entries, _SHIFTS**2)  # `crop` has no entry that flips
     top, left = np.divmod(shift, _SHIFTS)
@@ -253,10 +252,11 @@ def photometry(pixels: Tensor, policy: Policy, seed: int, view: int, samples: np
     from pipeline.rand_augment import OPERATIONS, apply  # noqa: PLC0415
 
     count, magnitude = policy.rand_augment
-    numbers = _numbers(_RAND_AUGMENT, seed, view, samples, *range(2 * count))
+    numbers = _numbers(_RAND_AUGMENT, seed, view, samples, 2 * count)
     for operation, sign in zip(numbers[::2], numbers[1::2], strict=True):
         signs = 1 - 2 * _below(sign, 2)
-        pixels = apply(pixels, _below(operation, len(OPERATIONS)), signs, magnitude)
+        operations = _below(operation, len(OPERATIONS))
+        pixels = apply(pixels, operations, signs, magnitude)
     return pixels
 
 
@@ -287,13 +287,13 @@ def mixing(
     from scipy.special import betaincinv  # noqa: PLC0415
 
     method, alpha = policy.mix
-    others = _below(_numbers(_PARTNER, seed, view, samples, 0)[0], max(1, num_samples - 1))
+    others = _below(_numbers(_PARTNER, seed, view, samples, 1)[0], max(1, num_samples - 1))
     partners = (samples + 1 + others) % num_samples
-    shares = betaincinv(alpha, alpha, _uniform(_numbers(_WEIGHT, seed, view, samples, 0)[0]))
+    shares = betaincinv(alpha, alpha, _uniform(_numbers(_WEIGHT, seed, view, samples, 1)[0]))
     if method == "mixup":
         return Mixing(partners, (np.rint(256 * shares) / 256).astype(np.float32), None)
     half = (image_size * np.sqrt(1 - shares)).astype(np.int64) // 2
-    centres = _below(_numbers(_CENTRE, seed, view, samples, 0, 1), image_size)  # [2, B]
+    centres = _below(_numbers(_CENTRE, seed, view, samples, 2), image_size)  # [2, B]
     begin, end = np.maximum(0, centres - half), np.minimum(image_size, centres + half)
     left = 1 - (end - begin).prod(0) / image_size**2
     return Mixing(partners, left.astype(np.float32), np.concatenate([begin, end]).T)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 ONE = 2**14  # weights are multiples of 1 / ONE: a product with a pixel is exact in float32
-_CHUNK = 2**17  # bytes of pixels at a time on a CPU, whose cache then holds what is between
+_PART = 2**18  # bytes of pixels at a time on a CPU, whose cache then holds what is between
 
 
-def resize_boxes(images: Tensor, boxes: np.ndarray, size: int, mirrored: np.ndarray) -> Tensor:
+def resize_boxes(images: Tensor, boxes: np.ndarray, mirrored: np.ndarray, size: int) -> Tensor:
     """A box of each image at one size: bilinear, antialiased where it shrinks.
 
     A triangle filter over all of the image, also what is just outside the box, as Pillow's
@@ -23,6 +23,7 @@ def resize_boxes(images: Tensor, boxes: np.ndarray, size: int, mirrored: np.ndar
         images: [B, C, H, W] uint8.
         boxes: [B, 4] integers: top, left, height, width, within the image.
         mirrored: [B] bool: left and right change places.
+        size: side of what comes out, in pixels.
 
     Returns:
         [B, C, size, size] uint8, on the images' device.
@@ -32,11 +33,14 @@ def resize_boxes(images: Tensor, boxes: np.ndarray, size: int, mirrored: np.ndar
     across, down = taps(left, box_width, size, width), taps(top, box_height, size, height)
     across = [np.where(mirrored[:, None, None], part[:, ::-1], part) for part in across]
     plan = [torch.from_numpy(part).to(images.device) for part in (*across, *down)]
-    chunk = len(images)
-    if images.device.type == "cpu":
-        chunk = max(1, _CHUNK // images[0].numel())
-    parts = zip(images.split(chunk), *(part.split(chunk) for part in plan), strict=True)
-    return torch.cat([_resized(*part) for part in parts])
+    count = max(1, _PART // images[0].numel()) if images.device.type == "cpu" else len(images)
+    resized = images.new_empty(*images.shape[:2], size, size)
+    for start in range(0, len(images), count):
+        part = slice(start, start + count)
+        columns, column_weights, rows, row_weights = (numbers[part] for numbers in plan)
+        across = _along_rows(images[part].transpose(2, 3), columns, column_weights)
+        resized[part] = _along_rows(across.transpose(2, 3), rows, row_weights)
+    return resized
 
 
 def taps(
@@ -70,13 +74,6 @@ def taps(
     rest = ONE - weights.sum(-1, keepdims=True)
     np.put_along_axis(weights, largest, np.take_along_axis(weights, largest, -1) + rest, -1)
     return np.minimum(positions, limit - 1), (weights / ONE).astype(np.float32)
-
-
-def _resized(
-    images: Tensor, columns: Tensor, column_weights: Tensor, rows: Tensor, row_weights: Tensor
-) -> Tensor:
-    across = _along_rows(images.transpose(2, 3), columns, column_weights)  # [B, C, size, H]
-    return _along_rows(across.transpose(2, 3), rows, row_weights)
 
 
 def _along_rows(images: Tensor, positions: Tensor, weights: Tensor) -> Tensor:

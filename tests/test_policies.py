@@ -217,7 +217,7 @@ def test_resizing_is_pillows_within_one_level(size):
     cut = boxes(Policy(RRC), 1, 0, np.arange(30), np.tile([51, 67], (30, 1)))
     cut[:4] = [0, 0, 51, 67], [0, 0, 10, 10], [41, 57, 10, 10], [20, 30, 1, 1]
     everything = pair.repeat(15, 1, 1, 1)
-    ours = resize_boxes(everything, cut, size, np.zeros(30, bool)).numpy().astype(int)
+    ours = resize_boxes(everything, cut, np.zeros(30, bool), size).numpy().astype(int)
     theirs = np.empty_like(ours)
     for number, (top, left, height, width) in enumerate(cut.tolist()):
         picture = Image.fromarray(everything[number].permute(1, 2, 0).numpy())
@@ -232,8 +232,8 @@ def test_resizing_is_pillows_within_one_level(size):
 def test_a_box_of_the_whole_image_at_its_own_size_is_the_image():
     everything = images()
     cut = np.tile([0, 0, 16, 16], (40, 1))
-    assert torch.equal(resize_boxes(everything, cut, 16, np.zeros(40, bool)), everything)
-    assert torch.equal(resize_boxes(everything, cut, 16, np.ones(40, bool)), everything.flip(3))
+    assert torch.equal(resize_boxes(everything, cut, np.zeros(40, bool), 16), everything)
+    assert torch.equal(resize_boxes(everything, cut, np.ones(40, bool), 16), everything.flip(3))
 
 
 def test_weights_of_resizing_sum_to_one_exactly():
