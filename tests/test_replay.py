@@ -18,12 +18,26 @@ from pipeline.params.views import ViewsParams
 from pipeline.replay import open_store, view_of_epoch
 from pipeline.views import Views
 
+PLAIN, MIXUP, CUTMIX = (
+    {"policy": "crop_flip"},
+    {
+        "policy": "random_resized_crop",
+        "rand_augment": {"operations": 2, "magnitude": 9},
+        "mix": {"method": "mixup", "alpha": 0.4},
+    },
+    {"policy": "crop", "mix": {"method": "cutmix", "alpha": 1.0}},
+)
 
-@pytest.mark.parametrize(("teachers_batch", "students_batch"), [(13, 16), (1, 7), (256, 36)])
+
+@pytest.mark.parametrize(
+    ("views", "teachers_batch", "students_batch"),
+    [(PLAIN, 13, 16), (PLAIN, 1, 7), (PLAIN, 256, 36), (MIXUP, 13, 16), (CUTMIX, 256, 7)],
+)
 def test_a_student_sees_the_pixels_that_the_teacher_saw(
-    project, monkeypatch, teachers_batch, students_batch
+    project, monkeypatch, views, teachers_batch, students_batch
 ):
     params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))
+    params["views"] |= views
     params["soft_targets"]["batch_size"] = teachers_batch
     params["training"] |= {"batch_size": students_batch, "epochs": 3}  # as many as views
     write_params(Path(), params)
