@@ -7,6 +7,8 @@ import pytest
 import yaml
 from import_closure import ROOT, closure
 
+from pipeline.params.views import ViewsParams
+
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
 FAMILY = {
     "teacher": "${teacher.family}",
@@ -68,6 +70,11 @@ def test_a_family_imports_nothing_that_its_stages_do_not_depend_on(family):
     for stage in FAMILY:
         foreign = files - closure(f"pipeline.stages.{stage}")
         assert foreign == {"pipeline/networks/__init__.py", f"pipeline/networks/{family}.py"}
+
+
+def test_a_baseline_depends_on_every_key_of_views_but_the_count():
+    named = {key for key in STAGES["baseline"]["do"]["params"] if key.startswith("views.")}
+    assert named == {f"views.{key}" for key in ViewsParams.model_fields} - {"views.count"}
 
 
 def test_stages_never_import_each_other():

@@ -12,7 +12,8 @@ import numpy as np
 import policy_views
 import pytest
 import torch
-from conftest import change_params, opened, run_stage
+import yaml
+from conftest import bytes_of, change_params, opened, run_stage
 from import_closure import ROOT
 from PIL import Image
 from policy_views import TEXTS, digests, images, views
@@ -20,6 +21,7 @@ from scipy import stats
 
 from pipeline import store
 from pipeline.augment import Mixing, Policy, boxes, mirrored, mix, mixing, permutation
+from pipeline.checkpoint import TEACHER
 from pipeline.errors import UserError
 from pipeline.rand_augment import OPERATIONS, apply
 from pipeline.replay import read_index
@@ -431,7 +433,16 @@ def test_a_store_of_mixed_views_holds_the_teachers_answers_to_them(
     assert read_index().contents.policy == text
     assert f"  views     {text}, seed 7, 16 pixels" in list(store.inspect(STORE))
     assert "108 of them are the teacher's answers" in store.verify(STORE, 108, 0)
-    run_stage("student", "small")
+    for stage in ("student", "baseline"):
+        run_stage(stage, "small")
+
+
+def test_a_teacher_trains_on_resized_boxes(project):
+    before = bytes_of(TEACHER)
+    params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))["teacher"]["training"]
+    change_params("teacher", training=params | {"policy": RRC})
+    run_stage("teacher")
+    assert bytes_of(TEACHER) != before
 
 
 @pytest.mark.parametrize(
