@@ -39,7 +39,14 @@ PARAMS = {
         "test_fraction": 0.2,
         "split_seed": 0,
     },
-    "views": {"policy": "crop", "count": "all", "seed": 0, "image_size": 8},
+    "views": {
+        "policy": "crop",
+        "rand_augment": "none",
+        "mix": "none",
+        "count": "all",
+        "seed": 0,
+        "image_size": 8,
+    },
     "teacher": {
         "family": "cifar_resnet",
         "network": "resnet8",

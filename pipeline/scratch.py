@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import h5py
@@ -38,6 +39,7 @@ def folder(contents: Contents, batch_size: int, device: torch.device) -> Path:
             "torch": torch.__version__,
             "numpy": np.__version__,
             "hdf5": h5py.version.hdf5_version,
+            "scipy": version("scipy"),  # which is loaded for policies that mix alone
         },
         "code": _loaded_code(),
     }

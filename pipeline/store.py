@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pipeline import checkpoint
-from pipeline.augment import apply_views
+from pipeline.augment import Policy
 from pipeline.checkpoint import TEACHER, InputSpec
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.device import default_device
@@ -34,6 +34,7 @@ from pipeline.replay import (
 )
 from pipeline.shards import read_header
 from pipeline.soft_targets import INDEX, STORE
+from pipeline.views import view_of
 
 #: How far a stored logit may be from the teacher's answer now, by the precision of the forward
 #: pass, as a share of the row's largest magnitude (1 at least): the storage in float16 takes half
@@ -151,14 +152,14 @@ def differences_to_teacher(
     Args:
         positions: of training rows, as the store counts them.
     """
-    contents, split = store.contents, dataset.splits["train"]
-    views, samples = np.divmod(positions, len(split))
+    contents, images = store.contents, torch.from_numpy(dataset.splits["train"].images)
+    policy = Policy.from_text(contents.policy)
+    views, samples = np.divmod(positions, len(images))
     for view in np.unique(views):
         of_view = samples[views == view]
         for start in range(0, len(of_view), BATCH_SIZE):
             batch = of_view[start : start + BATCH_SIZE]
-            pixels = torch.from_numpy(split.images[batch]).to(device)
-            pixels = apply_views(pixels, contents.policy, contents.seed, int(view), batch)
+            pixels = view_of(images, policy, contents.seed, int(view), batch, device).pixels
             answers = predict(network, spec, pixels, precision=contents.precision).cpu().numpy()
             for sample, found in zip(
                 batch, _row_differences(store, view, batch, answers), strict=True

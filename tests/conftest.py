@@ -36,7 +36,14 @@ PARAMS = {
         "test_fraction": 0.2,
         "split_seed": 0,
     },
-    "views": {"policy": "crop_flip", "count": 3, "seed": 7, "image_size": 16},
+    "views": {
+        "policy": "crop_flip",
+        "rand_augment": "none",
+        "mix": "none",
+        "count": 3,
+        "seed": 7,
+        "image_size": 16,
+    },
     "teacher": {
         "family": "cifar_resnet",
         "network": "resnet8",

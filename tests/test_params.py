@@ -82,7 +82,12 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(params):
         ("views", "count", 163, "count is 163, but policy `crop_flip` has 162 distinct views"),
         ("views", "count", 0, "count is 0, but policy"),
         ("views", "count", "many", "`params.yaml: views.count` is 'many'"),
-        ("views", "policy", "flip", "views.policy` is 'flip'; expected 'none', 'crop' or"),
+        (
+            "views",
+            "policy",
+            "flip",
+            "views.policy` is 'flip'; expected 'none', 'crop', 'crop_flip' or",
+        ),
         ("views", "seed", -1, "views.seed` is -1; expected greater than or equal to 0"),
         ("views", "seed", True, "views.seed` is True; expected a valid integer"),
         ("teacher", "family", "resnet", "teacher.family`: there is no `pipeline/networks/resnet"),
@@ -175,7 +180,50 @@ def test_an_absent_file_is_refused(params):
         read_params()
 
 
-def test_count_all_is_every_view_of_the_policy():
-    assert ViewsParams(policy="crop_flip", count="all", seed=0, image_size=32).num_views == 162
-    assert ViewsParams(policy="crop", count="all", seed=0, image_size=32).num_views == 81
-    assert ViewsParams(policy="none", count="all", seed=0, image_size=32).num_views == 1
+@pytest.mark.parametrize(("policy", "count"), [("crop_flip", 162), ("crop", 81), ("none", 1)])
+def test_count_all_is_every_view_of_the_policy(params, policy, count):
+    params["views"] |= {"policy": policy, "count": "all"}
+    write_params(Path(), params)
+    assert load_section(ViewsParams, "views").num_views == count
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"policy": "random_resized_crop"},
+        {"rand_augment": {"operations": 1}},
+        {"mix": {"method": "mixup"}},
+    ],
+)
+def test_views_without_end_are_counted_in_numbers(params, changed):
+    params["views"] |= changed | {"count": 1000}
+    assert found(params) == ""
+    params["views"]["count"] = "all"
+    assert "count is all, but the views of `" in found(params)
+    assert "have no end: set count to a number" in found(params)
+    params["views"]["count"] = 0
+    assert "count is 0, but the views of `" in found(params)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("rand_augment", "yes", "rand_augment`: it is 'yes'; expected `none`, or a mapping"),
+        ("rand_augment", None, "rand_augment`: it is None; expected `none`, or a mapping"),
+        ("rand_augment", {"operations": 0}, "views.rand_augment.operations` is 0; expected"),
+        ("rand_augment", {"magnitude": 31}, "views.rand_augment.magnitude` is 31; expected less"),
+        ("rand_augment", {"magnitud": 3}, "rand_augment.magnitud` is unknown; did you mean"),
+        ("mix", {"method": "cut"}, "views.mix.method` is 'cut'; expected 'mixup' or 'cutmix'"),
+        ("mix", {"method": "mixup", "alpha": 0}, "views.mix.alpha` is 0; expected greater than 0"),
+        ("mix", {}, "views.mix.method` is missing"),
+    ],
+)
+def test_a_mistake_in_rand_augment_or_mix_is_named(params, key, value, message):
+    params["views"][key] = value
+    assert message in found(params)
+
+
+@pytest.mark.parametrize("key", ["rand_augment", "mix"])
+def test_rand_augment_and_mix_stand_in_every_file(params, key):
+    del params["views"][key]
+    assert found(params) == f"`params.yaml: views.{key}` is missing."

@@ -26,7 +26,7 @@ def main() -> None:
     training = load_with_overrides(TrainingParams, "training", student.training, name)
     views = load_section(ViewsParams, "views")
     dataset = open_dataset().at(views.image_size)
-    train = Views(dataset.splits["train"], views.policy, views.seed, default_device())
+    train = Views(dataset.splits["train"], views.plan, views.seed, default_device())
     lesson = Lesson("baselines", view_of_epoch=lambda epoch: epoch, batches=train.batches)
     run(name, student, training, dataset, lesson)
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from pipeline import checkpoint, distributed, fidelity, scratch
-from pipeline.augment import apply_views
+from pipeline.augment import Policy
 from pipeline.checkpoint import TEACHER, InputSpec
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.device import default_device
@@ -47,6 +47,7 @@ from pipeline.soft_targets import (
     write_index,
     write_shard,
 )
+from pipeline.views import view_of
 
 FIDELITY_ROWS = 512
 
@@ -123,7 +124,7 @@ def open_job() -> Job:
     contents = Contents(
         dataset_fingerprint=dataset.fingerprint,
         teacher_fingerprint=checkpoint.fingerprint(TEACHER, made_by="dvc repro teacher"),
-        policy=views.policy,
+        policy=str(views.plan),
         seed=views.seed,
         image_size=views.image_size,
         encoding=params.encoding,
@@ -159,8 +160,9 @@ def views_of(
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
     """[B, C, H, W] uint8: the views of the samples that the shard is about."""
-    pixels = torch.from_numpy(images[samples]).to(device)
-    return apply_views(pixels, policy_of(contents, place.split), contents.seed, place.view, samples)
+    policy = Policy.from_text(policy_of(contents, place.split))
+    everything = torch.from_numpy(images)
+    return view_of(everything, policy, contents.seed, place.view, samples, device).pixels
 
 
 def canaries_of(job: Job, place: ShardPlace) -> np.ndarray:

@@ -38,10 +38,11 @@ def main() -> None:
         distillation,
         name,
         encoding=store.contents.encoding,
+        mixed=views.mix is not None,
         labels=dataset.splits["train"].labels,
     )
     store.verify(dataset)
-    train = Views(dataset.splits["train"], views.policy, views.seed, default_device())
+    train = Views(dataset.splits["train"], views.plan, views.seed, default_device())
     lesson = Lesson(
         kind="students",
         view_of_epoch=lambda epoch: view_of_epoch(epoch, store.num_views, training.seed),

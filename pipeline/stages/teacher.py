@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline import checkpoint
-from pipeline.augment import apply_views, permutation
+from pipeline.augment import Policy, apply_views, permutation
 from pipeline.checkpoint import TEACHER, WEIGHTS, InputSpec
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.device import default_device, training_autocast
@@ -46,7 +46,7 @@ def train(
         UserError: the loss is no longer finite.
     """
     split, validation = dataset.splits["train"], dataset.splits["validation"]
-    images = torch.from_numpy(split.images).to(device)
+    images, policy = torch.from_numpy(split.images).to(device), Policy(params.policy)
     labels = torch.from_numpy(split.labels).to(device)
     validation_labels = torch.from_numpy(validation.labels)
     steps_per_epoch = len(batches(np.arange(len(split)), params.batch_size))
@@ -69,7 +69,7 @@ def train(
         total_loss = torch.zeros((), device=device)
         order = permutation(len(split), params.seed, epoch)
         for samples in bar(batches(order, params.batch_size), f"epoch {epoch + 1}"):
-            views = apply_views(images[samples], params.policy, params.seed, epoch, samples)
+            views = apply_views(images[samples], policy, params.seed, epoch, samples)
             inputs = spec.apply(views)
             with training_autocast(device):
                 logits = network(inputs)
