@@ -21,10 +21,11 @@ PADDING = 4  # pixels on every side, filled with black
 _SHIFTS = 2 * PADDING + 1
 
 #: Number of distinct views of each policy.
-POLICIES: dict[str, int] = {
+POLICIES: dict[str, int | None] = {
     "none": 1,
     "crop": _SHIFTS**2,
     "crop_flip": 2 * _SHIFTS**2,
+    "random_resized_crop": None,  # no end of them
 }
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -104,3 +105,53 @@ def _crop_and_flip(images: Tensor, top: np.ndarray, left: np.ndarray, flip: np.n
     flipped = np.flatnonzero(flip)
     views[flipped] = views[flipped].flip(3)
     return views
+
+
+_TRIES = 10
+_AREA = (0.08, 1.0)
+_LOG_RATIO = (np.log(3 / 4), np.log(4 / 3))
+
+
+def boxes(policy: str, seed: int, view: int, samples: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """The part of each image that `random_resized_crop` shows: 0.08 to 1 of its area, of aspect
+    ratio 3/4 to 4/3, log-uniform; the middle where 10 tries give no such part.
+
+    Args:
+        samples: [B] sample numbers.
+        sizes: [B, 2] height and width of the images.
+
+    Returns:
+        [B, 4] int64: top, left, height, width.
+    """
+    height, width = (sizes[:, axis].astype(np.int64) for axis in (0, 1))
+    key = hash64(seed, view, samples)
+    tries = np.arange(_TRIES)[:, None]
+    area = height * width * _between(*_AREA, _uniform(key, tries, 0))  # [tries, B]
+    ratio = np.exp(_between(*_LOG_RATIO, _uniform(key, tries, 1)))
+    wide = np.rint(np.sqrt(area * ratio)).astype(np.int64)
+    high = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+    fits = (wide > 0) & (wide <= width) & (high > 0) & (high <= height)
+    chosen, row = fits.argmax(0), np.arange(len(samples))
+    wide, high = wide[chosen, row], high[chosen, row]
+    top = np.floor(_uniform(key, _TRIES, 2) * (height - high + 1)).astype(np.int64)
+    left = np.floor(_uniform(key, _TRIES, 3) * (width - wide + 1)).astype(np.int64)
+    high_limit = np.rint(np.minimum(height, width * 4 / 3)).astype(np.int64)
+    wide_limit = np.rint(np.minimum(width, height * 4 / 3)).astype(np.int64)
+    middle = np.stack(
+        [(height - high_limit) // 2, (width - wide_limit) // 2, high_limit, wide_limit], 1
+    )
+    return np.where(fits.any(0)[:, None], np.stack([top, left, high, wide], 1), middle)
+
+
+def mirrored(policy: str, seed: int, view: int, samples: np.ndarray) -> np.ndarray:
+    """[B] bool: which samples' views `random_resized_crop` mirrors, half of them."""
+    return _uniform(hash64(seed, view, samples), _TRIES, 4) < 0.5
+
+
+def _uniform(*words: int | np.ndarray) -> np.ndarray:
+    """float64 in [0, 1)."""
+    return (hash64(*words) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _between(low: float, high: float, uniform: np.ndarray) -> np.ndarray:
+    return low + (high - low) * uniform

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import PIL
 import torch
 
 from pipeline.errors import UserError
@@ -38,6 +39,7 @@ def folder(contents: Contents, batch_size: int, device: torch.device) -> Path:
             "torch": torch.__version__,
             "numpy": np.__version__,
             "hdf5": h5py.version.hdf5_version,
+            "pillow": PIL.__version__,  # resizes, and decodes encoded images
         },
         "code": _loaded_code(),
     }

@@ -1,14 +1,24 @@
-"""Views of a split's samples, batch by batch, on the device where they are trained on."""
+"""Views of a split's samples, batch by batch, on the device that takes them.
 
+The one place where images become views: the teacher, its soft targets, students, measurements and
+canaries all get their pixels here. Contract code: an edit here runs the teacher again.
+"""
+
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from pipeline.augment import apply_views
-from pipeline.dataset import Split
+from pipeline.augment import apply_views, boxes, mirrored
+from pipeline.dataset import AGAIN, AnySplit, EncodedSplit, Split, encoded_path
+from pipeline.decoding import UNREADABLE, clean_boxes, decode_view
+from pipeline.errors import UserError
+
+RESIZED_CROP = "random_resized_crop"
 
 
 @dataclass(frozen=True)
@@ -17,15 +27,134 @@ class Batch:
     pixels: Tensor  # [B, C, H, W] uint8, on the device
 
 
+def views_of(
+    split: AnySplit, policy: str, seed: int, device: torch.device, *, num_workers: int | None = None
+) -> "Views | EncodedViews":
+    """Every view of a split, of the size that the split's dataset is at.
+
+    Args:
+        num_workers: processes that decode encoded images; None: `default_workers()`. Unused for
+            pixels.
+    """
+    if isinstance(split, EncodedSplit):
+        workers = default_workers() if num_workers is None else num_workers
+        return EncodedViews(split, policy, seed, device, workers)
+    return Views(split, policy, seed, device)
+
+
+def default_workers() -> int:
+    """The cores that this process may use, shared with the others that torchrun started here."""
+    has_affinity = hasattr(os, "sched_getaffinity")  # macOS has none
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 class Views:
-    """Every view of a split whose images are of the views' size and lie in memory."""
+    """Every view of a split whose images are of the views' size and lie in memory: the device's,
+    where at most half of what is free there holds them, and else the host's."""
 
     def __init__(self, split: Split, policy: str, seed: int, device: torch.device):
-        self._images = torch.from_numpy(split.images).to(device)
-        self._policy, self._seed = policy, seed
+        images = torch.from_numpy(split.images)
+        self._images = images.to(device) if _fits(images, device) else images
+        self._policy, self._seed, self._device = policy, seed, device
 
     def batches(self, view: int, order: Sequence[np.ndarray]) -> Iterator[Batch]:
         """One view of the samples of each batch, in this order."""
         for samples in order:
             images = self._images[samples]
+            if images.device.type != self._device.type:  # `cuda` and `cuda:0` are not equal
+                images = images.pin_memory().to(self._device, non_blocking=True)
             yield Batch(samples, apply_views(images, self._policy, self._seed, view, samples))
+
+
+def _fits(images: Tensor, device: torch.device) -> bool:
+    return device.type != "cuda" or 2 * images.nbytes <= torch.cuda.mem_get_info(device)[0]
+
+
+class EncodedViews:
+    """Every view of a split of encoded images, decoded ahead by worker processes.
+
+    What a view shows of its image, and at what size, is decided before an image is decoded; what
+    moves or recolours pixels comes after, on the whole batch, on the device.
+    """
+
+    def __init__(
+        self, split: EncodedSplit, policy: str, seed: int, device: torch.device, num_workers: int
+    ):
+        self._split, self._policy, self._seed = split, policy, seed
+        self._device, self._num_workers = device, num_workers
+
+    def batches(self, view: int, order: Sequence[np.ndarray]) -> Iterator[Batch]:
+        """One view of the samples of each batch, in this order.
+
+        Raises:
+            UserError: an image can no longer be decoded, or a worker has ended.
+        """
+        for samples, decoded in zip(order, self._decoded(view, order), strict=True):
+            yield Batch(samples, self._finished(decoded, view, samples))
+
+    def _finished(self, decoded: Tensor, view: int, samples: np.ndarray) -> Tensor:
+        """[B, C, S, S] uint8: all of a view that is not decided by what is decoded."""
+        if self._policy != RESIZED_CROP:
+            return apply_views(decoded, self._policy, self._seed, view, samples)
+        flipped = np.flatnonzero(mirrored(self._policy, self._seed, view, samples))
+        decoded[flipped] = decoded[flipped].flip(3)
+        return decoded
+
+    def _decoded(self, view: int, order: Sequence[np.ndarray]) -> Iterator[Tensor]:
+        """The decoded part of each sample's view: [B, C, S, S] uint8, on the device."""
+        loader = DataLoader(
+            _Decoder(self._split, self._policy, self._seed, view),
+            batch_sampler=order,
+            num_workers=min(self._num_workers, len(order)) if len(order) > 1 else 0,
+            collate_fn=_as_it_is,
+            pin_memory=self._device.type == "cuda",
+            generator=torch.Generator(),  # else each pass would draw from the global one
+        )
+        try:
+            for pixels in loader:
+                if isinstance(pixels, UserError):
+                    raise pixels
+                yield pixels.to(self._device, non_blocking=True)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                f"a process that decodes images has ended ({error}); expected it to live as long "
+                "as this one. Look at the machine's memory, and at its shared memory (/dev/shm)."
+            ) from None
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    """One view's decoded pixels, for a worker process: indexed with a batch's sample numbers."""
+
+    split: EncodedSplit
+    policy: str
+    seed: int
+    view: int
+
+    def __getitems__(self, samples: np.ndarray) -> Tensor | UserError:
+        """[B, C, S, S] uint8; or what is wrong, for the parent to raise without a traceback."""
+        split, side = self.split, self.split.image_size
+        sizes = split.sizes[samples].astype(np.int64)  # [B, 2]
+        if self.policy == RESIZED_CROP:
+            parts = boxes(self.policy, self.seed, self.view, samples, sizes)
+        else:
+            parts = clean_boxes(sizes, side)
+        pixels = np.empty((len(samples), split.channels, side, side), np.uint8)
+        for row, sample in enumerate(samples.tolist()):
+            content = split.content(sample)
+            try:
+                pixels[row] = decode_view(content, sizes[row], parts[row], side, split.channels)
+            except UNREADABLE as error:
+                return UserError(
+                    f"`{encoded_path(split.directory, split.name)}` has an image that cannot be "
+                    f"decoded, sample {sample} ({error}); expected it as `prepare` wrote it. "
+                    f"Remove `{split.directory}` and run `{AGAIN}`."
+                )
+        return torch.from_numpy(pixels)
+
+
+def _as_it_is(batch: Tensor | UserError) -> Tensor | UserError:
+    return batch

@@ -20,7 +20,6 @@ STUDENT_SIDE = {
     "pipeline/replay.py",
     "pipeline/store.py",
     "pipeline/training.py",
-    "pipeline/views.py",
     "pipeline/params/distillation.py",
     "pipeline/params/students.py",
     "pipeline/params/training.py",

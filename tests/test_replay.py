@@ -1,6 +1,7 @@
 """Offline distillation gives what online distillation gives."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from pipeline.losses import soft_and_hard_loss
 from pipeline.params.loading import load_section
 from pipeline.params.views import ViewsParams
 from pipeline.replay import open_store, view_of_epoch
+from pipeline.views import views_of
 
 
 @pytest.mark.parametrize(("teachers_batch", "students_batch"), [(13, 16), (1, 7), (256, 36)])
@@ -32,14 +34,17 @@ def test_a_student_sees_the_pixels_that_the_teacher_saw(
         teacher_saw.extend(view.tobytes() for view in views.numpy())
         return evaluation.predict(network, spec, views, **options)
 
-    def watched_views(images, policy, seed, view, samples):
-        views = apply_views(images, policy, seed, view, samples)
-        student_saw.extend(view.tobytes() for view in views.numpy())
-        return views
+    def watched_views(*arguments):
+        def batches(view, order):
+            for batch in views_of(*arguments).batches(view, order):
+                student_saw.extend(pixels.tobytes() for pixels in batch.pixels.numpy())
+                yield batch
+
+        return SimpleNamespace(batches=batches)
 
     monkeypatch.setattr("pipeline.stages.soft_targets.predict", watched_predict)
     run_stage("soft_targets")
-    monkeypatch.setattr("pipeline.stages.student.apply_views", watched_views)
+    monkeypatch.setattr("pipeline.stages.student.views_of", watched_views)
     run_stage("student", "small")
     training_views = teacher_saw[: 3 * 36]  # validation and test follow
     assert len(student_saw) == 3 * 36

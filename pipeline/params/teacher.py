@@ -16,7 +16,8 @@ class TeacherTraining(Section):
     learning_rate: float = Field(gt=0)  # the peak
     warmup_epochs: int = Field(default=0, ge=0)  # of linear increase, within `epochs`
     weight_decay: float = Field(default=0.0, ge=0)
-    policy: Literal["none", "crop", "crop_flip"]  # a fresh view of every sample in every epoch
+    # a fresh view of every sample in every epoch
+    policy: Literal["none", "crop", "crop_flip", "random_resized_crop"]
     seed: int = Field(ge=0, lt=2**63)  # of weights, views and order
 
 
