@@ -82,7 +82,7 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(params):
         ("views", "count", 163, "count is 163, but policy `crop_flip` has 162 distinct views"),
         ("views", "count", 0, "count is 0, but policy"),
         ("views", "count", "many", "`params.yaml: views.count` is 'many'"),
-        ("views", "policy", "flip", "views.policy` is 'flip'; expected 'none', 'crop' or"),
+        ("views", "policy", "flip", "views.policy` is 'flip'; expected 'none', 'crop'"),
         ("views", "seed", -1, "views.seed` is -1; expected greater than or equal to 0"),
         ("views", "seed", True, "views.seed` is True; expected a valid integer"),
         ("teacher", "family", "resnet", "teacher.family`: there is no `pipeline/networks/resnet"),

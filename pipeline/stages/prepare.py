@@ -302,29 +302,38 @@ def fingerprint(directory: Path, header: Mapping[str, object]) -> str:
     return digest.hexdigest()
 
 
+def write_dataset(params: DatasetParams, directory: Path) -> tuple[dict[str, object], str]:
+    """Write everything of a prepared dataset into an empty directory.
+
+    Returns:
+        What the fingerprint covers beside the samples (class names, the splits' sizes), and it.
+    """
+    source = {"digits": digits, "image_folder": image_folder}[params.source](params)
+    sizes, statistics = pack(source, params, directory)
+    mean, std = statistics.mean_and_std()
+    header = {
+        "format_version": FORMAT_VERSION,
+        "class_names": source.class_names,
+        "channels": params.channels,
+        "image_size": params.image_size,
+        "splits": sizes,
+    }
+    if params.storage == "encoded":
+        header["storage"] = params.storage
+    identity = fingerprint(directory, header)
+    write_json(
+        directory / "dataset.json", {**header, "mean": mean, "std": std, "fingerprint": identity}
+    )
+    return header, identity
+
+
 def main() -> None:
     argparse.ArgumentParser("python -m pipeline.stages.prepare", description=__doc__).parse_args()
     params = load_section(DatasetParams, "dataset")
-    source = {"digits": digits, "image_folder": image_folder}[params.source](params)
     with atomic_directory(PREPARED) as directory:
-        sizes, statistics = pack(source, params, directory)
-        mean, std = statistics.mean_and_std()
-        header = {
-            "format_version": FORMAT_VERSION,
-            "class_names": source.class_names,
-            "channels": params.channels,
-            "image_size": params.image_size,
-            "splits": sizes,
-        }
-        if params.storage == "encoded":
-            header["storage"] = params.storage
-        identity = fingerprint(directory, header)
-        write_json(
-            directory / "dataset.json",
-            {**header, "mean": mean, "std": std, "fingerprint": identity},
-        )
-    counts = ", ".join(f"{count:,} {split}" for split, count in sizes.items())
-    print(f"{PREPARED}: {counts} images of {len(source.class_names)} classes, {identity[:12]}")
+        header, identity = write_dataset(params, directory)
+    counts = ", ".join(f"{count:,} {split}" for split, count in header["splits"].items())
+    print(f"{PREPARED}: {counts} images of {len(header['class_names'])} classes, {identity[:12]}")
 
 
 if __name__ == "__main__":
