@@ -4,6 +4,7 @@ Contract code: an edit here runs the teacher again. Imports NumPy and Pillow alo
 """
 
 import io
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +20,12 @@ CLEAN_RATIO = 256 / 224
 _REDUCTIONS = (8, 4, 2)  # in which JPEG can be decoded
 _MIRRORED_SIDEWAYS = (2, 3, 6, 7)  # EXIF orientations whose upright image has the stored image's
 _MIRRORED_UPSIDE_DOWN = (3, 4, 7, 8)  # end at its left; at its top
+
+
+def available_cores() -> int:
+    """The cores that this process may use."""
+    has_affinity = hasattr(os, "sched_getaffinity")  # macOS has none
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 def eight_bits(image: Image.Image) -> Image.Image:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.augment import apply_views, boxes, mirrored
 from pipeline.dataset import AGAIN, AnySplit, EncodedSplit, Split, encoded_path
-from pipeline.decoding import UNREADABLE, clean_boxes, decode_view
+from pipeline.decoding import UNREADABLE, available_cores, clean_boxes, decode_view
 from pipeline.errors import UserError
 
 RESIZED_CROP = "random_resized_crop"
@@ -43,10 +43,8 @@ def views_of(
 
 
 def default_workers() -> int:
-    """The cores that this process may use, shared with the others that torchrun started here."""
-    has_affinity = hasattr(os, "sched_getaffinity")  # macOS has none
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    """This process's share of the cores, beside the others that torchrun started here."""
+    return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class Views:

@@ -22,6 +22,7 @@ from pipeline.dataset import Dataset, open_dataset
 from pipeline.decoding import clean_boxes, decode_view, eight_bits
 from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.stages.prepare import ahead
 from pipeline.store import verify
 from pipeline.views import EncodedViews, views_of
 
@@ -229,6 +230,24 @@ def test_an_image_damaged_after_preparing_is_named_without_a_traceback(encoded_p
     message = str(refusal.value)
     assert "cannot be decoded, sample 3 (" in message
     assert "Traceback" not in message
+
+
+def test_images_pass_through_memory_few_at_a_time_and_in_order(monkeypatch):
+    monkeypatch.setattr("pipeline.stages.prepare.available_cores", lambda: 3)
+    taken = []
+    results = ahead(lambda number: -number, (taken.append(n) or n for n in range(100)))
+    for expected in range(20):
+        assert next(results) == -expected
+        assert len(taken) <= expected + 1 + 2 * 3
+    assert list(results) == [-number for number in range(20, 100)]
+
+
+def test_a_worker_that_is_killed_is_told_without_a_traceback(encoded_project, monkeypatch):
+    monkeypatch.setattr("pipeline.views.decode_view", lambda *_: os._exit(9))
+    split = open_dataset().splits["train"]
+    views = views_of(split, "none", 0, CPU, num_workers=1)
+    with pytest.raises(UserError, match="a process that decodes images has ended"):
+        list(views.batches(0, np.split(np.arange(len(split)), 3)))
 
 
 # What a view shows.

@@ -1,24 +1,27 @@
 """prepare: pack the dataset into few files that training reads at full speed.
 
 Reads `dataset` of params.yaml and the source that it names; writes data/prepared/: pixels, or, for
-`storage: encoded`, the bytes of image files, one after another. Images pass through memory one by
-one.
+`storage: encoded`, the bytes of image files, one after another. Images pass through memory few at
+a time.
 """
 
 import argparse
 import hashlib
 import io
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from pipeline.augment import hash64
 from pipeline.dataset import FORMAT_VERSION, PREPARED, SPLITS, encoded_path
-from pipeline.decoding import UNREADABLE, eight_bits
+from pipeline.decoding import UNREADABLE, available_cores, eight_bits
 from pipeline.encoded_images import Encoded, EncodedFile, encode
 from pipeline.errors import UserError, reported
 from pipeline.files import atomic_directory, canonical_json, sha256_of_file, write_json
@@ -30,6 +33,8 @@ from pipeline.progress import bar
 _SPLIT_FOLDERS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 _LISTED = 20  # files in a message
 _CHUNK = 4096  # images at a time, for sums and hashes
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Picture:
     """One image, read."""
 
     sample_id: str
-    image: Image.Image  # upright and with 8 bits a channel, of any size
+    pixels: np.ndarray  # [channels, image_size, image_size] uint8: kept, or for statistics
     encoded: Encoded | None  # storage: encoded: what is kept of it
 
 
@@ -68,7 +73,7 @@ def digits(params: DatasetParams) -> Source:
     ids = [f"{index:04d}" for index in range(len(pixels))]
     samples = [Sample("train", int(k), i) for i, k in zip(ids, bunch.target, strict=True)]
     images = zip(ids, map(Image.fromarray, pixels), strict=True)
-    pictures = (Picture(i, image, encode(image, b"", params)) for i, image in images)
+    pictures = (picture_of(i, image, b"", params) for i, image in images)
     return Source([str(digit) for digit in range(10)], split_off(samples, params), pictures)
 
 
@@ -104,17 +109,26 @@ def image_folder(params: DatasetParams) -> Source:
     samples = [Sample(split, number[c], sample_id) for sample_id, (split, c) in found.items()]
     samples.sort(key=lambda sample: sample.sample_id)
 
-    def pictures() -> Iterator[Picture]:
-        broken = []
+    def files() -> Iterator[tuple[str, bytes]]:
         for name, content in read_files(root):
             sample_id = "/".join(PurePosixPath(name.removeprefix(prefix)).parts)
             if sample_id in found:
-                try:
-                    image = eight_bits(Image.open(io.BytesIO(content)))
-                    picture = Picture(sample_id, image, encode(image, content, params))
-                except UNREADABLE as error:
-                    broken.append(f"{sample_id}: {error}")
-                    continue
+                yield sample_id, content
+
+    def read(file: tuple[str, bytes]) -> Picture | str:
+        sample_id, content = file
+        try:
+            image = eight_bits(Image.open(io.BytesIO(content)))
+            return picture_of(sample_id, image, content, params)
+        except UNREADABLE as error:
+            return f"{sample_id}: {error}"
+
+    def pictures() -> Iterator[Picture]:
+        broken = []
+        for picture in ahead(read, files()):
+            if isinstance(picture, str):
+                broken.append(picture)
+            else:
                 yield picture
         if broken:
             more = f"\n  ... and {len(broken) - _LISTED} more" if len(broken) > _LISTED else ""
@@ -124,6 +138,26 @@ def image_folder(params: DatasetParams) -> Source:
             )
 
     return Source(class_names, split_off(samples, params), pictures())
+
+
+def picture_of(sample_id: str, image: Image.Image, source: bytes, params: DatasetParams) -> Picture:
+    """Args: image: upright and with 8 bits a channel; source: the bytes of its file."""
+    pixels = to_pixels(image, params.image_size, params.channels)
+    return Picture(sample_id, pixels, encode(image, source, params))
+
+
+def ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """The function of each item, in their order, by as many threads as there are cores: Pillow
+    lets go of Python's lock. Few are made before they are asked for, so that memory stays flat."""
+    Image.init()  # threads that do so at the same time take a format for unknown
+    threads, waiting = available_cores(), deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def check_no_class_is_empty(root: Path, prefix: str, names: list[str], found: set[str]) -> None:
@@ -228,7 +262,7 @@ def pack_pixels(
         for split, count in sizes.items()
     }
     for (split, index), picture in pictures:
-        arrays[split][index] = to_pixels(picture.image, params.image_size, params.channels)
+        arrays[split][index] = picture.pixels
     for array in arrays.values():
         array.flush()
     statistics = Statistics(params.channels)
@@ -254,7 +288,7 @@ def pack_encoded(
         for (split, index), picture in pictures:
             files[split].write(index, picture.encoded)
             if split == "train":
-                statistics.add(to_pixels(picture.image, params.image_size, params.channels)[None])
+                statistics.add(picture.pixels[None])
     for split, file in files.items():
         file.sort()
         np.save(directory / f"{split}_offsets.npy", file.offsets)
