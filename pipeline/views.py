@@ -72,8 +72,8 @@ def _fits(images: Tensor, device: torch.device) -> bool:
 class EncodedViews:
     """Every view of a split of encoded images, decoded ahead by worker processes.
 
-    What a view shows of its image, and at what size, is decided before an image is decoded; what
-    moves or recolours pixels comes after, on the whole batch, on the device.
+    What a view shows of its image is decided before the image is decoded, and cut out of it then,
+    mirrored where a resized crop is; the rest is done on whole batches, on the device.
     """
 
     def __init__(
@@ -92,15 +92,13 @@ class EncodedViews:
             yield Batch(samples, self._finished(decoded, view, samples))
 
     def _finished(self, decoded: Tensor, view: int, samples: np.ndarray) -> Tensor:
-        """[B, C, S, S] uint8: all of a view that is not decided by what is decoded."""
-        if self._policy != RESIZED_CROP:
-            return apply_views(decoded, self._policy, self._seed, view, samples)
-        flipped = np.flatnonzero(mirrored(self._policy, self._seed, view, samples))
-        decoded[flipped] = decoded[flipped].flip(3)
-        return decoded
+        """[B, C, S, S] uint8: all of a view that was not done while decoding."""
+        if self._policy == RESIZED_CROP:
+            return decoded
+        return apply_views(decoded, self._policy, self._seed, view, samples)
 
     def _decoded(self, view: int, order: Sequence[np.ndarray]) -> Iterator[Tensor]:
-        """The decoded part of each sample's view: [B, C, S, S] uint8, on the device."""
+        """The decoded part of each sample's image: [B, C, S, S] uint8, on the device."""
         loader = DataLoader(
             _Decoder(self._split, self._policy, self._seed, view),
             batch_sampler=order,
@@ -136,21 +134,22 @@ class _Decoder:
         """[B, C, S, S] uint8; or what is wrong, for the parent to raise without a traceback."""
         split, side = self.split, self.split.image_size
         sizes = split.sizes[samples].astype(np.int64)  # [B, 2]
+        parts, flips = clean_boxes(sizes, side), np.zeros(len(samples), bool)
         if self.policy == RESIZED_CROP:
             parts = boxes(self.policy, self.seed, self.view, samples, sizes)
-        else:
-            parts = clean_boxes(sizes, side)
+            flips = mirrored(self.policy, self.seed, self.view, samples)
         pixels = np.empty((len(samples), split.channels, side, side), np.uint8)
         for row, sample in enumerate(samples.tolist()):
             content = split.content(sample)
             try:
-                pixels[row] = decode_view(content, sizes[row], parts[row], side, split.channels)
+                shown = decode_view(content, sizes[row], parts[row], side, split.channels)
             except UNREADABLE as error:
                 return UserError(
                     f"`{encoded_path(split.directory, split.name)}` has an image that cannot be "
                     f"decoded, sample {sample} ({error}); expected it as `prepare` wrote it. "
                     f"Remove `{split.directory}` and run `{AGAIN}`."
                 )
+            pixels[row] = shown[:, :, ::-1] if flips[row] else shown
         return torch.from_numpy(pixels)
 
 
