@@ -39,6 +39,11 @@ def views_of(
     if isinstance(split, EncodedSplit):
         workers = default_workers() if num_workers is None else num_workers
         return EncodedViews(split, policy, seed, device, workers)
+    if policy == RESIZED_CROP:
+        raise UserError(
+            f"policy `{policy}` is for encoded images, but `{split.directory}` holds pixels. Set "
+            "`dataset.storage: encoded`, or another policy."
+        )
     return Views(split, policy, seed, device)
 
 

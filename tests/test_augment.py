@@ -50,7 +50,7 @@ def test_policy_none_shows_the_image_as_it_is():
     assert torch.equal(apply_views(IMAGES, "none", 3, 5, np.arange(40)), IMAGES)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", ["none", "crop", "crop_flip"])
 @pytest.mark.parametrize("cycle", [0, 1])
 def test_every_cycle_visits_each_distinct_view_of_each_sample_exactly_once(policy, cycle):
     distinct = POLICIES[policy]

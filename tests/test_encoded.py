@@ -371,6 +371,12 @@ def test_each_policy_shows_its_part_of_the_image(encoded_project, policy):
     assert np.array_equal(batch.samples, samples)
 
 
+def test_a_resized_crop_of_images_that_are_kept_as_pixels_is_refused(project):
+    change_params("views", policy="random_resized_crop")
+    with pytest.raises(UserError, match="is for encoded images, but `data/prepared` holds pixels"):
+        run_stage("baseline", "small")
+
+
 # The same for everyone.
 
 
