@@ -34,6 +34,7 @@ PARAMS = {
     "dataset": {
         "source": "digits",
         "root": "data/raw/none",
+        "storage": "pixels",
         "image_size": 8,
         "validation_fraction": 0.1,
         "test_fraction": 0.2,

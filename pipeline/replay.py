@@ -43,7 +43,7 @@ from pipeline.soft_targets import (
     policy_of,
     shard_places,
 )
-from pipeline.views import view_of
+from pipeline.views import views_of
 
 AGAIN = "dvc repro soft_targets"
 _SHOWN = 10  # problems in one message
@@ -344,16 +344,15 @@ def _refuse(directory: Path, problems: Sequence[str]) -> None:
 
 def differences(directory: Path, index: Index, dataset: Dataset) -> Iterator[str]:
     """Whatever in the shards is not as written, or not as this code augments it now."""
+    seed, cpu = index.contents.seed, torch.device("cpu")
+    views = {
+        name: views_of(split, Policy.from_text(policy_of(index.contents, name)), seed, cpu)
+        for name, split in dataset.splits.items()
+    }
     for place in index.places():
         path = directory / place.file_name
-        samples = canary_samples(place)
-        pixels = view_of(
-            torch.from_numpy(dataset.splits[place.split].images),
-            Policy.from_text(policy_of(index.contents, place.split)),
-            index.contents.seed,
-            place.view,
-            samples,
-        ).pixels.numpy()
+        (batch,) = views[place.split].batches(place.view, [canary_samples(place)])
+        pixels = batch.pixels.numpy()
         try:
             if index.format_version == 1:
                 _check_shard_1(path, index, place, pixels)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import PIL
 import torch
 
 from pipeline.errors import UserError
@@ -40,6 +41,7 @@ def folder(contents: Contents, batch_size: int, device: torch.device) -> Path:
             "numpy": np.__version__,
             "hdf5": h5py.version.hdf5_version,
             "scipy": version("scipy"),  # which is loaded for policies that mix alone
+            "pillow": PIL.__version__,  # resizes, and decodes encoded images
         },
         "code": _loaded_code(),
     }

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from pipeline import checkpoint
 from pipeline.augment import permutation
 from pipeline.checkpoint import WEIGHTS, InputSpec
-from pipeline.dataset import Dataset, Split
+from pipeline.dataset import AnySplit, Dataset
 from pipeline.device import default_device, training_autocast
 from pipeline.errors import UserError
 from pipeline.evaluation import (
@@ -195,10 +195,10 @@ def label_loss(student_logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def evaluate(
-    network: nn.Module, spec: InputSpec, split: Split, device: torch.device
+    network: nn.Module, spec: InputSpec, split: AnySplit, device: torch.device
 ) -> tuple[Tensor, dict[str, float]]:
-    """Logits [N, num_classes] and measures of a split, its images as they are."""
-    logits = predict_all(network, spec, split.images, device=device)
+    """Logits [N, num_classes] and measures of a split, its images without augmentation."""
+    logits = predict_all(network, spec, split, device=device)
     return logits, measures(logits, torch.from_numpy(split.labels), split.name)
 
 

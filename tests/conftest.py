@@ -30,6 +30,7 @@ PARAMS = {
     "dataset": {
         "source": "image_folder",
         "root": "images",
+        "storage": "pixels",
         "image_size": 16,
         "channels": 3,
         "validation_fraction": 0.2,

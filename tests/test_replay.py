@@ -1,6 +1,7 @@
 """Offline distillation gives what online distillation gives."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from pipeline.params.loading import load_section
 from pipeline.params.views import ViewsParams
 from pipeline.replay import open_store, view_of_epoch
 from pipeline.training import label_loss
-from pipeline.views import Views
+from pipeline.views import views_of
 
 PLAIN, MIXUP, CUTMIX = (
     {"policy": "crop_flip"},
@@ -48,15 +49,17 @@ def test_a_student_sees_the_pixels_that_the_teacher_saw(
         teacher_saw.extend(view.tobytes() for view in views.numpy())
         return evaluation.predict(network, spec, views, **options)
 
-    class WatchedViews(Views):
-        def batches(self, view, order):
-            for batch in super().batches(view, order):
+    def watched_views(*arguments):
+        def batches(view, order):
+            for batch in views_of(*arguments).batches(view, order):
                 student_saw.extend(pixels.tobytes() for pixels in batch.pixels.numpy())
                 yield batch
 
+        return SimpleNamespace(batches=batches)
+
     monkeypatch.setattr("pipeline.stages.soft_targets.predict", watched_predict)
     run_stage("soft_targets")
-    monkeypatch.setattr("pipeline.stages.student.Views", WatchedViews)
+    monkeypatch.setattr("pipeline.stages.student.views_of", watched_views)
     run_stage("student", "small")
     training_views = teacher_saw[: 3 * 36]  # validation and test follow
     assert len(student_saw) == 3 * 36

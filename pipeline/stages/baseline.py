@@ -15,7 +15,7 @@ from pipeline.params.students import load_student, load_with_overrides
 from pipeline.params.training import TrainingParams
 from pipeline.params.views import ViewsParams
 from pipeline.training import Lesson, run
-from pipeline.views import Views
+from pipeline.views import views_of
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     training = load_with_overrides(TrainingParams, "training", student.training, name)
     views = load_section(ViewsParams, "views")
     dataset = open_dataset().at(views.image_size)
-    train = Views(dataset.splits["train"], views.plan, views.seed, default_device())
+    train = views_of(dataset.splits["train"], views.plan, views.seed, default_device())
     lesson = Lesson("baselines", view_of_epoch=lambda epoch: epoch, batches=train.batches)
     run(name, student, training, dataset, lesson)
 

@@ -20,7 +20,7 @@ from pipeline.params.training import TrainingParams
 from pipeline.params.views import ViewsParams
 from pipeline.replay import open_store, view_of_epoch
 from pipeline.training import Lesson, run
-from pipeline.views import Views
+from pipeline.views import views_of
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
         labels=dataset.splits["train"].labels,
     )
     store.verify(dataset)
-    train = Views(dataset.splits["train"], views.plan, views.seed, default_device())
+    train = views_of(dataset.splits["train"], views.plan, views.seed, default_device())
     lesson = Lesson(
         kind="students",
         view_of_epoch=lambda epoch: view_of_epoch(epoch, store.num_views, training.seed),

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline import checkpoint
-from pipeline.augment import Policy, apply_views, permutation
+from pipeline.augment import Policy, permutation
 from pipeline.checkpoint import TEACHER, WEIGHTS, InputSpec
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.device import default_device, training_autocast
@@ -31,6 +31,7 @@ from pipeline.files import atomic_directory, write_json
 from pipeline.params.loading import load_section
 from pipeline.params.teacher import TeacherParams, TeacherTraining
 from pipeline.progress import EpochLog, bar
+from pipeline.views import views_of
 
 
 def train(
@@ -46,7 +47,7 @@ def train(
         UserError: the loss is no longer finite.
     """
     split, validation = dataset.splits["train"], dataset.splits["validation"]
-    images, policy = torch.from_numpy(split.images).to(device), Policy(params.policy)
+    views = views_of(split, Policy(params.policy), params.seed, device)
     labels = torch.from_numpy(split.labels).to(device)
     validation_labels = torch.from_numpy(validation.labels)
     steps_per_epoch = len(batches(np.arange(len(split)), params.batch_size))
@@ -68,24 +69,24 @@ def train(
         network.train()
         total_loss = torch.zeros((), device=device)
         order = permutation(len(split), params.seed, epoch)
-        for samples in bar(batches(order, params.batch_size), f"epoch {epoch + 1}"):
-            views = apply_views(images[samples], policy, params.seed, epoch, samples)
-            inputs = spec.apply(views)
+        parts = batches(order, params.batch_size)
+        for batch in bar(views.batches(epoch, parts), f"epoch {epoch + 1}", total=len(parts)):
+            inputs = spec.apply(batch.pixels)
             with training_autocast(device):
                 logits = network(inputs)
-            loss = F.cross_entropy(logits.float(), labels[samples])
+            loss = F.cross_entropy(logits.float(), labels[batch.samples])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-            total_loss += loss.detach() * len(samples)
+            total_loss += loss.detach() * len(batch.samples)
         train_loss = total_loss.item() / len(split)
         if not math.isfinite(train_loss):
             raise UserError(
                 f"the teacher's training loss is {train_loss} in epoch {epoch + 1}. Set a lower "
                 "`teacher.training.learning_rate`, or more `warmup_epochs`."
             )
-        logits = predict_all(network, spec, validation.images, device=device)
+        logits = predict_all(network, spec, validation, device=device)
         log.line(
             epoch + 1,
             train_loss=train_loss,
@@ -115,6 +116,8 @@ def main() -> None:
     argparse.ArgumentParser("python -m pipeline.stages.teacher", description=__doc__).parse_args()
     params = load_section(TeacherParams, "teacher")
     dataset = open_dataset()
+    if dataset.encoded:  # decoded at the size that the network takes
+        dataset = dataset.at(params.network.input_size or dataset.image_size)
     device = default_device()
     torch.manual_seed(params.training.seed)
     description = checkpoint.describe(params.family, params.network, dataset)
@@ -131,7 +134,7 @@ def main() -> None:
     logits = {}
     for name in ("validation", "test"):
         split = dataset.splits[name]
-        logits[name] = predict_all(network, spec, split.images, device=device)
+        logits[name] = predict_all(network, spec, split, device=device)
         metrics |= measures(logits[name], torch.from_numpy(split.labels), name)
     if not all(torch.isfinite(values).all() for values in logits.values()):
         raise UserError(
