@@ -15,6 +15,8 @@ from pipeline.dataset import Split
 class Batch:
     samples: np.ndarray  # [B] sample numbers
     pixels: Tensor  # [B, C, H, W] uint8, on the device
+    partners: np.ndarray | None = None  # [B] sample numbers, of mixed views
+    weights: np.ndarray | None = None  # [B] float32, of the sample itself
 
 
 class Views:

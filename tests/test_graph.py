@@ -18,6 +18,7 @@ STUDENT_SIDE = {
     "pipeline/check.py",
     "pipeline/losses.py",
     "pipeline/replay.py",
+    "pipeline/resume.py",
     "pipeline/store.py",
     "pipeline/training.py",
     "pipeline/views.py",

@@ -63,7 +63,8 @@ def load_student(name: str) -> StudentParams:
 def load_with_overrides(
     model: type[Model], section: str, overrides: dict[str, Any], student: str
 ) -> Model:
-    """A section's defaults, overridden key by key with those of a student.
+    """A section's defaults, overridden key by key with those of a student; a key that the student
+    sets to null is taken away, so that the model's own default holds.
 
     Raises:
         UserError: names each bad key where it stands.
@@ -74,7 +75,7 @@ def load_with_overrides(
     origin = f"{PARAMS_FILE}: students.{student}.{section}"
     return validate(
         model,
-        {**defaults, **overrides},
+        {k: v for k, v in {**defaults, **overrides}.items() if v is not None or k not in overrides},
         f"{PARAMS_FILE}: {section}",
         origins=dict.fromkeys(overrides, origin),
     )

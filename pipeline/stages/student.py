@@ -2,15 +2,18 @@
 
 Reads data/prepared/, data/soft_targets/, the teacher's description (to refuse another teacher's
 store) and `views`, `training`, `distillation`, `students.NAME` of params.yaml; writes
-models/students/NAME/, metrics/students/NAME.json, its history and its predictions.
+models/students/NAME/, metrics/students/NAME.json, its history and its predictions. PROCESSES=N in
+the environment shares every batch among N processes.
 """
 
 import argparse
+from dataclasses import asdict
 
-from pipeline import checkpoint
+from pipeline import checkpoint, distributed
 from pipeline.checkpoint import TEACHER
 from pipeline.dataset import open_dataset
 from pipeline.device import default_device
+from pipeline.distributed import Group
 from pipeline.errors import reported
 from pipeline.losses import distillation_loss
 from pipeline.params.distillation import DistillationParams
@@ -23,20 +26,19 @@ from pipeline.training import Lesson, run
 from pipeline.views import Views
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser("python -m pipeline.stages.student", description=__doc__)
-    parser.add_argument("name", help="a student in params.yaml")
-    name = parser.parse_args().name
-    student = load_student(name)
-    training = load_with_overrides(TrainingParams, "training", student.training, name)
-    distillation = load_with_overrides(
-        DistillationParams, "distillation", student.distillation, name
-    )
-    views = load_section(ViewsParams, "views")
-    dataset = open_dataset().at(views.image_size)
-    teacher = checkpoint.fingerprint(TEACHER, made_by="dvc repro teacher")
-    store = open_store(dataset, views, teacher).at(distillation.temperature)
-    store.verify(dataset)
+def train_student(name: str, group: Group) -> None:
+    with group.leader_first():
+        student = load_student(name)
+        training = load_with_overrides(TrainingParams, "training", student.training, name)
+        distillation = load_with_overrides(
+            DistillationParams, "distillation", student.distillation, name
+        )
+        views = load_section(ViewsParams, "views")
+        dataset = open_dataset().at(views.image_size)
+        teacher = checkpoint.fingerprint(TEACHER, made_by="dvc repro teacher")
+        store = open_store(dataset, views, teacher).at(distillation.temperature)
+        if group.leads:  # once is enough
+            store.verify(dataset)
     train = Views(dataset.splits["train"], views.policy, views.seed, default_device())
     lesson = Lesson(
         kind="students",
@@ -53,8 +55,23 @@ def main() -> None:
             )
         ),
         soft_targets=store.gather,
+        inputs={
+            "views": views.model_dump(),
+            "distillation": distillation.model_dump(),
+            "store": asdict(store.index),
+        },
     )
-    run(name, student, training, dataset, lesson)
+    run(name, student, training, dataset, lesson, group)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m pipeline.stages.student", description=__doc__)
+    parser.add_argument("name", help="a student in params.yaml")
+    name = parser.parse_args().name
+    if distributed.launch("pipeline.stages.student", name):
+        return
+    with distributed.joined() as group:
+        train_student(name, group)
 
 
 if __name__ == "__main__":
