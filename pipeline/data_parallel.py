@@ -91,7 +91,7 @@ def synchronise_batch_norm(network: nn.Module) -> None:
 
 class SynchronisedBatchNorm(_BatchNorm):
     """Batch norm (Ioffe, Szegedy 2015, arXiv:1502.03167) whose batch is that of all ranks, each
-    with any number of rows, none too. In float32; in evaluation, torch's own."""
+    with any number of rows, none too. In float32 or wider; in evaluation, torch's own."""
 
     def _check_input_dim(self, features: Tensor) -> None:
         pass  # any number of dimensions
@@ -101,7 +101,8 @@ class SynchronisedBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(features)
         with torch.autocast(features.device.type, enabled=False):
-            return self._normalised(features.float()).to(features.dtype)
+            wide = features.to(torch.promote_types(features.dtype, torch.float32))
+            return self._normalised(wide).to(features.dtype)
 
     def _normalised(self, features: Tensor) -> Tensor:
         others = [d for d in range(features.ndim) if d != 1]
