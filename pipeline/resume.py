@@ -5,7 +5,7 @@ is ever reused.
 """
 
 import hashlib
-import pickle
+import io
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,14 +54,17 @@ class Progress:
 
     def __init__(self, folder: Path, name: str, group: Group):
         """Args: folder: of this student or baseline; name: the fingerprint."""
-        self._folder, self._path, self._group = folder, folder / f"{name}.pt", group
+        self._folder, self._path, self._group = folder, folder / f"{name}.state", group
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replace the state by that of one more epoch: on disk, whole, when this returns."""
         states = self._group.gather(_random_states())
         if self._group.leads:
-            with atomic_file(self._path) as partial:
-                torch.save({**state, "random": states}, partial)
+            content = io.BytesIO()
+            torch.save({**state, "random": states}, content)
+            with atomic_file(self._path) as partial, open(partial, "wb") as file:
+                file.write(hashlib.sha256(content.getbuffer()).digest())
+                file.write(content.getbuffer())
 
     def load(self) -> dict[str, Any] | None:
         """The state to go on from, on the CPU, random numbers set back to it; None to start anew.
@@ -80,16 +83,16 @@ class Progress:
 
     def _read(self) -> dict[str, Any] | None:
         for path in self._folder.iterdir():
-            if path.suffix in (".pt", ".partial") and path != self._path:
+            if path.suffix in (".state", ".partial") and path != self._path:
                 path.unlink()
         if not self._path.exists():
             return None
-        try:
-            return torch.load(self._path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            first_line = str(error).partition("\n")[0]
-            print(f"  `{self._path}` is damaged ({first_line}): training starts anew", flush=True)
+        with open(self._path, "rb") as file:
+            digest, content = file.read(hashlib.sha256().digest_size), file.read()
+        if hashlib.sha256(content).digest() != digest:
+            print(f"  `{self._path}` is damaged: training starts anew", flush=True)
             return None
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def _random_states() -> list[Tensor]:
