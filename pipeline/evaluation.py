@@ -47,10 +47,20 @@ def predict(
 
 
 def predict_all(
-    network: nn.Module, spec: InputSpec, split: AnySplit, *, device: torch.device
+    network: nn.Module,
+    spec: InputSpec,
+    split: AnySplit,
+    *,
+    device: torch.device,
+    samples: np.ndarray | None = None,
 ) -> Tensor:
-    """Raw logits of a split's images, without augmentation: [N, num_classes] float32, CPU."""
-    order = np.split(np.arange(len(split)), range(BATCH_SIZE, len(split), BATCH_SIZE))
+    """Raw logits of a split's images, without augmentation: [N, num_classes] float32, CPU.
+
+    Args:
+        samples: [N] sample numbers; None: all of the split.
+    """
+    samples = np.arange(len(split)) if samples is None else samples
+    order = np.split(samples, range(BATCH_SIZE, len(samples), BATCH_SIZE))
     batches = views_of(split, Policy("none"), 0, device).batches(0, order)
     return torch.cat([predict(network, spec, batch.pixels).cpu() for batch in batches])
 

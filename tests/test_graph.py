@@ -21,6 +21,7 @@ STUDENT_SIDE = {
     "pipeline/distillation.py",
     "pipeline/losses.py",
     "pipeline/replay.py",
+    "pipeline/resume.py",
     "pipeline/store.py",
     "pipeline/training.py",
     "pipeline/params/distillation.py",
