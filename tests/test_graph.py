@@ -19,6 +19,7 @@ STUDENT_SIDE = {
     "pipeline/losses.py",
     "pipeline/replay.py",
     "pipeline/store.py",
+    "pipeline/students.py",
     "pipeline/training.py",
     "pipeline/views.py",
     "pipeline/params/distillation.py",
