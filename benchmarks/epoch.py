@@ -34,8 +34,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import RandomSampler
 from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import RandomSampler
 
 from benchmarks import loops
 from benchmarks.loops import Loop

@@ -101,7 +101,9 @@ def main() -> None:
         dataset = loops.photographs(arguments.photographs, 496, 224, 1000)
         found["mobilenet_v3_small"] = measure(loops.MOBILENET, dataset, device, pairs, steps)
     else:
-        print(f"\nno photographs at {arguments.photographs} (--photographs): the second case is out")
+        print(
+            f"\nno photographs at {arguments.photographs} (--photographs): the second case is out"
+        )
     print(json.dumps({"benchmark": "step", "pairs": pairs, "steps": steps, **found}))
 
 
