@@ -146,6 +146,59 @@ def run(
     )
 
 
+@dataclass(frozen=True)
+class Course:
+    """What every step of one training shares."""
+
+    forward: nn.Module  # the network, as every rank calls it
+    spec: InputSpec
+    optimisation: Optimisation
+    lesson: Lesson
+    labels: Tensor  # [N] of the split, on the device
+    device: torch.device
+    group: Group = ALONE
+
+    def step(self, samples: np.ndarray, batch: Batch, view: int, epoch: int) -> Tensor:
+        """Learn from one global batch; returns its loss, on the device.
+
+        Args:
+            samples: [B], all of the global batch.
+            batch: this rank's share of it.
+        """
+        inputs = self.spec.apply(batch.pixels)
+        with training_autocast(self.device):
+            own_logits = self.forward(inputs)
+        logits = whole(own_logits.float(), len(samples), self.group)
+        loss = self.loss(logits, samples, batch, view, epoch)
+        self.optimisation.step(for_own_share(loss, self.group))
+        return loss.detach()
+
+    def loss(
+        self, logits: Tensor, samples: np.ndarray, batch: Batch, view: int, epoch: int
+    ) -> Tensor:
+        """The loss of a global batch.
+
+        Args:
+            logits: [B, C] float32, of all samples.
+        """
+        lesson, device = self.lesson, self.device
+        targets = self.labels[to_device(samples, device)]
+        partners = weights = None
+        if batch.partners is not None:
+            own_partners = to_device(batch.partners, device)
+            partners = self.labels[whole(own_partners, len(samples), self.group)]
+            weights = whole(batch.weights, len(samples), self.group)
+        loss = lesson.hard_label_weight * label_loss(
+            logits, targets, partners, weights, label_smoothing=lesson.label_smoothing
+        )
+        if lesson.distillation_loss is not None:
+            rows, mask = lesson.soft_targets(view, samples)
+            teacher_logits = to_device(rows, device).float()
+            kept = None if mask is None else to_device(mask, device)
+            loss += lesson.distillation_loss(logits, teacher_logits, targets, kept, epoch)
+        return loss
+
+
 def train(
     network: nn.Module,
     spec: InputSpec,
@@ -167,6 +220,7 @@ def train(
     steps = len(batches(np.arange(len(split)), params.batch_size))
     optimisation = Optimisation(network, params, steps)
     forward = compiled(parallel(network, group), device, params.epochs * steps)
+    course = Course(forward, spec, optimisation, lesson, labels, device, group)
     seed_apart(params.seed, group)
     trained = Trained([], 0, {})
     if progress is not None and (state := progress.load()) is not None:
@@ -185,13 +239,7 @@ def train(
         total_loss = torch.zeros((), device=device)
         network.train()
         for samples, batch in zip(parts, own_batches, strict=True):
-            inputs = spec.apply(batch.pixels)
-            with training_autocast(device):
-                own_logits = forward(inputs)
-            logits = whole(own_logits.float(), len(samples), group)
-            loss = lesson_loss(lesson, logits, batch, samples, labels, view, epoch, group)
-            optimisation.step(for_own_share(loss, group))
-            total_loss += loss.detach() * len(samples)
+            total_loss += course.step(samples, batch, view, epoch) * len(samples)
         train_loss = total_loss.item() / len(split)
         # One rank tells; the others go on to where they wait for it, and end with it.
         if not math.isfinite(train_loss) and group.leads:
@@ -233,41 +281,6 @@ def best_epoch(history: Sequence[Mapping[str, float]]) -> int:
     """The first epoch with the best validation accuracy and, among its equals, NLL."""
     best = max(history, key=lambda entry: (entry["validation_accuracy"], -entry["validation_nll"]))
     return int(best["epoch"])
-
-
-def lesson_loss(
-    lesson: Lesson,
-    logits: Tensor,
-    batch: Batch,
-    samples: np.ndarray,
-    labels: Tensor,
-    view: int,
-    epoch: int,
-    group: Group,
-) -> Tensor:
-    """The loss of a global batch.
-
-    Args:
-        logits: [B, C] float32, of all samples.
-        batch: this rank's share of it.
-        samples: [B], all of them.
-        labels: [N] of the split.
-    """
-    device = logits.device
-    targets = labels[to_device(samples, device)]
-    partners = weights = None
-    if batch.partners is not None:
-        partners = labels[whole(to_device(batch.partners, device), len(samples), group)]
-        weights = whole(batch.weights, len(samples), group)
-    loss = lesson.hard_label_weight * label_loss(
-        logits, targets, partners, weights, label_smoothing=lesson.label_smoothing
-    )
-    if lesson.distillation_loss is not None:
-        rows, mask = lesson.soft_targets(view, samples)
-        teacher_logits = to_device(rows, device).float()
-        kept = None if mask is None else to_device(mask, device)
-        loss += lesson.distillation_loss(logits, teacher_logits, targets, kept, epoch)
-    return loss
 
 
 def label_loss(

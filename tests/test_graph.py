@@ -23,6 +23,7 @@ STUDENT_SIDE = {
     "pipeline/replay.py",
     "pipeline/resume.py",
     "pipeline/store.py",
+    "pipeline/students.py",
     "pipeline/training.py",
     "pipeline/params/distillation.py",
     "pipeline/params/students.py",

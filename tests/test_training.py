@@ -14,10 +14,9 @@ from safetensors.numpy import load_file
 from pipeline import checkpoint, device
 from pipeline.dataset import open_dataset
 from pipeline.device import training_autocast
-from pipeline.distributed import ALONE
 from pipeline.errors import UserError
 from pipeline.optimisation import batches
-from pipeline.training import Lesson, label_loss, lesson_loss
+from pipeline.training import Course, Lesson, label_loss
 from pipeline.views import Batch
 
 OUTPUTS = [
@@ -211,7 +210,8 @@ def test_a_mixed_batch_reaches_the_label_loss_with_its_partners():
     )
     labels = torch.tensor([0, 1, 2, 0])
     lesson = Lesson("baselines", lambda epoch: epoch, iter, hard_label_weight=2.0)
-    found = lesson_loss(lesson, LOGITS, batch, batch.samples, labels, 0, 1, ALONE)
+    course = Course(None, None, None, lesson, labels, torch.device("cpu"))
+    found = course.loss(LOGITS, batch.samples, batch, view=0, epoch=1)
     own, others = torch.tensor([0, 0, 2, 1]), torch.tensor([0, 1, 1, 2])
     expected = 2 * label_loss(LOGITS, own, others, batch.weights)
     assert found.item() == pytest.approx(expected.item())
