@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import write_images
 from PIL import Image
 
 from benchmarks import encodings, epoch, loops, parts
@@ -36,6 +37,13 @@ def test_encodings_run(project, monkeypatch, capsys):
     found = summary("encodings", monkeypatch, capsys, "--rows", "60")
     assert "dense" in found["store"]
     assert {"top_k 10, spread", "top_k 10, bucket", "TinyViT 10"} < found["synthetic"].keys()
+
+
+def test_decoding_runs(tmp_path, monkeypatch, capsys):
+    write_images(tmp_path / "photographs", per_class=4)
+    found = summary("decoding", monkeypatch, capsys, str(tmp_path / "photographs"), "--pairs", "2")
+    assert {"original", "quality 90, 256"} < found.keys()
+    assert found["original"]["images"] == 8
 
 
 @pytest.mark.parametrize("k", [1, 10])
