@@ -231,8 +231,30 @@ def _crop_and_flip(images: Tensor, top: np.ndarray, left: np.ndarray, flip: np.n
     batch, channels, height, width = images.shape
     padded = images.new_zeros(batch, channels, height + 2 * PADDING, width + 2 * PADDING)
     padded[:, :, PADDING:-PADDING, PADDING:-PADDING] = images
+    if images.device.type == "cpu":
+        return _windows_one_by_one(padded, top, left, flip)
+    return _windows_at_once(padded, top, left, flip)
+
+
+def _windows_one_by_one(
+    padded: Tensor, top: np.ndarray, left: np.ndarray, flip: np.ndarray
+) -> Tensor:
+    """Copies of rows: on a CPU 3 (32 pixels) to 6 times (224) as fast as an index of all."""
+    views = padded.new_empty(*padded.shape[:2], *(s - 2 * PADDING for s in padded.shape[2:]))
+    height, width = views.shape[2:]
+    source, target = padded.numpy(), views.numpy()
+    for i, (y, x, mirror) in enumerate(
+        zip(top.tolist(), left.tolist(), flip.tolist(), strict=True)
+    ):
+        window = source[i, :, y : y + height, x : x + width]
+        target[i] = window[:, :, ::-1] if mirror else window
+    return views
+
+
+def _windows_at_once(padded: Tensor, top: np.ndarray, left: np.ndarray, flip: np.ndarray) -> Tensor:
+    height, width = (side - 2 * PADDING for side in padded.shape[2:])
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # [B, C, 9, 9, H, W], no copy
-    views = windows[np.arange(batch), :, top, left]  # [B, C, H, W]
+    views = windows[np.arange(len(padded)), :, top, left]  # [B, C, H, W]
     flipped = np.flatnonzero(flip)
     views[flipped] = views[flipped].flip(3)
     return views

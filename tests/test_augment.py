@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from pipeline import augment
 from pipeline.augment import (
     PADDING,
     POLICIES,
@@ -117,3 +118,13 @@ def test_applying_views_leaves_the_images_as_they_were():
 def test_a_permutation_holds_each_number_once_and_depends_on_every_word():
     assert np.array_equal(np.sort(permutation(1000, 1, 2)), np.arange(1000))
     assert not np.array_equal(permutation(1000, 1, 2), permutation(1000, 2, 1))
+
+
+def test_crops_made_one_by_one_and_at_once_are_the_same():
+    rng = np.random.default_rng(0)
+    padded = torch.from_numpy(rng.integers(0, 256, (40, 3, 24, 20), np.uint8))
+    top, left = rng.integers(0, 9, (2, 40))
+    flip = rng.integers(0, 2, 40)
+    one_by_one = augment._windows_one_by_one(padded, top, left, flip)
+    assert torch.equal(one_by_one, augment._windows_at_once(padded, top, left, flip))
+    assert one_by_one.shape == (40, 3, 16, 12)
