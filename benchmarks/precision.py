@@ -4,8 +4,8 @@
 
 One forward and backward pass and one step of SGD, alternating, in batches of 128: ResNet-8 and
 ResNet-20 on 32-pixel images; and of 32: MobileNets of half width on 64 pixels, and of full width on
-224. These have depthwise convolutions, whose backward pass is slow in bfloat16 on CPUs: beside
-float32 they are measured with the depthwise convolutions alone in float32, too. On a device without
+224. These have depthwise convolutions, whose backward pass is slow in bfloat16 on CPUs: the rule
+has them compute in float32 there, and bfloat16 throughout stands beside it. On a device without
 bfloat16 arithmetic all sides are float32.
 """
 
@@ -19,7 +19,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.pairs import in_turns, median
-from pipeline.device import default_device, training_autocast
+from pipeline.device import (
+    Float32Conv2d,
+    default_device,
+    depthwise_in_float32,
+    training_autocast,
+)
 from pipeline.networks import cifar_resnet, torchvision
 
 CLASSES = 100
@@ -30,20 +35,6 @@ CASES = {
     "MobileNetV2 x 0.5, 64 pixels": (torchvision, "mobilenet_v2", {"width_mult": 0.5}, 64, 32),
     "MobileNetV3-small, 224 pixels": (torchvision, "mobilenet_v3_small", {}, 224, 32),
 }
-
-
-def depthwise_in_float32(module: nn.Module) -> bool:
-    """Let every depthwise convolution compute in float32 and answer in its input's precision;
-    whether there are any."""
-    found = [m for m in module.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
-    for convolution in found:
-
-        def forward(x: torch.Tensor, own: Callable = convolution.forward) -> torch.Tensor:
-            with torch.autocast(x.device.type, enabled=False):
-                return own(x.float()).to(x.dtype)
-
-        convolution.forward = forward
-    return bool(found)
 
 
 def build(case: str) -> nn.Module:
@@ -80,14 +71,17 @@ def main() -> None:
     pairs = parser.parse_args().pairs
     found: dict[str, dict[str, list[float]]] = {}
     print(f"{default_device().type}, {torch.get_num_threads()} threads, {pairs} rounds")
-    print(f"times as fast as float32 (95 %) {'by the rule':>26}{'depthwise in float32':>28}")
+    print(
+        f"times as fast as float32 (95 %) {'bfloat16 throughout':>26}{'depthwise in float32':>28}"
+    )
     for case in CASES:
         sides = {
             "float32": stepper(case, build(case), by_rule=False),
-            "by the rule": stepper(case, build(case), by_rule=True),
+            "bfloat16 throughout": stepper(case, build(case), by_rule=True),
         }
         module = build(case)
-        if depthwise_in_float32(module):
+        depthwise_in_float32(module, default_device())
+        if any(isinstance(m, Float32Conv2d) for m in module.modules()):
             sides["depthwise in float32"] = stepper(case, module, by_rule=True)
         times = in_turns(sides, pairs)
         plain = times.pop("float32")

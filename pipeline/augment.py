@@ -252,12 +252,16 @@ def _windows_one_by_one(
 
 
 def _windows_at_once(padded: Tensor, top: np.ndarray, left: np.ndarray, flip: np.ndarray) -> Tensor:
+    import torch  # noqa: PLC0415
+
     height, width = (side - 2 * PADDING for side in padded.shape[2:])
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # [B, C, 9, 9, H, W], no copy
-    views = windows[np.arange(len(padded)), :, top, left]  # [B, C, H, W]
-    flipped = np.flatnonzero(flip)
-    views[flipped] = views[flipped].flip(3)
-    return views
+    rows, top, left, flip = (
+        torch.from_numpy(part).to(padded.device, non_blocking=True)
+        for part in (np.arange(len(padded)), top, left, flip)
+    )
+    views = windows[rows, :, top, left]  # [B, C, H, W]
+    return torch.where(flip[:, None, None, None] > 0, views.flip(3), views)
 
 
 def photometry(pixels: Tensor, policy: Policy, seed: int, view: int, samples: np.ndarray) -> Tensor:
@@ -327,10 +331,13 @@ def mix(pixels: Tensor, partner_pixels: Tensor, mixing: Mixing) -> Tensor:
 
     device = pixels.device
     if mixing.boxes is None:  # multiples of 1/256 below 256: exact in float32
-        weights = torch.from_numpy(mixing.weights).to(device)[:, None, None, None]
+        weights = torch.from_numpy(mixing.weights).to(device, non_blocking=True)[
+            :, None, None, None
+        ]
         mixed = pixels.float().mul_(weights).addcmul_(partner_pixels.float(), 1 - weights)
         return mixed.add_(0.5).to(torch.uint8)
-    top, left, bottom, right = torch.from_numpy(mixing.boxes).to(device).T[:, :, None, None, None]
+    edges = torch.from_numpy(mixing.boxes).to(device, non_blocking=True).T
+    top, left, bottom, right = edges[:, :, None, None, None]
     along = torch.arange(pixels.shape[-1], device=device)
     rows = (along[:, None] >= top) & (along[:, None] < bottom)  # [B, 1, S, 1]
     columns = (along >= left) & (along < right)  # [B, 1, 1, S]

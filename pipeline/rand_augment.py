@@ -37,8 +37,8 @@ def apply(pixels: Tensor, operations: np.ndarray, signs: np.ndarray, magnitude: 
     for number, operation in enumerate(OPERATIONS.values()):
         rows = np.flatnonzero(operations == number)
         if len(rows) and operation is not None:
-            index = torch.from_numpy(rows).to(pixels.device)
-            sign = torch.from_numpy(signs[rows]).to(pixels.device)
+            index = torch.from_numpy(rows).to(pixels.device, non_blocking=True)
+            sign = torch.from_numpy(signs[rows]).to(pixels.device, non_blocking=True)
             changed[index] = operation(pixels[index], sign, magnitude)
     return changed
 
@@ -54,8 +54,10 @@ def _affine(pixels: Tensor, of_column: tuple, of_row: tuple) -> Tensor:
 
     def source(coefficients: tuple) -> Tensor:  # [n, H, W] int32: 2**31 is out of reach at 4096
         a, b, c = (
-            torch.as_tensor(number, device=pixels.device).to(torch.int32).reshape(-1, 1, 1)
-            for number in coefficients
+            (n if isinstance(n, Tensor) else torch.full((1,), n, device=pixels.device))
+            .to(torch.int32)
+            .reshape(-1, 1, 1)
+            for n in coefficients
         )
         x = torch.arange(1, 2 * width, 2, device=pixels.device, dtype=torch.int32)
         y = torch.arange(1, 2 * height, 2, device=pixels.device, dtype=torch.int32)[:, None]

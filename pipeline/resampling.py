@@ -32,7 +32,9 @@ def resize_boxes(images: Tensor, boxes: np.ndarray, mirrored: np.ndarray, size: 
     height, width = images.shape[2:]
     across, down = taps(left, box_width, size, width), taps(top, box_height, size, height)
     across = [np.where(mirrored[:, None, None], part[:, ::-1], part) for part in across]
-    plan = [torch.from_numpy(part).to(images.device) for part in (*across, *down)]
+    plan = [
+        torch.from_numpy(part).to(images.device, non_blocking=True) for part in (*across, *down)
+    ]
     count = max(1, _PART // images[0].numel()) if images.device.type == "cpu" else len(images)
     resized = images.new_empty(*images.shape[:2], size, size)
     for start in range(0, len(images), count):

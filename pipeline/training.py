@@ -27,7 +27,13 @@ from pipeline.data_parallel import (
     whole,
 )
 from pipeline.dataset import AnySplit, Dataset
-from pipeline.device import compiled, default_device, to_device, training_autocast
+from pipeline.device import (
+    compiled,
+    default_device,
+    depthwise_in_float32,
+    to_device,
+    training_autocast,
+)
 from pipeline.distributed import ALONE, Group
 from pipeline.errors import UserError
 from pipeline.evaluation import (
@@ -219,6 +225,7 @@ def train(
     labels = torch.from_numpy(split.labels).to(device)
     steps = len(batches(np.arange(len(split)), params.batch_size))
     optimisation = Optimisation(network, params, steps)
+    depthwise_in_float32(network, device)
     forward = compiled(parallel(network, group), device, params.epochs * steps)
     course = Course(forward, spec, optimisation, lesson, labels, device, group)
     seed_apart(params.seed, group)

@@ -18,6 +18,7 @@ from pipeline import rand_augment, resampling  # noqa: F401
 from pipeline.augment import Mixing, Policy, apply_views, boxes, mirrored, mix, mixing, photometry
 from pipeline.dataset import AGAIN, AnySplit, EncodedSplit, Split, encoded_path
 from pipeline.decoding import UNREADABLE, available_cores, clean_boxes, decode_view
+from pipeline.device import to_device
 from pipeline.errors import UserError
 
 RESIZED_CROP = "random_resized_crop"
@@ -50,7 +51,7 @@ class _Request:
         if self.mixing is None:
             return Batch(self.samples, pixels)
         own, others = pixels.tensor_split(2)
-        weights = torch.from_numpy(self.mixing.weights).to(pixels.device)
+        weights = to_device(self.mixing.weights, pixels.device)
         mixed = mix(own, others, self.mixing)
         return Batch(self.samples, mixed, self.mixing.partners, weights)
 
@@ -71,7 +72,7 @@ def view_of(
     """
     plan = mixing(policy, seed, view, samples, len(images), images.shape[-1])
     request = _Request(samples, plan)
-    chosen = images[request.everyone]
+    chosen = images[to_device(request.everyone, images.device)]
     if chosen.device.type != torch.device(device).type:  # `cuda` and `cuda:0` are not equal
         chosen = chosen.pin_memory().to(device, non_blocking=True)
     return request.batch(apply_views(chosen, policy, seed, view, request.everyone))

@@ -59,7 +59,14 @@ class Clone:
     def make_students(self, jobs: int) -> subprocess.CompletedProcess[str]:
         """`make students`, with this environment's Python for the one that it would set up."""
         write_params(self.root, self.params)
-        return self.run("make", "--assume-old", ".venv/.ready", "students", f"JOBS={jobs}")
+        return self.run(
+            "make",
+            "--no-print-directory",
+            "--assume-old",
+            ".venv/.ready",
+            "students",
+            f"JOBS={jobs}",
+        )
 
     def twin(self) -> "Clone":
         """A copy of all of it, DVC's cache too."""

@@ -1,5 +1,6 @@
 """The loop that students and baselines share, and their comparison."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from safetensors.numpy import load_file
 
 from pipeline import checkpoint, device
 from pipeline.dataset import open_dataset
-from pipeline.device import training_autocast
+from pipeline.device import depthwise_in_float32, training_autocast
 from pipeline.errors import UserError
 from pipeline.optimisation import batches
 from pipeline.training import Course, Lesson, label_loss
@@ -150,6 +151,27 @@ def test_results_of_a_student_that_is_no_longer_named_are_left_out(project):
     Path("metrics/students/old.json").write_text("{}")
     run_stage("compare")
     assert list(read("metrics/comparison.json")["students"]) == ["small"]
+
+
+def test_depthwise_convolutions_compute_in_float32_on_a_cpu_and_nothing_else_of_them_changes():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(4, 4, 3, groups=4), torch.nn.Conv2d(4, 2, 1), torch.nn.Flatten()
+    )
+    images, state = torch.randn(2, 4, 8, 8), network.state_dict()
+    exact = network[0](images)
+    depthwise_in_float32(network, torch.device("cpu"))
+    assert list(network.state_dict()) == list(state)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(network[0](images), exact)  # float32 goes in and comes out
+        ahead = network[0](images.bfloat16())
+        assert ahead.dtype == torch.bfloat16
+        assert torch.equal(ahead, network[0].cpu()(images.bfloat16().float()).bfloat16())
+        assert network[1](exact).dtype == torch.bfloat16
+    average = copy.deepcopy(network)
+    with torch.no_grad():
+        average[0].weight.zero_()
+    assert not torch.equal(average[0](images), network[0](images))
 
 
 @pytest.mark.parametrize(("native", "expected"), [(True, "bfloat16"), (False, "float32")])

@@ -26,7 +26,13 @@ from pipeline.data_parallel import (
     whole,
 )
 from pipeline.dataset import Dataset, open_dataset
-from pipeline.device import compiled, default_device, to_device, training_autocast
+from pipeline.device import (
+    compiled,
+    default_device,
+    depthwise_in_float32,
+    to_device,
+    training_autocast,
+)
 from pipeline.distributed import ALONE, Group
 from pipeline.errors import UserError, reported
 from pipeline.evaluation import (
@@ -64,6 +70,7 @@ def train(
     validation_labels = torch.from_numpy(validation.labels)
     steps_per_epoch = len(batches(np.arange(len(split)), params.batch_size))
     optimisation = Optimisation(network, params, steps_per_epoch)
+    depthwise_in_float32(network, device)
     forward = compiled(parallel(network, group), device, params.epochs * steps_per_epoch)
     seed_apart(params.seed, group)
     log = EpochLog(params.epochs)
