@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -99,12 +100,7 @@ def build(description: Description) -> nn.Module:
             network cannot take its input.
     """
     family, name, spec = description.family, description.network, description.input
-    try:
-        module = importlib.import_module(f"pipeline.networks.{family}")
-    except ImportError as error:
-        raise UserError(
-            f"family `{family}` cannot be imported from pipeline/networks ({error})."
-        ) from None
+    module = _family(family)
     try:
         network = module.build(
             name, description.num_classes, spec.channels, **dict(description.options)
@@ -117,6 +113,26 @@ def build(description: Description) -> nn.Module:
     network = network.to(memory_format=torch.channels_last)
     _try_on_blank_image(network, description)
     return network
+
+
+def _family(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(f"pipeline.networks.{name}")
+    except ImportError as error:
+        raise UserError(
+            f"family `{name}` cannot be imported from pipeline/networks ({error})."
+        ) from None
+
+
+def native_input(description: Description) -> InputSpec | None:
+    """The input that the network's published weights were made with, where its family knows one:
+    a function `pretrained_input(network)` that gives size, mean and std, or None."""
+    find = getattr(_family(description.family), "pretrained_input", None)
+    found = find(description.network) if find else None
+    if found is None:
+        return None
+    size, mean, std = found
+    return InputSpec(len(mean), size, list(mean), list(std))
 
 
 def _try_on_blank_image(network: nn.Module, description: Description) -> None:

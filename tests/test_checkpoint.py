@@ -215,8 +215,10 @@ def test_top5_of_fewer_than_five_classes_is_everything():
 
 
 def test_a_teacher_from_a_checkpoint_has_its_weights_and_is_not_trained(project):
-    torch.manual_seed(5)
-    source = cifar_resnet.build("resnet8", 3, 3)
+    source, _ = checkpoint.load(TEACHER, made_by="-")
+    with torch.no_grad():
+        source.fc.weight.mul_(2)
+        source.fc.bias.mul_(2)
     torch.save(source.state_dict(), "mine.pth")
     teacher = PARAMS["teacher"] | {"weights": "checkpoint", "checkpoint": "mine.pth"}
     write_params(project, PARAMS | {"teacher": teacher})

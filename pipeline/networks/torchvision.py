@@ -1,5 +1,6 @@
 """Every classification network of torchvision, by torchvision's own name."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torchvision
@@ -9,6 +10,19 @@ from pipeline.errors import UserError, did_you_mean
 
 #: They classify twice in training unless told not to.
 _WITH_AUXILIARY_HEADS = {"googlenet", "inception_v3"}
+
+
+def pretrained_input(network: str) -> tuple[int, Sequence[float], Sequence[float]]:
+    """Side in pixels, mean and std of the default weights' own preprocessing, whose central crop is
+    the square image that networks get here.
+
+    Two networks turn ImageNet's normalisation into pixels in -1 to 1 themselves, when torchvision
+    builds them with weights; here they get such pixels.
+    """
+    preset = torchvision.models.get_model_weights(network).DEFAULT.transforms()
+    if network in _WITH_AUXILIARY_HEADS:
+        return preset.crop_size[0], [0.5] * 3, [0.5] * 3
+    return preset.crop_size[0], preset.mean, preset.std
 
 
 def build(network: str, num_classes: int, in_channels: int, **options: Any) -> nn.Module:

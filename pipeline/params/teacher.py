@@ -25,4 +25,5 @@ class TeacherParams(Section):
     network: Network
     weights: Literal["train", "checkpoint"]
     checkpoint: str  # weights: checkpoint: the file (.pt, .pth, .th, .safetensors)
+    minimum_accuracy: float | None = Field(default=None, gt=0, le=1)  # on validation, to go on
     training: TeacherTraining

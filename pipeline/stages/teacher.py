@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline import checkpoint
+from pipeline import checkpoint, gate
 from pipeline.augment import apply_views, permutation
 from pipeline.checkpoint import TEACHER, WEIGHTS, InputSpec
 from pipeline.dataset import Dataset, open_dataset
@@ -31,6 +31,12 @@ from pipeline.files import atomic_directory, write_json
 from pipeline.params.loading import load_section
 from pipeline.params.teacher import TeacherParams, TeacherTraining
 from pipeline.progress import EpochLog, bar
+
+#: What to do about a low accuracy that neither order, normalisation nor size explains.
+OTHERWISE = {
+    "train": "Train it longer (`teacher.training.epochs`), or at another `learning_rate`.",
+    "checkpoint": "Look whether `teacher.checkpoint` was trained for these classes and images.",
+}
 
 
 def train(
@@ -138,6 +144,16 @@ def main() -> None:
             f"the teacher `{params.network.name}` answers with numbers that are not finite. Look "
             "at its weights (`teacher.checkpoint`) and its `mean` and `std`."
         )
+    gate.check(
+        network,
+        spec,
+        dataset,
+        logits["validation"],
+        minimum_accuracy=params.minimum_accuracy,
+        native=checkpoint.native_input(description),
+        otherwise=OTHERWISE[params.weights],
+        device=device,
+    )
     with atomic_directory(TEACHER) as directory:
         checkpoint.save(directory, network, description)
     write_predictions(PREDICTIONS / "teacher.safetensors", **logits)
