@@ -28,8 +28,17 @@ TEACHER = Path("models/teacher")
 WEIGHTS, DESCRIPTION = "weights.safetensors", "network.json"
 
 _SHOWN = 10  # keys of each kind in a message
-_WRAPPERS = ("state_dict", "model")
-_PREFIXES = ("module.", "_orig_mod.")
+_LARGEST_TRIED = 512  # pixels, where a network cannot take its input
+#: Where a checkpoint keeps its state dict, the first that is there: averaged weights (EMA) before
+#: those that training ended with, for they are the ones whose accuracy is published.
+_WRAPPERS = (
+    *("state_dict_ema", "model_ema", "ema_state_dict", "ema"),
+    *("state_dict", "model_state_dict", "model", "net"),
+)
+#: Likewise within one state dict, the prefix of averaged weights.
+_EMA_PREFIXES = ("ema_model.", "model_ema.", "ema.")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
+_COUNTERS = ("n_averaged",)  # of torch.optim.swa_utils.AveragedModel
 
 
 @dataclass(frozen=True)
@@ -139,12 +148,11 @@ def _try_on_blank_image(network: nn.Module, description: Description) -> None:
     spec, expected = description.input, [1, description.num_classes]
     network.eval()
     try:
-        with torch.inference_mode():
-            logits = network(torch.zeros(1, spec.channels, spec.size, spec.size))
-    except RuntimeError as error:
+        logits = _answer_to_blank(network, spec.channels, spec.size)
+    except _CANNOT_TAKE as error:
         raise UserError(
             f"network `{description.network}` cannot take {spec.channels} x {spec.size} x "
-            f"{spec.size} pixels ({_first_line(error)}). Set a larger `input_size` for it."
+            f"{spec.size} pixels ({_first_line(error)}). {_size_advice(network, spec)}"
         ) from None
     if not isinstance(logits, Tensor) or list(logits.shape) != expected:
         found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -152,6 +160,26 @@ def _try_on_blank_image(network: nn.Module, description: Description) -> None:
             f"network `{description.network}` answers one image with {found}; expected logits "
             f"{expected}."
         )
+
+
+#: What networks raise for an input of the wrong size.
+_CANNOT_TAKE = (RuntimeError, AssertionError, ValueError)
+
+
+def _answer_to_blank(network: nn.Module, channels: int, size: int) -> Any:
+    with torch.inference_mode():
+        return network(torch.zeros(1, channels, size, size))
+
+
+def _size_advice(network: nn.Module, spec: InputSpec) -> str:
+    """The smallest multiple of 8 pixels that the network takes, by trial."""
+    for size in range(8, _LARGEST_TRIED + 1, 8):
+        try:
+            _answer_to_blank(network, spec.channels, size)
+        except _CANNOT_TAKE:
+            continue
+        return f"Set `input_size: {size}` for it, the smallest multiple of 8 that it takes."
+    return f"No multiple of 8 up to {_LARGEST_TRIED} does for it: look at its options."
 
 
 def save(directory: Path, network: nn.Module, description: Description) -> None:
@@ -209,18 +237,23 @@ def _read_description(directory: Path, made_by: str) -> dict[str, Any]:
 
 
 def load_foreign_weights(network: nn.Module, path: Path) -> None:
-    """Load a checkpoint made elsewhere: a state dict, bare or under `state_dict` or `model`,
-    with or without the prefixes of DataParallel and torch.compile.
+    """Load a checkpoint made elsewhere: a state dict, bare or under one of the usual names, with or
+    without the prefixes that wrapping a network adds. Of averaged weights (EMA) and others, the
+    averaged.
 
     Raises:
-        UserError: absent, unreadable, pickled code (refused unexecuted), or other keys or shapes.
+        UserError: absent, unreadable, pickled code (refused unexecuted), several state dicts of
+            which none has a usual name, or other keys or shapes.
     """
     if not path.is_file():
         raise UserError(
             f"`{path}` is not a file; `weights: checkpoint` needs one. Put the checkpoint there, "
             "or name it in `teacher.checkpoint`."
         )
-    _load_state(network, _unwrapped(_read_foreign(path), path), path)
+    found, where = _unwrapped(_read_foreign(path), path)
+    if where:
+        print(f"  {path}: the weights under `{where}`", flush=True)
+    _load_state(network, _without_prefixes(found, set(network.state_dict())), path)
 
 
 def _read_foreign(path: Path) -> Any:
@@ -244,21 +277,69 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
-    for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
-    ):
-        raise UserError(
+def _unwrapped(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
+    """The state dict, and the keys that lead to it, as in `model_ema.state_dict`."""
+    way: tuple[str, ...] = ()
+    while not _is_state_dict(content):
+        found = _ways_to_state_dicts(content)
+        usual = [(name,) for name in _WRAPPERS if any(other[0] == name for other in found)]
+        if not usual and len(found) != 1:
+            raise UserError(_not_one_state_dict([way + other for other in found], path))
+        step = usual[0] if usual else found[0]
+        for key in step:
+            content = content[key]
+        way += step
+    return dict(content), ".".join(way)
+
+
+def _not_one_state_dict(ways: list[tuple[str, ...]], path: Path) -> str:
+    usual = ", ".join(f"`{name}`" for name in _WRAPPERS)
+    if not ways:
+        return (
             f"`{path}` is not a state dict; expected a mapping from names to tensors, bare or "
-            f"under {' or '.join(f'`{w}`' for w in _WRAPPERS)}."
+            f"under one of {usual}."
         )
-    state = dict(content)
+    shown = ", ".join(f"`{'.'.join(way)}`" for way in ways)
+    return (
+        f"`{path}` holds {len(ways)} state dicts, {shown}; expected one alone, or one under any "
+        f"of {usual}. Save the teacher's alone."
+    )
+
+
+def _is_state_dict(content: Any) -> bool:
+    return (
+        isinstance(content, Mapping)
+        and len(content) > 0
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+    )
+
+
+def _ways_to_state_dicts(content: Any) -> list[tuple[str, ...]]:
+    """The keys that lead to each, at any depth. An optimiser's tensors are numbered, not named."""
+    if not isinstance(content, Mapping):
+        return []
+    ways = []
+    for key, value in content.items():
+        if isinstance(key, str) and _is_state_dict(value):
+            ways.append((key,))
+        elif isinstance(key, str):
+            ways += [(key, *way) for way in _ways_to_state_dicts(value)]
+    return ways
+
+
+def _without_prefixes(state: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
+    """The state under the network's own names: of averaged weights and others the averaged; and
+    a prefix of every key is removed where no key is the network's."""
+    for prefix in _EMA_PREFIXES:
+        averaged = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        if averaged:
+            return _without_prefixes(averaged, own)
+    if own & state.keys():
+        return state
+    rest = {key: value for key, value in state.items() if key not in _COUNTERS}
     for prefix in _PREFIXES:
-        if state and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
+        if rest and all(key.startswith(prefix) for key in rest):
+            return _without_prefixes({k.removeprefix(prefix): v for k, v in rest.items()}, own)
     return state
 
 
