@@ -69,18 +69,30 @@ class Description:
     options: Mapping[str, Any]
     class_names: Sequence[str]
     input: InputSpec
+    #: For each class its number among those of the pretraining, where the network has its rows.
+    pretrained_classes: Sequence[int] | None = None
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
 
 
-def describe(family: str, params: NetworkParams, dataset: Dataset) -> Description:
-    """A network for the dataset's classes; its input defaults to the images as they are.
+def describe(
+    family: str, params: NetworkParams, dataset: Dataset, *, pretrained: bool = False
+) -> Description:
+    """A network for the dataset's classes; its input defaults to the images as they are, or to
+    that of its pretraining.
 
     Raises:
-        UserError: `mean` or `std` has not one value per channel.
+        UserError: `mean` or `std` has not one value per channel, or the pretraining had other
+            channels.
     """
+    native = native_input(family, params.name) if pretrained else None
+    if native and native.channels != dataset.channels:
+        raise UserError(
+            f"network `{params.name}` was pretrained on images of {native.channels} channels, but "
+            f"`dataset.channels` is {dataset.channels}: set it to {native.channels}."
+        )
     for name, values in (("mean", params.mean), ("std", params.std)):
         if values is not None and len(values) != dataset.channels:
             raise UserError(
@@ -94,9 +106,9 @@ def describe(family: str, params: NetworkParams, dataset: Dataset) -> Descriptio
         class_names=dataset.class_names,
         input=InputSpec(
             channels=dataset.channels,
-            size=params.input_size or dataset.image_size,
-            mean=params.mean or dataset.mean,
-            std=params.std or dataset.std,
+            size=params.input_size or (native.size if native else dataset.image_size),
+            mean=params.mean or (native or dataset).mean,
+            std=params.std or (native or dataset).std,
         ),
     )
 
@@ -109,7 +121,7 @@ def build(description: Description) -> nn.Module:
             network cannot take its input.
     """
     family, name, spec = description.family, description.network, description.input
-    module = _family(family)
+    module = family_module(family)
     try:
         network = module.build(
             name, description.num_classes, spec.channels, **dict(description.options)
@@ -124,20 +136,30 @@ def build(description: Description) -> nn.Module:
     return network
 
 
-def _family(name: str) -> ModuleType:
+def family_module(name: str) -> ModuleType:
+    """A family of networks, pipeline/networks/NAME.py.
+
+    Raises:
+        UserError: it cannot be imported; names the package that it lacks.
+    """
     try:
         return importlib.import_module(f"pipeline.networks.{name}")
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"family `{name}` needs the Python package `{error.name}`, which is not installed. Run "
+            f"`python -m pip install {error.name}` in the project's environment."
+        ) from None
     except ImportError as error:
         raise UserError(
             f"family `{name}` cannot be imported from pipeline/networks ({error})."
         ) from None
 
 
-def native_input(description: Description) -> InputSpec | None:
+def native_input(family: str, network: str) -> InputSpec | None:
     """The input that the network's published weights were made with, where its family knows one:
     a function `pretrained_input(network)` that gives size, mean and std, or None."""
-    find = getattr(_family(description.family), "pretrained_input", None)
-    found = find(description.network) if find else None
+    find = getattr(family_module(family), "pretrained_input", None)
+    found = find(network) if find else None
     if found is None:
         return None
     size, mean, std = found
@@ -190,7 +212,7 @@ def save(directory: Path, network: nn.Module, description: Description) -> None:
         directory / DESCRIPTION,
         {
             "format_version": FORMAT_VERSION,
-            **asdict(description),
+            **{key: value for key, value in asdict(description).items() if value is not None},
             "weights_sha256": sha256_of_file(directory / WEIGHTS),
         },
     )
@@ -214,9 +236,10 @@ def load(directory: Path, *, made_by: str) -> tuple[nn.Module, Description]:
         options=content["options"],
         class_names=content["class_names"],
         input=InputSpec(**content["input"]),
+        pretrained_classes=content.get("pretrained_classes"),
     )
     network = build(description)
-    _load_state(network, load_file(directory / WEIGHTS), directory / WEIGHTS)
+    load_state(network, load_file(directory / WEIGHTS), f"`{directory / WEIGHTS}`")
     return network, description
 
 
@@ -253,7 +276,7 @@ def load_foreign_weights(network: nn.Module, path: Path) -> None:
     found, where = _unwrapped(_read_foreign(path), path)
     if where:
         print(f"  {path}: the weights under `{where}`", flush=True)
-    _load_state(network, _without_prefixes(found, set(network.state_dict())), path)
+    load_state(network, _without_prefixes(found, set(network.state_dict())), f"`{path}`")
 
 
 def _read_foreign(path: Path) -> Any:
@@ -343,8 +366,15 @@ def _without_prefixes(state: dict[str, Tensor], own: set[str]) -> dict[str, Tens
     return state
 
 
-def _load_state(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Load every tensor, or say which do not fit."""
+def load_state(network: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Load every tensor.
+
+    Args:
+        what: the state is, for messages.
+
+    Raises:
+        UserError: names the tensors that do not fit.
+    """
     own = network.state_dict()
     # Batch norm's step counters came late to PyTorch: old checkpoints lack them.
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
@@ -362,7 +392,7 @@ def _load_state(network: nn.Module, state: dict[str, Tensor], path: Path) -> Non
     ]
     if lines:
         raise UserError(
-            f"`{path}` does not fit the network:\n  "
+            f"{what} does not fit the network:\n  "
             + "\n  ".join(lines)
             + "\nName the network that the checkpoint was made for, with its options."
         )

@@ -1,4 +1,4 @@
-"""teacher: train the teacher, or take it from a checkpoint, and measure it.
+"""teacher: train the teacher, or take or fine-tune one that is trained, and measure it.
 
 Reads data/prepared/ and `teacher` of params.yaml; writes models/teacher/, metrics/teacher.json
 and predictions/teacher.safetensors.
@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline import checkpoint, gate
+from pipeline import auxiliary, checkpoint, fine_tuning, gate, pretrained
 from pipeline.augment import apply_views, permutation
-from pipeline.checkpoint import TEACHER, WEIGHTS, InputSpec
+from pipeline.checkpoint import TEACHER, WEIGHTS, Description, InputSpec
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.device import default_device, training_autocast
 from pipeline.errors import UserError, reported
@@ -35,6 +35,8 @@ from pipeline.progress import EpochLog, bar
 #: What to do about a low accuracy that neither order, normalisation nor size explains.
 OTHERWISE = {
     "train": "Train it longer (`teacher.training.epochs`), or at another `learning_rate`.",
+    "pretrained": "Look whether the classes that its logits are for are those of the folders, or "
+    "train it for longer.",
     "checkpoint": "Look whether `teacher.checkpoint` was trained for these classes and images.",
 }
 
@@ -72,6 +74,7 @@ def train(
     log = EpochLog(params.epochs)
     for epoch in range(params.epochs):
         network.train()
+        fine_tuning.begin_epoch(network, params, epoch)  # hook: what is frozen in this epoch
         total_loss = torch.zeros((), device=device)
         order = permutation(len(split), params.seed, epoch)
         for samples in bar(batches(order, params.batch_size), f"epoch {epoch + 1}"):
@@ -80,6 +83,7 @@ def train(
             with training_autocast(device):
                 logits = network(inputs)
             loss = F.cross_entropy(logits.float(), labels[samples])
+            loss = loss + auxiliary.loss(network, labels[samples])  # hook: auxiliary heads
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -117,21 +121,38 @@ def batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return parts
 
 
+def build(params: TeacherParams, dataset: Dataset) -> tuple[nn.Module, Description]:
+    """The network with the weights that there are before any training, on the CPU."""
+    description = checkpoint.describe(
+        params.family, params.network, dataset, pretrained=params.weights == "pretrained"
+    )
+    if params.weights == "pretrained":
+        network, description = pretrained.load(description)
+        if description.pretrained_classes is None:
+            fine_tuning.mark_last_layer(network, pretrained.last_layer(description))
+            print("  its classes are not all among the pretraining's: its last layer is new")
+        else:
+            print("  its classes are all among the pretraining's: it is taken as it is")
+        return network, description
+    network = checkpoint.build(description)
+    if params.weights == "checkpoint":
+        checkpoint.load_foreign_weights(network, Path(params.checkpoint))
+    return network, description
+
+
 def main() -> None:
     argparse.ArgumentParser("python -m pipeline.stages.teacher", description=__doc__).parse_args()
     params = load_section(TeacherParams, "teacher")
     dataset = open_dataset()
     device = default_device()
     torch.manual_seed(params.training.seed)
-    description = checkpoint.describe(params.family, params.network, dataset)
-    network = checkpoint.build(description)
-    spec = description.input
-    if params.weights == "checkpoint":
-        checkpoint.load_foreign_weights(network, Path(params.checkpoint))
-    network.to(device)
     print(f"teacher: {params.family}, {params.network.name}, weights: {params.weights}", flush=True)
-    if params.weights == "train":
-        train(network, spec, dataset, params.training, device)
+    network, description = build(params, dataset)
+    network.to(device)
+    spec = description.input
+    if params.weights != "checkpoint" and description.pretrained_classes is None:
+        with auxiliary.heads(network, description):
+            train(network, spec, dataset, params.training, device)
 
     metrics: dict[str, float] = {}
     logits = {}
@@ -150,7 +171,7 @@ def main() -> None:
         dataset,
         logits["validation"],
         minimum_accuracy=params.minimum_accuracy,
-        native=checkpoint.native_input(description),
+        native=checkpoint.native_input(params.family, params.network.name),
         otherwise=OTHERWISE[params.weights],
         device=device,
     )
