@@ -6,7 +6,7 @@ Contract code: an edit here runs the teacher again. Nothing here executes pickle
 import hashlib
 import importlib
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -120,16 +120,23 @@ def build(description: Description) -> nn.Module:
         UserError: the family cannot be imported, it knows no such network or option, or the
             network cannot take its input.
     """
-    family, name, spec = description.family, description.network, description.input
-    module = family_module(family)
+    return _built(description, family_module(description.family).build, description.network)
+
+
+def build_whole(description: Description, state: Mapping[str, Tensor]) -> nn.Module:
+    """A network of a family whose files are whole networks: `read_whole(path)` reads the state
+    that `build_whole(state, num_classes, in_channels, **options)` is made of."""
+    return _built(description, family_module(description.family).build_whole, state)
+
+
+def _built(description: Description, make: Callable[..., nn.Module], first: Any) -> nn.Module:
+    name, options = description.network, dict(description.options)
     try:
-        network = module.build(
-            name, description.num_classes, spec.channels, **dict(description.options)
-        )
+        network = make(first, description.num_classes, description.input.channels, **options)
     except TypeError as error:
         raise UserError(
-            f"network `{name}` of family `{family}` does not take the options "
-            f"{dict(description.options)}: {error}."
+            f"network `{name}` of family `{description.family}` does not take the options "
+            f"{options}: {error}."
         ) from None
     network = network.to(memory_format=torch.channels_last)
     _try_on_blank_image(network, description)
@@ -238,8 +245,11 @@ def load(directory: Path, *, made_by: str) -> tuple[nn.Module, Description]:
         input=InputSpec(**content["input"]),
         pretrained_classes=content.get("pretrained_classes"),
     )
+    state = load_file(directory / WEIGHTS)
+    if hasattr(family_module(description.family), "build_whole"):
+        return build_whole(description, state), description
     network = build(description)
-    load_state(network, load_file(directory / WEIGHTS), f"`{directory / WEIGHTS}`")
+    load_state(network, state, f"`{directory / WEIGHTS}`")
     return network, description
 
 
@@ -259,6 +269,32 @@ def _read_description(directory: Path, made_by: str) -> dict[str, Any]:
     return content
 
 
+def bring(description: Description, path: Path) -> nn.Module:
+    """The network with the weights of a file made elsewhere, or the network that the file is.
+
+    Raises:
+        UserError: as `build` and `load_foreign_weights`.
+    """
+    _check_is_file(path)
+    family = family_module(description.family)
+    if not hasattr(family, "build_whole"):
+        network = build(description)
+        load_foreign_weights(network, path)
+        return network
+    try:
+        return build_whole(description, family.read_whole(path))
+    except UserError as error:
+        raise UserError(f"`{path}`: {error}") from None
+
+
+def _check_is_file(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(
+            f"`{path}` is not a file; `weights: checkpoint` needs one. Put the checkpoint there, "
+            "or name it in `teacher.checkpoint`."
+        )
+
+
 def load_foreign_weights(network: nn.Module, path: Path) -> None:
     """Load a checkpoint made elsewhere: a state dict, bare or under one of the usual names, with or
     without the prefixes that wrapping a network adds. Of averaged weights (EMA) and others, the
@@ -268,11 +304,7 @@ def load_foreign_weights(network: nn.Module, path: Path) -> None:
         UserError: absent, unreadable, pickled code (refused unexecuted), several state dicts of
             which none has a usual name, or other keys or shapes.
     """
-    if not path.is_file():
-        raise UserError(
-            f"`{path}` is not a file; `weights: checkpoint` needs one. Put the checkpoint there, "
-            "or name it in `teacher.checkpoint`."
-        )
+    _check_is_file(path)
     found, where = _unwrapped(_read_foreign(path), path)
     if where:
         print(f"  {path}: the weights under `{where}`", flush=True)
@@ -292,7 +324,8 @@ def _read_foreign(path: Path) -> Any:
     except (SafetensorError, OSError, EOFError, RuntimeError, ValueError) as error:
         raise UserError(
             f"`{path}` is not a checkpoint that can be read ({_first_line(error)}). "
-            "Expected a PyTorch state dict (.pt, .pth, .th) or safetensors."
+            "Expected a PyTorch state dict (.pt, .pth, .th) or safetensors; a .onnx file needs "
+            "`family: onnx`."
         ) from None
 
 

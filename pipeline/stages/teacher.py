@@ -134,10 +134,9 @@ def build(params: TeacherParams, dataset: Dataset) -> tuple[nn.Module, Descripti
         else:
             print("  its classes are all among the pretraining's: it is taken as it is")
         return network, description
-    network = checkpoint.build(description)
     if params.weights == "checkpoint":
-        checkpoint.load_foreign_weights(network, Path(params.checkpoint))
-    return network, description
+        return checkpoint.bring(description, Path(params.checkpoint)), description
+    return checkpoint.build(description), description
 
 
 def main() -> None:
