@@ -6,9 +6,10 @@ Contract code: an edit here runs the teacher again. Nothing here executes pickle
 import hashlib
 import importlib
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -27,8 +28,17 @@ TEACHER = Path("models/teacher")
 WEIGHTS, DESCRIPTION = "weights.safetensors", "network.json"
 
 _SHOWN = 10  # keys of each kind in a message
-_WRAPPERS = ("state_dict", "model")
-_PREFIXES = ("module.", "_orig_mod.")
+_LARGEST_TRIED = 512  # pixels, where a network cannot take its input
+#: Where a checkpoint keeps its state dict, the first that is there: averaged weights (EMA) before
+#: those that training ended with, for they are the ones whose accuracy is published.
+_WRAPPERS = (
+    *("state_dict_ema", "model_ema", "ema_state_dict", "ema"),
+    *("state_dict", "model_state_dict", "model", "net"),
+)
+#: Likewise within one state dict, the prefix of averaged weights.
+_EMA_PREFIXES = ("ema_model.", "model_ema.", "ema.")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
+_COUNTERS = ("n_averaged",)  # of torch.optim.swa_utils.AveragedModel
 
 
 @dataclass(frozen=True)
@@ -64,18 +74,30 @@ class Description:
     options: Mapping[str, Any]
     class_names: Sequence[str]
     input: InputSpec
+    #: For each class its number among those of the pretraining, where the network has its rows.
+    pretrained_classes: Sequence[int] | None = None
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
 
 
-def describe(family: str, params: NetworkParams, dataset: Dataset) -> Description:
-    """A network for the dataset's classes; its input defaults to the images as they are.
+def describe(
+    family: str, params: NetworkParams, dataset: Dataset, *, pretrained: bool = False
+) -> Description:
+    """A network for the dataset's classes; its input defaults to the images as they are, or to
+    that of its pretraining.
 
     Raises:
-        UserError: `mean` or `std` has not one value per channel.
+        UserError: `mean` or `std` has not one value per channel, or the pretraining had other
+            channels.
     """
+    native = native_input(family, params.name) if pretrained else None
+    if native and native.channels != dataset.channels:
+        raise UserError(
+            f"network `{params.name}` was pretrained on images of {native.channels} channels, but "
+            f"`dataset.channels` is {dataset.channels}: set it to {native.channels}."
+        )
     for name, values in (("mean", params.mean), ("std", params.std)):
         if values is not None and len(values) != dataset.channels:
             raise UserError(
@@ -89,9 +111,9 @@ def describe(family: str, params: NetworkParams, dataset: Dataset) -> Descriptio
         class_names=dataset.class_names,
         input=InputSpec(
             channels=dataset.channels,
-            size=params.input_size or dataset.image_size,
-            mean=params.mean or dataset.mean,
-            std=params.std or dataset.std,
+            size=params.input_size or (native.size if native else dataset.image_size),
+            mean=params.mean or (native or dataset).mean,
+            std=params.std or (native or dataset).std,
         ),
     )
 
@@ -103,37 +125,68 @@ def build(description: Description) -> nn.Module:
         UserError: the family cannot be imported, it knows no such network or option, or the
             network cannot take its input.
     """
-    family, name, spec = description.family, description.network, description.input
+    return _built(description, family_module(description.family).build, description.network)
+
+
+def build_whole(description: Description, state: Mapping[str, Tensor]) -> nn.Module:
+    """A network of a family whose files are whole networks: `read_whole(path)` reads the state
+    that `build_whole(state, num_classes, in_channels, **options)` is made of."""
+    return _built(description, family_module(description.family).build_whole, state)
+
+
+def _built(description: Description, make: Callable[..., nn.Module], first: Any) -> nn.Module:
+    name, options = description.network, dict(description.options)
     try:
-        module = importlib.import_module(f"pipeline.networks.{family}")
-    except ImportError as error:
-        raise UserError(
-            f"family `{family}` cannot be imported from pipeline/networks ({error})."
-        ) from None
-    try:
-        network = module.build(
-            name, description.num_classes, spec.channels, **dict(description.options)
-        )
+        network = make(first, description.num_classes, description.input.channels, **options)
     except TypeError as error:
         raise UserError(
-            f"network `{name}` of family `{family}` does not take the options "
-            f"{dict(description.options)}: {error}."
+            f"network `{name}` of family `{description.family}` does not take the options "
+            f"{options}: {error}."
         ) from None
     network = network.to(memory_format=torch.channels_last)
     _try_on_blank_image(network, description)
     return network
 
 
+def family_module(name: str) -> ModuleType:
+    """A family of networks, pipeline/networks/NAME.py.
+
+    Raises:
+        UserError: it cannot be imported; names the package that it lacks.
+    """
+    try:
+        return importlib.import_module(f"pipeline.networks.{name}")
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"family `{name}` needs the Python package `{error.name}`, which is not installed. Run "
+            f"`python -m pip install {error.name}` in the project's environment."
+        ) from None
+    except ImportError as error:
+        raise UserError(
+            f"family `{name}` cannot be imported from pipeline/networks ({error})."
+        ) from None
+
+
+def native_input(family: str, network: str) -> InputSpec | None:
+    """The input that the network's published weights were made with, where its family knows one:
+    a function `pretrained_input(network)` that gives size, mean and std, or None."""
+    find = getattr(family_module(family), "pretrained_input", None)
+    found = find(network) if find else None
+    if found is None:
+        return None
+    size, mean, std = found
+    return InputSpec(len(mean), size, list(mean), list(std))
+
+
 def _try_on_blank_image(network: nn.Module, description: Description) -> None:
     spec, expected = description.input, [1, description.num_classes]
     network.eval()
     try:
-        with torch.inference_mode():
-            logits = network(torch.zeros(1, spec.channels, spec.size, spec.size))
-    except RuntimeError as error:
+        logits = _answer_to_blank(network, spec.channels, spec.size)
+    except _CANNOT_TAKE as error:
         raise UserError(
             f"network `{description.network}` cannot take {spec.channels} x {spec.size} x "
-            f"{spec.size} pixels ({_first_line(error)}). Set a larger `input_size` for it."
+            f"{spec.size} pixels ({_first_line(error)}). {_size_advice(network, spec)}"
         ) from None
     if not isinstance(logits, Tensor) or list(logits.shape) != expected:
         found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -141,6 +194,26 @@ def _try_on_blank_image(network: nn.Module, description: Description) -> None:
             f"network `{description.network}` answers one image with {found}; expected logits "
             f"{expected}."
         )
+
+
+#: What networks raise for an input of the wrong size.
+_CANNOT_TAKE = (RuntimeError, AssertionError, ValueError)
+
+
+def _answer_to_blank(network: nn.Module, channels: int, size: int) -> Any:
+    with torch.inference_mode():
+        return network(torch.zeros(1, channels, size, size))
+
+
+def _size_advice(network: nn.Module, spec: InputSpec) -> str:
+    """The smallest multiple of 8 pixels that the network takes, by trial."""
+    for size in range(8, _LARGEST_TRIED + 1, 8):
+        try:
+            _answer_to_blank(network, spec.channels, size)
+        except _CANNOT_TAKE:
+            continue
+        return f"Set `input_size: {size}` for it, the smallest multiple of 8 that it takes."
+    return f"No multiple of 8 up to {_LARGEST_TRIED} does for it: look at its options."
 
 
 def save(directory: Path, network: nn.Module, description: Description) -> None:
@@ -151,7 +224,7 @@ def save(directory: Path, network: nn.Module, description: Description) -> None:
         directory / DESCRIPTION,
         {
             "format_version": FORMAT_VERSION,
-            **asdict(description),
+            **{key: value for key, value in asdict(description).items() if value is not None},
             "weights_sha256": sha256_of_file(directory / WEIGHTS),
         },
     )
@@ -175,9 +248,13 @@ def load(directory: Path, *, made_by: str) -> tuple[nn.Module, Description]:
         options=content["options"],
         class_names=content["class_names"],
         input=InputSpec(**content["input"]),
+        pretrained_classes=content.get("pretrained_classes"),
     )
+    state = load_file(directory / WEIGHTS)
+    if hasattr(family_module(description.family), "build_whole"):
+        return build_whole(description, state), description
     network = build(description)
-    _load_state(network, load_file(directory / WEIGHTS), directory / WEIGHTS)
+    load_state(network, state, f"`{directory / WEIGHTS}`")
     return network, description
 
 
@@ -197,19 +274,46 @@ def _read_description(directory: Path, made_by: str) -> dict[str, Any]:
     return content
 
 
-def load_foreign_weights(network: nn.Module, path: Path) -> None:
-    """Load a checkpoint made elsewhere: a state dict, bare or under `state_dict` or `model`,
-    with or without the prefixes of DataParallel and torch.compile.
+def bring(description: Description, path: Path) -> nn.Module:
+    """The network with the weights of a file made elsewhere, or the network that the file is.
 
     Raises:
-        UserError: absent, unreadable, pickled code (refused unexecuted), or other keys or shapes.
+        UserError: as `build` and `load_foreign_weights`.
     """
+    _check_is_file(path)
+    family = family_module(description.family)
+    if not hasattr(family, "build_whole"):
+        network = build(description)
+        load_foreign_weights(network, path)
+        return network
+    try:
+        return build_whole(description, family.read_whole(path))
+    except UserError as error:
+        raise UserError(f"`{path}`: {error}") from None
+
+
+def _check_is_file(path: Path) -> None:
     if not path.is_file():
         raise UserError(
             f"`{path}` is not a file; `weights: checkpoint` needs one. Put the checkpoint there, "
             "or name it in `teacher.checkpoint`."
         )
-    _load_state(network, _unwrapped(_read_foreign(path), path), path)
+
+
+def load_foreign_weights(network: nn.Module, path: Path) -> None:
+    """Load a checkpoint made elsewhere: a state dict, bare or under one of the usual names, with or
+    without the prefixes that wrapping a network adds. Of averaged weights (EMA) and others, the
+    averaged.
+
+    Raises:
+        UserError: absent, unreadable, pickled code (refused unexecuted), several state dicts of
+            which none has a usual name, or other keys or shapes.
+    """
+    _check_is_file(path)
+    found, where = _unwrapped(_read_foreign(path), path)
+    if where:
+        print(f"  {path}: the weights under `{where}`", flush=True)
+    load_state(network, _without_prefixes(found, set(network.state_dict())), f"`{path}`")
 
 
 def _read_foreign(path: Path) -> Any:
@@ -225,7 +329,8 @@ def _read_foreign(path: Path) -> Any:
     except (SafetensorError, OSError, EOFError, RuntimeError, ValueError) as error:
         raise UserError(
             f"`{path}` is not a checkpoint that can be read ({_first_line(error)}). "
-            "Expected a PyTorch state dict (.pt, .pth, .th) or safetensors."
+            "Expected a PyTorch state dict (.pt, .pth, .th) or safetensors; a .onnx file needs "
+            "`family: onnx`."
         ) from None
 
 
@@ -233,26 +338,81 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
-    for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
-    ):
-        raise UserError(
+def _unwrapped(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
+    """The state dict, and the keys that lead to it, as in `model_ema.state_dict`."""
+    way: tuple[str, ...] = ()
+    while not _is_state_dict(content):
+        found = _ways_to_state_dicts(content)
+        usual = [(name,) for name in _WRAPPERS if any(other[0] == name for other in found)]
+        if not usual and len(found) != 1:
+            raise UserError(_not_one_state_dict([way + other for other in found], path))
+        step = usual[0] if usual else found[0]
+        for key in step:
+            content = content[key]
+        way += step
+    return dict(content), ".".join(way)
+
+
+def _not_one_state_dict(ways: list[tuple[str, ...]], path: Path) -> str:
+    usual = ", ".join(f"`{name}`" for name in _WRAPPERS)
+    if not ways:
+        return (
             f"`{path}` is not a state dict; expected a mapping from names to tensors, bare or "
-            f"under {' or '.join(f'`{w}`' for w in _WRAPPERS)}."
+            f"under one of {usual}."
         )
-    state = dict(content)
+    shown = ", ".join(f"`{'.'.join(way)}`" for way in ways)
+    return (
+        f"`{path}` holds {len(ways)} state dicts, {shown}; expected one alone, or one under any "
+        f"of {usual}. Save the teacher's alone."
+    )
+
+
+def _is_state_dict(content: Any) -> bool:
+    return (
+        isinstance(content, Mapping)
+        and len(content) > 0
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+    )
+
+
+def _ways_to_state_dicts(content: Any) -> list[tuple[str, ...]]:
+    """The keys that lead to each, at any depth. An optimiser's tensors are numbered, not named."""
+    if not isinstance(content, Mapping):
+        return []
+    ways = []
+    for key, value in content.items():
+        if isinstance(key, str) and _is_state_dict(value):
+            ways.append((key,))
+        elif isinstance(key, str):
+            ways += [(key, *way) for way in _ways_to_state_dicts(value)]
+    return ways
+
+
+def _without_prefixes(state: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
+    """The state under the network's own names: of averaged weights and others the averaged; and
+    a prefix of every key is removed where no key is the network's."""
+    for prefix in _EMA_PREFIXES:
+        averaged = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        if averaged:
+            return _without_prefixes(averaged, own)
+    if own & state.keys():
+        return state
+    rest = {key: value for key, value in state.items() if key not in _COUNTERS}
     for prefix in _PREFIXES:
-        if state and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
+        if rest and all(key.startswith(prefix) for key in rest):
+            return _without_prefixes({k.removeprefix(prefix): v for k, v in rest.items()}, own)
     return state
 
 
-def _load_state(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Load every tensor, or say which do not fit."""
+def load_state(network: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Load every tensor.
+
+    Args:
+        what: the state is, for messages.
+
+    Raises:
+        UserError: names the tensors that do not fit.
+    """
     own = network.state_dict()
     # Batch norm's step counters came late to PyTorch: old checkpoints lack them.
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
@@ -270,7 +430,7 @@ def _load_state(network: nn.Module, state: dict[str, Tensor], path: Path) -> Non
     ]
     if lines:
         raise UserError(
-            f"`{path}` does not fit the network:\n  "
+            f"{what} does not fit the network:\n  "
             + "\n  ".join(lines)
             + "\nName the network that the checkpoint was made for, with its options."
         )

@@ -82,7 +82,10 @@ def measures(logits: Tensor, labels: Tensor, prefix: str) -> dict[str, float]:
 
 
 def cost(network: nn.Module, spec: InputSpec) -> Mapping[str, int]:
-    """Parameters, and multiply-accumulates of convolutions and matrix products for one image."""
+    """Parameters, and multiply-accumulates of convolutions and matrix products for one image; of a
+    network that is not torch's, by its own method `cost(channels, size)`."""
+    if hasattr(network, "cost"):
+        return network.cost(spec.channels, spec.size)
     device = next(network.parameters()).device
     network.eval()
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:

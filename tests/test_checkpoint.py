@@ -74,19 +74,81 @@ def test_the_input_is_normalised_and_resized_per_network():
     torch.testing.assert_close(larger.apply(blank), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}]
-)
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_foreign_checkpoints_are_unwrapped(tmp_path, wrap, prefix):
-    torch.manual_seed(0)
-    source = cifar_resnet.build("resnet8", 3, 3)
-    state = {f"{prefix}{key}": value for key, value in source.state_dict().items()}
-    torch.save(wrap(state), tmp_path / "weights.pth")
+OPTIMIZER = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1}]}
+
+
+def brought(content: object) -> nn.Module:
+    """A network with the weights of a file of this content."""
+    torch.save(content, "weights.pth")
     target = cifar_resnet.build("resnet8", 3, 3)
-    checkpoint.load_foreign_weights(target, tmp_path / "weights.pth")
-    for key, value in target.state_dict().items():
-        assert torch.equal(value, source.state_dict()[key])
+    checkpoint.load_foreign_weights(target, Path("weights.pth"))
+    return target
+
+
+def state_of(seed: int, prefix: str = "") -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
+    network = cifar_resnet.build("resnet8", 3, 3)
+    return {f"{prefix}{key}": value for key, value in network.state_dict().items()}
+
+
+def has_weights(network: nn.Module, seed: int) -> bool:
+    expected = state_of(seed)
+    return all(torch.equal(value, expected[key]) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {"state_dict": s, "epoch": 3, "optimizer": OPTIMIZER},
+        lambda s: {"model": s},
+        lambda s: {"model": {"state_dict": s}, "args": {"lr": 0.1}},
+        lambda s: {"net": s, "acc": 93.1},
+        lambda s: {"run": {"classifier": s}, "optimizer": OPTIMIZER},  # the only one there
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "model."])
+def test_foreign_checkpoints_are_unwrapped(tmp_path, monkeypatch, wrap, prefix):
+    monkeypatch.chdir(tmp_path)
+    assert has_weights(brought(wrap(state_of(0, prefix))), 0)
+
+
+@pytest.mark.parametrize("name", ["state_dict_ema", "model_ema", "ema", "ema_state_dict"])
+def test_of_averaged_weights_and_the_last_ones_the_averaged_are_taken(
+    tmp_path, monkeypatch, capsys, name
+):
+    monkeypatch.chdir(tmp_path)
+    averaged = {"n_averaged": torch.tensor(7), **state_of(1, "module.")}
+    for content in ({"state_dict": state_of(0), name: averaged}, {name: averaged, "model": {}}):
+        assert has_weights(brought(content), 1)
+        assert capsys.readouterr().out == f"  weights.pth: the weights under `{name}`\n"
+
+
+@pytest.mark.parametrize("prefix", ["ema_model.", "model_ema.module.", "ema."])
+def test_averaged_weights_within_one_state_dict_are_taken_by_their_prefix(
+    tmp_path, monkeypatch, prefix
+):
+    monkeypatch.chdir(tmp_path)
+    for own in ("", "model."):
+        mixed = {**state_of(0, own), **state_of(1, prefix), "n_averaged": torch.tensor(7)}
+        assert has_weights(brought({"state_dict": mixed}), 1)
+
+
+def test_several_state_dicts_without_a_usual_name_are_refused_by_their_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = {"nets": {"student": state_of(0), "teacher": state_of(1)}, "optimizer": OPTIMIZER}
+    with pytest.raises(UserError) as refusal:
+        brought(content)
+    assert "holds 2 state dicts, `nets.student`, `nets.teacher`; expected one alone" in str(
+        refusal.value
+    )
+
+
+@pytest.mark.parametrize("content", [{}, {"epoch": 3}, [1], {"state_dict": {}}])
+def test_a_file_without_a_state_dict_is_refused(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="`weights.pth` is not a state dict; expected a mapping"):
+        brought(content)
 
 
 def test_foreign_safetensors_are_read(tmp_path):
@@ -165,12 +227,25 @@ def test_an_option_that_the_network_lacks_is_refused():
         checkpoint.build(describe(options={"width": 2}))
 
 
-def test_a_network_that_cannot_take_its_input_is_refused(monkeypatch):
+def test_a_network_that_cannot_take_its_input_is_refused_with_a_size_that_does(monkeypatch):
     monkeypatch.setattr(
-        cifar_resnet, "build", lambda *a: nn.Sequential(nn.Conv2d(3, 3, 32), nn.Flatten())
+        cifar_resnet,
+        "build",
+        lambda *a: nn.Sequential(nn.Conv2d(3, 3, 33), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
     )
-    with pytest.raises(UserError, match="cannot take 3 x 16 x 16 pixels .* larger `input_size`"):
+    with pytest.raises(
+        UserError,
+        match=r"cannot take 3 x 16 x 16 pixels .* Set `input_size: 40` for it, the smallest mul",
+    ):
         checkpoint.build(describe())
+
+
+@pytest.mark.parametrize(
+    ("network", "size"), [("inception_v3", 80), ("alexnet", 64), ("vit_b_32", 224)]
+)
+def test_torchvisions_networks_name_the_size_that_they_need(network, size):
+    with pytest.raises(UserError, match=f"Set `input_size: {size}` for it"):
+        checkpoint.build(describe(family="torchvision", network=network))
 
 
 def test_a_network_that_does_not_answer_with_logits_is_refused(monkeypatch):
@@ -215,8 +290,10 @@ def test_top5_of_fewer_than_five_classes_is_everything():
 
 
 def test_a_teacher_from_a_checkpoint_has_its_weights_and_is_not_trained(project):
-    torch.manual_seed(5)
-    source = cifar_resnet.build("resnet8", 3, 3)
+    source, _ = checkpoint.load(TEACHER, made_by="-")
+    with torch.no_grad():
+        source.fc.weight.mul_(2)
+        source.fc.bias.mul_(2)
     torch.save(source.state_dict(), "mine.pth")
     teacher = PARAMS["teacher"] | {"weights": "checkpoint", "checkpoint": "mine.pth"}
     write_params(project, PARAMS | {"teacher": teacher})

@@ -4,15 +4,22 @@ import importlib
 import importlib.util
 import json
 import re
+import sys
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
+import torchvision
 import yaml
 from conftest import run_stage, write_params
 from import_closure import ROOT
 from pydantic_core import PydanticUndefined
+from safetensors.torch import save_file
 
+from pipeline import checkpoint
+from pipeline.checkpoint import Description, InputSpec
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.params.dataset import DatasetParams
@@ -150,6 +157,28 @@ def test_the_example_family_builds_and_refuses_an_unknown_name():
     assert sum(p.numel() for p in network.parameters()) == 464_154
     with pytest.raises(UserError, match="no network `resnet23`; did you mean `resnet"):
         example.build("resnet23", num_classes=10, in_channels=3)
+
+
+def test_the_example_ensemble_answers_with_the_mean_of_its_members(tmp_path, monkeypatch):
+    example = example_module("ensemble")
+    monkeypatch.setitem(sys.modules, "pipeline.networks.ensemble", example)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names = ("squeezenet1_1", "shufflenet_v2_x0_5")
+    members = [torchvision.models.get_model(name, num_classes=3).eval() for name in names]
+    torch.save(members[0].state_dict(), "first.pth")
+    save_file(members[1].state_dict(), "second.safetensors")
+    example.pack(["first.pth", "second.safetensors"], "packed.safetensors")
+    spec = InputSpec(3, 32, [0.5] * 3, [0.2] * 3)
+    description = Description("ensemble", "+".join(names), {}, ["a", "b", "c"], spec)
+    ensemble = checkpoint.bring(description, Path("packed.safetensors"))
+    images = torch.randn(4, 3, 32, 32)
+    with torch.inference_mode():
+        expected = (members[0](images) + members[1](images)) / 2
+        torch.testing.assert_close(ensemble.eval()(images), expected)
+        checkpoint.save(tmp_path, ensemble, description)
+        again, _ = checkpoint.load(tmp_path, made_by="-")
+        torch.testing.assert_close(again.eval()(images), expected)
 
 
 def test_the_example_that_packs_cifar_writes_what_prepare_reads(project):

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.params.loading import Section
 from pipeline.params.network import Family, Network
@@ -10,17 +10,41 @@ from pipeline.params.optimisation import OptimisationParams
 
 
 class TeacherTraining(OptimisationParams):
-    """`weights: train`: as students are trained, on the cross-entropy."""
+    """`weights: train`, or `pretrained` for other classes than its own: as students are trained, on
+    the cross-entropy."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
     # A fresh view of every sample in every epoch.
     policy: Literal["none", "crop", "crop_flip", "random_resized_crop"]
     seed: int = Field(ge=0, lt=2**63)  # of weights, views and order
+    freeze_epochs: int = Field(default=0, ge=0)  # pretrained: the first, of the last layer alone
+    freeze_batch_norm: bool = False  # pretrained: keep the statistics of batch norm
+
+    @model_validator(mode="after")
+    def _thaws(self) -> "TeacherTraining":
+        if self.freeze_epochs > self.epochs:
+            raise ValueError(
+                f"freeze_epochs is {self.freeze_epochs}, but training ends after {self.epochs} "
+                "epochs: set as many at most"
+            )
+        return self
 
 
 class TeacherParams(Section):
     family: Family
     network: Network
-    weights: Literal["train", "checkpoint"]
+    weights: Literal["train", "checkpoint", "pretrained"]
     checkpoint: str  # weights: checkpoint: the file (.pt, .pth, .th, .safetensors)
+    minimum_accuracy: float | None = Field(default=None, gt=0, le=1)  # on validation, to go on
     training: TeacherTraining
+
+    @model_validator(mode="after")
+    def _freezes_what_is_pretrained(self) -> "TeacherParams":
+        if self.weights == "train" and (
+            self.training.freeze_epochs or self.training.freeze_batch_norm
+        ):
+            raise ValueError(
+                "training.freeze_epochs and training.freeze_batch_norm keep pretrained weights, "
+                "but weights is `train`: leave them away, or set weights: pretrained"
+            )
+        return self

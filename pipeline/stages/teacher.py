@@ -1,4 +1,4 @@
-"""teacher: train the teacher, or take it from a checkpoint, and measure it.
+"""teacher: train the teacher, or take or fine-tune one that is trained, and measure it.
 
 Reads data/prepared/ and `teacher` of params.yaml; writes models/teacher/, metrics/teacher.json
 and predictions/teacher.safetensors. PROCESSES=N in the environment shares every batch among N
@@ -7,6 +7,7 @@ processes.
 
 import argparse
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline import checkpoint, distributed
+from pipeline import auxiliary, checkpoint, distributed, fine_tuning, gate, pretrained
 from pipeline.augment import Policy, permutation
-from pipeline.checkpoint import TEACHER, WEIGHTS, InputSpec
+from pipeline.checkpoint import TEACHER, WEIGHTS, Description, InputSpec
 from pipeline.data_parallel import (
     for_own_share,
     parallel,
@@ -49,6 +50,14 @@ from pipeline.params.teacher import TeacherParams, TeacherTraining
 from pipeline.progress import EpochLog, bar
 from pipeline.views import views_of
 
+#: What to do about a low accuracy that neither order, normalisation nor size explains.
+OTHERWISE = {
+    "train": "Train it longer (`teacher.training.epochs`), or at another `learning_rate`.",
+    "pretrained": "Look whether the classes that its logits are for are those of the folders, or "
+    "train it for longer.",
+    "checkpoint": "Look whether `teacher.checkpoint` was trained for these classes and images.",
+}
+
 
 def train(
     network: nn.Module,
@@ -76,6 +85,7 @@ def train(
     log = EpochLog(params.epochs)
     for epoch in range(params.epochs):
         network.train()
+        fine_tuning.begin_epoch(network, params, epoch)
         total_loss = torch.zeros((), device=device)
         parts = batches(permutation(len(split), params.seed, epoch), params.batch_size)
         own_batches = views.batches(epoch, [share(samples, group) for samples in parts])
@@ -86,7 +96,11 @@ def train(
             with training_autocast(device):
                 own_logits = forward(inputs)
             logits = whole(own_logits.float(), len(samples), group)
-            loss = F.cross_entropy(logits, labels[to_device(samples, device)])
+            targets = labels[to_device(samples, device)]
+            loss = F.cross_entropy(logits, targets)
+            loss = loss + auxiliary.loss(
+                network, targets, partial(whole, count=len(samples), group=group)
+            )
             optimisation.step(for_own_share(loss, group))
             total_loss += loss.detach() * len(samples)
         train_loss = total_loss.item() / len(split)
@@ -109,27 +123,53 @@ def train(
         network.load_state_dict(optimisation.evaluated.state_dict())
 
 
+def build(params: TeacherParams, dataset: Dataset) -> tuple[nn.Module, Description]:
+    """The network with the weights that there are before any training, on the CPU."""
+    description = checkpoint.describe(
+        params.family, params.network, dataset, pretrained=params.weights == "pretrained"
+    )
+    if params.weights == "pretrained":
+        network, description = pretrained.load(description)
+        if description.pretrained_classes is None:
+            fine_tuning.mark_last_layer(network, pretrained.last_layer(description))
+        return network, description
+    if params.weights == "checkpoint":
+        return checkpoint.bring(description, Path(params.checkpoint)), description
+    return checkpoint.build(description), description
+
+
 def make_teacher(group: Group) -> None:
     device = default_device()
     with group.leader_first():
         params = load_section(TeacherParams, "teacher")
+        if params.training.freeze_epochs and group.size > 1:
+            raise UserError(
+                "`teacher.training.freeze_epochs` trains parts of the network in turns, which "
+                f"{group.size} processes cannot do; expected one. Unset PROCESSES, or set "
+                "freeze_epochs: 0."
+            )
         dataset = open_dataset()
-        if dataset.encoded:  # decoded at the size that the network takes
-            dataset = dataset.at(params.network.input_size or dataset.image_size)
         torch.manual_seed(params.training.seed)
-        description = checkpoint.describe(params.family, params.network, dataset)
-        network = checkpoint.build(description)
+        network, description = build(params, dataset)
         spec = description.input
-        if params.weights == "checkpoint":
-            checkpoint.load_foreign_weights(network, Path(params.checkpoint))
+        if dataset.encoded:  # decoded at the size that the network takes
+            dataset = dataset.at(spec.size)
         network.to(device)
+    learns = params.weights != "checkpoint" and description.pretrained_classes is None
     if group.leads:
         print(
             f"teacher: {params.family}, {params.network.name}, weights: {params.weights}",
             flush=True,
         )
-    if params.weights == "train":
-        with group.together():
+        if params.weights == "pretrained":
+            print(
+                "  its classes are not all among the pretraining's: its last layer is new"
+                if learns
+                else "  its classes are all among the pretraining's: it is taken as it is",
+                flush=True,
+            )
+    if learns:
+        with group.together(), auxiliary.heads(network, description):
             train(network, spec, dataset, params.training, device, group)
 
     metrics: dict[str, float] = {}
@@ -145,6 +185,16 @@ def make_teacher(group: Group) -> None:
             f"the teacher `{params.network.name}` answers with numbers that are not finite. Look "
             "at its weights (`teacher.checkpoint`) and its `mean` and `std`."
         )
+    gate.check(
+        network,
+        spec,
+        dataset,
+        logits["validation"],
+        minimum_accuracy=params.minimum_accuracy,
+        native=checkpoint.native_input(params.family, params.network.name),
+        otherwise=OTHERWISE[params.weights],
+        device=device,
+    )
     with atomic_directory(TEACHER) as directory:
         checkpoint.save(directory, network, description)
     write_predictions(PREDICTIONS / "teacher.safetensors", **logits)

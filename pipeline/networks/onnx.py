@@ -1,0 +1,230 @@
+"""A network that is one ONNX file, of any framework: a teacher that cannot be trained.
+
+Needs the extra `onnx`. The file's bytes are the network's only tensor, so they lie in its saved
+weights, and its fingerprint covers them.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import UserError
+
+_LAYOUTS = ("nchw", "nhwc")
+
+
+def build(network: str, num_classes: int, in_channels: int, **options: Any) -> nn.Module:
+    raise UserError(
+        f"network `{network}` of family `onnx` is a file that cannot be trained. It can be a "
+        "teacher: set `weights: checkpoint` and `teacher.checkpoint` to the .onnx file."
+    )
+
+
+def read_whole(path: Path) -> dict[str, Tensor]:
+    """The file as the state of a network."""
+    return {"onnx": torch.from_numpy(np.fromfile(path, np.uint8))}
+
+
+def build_whole(
+    state: Mapping[str, Tensor], num_classes: int, in_channels: int, layout: str | None = None
+) -> nn.Module:
+    """
+    Args:
+        state: as `read_whole` makes it.
+        layout: nchw or nhwc, of the input, where its shape does not tell.
+
+    Raises:
+        UserError: no ONNX file, one in several parts, or one of other inputs or outputs.
+    """
+    return OnnxNetwork(state["onnx"], num_classes, in_channels, layout)
+
+
+class OnnxNetwork(nn.Module):
+    """Answers through onnxruntime, in float32, in batches of the file's size if that is fixed.
+
+    Where the file ends in a softmax, the logits are what goes into it.
+    """
+
+    def __init__(self, file: Tensor, num_classes: int, in_channels: int, layout: str | None):
+        super().__init__()
+        self.register_buffer("onnx", file)
+        self._model = _parsed(file.numpy().tobytes())
+        _use_logits(self._model, num_classes)
+        self._session = _session(self._model)
+        (self._input,) = self._session.get_inputs()
+        self._layout = layout or _layout_of(self._input.shape, in_channels)
+        if self._layout not in _LAYOUTS:
+            raise UserError(f"option `layout` is {layout!r}; expected nchw or nhwc.")
+
+    def forward(self, inputs: Tensor) -> Tensor:  # [B, C, H, W] -> [B, num_classes]
+        if torch.is_autocast_enabled(inputs.device.type):
+            raise UserError("an ONNX teacher computes in float32: set soft_targets.precision so.")
+        images = inputs.detach().cpu().numpy()
+        if self._layout == "nhwc":
+            images = images.transpose(0, 2, 3, 1)
+        self._check_size(images.shape)
+        logits = self._logits(np.ascontiguousarray(images))
+        if (logits >= 0).all() and np.allclose(logits.sum(1), 1, atol=1e-3):
+            raise UserError(
+                "the ONNX file answers with probabilities, which add up to 1; expected logits. "
+                "Export the network without its last softmax."
+            )
+        return torch.from_numpy(logits).to(inputs.device)
+
+    def _check_size(self, shape: tuple[int, ...]) -> None:
+        sides = slice(2, 4) if self._layout == "nchw" else slice(1, 3)
+        expected, found = self._input.shape[sides], list(shape[sides])
+        if any(isinstance(e, int) and e != f for e, f in zip(expected, found, strict=True)):
+            raise UserError(
+                f"the ONNX file takes images of {expected[0]} x {expected[1]} pixels, but gets "
+                f"{found[0]} x {found[1]}. Set `input_size: {expected[0]}` in `teacher.network`."
+            )
+
+    def _logits(self, images: np.ndarray) -> np.ndarray:
+        size = self._input.shape[0]
+        size = size if isinstance(size, int) else len(images)
+        answers = []
+        for start in range(0, len(images), size):
+            batch = images[start : start + size]
+            missing = size - len(batch)
+            if missing:
+                batch = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), batch.dtype)])
+            answer = _run(self._session, {self._input.name: batch})[0]
+            answers.append(answer[: size - missing])
+        return np.concatenate(answers).astype(np.float32, copy=False)
+
+    def cost(self, channels: int, size: int) -> dict[str, int]:
+        """Numbers in the file's weights, and multiply-accumulates of convolutions and matrix
+        products for one image, from the shapes of a run."""
+        graph = self._model.graph
+        shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+        statistics = {
+            name for n in graph.node if n.op_type == "BatchNormalization" for name in n.input[3:5]
+        }
+        weights = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+        parameters = sum(
+            math.prod(t.dims)
+            for t in graph.initializer
+            if t.data_type in weights and t.name not in statistics
+        )
+        products = [n for n in graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
+        traced = onnx.ModelProto()
+        traced.CopyFrom(self._model)
+        batch = self._input.shape[0] if isinstance(self._input.shape[0], int) else 1
+        shape = (channels, size, size) if self._layout == "nchw" else (size, size, channels)
+        blank = np.zeros((batch, *shape), np.float32)
+        shapes[self._input.name] = blank.shape
+        names = {name for n in products for name in (*n.input[:2], n.output[0])} - shapes.keys()
+        present = {output.name for output in traced.graph.output}
+        traced.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names - present)
+        session = _session(traced)
+        outputs = [output.name for output in session.get_outputs()]
+        answers = _run(session, {self._input.name: blank})
+        shapes |= {name: answer.shape for name, answer in zip(outputs, answers, strict=True)}
+        macs = sum(math.prod(shapes[n.output[0]]) * _depth(n, shapes) for n in products)
+        return {"parameters": parameters, "macs": macs // batch}
+
+
+def _depth(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Multiply-accumulates for one number of the output."""
+    if node.op_type == "Conv":
+        return math.prod(shapes[node.input[1]][1:])
+    transposed = any(a.name == "transA" and a.i for a in node.attribute)
+    return shapes[node.input[0]][0 if transposed else -1]
+
+
+def _parsed(content: bytes) -> onnx.ModelProto:
+    try:
+        model = onnx.load_from_string(content)
+    except Exception as error:  # of protobuf: any kind
+        raise UserError(f"it is not an ONNX file ({error}).") from None
+    if not model.graph.node:
+        raise UserError("it is not an ONNX file: it holds no graph.")
+    external = onnx.TensorProto.EXTERNAL
+    if any(tensor.data_location == external for tensor in model.graph.initializer):
+        raise UserError(
+            "the ONNX file keeps its weights in other files beside it; expected one file. Export "
+            "it without external data."
+        )
+    return model
+
+
+def _use_logits(model: onnx.ModelProto, num_classes: int) -> None:
+    """Leave one output, of one number for each class, and what goes into a last softmax."""
+    fitting = [
+        output.name
+        for output in model.graph.output
+        if (shape := output.type.tensor_type.shape.dim)
+        and len(shape) == 2
+        and (shape[1].dim_value or num_classes) == num_classes
+    ]
+    if len(fitting) != 1:
+        found = ", ".join(
+            f"`{o.name}` {[d.dim_value or d.dim_param for d in o.type.tensor_type.shape.dim]}"
+            for o in model.graph.output
+        )
+        raise UserError(
+            f"the ONNX file has the outputs {found}; expected exactly one of [batch, "
+            f"{num_classes}], the dataset's classes."
+        )
+    makers = {name: node for node in model.graph.node for name in node.output}
+    name = fitting[0]
+    while name in makers and makers[name].op_type in ("Softmax", "Identity"):
+        name = makers[name].input[0]
+    del model.graph.output[:]
+    model.graph.output.append(onnx.ValueInfoProto(name=name))
+
+
+def _layout_of(shape: list[Any], channels: int) -> str:
+    if len(shape) == 4:
+        fitting = [
+            layout
+            for layout, place in zip(_LAYOUTS, (1, 3), strict=True)
+            if shape[place] == channels
+        ]
+        if len(fitting) == 1:
+            return fitting[0]
+    raise UserError(
+        f"the ONNX file takes an input of {shape}; expected [batch, {channels}, height, width] or "
+        f"[batch, height, width, {channels}]. Where it is one of these, say which: set "
+        "`options: {layout: nchw}` or `nhwc` in `teacher.network`."
+    )
+
+
+def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = torch.get_num_threads()
+    settings.log_severity_level = 3  # errors alone
+    providers = ["CPUExecutionProvider"]
+    if torch.cuda.is_available():
+        fast = "CUDAExecutionProvider"
+        providers = [p for p in (fast,) if p in onnxruntime.get_available_providers()] + providers
+    try:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers)
+    except Exception as error:  # onnxruntime's have no common class of their own
+        raise UserError(f"onnxruntime cannot load the ONNX file ({_line(error)}).") from None
+    inputs = session.get_inputs()
+    if len(inputs) != 1 or inputs[0].type != "tensor(float)":
+        raise UserError(
+            f"the ONNX file has the inputs {', '.join(f'`{i.name}` {i.type}' for i in inputs)}; "
+            "expected one of tensor(float)."
+        )
+    return session
+
+
+def _run(session: onnxruntime.InferenceSession, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+    try:
+        return session.run(None, feed)
+    except Exception as error:
+        raise RuntimeError(_line(error)) from None
+
+
+def _line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
