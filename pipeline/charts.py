@@ -49,10 +49,13 @@ def linear_axis(
 
 
 def log_axis(values: Sequence[float], start: float, end: float, text: Callable) -> Axis:
-    """Some room around all values, and marks 1, 2, 5 (or 1 alone) of each power of ten."""
+    """Some room around all values; the more powers of ten there are, the fewer marks in each."""
     low, high = min(values) / 1.6, max(values) * 1.6
     powers = range(floor(log10(low)), ceil(log10(high)) + 1)
-    steps = (1,) if log10(high / low) > 2.2 else (1, 3) if log10(high / low) > 1.2 else (1, 2, 5)
+    decades = log10(high / low)
+    steps: tuple[float, ...] = (1, 1.5, 2, 3, 4, 5, 7)
+    for least, fewer in ((0.7, (1, 2, 5)), (1.2, (1, 3)), (2.2, (1,))):
+        steps = fewer if decades > least else steps
     axis = Axis(low, high, start, end, [], text, log=True)
     ticks = [m * 10.0**p for p in powers for m in steps]
     room = 14  # pixels, of half a mark's text

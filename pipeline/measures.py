@@ -71,7 +71,7 @@ def fitted_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
     low, high = -np.log(100), np.log(100)
     if slope(low) >= 0 or slope(high) <= 0:
         return None
-    while high - low > 1e-10:
+    while high - low > 1e-7:
         middle = (low + high) / 2
         low, high = (middle, high) if slope(middle) < 0 else (low, middle)
     return float(np.exp(-(low + high) / 2))

@@ -215,7 +215,7 @@ def measures_table(comparison: Comparison) -> str:
             "macro-F1": percent(m.macro_f1),
             "agreement": percent(m.agreement),
             "KL": f"{m.kl:.4f}",
-            "parameters": f"{m.parameters:,}",
+            "parameters": charts.in_three(m.parameters),
             "MACs": charts.in_three(m.macs),
             "size": f"{charts.in_three(m.size_bytes)}B",
         }

@@ -89,7 +89,9 @@ td small { color: var(--muted); font-size: .8rem; }
 .verdict.a-gain { color: var(--gain); } .verdict.a-loss { color: var(--loss); }
 .verdict.within-noise { color: var(--muted); }
 .dense { font-size: .84rem; }
-.dense th:not(:first-child), .dense td:not(:first-child) { padding: .36rem .4rem; }
+@media (min-width: 62.01rem) {
+  .dense th:not(:first-child), .dense td:not(:first-child) { padding: .36rem .4rem; }
+}
 @media (max-width: 62rem) {
   table, tbody, tr, td { display: block; }
   thead { display: none; }
@@ -104,10 +106,12 @@ td small { color: var(--muted); font-size: .8rem; }
   }
   td:first-child { grid-column: 1 / -1; font-size: 1rem; }
   td > span { overflow-wrap: anywhere; }
+  .dense tr { grid-template-columns: repeat(auto-fit, minmax(8.6rem, 1fr)); column-gap: 1.4rem; }
+  .dense td:nth-child(2) { grid-column: 1 / -1; }
   td:not(:first-child)::before { content: attr(data-label); color: var(--muted); text-align: left; }
 }
 .strip { display: grid; gap: .9rem .7rem;
-  grid-template-columns: repeat(auto-fill, minmax(6.6rem, 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(6.1rem, 1fr)); }
 .strip img { display: block; width: 4.5rem; height: 4.5rem; object-fit: contain; border-radius: 6px;
   border: 1px solid var(--line); background: #8883; image-rendering: pixelated; }
 .strip img.smooth { image-rendering: auto; }

@@ -170,18 +170,19 @@ def on_screen(comparison: Mapping[str, Any]) -> str:
             "verdict": verdict(*figures[name]),
             "agreement": percent(student["agreement"]),
             "parameters": f"{student['parameters']:,}",
-            "fewer": f"{teacher['parameters'] / student['parameters']:.1f} x",
+            "compression": f"{teacher['parameters'] / student['parameters']:.1f} x",
             "MACs": f"{student['macs'] / 1e6:.1f} M",
             "fewer MACs": f"{teacher['macs'] / student['macs']:.1f} x",
         }
         for name, student in students.items()
     ]
-    return (
+    text = (
         f"teacher: test accuracy {percent(teacher['accuracy'])}, "
         f"{teacher['parameters']:,} parameters, {teacher['macs'] / 1e6:.1f} M MACs\n"
         + pd.DataFrame(lines).to_string(index=False)
         + f"\n{gain_sentence(figures, comparison['test_images'])}"
     )
+    return text.replace("\N{MINUS SIGN}", "-")  # which not every terminal has
 
 
 def markdown(comparison: Comparison) -> str:

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from pipeline.comparison import Answers, compare, pareto_front, within_noise
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
+from pipeline.files import write_json
 from pipeline.summary import gain_sentence, sentences
 
 CLASSES = 4
@@ -210,6 +211,7 @@ def test_the_comparison_is_printed_as_a_table_with_interval_and_verdict(project,
     printed = capsys.readouterr().out
     assert "teacher: test accuracy" in printed
     assert "95% interval" in printed
+    assert printed.isascii()  # for any terminal
     head, row = printed.splitlines()[1:3]
     assert head.split()[0] == "student"
     assert row.split()[0] == "small"
@@ -261,6 +263,17 @@ def test_predictions_without_a_split_are_refused(project):
     with pytest.raises(UserError, match="holds nothing for validation") as refusal:
         run_stage("compare")
     assert "dvc repro --force student@small" in str(refusal.value)
+
+
+def test_a_comparison_on_other_images_than_the_students_learned_from_is_refused(project):
+    index = read("data/soft_targets/store.json")
+    write_json("data/soft_targets/store.json", index | {"dataset_fingerprint": "0" * 64})
+    with pytest.raises(UserError, match=r"for dataset 0{12}…, but data/prepared is \w{12}…"):
+        run_stage("compare")
+    del index["teacher_fingerprint"]
+    write_json("data/soft_targets/store.json", index)
+    with pytest.raises(UserError, match="lacks teacher_fingerprint"):
+        run_stage("compare")
 
 
 def test_logits_that_are_not_finite_are_refused(project):

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -157,6 +158,14 @@ def test_a_logarithmic_axis_places_equal_ratios_at_equal_distances():
     axis = charts.log_axis([1e3, 1e6], 0, 300, charts.amount)
     assert axis(1e4) - axis(1e3) == pytest.approx(axis(1e6) - axis(1e5))
     assert [charts.amount(tick) for tick in axis.ticks] == ["1 k", "10 k", "100 k", "1 M"]
+
+
+@pytest.mark.parametrize("ratio", [1, 3, 20, 100, 5000])
+def test_a_logarithmic_axis_has_some_marks_for_any_costs_and_not_too_many(ratio):
+    for low in np.geomspace(1e4, 1e7, 40):
+        axis = charts.log_axis([low, low * ratio], 44, 332, charts.amount)
+        assert 2 <= len(axis.ticks) <= 7
+        assert all(axis(b) - axis(a) > 30 for a, b in pairwise(axis.ticks))
 
 
 def test_labels_that_would_lie_on_one_another_are_moved_apart():

@@ -25,6 +25,7 @@ from pipeline.summary import compact, markdown, on_screen
 
 METRICS, PREDICTIONS, REPORTS = Path("metrics"), Path("predictions"), Path("reports")
 STORE_INDEX = Path("data/soft_targets/store.json")
+ORIGIN_KEYS = ("dataset_fingerprint", "teacher_fingerprint")
 COSTS = ("parameters", "macs", "size_bytes")
 KINDS = {"distilled": "students", "baseline": "baselines"}
 COMPARED = ("validation", "test")
@@ -102,15 +103,24 @@ def training_curves(names: list[str]) -> pd.DataFrame:
 
 
 def read_origin(dataset: Dataset) -> Origin:
-    """What the figures came from."""
-    index = read_json(STORE_INDEX, made_by="dvc repro soft_targets")
-    return Origin(
-        params=read_params(),
-        fingerprints={
-            "dataset": dataset.fingerprint,
-            "teacher": str(index.get("teacher_fingerprint")),
-        },
-    )
+    """What the figures came from.
+
+    Raises:
+        UserError: the students learned from a store of other images than these.
+    """
+    again = "dvc repro soft_targets"
+    index = read_json(STORE_INDEX, made_by=again)
+    missing = [key for key in ORIGIN_KEYS if key not in index]
+    if missing:
+        raise UserError(f"`{STORE_INDEX}` lacks {', '.join(missing)}. Run `{again}`.")
+    if index["dataset_fingerprint"] != dataset.fingerprint:
+        raise UserError(
+            f"`data/soft_targets`, from which the students learned, was written for dataset "
+            f"{index['dataset_fingerprint'][:12]}…, but data/prepared is "
+            f"{dataset.fingerprint[:12]}…. Run `dvc repro`."
+        )
+    fingerprints = {"dataset": dataset.fingerprint, "teacher": index["teacher_fingerprint"]}
+    return Origin(params=read_params(), fingerprints=fingerprints)
 
 
 def models_table(comparison: Comparison) -> pd.DataFrame:
@@ -144,6 +154,7 @@ def main() -> None:
         print(on_screen(read_json(METRICS / "comparison.json", made_by="dvc repro compare")))
         return
     names, dataset = student_names(), open_dataset()
+    origin = read_origin(dataset)
     teacher = read_answers("teacher", "teacher", dataset)
     students = {name: tuple(read_answers(name, role, dataset) for role in KINDS) for name in names}
     labels = {name: np.asarray(dataset.splits[name].labels) for name in COMPARED}
@@ -153,7 +164,7 @@ def main() -> None:
             "the teacher names no test image's class, so nothing can be retained of its accuracy. "
             "Look at `teacher` in params.yaml: the order of the classes, `mean`, `std`, training."
         )
-    curves, origin = training_curves(names), read_origin(dataset)
+    curves = training_curves(names)
     page = html_report(comparison, curves, dataset.splits["test"].images, origin)
     with atomic_directory(REPORTS) as partial:
         (partial / "index.html").write_text(page, "utf-8")
