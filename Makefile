@@ -1,12 +1,14 @@
-# make repro   set up, check the parameters, run the pipeline
-# make test    set up, run the tests
-# make lint    set up, check format and style
+# make repro           set up, check the parameters, run the pipeline
+# make students JOBS=2 the same, with so many students and baselines trained at once
+# make test            set up, run the tests
+# make lint            set up, check format and style
 
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 READY := .venv/.ready
+JOBS ?= 2
 
-.PHONY: setup repro test lint
+.PHONY: setup repro students test lint
 
 setup: $(READY)
 
@@ -22,6 +24,11 @@ $(READY): requirements.lock
 repro: $(READY)
 	python -m pipeline.check
 	dvc repro
+	@python -m pipeline.stages.compare --show
+
+students: $(READY)
+	python -m pipeline.check
+	python -m pipeline.students --jobs '$(JOBS)'
 	@python -m pipeline.stages.compare --show
 
 test: $(READY)

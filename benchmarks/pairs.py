@@ -1,8 +1,8 @@
-"""Compare two ways of doing one thing, side by side in one run."""
+"""Compare ways of doing one thing, side by side in one run."""
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,8 +45,20 @@ def alternate(
     Args:
         ours, theirs: take the number of the pair.
     """
-    times = np.empty((2, pairs))
-    for pair in range(pairs):
-        for side in (0, 1) if pair % 2 else (1, 0):
-            times[side, pair] = seconds(lambda s=side, p=pair: (ours, theirs)[s](p))
-    return times[0], times[1]
+    times = in_turns({"theirs": theirs, "ours": ours}, pairs)
+    return times["ours"], times["theirs"]
+
+
+def in_turns(sides: Mapping[str, Callable[[int], object]], rounds: int) -> dict[str, np.ndarray]:
+    """Seconds of each side, [rounds]: all of them in every round, another one first each time.
+
+    Args:
+        sides: each takes the number of the round.
+    """
+    names = list(sides)
+    times = {name: np.empty(rounds) for name in names}
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in [*names[first:], *names[:first]]:
+            times[name][turn] = seconds(lambda n=name, t=turn: sides[n](t))
+    return times

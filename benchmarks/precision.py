@@ -2,8 +2,11 @@
 
     python -m benchmarks.precision
 
-ResNet-8 and ResNet-20 on 32-pixel images, batches of 128, one forward and backward pass and one
-step of SGD, alternating. On a device without bfloat16 arithmetic both sides are float32.
+One forward and backward pass and one step of SGD, alternating, in batches of 128: ResNet-8 and
+ResNet-20 on 32-pixel images; and of 32: MobileNets of half width on 64 pixels, and of full width on
+224. These have depthwise convolutions, whose backward pass is slow in bfloat16 on CPUs: beside
+float32 they are measured with the depthwise convolutions alone in float32, too. On a device without
+bfloat16 arithmetic all sides are float32.
 """
 
 import argparse
@@ -12,22 +15,50 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.pairs import alternate, median
+from benchmarks.pairs import in_turns, median
 from pipeline.device import default_device, training_autocast
-from pipeline.networks import cifar_resnet
+from pipeline.networks import cifar_resnet, torchvision
 
-BATCH, CLASSES = 128, 100
+CLASSES = 100
+#: name -> (family, network, its options, pixels, batch size)
+CASES = {
+    "ResNet-8": (cifar_resnet, "resnet8", {}, 32, 128),
+    "ResNet-20": (cifar_resnet, "resnet20", {}, 32, 128),
+    "MobileNetV2 x 0.5, 64 pixels": (torchvision, "mobilenet_v2", {"width_mult": 0.5}, 64, 32),
+    "MobileNetV3-small, 224 pixels": (torchvision, "mobilenet_v3_small", {}, 224, 32),
+}
 
 
-def stepper(network: str, device: torch.device, *, by_rule: bool) -> Callable[[int], None]:
+def depthwise_in_float32(module: nn.Module) -> bool:
+    """Let every depthwise convolution compute in float32 and answer in its input's precision;
+    whether there are any."""
+    found = [m for m in module.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
+    for convolution in found:
+
+        def forward(x: torch.Tensor, own: Callable = convolution.forward) -> torch.Tensor:
+            with torch.autocast(x.device.type, enabled=False):
+                return own(x.float()).to(x.dtype)
+
+        convolution.forward = forward
+    return bool(found)
+
+
+def build(case: str) -> nn.Module:
+    family, network, options, _, _ = CASES[case]
     torch.manual_seed(0)
-    module = cifar_resnet.build(network, CLASSES, 3).to(device, memory_format=torch.channels_last)
+    module = family.build(network, CLASSES, 3, **options)
+    return module.to(default_device(), memory_format=torch.channels_last)
+
+
+def stepper(case: str, module: nn.Module, *, by_rule: bool) -> Callable[[int], None]:
+    (_, _, _, size, batch), device = CASES[case], default_device()
     optimizer = torch.optim.SGD(module.parameters(), 0.01, momentum=0.9)
-    images = torch.rand(BATCH, 3, 32, 32, device=device)
+    images = torch.rand(batch, 3, size, size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(CLASSES, (BATCH,), device=device)
+    labels = torch.randint(CLASSES, (batch,), device=device)
 
     def step(_: int = 0) -> None:
         with training_autocast(device) if by_rule else nullcontext():
@@ -47,15 +78,22 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.precision", description=__doc__)
     parser.add_argument("--pairs", type=int, default=100)
     pairs = parser.parse_args().pairs
-    device, found = default_device(), {}
-    print(f"{device.type}, {torch.get_num_threads()} threads, {pairs} alternating pairs")
-    print("times as fast as float32 (95 %)")
-    for network in ("resnet8", "resnet20"):
-        ruled, plain = (stepper(network, device, by_rule=rule) for rule in (True, False))
-        ours, theirs = alternate(ruled, plain, pairs)
-        ratio = median(theirs / ours)
-        print(f"{network:>9} {ratio}", flush=True)
-        found[network] = ratio.as_list()
+    found: dict[str, dict[str, list[float]]] = {}
+    print(f"{default_device().type}, {torch.get_num_threads()} threads, {pairs} rounds")
+    print(f"times as fast as float32 (95 %) {'by the rule':>26}{'depthwise in float32':>28}")
+    for case in CASES:
+        sides = {
+            "float32": stepper(case, build(case), by_rule=False),
+            "by the rule": stepper(case, build(case), by_rule=True),
+        }
+        module = build(case)
+        if depthwise_in_float32(module):
+            sides["depthwise in float32"] = stepper(case, module, by_rule=True)
+        times = in_turns(sides, pairs)
+        plain = times.pop("float32")
+        ratios = {name: median(plain / seconds) for name, seconds in times.items()}
+        print(f"{case:<32}{''.join(f'{ratio!s:>26}' for ratio in ratios.values())}", flush=True)
+        found[case] = {name: ratio.as_list() for name, ratio in ratios.items()}
     print(json.dumps({"benchmark": "precision", "times_as_fast": found}))
 
 

@@ -34,12 +34,20 @@ PARAMS = {
     "dataset": {
         "source": "digits",
         "root": "data/raw/none",
+        "storage": "pixels",
         "image_size": 8,
         "validation_fraction": 0.1,
         "test_fraction": 0.2,
         "split_seed": 0,
     },
-    "views": {"policy": "crop", "count": "all", "seed": 0, "image_size": 8},
+    "views": {
+        "policy": "crop",
+        "rand_augment": "none",
+        "mix": "none",
+        "count": "all",
+        "seed": 0,
+        "image_size": 8,
+    },
     "teacher": {
         "family": "cifar_resnet",
         "network": "resnet8",

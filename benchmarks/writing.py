@@ -25,7 +25,7 @@ from pipeline.device import default_device
 from pipeline.errors import reported
 from pipeline.networks import cifar_resnet
 from pipeline.soft_targets import Contents, ShardPlace
-from pipeline.stages.soft_targets import ForwardClock, Job, make_shard, views_of
+from pipeline.stages.soft_targets import ForwardClock, Job, make_shard
 
 ROWS, CLASSES, BATCH, SIZE = 1024, 100, 256, 32
 TARGET = 0.95
@@ -56,11 +56,8 @@ def make_job() -> Job:
 
 
 def ready_batches(job: Job) -> list[torch.Tensor]:
-    images = job.dataset.splits["train"].images
-    views = views_of(
-        images, job.contents, ShardPlace("train", 0, 0, ROWS), np.arange(ROWS), job.device
-    )
-    return list(job.spec.apply(views).split(BATCH))
+    (batch,) = job.views["train"].batches(0, [np.arange(ROWS)])
+    return list(job.spec.apply(batch.pixels).split(BATCH))
 
 
 @torch.inference_mode()

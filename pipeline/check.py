@@ -80,7 +80,10 @@ def check_student(name: str) -> None:
     load_with_overrides(TrainingParams, "training", student.training, name)
     distillation = load_distillation(student.distillation, name)
     check_method(
-        distillation, name, encoding=load_section(SoftTargetsParams, "soft_targets").encoding
+        distillation,
+        name,
+        encoding=load_section(SoftTargetsParams, "soft_targets").encoding,
+        mixed=load_section(ViewsParams, "views").mix is not None,
     )
 
 

@@ -42,12 +42,17 @@ class InputSpec:
 
     def apply(self, views: Tensor) -> Tensor:
         """[B, C, H, W] uint8 -> [B, C, size, size] float32, normalised, channels last in memory."""
-        mean = torch.tensor(self.mean, device=views.device).view(1, -1, 1, 1)
-        scale = 1 / (255 * torch.tensor(self.std, device=views.device).view(1, -1, 1, 1))
+        mean = _per_channel(self.mean, views.device)
+        scale = 1 / (255 * _per_channel(self.std, views.device))
         pixels = views.to(torch.float32, memory_format=torch.channels_last)
         if views.shape[-1] != self.size:
             pixels = F.interpolate(pixels, (self.size, self.size), mode="bilinear", antialias=True)
         return (pixels - 255 * mean) * scale
+
+
+def _per_channel(values: Sequence[float], device: torch.device) -> Tensor:
+    """[1, C, 1, 1] float32, filled on the device: a copy to it would wait for its queue."""
+    return torch.stack([torch.full((1, 1), v, device=device) for v in values])[None]
 
 
 @dataclass(frozen=True)

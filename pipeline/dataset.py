@@ -1,9 +1,9 @@
-"""The prepared dataset: images of one size, packed to few files, memory-mapped.
+"""The prepared dataset: pixels of one size, or encoded images of any, in few memory-mapped files.
 
 Contract code: an edit here runs the teacher again. Reads with NumPy alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from pipeline.files import read_json
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
 PREPARED = Path("data/prepared")
+AGAIN = "dvc repro prepare"
 
 
 @dataclass(frozen=True)
@@ -34,37 +35,91 @@ class Split:
     @cached_property
     def sample_ids(self) -> Sequence[str]:
         """[N] stable ids: the path below the split's folder, or the index in a packed source."""
-        return read_json(self.directory / f"{self.name}_ids.json", made_by="dvc repro prepare")[
-            "sample_ids"
-        ]
+        return _read_ids(self.directory, self.name)
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """One split's samples as encoded images, numbered from 0: files' bytes, one after another.
+
+    Pickled by its place, not by its contents, so a worker process opens it again.
+    """
+
+    offsets: np.ndarray  # [N + 1] int64, where each image's bytes begin; the last: where they end
+    sizes: np.ndarray  # [N, 2] int32, height and width as displayed, after EXIF rotation
+    labels: np.ndarray  # [N] int64
+    channels: int
+    image_size: int  # pixels, the side of its views
+    directory: Path
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        place = (self.directory, self.name, len(self), self.channels, self.image_size)
+        return _open_encoded, place
+
+    @cached_property
+    def sample_ids(self) -> Sequence[str]:
+        """[N] stable ids, as those of `Split`."""
+        return _read_ids(self.directory, self.name)
+
+    @cached_property
+    def _bytes(self) -> np.ndarray:
+        return np.memmap(encoded_path(self.directory, self.name), np.uint8, "r")
+
+    def content(self, sample: int) -> bytes:
+        """The bytes of one sample's image file."""
+        return self._bytes[self.offsets[sample] : self.offsets[sample + 1]].tobytes()
+
+
+AnySplit = Split | EncodedSplit
+
+
+def encoded_path(directory: Path, name: str) -> Path:
+    return directory / f"{name}_images.bin"
+
+
+def _read_ids(directory: Path, name: str) -> Sequence[str]:
+    return read_json(directory / f"{name}_ids.json", made_by=AGAIN)["sample_ids"]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What `prepare` wrote. `fingerprint` covers pixels, labels, sample ids and class names."""
+    """What `prepare` wrote. `fingerprint` covers pixels or encoded bytes, labels, sample ids and
+    class names."""
 
     fingerprint: str
     class_names: Sequence[str]
     channels: int
-    image_size: int
+    image_size: int  # pixels, the side of the images as networks get them
     mean: Sequence[float]  # per channel, of the training pixels in [0, 1]
     std: Sequence[float]
-    splits: Mapping[str, Split]
+    splits: Mapping[str, AnySplit]
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    @property
+    def encoded(self) -> bool:
+        return all(isinstance(split, EncodedSplit) for split in self.splits.values())
+
     def at(self, image_size: int) -> "Dataset":
-        """The dataset with images of another size: resized in memory, bicubic with antialiasing.
-        At the size of the prepared images, itself, memory-mapped."""
+        """The dataset with images of another size: resized in memory, bicubic with antialiasing;
+        encoded images when they are decoded. At the size of the prepared images, itself,
+        memory-mapped."""
         if image_size == self.image_size:
             return self
-        splits = {
-            name: replace(split, images=_resized(split.images, image_size))
-            for name, split in self.splits.items()
-        }
+        splits = {name: _at(split, image_size) for name, split in self.splits.items()}
         return replace(self, image_size=image_size, splits=splits)
+
+
+def _at(split: AnySplit, image_size: int) -> AnySplit:
+    if isinstance(split, EncodedSplit):
+        return replace(split, image_size=image_size)
+    return replace(split, images=_resized(split.images, image_size))
 
 
 def _resized(images: np.ndarray, size: int) -> np.ndarray:
@@ -82,17 +137,19 @@ def open_dataset(directory: Path = PREPARED) -> Dataset:
     Raises:
         UserError: it is absent, incomplete, or of another format version.
     """
-    again = "dvc repro prepare"
-    description = read_json(directory / "dataset.json", made_by=again)
+    description = read_json(directory / "dataset.json", made_by=AGAIN)
     if description.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"`{directory}` has format version {description.get('format_version')}; expected "
-            f"{FORMAT_VERSION}. Run `{again}`."
+            f"{FORMAT_VERSION}. Run `{AGAIN}`."
         )
     side, channels = description["image_size"], description["channels"]
     splits = {}
     for name in SPLITS:
         count = description["splits"][name]
+        if description.get("storage") == "encoded":
+            splits[name] = _open_encoded(directory, name, count, channels, side)
+            continue
         images = _map(directory / f"{name}_images.npy", (count, channels, side, side), np.uint8)
         labels = _map(directory / f"{name}_labels.npy", (count,), np.int64)
         splits[name] = Split(images, labels, directory, name)
@@ -107,15 +164,34 @@ def open_dataset(directory: Path = PREPARED) -> Dataset:
     )
 
 
+def _open_encoded(
+    directory: Path, name: str, count: int, channels: int, image_size: int
+) -> EncodedSplit:
+    offsets = _map(directory / f"{name}_offsets.npy", (count + 1,), np.int64)
+    sizes = _map(directory / f"{name}_sizes.npy", (count, 2), np.int32)
+    labels = _map(directory / f"{name}_labels.npy", (count,), np.int64)
+    path = encoded_path(directory, name)
+    try:
+        found = path.stat().st_size
+    except OSError as error:
+        raise UserError(f"`{path}` cannot be read ({error}). Run `{AGAIN}`.") from None
+    if offsets[0] != 0 or offsets[-1] != found or (np.diff(offsets) <= 0).any():
+        raise UserError(
+            f"`{path}` holds {found:,} bytes; expected {offsets[-1]:,}, {count:,} images as "
+            f"`{name}_offsets.npy` beside it says. Run `{AGAIN}`."
+        )
+    return EncodedSplit(offsets, sizes, labels, channels, image_size, directory, name)
+
+
 def _map(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
     try:
         # Copy-on-write: torch takes the pages without a warning, and nothing reaches the file.
         array = np.load(path, mmap_mode="c")
     except (OSError, ValueError) as error:
-        raise UserError(f"`{path}` cannot be read ({error}). Run `dvc repro prepare`.") from None
+        raise UserError(f"`{path}` cannot be read ({error}). Run `{AGAIN}`.") from None
     if array.shape != shape or array.dtype != dtype:
         raise UserError(
             f"`{path}` holds {array.dtype} {list(array.shape)}; expected {np.dtype(dtype)} "
-            f"{list(shape)}. Run `dvc repro prepare`."
+            f"{list(shape)}. Run `{AGAIN}`."
         )
     return array

@@ -35,6 +35,31 @@ class Group:
     rank: int
     size: int
 
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    @contextmanager
+    def leader_first(self) -> Iterator[None]:
+        """Rank 0 goes through this block first, and the others after it has succeeded: what it
+        refuses is said once."""
+        if not self.leads:
+            self.broadcast(None)
+        yield
+        if self.leads:
+            self.broadcast(None)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Around work with collectives: where another process has failed, the launcher ends this
+        one, too, before it complains of that. What fails here by itself is raised as it is."""
+        try:
+            yield
+        except RuntimeError:
+            if self.size > 1:
+                time.sleep(_PATIENCE)
+            raise
+
     def broadcast(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""
         if self.size == 1:
@@ -54,8 +79,11 @@ class Group:
         return values
 
 
-def launch(module: str) -> bool:
-    """Run `python -m module` in PROCESSES processes and wait for them.
+ALONE = Group(0, 1)
+
+
+def launch(module: str, *arguments: str) -> bool:
+    """Run `python -m module arguments` in PROCESSES processes and wait for them.
 
     Returns:
         Whether it did: not where PROCESSES asks for one, and not in a process of torchrun's.
@@ -72,7 +100,8 @@ def launch(module: str) -> bool:
     os.environ[_LAUNCHER] = str(os.getpid())
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the rank has said it
     try:
-        run.run(run.parse_args(["--standalone", "--nproc-per-node", str(count), "-m", module]))
+        options = ["--standalone", "--nproc-per-node", str(count), "-m"]
+        run.run(run.parse_args([*options, module, *arguments]))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
@@ -107,7 +136,7 @@ def _process_count() -> int:
 def joined() -> Iterator[Group]:
     """This process's place in the group: alone, where torchrun has not started it."""
     if "RANK" not in os.environ:
-        yield Group(0, 1)
+        yield ALONE
         return
     # It may have ended while this process was loading: then its parent is another one by now.
     launcher = int(os.environ.get(_LAUNCHER, os.getppid()))

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.augment import Policy
 from pipeline.checkpoint import InputSpec
+from pipeline.dataset import AnySplit
 from pipeline.files import atomic_file
+from pipeline.views import views_of
 
 PREDICTIONS, METRICS = Path("predictions"), Path("metrics")
 BATCH_SIZE = 256
@@ -44,15 +47,22 @@ def predict(
 
 
 def predict_all(
-    network: nn.Module, spec: InputSpec, images: np.ndarray, *, device: torch.device
+    network: nn.Module,
+    spec: InputSpec,
+    split: AnySplit,
+    *,
+    device: torch.device,
+    samples: np.ndarray | None = None,
 ) -> Tensor:
-    """Raw logits of all images as they are: [N, C, H, W] uint8 -> [N, num_classes] float32, CPU."""
-    return torch.cat(
-        [
-            predict(network, spec, torch.from_numpy(images[i : i + BATCH_SIZE]).to(device)).cpu()
-            for i in range(0, len(images), BATCH_SIZE)
-        ]
-    )
+    """Raw logits of a split's images, without augmentation: [N, num_classes] float32, CPU.
+
+    Args:
+        samples: [N] sample numbers; None: all of the split.
+    """
+    samples = np.arange(len(split)) if samples is None else samples
+    order = np.split(samples, range(BATCH_SIZE, len(samples), BATCH_SIZE))
+    batches = views_of(split, Policy("none"), 0, device).batches(0, order)
+    return torch.cat([predict(network, spec, batch.pixels).cpu() for batch in batches])
 
 
 def measures(logits: Tensor, labels: Tensor, prefix: str) -> dict[str, float]:

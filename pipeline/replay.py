@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pipeline.augment import apply_views, permutation
+from pipeline.augment import Policy, permutation
 from pipeline.dataset import Dataset
 from pipeline.encodings import columns, decode, unpack_ids
 from pipeline.errors import UserError
@@ -43,6 +43,7 @@ from pipeline.soft_targets import (
     policy_of,
     shard_places,
 )
+from pipeline.views import views_of
 
 AGAIN = "dvc repro soft_targets"
 _SHOWN = 10  # problems in one message
@@ -278,7 +279,7 @@ def check_purpose(
         for what, found, where, expected in (
             ("dataset", contents.dataset_fingerprint, "data/prepared is", dataset.fingerprint),
             ("teacher", contents.teacher_fingerprint, "models/teacher is", teacher_fingerprint),
-            ("views.policy", contents.policy, params, views.policy),
+            ("view policy", contents.policy, params, str(views.plan)),
             ("views.seed", contents.seed, params, views.seed),
             ("views.image_size", contents.image_size, params, views.image_size),
             ("views.count", index.num_views, params, views.num_views),
@@ -343,16 +344,15 @@ def _refuse(directory: Path, problems: Sequence[str]) -> None:
 
 def differences(directory: Path, index: Index, dataset: Dataset) -> Iterator[str]:
     """Whatever in the shards is not as written, or not as this code augments it now."""
+    seed, cpu = index.contents.seed, torch.device("cpu")
+    views = {
+        name: views_of(split, Policy.from_text(policy_of(index.contents, name)), seed, cpu)
+        for name, split in dataset.splits.items()
+    }
     for place in index.places():
         path = directory / place.file_name
-        samples = canary_samples(place)
-        pixels = apply_views(
-            torch.from_numpy(dataset.splits[place.split].images[samples]),
-            policy_of(index.contents, place.split),
-            index.contents.seed,
-            place.view,
-            samples,
-        ).numpy()
+        (batch,) = views[place.split].batches(place.view, [canary_samples(place)])
+        pixels = batch.pixels.numpy()
         try:
             if index.format_version == 1:
                 _check_shard_1(path, index, place, pixels)

@@ -3,7 +3,7 @@
 import base64
 import io
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.metadata import version
@@ -29,7 +29,7 @@ from pipeline.summary import (
 MOST_CLASSES = 20  # drawn one by one: a heat map's row, a bar
 EXTREMES = 8  # above that: the most gained and the most lost, and so many pairs of classes
 STRIP = 9  # images
-THUMBNAIL = 144  # pixels, of the longer side at most
+THUMBNAIL = 144  # pixels a side at most
 VERSIONS = ("torch", "torchvision", "numpy", "h5py", "pillow")
 
 
@@ -42,13 +42,16 @@ class Origin:
 
 
 def html_report(
-    comparison: Comparison, curves: pd.DataFrame, images: Sequence[np.ndarray], origin: Origin
+    comparison: Comparison,
+    curves: pd.DataFrame,
+    pixels_of: Callable[[int], np.ndarray],
+    origin: Origin,
 ) -> str:
     """The page.
 
     Args:
         curves: student, role, epoch, validation_accuracy of every epoch.
-        images: [N] of [C, H, W] uint8, the test images.
+        pixels_of: the [C, H, W] uint8 of a test image, by its number.
     """
     count = len(comparison.labels)
     body = [
@@ -85,7 +88,7 @@ def html_report(
             "Test images on which they disagree",
             "Teacher, student and baseline do not all say the same. First the images on which the "
             "student is farthest from the teacher (KL divergence).",
-            f'<div class="stack">{"".join(strips(comparison, images))}</div>',
+            f'<div class="stack">{"".join(strips(comparison, pixels_of))}</div>',
         ),
         section("Students against one another", PAIRS_NOTE, card(pairs_table(comparison.pairs)))
         if comparison.pairs
@@ -365,7 +368,7 @@ def frequent_disagreements(agreed: np.ndarray, names: Sequence[str]) -> str:
     return table(rows, "dense") if rows else "<p>They agree on every test image.</p>"
 
 
-def strips(comparison: Comparison, images: Sequence[np.ndarray]) -> list[str]:
+def strips(comparison: Comparison, pixels_of: Callable[[int], np.ndarray]) -> list[str]:
     names, teacher = comparison.class_names, comparison.teacher
     parts = []
     for student, gain in comparison.gains.items():
@@ -383,7 +386,7 @@ def strips(comparison: Comparison, images: Sequence[np.ndarray]) -> list[str]:
                 for role, model in voices.items()
             )
             cells.append(
-                f"<figure>{picture(images[i], f'test image {i}, {names[label]}')}"
+                f"<figure>{picture(pixels_of(i), f'test image {i}, {names[label]}')}"
                 f"<figcaption><b>{escape(charts.shortened(names[label], 20))}</b><br>{said}"
                 "</figcaption></figure>"
             )
@@ -400,8 +403,7 @@ def picture(pixels: np.ndarray, title: str) -> str:
     """[C, H, W] uint8, inline."""
     planes = np.asarray(pixels).transpose(1, 2, 0)
     image = Image.fromarray(np.ascontiguousarray(planes[..., 0] if len(pixels) == 1 else planes))
-    small = max(image.size) <= THUMBNAIL
-    if not small:
+    if max(image.size) > THUMBNAIL:
         image.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     image.save(buffer, "PNG")

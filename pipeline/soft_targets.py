@@ -31,7 +31,7 @@ class Contents:
 
     dataset_fingerprint: str
     teacher_fingerprint: str
-    policy: str  # of the training split's views; validation and test are stored as they are
+    policy: str  # of the training split's views, a Policy's text; the other splits are as they are
     seed: int
     image_size: int  # pixels, the side of a view
     encoding: str  # dense | top_k

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pipeline import checkpoint
-from pipeline.augment import apply_views
+from pipeline.augment import Policy
 from pipeline.checkpoint import TEACHER, InputSpec
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.device import default_device
@@ -34,6 +34,7 @@ from pipeline.replay import (
 )
 from pipeline.shards import read_header
 from pipeline.soft_targets import INDEX, STORE
+from pipeline.views import views_of
 
 #: How far a stored logit may be from the teacher's answer now, by the precision of the forward
 #: pass, as a share of the row's largest magnitude (1 at least): the storage in float16 takes half
@@ -153,16 +154,14 @@ def differences_to_teacher(
     """
     contents, split = store.contents, dataset.splits["train"]
     views, samples = np.divmod(positions, len(split))
-    for view in np.unique(views):
+    all_views = views_of(split, Policy.from_text(contents.policy), contents.seed, device)
+    for view in np.unique(views).tolist():
         of_view = samples[views == view]
-        for start in range(0, len(of_view), BATCH_SIZE):
-            batch = of_view[start : start + BATCH_SIZE]
-            pixels = torch.from_numpy(split.images[batch]).to(device)
-            pixels = apply_views(pixels, contents.policy, contents.seed, int(view), batch)
-            answers = predict(network, spec, pixels, precision=contents.precision).cpu().numpy()
-            for sample, found in zip(
-                batch, _row_differences(store, view, batch, answers), strict=True
-            ):
+        order = np.split(of_view, range(BATCH_SIZE, len(of_view), BATCH_SIZE))
+        for batch in all_views.batches(view, order):
+            answers = predict(network, spec, batch.pixels, precision=contents.precision)
+            differences = _row_differences(store, view, batch.samples, answers.cpu().numpy())
+            for sample, found in zip(batch.samples, differences, strict=True):
                 if found:
                     yield f"train view {view} sample {sample}: {found}."
 

@@ -3,8 +3,10 @@
 import copy
 import csv
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +18,32 @@ from torch.nn import functional as F
 from pipeline import checkpoint
 from pipeline.augment import permutation
 from pipeline.checkpoint import WEIGHTS, InputSpec
-from pipeline.dataset import Dataset, Split
-from pipeline.device import default_device, training_autocast
+from pipeline.data_parallel import (
+    for_own_share,
+    parallel,
+    predict_together,
+    seed_apart,
+    share,
+    whole,
+)
+from pipeline.dataset import AnySplit, Dataset
+from pipeline.device import compiled, default_device, to_device, training_autocast
+from pipeline.distributed import ALONE, Group
 from pipeline.errors import UserError
 from pipeline.evaluation import (
     METRICS,
     PREDICTIONS,
     cost,
     measures,
-    predict_all,
     write_predictions,
 )
 from pipeline.files import atomic_directory, atomic_file, write_json
+from pipeline.locking import reserved
+from pipeline.optimisation import Optimisation, batches
 from pipeline.params.students import StudentParams
 from pipeline.params.training import TrainingParams
 from pipeline.progress import EpochLog, bar
+from pipeline.resume import SCRATCH, Progress, fingerprint
 from pipeline.views import Batch
 
 #: (student_logits [B, C], teacher_logits [B, C], labels [B], kept [B, C] or None, epoch counted
@@ -48,8 +61,11 @@ class Lesson:
     view_of_epoch: Callable[[int], int]  # epochs counted from 0
     batches: Callable[[int, Sequence[np.ndarray]], Iterator[Batch]]  # (view, samples of each)
     hard_label_weight: float = 1.0  # of the cross-entropy to the labels
+    label_smoothing: float = 0.0  # of that cross-entropy
     distillation_loss: DistillationLoss | None = None  # both None without a teacher
     soft_targets: SoftTargets | None = None
+    # All that the above was made from, as JSON has it: a run of another's is not gone on with.
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,52 +81,122 @@ def run(
     params: TrainingParams,
     dataset: Dataset,
     lesson: Lesson,
+    group: Group = ALONE,
 ) -> None:
     """Build a student's network, train it, and write its model, predictions, metrics and history.
 
     The best epoch is chosen on validation; test is measured once, for the last epoch and for it.
+    Every rank of the group calls it; rank 0 writes and prints.
 
     Raises:
-        UserError: the network cannot be built, or its loss is no longer finite.
+        UserError: the network cannot be built, its loss is no longer finite, or another run trains
+            it at this moment.
     """
     device = default_device()
     torch.manual_seed(params.seed)
-    description = checkpoint.describe(student.family, student.network, dataset)
-    network, spec = checkpoint.build(description).to(device), description.input
-    print(f"{lesson.kind[:-1]} {name}: {student.family}, {student.network.name}", flush=True)
-    trained = train(network, spec, params, dataset, lesson, device)
+    with group.leader_first():
+        description = checkpoint.describe(student.family, student.network, dataset)
+        network, spec = checkpoint.build(description).to(device), description.input
+    if group.leads:
+        print(f"{lesson.kind[:-1]} {name}: {student.family}, {student.network.name}", flush=True)
+    inputs = {
+        "network": asdict(description),
+        "training": params.model_dump(),
+        "dataset": dataset.fingerprint,
+        **lesson.inputs,
+    }
+    scratch = SCRATCH / lesson.kind / name
+    with reserved(scratch) if group.leads else nullcontext(), group.together():
+        progress = Progress(scratch, fingerprint(inputs, device, group), group)
+        trained = train(network, spec, params, dataset, lesson, device, group, progress)
 
-    validation, test = dataset.splits["validation"], dataset.splits["test"]
-    last = evaluate(network, spec, test, device)[1]
-    network.load_state_dict(trained.best_state)
-    validation_logits, best_validation = evaluate(network, spec, validation, device)
-    test_logits, best = evaluate(network, spec, test, device)
+        validation, test = dataset.splits["validation"], dataset.splits["test"]
+        last = evaluate(network, spec, test, device, group)[1]
+        network.load_state_dict(trained.best_state)
+        validation_logits, best_validation = evaluate(network, spec, validation, device, group)
+        test_logits, best = evaluate(network, spec, test, device, group)
+        if not group.leads:
+            return
 
-    model = Path("models") / lesson.kind / name
-    with atomic_directory(model) as directory:
-        checkpoint.save(directory, network, description)
-    write_predictions(
-        PREDICTIONS / lesson.kind / f"{name}.safetensors",
-        validation=validation_logits,
-        test=test_logits,
-    )
-    write_history(METRICS / "history" / lesson.kind / f"{name}.csv", trained.history)
-    write_json(
-        METRICS / lesson.kind / f"{name}.json",
-        {
-            **best,
-            **{f"last_epoch_{key}": value for key, value in last.items()},
-            **best_validation,
-            "best_epoch": trained.best_epoch,
-            **cost(network, spec),
-            "size_bytes": (model / WEIGHTS).stat().st_size,
-        },
-    )
+        model = Path("models") / lesson.kind / name
+        with atomic_directory(model) as directory:
+            checkpoint.save(directory, network, description)
+        write_predictions(
+            PREDICTIONS / lesson.kind / f"{name}.safetensors",
+            validation=validation_logits,
+            test=test_logits,
+        )
+        write_history(METRICS / "history" / lesson.kind / f"{name}.csv", trained.history)
+        write_json(
+            METRICS / lesson.kind / f"{name}.json",
+            {
+                **best,
+                **{f"last_epoch_{key}": value for key, value in last.items()},
+                **best_validation,
+                "best_epoch": trained.best_epoch,
+                **cost(network, spec),
+                "size_bytes": (model / WEIGHTS).stat().st_size,
+            },
+        )
+        progress.remove()
     print(
         f"  test accuracy {best['test_accuracy']:.4f} (epoch {trained.best_epoch}), "
         f"{last['test_accuracy']:.4f} (last epoch)",
         flush=True,
     )
+
+
+@dataclass(frozen=True)
+class Course:
+    """What every step of one training shares."""
+
+    forward: nn.Module  # the network, as every rank calls it
+    spec: InputSpec
+    optimisation: Optimisation
+    lesson: Lesson
+    labels: Tensor  # [N] of the split, on the device
+    device: torch.device
+    group: Group = ALONE
+
+    def step(self, samples: np.ndarray, batch: Batch, view: int, epoch: int) -> Tensor:
+        """Learn from one global batch; returns its loss, on the device.
+
+        Args:
+            samples: [B], all of the global batch.
+            batch: this rank's share of it.
+        """
+        inputs = self.spec.apply(batch.pixels)
+        with training_autocast(self.device):
+            own_logits = self.forward(inputs)
+        logits = whole(own_logits.float(), len(samples), self.group)
+        loss = self.loss(logits, samples, batch, view, epoch)
+        self.optimisation.step(for_own_share(loss, self.group))
+        return loss.detach()
+
+    def loss(
+        self, logits: Tensor, samples: np.ndarray, batch: Batch, view: int, epoch: int
+    ) -> Tensor:
+        """The loss of a global batch.
+
+        Args:
+            logits: [B, C] float32, of all samples.
+        """
+        lesson, device = self.lesson, self.device
+        targets = self.labels[to_device(samples, device)]
+        partners = weights = None
+        if batch.partners is not None:
+            own_partners = to_device(batch.partners, device)
+            partners = self.labels[whole(own_partners, len(samples), self.group)]
+            weights = whole(batch.weights, len(samples), self.group)
+        loss = lesson.hard_label_weight * label_loss(
+            logits, targets, partners, weights, label_smoothing=lesson.label_smoothing
+        )
+        if lesson.distillation_loss is not None:
+            rows, mask = lesson.soft_targets(view, samples)
+            teacher_logits = to_device(rows, device).float()
+            kept = None if mask is None else to_device(mask, device)
+            loss += lesson.distillation_loss(logits, teacher_logits, targets, kept, epoch)
+        return loss
 
 
 def train(
@@ -120,57 +206,52 @@ def train(
     dataset: Dataset,
     lesson: Lesson,
     device: torch.device,
+    group: Group = ALONE,
+    progress: Progress | None = None,
 ) -> Trained:
-    """Train in place; the network ends with the last epoch's weights."""
+    """Train in place; the network ends with the last epoch's weights, or their average where
+    `ema_decay` asks for one.
+
+    Args:
+        progress: where each epoch's state is kept, and is gone on from; None: nowhere.
+    """
     split = dataset.splits["train"]
     labels = torch.from_numpy(split.labels).to(device)
     steps = len(batches(np.arange(len(split)), params.batch_size))
-    optimizer = make_optimizer(network, params)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: learning_rate_factor(
-            step, params.epochs * steps, params.warmup_epochs * steps
-        ),
-    )
-    history: list[dict[str, float]] = []
-    best_epoch, best_score, best_state = 0, (-math.inf, -math.inf), {}
+    optimisation = Optimisation(network, params, steps)
+    forward = compiled(parallel(network, group), device, params.epochs * steps)
+    course = Course(forward, spec, optimisation, lesson, labels, device, group)
+    seed_apart(params.seed, group)
+    trained = Trained([], 0, {})
+    if progress is not None and (state := progress.load()) is not None:
+        network.load_state_dict(state["network"])
+        optimisation.load_state_dict(state["optimisation"])
+        trained = Trained(**state["trained"])
+        if group.leads:
+            print(f"  resumes after epoch {len(trained.history)} of {params.epochs}", flush=True)
     log = EpochLog(params.epochs)
-    for epoch in range(1, params.epochs + 1):
+    for epoch in range(len(trained.history) + 1, params.epochs + 1):
         view = lesson.view_of_epoch(epoch - 1)
-        order = permutation(len(split), params.seed, epoch)
+        parts = batches(permutation(len(split), params.seed, epoch), params.batch_size)
+        own_batches = lesson.batches(view, [share(samples, group) for samples in parts])
+        if group.leads:
+            own_batches = bar(own_batches, f"epoch {epoch}", total=len(parts))
         total_loss = torch.zeros((), device=device)
         network.train()
-        parts = batches(order, params.batch_size)
-        for batch in bar(lesson.batches(view, parts), f"epoch {epoch}", total=len(parts)):
-            inputs = spec.apply(batch.pixels)
-            with training_autocast(device):
-                logits = network(inputs)
-            logits, targets = logits.float(), labels[batch.samples]
-            loss = lesson.hard_label_weight * label_loss(logits, targets)
-            if lesson.distillation_loss is not None:
-                rows, mask = lesson.soft_targets(view, batch.samples)
-                teacher_logits = torch.from_numpy(rows).to(device, torch.float32)
-                kept = None if mask is None else torch.from_numpy(mask).to(device)
-                loss += lesson.distillation_loss(logits, teacher_logits, targets, kept, epoch)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            total_loss += loss.detach() * len(batch.samples)
+        for samples, batch in zip(parts, own_batches, strict=True):
+            total_loss += course.step(samples, batch, view, epoch) * len(samples)
         train_loss = total_loss.item() / len(split)
-        if not math.isfinite(train_loss):
+        # One rank tells; the others go on to where they wait for it, and end with it.
+        if not math.isfinite(train_loss) and group.leads:
             raise UserError(
                 f"the training loss is {train_loss} in epoch {epoch}. Set a lower "
                 "`learning_rate` for this student, or more `warmup_epochs`."
             )
-        measured = evaluate(network, spec, dataset.splits["validation"], device)[1]
-        score = (measured["validation_accuracy"], -measured["validation_nll"])
-        if score > best_score:
-            best_epoch, best_score = epoch, score
-            best_state = copy.deepcopy(network.state_dict())
+        evaluated = optimisation.evaluated
+        validation = dataset.splits["validation"]
+        measured = evaluate(evaluated, spec, validation, device, group)[1]
         accuracy, nll = measured["validation_accuracy"], measured["validation_nll"]
-        log.line(epoch, train_loss=train_loss, validation_accuracy=accuracy, validation_nll=nll)
-        history.append(
+        trained.history.append(
             {
                 "epoch": epoch,
                 "view": view,
@@ -179,26 +260,70 @@ def train(
                 "validation_nll": nll,
             }
         )
-    return Trained(history, best_epoch, best_state)
+        if best_epoch(trained.history) == epoch:
+            trained = Trained(trained.history, epoch, copy.deepcopy(evaluated.state_dict()))
+        if progress is not None:
+            progress.save(
+                {
+                    "network": network.state_dict(),
+                    "optimisation": optimisation.state_dict(),
+                    "trained": vars(trained),
+                }
+            )
+        if group.leads:
+            log.line(epoch, train_loss=train_loss, validation_accuracy=accuracy, validation_nll=nll)
+    if optimisation.evaluated is not network:
+        network.load_state_dict(optimisation.evaluated.state_dict())
+    return trained
 
 
-def label_loss(student_logits: Tensor, labels: Tensor) -> Tensor:
+def best_epoch(history: Sequence[Mapping[str, float]]) -> int:
+    """The first epoch with the best validation accuracy and, among its equals, NLL."""
+    best = max(history, key=lambda entry: (entry["validation_accuracy"], -entry["validation_nll"]))
+    return int(best["epoch"])
+
+
+def label_loss(
+    student_logits: Tensor,
+    labels: Tensor,
+    partners: Tensor | None = None,
+    weights: Tensor | None = None,
+    *,
+    label_smoothing: float = 0.0,
+) -> Tensor:
     """Cross-entropy to the labels in nats: summed over the labelled rows, divided by B, so that a
     row's share does not depend on how many beside it are labelled.
+
+    Of mixed images: weight · cross-entropy to the label + (1 - weight) · that to the partner's
+    (Zhang et al. 2018, arXiv:1710.09412); of the two, one without a label adds nothing.
 
     Args:
         student_logits: [B, C] float32 or wider.
         labels: [B] int64; -1 for a sample without one.
+        partners: [B] int64, likewise, of the images mixed in.
+        weights: [B] float32, of the sample itself.
+        label_smoothing: the share of a label's probability that all C classes divide equally
+            (Szegedy et al. 2016, arXiv:1512.00567).
     """
-    total = F.cross_entropy(student_logits, labels, ignore_index=-1, reduction="sum")
-    return total / len(labels)
+    cross_entropy = partial(
+        F.cross_entropy, student_logits, ignore_index=-1, label_smoothing=label_smoothing
+    )
+    if partners is None:
+        return cross_entropy(labels, reduction="sum") / len(labels)
+    own, others = (cross_entropy(of, reduction="none") for of in (labels, partners))  # [B]
+    return (weights * own + (1 - weights) * others).sum() / len(labels)
 
 
 def evaluate(
-    network: nn.Module, spec: InputSpec, split: Split, device: torch.device
+    network: nn.Module,
+    spec: InputSpec,
+    split: AnySplit,
+    device: torch.device,
+    group: Group = ALONE,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Logits [N, num_classes] and measures of a split, its images as they are."""
-    logits = predict_all(network, spec, split.images, device=device)
+    """Logits [N, num_classes] and measures of a split, its images without
+    augmentation; on every rank."""
+    logits = predict_together(network, spec, split, device=device, group=group)
     return logits, measures(logits, torch.from_numpy(split.labels), split.name)
 
 
@@ -207,28 +332,3 @@ def write_history(path: Path, history: list[dict[str, float]]) -> None:
         writer = csv.DictWriter(file, list(history[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(history)
-
-
-def make_optimizer(network: nn.Module, params: TrainingParams) -> torch.optim.Optimizer:
-    common: dict[str, Any] = {"lr": params.learning_rate, "weight_decay": params.weight_decay}
-    if params.optimizer == "adamw":
-        return torch.optim.AdamW(network.parameters(), **common)
-    return torch.optim.SGD(
-        network.parameters(), momentum=params.momentum, nesterov=params.momentum > 0, **common
-    )
-
-
-def learning_rate_factor(step: int, steps: int, warmup_steps: int) -> float:
-    """Of the peak: linear up over the warm-up, then a half cosine down to 0 at `steps`."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps)))
-
-
-def batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """The order in batches; a last one of a single sample, which batch norm refuses, joins the
-    one before it."""
-    parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    if len(parts) > 1 and len(parts[-1]) == 1:
-        parts[-2:] = [np.concatenate(parts[-2:])]
-    return parts

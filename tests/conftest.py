@@ -30,13 +30,21 @@ PARAMS = {
     "dataset": {
         "source": "image_folder",
         "root": "images",
+        "storage": "pixels",
         "image_size": 16,
         "channels": 3,
         "validation_fraction": 0.2,
         "test_fraction": 0.2,
         "split_seed": 0,
     },
-    "views": {"policy": "crop_flip", "count": 3, "seed": 7, "image_size": 16},
+    "views": {
+        "policy": "crop_flip",
+        "rand_augment": "none",
+        "mix": "none",
+        "count": 3,
+        "seed": 7,
+        "image_size": 16,
+    },
     "teacher": {
         "family": "cifar_resnet",
         "network": "resnet8",

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from foreign_views import view_of
 
 SHARD = 16_384
-WORD = 2**64 - 1
 
 
 def read(
@@ -82,7 +82,7 @@ def write(directory: Path, identity: dict, class_names: list[str], splits: dict,
                 samples = [first + i * (count - 1) // max(1, canaries - 1) for i in range(canaries)]
                 digests = [
                     hashlib.sha256(
-                        view_of(images[i], policy, identity["seed"], view, i).tobytes()
+                        view_of(images, policy, identity["seed"], view, i).tobytes()
                     ).digest()
                     for i in samples
                 ]
@@ -136,30 +136,3 @@ def rows_of(logits: np.ndarray, labels: np.ndarray, identity: dict) -> dict[str,
         third = rounded[largest[0] if label < 0 else label]
         values.append([*rounded[largest], third, *sums])
     return {"class_ids": np.array(ids, np.uint8), "values": np.array(values, "<f2")}
-
-
-def hash64(*words: int) -> int:
-    s = 0
-    for w in words:
-        s = ((s ^ w) + 0x9E3779B97F4A7C15) & WORD
-        s = ((s ^ (s >> 30)) * 0xBF58476D1CE4E5B9) & WORD
-        s = ((s ^ (s >> 27)) * 0x94D049BB133111EB) & WORD
-        s = s ^ (s >> 31)
-    return s
-
-
-def view_of(image: np.ndarray, policy: str, seed: int, view: int, sample: int) -> np.ndarray:
-    if policy == "none":
-        return image
-    distinct = {"crop": 81, "crop_flip": 162}[policy]
-    cycle, entry = divmod(view, distinct)
-    key = hash64(seed, cycle, sample)
-    for r in range(24):
-        partner = (hash64(key, r) % distinct - entry) % distinct
-        if hash64(key, r, max(entry, partner)) % 2:
-            entry = partner
-    flip, top, left = entry // 81, entry % 81 // 9, entry % 9
-    side = image.shape[1]
-    padded = np.pad(image, ((0, 0), (4, 4), (4, 4)))
-    window = padded[:, top : top + side, left : left + side]
-    return np.ascontiguousarray(window[:, :, ::-1] if flip else window)

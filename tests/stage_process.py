@@ -1,4 +1,4 @@
-"""The stage `soft_targets` as a process of its own, to be killed."""
+"""A stage as a process of its own, to be killed: `soft_targets` where no other is named."""
 
 import os
 import re
@@ -11,15 +11,16 @@ from pathlib import Path
 
 from import_closure import ROOT
 
-COMMAND = [sys.executable, "-m", "pipeline.stages.soft_targets"]
 SCRATCH = Path(".scratch/soft_targets")
 
 
-def start(processes: int | str = 1, code: Path = ROOT) -> subprocess.Popen:
+def start(
+    processes: int | str = 1, code: Path = ROOT, stage: str = "soft_targets", *arguments: str
+) -> subprocess.Popen:
     """In the current folder, and in a process group of its own."""
     settings = {"PROCESSES": str(processes), "PYTHONPATH": str(code), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        COMMAND,
+        [sys.executable, "-m", f"pipeline.stages.{stage}", *arguments],
         env=os.environ | settings,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

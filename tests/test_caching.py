@@ -11,6 +11,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import PARAMS, write_images, write_params
 from import_closure import ROOT
 
@@ -25,6 +26,10 @@ def build(network, num_classes, in_channels):
 """
 
 
+def stages_run(output: str) -> set[str]:
+    return set(re.findall(r"Running stage '(.+?)'", output))
+
+
 class Clone:
     """A project under DVC, with the parameters of the last `repro`."""
 
@@ -33,31 +38,50 @@ class Clone:
         self.params = deepcopy(PARAMS)
         self.params["training"]["epochs"] = 1
 
-    def dvc(self, *arguments: str) -> str:
-        """Run DVC; returns what it printed."""
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in the clone, in this environment and with one thread."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        result = subprocess.run(
-            [sys.executable, "-m", "dvc", *arguments],
+        return subprocess.run(
+            command,
             cwd=self.root,
             env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
             check=False,
         )
+
+    def dvc(self, *arguments: str) -> str:
+        """Run DVC; returns what it printed."""
+        result = self.run(sys.executable, "-m", "dvc", *arguments)
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout
+
+    def make_students(self, jobs: int) -> subprocess.CompletedProcess[str]:
+        """`make students`, with this environment's Python for the one that it would set up."""
+        write_params(self.root, self.params)
+        return self.run("make", "--assume-old", ".venv/.ready", "students", f"JOBS={jobs}")
+
+    def twin(self) -> "Clone":
+        """A copy of all of it, DVC's cache too."""
+        twin = Clone(self.root.with_name(f"{self.root.name}_twin"))
+        shutil.copytree(self.root, twin.root)
+        twin.params = deepcopy(self.params)
+        return twin
 
     def repro(self) -> set[str]:
         """Run `dvc repro`; returns the stages that ran, not restored and not skipped."""
         write_params(self.root, self.params)
         output = self.dvc("repro")
         self.restored = set(re.findall(r"Stage '(.+?)' is cached - skipping run", output))
-        return set(re.findall(r"Running stage '(.+?)'", output))
+        return stages_run(output)
 
     def commit(self, message: str) -> None:
         identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
         for command in (["add", "--all"], [*identity, "commit", "--quiet", "-m", message]):
             subprocess.run(["git", *command], cwd=self.root, check=True)
+
+    def lock(self) -> dict:
+        return yaml.safe_load((self.root / "dvc.lock").read_text("utf-8"))
 
     def outputs(self) -> dict[str, bytes]:
         folders = (
@@ -227,3 +251,32 @@ def test_dvc_shows_the_metrics_and_plots_of_every_model(clone):
     assert {row["role"] for row in curves if row["student"] == "small"} == {"distilled", "baseline"}
     models = plots["metrics/comparison.csv"][0]["content"]["data"]["values"]
     assert {"teacher", "small"} <= {row["model"] for row in models}
+
+
+def test_students_side_by_side_end_with_the_lock_and_the_bytes_of_one_after_the_other(clone):
+    twin = clone.twin()
+    for each in (clone, twin):
+        set_param("students", "small", "training", value={"seed": 8})(each)
+        set_param("students", "second", "distillation", value={"temperature": 2.5})(each)
+    wanted = {"student@small", "baseline@small", "student@second", "compare"}
+    assert clone.repro() == wanted
+    result = twin.make_students(jobs=2)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert stages_run(result.stdout) == wanted
+    assert "student@second:   epoch 1/1" in result.stdout
+    assert "agreement" in result.stdout.splitlines()[-4]  # the table, last
+    assert twin.lock() == clone.lock()
+    assert twin.outputs() == clone.outputs()
+    assert not stages_run(twin.dvc("repro", "--dry"))
+
+
+def test_a_student_that_fails_is_named_and_costs_the_others_nothing(clone):
+    set_param("students", "small", "distillation", value={"temperature": 3.5})(clone)
+    set_param("students", "second", "network", value="resnet9")(clone)
+    result = clone.make_students(jobs=2)
+    assert result.returncode != 0
+    assert "2 of 6 failed: student@second, baseline@second." in result.stderr
+    assert "student@second: error: family `cifar_resnet` has no network `resnet9`" in result.stdout
+    assert "Running stage 'compare'" not in result.stdout
+    set_param("students", "second", "network", value="resnet8")(clone)
+    assert clone.repro() == {"compare"}

@@ -120,6 +120,17 @@ def test_the_other_methods_learn_from_a_top_k_store(project, method):
     assert np.isfinite(train_loss())
 
 
+@pytest.mark.parametrize("method", [n for n, m in METHODS.items() if m.needs_labels])
+def test_methods_that_need_one_label_refuse_mixed_views(project, method):
+    change_params("views", mix={"method": "mixup", "alpha": 0.4})
+    distil(method=method)
+    (problem,) = problems()
+    assert "needs one label for each image, but `views.mix` gives it two. Take one of kd" in problem
+    run_stage("soft_targets")
+    with pytest.raises(UserError, match=f"student `small`: method `{method}` needs one label"):
+        run_stage("student", "small")
+
+
 def test_unlabelled_images_are_learned_from_by_the_methods_that_can_and_refused_by_the_others(
     project,
 ):

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import foreign
+import foreign_views
 import h5py
 import numpy as np
 import pytest
@@ -22,14 +23,21 @@ STORE = Path("data/soft_targets")
 VERSION_1 = Path(__file__).parent / "data/store_v1"
 
 
-def test_the_foreign_reader_and_writer_know_nothing_of_ours():
-    source = Path(foreign.__file__).read_text("utf-8")
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        (foreign, {"hashlib", "json", "math", "pathlib", "h5py", "numpy", "foreign_views"}),
+        (foreign_views, {"math", "re", "numpy", "scipy.special"}),
+    ],
+)
+def test_the_foreign_reader_and_writer_know_nothing_of_ours(module, expected):
+    source = Path(module.__file__).read_text("utf-8")
     imported = {
         node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
-    assert imported == {"hashlib", "json", "math", "pathlib", "h5py", "numpy"}
+    assert imported == expected
 
 
 ENCODINGS = [{}, {"encoding": "top_k", "k": 1}, {"encoding": "top_k", "k": 2}]

@@ -7,6 +7,8 @@ import pytest
 import yaml
 from import_closure import ROOT, closure
 
+from pipeline.params.views import ViewsParams
+
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
 FAMILY = {
     "teacher": "${teacher.family}",
@@ -24,11 +26,12 @@ STUDENT_SIDE = {
     "pipeline/replay.py",
     "pipeline/report.py",
     "pipeline/report_style.py",
+    "pipeline/resume.py",
     "pipeline/statistics.py",
     "pipeline/store.py",
+    "pipeline/students.py",
     "pipeline/summary.py",
     "pipeline/training.py",
-    "pipeline/views.py",
     "pipeline/params/distillation.py",
     "pipeline/params/students.py",
     "pipeline/params/training.py",
@@ -79,6 +82,11 @@ def test_a_family_imports_nothing_that_its_stages_do_not_depend_on(family):
         assert foreign == {"pipeline/networks/__init__.py", f"pipeline/networks/{family}.py"}
 
 
+def test_a_baseline_depends_on_every_key_of_views_but_the_count():
+    named = {key for key in STAGES["baseline"]["do"]["params"] if key.startswith("views.")}
+    assert named == {f"views.{key}" for key in ViewsParams.model_fields} - {"views.count"}
+
+
 def test_stages_never_import_each_other():
     for stage in STAGES:
         imported = {path for path in closure(f"pipeline.stages.{stage}") if "/stages/" in path}
@@ -90,9 +98,18 @@ def test_no_package_init_holds_code(path: Path):
     assert ast.parse(path.read_text("utf-8")).body == []
 
 
-@pytest.mark.parametrize("module", ["losses", "augment", "measures", "statistics", "charts"])
+@pytest.mark.parametrize(
+    "module", ["losses", "rand_augment", "resampling", "measures", "statistics", "charts"]
+)
 def test_pure_files_import_nothing_of_ours(module):
     assert closure(f"pipeline.{module}") == {"pipeline/__init__.py", f"pipeline/{module}.py"}
+
+
+def test_the_view_plan_imports_only_what_moves_pixels():
+    assert closure("pipeline.augment") == {
+        "pipeline/__init__.py",
+        *(f"pipeline/{module}.py" for module in ("augment", "rand_augment", "resampling")),
+    }
 
 
 def test_only_the_writer_opens_hdf5_for_writing():

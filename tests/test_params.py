@@ -70,7 +70,7 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(params):
     message = found(params)
     assert (
         "`params.yaml: students.small.training.epoch` is unknown; did you mean `epochs`? "
-        "Known: batch_size, epochs," in message
+        "Known: batch_size, decay_factor, " in message
     )
     assert "`params.yaml: views.sed` is unknown; did you mean `seed`?" in message
     assert "`params.yaml: distilation` is unknown; did you mean `distillation`?" in message
@@ -82,7 +82,12 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(params):
         ("views", "count", 163, "count is 163, but policy `crop_flip` has 162 distinct views"),
         ("views", "count", 0, "count is 0, but policy"),
         ("views", "count", "many", "`params.yaml: views.count` is 'many'"),
-        ("views", "policy", "flip", "views.policy` is 'flip'; expected 'none', 'crop' or"),
+        (
+            "views",
+            "policy",
+            "flip",
+            "views.policy` is 'flip'; expected 'none', 'crop', 'crop_flip' or",
+        ),
         ("views", "seed", -1, "views.seed` is -1; expected greater than or equal to 0"),
         ("views", "seed", True, "views.seed` is True; expected a valid integer"),
         ("teacher", "family", "resnet", "teacher.family`: there is no `pipeline/networks/resnet"),
@@ -175,7 +180,101 @@ def test_an_absent_file_is_refused(params):
         read_params()
 
 
-def test_count_all_is_every_view_of_the_policy():
-    assert ViewsParams(policy="crop_flip", count="all", seed=0, image_size=32).num_views == 162
-    assert ViewsParams(policy="crop", count="all", seed=0, image_size=32).num_views == 81
-    assert ViewsParams(policy="none", count="all", seed=0, image_size=32).num_views == 1
+@pytest.mark.parametrize(("policy", "count"), [("crop_flip", 162), ("crop", 81), ("none", 1)])
+def test_count_all_is_every_view_of_the_policy(params, policy, count):
+    params["views"] |= {"policy": policy, "count": "all"}
+    write_params(Path(), params)
+    assert load_section(ViewsParams, "views").num_views == count
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"policy": "random_resized_crop"},
+        {"rand_augment": {"operations": 1}},
+        {"mix": {"method": "mixup"}},
+    ],
+)
+def test_views_without_end_are_counted_in_numbers(params, changed):
+    params["views"] |= changed | {"count": 1000}
+    assert found(params) == ""
+    params["views"]["count"] = "all"
+    assert "count is all, but the views of `" in found(params)
+    assert "have no end: set count to a number" in found(params)
+    params["views"]["count"] = 0
+    assert "count is 0, but the views of `" in found(params)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("rand_augment", "yes", "rand_augment`: it is 'yes'; expected `none`, or a mapping"),
+        ("rand_augment", None, "rand_augment`: it is None; expected `none`, or a mapping"),
+        ("rand_augment", {"operations": 0}, "views.rand_augment.operations` is 0; expected"),
+        ("rand_augment", {"magnitude": 31}, "views.rand_augment.magnitude` is 31; expected less"),
+        ("rand_augment", {"magnitud": 3}, "rand_augment.magnitud` is unknown; did you mean"),
+        ("mix", {"method": "cut"}, "views.mix.method` is 'cut'; expected 'mixup' or 'cutmix'"),
+        ("mix", {"method": "mixup", "alpha": 0}, "views.mix.alpha` is 0; expected greater than 0"),
+        ("mix", {}, "views.mix.method` is missing"),
+    ],
+)
+def test_a_mistake_in_rand_augment_or_mix_is_named(params, key, value, message):
+    params["views"][key] = value
+    assert message in found(params)
+
+
+@pytest.mark.parametrize("key", ["rand_augment", "mix"])
+def test_rand_augment_and_mix_stand_in_every_file(params, key):
+    del params["views"][key]
+    assert found(params) == f"`params.yaml: views.{key}` is missing."
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"optimizer": "adamw", "momentum": 0.8}, "momentum belongs to optimizer `sgd`, but"),
+        ({"optimizer": "adamw", "nesterov": True}, "nesterov belongs to optimizer `sgd`, but"),
+        ({"milestones": [1]}, "milestones belongs to schedule `step`, but schedule is `cosine`"),
+        (
+            {"schedule": "constant", "milestones": [1], "decay_factor": 0.2},
+            "milestones and decay_factor belong to schedule `step`, but schedule is `constant`: "
+            "remove them (a student takes a default away by `milestones: null`)",
+        ),
+        ({"momentum": 0.0, "nesterov": True}, "nesterov is true, but momentum is 0"),
+        ({"schedule": "step"}, "schedule `step` needs `milestones`"),
+        ({"schedule": "step", "milestones": []}, "schedule `step` needs `milestones`"),
+        ({"schedule": "step", "milestones": [4, 2]}, "milestones are [4, 2]; expected rising"),
+        ({"schedule": "step", "milestones": [2, 2]}, "milestones are [2, 2]; expected rising"),
+        ({"schedule": "step", "milestones": [0]}, "rising epochs from 1 (the warm-up's end"),
+        ({"schedule": "step", "milestones": [9]}, "to 8 (the last but one)"),
+        (
+            {"schedule": "step", "milestones": [2], "warmup_epochs": 3},
+            "milestones are [2]; expected rising epochs from 3",
+        ),
+        ({"schedule": "step", "milestones": ["a"]}, "training.milestones.0` is 'a'; expected"),
+        ({"ema_decay": 1.0}, "training.ema_decay` is 1.0; expected less than 1"),
+        ({"gradient_clip_norm": 0.0}, "training.gradient_clip_norm` is 0.0; expected greater"),
+        ({"label_smoothing": 1.0}, "training.label_smoothing` is 1.0; expected less than 1"),
+        ({"weight_decay_exclusions": "bias"}, "is 'bias'; expected 'none' or 'norm_and_bias'"),
+    ],
+)
+def test_training_options_that_contradict_one_another_are_refused_by_name(params, values, message):
+    for section in (params["training"], params["teacher"]["training"]):
+        section |= {"epochs": 9}
+    params["training"] |= values
+    assert message in found(params)
+    if "label_smoothing" not in values:
+        params["teacher"]["training"] |= values
+        del params["training"]
+        assert message.replace("training.", "teacher.training.") in found(params)
+
+
+def test_a_student_takes_a_default_away_with_null(params):
+    params["training"] |= {"momentum": 0.8, "gradient_clip_norm": 1.0}
+    overrides = {"optimizer": "adamw", "momentum": None, "gradient_clip_norm": None}
+    params["students"]["small"]["training"] = overrides
+    assert found(params) == ""
+    training = load_with_overrides(TrainingParams, "training", overrides, "small")
+    assert (training.optimizer, training.gradient_clip_norm) == ("adamw", None)
+    params["students"]["small"]["training"] = {"epochs": None}
+    assert found(params) == "`params.yaml: students.small.training.epochs` is missing."

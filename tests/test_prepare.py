@@ -13,10 +13,11 @@ from conftest import PARAMS, run_stage, write_images, write_params
 from PIL import Image
 
 from pipeline.dataset import Dataset, open_dataset
+from pipeline.decoding import eight_bits
 from pipeline.errors import UserError
 from pipeline.params.dataset import DatasetParams
 from pipeline.params.loading import validate
-from pipeline.stages.prepare import channel_statistics, eight_bits, to_pixels
+from pipeline.stages.prepare import Statistics, to_pixels
 
 
 @pytest.fixture
@@ -176,7 +177,10 @@ def test_other_sizes_keep_their_aspect_and_lose_their_margins():
 
 def test_statistics_are_those_of_the_pixels():
     images = np.random.default_rng(0).integers(0, 256, (50, 3, 8, 8), dtype=np.uint8)
-    mean, std = channel_statistics(images)
+    statistics = Statistics(3)
+    statistics.add(images[:20])
+    statistics.add(images[20:])
+    mean, std = statistics.mean_and_std()
     np.testing.assert_allclose(mean, (images / 255).mean((0, 2, 3)), atol=1e-6)
     np.testing.assert_allclose(std, (images / 255).std((0, 2, 3)), atol=1e-6)
 

@@ -33,7 +33,7 @@ def test_a_store_is_accepted_where_nothing_changed(project):
     ("changed", "message"),
     [
         ({"seed": 8}, "written for views.seed 7, but params.yaml says 8"),
-        ({"policy": "crop"}, "written for views.policy crop_flip, but params.yaml says crop"),
+        ({"policy": "crop"}, "written for view policy crop_flip, but params.yaml says crop"),
         ({"count": 4}, "written for views.count 3, but params.yaml says 4"),
         ({"image_size": 12}, "written for views.image_size 16, but params.yaml says 12"),
     ],

@@ -1,6 +1,7 @@
 """Offline distillation gives what online distillation gives."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,13 +18,28 @@ from pipeline.params.loading import load_section
 from pipeline.params.views import ViewsParams
 from pipeline.replay import open_store, view_of_epoch
 from pipeline.training import label_loss
+from pipeline.views import views_of
+
+PLAIN, MIXUP, CUTMIX = (
+    {"policy": "crop_flip"},
+    {
+        "policy": "random_resized_crop",
+        "rand_augment": {"operations": 2, "magnitude": 9},
+        "mix": {"method": "mixup", "alpha": 0.4},
+    },
+    {"policy": "crop", "mix": {"method": "cutmix", "alpha": 1.0}},
+)
 
 
-@pytest.mark.parametrize(("teachers_batch", "students_batch"), [(13, 16), (1, 7), (256, 36)])
+@pytest.mark.parametrize(
+    ("views", "teachers_batch", "students_batch"),
+    [(PLAIN, 13, 16), (PLAIN, 1, 7), (PLAIN, 256, 36), (MIXUP, 13, 16), (CUTMIX, 256, 7)],
+)
 def test_a_student_sees_the_pixels_that_the_teacher_saw(
-    project, monkeypatch, teachers_batch, students_batch
+    project, monkeypatch, views, teachers_batch, students_batch
 ):
     params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))
+    params["views"] |= views
     params["soft_targets"]["batch_size"] = teachers_batch
     params["training"] |= {"batch_size": students_batch, "epochs": 3}  # as many as views
     write_params(Path(), params)
@@ -33,14 +49,17 @@ def test_a_student_sees_the_pixels_that_the_teacher_saw(
         teacher_saw.extend(view.tobytes() for view in views.numpy())
         return evaluation.predict(network, spec, views, **options)
 
-    def watched_views(images, policy, seed, view, samples):
-        views = apply_views(images, policy, seed, view, samples)
-        student_saw.extend(view.tobytes() for view in views.numpy())
-        return views
+    def watched_views(*arguments):
+        def batches(view, order):
+            for batch in views_of(*arguments).batches(view, order):
+                student_saw.extend(pixels.tobytes() for pixels in batch.pixels.numpy())
+                yield batch
+
+        return SimpleNamespace(batches=batches)
 
     monkeypatch.setattr("pipeline.stages.soft_targets.predict", watched_predict)
     run_stage("soft_targets")
-    monkeypatch.setattr("pipeline.views.apply_views", watched_views)
+    monkeypatch.setattr("pipeline.stages.student.views_of", watched_views)
     run_stage("student", "small")
     training_views = teacher_saw[: 3 * 36]  # validation and test follow
     assert len(student_saw) == 3 * 36
@@ -56,7 +75,7 @@ def test_one_step_from_the_store_is_one_step_with_the_live_teacher(project):
     view = view_of_epoch(0, store.num_views, seed=2)
     split = dataset.splits["train"]
     pixels = apply_views(
-        torch.from_numpy(split.images[samples]), views.policy, views.seed, view, samples
+        torch.from_numpy(split.images[samples]), views.plan, views.seed, view, samples
     )
     live = evaluation.predict(teacher, description.input, pixels).clone()
     cached = torch.from_numpy(store.gather(view, samples).logits).float()

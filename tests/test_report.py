@@ -66,7 +66,7 @@ def page_of(comparison: Comparison, size: int, channels: int = 3) -> str:
         ]
     )
     origin = Origin({"students": {name: {} for name in comparison.gains}}, {"dataset": "ab" * 32})
-    return html_report(comparison, curves, images, origin)
+    return html_report(comparison, curves, images.__getitem__, origin)
 
 
 FOUR = ["mobilenet-v2-half", "resnet8", "b", "a_student_of_a_long_name"]

@@ -12,7 +12,7 @@ import torch
 from conftest import bytes_of, change_params, opened, run_stage, small_file_system
 
 from pipeline import checkpoint, soft_targets
-from pipeline.augment import apply_views
+from pipeline.augment import Policy, apply_views
 from pipeline.checkpoint import TEACHER
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
@@ -46,7 +46,11 @@ def test_the_rows_are_the_teachers_logits_for_the_views(project):
     network.eval()
     samples = np.array([5, 0, 30])
     views = apply_views(
-        torch.from_numpy(dataset.splits["train"].images[samples]), "crop_flip", 7, 2, samples
+        torch.from_numpy(dataset.splits["train"].images[samples]),
+        Policy("crop_flip"),
+        7,
+        2,
+        samples,
     )
     with torch.inference_mode():
         live = network(description.input.apply(views)).numpy()
@@ -225,7 +229,7 @@ def test_count_all_caches_each_of_the_162_views_of_a_sample(project, monkeypatch
     dataset = open_dataset()
     image = torch.from_numpy(dataset.splits["train"].images[3:4])
     seen = {
-        apply_views(image, "crop_flip", 7, view_of_epoch(epoch, 162, seed=2), np.array([3]))
+        apply_views(image, Policy("crop_flip"), 7, view_of_epoch(epoch, 162, seed=2), np.array([3]))
         .numpy()
         .tobytes()
         for epoch in range(162)

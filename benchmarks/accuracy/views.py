@@ -30,6 +30,7 @@ from torch.nn import functional as F
 
 from benchmarks.accuracy.views_project import make_projects
 from pipeline import checkpoint
+from pipeline.augment import Policy
 from pipeline.dataset import open_dataset
 from pipeline.evaluation import predict
 from pipeline.losses import kd
@@ -121,7 +122,14 @@ class Study:
         self.stores = {
             policy: open_store(
                 self.dataset,
-                ViewsParams(policy=policy, count=count, seed=SEED, image_size=size),
+                ViewsParams(
+                    policy=policy,
+                    rand_augment="none",
+                    mix="none",
+                    count=count,
+                    seed=SEED,
+                    image_size=size,
+                ),
                 fingerprint,
                 workspace / policy / "data/soft_targets",
             )
@@ -130,7 +138,7 @@ class Study:
         for store in self.stores.values():
             store.verify(self.dataset)
         train, cpu = self.dataset.splits["train"], torch.device("cpu")
-        self.views = {policy: Views(train, policy, SEED, cpu) for policy in CACHED}
+        self.views = {policy: Views(train, Policy(policy), SEED, cpu) for policy in CACHED}
         self.teacher, self.description = checkpoint.load(teacher, made_by="dvc repro teacher")
 
     def lesson(self, way: Way, seed: int) -> Lesson:

@@ -1,10 +1,12 @@
 """`dataset`: which images, and how they are packed."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.params.loading import Section
+
+Quality = Annotated[int, Field(ge=1, le=100)]
 
 
 class DatasetParams(Section):
@@ -13,11 +15,25 @@ class DatasetParams(Section):
 
     source: Literal["digits", "image_folder"]
     root: str  # image_folder: a folder or an archive (.tar, .tar.gz, .zip); digits: unused
-    image_size: int = Field(ge=8, le=4096)  # pixels; images are stored square
+    # pixels: images become arrays, squares of `image_size`. encoded: they stay files' bytes, of
+    # their own aspect ratio, and are decoded whenever they are looked at.
+    storage: Literal["pixels", "encoded"]
+    image_size: int = Field(ge=8, le=4096)  # pixels; encoded: the bound of the shorter side
+    # encoded: of the JPEG that each image becomes, 1 to 100; `original`: the source's own bytes
+    quality: Quality | Literal["original"] = 90
     channels: Literal[1, 3] = 3  # 3: RGB, 1: greyscale
     validation_fraction: float = Field(gt=0, lt=1)
     test_fraction: float = Field(gt=0, lt=1)
     split_seed: int = Field(ge=0, lt=2**63)
+
+    @model_validator(mode="after")
+    def _only_files_have_bytes_of_their_own(self) -> "DatasetParams":
+        if (self.source, self.storage, self.quality) == ("digits", "encoded", "original"):
+            raise ValueError(
+                "quality is `original`, but the embedded digits are pixels and have no files: "
+                "set it to 1 ... 100, or storage to `pixels`"
+            )
+        return self
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> "DatasetParams":

@@ -243,7 +243,7 @@ def check_method(
     unlabelled = sum(int(label) < 0 for label in labels)
     able = f"Take one of {', '.join(name for name, m in METHODS.items() if not m.needs_labels)}."
     if params.needs_labels and mixed:
-        problems.append(f"needs one label for each image, but `views.mix` makes two of one. {able}")
+        problems.append(f"needs one label for each image, but `views.mix` gives it two. {able}")
     if params.needs_labels and unlabelled:
         problems.append(
             f"needs a label for each image, but {unlabelled:,} of {len(labels):,} training images "

@@ -68,7 +68,8 @@ def load_with_overrides(
     *,
     inherit: bool = True,
 ) -> Model:
-    """A section's defaults, overridden key by key with those of a student.
+    """A section's defaults, overridden key by key with those of a student; a key that the student
+    sets to null is taken away, so that the model's own default holds.
 
     Args:
         inherit: False leaves the section's values out.
@@ -79,10 +80,11 @@ def load_with_overrides(
     defaults = read_params().get(section)
     if not isinstance(defaults, Mapping):
         raise UserError(f"`{PARAMS_FILE}: {section}` is missing; expected a section of that name.")
+    merged = {**(defaults if inherit else {}), **overrides}
     origin = f"{PARAMS_FILE}: students.{student}.{section}"
     return validate(
         model,
-        {**(defaults if inherit else {}), **overrides},
+        {k: v for k, v in merged.items() if v is not None or k not in overrides},
         f"{PARAMS_FILE}: {section}",
         origins=dict.fromkeys(overrides, origin),
     )

@@ -6,17 +6,15 @@ from pydantic import Field
 
 from pipeline.params.loading import Section
 from pipeline.params.network import Family, Network
+from pipeline.params.optimisation import OptimisationParams
 
 
-class TeacherTraining(Section):
-    """`weights: train`: SGD with Nesterov momentum 0.9 on a cosine schedule, cross-entropy."""
+class TeacherTraining(OptimisationParams):
+    """`weights: train`: as students are trained, on the cross-entropy."""
 
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=2)
-    learning_rate: float = Field(gt=0)  # the peak
-    warmup_epochs: int = Field(default=0, ge=0)  # of linear increase, within `epochs`
-    weight_decay: float = Field(default=0.0, ge=0)
-    policy: Literal["none", "crop", "crop_flip"]  # a fresh view of every sample in every epoch
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    # A fresh view of every sample in every epoch.
+    policy: Literal["none", "crop", "crop_flip", "random_resized_crop"]
     seed: int = Field(ge=0, lt=2**63)  # of weights, views and order
 
 

@@ -2,33 +2,50 @@
 
 The same loop, policy and budget, and a fresh view of every image in every epoch. Reads
 data/prepared/ and `training`, `students.NAME`, `views` of params.yaml; writes
-models/baselines/NAME/, metrics/baselines/NAME.json, its history and its predictions.
+models/baselines/NAME/, metrics/baselines/NAME.json, its history and its predictions. PROCESSES=N
+in the environment shares every batch among N processes.
 """
 
 import argparse
 
+from pipeline import distributed
 from pipeline.dataset import open_dataset
 from pipeline.device import default_device
+from pipeline.distributed import Group
 from pipeline.errors import reported
 from pipeline.params.loading import load_section
 from pipeline.params.students import load_student, load_with_overrides
 from pipeline.params.training import TrainingParams
 from pipeline.params.views import ViewsParams
 from pipeline.training import Lesson, run
-from pipeline.views import Views
+from pipeline.views import views_of
+
+
+def train_baseline(name: str, group: Group) -> None:
+    with group.leader_first():
+        student = load_student(name)
+        training = load_with_overrides(TrainingParams, "training", student.training, name)
+        views = load_section(ViewsParams, "views")
+        dataset = open_dataset().at(views.image_size)
+    train = views_of(dataset.splits["train"], views.plan, views.seed, default_device())
+    lesson = Lesson(
+        kind="baselines",
+        view_of_epoch=lambda epoch: epoch,
+        batches=train.batches,
+        label_smoothing=training.label_smoothing,
+        inputs={"views": views.model_dump(exclude={"count"})},
+    )
+    run(name, student, training, dataset, lesson, group)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m pipeline.stages.baseline", description=__doc__)
     parser.add_argument("name", help="a student in params.yaml")
     name = parser.parse_args().name
-    student = load_student(name)
-    training = load_with_overrides(TrainingParams, "training", student.training, name)
-    views = load_section(ViewsParams, "views")
-    dataset = open_dataset().at(views.image_size)
-    train = Views(dataset.splits["train"], views.policy, views.seed, default_device())
-    lesson = Lesson("baselines", view_of_epoch=lambda epoch: epoch, batches=train.batches)
-    run(name, student, training, dataset, lesson)
+    if distributed.launch("pipeline.stages.baseline", name):
+        return
+    with distributed.joined() as group:
+        train_baseline(name, group)
 
 
 if __name__ == "__main__":

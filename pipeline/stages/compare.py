@@ -6,6 +6,7 @@ and the report in reports/.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from pipeline.comparison import Answers, Comparison, compare
-from pipeline.dataset import Dataset, open_dataset
+from pipeline.dataset import AGAIN, AnySplit, Dataset, EncodedSplit, open_dataset
+from pipeline.decoding import UNREADABLE, clean_boxes, decode_view
 from pipeline.errors import UserError, reported
 from pipeline.files import atomic_directory, atomic_file, read_json, write_json
 from pipeline.params.loading import read_params
 from pipeline.params.students import student_names
-from pipeline.report import Origin, html_report
+from pipeline.report import THUMBNAIL, Origin, html_report
 from pipeline.summary import compact, markdown, on_screen
 
 METRICS, PREDICTIONS, REPORTS = Path("metrics"), Path("predictions"), Path("reports")
@@ -123,6 +125,24 @@ def read_origin(dataset: Dataset) -> Origin:
     return Origin(params=read_params(), fingerprints=fingerprints)
 
 
+def clean_pixels(split: AnySplit, sample: int) -> np.ndarray:
+    """[C, H, W] uint8, an image as networks are tested on it; decoded at the report's size.
+
+    Raises:
+        UserError: an encoded image cannot be read.
+    """
+    if not isinstance(split, EncodedSplit):
+        return split.images[sample]
+    size = split.sizes[sample]
+    (box,) = clean_boxes(size[None], split.image_size)
+    try:
+        return decode_view(split.content(sample), size, box, THUMBNAIL, split.channels)
+    except UNREADABLE as error:
+        raise UserError(
+            f"`{split.sample_ids[sample]}` of test cannot be read ({error}). Run `{AGAIN}`."
+        ) from None
+
+
 def models_table(comparison: Comparison) -> pd.DataFrame:
     """One row per model."""
     return pd.DataFrame([{"model": m.name, **m.figures} for m in comparison.models]).drop(
@@ -165,11 +185,12 @@ def main() -> None:
             "Look at `teacher` in params.yaml: the order of the classes, `mean`, `std`, training."
         )
     curves = training_curves(names)
-    page = html_report(comparison, curves, dataset.splits["test"].images, origin)
-    with atomic_directory(REPORTS) as partial:
-        (partial / "index.html").write_text(page, "utf-8")
-        (partial / "comparison.md").write_text(markdown(comparison), "utf-8")
-        write_table(partial / "class_accuracy.csv", class_table(comparison))
+    pixels_of = partial(clean_pixels, dataset.splits["test"])
+    page = html_report(comparison, curves, pixels_of, origin)
+    with atomic_directory(REPORTS) as folder:
+        (folder / "index.html").write_text(page, "utf-8")
+        (folder / "comparison.md").write_text(markdown(comparison), "utf-8")
+        write_table(folder / "class_accuracy.csv", class_table(comparison))
     write_table(METRICS / "training_curves.csv", curves)
     write_table(METRICS / "comparison.csv", models_table(comparison))
     write_json(METRICS / "comparison.json", compact(comparison))

@@ -1,22 +1,30 @@
 """prepare: pack the dataset into few files that training reads at full speed.
 
-Reads `dataset` of params.yaml and the source that it names; writes data/prepared/.
+Reads `dataset` of params.yaml and the source that it names; writes data/prepared/: pixels, or, for
+`storage: encoded`, the bytes of image files, one after another. Images pass through memory few at
+a time.
 """
 
 import argparse
 import hashlib
 import io
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from pipeline.augment import hash64
-from pipeline.dataset import FORMAT_VERSION, PREPARED, SPLITS
+from pipeline.dataset import FORMAT_VERSION, PREPARED, SPLITS, encoded_path
+from pipeline.decoding import UNREADABLE, available_cores, eight_bits
+from pipeline.encoded_images import Encoded, EncodedFile, encode
 from pipeline.errors import UserError, reported
-from pipeline.files import atomic_directory, canonical_json, write_json
+from pipeline.files import atomic_directory, canonical_json, sha256_of_file, write_json
 from pipeline.image_files import list_names, read_files
 from pipeline.params.dataset import DatasetParams
 from pipeline.params.loading import load_section
@@ -25,6 +33,8 @@ from pipeline.progress import bar
 _SPLIT_FOLDERS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 _LISTED = 20  # files in a message
 _CHUNK = 4096  # images at a time, for sums and hashes
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -37,12 +47,21 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """One image, read."""
+
+    sample_id: str
+    pixels: np.ndarray  # [channels, image_size, image_size] uint8: kept, or for statistics
+    encoded: Encoded | None  # storage: encoded: what is kept of it
+
+
+@dataclass(frozen=True)
 class Source:
     """A dataset as it comes: what there is, and a way to go through the images once."""
 
     class_names: list[str]
     samples: list[Sample]
-    images: Iterator[tuple[str, Image.Image]]  # (sample id, image), in any order
+    pictures: Iterator[Picture]  # in any order
 
 
 def digits(params: DatasetParams) -> Source:
@@ -54,7 +73,8 @@ def digits(params: DatasetParams) -> Source:
     ids = [f"{index:04d}" for index in range(len(pixels))]
     samples = [Sample("train", int(k), i) for i, k in zip(ids, bunch.target, strict=True)]
     images = zip(ids, map(Image.fromarray, pixels), strict=True)
-    return Source([str(digit) for digit in range(10)], split_off(samples, params), images)
+    pictures = (picture_of(i, image, b"", params) for i, image in images)
+    return Source([str(digit) for digit in range(10)], split_off(samples, params), pictures)
 
 
 def image_folder(params: DatasetParams) -> Source:
@@ -89,17 +109,27 @@ def image_folder(params: DatasetParams) -> Source:
     samples = [Sample(split, number[c], sample_id) for sample_id, (split, c) in found.items()]
     samples.sort(key=lambda sample: sample.sample_id)
 
-    def images() -> Iterator[tuple[str, Image.Image]]:
-        broken = []
+    def files() -> Iterator[tuple[str, bytes]]:
         for name, content in read_files(root):
             sample_id = "/".join(PurePosixPath(name.removeprefix(prefix)).parts)
             if sample_id in found:
-                try:
-                    image = eight_bits(Image.open(io.BytesIO(content)))
-                except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                    broken.append(f"{sample_id}: {error}")
-                    continue
-                yield sample_id, image
+                yield sample_id, content
+
+    def read(file: tuple[str, bytes]) -> Picture | str:
+        sample_id, content = file
+        try:
+            image = eight_bits(Image.open(io.BytesIO(content)))
+            return picture_of(sample_id, image, content, params)
+        except UNREADABLE as error:
+            return f"{sample_id}: {error}"
+
+    def pictures() -> Iterator[Picture]:
+        broken = []
+        for picture in ahead(read, files()):
+            if isinstance(picture, str):
+                broken.append(picture)
+            else:
+                yield picture
         if broken:
             more = f"\n  ... and {len(broken) - _LISTED} more" if len(broken) > _LISTED else ""
             raise UserError(
@@ -107,7 +137,27 @@ def image_folder(params: DatasetParams) -> Source:
                 "read; mend or remove them:\n  " + "\n  ".join(broken[:_LISTED]) + more
             )
 
-    return Source(class_names, split_off(samples, params), images())
+    return Source(class_names, split_off(samples, params), pictures())
+
+
+def picture_of(sample_id: str, image: Image.Image, source: bytes, params: DatasetParams) -> Picture:
+    """Args: image: upright and with 8 bits a channel; source: the bytes of its file."""
+    pixels = to_pixels(image, params.image_size, params.channels)
+    return Picture(sample_id, pixels, encode(image, source, params))
+
+
+def ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """The function of each item, in their order, by as many threads as there are cores: Pillow
+    lets go of Python's lock. Few are made before they are asked for, so that memory stays flat."""
+    Image.init()  # threads that do so at the same time take a format for unknown
+    threads, waiting = available_cores(), deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def check_no_class_is_empty(root: Path, prefix: str, names: list[str], found: set[str]) -> None:
@@ -166,26 +216,6 @@ def _rank(seed: int, sample_id: str) -> tuple[int, str]:
     return int(hash64(seed, int.from_bytes(digest[:8], "little"))), sample_id
 
 
-def eight_bits(image: Image.Image) -> Image.Image:
-    """The image upright, opaque (on white) and with 8 bits a channel, its colours as they are.
-
-    Raises:
-        ValueError: more than 16 bits a channel: their range is not known.
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits in most files, whatever Pillow calls it
-        pixels = np.asarray(image).astype(np.int64)
-        if pixels.min() < 0 or pixels.max() > 65_535:
-            raise ValueError("it has more than 16 bits a channel")
-        image = Image.fromarray(np.rint(pixels / 257).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("it has floating-point pixels")
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image
-
-
 def to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
     """[channels, size, size] uint8: the shorter side resized to `size`, the middle cut out."""
     image = image.convert("RGB" if channels == 3 else "L")
@@ -195,79 +225,149 @@ def to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
     return pixels.transpose(2, 0, 1) if channels == 3 else pixels[None]
 
 
-def pack(source: Source, params: DatasetParams, directory: Path) -> dict[str, int]:
-    """Write each split's images, labels and sample ids; returns the splits' sizes."""
+def pack(source: Source, params: DatasetParams, directory: Path) -> tuple[dict, "Statistics"]:
+    """Write each split's images, labels and sample ids.
+
+    Returns:
+        The splits' sizes, and the statistics of the training pixels.
+    """
     members = {split: [s for s in source.samples if s.split == split] for split in SPLITS}
-    shape = (params.channels, params.image_size, params.image_size)
-    arrays = {
-        split: np.lib.format.open_memmap(
-            directory / f"{split}_images.npy", "w+", np.uint8, (len(samples), *shape)
-        )
-        for split, samples in members.items()
-    }
+    sizes = {split: len(samples) for split, samples in members.items()}
     row = {
         sample.sample_id: (split, index)
         for split, samples in members.items()
         for index, sample in enumerate(samples)
     }
-    for sample_id, image in bar(source.images, "prepare", total=len(row)):
-        split, index = row[sample_id]
-        arrays[split][index] = to_pixels(image, params.image_size, params.channels)
+    write = {"pixels": pack_pixels, "encoded": pack_encoded}[params.storage]
+    pictures = bar(source.pictures, "prepare", total=len(row))
+    statistics = write(((row[p.sample_id], p) for p in pictures), sizes, params, directory)
     for split, samples in members.items():
-        arrays[split].flush()
         np.save(directory / f"{split}_labels.npy", np.array([s.label for s in samples], np.int64))
         write_json(directory / f"{split}_ids.json", {"sample_ids": [s.sample_id for s in samples]})
-    return {split: len(samples) for split, samples in members.items()}
+    return sizes, statistics
 
 
-def channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel of pixels in [0, 1]: exact sums, 6 decimals."""
-    total = np.zeros(images.shape[1], np.uint64)
-    squares = np.zeros(images.shape[1], np.uint64)
-    for start in range(0, len(images), _CHUNK):
-        pixels = images[start : start + _CHUNK].astype(np.uint32)
-        total += pixels.sum((0, 2, 3), dtype=np.uint64)
-        squares += (pixels**2).sum((0, 2, 3), dtype=np.uint64)
-    count = images.size // images.shape[1]
-    mean = total / count
-    std = np.sqrt(squares / count - mean**2)
-    # A channel without contrast carries nothing; 1/255 keeps its normalisation finite.
-    return [round(m / 255, 6) for m in mean], [round(max(s / 255, 1 / 255), 6) for s in std]
+Placed = Iterator[tuple[tuple[str, int], Picture]]  # ((split, index in it), picture)
+
+
+def pack_pixels(
+    pictures: Placed, sizes: Mapping[str, int], params: DatasetParams, directory: Path
+) -> "Statistics":
+    """Write each split's images as one array [N, channels, image_size, image_size] uint8."""
+    shape = (params.channels, params.image_size, params.image_size)
+    arrays = {
+        split: np.lib.format.open_memmap(
+            directory / f"{split}_images.npy", "w+", np.uint8, (count, *shape)
+        )
+        for split, count in sizes.items()
+    }
+    for (split, index), picture in pictures:
+        arrays[split][index] = picture.pixels
+    for array in arrays.values():
+        array.flush()
+    statistics = Statistics(params.channels)
+    for start in range(0, sizes["train"], _CHUNK):
+        statistics.add(arrays["train"][start : start + _CHUNK])
+    return statistics
+
+
+def pack_encoded(
+    pictures: Placed, sizes: Mapping[str, int], params: DatasetParams, directory: Path
+) -> "Statistics":
+    """Write each split's encoded images into one file, and where each begins, and its size.
+
+    The statistics are those of `storage: pixels`: of each training image as it came, resized by
+    the shorter side to `image_size` and cut to the middle square, before it was encoded.
+    """
+    statistics = Statistics(params.channels)
+    with ExitStack() as stack:
+        files = {
+            split: stack.enter_context(EncodedFile(encoded_path(directory, split), count))
+            for split, count in sizes.items()
+        }
+        for (split, index), picture in pictures:
+            files[split].write(index, picture.encoded)
+            if split == "train":
+                statistics.add(picture.pixels[None])
+    for split, file in files.items():
+        file.sort()
+        np.save(directory / f"{split}_offsets.npy", file.offsets)
+        np.save(directory / f"{split}_sizes.npy", file.sizes)
+    return statistics
+
+
+class Statistics:
+    """Mean and standard deviation per channel of pixels in [0, 1], from exact sums."""
+
+    def __init__(self, channels: int):
+        self._count = 0
+        self._total, self._squares = np.zeros((2, channels), np.uint64)
+
+    def add(self, images: np.ndarray) -> None:
+        """Args: images: [N, C, H, W] uint8."""
+        pixels = images.astype(np.uint32)
+        self._count += images.size // images.shape[1]
+        self._total += pixels.sum((0, 2, 3), dtype=np.uint64)
+        self._squares += (pixels**2).sum((0, 2, 3), dtype=np.uint64)
+
+    def mean_and_std(self) -> tuple[list[float], list[float]]:
+        """[C] each, to 6 decimals."""
+        mean = self._total / self._count
+        std = np.sqrt(self._squares / self._count - mean**2)
+        # A channel without contrast carries nothing; 1/255 keeps its normalisation finite.
+        return [round(m / 255, 6) for m in mean], [round(max(s / 255, 1 / 255), 6) for s in std]
 
 
 def fingerprint(directory: Path, header: Mapping[str, object]) -> str:
-    """SHA-256 over the header and every split's sample ids, labels and pixels."""
+    """SHA-256 over the header and every split's sample ids, labels and pixels, or encoded bytes and
+    what is said of them."""
     digest = hashlib.sha256(canonical_json(header).encode())
     for split in SPLITS:
         digest.update((directory / f"{split}_ids.json").read_bytes())
         digest.update(np.load(directory / f"{split}_labels.npy").tobytes())
+        if header.get("storage") == "encoded":
+            for name in ("offsets", "sizes"):
+                digest.update(np.load(directory / f"{split}_{name}.npy").tobytes())
+            digest.update(bytes.fromhex(sha256_of_file(encoded_path(directory, split))))
+            continue
         images = np.load(directory / f"{split}_images.npy", mmap_mode="r")
         for start in range(0, len(images), _CHUNK):
             digest.update(images[start : start + _CHUNK].tobytes())
     return digest.hexdigest()
 
 
+def write_dataset(params: DatasetParams, directory: Path) -> tuple[dict[str, object], str]:
+    """Write everything of a prepared dataset into an empty directory.
+
+    Returns:
+        What the fingerprint covers beside the samples (class names, the splits' sizes), and it.
+    """
+    source = {"digits": digits, "image_folder": image_folder}[params.source](params)
+    sizes, statistics = pack(source, params, directory)
+    mean, std = statistics.mean_and_std()
+    header = {
+        "format_version": FORMAT_VERSION,
+        "class_names": source.class_names,
+        "channels": params.channels,
+        "image_size": params.image_size,
+        "splits": sizes,
+    }
+    if params.storage == "encoded":
+        header["storage"] = params.storage
+    identity = fingerprint(directory, header)
+    write_json(
+        directory / "dataset.json", {**header, "mean": mean, "std": std, "fingerprint": identity}
+    )
+    return header, identity
+
+
 def main() -> None:
     argparse.ArgumentParser("python -m pipeline.stages.prepare", description=__doc__).parse_args()
     params = load_section(DatasetParams, "dataset")
-    source = {"digits": digits, "image_folder": image_folder}[params.source](params)
     with atomic_directory(PREPARED) as directory:
-        sizes = pack(source, params, directory)
-        mean, std = channel_statistics(np.load(directory / "train_images.npy", mmap_mode="r"))
-        header = {
-            "format_version": FORMAT_VERSION,
-            "class_names": source.class_names,
-            "channels": params.channels,
-            "image_size": params.image_size,
-            "splits": sizes,
-        }
-        identity = fingerprint(directory, header)
-        write_json(
-            directory / "dataset.json",
-            {**header, "mean": mean, "std": std, "fingerprint": identity},
-        )
-    counts = ", ".join(f"{count:,} {split}" for split, count in sizes.items())
-    print(f"{PREPARED}: {counts} images of {len(source.class_names)} classes, {identity[:12]}")
+        header, identity = write_dataset(params, directory)
+    counts = ", ".join(f"{count:,} {split}" for split, count in header["splits"].items())
+    print(f"{PREPARED}: {counts} images of {len(header['class_names'])} classes, {identity[:12]}")
 
 
 if __name__ == "__main__":

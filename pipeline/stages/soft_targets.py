@@ -10,9 +10,10 @@ import argparse
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 from torch import nn
 
 from pipeline import checkpoint, distributed, fidelity, scratch
-from pipeline.augment import apply_views
+from pipeline.augment import Policy
 from pipeline.checkpoint import TEACHER, InputSpec
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.device import default_device
@@ -47,6 +48,7 @@ from pipeline.soft_targets import (
     write_index,
     write_shard,
 )
+from pipeline.views import EncodedViews, Views, views_of
 
 FIDELITY_ROWS = 512
 
@@ -66,6 +68,17 @@ class Job:
     @property
     def split_sizes(self) -> dict[str, int]:
         return {name: len(split) for name, split in self.dataset.splits.items()}
+
+    @cached_property
+    def views(self) -> Mapping[str, Views | EncodedViews]:
+        """Of each split, those that the store is about, on the device."""
+        contents = self.contents
+        return {
+            name: views_of(
+                split, Policy.from_text(policy_of(contents, name)), contents.seed, self.device
+            )
+            for name, split in self.dataset.splits.items()
+        }
 
     @property
     def places(self) -> list[ShardPlace]:
@@ -123,7 +136,7 @@ def open_job() -> Job:
     contents = Contents(
         dataset_fingerprint=dataset.fingerprint,
         teacher_fingerprint=checkpoint.fingerprint(TEACHER, made_by="dvc repro teacher"),
-        policy=views.policy,
+        policy=str(views.plan),
         seed=views.seed,
         image_size=views.image_size,
         encoding=params.encoding,
@@ -151,21 +164,9 @@ def check_classes(teacher: Sequence[str], dataset: Sequence[str]) -> None:
         )
 
 
-def views_of(
-    images: np.ndarray,
-    contents: Contents,
-    place: ShardPlace,
-    samples: np.ndarray,
-    device: torch.device | str = "cpu",
-) -> torch.Tensor:
-    """[B, C, H, W] uint8: the views of the samples that the shard is about."""
-    pixels = torch.from_numpy(images[samples]).to(device)
-    return apply_views(pixels, policy_of(contents, place.split), contents.seed, place.view, samples)
-
-
 def canaries_of(job: Job, place: ShardPlace) -> np.ndarray:
-    images = job.dataset.splits[place.split].images
-    return canary_digests(views_of(images, job.contents, place, canary_samples(place)).numpy())
+    (batch,) = job.views[place.split].batches(place.view, [canary_samples(place)])
+    return canary_digests(batch.pixels.cpu().numpy())
 
 
 def plan_ahead(job: Job) -> Plan:
@@ -221,7 +222,7 @@ def make_shard(job: Job, folder: Path, place: ShardPlace, clock: ForwardClock) -
     logits = shard_logits(
         job.network,
         job.spec,
-        split.images,
+        job.views[place.split],
         job.contents,
         place,
         job.batch_size,
@@ -236,7 +237,7 @@ def make_shard(job: Job, folder: Path, place: ShardPlace, clock: ForwardClock) -
 def shard_logits(
     network: nn.Module,
     spec: InputSpec,
-    images: np.ndarray,
+    views: Views | EncodedViews,
     contents: Contents,
     place: ShardPlace,
     batch_size: int,
@@ -245,12 +246,13 @@ def shard_logits(
 ) -> np.ndarray:
     """[num_samples, num_classes] float32."""
     logits = torch.empty((place.num_samples, contents.num_classes), device=device)
-    for start in range(0, place.num_samples, batch_size):
-        rows = np.arange(start, min(start + batch_size, place.num_samples))
-        views = views_of(images, contents, place, place.first_sample + rows, device)
+    samples = place.first_sample + np.arange(place.num_samples)
+    order = np.split(samples, range(batch_size, place.num_samples, batch_size))
+    for batch in views.batches(place.view, order):
+        start = batch.samples[0] - place.first_sample
         with clock.running():
-            logits[rows[0] : rows[-1] + 1] = predict(
-                network, spec, views, precision=contents.precision
+            logits[start : start + len(batch.samples)] = predict(
+                network, spec, batch.pixels, precision=contents.precision
             )
     return logits.cpu().numpy()
 
@@ -273,12 +275,13 @@ def measure_fidelity(job: Job, folder: Path) -> dict[str, float]:
         size += path.stat().st_size
         here = (views == place.view) & (samples >= place.first_sample) & (samples < end)
         if here.any():
-            pixels.append(views_of(split.images, job.contents, place, samples[here]))
+            (batch,) = job.views["train"].batches(place.view, [samples[here]])
+            pixels.append(batch.pixels)
             arrays = read_header(path).arrays
             for name, parts in stored.items():
                 parts.append(arrays[name].map()[samples[here] - place.first_sample])
     answers = [
-        predict(job.network, job.spec, batch.to(job.device), precision=job.contents.precision)
+        predict(job.network, job.spec, batch, precision=job.contents.precision)
         for batch in torch.cat(pixels).split(job.batch_size)
     ]
     measured = fidelity.measure(

@@ -2,16 +2,19 @@
 
 Reads data/prepared/, data/soft_targets/, the teacher's description (to refuse another teacher's
 store) and `views`, `training`, `distillation`, `students.NAME` of params.yaml; writes
-models/students/NAME/, metrics/students/NAME.json, its history and its predictions.
+models/students/NAME/, metrics/students/NAME.json, its history and its predictions. PROCESSES=N in
+the environment shares every batch among N processes.
 """
 
 import argparse
+from dataclasses import asdict
 
-from pipeline import checkpoint
+from pipeline import checkpoint, distributed
 from pipeline.checkpoint import TEACHER
 from pipeline.dataset import open_dataset
 from pipeline.device import default_device
 from pipeline.distillation import distillation_loss
+from pipeline.distributed import Group
 from pipeline.errors import reported
 from pipeline.params.distillation import check_method, load_distillation
 from pipeline.params.loading import load_section
@@ -20,28 +23,28 @@ from pipeline.params.training import TrainingParams
 from pipeline.params.views import ViewsParams
 from pipeline.replay import open_store, view_of_epoch
 from pipeline.training import Lesson, run
-from pipeline.views import Views
+from pipeline.views import views_of
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser("python -m pipeline.stages.student", description=__doc__)
-    parser.add_argument("name", help="a student in params.yaml")
-    name = parser.parse_args().name
-    student = load_student(name)
-    training = load_with_overrides(TrainingParams, "training", student.training, name)
-    distillation = load_distillation(student.distillation, name)
-    views = load_section(ViewsParams, "views")
-    dataset = open_dataset().at(views.image_size)
-    teacher = checkpoint.fingerprint(TEACHER, made_by="dvc repro teacher")
-    store = open_store(dataset, views, teacher).at(distillation.decoding_temperature)
-    check_method(
-        distillation,
-        name,
-        encoding=store.contents.encoding,
-        labels=dataset.splits["train"].labels,
-    )
-    store.verify(dataset)
-    train = Views(dataset.splits["train"], views.policy, views.seed, default_device())
+def train_student(name: str, group: Group) -> None:
+    with group.leader_first():
+        student = load_student(name)
+        training = load_with_overrides(TrainingParams, "training", student.training, name)
+        distillation = load_distillation(student.distillation, name)
+        views = load_section(ViewsParams, "views")
+        dataset = open_dataset().at(views.image_size)
+        teacher = checkpoint.fingerprint(TEACHER, made_by="dvc repro teacher")
+        store = open_store(dataset, views, teacher).at(distillation.decoding_temperature)
+        check_method(
+            distillation,
+            name,
+            encoding=store.contents.encoding,
+            mixed=views.mix is not None,
+            labels=dataset.splits["train"].labels,
+        )
+        if group.leads:  # once is enough
+            store.verify(dataset)
+    train = views_of(dataset.splits["train"], views.plan, views.seed, default_device())
     lesson = Lesson(
         kind="students",
         view_of_epoch=lambda epoch: view_of_epoch(epoch, store.num_views, training.seed),
@@ -49,8 +52,23 @@ def main() -> None:
         hard_label_weight=distillation.hard_label_weight,
         distillation_loss=distillation_loss(distillation),
         soft_targets=store.gather,
+        inputs={
+            "views": views.model_dump(),
+            "distillation": distillation.model_dump(),
+            "store": asdict(store.index),
+        },
     )
-    run(name, student, training, dataset, lesson)
+    run(name, student, training, dataset, lesson, group)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m pipeline.stages.student", description=__doc__)
+    parser.add_argument("name", help="a student in params.yaml")
+    name = parser.parse_args().name
+    if distributed.launch("pipeline.stages.student", name):
+        return
+    with distributed.joined() as group:
+        train_student(name, group)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """teacher: train the teacher, or take it from a checkpoint, and measure it.
 
 Reads data/prepared/ and `teacher` of params.yaml; writes models/teacher/, metrics/teacher.json
-and predictions/teacher.safetensors.
+and predictions/teacher.safetensors. PROCESSES=N in the environment shares every batch among N
+processes.
 """
 
 import argparse
@@ -13,24 +14,34 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline import checkpoint
-from pipeline.augment import apply_views, permutation
+from pipeline import checkpoint, distributed
+from pipeline.augment import Policy, permutation
 from pipeline.checkpoint import TEACHER, WEIGHTS, InputSpec
+from pipeline.data_parallel import (
+    for_own_share,
+    parallel,
+    predict_together,
+    seed_apart,
+    share,
+    whole,
+)
 from pipeline.dataset import Dataset, open_dataset
-from pipeline.device import default_device, training_autocast
+from pipeline.device import compiled, default_device, to_device, training_autocast
+from pipeline.distributed import ALONE, Group
 from pipeline.errors import UserError, reported
 from pipeline.evaluation import (
     METRICS,
     PREDICTIONS,
     cost,
     measures,
-    predict_all,
     write_predictions,
 )
 from pipeline.files import atomic_directory, write_json
+from pipeline.optimisation import Optimisation, batches
 from pipeline.params.loading import load_section
 from pipeline.params.teacher import TeacherParams, TeacherTraining
 from pipeline.progress import EpochLog, bar
+from pipeline.views import views_of
 
 
 def train(
@@ -39,100 +50,89 @@ def train(
     dataset: Dataset,
     params: TeacherTraining,
     device: torch.device,
+    group: Group = ALONE,
 ) -> None:
-    """Train in place: a fresh view of every sample in every epoch, as the policy has them.
+    """Train in place: a fresh view of every sample in every epoch, as the policy has them. The
+    network ends with the last weights, or their average where `ema_decay` asks for one.
 
     Raises:
         UserError: the loss is no longer finite.
     """
     split, validation = dataset.splits["train"], dataset.splits["validation"]
-    images = torch.from_numpy(split.images).to(device)
+    views = views_of(split, Policy(params.policy), params.seed, device)
     labels = torch.from_numpy(split.labels).to(device)
     validation_labels = torch.from_numpy(validation.labels)
     steps_per_epoch = len(batches(np.arange(len(split)), params.batch_size))
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        params.learning_rate,
-        momentum=0.9,
-        nesterov=True,
-        weight_decay=params.weight_decay,
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: cosine_with_warmup(
-            step, params.epochs * steps_per_epoch, params.warmup_epochs * steps_per_epoch
-        ),
-    )
+    optimisation = Optimisation(network, params, steps_per_epoch)
+    forward = compiled(parallel(network, group), device, params.epochs * steps_per_epoch)
+    seed_apart(params.seed, group)
     log = EpochLog(params.epochs)
     for epoch in range(params.epochs):
         network.train()
         total_loss = torch.zeros((), device=device)
-        order = permutation(len(split), params.seed, epoch)
-        for samples in bar(batches(order, params.batch_size), f"epoch {epoch + 1}"):
-            views = apply_views(images[samples], params.policy, params.seed, epoch, samples)
-            inputs = spec.apply(views)
+        parts = batches(permutation(len(split), params.seed, epoch), params.batch_size)
+        own_batches = views.batches(epoch, [share(samples, group) for samples in parts])
+        if group.leads:
+            own_batches = bar(own_batches, f"epoch {epoch + 1}", total=len(parts))
+        for samples, batch in zip(parts, own_batches, strict=True):
+            inputs = spec.apply(batch.pixels)
             with training_autocast(device):
-                logits = network(inputs)
-            loss = F.cross_entropy(logits.float(), labels[samples])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+                own_logits = forward(inputs)
+            logits = whole(own_logits.float(), len(samples), group)
+            loss = F.cross_entropy(logits, labels[to_device(samples, device)])
+            optimisation.step(for_own_share(loss, group))
             total_loss += loss.detach() * len(samples)
         train_loss = total_loss.item() / len(split)
-        if not math.isfinite(train_loss):
+        # One rank tells; the others go on to where they wait for it, and end with it.
+        if not math.isfinite(train_loss) and group.leads:
             raise UserError(
                 f"the teacher's training loss is {train_loss} in epoch {epoch + 1}. Set a lower "
                 "`teacher.training.learning_rate`, or more `warmup_epochs`."
             )
-        logits = predict_all(network, spec, validation.images, device=device)
-        log.line(
-            epoch + 1,
-            train_loss=train_loss,
-            validation_accuracy=measures(logits, validation_labels, "validation")[
-                "validation_accuracy"
-            ],
-        )
+        evaluated = optimisation.evaluated
+        logits = predict_together(evaluated, spec, validation, device=device, group=group)
+        measured = measures(logits, validation_labels, "validation")
+        if group.leads:
+            log.line(
+                epoch + 1,
+                train_loss=train_loss,
+                validation_accuracy=measured["validation_accuracy"],
+            )
+    if optimisation.evaluated is not network:
+        network.load_state_dict(optimisation.evaluated.state_dict())
 
 
-def cosine_with_warmup(step: int, steps: int, warmup_steps: int) -> float:
-    """Factor on the peak learning rate: linear up, then a half cosine down to 0 at `steps`."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
-
-
-def batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """The order in batches; a last one of a single sample, which batch norm refuses, joins the
-    one before it."""
-    parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    if len(parts) > 1 and len(parts[-1]) == 1:
-        parts[-2:] = [np.concatenate(parts[-2:])]
-    return parts
-
-
-def main() -> None:
-    argparse.ArgumentParser("python -m pipeline.stages.teacher", description=__doc__).parse_args()
-    params = load_section(TeacherParams, "teacher")
-    dataset = open_dataset()
+def make_teacher(group: Group) -> None:
     device = default_device()
-    torch.manual_seed(params.training.seed)
-    description = checkpoint.describe(params.family, params.network, dataset)
-    network = checkpoint.build(description)
-    spec = description.input
-    if params.weights == "checkpoint":
-        checkpoint.load_foreign_weights(network, Path(params.checkpoint))
-    network.to(device)
-    print(f"teacher: {params.family}, {params.network.name}, weights: {params.weights}", flush=True)
+    with group.leader_first():
+        params = load_section(TeacherParams, "teacher")
+        dataset = open_dataset()
+        if dataset.encoded:  # decoded at the size that the network takes
+            dataset = dataset.at(params.network.input_size or dataset.image_size)
+        torch.manual_seed(params.training.seed)
+        description = checkpoint.describe(params.family, params.network, dataset)
+        network = checkpoint.build(description)
+        spec = description.input
+        if params.weights == "checkpoint":
+            checkpoint.load_foreign_weights(network, Path(params.checkpoint))
+        network.to(device)
+    if group.leads:
+        print(
+            f"teacher: {params.family}, {params.network.name}, weights: {params.weights}",
+            flush=True,
+        )
     if params.weights == "train":
-        train(network, spec, dataset, params.training, device)
+        with group.together():
+            train(network, spec, dataset, params.training, device, group)
 
     metrics: dict[str, float] = {}
     logits = {}
     for name in ("validation", "test"):
         split = dataset.splits[name]
-        logits[name] = predict_all(network, spec, split.images, device=device)
+        logits[name] = predict_together(network, spec, split, device=device, group=group)
         metrics |= measures(logits[name], torch.from_numpy(split.labels), name)
+    if not group.leads:
+        return
     if not all(torch.isfinite(values).all() for values in logits.values()):
         raise UserError(
             f"the teacher `{params.network.name}` answers with numbers that are not finite. Look "
@@ -150,6 +150,14 @@ def main() -> None:
         },
     )
     print(f"  test accuracy {metrics['test_accuracy']:.4f}")
+
+
+def main() -> None:
+    argparse.ArgumentParser("python -m pipeline.stages.teacher", description=__doc__).parse_args()
+    if distributed.launch("pipeline.stages.teacher"):
+        return
+    with distributed.joined() as group:
+        make_teacher(group)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,101 @@
+"""One student's stage in a fresh process: seconds to the end of the first step, by part; memory.
+
+    python -m benchmarks.cold_start NAME STARTED
+
+Started by benchmarks.parts, in a project whose `soft_targets` has run; STARTED is the moment, by
+`time.monotonic`. The stage is the real one, and its functions are timed from outside; it is ended
+after some steps. Prints one line of JSON. Imports of its own are the standard library's.
+"""
+
+import importlib
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import islice
+
+STEPS = 20  # after which memory has reached its peak
+
+
+class Enough(Exception):
+    """Ends the training from within."""
+
+
+class Clock:
+    """Seconds by part; what stands in none of them is `else`."""
+
+    def __init__(self, started: float):
+        self._started, self.seconds = started, {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begin
+
+    def around(self, owner: object, attribute: str, name: str) -> None:
+        """Time every call of `owner.attribute` as a part."""
+        function: Callable = getattr(owner, attribute)
+
+        def timed(*arguments, **options):
+            with self.part(name):
+                return function(*arguments, **options)
+
+        setattr(owner, attribute, timed)
+
+    def stop(self) -> None:
+        total = time.monotonic() - self._started
+        self.seconds["else"] = total - sum(self.seconds.values())
+        self.seconds["in all"] = total
+
+
+class ShortViews:
+    """Views whose first batches are all that there are: the loop asks for a batch when it has done
+    with the one before."""
+
+    def __init__(self, views: object, clock: Clock):
+        self._views, self._clock = views, clock
+
+    def batches(self, view: int, order: list) -> Iterator:
+        with self._clock.part("first step"):
+            source = iter(self._views.batches(view, order))
+            yield next(source)
+        self._clock.stop()
+        yield from islice(source, STEPS)
+        raise Enough
+
+
+def main() -> None:
+    _, name, started = sys.argv
+    clock = Clock(float(started))
+    clock.seconds["interpreter"] = time.monotonic() - float(started)
+    with clock.part("import torch"):
+        import torch  # noqa: F401, PLC0415  (what is timed)
+    with clock.part("import the stage"):
+        stage = importlib.import_module("pipeline.stages.student")
+    with clock.part("import the network's family"):
+        importlib.import_module(f"pipeline.networks.{stage.load_student(name).family}")
+    clock.around(stage, "open_dataset", "open the dataset")
+    clock.around(stage, "open_store", "open the store")
+    clock.around(importlib.import_module("pipeline.replay").Store, "verify", "verify the store")
+    clock.around(stage.checkpoint, "build", "build the network")
+    # The first optimiser of a process makes torch import its compiler.
+    optimisation = importlib.import_module("pipeline.optimisation")
+    clock.around(optimisation, "make_optimizer", "make the optimiser")
+    clock.around(stage, "views_of", "take the images")
+    views_of = stage.views_of
+    stage.views_of = lambda *arguments: ShortViews(views_of(*arguments), clock)
+    sys.argv = ["student", name]
+    with suppress(Enough):
+        stage.main()
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    print(json.dumps({"seconds": clock.seconds, "peak_bytes": peak}))
+
+
+if __name__ == "__main__":
+    main()

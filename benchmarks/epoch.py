@@ -1,0 +1,232 @@
+"""Epochs of distillation on CIFAR-100, beside torchdistill, which runs the teacher at every step.
+
+    python -m benchmarks.epoch data/raw/cifar100.tar.gz
+
+ResNet-56 teaches ResNet-20, the networks of this project on both sides, batches of 64 of the same
+images. Ours is the loop that students run, from cached soft targets. Theirs is set up as the sample
+configurations for CIFAR-100 of torchdistill are: images as PIL, RandomCrop, RandomHorizontalFlip,
+ToTensor and Normalize in a DataLoader with workers, KDLoss (T = 4, alpha = 0.9), SGD with momentum;
+and runs as its example for image classification does, with its box and its metric logger.
+
+Theirs computes in float32, as it does by itself; ours in bfloat16 where the device does. So theirs
+is measured under bfloat16 autocast, too; and the teacher's forward pass alone in both, on batches
+that are ready, which tells what of the difference is the teacher. A slice of theirs is a pass of
+its DataLoader over so many batches, with workers that persist: nothing is loaded ahead of a slice.
+Evaluation is on neither side. Ours leaves out the making of the store: one teacher pass per view.
+
+Needs torchdistill, any 1.1 release. The project's `bench` extra has 1.1.4; another goes to a folder
+of its own:
+
+    pip install --no-deps --target FOLDER torchdistill==1.1.5
+    PYTHONPATH=FOLDER python -m benchmarks.epoch data/raw/cifar100.tar.gz
+"""
+
+import argparse
+import io
+import json
+import logging
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import RandomSampler
+
+from benchmarks import loops
+from benchmarks.loops import Loop
+from benchmarks.pairs import in_turns, median
+from benchmarks.reading import write_store
+from pipeline.dataset import Dataset
+from pipeline.device import default_device, training_autocast
+from pipeline.errors import UserError, reported
+from pipeline.image_files import read_files
+from pipeline.networks import cifar_resnet
+
+BATCH, CLASSES, EPOCH = 64, 100, 50_000  # CIFAR-100's training images
+TARGET = 3.5
+MEAN, STD = [0.5070754, 0.48655024, 0.44091907], [0.26733398, 0.25643876, 0.2761503]
+
+
+def cifar100(archive: Path, count: int) -> Dataset:
+    """The first images of the archive's training split."""
+    files = ((n.split("/"), c) for n, c in read_files(archive))
+    training = ((parts, content) for parts, content in files if "train" in parts[:-2])
+    images, names = [], []
+    for parts, content in islice(training, count):
+        images.append(np.asarray(Image.open(io.BytesIO(content)).convert("RGB")))
+        names.append(parts[-2])
+    if len(images) < BATCH or images[0].shape != (32, 32, 3):
+        raise UserError(
+            f"`{archive}` has {len(images)} images below train/<class>/; expected CIFAR-100's. "
+            "Write it with docs/examples/cifar_archive.py."
+        )
+    labels = np.unique(names, return_inverse=True)[1]
+    return loops.in_memory(np.stack(images).transpose(0, 3, 1, 2).copy(), labels, CLASSES)
+
+
+class PilImages(TorchDataset):
+    """As torchvision's CIFAR100 gives them: an array's row, made a PIL image, transformed."""
+
+    def __init__(self, dataset: Dataset, transform: Callable[[Image.Image], torch.Tensor]):
+        split = dataset.splits["train"]
+        self.data = np.ascontiguousarray(split.images.transpose(0, 2, 3, 1))
+        self.targets, self.transform = split.labels.tolist(), transform
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.transform(Image.fromarray(self.data[index])), self.targets[index]
+
+
+def torchdistill_slices(
+    dataset: Dataset, steps: int, workers: int, device: torch.device
+) -> tuple[str, Callable[[], None]]:
+    """torchdistill's version, and a function that trains so many steps.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import torchvision.datasets  # noqa: F401, PLC0415  (torchdistill looks for it when imported)
+        from torchdistill import __version__ as version  # noqa: PLC0415
+        from torchdistill.core.distillation import get_distillation_box  # noqa: PLC0415
+        from torchdistill.misc.log import MetricLogger, SmoothedValue  # noqa: PLC0415
+        from torchvision import transforms  # noqa: PLC0415
+    except ImportError as error:
+        raise UserError(
+            f"torchdistill cannot be imported ({error}); expected any 1.1 release. Run "
+            "`pip install --no-deps --target FOLDER torchdistill==1.1.5`, and set "
+            "PYTHONPATH=FOLDER."
+        ) from None
+    logging.getLogger().setLevel(logging.WARNING)  # it logs its configuration
+    augment = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(0.5)]
+    convert = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    images = PilImages(dataset, transforms.Compose([*augment, *convert]))
+    sampler = {"class_or_func": RandomSampler, "kwargs": {"num_samples": steps * BATCH}}
+    loader = {"batch_size": BATCH, "num_workers": workers, "persistent_workers": workers > 0}
+    paths = {
+        f"{who}_module_{what}": value
+        for who in ("student", "teacher")
+        for what, value in (("path", "."), ("io", "output"))
+    }
+    loss = {"key": "KDLoss", "kwargs": {**paths, "temperature": 4.0, "alpha": 0.9}}
+    config = {
+        "num_epochs": 200,
+        "train_data_loader": {"dataset_id": "train", "sampler": sampler, "kwargs": loader},
+        "teacher": {"forward_proc": "forward_batch_only", "requires_grad": False},
+        "student": {"forward_proc": "forward_batch_only", "requires_grad": True},
+        "optimizer": {
+            "key": "SGD",
+            "kwargs": {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4},
+        },
+        "criterion": {
+            "key": "WeightedSumLoss",
+            "kwargs": {"sub_terms": {"kd": {"criterion": loss, "weight": 1.0}}},
+        },
+    }
+    teacher, student = (
+        cifar_resnet.build(name, CLASSES, 3).to(device) for name in ("resnet56", "resnet20")
+    )
+    teacher.eval()
+    box = get_distillation_box(teacher, student, {"train": images}, config, device, None, False, 1)
+
+    def run() -> None:
+        box.pre_epoch_process(epoch=0)
+        logger = MetricLogger(delimiter="  ")
+        logger.add_meter("lr", SmoothedValue(window_size=1, fmt="{value}"))
+        taken = 0
+        for pixels, targets, more in logger.log_every(box.train_data_loader, 100, ""):
+            loss = box.forward_process(pixels.to(device), targets.to(device), more)
+            box.post_forward_process(loss=loss)
+            logger.update(loss=loss.item(), lr=box.optimizer.param_groups[0]["lr"])
+            taken += 1
+        assert taken == steps
+
+    return version, run
+
+
+def teacher_alone(steps: int, device: torch.device, *, by_rule: bool) -> Callable[[int], None]:
+    network = cifar_resnet.build("resnet56", CLASSES, 3).to(device).eval()
+    ready = torch.rand(BATCH, 3, 32, 32, device=device)
+
+    @torch.no_grad()
+    def run(_: int) -> None:
+        with training_autocast(device) if by_rule else nullcontext():
+            for _ in range(steps):
+                logits = network(ready)
+        logits.cpu()  # on CUDA, waits for all
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks.epoch", description=__doc__)
+    parser.add_argument("archive", type=Path, help="CIFAR-100: docs/examples/cifar_archive.py")
+    parser.add_argument("--images", type=int, default=10_000, help="of it, on both sides")
+    parser.add_argument("--pairs", type=int, default=100, help="of slices to compare by")
+    parser.add_argument("--steps", type=int, default=20, help="of training in a slice")
+    parser.add_argument("--workers", type=int, default=2, help="of torchdistill's DataLoader")
+    arguments = parser.parse_args()
+    pairs, steps, device = arguments.pairs, arguments.steps, default_device()
+    dataset = cifar100(arguments.archive, arguments.images)
+    split = dataset.splits["train"]
+    logits = 3 * np.random.default_rng(0).standard_normal((len(split), CLASSES), np.float32)
+    views = loops.views_of(dataset, device)
+    version, theirs = torchdistill_slices(dataset, steps, arguments.workers, device)
+
+    def theirs_by_rule(_: int) -> None:
+        with training_autocast(device):
+            theirs()
+
+    with tempfile.TemporaryDirectory() as folder:
+        store = write_store(Path(folder) / "store", logits, split.labels, None)
+        lesson = loops.cached(views, store.at(loops.TEMPERATURE).gather)
+        loop = Loop("cifar_resnet", "resnet20", dataset, lesson, BATCH, device)
+        sides = {
+            "ours": lambda _: loop.run(steps),
+            "torchdistill": lambda _: theirs(),
+            "torchdistill, by our rule": theirs_by_rule,
+            "teacher, float32": teacher_alone(steps, device, by_rule=False),
+            "teacher, by our rule": teacher_alone(steps, device, by_rule=True),
+        }
+        in_turns(sides, 1)  # the first passes set things up
+        times = in_turns(sides, pairs)
+    ours, plain, ruled = (times[name] for name in list(sides)[:3])
+    ratios = {
+        "torchdistill": plain / ours,
+        "torchdistill, by our rule": ruled / ours,
+        "torchdistill without teacher": (plain - times["teacher, float32"]) / ours,
+        "the same, by our rule": (ruled - times["teacher, by our rule"]) / ours,
+    }
+    print(
+        f"{device.type}, {torch.get_num_threads()} threads, torchdistill {version} with "
+        f"{arguments.workers} workers; {pairs} rounds of {steps} steps of each\n"
+        f"our rule: bfloat16 where the device computes in it: {training_autocast(device)._enabled}"
+    )
+    epoch = {k: float(np.median(v)) * EPOCH / (steps * BATCH) for k, v in times.items()}
+    for name, seconds in epoch.items():
+        print(f"  {name:<30}{seconds:8.1f} s for {EPOCH:,} images")
+    print(f"ours is so many times as fast as (95 %; the target is {TARGET})")
+    found = {name: median(ratio) for name, ratio in ratios.items()}
+    for name, interval in found.items():
+        print(f"  {name:<30}{interval}")
+    summary = {
+        "benchmark": "epoch",
+        "torchdistill": version,
+        "pairs": pairs,
+        "steps": steps,
+        "seconds_per_epoch": {name: round(seconds, 1) for name, seconds in epoch.items()},
+        "times_as_fast_as": {name: interval.as_list() for name, interval in found.items()},
+    }
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    with reported():
+        main()

@@ -1,0 +1,178 @@
+"""The training loop that students run, some steps at a time, for benchmarks that alternate it.
+
+What the benchmarks of training need of the pipeline's students' side is here, in one place.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pipeline import checkpoint
+from pipeline.augment import Policy, permutation
+from pipeline.checkpoint import InputSpec
+from pipeline.dataset import Dataset, Split
+from pipeline.decoding import eight_bits
+from pipeline.device import compiled, training_autocast
+from pipeline.image_files import read_files
+from pipeline.losses import kd
+from pipeline.optimisation import Optimisation, batches
+from pipeline.params.network import NetworkParams
+from pipeline.params.training import TrainingParams
+from pipeline.stages.prepare import to_pixels
+from pipeline.training import Course, Lesson, SoftTargets
+from pipeline.views import Batch, Views
+
+TEMPERATURE, SOFT, HARD = 4.0, 0.9, 0.1
+VIEW = 0  # the one that is cached
+
+
+@dataclass(frozen=True)
+class Case:
+    """One student, its teacher and their images."""
+
+    name: str
+    family: str
+    student: str
+    teacher: str
+    image_size: int  # pixels
+    batch_size: int
+
+
+RESNET20 = Case("ResNet-20, 32 pixels", "cifar_resnet", "resnet20", "resnet56", 32, 128)
+MOBILENET = Case(
+    "MobileNetV3-small, 224 pixels", "torchvision", "mobilenet_v3_small", "resnet50", 224, 32
+)
+
+
+def noise(samples: int, size: int, classes: int) -> Dataset:
+    """Random images: what they show does not matter to speed."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (samples, 3, size, size), np.uint8)
+    return in_memory(images, rng.integers(0, classes, samples), classes)
+
+
+def photographs(archive: Path, samples: int, size: int, classes: int) -> Dataset:
+    """The archive's images at a size, over and over until there are so many."""
+    pixels = [
+        to_pixels(eight_bits(Image.open(io.BytesIO(content))), size, 3)
+        for _, content in read_files(archive)
+    ]
+    images = np.stack([pixels[index % len(pixels)] for index in range(samples)])
+    return in_memory(images, np.arange(samples) % classes, classes)
+
+
+def in_memory(images: np.ndarray, labels: np.ndarray, classes: int) -> Dataset:
+    """A dataset that has a training split alone: [N, C, H, W] uint8, [N] int64."""
+    names = [str(number) for number in range(classes)]
+    split = Split(images, labels.astype(np.int64), Path(), "train")
+    statistics = ([0.5] * 3, [0.25] * 3)
+    return Dataset("0" * 64, names, 3, images.shape[-1], *statistics, {"train": split})
+
+
+def views_of(dataset: Dataset, device: torch.device) -> Views:
+    return Views(dataset.splits["train"], Policy("crop_flip"), 0, device)
+
+
+def build(
+    family: str, name: str, dataset: Dataset, device: torch.device
+) -> tuple[nn.Module, InputSpec]:
+    torch.manual_seed(0)
+    description = checkpoint.describe(family, NetworkParams(name=name), dataset)
+    return checkpoint.build(description).to(device), description.input
+
+
+class Teacher:
+    """A teacher that answers at every step: for the views that a student is about to see."""
+
+    def __init__(self, family: str, name: str, dataset: Dataset, device: torch.device):
+        network, self._spec = build(family, name, dataset, device)
+        self._network, self._device = network.eval(), device
+
+    @torch.inference_mode()
+    def answer(self, pixels: Tensor) -> Tensor:
+        """[B, C, H, W] uint8 -> [B, classes] float32; bfloat16 inside where students use it."""
+        with training_autocast(self._device):
+            return self._network(self._spec.apply(pixels)).float()
+
+
+def supervised(views: Views) -> Lesson:
+    return Lesson("baselines", lambda epoch: VIEW, views.batches)
+
+
+def cached(views: Views, soft_targets: SoftTargets) -> Lesson:
+    return Lesson(
+        "students",
+        lambda epoch: VIEW,
+        views.batches,
+        hard_label_weight=HARD,
+        distillation_loss=lambda student_logits, teacher_logits, labels, kept, epoch: (
+            SOFT * kd(student_logits, teacher_logits, temperature=TEMPERATURE)
+        ),
+        soft_targets=soft_targets,
+    )
+
+
+def online(views: Views, teacher: Teacher) -> Lesson:
+    """The cached lesson, but that a teacher's answers take the place of the store's rows."""
+    current: list[Batch] = []
+
+    def batches(view: int, order: Sequence[np.ndarray]) -> Iterator[Batch]:
+        for batch in views.batches(view, order):
+            current[:] = [batch]
+            yield batch
+
+    def answers(view: int, samples: np.ndarray) -> tuple[np.ndarray, None]:
+        return teacher.answer(current[0].pixels).cpu().numpy(), None
+
+    lesson = cached(views, answers)
+    return Lesson(**{**vars(lesson), "batches": batches})
+
+
+class Loop:
+    """What `pipeline.training.train` does for batch after batch, some steps at a time, in epochs
+    without evaluation: the view, the soft targets, and the course's own step."""
+
+    def __init__(
+        self,
+        family: str,
+        network: str,
+        dataset: Dataset,
+        lesson: Lesson,
+        batch_size: int,
+        device: torch.device,
+    ):
+        params = TrainingParams(
+            epochs=1000,
+            batch_size=batch_size,
+            optimizer="sgd",
+            learning_rate=0.01,
+            weight_decay=5e-4,
+            seed=0,
+        )
+        module, spec = build(family, network, dataset, device)
+        split = dataset.splits["train"]
+        self._order = batches(permutation(len(split), params.seed), batch_size)
+        optimisation = Optimisation(module.train(), params, len(self._order))
+        forward = compiled(module, device, params.epochs * len(self._order))
+        labels = torch.from_numpy(split.labels).to(device)
+        self._course = Course(forward, spec, optimisation, lesson, labels, device)
+        self._steps, self._device = self._endless(), device
+
+    def run(self, steps: int) -> None:
+        """So many steps more, all that they do on the device too."""
+        for samples, batch in islice(self._steps, steps):
+            self._course.step(samples, batch, VIEW, epoch=1)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def _endless(self) -> Iterator[tuple[np.ndarray, Batch]]:
+        while True:
+            batches_of_view = self._course.lesson.batches(VIEW, self._order)
+            yield from zip(self._order, batches_of_view, strict=True)

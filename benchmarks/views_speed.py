@@ -1,0 +1,90 @@
+"""Making views: whole batches in exact arithmetic, beside torchvision image by image.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.views_speed
+
+Each policy at 32 and at 224 pixels, from uint8 images of that size in memory to one batch of views,
+beside torchvision's v2 transforms of the same name on uint8 tensors, one image at a time as a
+dataset in a DataLoader does it, stacked; its MixUp and CutMix on the whole batch.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torchvision.transforms import v2
+
+from benchmarks.pairs import alternate, median
+from pipeline.augment import Policy
+from pipeline.device import default_device
+from pipeline.views import view_of
+
+BATCH = {32: 256, 224: 32}  # by the side in pixels
+POLICIES = (
+    "crop_flip",
+    "random_resized_crop",
+    "crop_flip+rand_augment(2,9)",
+    "random_resized_crop+rand_augment(2,9)",
+    "random_resized_crop+mixup(0.2)",
+    "random_resized_crop+cutmix(1.0)",
+)
+
+
+def ours(policy: Policy, images: torch.Tensor, device: torch.device) -> Callable[[int], None]:
+    samples = np.arange(len(images))
+
+    def make(number: int = 0) -> None:
+        view_of(images, policy, 0, number, samples, device).pixels[0].sum().item()  # waits
+
+    return make
+
+
+def theirs(policy: Policy, images: torch.Tensor) -> Callable[[int], None]:
+    size = images.shape[-1]
+    crop = {
+        "crop_flip": lambda: v2.RandomCrop(size, padding=4),
+        "random_resized_crop": lambda: v2.RandomResizedCrop(size, antialias=True),
+    }[policy.geometry]
+    augment = [v2.RandAugment(*policy.rand_augment)] if policy.rand_augment else []
+    transform = v2.Compose([crop(), v2.RandomHorizontalFlip(), *augment])
+    labels = torch.zeros(len(images), dtype=torch.int64)
+    mix = None
+    if policy.mix is not None:
+        method, alpha = policy.mix
+        mix = {"mixup": v2.MixUp, "cutmix": v2.CutMix}[method](alpha=alpha, num_classes=2)
+
+    def make(_: int = 0) -> None:
+        views = torch.stack([transform(image) for image in images])
+        if mix is not None:
+            mix(views.float(), labels)
+
+    return make
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks.views_speed", description=__doc__)
+    parser.add_argument("--pairs", type=int, default=100, help="of each policy and size")
+    pairs = parser.parse_args().pairs
+    device, found = default_device(), {}
+    torch.manual_seed(0)
+    print(f"{device.type}, {torch.get_num_threads()} threads, {pairs} alternating pairs")
+    print(f"{'':44}images/s  times as fast as torchvision on the CPU (95 %)")
+    for size, batch in BATCH.items():
+        images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
+        for text in POLICIES:
+            policy = Policy.from_text(text)
+            mine, other = ours(policy, images.to(device), device), theirs(policy, images)
+            mine(), other()
+            seconds, other_seconds = alternate(mine, other, pairs)
+            rate, ratio = median(batch / seconds), median(other_seconds / seconds)
+            print(f"{size:>4} {text:38} {rate.median:>8,.0f}  {ratio}", flush=True)
+            found[f"{text} at {size}"] = {
+                "images_per_second": rate.as_list(),
+                "times_as_fast": ratio.as_list(),
+            }
+    print(json.dumps({"benchmark": "views_speed", "policies": found}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""RandAugment's operations on batches of uint8 images, in exact arithmetic.
+
+The operations, their order and their strengths are torchvision's (`transforms.RandAugment`, 31
+magnitudes, nearest neighbours, black outside), after Cubuk et al. 2020, arXiv:1909.13719. Each is a
+formula in integers, written down in docs/soft_targets_format.md, or in float32 where all values
+are multiples of 2**-14 below 2**9, which it holds exactly. So a pixel depends on its image alone,
+on no batch, order or device.
+
+Contract code: an edit here runs the teacher again. Imports nothing of ours.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MAGNITUDES = 31  # 0 ... 30
+_ONE = 2**14
+_GREY = (4899, 9617, 1868)  # of red, green and blue, in units of 1 / 2**14
+_UNIT = 2**16  # of the coefficients of affine maps
+
+
+def apply(pixels: Tensor, operations: np.ndarray, signs: np.ndarray, magnitude: int) -> Tensor:
+    """One operation to each image.
+
+    Args:
+        pixels: [B, C, H, W] uint8; C is 1 or 3.
+        operations: [B] integers, places in OPERATIONS.
+        signs: [B] integers, -1 or 1: the direction, of operations that have one.
+        magnitude: 0 ... 30.
+
+    Returns:
+        [B, C, H, W] uint8, on the same device.
+    """
+    changed = pixels.clone()
+    for number, operation in enumerate(OPERATIONS.values()):
+        rows = np.flatnonzero(operations == number)
+        if len(rows) and operation is not None:
+            index = torch.from_numpy(rows).to(pixels.device)
+            sign = torch.from_numpy(signs[rows]).to(pixels.device)
+            changed[index] = operation(pixels[index], sign, magnitude)
+    return changed
+
+
+def _affine(pixels: Tensor, of_column: tuple, of_row: tuple) -> Tensor:
+    """The pixel at row i, column j comes from row (a, b, c of `of_row`) and column (of
+    `of_column`) (a * (2j + 1) + b * (2i + 1) + c) >> 17 of the image; black where there is none.
+
+    Args:
+        of_column, of_row: three each, integers or [n] tensors of them.
+    """
+    height, width = pixels.shape[2:]
+
+    def source(coefficients: tuple) -> Tensor:  # [n, H, W] int32: 2**31 is out of reach at 4096
+        a, b, c = (
+            torch.as_tensor(number, device=pixels.device).to(torch.int32).reshape(-1, 1, 1)
+            for number in coefficients
+        )
+        x = torch.arange(1, 2 * width, 2, device=pixels.device, dtype=torch.int32)
+        y = torch.arange(1, 2 * height, 2, device=pixels.device, dtype=torch.int32)[:, None]
+        return (a * x + b * y + c) >> 17
+
+    column, row = source(of_column), source(of_row)
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    index = torch.where(inside, row * width + column, 0).flatten(1).long()  # [n, H * W]
+    moved = pixels.flatten(2).gather(2, index[:, None].expand(-1, pixels.shape[1], -1))
+    return moved.view_as(pixels) * inside.expand(len(pixels), -1, -1)[:, None]
+
+
+def _shear_x(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
+    return _affine(pixels, (_UNIT, sign * _shear(magnitude), 0), (0, _UNIT, 0))
+
+
+def _shear_y(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
+    return _affine(pixels, (_UNIT, 0, 0), (sign * _shear(magnitude), _UNIT, 0))
+
+
+def _shear(magnitude: int) -> int:
+    return (_UNIT * magnitude + 50) // 100  # 0.3 at the largest
+
+
+def _translate_x(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
+    shift = -2 * _UNIT * sign * _translation(pixels.shape[3], magnitude)
+    return _affine(pixels, (_UNIT, 0, shift), (0, _UNIT, 0))
+
+
+def _translate_y(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
+    shift = -2 * _UNIT * sign * _translation(pixels.shape[2], magnitude)
+    return _affine(pixels, (_UNIT, 0, 0), (0, _UNIT, shift))
+
+
+def _translation(size: int, magnitude: int) -> int:
+    return 5 * size * magnitude // 331  # whole pixels; 150/331 of the side at the largest
+
+
+def _rotate(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
+    angle = np.deg2rad(magnitude)  # 30 degrees at the largest
+    cosine = round(_UNIT * float(np.cos(angle)))
+    sine = sign * round(_UNIT * float(np.sin(angle)))
+    height, width = pixels.shape[2:]
+    return _affine(
+        pixels,
+        (cosine, -sine, (_UNIT - cosine) * width + sine * height),
+        (sine, cosine, (_UNIT - cosine) * height - sine * width),
+    )
+
+
+def _factor(sign: Tensor, magnitude: int) -> Tensor:
+    """[n, 1, 1, 1] integers in units of 1 / 2**14: 0.1 ... 1.9 at the largest."""
+    return ((_ONE * (100 + 3 * magnitude * sign) + 50) // 100).view(-1, 1, 1, 1)
+
+
+def _blend(pixels: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    """factor * pixels + (1 - factor) * other, rounded down, within 0 ... 255."""
+    share = factor.float() / _ONE
+    mixed = pixels.float().mul_(share).addcmul_(other, 1 - share)
+    return mixed.clamp_(0, 255).to(torch.uint8)
+
+
+def _grey(pixels: Tensor) -> Tensor:
+    """[n, 1, H, W] float32, whole levels."""
+    if pixels.shape[1] == 1:
+        return pixels.float()
+    red, green, blue = (
+        pixels[:, [channel]].float().mul_(weight / _ONE) for channel, weight in enumerate(_GREY)
+    )
+    return red.add_(green).add_(blue).floor_()
+
+
+def _color(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
+    if pixels.shape[1] == 1:
+        return pixels
+    return _blend(pixels, _grey(pixels), _factor(sign, magnitude))
+
+
+def _sharpness(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
+    """Towards or away from the mean of 3 x 3 pixels in which the middle counts 5 times; the
+    outermost pixels stay."""
+    height, width = pixels.shape[2:]
+    if min(height, width) <= 2:
+        return pixels
+    numbers = pixels.to(torch.int16)
+    columns = numbers[..., :-2, :] + numbers[..., 1:-1, :] + numbers[..., 2:, :]
+    sums = columns[..., :-2] + columns[..., 1:-1] + columns[..., 2:]
+    sums = sums.add_(numbers[..., 1:-1, 1:-1], alpha=4)  # 13 * 255 at most
+    # A sum over 13 is never half-way, and 1/13 in float32 errs by less than what keeps it from it.
+    smooth = sums.float().mul_(1 / 13).round_()
+    changed = pixels.clone()
+    inner = pixels[..., 1:-1, 1:-1]
+    changed[..., 1:-1, 1:-1] = _blend(inner, smooth, _factor(sign, magnitude))
+    return changed
+
+
+def _looked_up(pixels: Tensor, table: Tensor) -> Tensor:
+    """table: [n or 1, C or 1, 256] -> each pixel's entry, within 0 ... 255."""
+    batch, channels = pixels.shape[:2]
+    table = table.clamp(0, 255).to(torch.uint8).expand(batch, channels, -1)
+    return table.gather(2, pixels.flatten(2).long()).view_as(pixels)
+
+
+def _levels(pixels: Tensor) -> Tensor:
+    return torch.arange(256, device=pixels.device)
+
+
+def _brightness(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
+    factor = _factor(sign, magnitude).flatten(1)[..., None]  # [n, 1, 1]
+    return _looked_up(pixels, (factor * _levels(pixels)) >> 14)
+
+
+def _contrast(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
+    """Towards or away from the mean grey of the image."""
+    grey = _grey(pixels).long().sum((1, 2, 3))[:, None, None]  # [n, 1, 1]
+    count = pixels.shape[2] * pixels.shape[3]
+    factor = _factor(sign, magnitude).flatten(1)[..., None]
+    levels = factor * count * _levels(pixels) + (_ONE - factor) * grey
+    return _looked_up(pixels, levels.div(_ONE * count, rounding_mode="floor"))
+
+
+def _posterize(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
+    dropped = (4 * magnitude + 15) // 30  # bits; 4 at the largest
+    return pixels >> dropped << dropped
+
+
+def _solarize(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
+    levels = _levels(pixels)
+    inverted = torch.where(30 * levels >= 255 * (30 - magnitude), 255 - levels, levels)
+    return _looked_up(pixels, inverted.view(1, 1, 256))
+
+
+def _auto_contrast(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
+    """Each channel's levels stretched to 0 ... 255."""
+    least, most = (
+        found.flatten(2).long() for found in (pixels.amin((2, 3), True), pixels.amax((2, 3), True))
+    )  # [n, C, 1]
+    levels = _levels(pixels)
+    stretched = (255 * (levels - least)).div((most - least).clamp(min=1), rounding_mode="floor")
+    return _looked_up(pixels, torch.where(most > least, stretched, levels))
+
+
+def _equalize(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
+    """Each channel's levels spread evenly, as Pillow's ImageOps.equalize does."""
+    flat = pixels.flatten(2).long()  # [n, C, H * W]
+    ones = torch.ones(1, dtype=torch.int64, device=pixels.device)
+    histogram = flat.new_zeros(*flat.shape[:2], 256).scatter_add_(2, flat, ones.expand_as(flat))
+    below = histogram.cumsum(2) - histogram
+    of_largest = histogram.gather(2, flat.amax(2, keepdim=True))  # [n, C, 1]
+    step = (flat.shape[2] - of_largest).div(255, rounding_mode="floor")
+    even = (below + step // 2).div(step.clamp(min=1), rounding_mode="floor")
+    return _looked_up(pixels, torch.where(step > 0, even, _levels(pixels)))
+
+
+#: (pixels [n, C, H, W], sign [n], magnitude) -> pixels; None changes nothing.
+OPERATIONS: dict[str, Callable[[Tensor, Tensor, int], Tensor] | None] = {
+    "identity": None,
+    "shear_x": _shear_x,
+    "shear_y": _shear_y,
+    "translate_x": _translate_x,
+    "translate_y": _translate_y,
+    "rotate": _rotate,
+    "brightness": _brightness,
+    "color": _color,
+    "contrast": _contrast,
+    "sharpness": _sharpness,
+    "posterize": _posterize,
+    "solarize": _solarize,
+    "auto_contrast": _auto_contrast,
+    "equalize": _equalize,
+}

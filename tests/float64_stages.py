@@ -1,0 +1,42 @@
+"""Stages in one process, or in one rank of several, in float64: STAGE[:ARGUMENT] ... on the
+command line.
+
+The order of a sum moves a float32's last bit, now and then that moves a ReLU's input across 0, and
+a few steps of training make it visible. In float64 one process and several stay together closely
+enough to be compared.
+"""
+
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+
+import torch
+from conftest import run_stage
+
+from pipeline import device, distributed
+from pipeline.stages import student
+
+
+def relate_rows(run):
+    """A student's loss gets a term that relates the rows of a batch, and so tells a whole batch
+    from its parts."""
+
+    def related(name, params, training, dataset, lesson, group):
+        def loss(student_logits, teacher_logits, *others):
+            products = student_logits @ student_logits.T - teacher_logits @ teacher_logits.T
+            own = lesson.distillation_loss(student_logits, teacher_logits, *others)
+            return own + 0.01 * products.square().mean()
+
+        run(name, params, training, dataset, replace(lesson, distillation_loss=loss), group)
+
+    return related
+
+
+if __name__ == "__main__":
+    torch.set_default_dtype(torch.float64)
+    device.computes_in_bfloat16 = lambda _: False
+    student.run = relate_rows(student.run)
+    with distributed.joined() as group:
+        distributed.joined = lambda: nullcontext(group)  # a process joins once
+        for stage in sys.argv[1:]:
+            run_stage(*stage.split(":"))

@@ -1,0 +1,47 @@
+"""One view of a few images by every kind of policy, also as a process of its own: its digests."""
+
+import hashlib
+import json
+
+import numpy as np
+import torch
+
+from pipeline.augment import Policy, hash64
+from pipeline.views import Batch, view_of
+
+TEXTS = [
+    "none",
+    "crop",
+    "crop_flip",
+    "random_resized_crop",
+    "none+rand_augment(3,30)",
+    "random_resized_crop+rand_augment(2,9)",
+    "none+mixup(1.0)",
+    "crop+cutmix(1.0)",
+    "random_resized_crop+rand_augment(2,9)+mixup(0.2)",
+    "random_resized_crop+rand_augment(1,15)+cutmix(0.5)",
+]
+
+
+def images(channels: int = 3, size: int = 16, count: int = 40) -> torch.Tensor:
+    """Noise, of another range of levels in every image, and of no generator that may change."""
+    numbers = hash64(np.arange(count * channels * size**2)).reshape(count, channels, size, size)
+    ranges = hash64(1, np.arange(count)) % np.uint64(255) + np.uint64(2)
+    return torch.from_numpy((numbers % ranges[:, None, None, None]).astype(np.uint8))
+
+
+def views(text: str, samples: np.ndarray, everything: torch.Tensor | None = None) -> Batch:
+    everything = images() if everything is None else everything
+    return view_of(everything, Policy.from_text(text), 3, 1, samples)
+
+
+def digests() -> dict[str, str]:
+    samples = np.arange(40)
+    return {
+        text: hashlib.sha256(views(text, samples).pixels.numpy()).hexdigest()[:16] for text in TEXTS
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    print(json.dumps(digests()))
