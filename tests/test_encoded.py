@@ -575,5 +575,7 @@ def test_an_encoded_image_that_cannot_be_shown_is_named(encoded_project):
     split = open_dataset().splits["test"]
     path = encoded_path(split.directory, "test")
     path.write_bytes(bytes(path.stat().st_size))
-    with pytest.raises(UserError, match=r"`\w+/\d\.\w+` of test cannot be read .* dvc repro prep"):
+    with pytest.raises(
+        UserError, match=r"`train/\w+/\d\.\w+` of test cannot .* `dvc repro prepare`"
+    ):
         clean_pixels(open_dataset().splits["test"], 0)
