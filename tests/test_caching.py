@@ -91,7 +91,14 @@ class Clone:
         return yaml.safe_load((self.root / "dvc.lock").read_text("utf-8"))
 
     def outputs(self) -> dict[str, bytes]:
-        folders = ("data/prepared", "data/soft_targets", "models", "predictions", "metrics")
+        folders = (
+            "data/prepared",
+            "data/soft_targets",
+            "models",
+            "predictions",
+            "metrics",
+            "reports",
+        )
         files = [path for folder in folders for path in (self.root / folder).rglob("*.*")]
         return {str(path.relative_to(self.root)): path.read_bytes() for path in files}
 

@@ -18,10 +18,12 @@ from PIL import Image
 
 from pipeline import views as views_module
 from pipeline.augment import Policy, apply_views, boxes, mirrored, permutation
-from pipeline.dataset import Dataset, open_dataset
+from pipeline.dataset import Dataset, encoded_path, open_dataset
 from pipeline.decoding import clean_boxes, decode_view, eight_bits
 from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.report import THUMBNAIL
+from pipeline.stages.compare import clean_pixels
 from pipeline.stages.prepare import ahead
 from pipeline.store import verify
 from pipeline.views import EncodedViews, views_of
@@ -550,3 +552,30 @@ def test_photographs_are_prepared_and_shown(folder, quality):
         expected = upright_view(image, box, 64, 3)
         assert np.abs(batch.pixels[sample].numpy() - expected.astype(int)).mean() < 4
     assert isinstance(views_of(split, Policy("none"), 0, CPU), EncodedViews)
+
+
+# What `compare` shows.
+
+
+def test_the_report_shows_encoded_images_as_networks_are_tested_on_them(encoded_project):
+    split = open_dataset().splits["test"]
+    for sample in range(len(split)):
+        pixels = clean_pixels(split, sample)
+        assert pixels.shape == (3, THUMBNAIL, THUMBNAIL)
+        image = Image.open(io.BytesIO(split.content(sample))).convert("RGB")
+        side = min(image.size) * 64 / round(64 * 256 / 224)  # the middle square
+        left, top = ((length - side) / 2 for length in image.size)
+        small = image.resize((8, 8), Image.Resampling.BOX, (left, top, left + side, top + side))
+        shown = Image.fromarray(pixels.transpose(1, 2, 0)).resize((8, 8), Image.Resampling.BOX)
+        difference = np.asarray(small).astype(int) - np.asarray(shown)
+        assert np.abs(difference).mean() < 3  # levels; JPEG at a part of its size, and bilinear
+
+
+def test_an_encoded_image_that_cannot_be_shown_is_named(encoded_project):
+    split = open_dataset().splits["test"]
+    path = encoded_path(split.directory, "test")
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(
+        UserError, match=r"`train/\w+/\d\.\w+` of test cannot .* `dvc repro prepare`"
+    ):
+        clean_pixels(open_dataset().splits["test"], 0)

@@ -83,76 +83,6 @@ def test_a_training_that_diverges_is_told_and_writes_nothing(project):
     assert Path("metrics/baselines/small.json").read_bytes() == before
 
 
-def test_the_comparison_is_the_arithmetic_of_its_parts(project):
-    comparison = read("metrics/comparison.json")
-    teacher, student = comparison["teacher"], comparison["students"]["small"]
-    measures = {
-        "test_accuracy",
-        "test_top5_accuracy",
-        "test_nll",
-        "parameters",
-        "macs",
-        "size_bytes",
-    }
-    assert set(teacher) == set(student["distilled"]) == set(student["baseline"]) == measures
-    distilled, baseline = student["distilled"], student["baseline"]
-    assert student["gain"] == distilled["test_accuracy"] - baseline["test_accuracy"]
-    assert student["retention"] == distilled["test_accuracy"] / teacher["test_accuracy"]
-    assert student["compression"] == teacher["parameters"] / distilled["parameters"]
-    assert student["macs_ratio"] == teacher["macs"] / distilled["macs"]
-    decisions = [
-        load_file(f"predictions/{name}.safetensors")["test"].argmax(1)
-        for name in ("teacher", "students/small")
-    ]
-    assert student["agreement"] == pytest.approx((decisions[0] == decisions[1]).mean())
-    size = Path("models/students/small/weights.safetensors").stat().st_size
-    assert distilled["size_bytes"] == size
-
-
-def test_the_csv_says_the_same_as_the_json(project):
-    comparison, table = read("metrics/comparison.json"), pd.read_csv("metrics/comparison.csv")
-    assert list(table["role"]) == ["teacher", "distilled", "baseline"]
-    row = table[(table["model"] == "small") & (table["role"] == "distilled")].iloc[0]
-    for key, value in comparison["students"]["small"]["distilled"].items():
-        assert row[key] == pytest.approx(value)
-    for key in ("gain", "retention", "agreement", "compression", "macs_ratio"):
-        assert row[key] == pytest.approx(comparison["students"]["small"][key])
-
-
-def test_the_comparison_is_printed_as_a_table(project, capsys):
-    run_stage("compare")
-    printed = capsys.readouterr().out
-    assert "teacher: test accuracy" in printed
-    assert "small" in printed.splitlines()[-1]
-    run_stage("compare", "--show")
-    assert capsys.readouterr().out == printed
-
-
-@pytest.mark.parametrize(
-    ("path", "stage"),
-    [
-        ("metrics/students/small.json", "student@small"),
-        ("metrics/teacher.json", "teacher"),
-        ("predictions/students/small.safetensors", "student@small"),
-        ("metrics/history/baselines/small.csv", "baseline@small"),
-    ],
-)
-def test_an_absent_part_of_the_comparison_is_named_with_the_stage_that_makes_it(
-    project, path, stage
-):
-    Path(path).unlink()
-    with pytest.raises(UserError) as refusal:
-        run_stage("compare")
-    assert path in str(refusal.value)
-    assert stage in str(refusal.value)
-
-
-def test_results_of_a_student_that_is_no_longer_named_are_left_out(project):
-    Path("metrics/students/old.json").write_text("{}")
-    run_stage("compare")
-    assert list(read("metrics/comparison.json")["students"]) == ["small"]
-
-
 def test_depthwise_convolutions_compute_in_float32_on_a_cpu_and_nothing_else_of_them_changes():
     torch.manual_seed(0)
     network = torch.nn.Sequential(
@@ -251,7 +181,12 @@ def test_label_smoothing_is_for_baselines_alone(project, stage, kind):
 @pytest.mark.parametrize(
     ("stage", "model"), [("student", "students/small"), ("teacher", "teacher")]
 )
-def test_the_average_of_the_weights_is_what_is_measured_and_saved(project, stage, model):
+def test_the_average_of_the_weights_is_what_is_measured_and_saved(
+    project, monkeypatch, stage, model
+):
+    # The first weights are no teacher.
+    monkeypatch.setattr("pipeline.gate.check", lambda *_, **__: None)
+
     def weights() -> dict[str, np.ndarray]:
         run_stage(stage, *(["small"] if stage == "student" else []))
         return load_file(f"models/{model}/weights.safetensors")

@@ -1,10 +1,12 @@
 """compare: what distillation gained and lost, each student beside its baseline and the teacher.
 
 Reads metrics, histories and predictions of the teacher and of each student in params.yaml, by
-name; writes metrics/comparison.json and .csv, and metrics/training_curves.csv.
+name, and the test images; writes metrics/comparison.json and .csv, metrics/training_curves.csv,
+and the report in reports/.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,83 +15,81 @@ import pandas as pd
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from pipeline.comparison import Answers, Comparison, compare
+from pipeline.dataset import AGAIN, AnySplit, Dataset, EncodedSplit, open_dataset
+from pipeline.decoding import UNREADABLE, clean_boxes, decode_view
 from pipeline.errors import UserError, reported
-from pipeline.files import atomic_file, read_json, write_json
+from pipeline.files import atomic_directory, atomic_file, read_json, write_json
+from pipeline.params.loading import read_params
 from pipeline.params.students import student_names
+from pipeline.report import THUMBNAIL, Origin, html_report
+from pipeline.summary import compact, markdown, on_screen
 
-METRICS, PREDICTIONS = Path("metrics"), Path("predictions")
-MEASURES = [
-    "test_accuracy",
-    "test_top5_accuracy",
-    "test_nll",
-    "parameters",
-    "macs",
-    "size_bytes",
-]
-ROLES = {"distilled": "students", "baseline": "baselines"}
+METRICS, PREDICTIONS, REPORTS = Path("metrics"), Path("predictions"), Path("reports")
+STORE_INDEX = Path("data/soft_targets/store.json")
+ORIGIN_KEYS = ("dataset_fingerprint", "teacher_fingerprint")
+COSTS = ("parameters", "macs", "size_bytes")
+KINDS = {"distilled": "students", "baseline": "baselines"}
+COMPARED = ("validation", "test")
 
 
-def read_measures(path: Path, stage: str) -> dict[str, float]:
-    """The measures that are compared.
+def read_costs(path: Path, stage: str) -> dict[str, int]:
+    """Parameters, MACs and bytes, as the stage measured them.
 
     Raises:
         UserError: the file is absent, or lacks one of them; names the stage that writes it.
     """
     metrics = read_json(path, made_by=f"dvc repro {stage}")
-    missing = [name for name in MEASURES if name not in metrics]
+    missing = [name for name in COSTS if name not in metrics]
     if missing:
         raise UserError(f"`{path}` lacks {', '.join(missing)}. Run `dvc repro --force {stage}`.")
-    return {name: metrics[name] for name in MEASURES}
+    return {name: metrics[name] for name in COSTS}
 
 
-def read_decisions(path: Path, stage: str) -> np.ndarray:
-    """[N] the predicted class of every test sample.
+def read_logits(path: Path, stage: str, dataset: Dataset) -> dict[str, np.ndarray]:
+    """[N, C] raw logits of validation and test.
 
     Raises:
-        UserError: the file is absent or damaged; says how to have it again.
+        UserError: the file is absent, damaged, or not of these images; says how to have it again.
     """
+    again = f"Run `dvc pull {path}` if a remote holds it, or `dvc repro --force {stage}`."
     try:
-        return load_file(path)["test"].argmax(1)
-    except (OSError, KeyError, SafetensorError) as error:
-        raise UserError(
-            f"`{path}` is absent or damaged ({error}). Run `dvc pull {path}` if a remote holds it, "
-            f"or `dvc repro --force {stage}`."
-        ) from None
+        logits = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"`{path}` is absent or damaged ({error}). {again}") from None
+    for name in COMPARED:
+        expected = (len(dataset.splits[name]), dataset.num_classes)
+        found = logits[name].shape if name in logits else None
+        if found != expected:
+            shown = "nothing" if found is None else list(found)
+            raise UserError(
+                f"`{path}` holds {shown} for {name}; expected logits {list(expected)} for "
+                f"the images of data/prepared. {again}"
+            )
+        if not np.isfinite(logits[name]).all():
+            raise UserError(
+                f"`{path}` holds logits for {name} that are not finite: the training diverged. "
+                "Lower its learning rate in params.yaml."
+            )
+    return logits
 
 
-def compare_student(name: str, teacher: dict[str, float]) -> dict[str, Any]:
-    models = {
-        role: read_measures(METRICS / kind / f"{name}.json", f"{kind.removesuffix('s')}@{name}")
-        for role, kind in ROLES.items()
-    }
-    distilled, baseline = models["distilled"], models["baseline"]
-    decisions = read_decisions(PREDICTIONS / "students" / f"{name}.safetensors", f"student@{name}")
-    teacher_decisions = read_decisions(PREDICTIONS / "teacher.safetensors", "teacher")
-    return {
-        **models,
-        "gain": distilled["test_accuracy"] - baseline["test_accuracy"],
-        "retention": distilled["test_accuracy"] / teacher["test_accuracy"],
-        "agreement": float(np.mean(decisions == teacher_decisions)),
-        "compression": teacher["parameters"] / distilled["parameters"],
-        "macs_ratio": teacher["macs"] / distilled["macs"],
-    }
-
-
-def rows(comparison: dict[str, Any]) -> pd.DataFrame:
-    """One row per model: the teacher, and each student's distilled and baseline networks."""
-    table = [{"model": "teacher", "role": "teacher", **comparison["teacher"]}]
-    for name, student in comparison["students"].items():
-        derived = {key: value for key, value in student.items() if key not in ROLES}
-        table.append({"model": name, "role": "distilled", **student["distilled"], **derived})
-        table.append({"model": name, "role": "baseline", **student["baseline"]})
-    return pd.DataFrame(table)
+def read_answers(name: str, role: str, dataset: Dataset) -> Answers:
+    if role == "teacher":
+        place, stage = "teacher", "teacher"
+    else:
+        kind = KINDS[role]
+        place, stage = f"{kind}/{name}", f"{kind.removesuffix('s')}@{name}"
+    costs = read_costs(METRICS / f"{place}.json", stage)
+    logits = read_logits(PREDICTIONS / f"{place}.safetensors", stage, dataset)
+    return Answers(name, role, **{split: logits[split] for split in COMPARED}, **costs)
 
 
 def training_curves(names: list[str]) -> pd.DataFrame:
     """Every epoch of every student and baseline."""
     curves = []
     for name in names:
-        for role, kind in ROLES.items():
+        for role, kind in KINDS.items():
             path = METRICS / "history" / kind / f"{name}.csv"
             try:
                 history = pd.read_csv(path)
@@ -104,29 +104,62 @@ def training_curves(names: list[str]) -> pd.DataFrame:
     return pd.concat(curves, ignore_index=True)
 
 
-def on_screen(comparison: dict[str, Any]) -> str:
-    """The comparison as a table of text, one line per student."""
-    teacher = comparison["teacher"]
-    lines = [
-        {
-            "student": name,
-            "distilled": f"{student['distilled']['test_accuracy']:.2%}",
-            "baseline": f"{student['baseline']['test_accuracy']:.2%}",
-            "gain": f"{100 * student['gain']:+.2f}",
-            "retention": f"{student['retention']:.2%}",
-            "agreement": f"{student['agreement']:.2%}",
-            "parameters": f"{student['distilled']['parameters']:,}",
-            "compression": f"{student['compression']:.1f} x",
-            "MACs": f"{student['distilled']['macs'] / 1e6:.1f} M",
-            "fewer MACs": f"{student['macs_ratio']:.1f} x",
-        }
-        for name, student in comparison["students"].items()
-    ]
-    return (
-        f"teacher: test accuracy {teacher['test_accuracy']:.2%}, "
-        f"{teacher['parameters']:,} parameters, {teacher['macs'] / 1e6:.1f} M MACs\n"
-        + pd.DataFrame(lines).to_string(index=False)
+def read_origin(dataset: Dataset) -> Origin:
+    """What the figures came from.
+
+    Raises:
+        UserError: the students learned from a store of other images than these.
+    """
+    again = "dvc repro soft_targets"
+    index = read_json(STORE_INDEX, made_by=again)
+    missing = [key for key in ORIGIN_KEYS if key not in index]
+    if missing:
+        raise UserError(f"`{STORE_INDEX}` lacks {', '.join(missing)}. Run `{again}`.")
+    if index["dataset_fingerprint"] != dataset.fingerprint:
+        raise UserError(
+            f"`data/soft_targets`, from which the students learned, was written for dataset "
+            f"{index['dataset_fingerprint'][:12]}…, but data/prepared is "
+            f"{dataset.fingerprint[:12]}…. Run `dvc repro`."
+        )
+    fingerprints = {"dataset": dataset.fingerprint, "teacher": index["teacher_fingerprint"]}
+    return Origin(params=read_params(), fingerprints=fingerprints)
+
+
+def clean_pixels(split: AnySplit, sample: int) -> np.ndarray:
+    """[C, H, W] uint8, an image as networks are tested on it; decoded at the report's size.
+
+    Raises:
+        UserError: an encoded image cannot be read.
+    """
+    if not isinstance(split, EncodedSplit):
+        return split.images[sample]
+    size = split.sizes[sample]
+    (box,) = clean_boxes(size[None], split.image_size)
+    try:
+        return decode_view(split.content(sample), size, box, THUMBNAIL, split.channels)
+    except UNREADABLE as error:
+        raise UserError(
+            f"`{split.sample_ids[sample]}` of test cannot be read ({error}). Run `{AGAIN}`."
+        ) from None
+
+
+def models_table(comparison: Comparison) -> pd.DataFrame:
+    """One row per model."""
+    return pd.DataFrame([{"model": m.name, **m.figures} for m in comparison.models]).drop(
+        columns="name"
     )
+
+
+def class_table(comparison: Comparison) -> pd.DataFrame:
+    """One row per class, one column of accuracies per model."""
+    columns: dict[str, Any] = {
+        "class": comparison.class_names,
+        "test_images": np.bincount(comparison.labels, minlength=len(comparison.class_names)),
+    }
+    for model in comparison.models:
+        name = model.name if model.role == "teacher" else f"{model.role}/{model.name}"
+        columns[name] = model.class_accuracy
+    return pd.DataFrame(columns)
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
@@ -140,21 +173,28 @@ def main() -> None:
     if parser.parse_args().show:
         print(on_screen(read_json(METRICS / "comparison.json", made_by="dvc repro compare")))
         return
-    names = student_names()
-    teacher = read_measures(METRICS / "teacher.json", "teacher")
-    if teacher["test_accuracy"] == 0:
+    names, dataset = student_names(), open_dataset()
+    origin = read_origin(dataset)
+    teacher = read_answers("teacher", "teacher", dataset)
+    students = {name: tuple(read_answers(name, role, dataset) for role in KINDS) for name in names}
+    labels = {name: np.asarray(dataset.splits[name].labels) for name in COMPARED}
+    comparison = compare(teacher, students, labels, dataset.class_names)
+    if comparison.teacher.accuracy == 0:
         raise UserError(
             "the teacher names no test image's class, so nothing can be retained of its accuracy. "
             "Look at `teacher` in params.yaml: the order of the classes, `mean`, `std`, training."
         )
-    comparison = {
-        "teacher": teacher,
-        "students": {name: compare_student(name, teacher) for name in names},
-    }
-    write_table(METRICS / "training_curves.csv", training_curves(names))
-    write_table(METRICS / "comparison.csv", rows(comparison))
-    write_json(METRICS / "comparison.json", comparison)
-    print(on_screen(comparison))
+    curves = training_curves(names)
+    pixels_of = partial(clean_pixels, dataset.splits["test"])
+    page = html_report(comparison, curves, pixels_of, origin)
+    with atomic_directory(REPORTS) as folder:
+        (folder / "index.html").write_text(page, "utf-8")
+        (folder / "comparison.md").write_text(markdown(comparison), "utf-8")
+        write_table(folder / "class_accuracy.csv", class_table(comparison))
+    write_table(METRICS / "training_curves.csv", curves)
+    write_table(METRICS / "comparison.csv", models_table(comparison))
+    write_json(METRICS / "comparison.json", compact(comparison))
+    print(on_screen(compact(comparison)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,342 @@
+"""The report's drawings: inline SVG, text as text, colours by class from the page's style.
+
+Pure: numbers and labels in, SVG out; imports nothing of ours. Each is drawn for 340 pixels, so that
+a phone shows its text at full size.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from math import ceil, floor, log10
+
+import numpy as np
+
+WIDTH = 340
+LETTER = 6.6  # pixels, about, of 12-pixel text
+LINE = 14  # pixels between labels
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A scale from values to pixels, and the values to mark."""
+
+    low: float
+    high: float
+    start: float  # pixels
+    end: float
+    ticks: Sequence[float]
+    text: Callable[[float], str]
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        low, high, at = (log10(v) if self.log else v for v in (self.low, self.high, value))
+        return self.start + (at - low) / (high - low) * (self.end - self.start)
+
+
+def linear_axis(
+    values: Sequence[float], start: float, end: float, text: Callable[[float], str], count: int = 5
+) -> Axis:
+    """Holds all values, and marks about `count` round ones."""
+    low, high = float(min(values)), float(max(values))
+    if high - low < 1e-9:
+        low, high = low - 0.01, high + 0.01
+    rough = (high - low) / count
+    power = 10 ** floor(log10(rough))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough - 1e-12)
+    first, last = floor(low / step + 1e-9), ceil(high / step - 1e-9)
+    ticks = [round(i * step, 10) for i in range(first, last + 1)]
+    return Axis(ticks[0], ticks[-1], start, end, ticks, text)
+
+
+def log_axis(values: Sequence[float], start: float, end: float, text: Callable) -> Axis:
+    """Some room around all values; the more powers of ten there are, the fewer marks in each."""
+    low, high = min(values) / 1.6, max(values) * 1.6
+    powers = range(floor(log10(low)), ceil(log10(high)) + 1)
+    decades = log10(high / low)
+    steps: tuple[float, ...] = (1, 1.5, 2, 3, 4, 5, 7)
+    for least, fewer in ((0.7, (1, 2, 5)), (1.2, (1, 3)), (2.2, (1,))):
+        steps = fewer if decades > least else steps
+    axis = Axis(low, high, start, end, [], text, log=True)
+    ticks = [m * 10.0**p for p in powers for m in steps]
+    room = 14  # pixels, of half a mark's text
+    inside = [tick for tick in ticks if start + room <= axis(tick) <= end - room]
+    return replace(axis, ticks=inside)
+
+
+def amount(value: float) -> str:
+    """1200000 -> 1.2 M"""
+    for size, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def in_three(value: float) -> str:
+    """As `amount`, always of three digits: 17000000 -> 17.0 M"""
+    number, space, letter = amount(value).partition(" ")
+    size = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[letter]
+    return f"{value / size:#.3g}".rstrip(".") + space + letter if letter else number
+
+
+def in_percent(value: float) -> str:
+    return f"{100 * value:.4g}%"
+
+
+def in_points(value: float) -> str:
+    return "0" if abs(value) < 1e-9 else f"{100 * value:+.4g}".replace("-", "\N{MINUS SIGN}")
+
+
+def svg(height: float, title: str, *parts: str, width: float = WIDTH) -> str:
+    """A drawing with a name for those who do not see it."""
+    return (
+        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}">'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def text(x: float, y: float, content: str, kind: str = "", anchor: str = "start") -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">'
+        f"{escape(content)}</text>"
+    )
+
+
+def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
+
+
+def path(points: Sequence[tuple[float, float]], kind: str) -> str:
+    places = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return f'<polyline points="{places}" class="{kind}"/>'
+
+
+def dot(x: float, y: float, kind: str, title: str, radius: float = 4.5) -> str:
+    return (
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" class="{kind}">'
+        f"<title>{escape(title)}</title></circle>"
+    )
+
+
+def bottom_axis(axis: Axis, y: float, top: float, title: str) -> str:
+    marks = [
+        line(axis(v), top, axis(v), y, "rule") + text(axis(v), y + 16, axis.text(v), "", "middle")
+        for v in axis.ticks
+    ]
+    return "".join(marks) + text((axis.start + axis.end) / 2, y + 34, title, "title", "middle")
+
+
+def left_axis(axis: Axis, x: float, right: float) -> str:
+    return "".join(
+        line(x, axis(v), right, axis(v), "rule") + text(x - 6, axis(v) + 4, axis.text(v), "", "end")
+        for v in axis.ticks
+    )
+
+
+@dataclass(frozen=True)
+class Whisker:
+    """A value with its interval."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    told: str  # beside it
+    kind: str  # its class in the style
+
+
+def interval_plot(rows: Sequence[Whisker], title: str, axis_title: str) -> str:
+    """One line per row around a vertical zero."""
+    left, right, top, step = 12, WIDTH - 12, 6, 44
+    bottom = top + step * len(rows)
+    values = [0, *(v for r in rows for v in (r.low, r.high))]
+    axis = linear_axis(values, left + 12, right - 12, in_points, 4)
+    parts = [
+        bottom_axis(axis, bottom, top, axis_title),
+        line(axis(0), top, axis(0), bottom, "zero"),
+    ]
+    for i, row in enumerate(rows):
+        y = top + step * i + 30
+        parts += [
+            text(left, y - 13, row.label, "label halo"),
+            text(right, y - 13, row.told, "halo", "end"),
+            line(axis(row.low), y, axis(row.high), y, f"whisker {row.kind}"),
+            dot(axis(row.value), y, row.kind, f"{row.label}: {row.told}"),
+        ]
+    return svg(bottom + 42, title, *parts)
+
+
+@dataclass(frozen=True)
+class Point:
+    name: str  # shown beside it, where `named`
+    role: str  # its class in the style
+    x: float
+    y: float
+    low: float
+    high: float
+    named: bool
+
+
+def scatter(
+    points: Sequence[Point], front: Sequence[tuple[float, float]], title: str, axis_title: str
+) -> str:
+    """Shares against a cost, logarithmic; `front` is joined as a staircase."""
+    left, right, top, bottom = 44, WIDTH - 8, 8, 220
+    x = log_axis([p.x for p in points], left, right, amount)
+    y = linear_axis([v for p in points for v in (p.low, p.high)], bottom, top, in_percent)
+    parts = [bottom_axis(x, bottom, top, axis_title), left_axis(y, left, right)]
+    stairs: list[tuple[float, float]] = []
+    for cost, share in front:
+        stairs += [(x(cost), stairs[-1][1])] if stairs else []
+        stairs.append((x(cost), y(share)))
+    parts.append(path([*stairs, (right, stairs[-1][1])], "front"))
+    labels = []
+    for p in points:  # a network's two trainings have one cost: side by side
+        at = x(p.x) + {"distilled": 3.5, "baseline": -3.5}.get(p.role, 0)
+        told = f"{p.name}, {p.role}: {in_percent(p.y)}, {amount(p.x)}"
+        parts.append(line(at, y(p.low), at, y(p.high), f"whisker {p.role}"))
+        parts.append(dot(at, y(p.y), p.role, told))
+        if p.named:
+            length = LETTER * len(p.name)
+            anchor = "start" if at + length + 12 < right else "end"
+            labels.append((at + (9 if anchor == "start" else -12), y(p.y) + 4, p.name, anchor))
+    for at, height, name, anchor in apart(labels, bottom):
+        parts.append(text(at, height, name, "label halo", anchor))
+    return svg(bottom + 42, title, *parts)
+
+
+def apart(labels: Sequence[tuple], bottom: float) -> list[tuple]:
+    """Labels (x, y, name, anchor), moved down where one would lie on another."""
+    placed: list[tuple] = []
+    for x, start, name, anchor in sorted(labels, key=lambda label: label[1]):
+        y = start
+        extent = _extent(x, name, anchor)
+        for other in placed:
+            left, right = _extent(other[0], other[2], other[3])
+            if extent[0] < right and left < extent[1] and abs(y - other[1]) < LINE:
+                y = other[1] + LINE
+        placed.append((x, min(y, bottom - 4), name, anchor))
+    return placed
+
+
+def _extent(x: float, name: str, anchor: str) -> tuple[float, float]:
+    length = LETTER * len(name)
+    return (x, x + length) if anchor == "start" else (x - length, x)
+
+
+def curves(series: Sequence[tuple[str, Sequence[float], Sequence[float]]], title: str) -> str:
+    """Shares by epoch: (class in the style, epochs, shares). A dot marks each one's best."""
+    left, right, top, bottom = 44, WIDTH - 8, 8, 180
+    epochs = [e for _, xs, _ in series for e in xs]
+    last = max(epochs)
+    step = next((s for s in (1, 2, 5, 10, 20, 50, 100) if last / s <= 7), 200)
+    ticks = [1, *range(step, last + 1, step)] if step > 1 else list(range(1, last + 1))
+    x = Axis(min(epochs), max(last, 2), left + 4, right - 6, ticks, lambda v: f"{v:g}")
+    y = linear_axis([v for _, _, ys in series for v in ys], bottom, top, in_percent)
+    parts = [bottom_axis(x, bottom, top, "epoch"), left_axis(y, left, right)]
+    for kind, xs, ys in series:
+        best = int(np.argmax(ys))
+        told = f"{kind}: best {in_percent(ys[best])} at epoch {xs[best]}"
+        parts.append(path([(x(a), y(b)) for a, b in zip(xs, ys, strict=True)], f"curve {kind}"))
+        parts.append(dot(x(xs[best]), y(ys[best]), kind, told, 4))
+    return svg(bottom + 42, title, *parts)
+
+
+def reliability_plot(models: Sequence[tuple[str, np.ndarray]], title: str) -> str:
+    """Accuracy by confidence: (class in the style, [bins, 3] count, confidence, accuracy).
+
+    A dot's area is its bin's share of the samples; on the diagonal, confidence is deserved.
+    """
+    left, right, top, bottom = 44, 272, 8, 236
+    ticks = [0, 0.25, 0.5, 0.75, 1]
+    x = Axis(0, 1, left, right - 10, ticks, in_percent)
+    y = Axis(0, 1, bottom, top + 10, ticks, in_percent)
+    parts = [bottom_axis(x, bottom, top, "confidence"), left_axis(y, left, right)]
+    parts.append(line(x(0), y(0), x(1), y(1), "diagonal"))
+    for kind, bins in models:
+        filled = bins[bins[:, 0] > 0]
+        for count, confidence, accuracy in filled:
+            told = (
+                f"{kind}: {count:,.0f} images at {in_percent(confidence)} confidence, "
+                f"{in_percent(accuracy)} right"
+            )
+            radius = max(3.0, 11 * (count / bins[:, 0].sum()) ** 0.5)
+            parts.append(
+                line(x(confidence), y(confidence), x(confidence), y(accuracy), f"gap {kind}")
+            )
+            parts.append(dot(x(confidence), y(accuracy), f"{kind} see-through", told, radius))
+    return svg(bottom + 42, title, *parts, width=280)
+
+
+def diverging_bars(
+    rows: Sequence[tuple[str, float, str]], largest: float, title: str, axis_title: str
+) -> str:
+    """A bar to the left or right of zero for each (label, value, note).
+
+    Args:
+        largest: the axis holds it on both sides, so that several drawings have one scale.
+    """
+    step, top = 19, 6
+    names = [shortened(name, 14) for name, _, _ in rows]
+    left = 12 + LETTER * max(len(name) for name in names)
+    bottom = top + step * len(rows) + 2
+    axis = linear_axis([-largest, largest], left + 22, WIDTH - 24, in_points, 4)
+    parts = [bottom_axis(axis, bottom, top, axis_title)]
+    for i, ((label, value, note), name) in enumerate(zip(rows, names, strict=True)):
+        y = top + step * i
+        kind = "distilled" if value > 0 else "baseline"
+        parts.append(text(left, y + 14, name, "", "end"))
+        parts.append(
+            f'<rect x="{min(axis(0), axis(value)):.1f}" y="{y + 3:.1f}" height="{step - 6}" '
+            f'width="{abs(axis(value) - axis(0)):.1f}" class="{kind}">'
+            f"<title>{escape(f'{label}: {note}')}</title></rect>"
+        )
+    parts.append(line(axis(0), top, axis(0), bottom, "zero"))
+    return svg(bottom + 42, title, *parts)
+
+
+def heat_map(
+    table: np.ndarray, names: Sequence[str], title: str, row_title: str, column_title: str
+) -> str:
+    """[C, C] counts: the diagonal grey, the rest in colour, by their shares of the largest."""
+    labels = [shortened(name, 10) for name in names]
+    long = max(len(label) for label in labels)
+    left = 26 + LETTER * long
+    slanted = long > 2
+    below = 20 + (0.75 * LETTER * long if slanted else 0)
+    cell = (WIDTH - left - 4) / len(names)
+    bottom = 4 + cell * len(names)
+    off = table - np.diag(table.diagonal())
+    largest_off = max(4, off.max())  # a single image is no alarm
+    parts = [
+        f'<text class="title" text-anchor="middle" transform="translate(12 {bottom / 2:.1f}) '
+        f'rotate(-90)">{escape(row_title)}</text>',
+        text(left + (WIDTH - left) / 2, bottom + below + 16, column_title, "title", "middle"),
+    ]
+    for r, row in enumerate(table):
+        middle = 4 + cell * (r + 0.5) + 4
+        parts.append(text(left - 6, middle, labels[r], "", "end"))
+        for c, count in enumerate(row):
+            largest = max(1, table.diagonal().max()) if r == c else largest_off
+            opacity = 0.06 if count == 0 else 0.12 + 0.48 * count / largest
+            x, y = left + cell * c, 4 + cell * r
+            told = f"{row_title} {names[r]}, {column_title} {names[c]}: {count:,} images"
+            parts.append(
+                f'<rect x="{x + 0.5:.1f}" y="{y + 0.5:.1f}" width="{cell - 1:.1f}" '
+                f'height="{cell - 1:.1f}" class="{"other" if r != c and count else "same"}" '
+                f'fill-opacity="{opacity:.2f}"><title>{escape(told)}</title></rect>'
+            )
+            if count and cell >= 8 * len(f"{count}"):
+                parts.append(text(x + cell / 2, middle, f"{count}", "cell", "middle"))
+    for c, label in enumerate(labels):
+        x, y = left + cell * (c + 0.5), bottom + 14
+        turn = f"rotate(-45 {x:.1f} {y:.1f})" if slanted else ""
+        anchor = "end" if slanted else "middle"
+        parts.append(
+            f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" transform="{turn}">'
+            f"{escape(label)}</text>"
+        )
+    return svg(bottom + below + 24, title, *parts)
+
+
+def shortened(name: str, length: int) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"

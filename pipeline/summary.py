@@ -1,0 +1,235 @@
+"""A comparison in words and small tables, for a terminal, a pull request and the report's head."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from pipeline.comparison import Comparison, Difference, Measured, within_noise
+
+ROLE_WORDS = {"distilled": "distilled", "baseline": "without the teacher", "teacher": "teacher"}
+
+
+def percent(share: float) -> str:
+    return f"{share:.2%}"
+
+
+def points(share: float) -> str:
+    """A difference of shares, with its sign, in percentage points."""
+    text = f"{100 * share:+.2f}"
+    return "0.00" if text in ("+0.00", "-0.00") else text.replace("-", "\N{MINUS SIGN}")
+
+
+def p_text(p_value: float) -> str:
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+
+
+def verdict(gain: float, low: float, high: float, p_value: float) -> str:
+    if within_noise(low, high, p_value):
+        return "within noise"
+    return "a gain" if gain > 0 else "a loss"
+
+
+def verdict_of(difference: Difference) -> str:
+    return verdict(difference.gain, difference.low, difference.high, difference.p_value)
+
+
+def compact(comparison: Comparison) -> dict[str, Any]:
+    """The figures of metrics/comparison.json: those that decide, each once, 6 decimals."""
+
+    def rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: round(v, 6) if isinstance(v, float) else v for k, v in figures.items()}
+
+    def quality(model: Measured) -> dict[str, Any]:
+        names = ("agreement", "kl", "ece", "ece_scaled", "macro_f1", "parameters", "macs")
+        return {name: getattr(model, name) for name in names}
+
+    teacher = {"accuracy": comparison.teacher.accuracy} | quality(comparison.teacher)
+    del teacher["agreement"], teacher["kl"]  # with itself
+    return {
+        "test_images": len(comparison.labels),
+        "teacher": rounded(teacher),
+        "students": {
+            name: rounded(
+                {
+                    "accuracy": gain.first.accuracy,
+                    "baseline": gain.second.accuracy,
+                    "gain": gain.gain,
+                    "gain_low": gain.low,
+                    "gain_high": gain.high,
+                    "p_value": gain.p_value,
+                    **quality(gain.first),
+                }
+            )
+            for name, gain in comparison.gains.items()
+        },
+    }
+
+
+def gain_sentence(gains: Mapping[str, tuple[float, float, float, float]], test_images: int) -> str:
+    """What distillation did. Args: gains: by student: gain, low, high, p-value."""
+    named: dict[str, list[str]] = {"a gain": [], "a loss": [], "within noise": []}
+    for name, figures in gains.items():
+        gain, low, high, _ = figures
+        near, far = sorted((abs(low), abs(high)))
+        by = f" by {100 * abs(gain):.2f} points ({100 * near:.2f} to {100 * far:.2f})"
+        kind = verdict(*figures)
+        named[kind].append(name if kind == "within noise" else name + by)
+    noise = named["within noise"]
+    parts = [
+        f"distillation {verb} the accuracy of {listed(named[kind])}"
+        for kind, verb in (("a gain", "raised"), ("a loss", "lowered"))
+        if named[kind]
+    ]
+    if noise:
+        many = "gains" if len(noise) > 1 else "gain"
+        every = len(noise) == len(gains) > 1
+        verb = "are" if len(noise) > 1 and not every else "is"
+        subject = "every gain" if every else f"the {many} of {listed(noise)}"
+        parts.append(f"{subject} {verb} within noise")
+    return f"On {test_images:,} test image{'s' * (test_images != 1)}, {'; '.join(parts)}."
+
+
+def listed(items: Iterable[str]) -> str:
+    *most, last = items
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def span(values: Iterable[float]) -> str:
+    """Shares as `97.49% to 98.33%`, or one where both are."""
+    ordered = [percent(value) for value in sorted(values)]
+    return ordered[0] if ordered[0] == ordered[-1] else f"{ordered[0]} to {ordered[-1]}"
+
+
+def described(model: Measured) -> str:
+    return f"{model.name}, {ROLE_WORDS[model.role]}"
+
+
+def choice_sentence(comparison: Comparison) -> str:
+    chosen, best, difference = vars(comparison.ship).values()
+    figures = f"{percent(chosen.accuracy)} with {chosen.parameters:,} parameters"
+    if chosen is best:
+        return (
+            f"To ship: {described(chosen)}: {figures}. No network here is more accurate; none as "
+            "accurate, up to noise, is smaller."
+        )
+    return (
+        f"To ship: {described(chosen)}: {figures}. It is the smallest network that cannot be told "
+        f"from the most accurate one ({described(best)}, {percent(best.accuracy)}): the difference "
+        f"is {points(difference.gain)} points, {points(difference.low)} to "
+        f"{points(difference.high)}."
+    )
+
+
+def sentences(comparison: Comparison) -> list[str]:
+    """The comparison in words: what distillation bought, what to ship, how faithful, how sure."""
+    teacher, gains = comparison.teacher, comparison.gains
+    distilled = [gain.first for gain in gains.values()]
+    baselines = [gain.second for gain in gains.values()]
+    figures = {name: (g.gain, g.low, g.high, g.p_value) for name, g in gains.items()}
+    told = [
+        gain_sentence(figures, len(comparison.labels)),
+        choice_sentence(comparison),
+        f"The teacher has {percent(teacher.accuracy)} with {teacher.parameters:,} parameters. It "
+        f"agrees with distilled students on {span(m.agreement for m in distilled)} of the images, "
+        f"with baselines on {span(m.agreement for m in baselines)}.",
+        f"Expected calibration error: the teacher {percent(teacher.ece)}, distilled students "
+        f"{span(m.ece for m in distilled)}, baselines {span(m.ece for m in baselines)}.",
+    ]
+    if comparison.pairs:
+        apart = [pair for pair in comparison.pairs if not pair.within_noise]
+        told.append(
+            "No two distilled students can be told apart by these images."
+            if not apart
+            else f"Of {len(comparison.pairs)} pairs of distilled students, {len(apart)} can be "
+            "told apart."
+        )
+    return [*told, CAVEAT.format(points=f"{100 / len(comparison.labels):.2g}")]
+
+
+CAVEAT = (
+    "One test image is {points} points. The intervals (95 %) say what another choice of test "
+    "images would change; another training seed changes figures, too, and is not in them."
+)
+
+
+def on_screen(comparison: Mapping[str, Any]) -> str:
+    """metrics/comparison.json as a table of text, one line per student, and what it says."""
+    teacher, students = comparison["teacher"], comparison["students"]
+    figures = {
+        name: (s["gain"], s["gain_low"], s["gain_high"], s["p_value"])
+        for name, s in students.items()
+    }
+    lines = [
+        {
+            "student": name,
+            "distilled": percent(student["accuracy"]),
+            "baseline": percent(student["baseline"]),
+            "gain": points(student["gain"]),
+            "95% interval": f"{points(student['gain_low'])} to {points(student['gain_high'])}",
+            "verdict": verdict(*figures[name]),
+            "agreement": percent(student["agreement"]),
+            "parameters": f"{student['parameters']:,}",
+            "compression": f"{teacher['parameters'] / student['parameters']:.1f} x",
+            "MACs": f"{student['macs'] / 1e6:.1f} M",
+            "fewer MACs": f"{teacher['macs'] / student['macs']:.1f} x",
+        }
+        for name, student in students.items()
+    ]
+    text = (
+        f"teacher: test accuracy {percent(teacher['accuracy'])}, "
+        f"{teacher['parameters']:,} parameters, {teacher['macs'] / 1e6:.1f} M MACs\n"
+        + pd.DataFrame(lines).to_string(index=False)
+        + f"\n{gain_sentence(figures, comparison['test_images'])}"
+    )
+    return text.replace("\N{MINUS SIGN}", "-")  # which not every terminal has
+
+
+def markdown(comparison: Comparison) -> str:
+    """reports/comparison.md: for the text of a pull request."""
+    models = {
+        described(m): {
+            "model": m.name,
+            "trained": m.role if m.role != "teacher" else "",
+            "accuracy": f"{percent(m.accuracy)} ({100 * m.low:.2f} to {100 * m.high:.2f})",
+            "top-5": percent(m.top5),
+            "NLL": f"{m.nll:.4f}",
+            "ECE": percent(m.ece),
+            "ECE, scaled": optional_percent(m.ece_scaled),
+            "macro-F1": percent(m.macro_f1),
+            "agreement": percent(m.agreement),
+            "KL": f"{m.kl:.4f}",
+            "parameters": f"{m.parameters:,}",
+            "MACs": f"{m.macs / 1e6:.1f} M",
+            "bytes": f"{m.size_bytes:,}",
+        }
+        for m in comparison.models
+    }
+    gains = [
+        {
+            "student": name,
+            "distilled": percent(gain.first.accuracy),
+            "baseline": percent(gain.second.accuracy),
+            "gain, points": points(gain.gain),
+            "95 % interval": f"{points(gain.low)} to {points(gain.high)}",
+            "McNemar": p_text(gain.p_value),
+            "verdict": verdict_of(gain),
+        }
+        for name, gain in comparison.gains.items()
+    ]
+    summary = "\n".join(f"- {sentence}" for sentence in sentences(comparison))
+    return (
+        f"## Comparison\n\n{summary}\n\n{table(gains)}\n"
+        f"<details><summary>Every measure</summary>\n\n{table(models.values())}\n</details>\n"
+    )
+
+
+def optional_percent(share: float | None) -> str:
+    return "-" if share is None else percent(share)
+
+
+def table(rows: Iterable[Mapping[str, str]]) -> str:
+    """A table of Markdown, the keys its head."""
+    rows = list(rows)
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -1,0 +1,117 @@
+"""A headless Chromium, spoken to over its pipe: what a page shows, asks for and complains of."""
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+CHROMIUM = shutil.which("chromium")
+OPTIONS = [
+    "--headless",
+    "--remote-debugging-pipe",  # descriptors 3 and 4
+    "--no-sandbox",  # which a container's root does not have
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--hide-scrollbars",
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+]
+
+
+class Page:
+    """One tab. `requests` and `complaints` hold what was asked for and reported so far."""
+
+    def __init__(self, send: int, receive: int):
+        self._send, self._receive = send, os.fdopen(receive, "rb")
+        self._last, self._buffer, self._session = 0, b"", None
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
+        self._session = attached["sessionId"]
+        for domain in ("Page", "Network", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        self._last += 1
+        message = {"id": self._last, "method": method, "params": params}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._send, json.dumps(message).encode() + b"\0")
+        while (answer := self._next()).get("id") != self._last:
+            pass
+        if "error" in answer:
+            raise RuntimeError(f"{method}: {answer['error']}")
+        return answer["result"]
+
+    def _next(self) -> dict[str, Any]:
+        while b"\0" not in self._buffer:
+            chunk = self._receive.read1(1 << 20)
+            if not chunk:
+                raise RuntimeError("Chromium ended")
+            self._buffer += chunk
+        content, _, self._buffer = self._buffer.partition(b"\0")
+        message = json.loads(content)
+        match message.get("method"):
+            case "Network.requestWillBeSent":
+                self.requests.append(message["params"]["request"]["url"])
+            case "Log.entryAdded":
+                self.complaints.append(message["params"]["entry"]["text"])
+            case "Runtime.consoleAPICalled" | "Runtime.exceptionThrown":
+                self.complaints.append(json.dumps(message["params"]))
+        return message
+
+    def show(self, path: Path, *, width: int, dark: bool = False) -> None:
+        """Open a file in a window of so many pixels, and wait until it is loaded."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=900,
+            deviceScaleFactor=1,
+            mobile=width < 500,
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.call("Page.navigate", url=path.absolute().as_uri())
+        while self._next().get("method") != "Page.loadEventFired":
+            pass
+
+    def evaluate(self, expression: str) -> Any:
+        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        return result["result"].get("value")
+
+
+@contextmanager
+def browser() -> Iterator[Page]:
+    """A page of a Chromium of its own, which ends with it."""
+    to_child, from_parent = os.pipe()
+    to_parent, from_child = os.pipe()
+    with tempfile.TemporaryDirectory() as profile:
+        script = f'exec "$@" 3<&{to_child} 4>&{from_child}'
+        process = subprocess.Popen(
+            ["bash", "-c", script, "bash", CHROMIUM, *OPTIONS, f"--user-data-dir={profile}"],
+            pass_fds=(to_child, from_child),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(to_child)
+        os.close(from_child)
+        try:
+            page = Page(from_parent, to_parent)
+            yield page
+            page._session = None
+            page.call("Browser.close")
+        finally:
+            os.close(from_parent)
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
