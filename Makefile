@@ -32,7 +32,7 @@ students: $(READY)
 	@python -m pipeline.stages.compare --show
 
 test: $(READY)
-	python -m pytest
+	python -m pytest -n auto --dist loadfile
 
 lint: $(READY)
 	ruff format --check .
