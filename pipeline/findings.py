@@ -1,0 +1,94 @@
+"""What is odd about a dataset and no mistake: classes of unequal size, images that are there twice.
+
+Pure NumPy; contract code: an edit here runs the teacher again.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.dataset import SPLITS
+from pipeline.samples import TRAIN, UNLABELLED, Samples
+
+WORTH_TELLING = 1.5  # the largest class over the smallest
+SHOWN = 5  # pairs of duplicates
+
+
+def imbalance(samples: Samples, class_names: Sequence[str]) -> str | None:
+    """One line on the sizes of the training classes; None where they are about equal."""
+    labels = samples.labels[(samples.splits == TRAIN) & (samples.labels != UNLABELLED)]
+    counts = np.bincount(labels, minlength=len(class_names))
+    smallest, largest = int(counts.argmin()), int(counts.argmax())
+    ratio = counts[largest] / max(1, counts[smallest])
+    if ratio <= WORTH_TELLING:
+        return None
+    return (
+        f"classes are unequal: {counts[smallest]:,} training images of `{class_names[smallest]}`, "
+        f"{counts[largest]:,} of `{class_names[largest]}`, {ratio:.1f} times as many"
+    )
+
+
+def duplicates(samples: Samples, digests: np.ndarray) -> dict[str, Any]:
+    """Which contents are in several splits, or have several labels.
+
+    Args:
+        digests: [N, 16] uint8, of each sample's content.
+
+    Returns:
+        `across_splits`: the number of validation and test images that are in an earlier split too,
+        and the first pairs of ids; `contradicting_labels`: the number of contents with more than
+        one label, and the first pairs. Keys whose number is 0 are left out.
+    """
+    halves = np.ascontiguousarray(digests).view(np.uint64)  # [N, 2]
+    order = np.lexsort(halves.T)  # stable: equals stay in the order of their numbers
+    ranked = halves[order]
+    new = np.ones(len(order), bool)
+    new[1:] = (ranked[1:] != ranked[:-1]).any(1)
+    starts = np.flatnonzero(new)
+    sizes = np.diff(starts, append=len(order))
+    across, contradicting = [], []  # pairs of numbers
+    for start, size in zip(starts[sizes > 1], sizes[sizes > 1], strict=True):
+        members = order[start : start + size]
+        splits, labels = samples.splits[members], samples.labels[members]
+        first = members[splits.argmin()]
+        across += [(first, member) for member in members[splits > splits.min()]]
+        known = labels != UNLABELLED
+        other = known & (labels != labels[known.argmax()])
+        if other.any():
+            contradicting.append((members[known.argmax()], members[other.argmax()]))
+    found = {"across_splits": across, "contradicting_labels": contradicting}
+    return {
+        kind: {"count": len(pairs), "first": _ids(samples, sorted(pairs)[:SHOWN])}
+        for kind, pairs in found.items()
+        if pairs
+    }
+
+
+def _ids(samples: Samples, pairs: Sequence[tuple[int, int]]) -> list[list[str]]:
+    return [[samples.ids[number] for number in pair] for pair in pairs]
+
+
+def told(found: Mapping[str, Any], samples: Samples, contents: str) -> list[str]:
+    """Lines on what `duplicates` found.
+
+    Args:
+        contents: what two duplicates have in common, as in `the same bytes`.
+    """
+    own, of = np.unique(samples.splits, return_counts=True)
+    held_out = int(of[own != TRAIN].sum())
+    lines = []
+    for kind, what in (
+        (
+            "across_splits",
+            "{count:,} of {held_out:,} " + f"{SPLITS[1]} and {SPLITS[2]} images have {contents} "
+            "as an image of an earlier split, and their accuracy is flattered",
+        ),
+        ("contradicting_labels", f"{{count:,}} images have {contents} as one of another class"),
+    ):
+        if kind in found:
+            pairs = ", ".join(f"`{a}` = `{b}`" for a, b in found[kind]["first"])
+            more = ", ..." if found[kind]["count"] > SHOWN else ""
+            said = what.format(count=found[kind]["count"], held_out=held_out)
+            lines.append(f"warning: {said}: {pairs}{more}")
+    return lines
