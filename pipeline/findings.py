@@ -43,20 +43,18 @@ def duplicates(samples: Samples, digests: np.ndarray) -> dict[str, Any]:
     halves = np.ascontiguousarray(digests).view(np.uint64)  # [N, 2]
     order = np.lexsort(halves.T)  # stable: equals stay in the order of their numbers
     ranked = halves[order]
-    new = np.ones(len(order), bool)
-    new[1:] = (ranked[1:] != ranked[:-1]).any(1)
-    starts = np.flatnonzero(new)
+    starts = np.flatnonzero(np.append(True, (ranked[1:] != ranked[:-1]).any(1)))
     sizes = np.diff(starts, append=len(order))
     across, contradicting = [], []  # pairs of numbers
     for start, size in zip(starts[sizes > 1], sizes[sizes > 1], strict=True):
         members = order[start : start + size]
+        members = members[np.argsort(samples.splits[members], kind="stable")]
         splits, labels = samples.splits[members], samples.labels[members]
-        first = members[splits.argmin()]
-        across += [(first, member) for member in members[splits > splits.min()]]
-        known = labels != UNLABELLED
-        other = known & (labels != labels[known.argmax()])
-        if other.any():
-            contradicting.append((members[known.argmax()], members[other.argmax()]))
+        across += [(members[0], member) for member in members[splits > splits[0]]]
+        known, labels = members[labels != UNLABELLED], labels[labels != UNLABELLED]
+        other = known[labels != labels[:1]]
+        if len(other):
+            contradicting.append((known[0], other[0]))
     found = {"across_splits": across, "contradicting_labels": contradicting}
     return {
         kind: {"count": len(pairs), "first": _ids(samples, sorted(pairs)[:SHOWN])}
@@ -84,7 +82,7 @@ def told(found: Mapping[str, Any], samples: Samples, contents: str) -> list[str]
             "{count:,} of {held_out:,} " + f"{SPLITS[1]} and {SPLITS[2]} images have {contents} "
             "as an image of an earlier split, and their accuracy is flattered",
         ),
-        ("contradicting_labels", f"{{count:,}} images have {contents} as one of another class"),
+        ("contradicting_labels", f"{{count:,}} contents are there with several labels: {contents}"),
     ):
         if kind in found:
             pairs = ", ".join(f"`{a}` = `{b}`" for a, b in found[kind]["first"])
