@@ -2,7 +2,7 @@
 
     python -m benchmarks.many_files
 
-Tiny images (8 pixels, PNG, 1,000 classes, each of its own content) in a folder and in a .tar, with a
+Tiny images (8 pixels, PNG, 1,000 classes, each of its own content) in a folder and in a .tar, a
 tenth of them in `unlabeled/`; `prepare`'s own functions, `storage: encoded`, in a fresh process for
 each row. Memory is the process's peak above what it took once everything was imported. The index is
 all that `prepare` writes beside the images. `growth` is the figure for one image at the largest
@@ -29,6 +29,7 @@ from pipeline.files import atomic_directory
 from pipeline.params.dataset import DatasetParams
 from pipeline.stages.prepare import write_dataset
 
+ROOT = Path(__file__).parents[1]
 CLASSES = 1000
 MEASURES = ("seconds_per_1000", "memory_bytes_per_image", "index_bytes_per_image")
 
@@ -41,7 +42,7 @@ def images(count: int) -> Iterator[tuple[str, bytes]]:
         pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(file, "PNG", compress_level=1)
         class_name = f"n{number % CLASSES:08d}"
-        folder = "unlabeled" if number % 10 == 9 else f"train/{class_name}"
+        folder = "unlabeled" if number // CLASSES % 10 == 9 else f"train/{class_name}"
         yield f"{folder}/{class_name}_{number}.png", file.getvalue()
 
 
@@ -87,7 +88,7 @@ def prepare(root: Path, directory: Path) -> dict[str, float]:
 def measure(root: Path, directory: Path) -> dict[str, float]:
     """`prepare` in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.many_files", "--one", str(root), str(directory)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if result.returncode:
         raise UserError(f"preparing `{root}` failed:\n{result.stderr}")
     return json.loads(result.stdout.splitlines()[-1])
@@ -118,7 +119,7 @@ def main() -> None:
             print(
                 f"{kind:<8}{count:>14,}{seconds:>14.2f}{memory:>18,.0f}{index:>16.1f}", flush=True
             )
-        growth = {key: rows[-1][key] / rows[0][key] for key in MEASURES}
+        growth = {key: rows[-1][key] / (rows[0][key] or 1) for key in MEASURES}
         seconds, memory, index = growth.values()
         print(f"{'':<8}{'growth':>14}{seconds:>14.2f}{memory:>18.2f}{index:>16.2f}", flush=True)
         summary[kind] = [{k: round(v, 3) for k, v in row.items()} for row in rows]

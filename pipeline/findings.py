@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.dataset import SPLITS
 from pipeline.samples import TRAIN, UNLABELLED, Samples
 
 WORTH_TELLING = 1.5  # the largest class over the smallest
@@ -73,20 +72,19 @@ def told(found: Mapping[str, Any], samples: Samples, contents: str) -> list[str]
     Args:
         contents: what two duplicates have in common, as in `the same bytes`.
     """
-    own, of = np.unique(samples.splits, return_counts=True)
-    held_out = int(of[own != TRAIN].sum())
+    held_out = int((samples.splits != TRAIN).sum())
     lines = []
     for kind, what in (
         (
             "across_splits",
-            "{count:,} of {held_out:,} " + f"{SPLITS[1]} and {SPLITS[2]} images have {contents} "
-            "as an image of an earlier split, and their accuracy is flattered",
+            f"of {held_out:,} validation and test images have {contents} as an image of an "
+            "earlier split, and their accuracy is flattered",
         ),
-        ("contradicting_labels", f"{{count:,}} contents are there with several labels: {contents}"),
+        ("contradicting_labels", f"times {contents} have several labels"),
     ):
         if kind in found:
-            pairs = ", ".join(f"`{a}` = `{b}`" for a, b in found[kind]["first"])
-            more = ", ..." if found[kind]["count"] > SHOWN else ""
-            said = what.format(count=found[kind]["count"], held_out=held_out)
-            lines.append(f"warning: {said}: {pairs}{more}")
+            count, first = found[kind]["count"], found[kind]["first"]
+            pairs = ", ".join(f"`{a}` = `{b}`" for a, b in first)
+            more = ", ..." if count > len(first) else ""
+            lines.append(f"warning: {count:,} {what}: {pairs}{more}")
     return lines

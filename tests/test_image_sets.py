@@ -324,7 +324,7 @@ def test_duplicates_across_splits_and_contradicting_labels_are_told_and_kept(fol
     said = capsys.readouterr().out
     assert "warning: 19 of 25 validation and test images have the same bytes" in said
     assert "`train/ant/001.png` = `test/ant/001.png`" in said
-    assert "1 contents are there with several labels: the same bytes" in said
+    assert "warning: 1 times the same bytes have several labels: `train" in said
     assert "`train/ant/000.png` = `train/bee/again.png`" in said
     found = read_json(PREPARED / "dataset.json", made_by="-")["duplicates"]
     assert found["across_splits"]["count"] == 19
