@@ -4,15 +4,14 @@
 
 Tiny images (8 pixels, PNG, 1,000 classes, each of its own content) in a folder and in a .tar, a
 tenth of them in `unlabeled/`; `prepare`'s own functions, `storage: encoded`, in a fresh process for
-each row. Memory is the process's peak above what it took once everything was imported. The index is
-all that `prepare` writes beside the images. `growth` is the figure for one image at the largest
-count over that at the smallest: 1 is proportional.
+each row. Memory is the process's peak above what it held once everything was imported (Linux). The
+index is all that `prepare` writes beside the images. `growth` is the figure for one image at the
+largest count over that at the smallest: 1 is proportional.
 """
 
 import argparse
 import io
 import json
-import resource
 import subprocess
 import sys
 import tarfile
@@ -59,9 +58,12 @@ def unpack(path: Path, folder: Path) -> None:
         archive.extractall(folder, filter="data")
 
 
-def peak_bytes() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+def memory_bytes(field: str) -> int:
+    """`VmRSS`, what the process holds now, or `VmHWM`, the most that it held: from Linux, because
+    `getrusage` counts what the parent held when it started this process."""
+    status = Path("/proc/self/status").read_text("utf-8")
+    (line,) = (line for line in status.splitlines() if line.startswith(f"{field}:"))
+    return 1024 * int(line.split()[1])
 
 
 def prepare(root: Path, directory: Path) -> dict[str, float]:
@@ -75,10 +77,10 @@ def prepare(root: Path, directory: Path) -> dict[str, float]:
         test_fraction=0.1,
         split_seed=0,
     )
-    before, begin = peak_bytes(), time.perf_counter()
+    before, begin = memory_bytes("VmRSS"), time.perf_counter()
     with atomic_directory(directory) as partial:
         header, _ = write_dataset(params, partial)
-    seconds, memory = time.perf_counter() - begin, peak_bytes() - before
+    seconds, memory = time.perf_counter() - begin, memory_bytes("VmHWM") - before
     count = sum(header["splits"].values())
     index = sum(f.stat().st_size for f in directory.iterdir() if not f.name.endswith("_images.bin"))
     values = (1000 * seconds / count, memory / count, index / count)
@@ -119,7 +121,7 @@ def main() -> None:
             print(
                 f"{kind:<8}{count:>14,}{seconds:>14.2f}{memory:>18,.0f}{index:>16.1f}", flush=True
             )
-        growth = {key: rows[-1][key] / (rows[0][key] or 1) for key in MEASURES}
+        growth = {key: rows[-1][key] / rows[0][key] for key in MEASURES}
         seconds, memory, index = growth.values()
         print(f"{'':<8}{'growth':>14}{seconds:>14.2f}{memory:>18.2f}{index:>16.2f}", flush=True)
         summary[kind] = [{k: round(v, 3) for k, v in row.items()} for row in rows]
