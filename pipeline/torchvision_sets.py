@@ -1,6 +1,7 @@
 """Source `torchvision`: one of torchvision's classification datasets, with the splits that it has.
 
-Contract code: an edit here runs the teacher again.
+Contract code: an edit here runs the teacher again. CIFAR's files are pickles: torchvision opens
+them only where their published checksums agree.
 """
 
 from collections.abc import Iterator, Sequence
