@@ -1,6 +1,6 @@
 """What is odd about a dataset and no mistake: classes of unequal size, images that are there twice.
 
-Pure NumPy; contract code: an edit here runs the teacher again.
+Contract code: an edit here runs the teacher again.
 """
 
 from collections.abc import Mapping, Sequence

@@ -124,7 +124,7 @@ def test_many_files_runs(monkeypatch, capsys):
     found = summary("many_files", monkeypatch, capsys, "--counts", "60", "90")
     for kind in ("tar", "folder"):
         assert [row["index_bytes_per_image"] > 40 for row in found[kind]] == [True, True]
-        assert found[f"{kind}_growth"]["seconds_per_1000"] > 0
+        assert found[f"{kind}_growth"]["cpu_seconds_per_1000"] > 0
 
 
 def test_epoch_runs(monkeypatch, capsys, tmp_path):

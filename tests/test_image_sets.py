@@ -5,6 +5,7 @@ import pickle
 import shutil
 import struct
 import tarfile
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import torchvision
 from conftest import PARAMS, bytes_of, change_params, opened, run_stage, write_images, write_params
 from PIL import Image
 
-from pipeline import check
+from pipeline import check, image_folder
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import UserError
 from pipeline.files import read_json
@@ -352,6 +353,15 @@ def test_files_outside_the_known_folders_are_counted_not_silently_left_out(folde
     (folder / "images/train/readme.txt").write_text("")
     prepare()
     assert "prepare: 2 files of `images` lie outside" in capsys.readouterr().out
+
+
+def test_an_image_that_goes_while_others_are_read_is_named(folder, monkeypatch):
+    write_images(folder / "images", per_class=6)
+    everything = image_folder.read_files
+    monkeypatch.setattr(image_folder, "read_files", lambda root: islice(everything(root), 17))
+    with pytest.raises(UserError, match="1 images that were there are gone, the first `train/cat/"):
+        prepare()
+    assert not PREPARED.exists()
 
 
 def test_a_file_that_an_archive_holds_twice_is_one_sample(folder):

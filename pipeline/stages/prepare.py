@@ -17,7 +17,7 @@ from PIL import Image
 from pipeline import findings
 from pipeline.dataset import FORMAT_VERSION, PREPARED, SPLITS, encoded_path
 from pipeline.encoded_images import EncodedFile
-from pipeline.errors import reported
+from pipeline.errors import UserError, reported
 from pipeline.files import atomic_directory, canonical_json, sha256_of_file, write_json
 from pipeline.image_folder import image_folder
 from pipeline.params.dataset import DatasetParams
@@ -60,6 +60,9 @@ def pack(
     Returns:
         The splits' sizes, the statistics of the labelled training pixels, and each sample's digest,
         [N, 16] uint8.
+
+    Raises:
+        UserError: a sample has no picture.
     """
     samples = source.samples
     rows, sizes = np.empty(len(samples.ids), np.int64), {}  # rows: a sample's place in its split
@@ -78,6 +81,12 @@ def pack(
             digests[number] = np.frombuffer(picture.digest, np.uint8)
             known = samples.labels[number] != UNLABELLED
             yield SPLITS[samples.splits[number]], int(rows[number]), picture, bool(known)
+        absent = np.flatnonzero(~digests.any(1))  # of a picture it has bits
+        if len(absent):
+            raise UserError(
+                f"`{params.root}` (`dataset.root`) changed while it was read: {len(absent)} images "
+                f"that were there are gone, the first `{samples.ids[absent[0]]}`. Run it again."
+            )
 
     write = {"pixels": pack_pixels, "encoded": pack_encoded}[params.storage]
     return sizes, write(placed(), sizes, params, directory), digests
