@@ -25,7 +25,7 @@ from pipeline.losses import kd
 from pipeline.optimisation import Optimisation, batches
 from pipeline.params.network import NetworkParams
 from pipeline.params.training import TrainingParams
-from pipeline.stages.prepare import to_pixels
+from pipeline.pictures import to_pixels
 from pipeline.training import Course, Lesson, SoftTargets
 from pipeline.views import Batch, Views
 

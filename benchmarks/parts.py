@@ -39,8 +39,8 @@ from pipeline.losses import kd
 from pipeline.networks import cifar_resnet
 from pipeline.optimisation import make_optimizer
 from pipeline.params.training import TrainingParams
+from pipeline.pictures import to_pixels
 from pipeline.replay import Store
-from pipeline.stages.prepare import to_pixels
 from pipeline.training import label_loss
 
 ROOT = Path(__file__).parents[1]

@@ -59,10 +59,14 @@ def problems() -> list[str]:
 
 def check_dataset_root() -> None:
     dataset = load_section(DatasetParams, "dataset")
-    if dataset.source == "image_folder" and not Path(dataset.root).exists():
+    expected = {
+        "image_folder": "a folder or an archive",
+        "torchvision": f"the folder where `{dataset.name}` lies or is downloaded to: make it",
+    }
+    if dataset.source in expected and not Path(dataset.root).exists():
         raise UserError(
-            f"`{PARAMS_FILE}: dataset.root` is `{dataset.root}`, which does not exist; expected a "
-            "folder or an archive."
+            f"`{PARAMS_FILE}: dataset.root` is `{dataset.root}`, which does not exist; expected "
+            f"{expected[dataset.source]}."
         )
 
 

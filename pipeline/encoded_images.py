@@ -81,7 +81,7 @@ class EncodedFile:
             return
         copy = self._path.with_suffix(".sorted")
         with open(self._path, "rb") as source, open(copy, "wb") as target:
-            for start, length in zip(self._starts.tolist(), self._lengths.tolist(), strict=True):
+            for start, length in zip(self._starts, self._lengths, strict=True):
                 source.seek(start)
                 target.write(source.read(length))
         copy.replace(self._path)

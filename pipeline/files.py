@@ -71,8 +71,9 @@ def canonical_json(value: Any) -> str:
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    with atomic_file(path) as partial:
-        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    with atomic_file(path) as partial, open(partial, "w", encoding="utf-8", newline="\n") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)  # piece by piece: a list may be long
+        file.write("\n")
 
 
 def read_json(path: Path | str, *, made_by: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Files of an image folder or archive, listed by name and read in the order that is fast."""
 
+import os
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -50,22 +51,28 @@ def _walk(root: Path, *, read: bool) -> Iterator[tuple[str, bytes]]:
         raise UserError(f"`{root}` (`dataset.root`) cannot be read ({error}).") from None
 
 
-def _walk_folder(root: Path, read: bool) -> Iterator[tuple[str, bytes]]:
-    for path in sorted(root.rglob("*")):
-        name = path.relative_to(root).as_posix()
-        if path.is_dir():
-            yield f"{name}/", b""
-        else:
-            yield name, path.read_bytes() if read else b""
+def _walk_folder(root: Path, read: bool, prefix: str = "") -> Iterator[tuple[str, bytes]]:
+    """In the order of the names as texts; one folder's names are in memory at a time."""
+    with os.scandir(root / prefix) as entries:
+        names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in entries)
+    for name in names:
+        path = root / prefix / name
+        if not name.endswith("/"):
+            yield prefix + name, path.read_bytes() if read else b""
+            continue
+        yield prefix + name, b""
+        if not path.is_symlink():
+            yield from _walk_folder(root, read, prefix + name)
 
 
 def _walk_tar(root: Path, read: bool) -> Iterator[tuple[str, bytes]]:
     with tarfile.open(root) as archive:
-        for member in archive:
+        while (member := archive.next()) is not None:
             if member.isdir():
                 yield f"{member.name}/", b""
             elif member.isreg():
                 yield member.name, archive.extractfile(member).read() if read else b""
+            archive.members.clear()  # else it keeps a kilobyte of each
 
 
 def _walk_zip(root: Path, read: bool) -> Iterator[tuple[str, bytes]]:

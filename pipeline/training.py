@@ -68,6 +68,7 @@ class Lesson:
     batches: Callable[[int, Sequence[np.ndarray]], Iterator[Batch]]  # (view, samples of each)
     hard_label_weight: float = 1.0  # of the cross-entropy to the labels
     label_smoothing: float = 0.0  # of that cross-entropy
+    labelled_alone: bool = False  # leave out the samples without a label
     distillation_loss: DistillationLoss | None = None  # both None without a teacher
     soft_targets: SoftTargets | None = None
     # All that the above was made from, as JSON has it: a run of another's is not gone on with.
@@ -223,7 +224,8 @@ def train(
     """
     split = dataset.splits["train"]
     labels = torch.from_numpy(split.labels).to(device)
-    steps = len(batches(np.arange(len(split)), params.batch_size))
+    chosen = np.flatnonzero(split.labels >= 0) if lesson.labelled_alone else np.arange(len(split))
+    steps = len(batches(chosen, params.batch_size))
     optimisation = Optimisation(network, params, steps)
     depthwise_in_float32(network, device)
     forward = compiled(parallel(network, group), device, params.epochs * steps)
@@ -239,7 +241,8 @@ def train(
     log = EpochLog(params.epochs)
     for epoch in range(len(trained.history) + 1, params.epochs + 1):
         view = lesson.view_of_epoch(epoch - 1)
-        parts = batches(permutation(len(split), params.seed, epoch), params.batch_size)
+        order = chosen[permutation(len(chosen), params.seed, epoch)]
+        parts = batches(order, params.batch_size)
         own_batches = lesson.batches(view, [share(samples, group) for samples in parts])
         if group.leads:
             own_batches = bar(own_batches, f"epoch {epoch}", total=len(parts))
@@ -247,7 +250,7 @@ def train(
         network.train()
         for samples, batch in zip(parts, own_batches, strict=True):
             total_loss += course.step(samples, batch, view, epoch) * len(samples)
-        train_loss = total_loss.item() / len(split)
+        train_loss = total_loss.item() / len(chosen)
         # One rank tells; the others go on to where they wait for it, and end with it.
         if not math.isfinite(train_loss) and group.leads:
             raise UserError(

@@ -14,7 +14,7 @@ import torch
 from conftest import write_images
 from PIL import Image
 
-from benchmarks import encodings, epoch, loops, parts
+from benchmarks import encodings, epoch, loops, many_files, parts
 from benchmarks.loops import RESNET20, Loop
 from pipeline.encodings import decode, encode
 from pipeline.errors import UserError
@@ -117,6 +117,14 @@ def write_cifar(path, count: int) -> None:
             member = tarfile.TarInfo(f"train/{number % 4}/{number:05d}.png")
             member.size = len(png)
             archive.addfile(member, io.BytesIO(png))
+
+
+def test_many_files_runs(monkeypatch, capsys):
+    monkeypatch.setattr(many_files, "CLASSES", 3)
+    found = summary("many_files", monkeypatch, capsys, "--counts", "60", "90")
+    for kind in ("tar", "folder"):
+        assert [row["index_bytes_per_image"] > 40 for row in found[kind]] == [True, True]
+        assert found[f"{kind}_growth"]["cpu_seconds_per_1000"] > 0
 
 
 def test_epoch_runs(monkeypatch, capsys, tmp_path):

@@ -28,6 +28,7 @@ from pipeline.params.network import NetworkParams
 from pipeline.params.soft_targets import SoftTargetsParams
 from pipeline.params.students import StudentParams
 from pipeline.params.teacher import TeacherParams, TeacherTraining
+from pipeline.params.torchvision_sets import SETS
 from pipeline.params.training import TrainingParams
 from pipeline.params.views import MixParams, RandAugmentParams, ViewsParams
 from pipeline.stages.compare import on_screen
@@ -119,6 +120,11 @@ def test_the_reference_names_every_family_and_its_networks():
         module = importlib.import_module(f"pipeline.networks.{family}")
         if hasattr(module, "NETWORKS"):
             assert set(re.findall(r"`(\w+)`", text)) == set(module.NETWORKS)
+
+
+def test_the_reference_names_every_set_of_torchvisions():
+    text = REFERENCE.partition("Datasets of `source: torchvision`")[2].partition("\n## ")[0]
+    assert re.findall(r"`([A-Z]\w+)`", text) == list(SETS)
 
 
 def test_the_reference_has_no_section_that_the_code_lacks():

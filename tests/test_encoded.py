@@ -22,9 +22,9 @@ from pipeline.dataset import Dataset, encoded_path, open_dataset
 from pipeline.decoding import clean_boxes, decode_view, eight_bits
 from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.pictures import ahead
 from pipeline.report import THUMBNAIL
 from pipeline.stages.compare import clean_pixels
-from pipeline.stages.prepare import ahead
 from pipeline.store import verify
 from pipeline.views import EncodedViews, views_of
 
@@ -242,7 +242,7 @@ def test_an_image_damaged_after_preparing_is_named_without_a_traceback(encoded_p
 
 
 def test_images_pass_through_memory_few_at_a_time_and_in_order(monkeypatch):
-    monkeypatch.setattr("pipeline.stages.prepare.available_cores", lambda: 3)
+    monkeypatch.setattr("pipeline.pictures.available_cores", lambda: 3)
     taken = []
     results = ahead(lambda number: -number, (taken.append(n) or n for n in range(100)))
     for expected in range(20):

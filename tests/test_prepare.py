@@ -17,7 +17,8 @@ from pipeline.decoding import eight_bits
 from pipeline.errors import UserError
 from pipeline.params.dataset import DatasetParams
 from pipeline.params.loading import validate
-from pipeline.stages.prepare import Statistics, to_pixels
+from pipeline.pictures import to_pixels
+from pipeline.stages.prepare import Statistics
 
 
 @pytest.fixture

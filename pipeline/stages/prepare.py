@@ -7,61 +7,27 @@ a time.
 
 import argparse
 import hashlib
-import io
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from pipeline.augment import hash64
+from pipeline import findings
 from pipeline.dataset import FORMAT_VERSION, PREPARED, SPLITS, encoded_path
-from pipeline.decoding import UNREADABLE, available_cores, eight_bits
-from pipeline.encoded_images import Encoded, EncodedFile, encode
+from pipeline.encoded_images import EncodedFile
 from pipeline.errors import UserError, reported
 from pipeline.files import atomic_directory, canonical_json, sha256_of_file, write_json
-from pipeline.image_files import list_names, read_files
+from pipeline.image_folder import image_folder
 from pipeline.params.dataset import DatasetParams
 from pipeline.params.loading import load_section
+from pipeline.pictures import DIGEST_BYTES, Picture, picture_of
 from pipeline.progress import bar
+from pipeline.samples import TRAIN, UNLABELLED, Samples, Source, split_off
+from pipeline.torchvision_sets import torchvision_set
 
-_SPLIT_FOLDERS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
-_LISTED = 20  # files in a message
 _CHUNK = 4096  # images at a time, for sums and hashes
-
-Item, Result = TypeVar("Item"), TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Where one image goes."""
-
-    split: str
-    label: int
-    sample_id: str
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One image, read."""
-
-    sample_id: str
-    pixels: np.ndarray  # [channels, image_size, image_size] uint8: kept, or for statistics
-    encoded: Encoded | None  # storage: encoded: what is kept of it
-
-
-@dataclass(frozen=True)
-class Source:
-    """A dataset as it comes: what there is, and a way to go through the images once."""
-
-    class_names: list[str]
-    samples: list[Sample]
-    pictures: Iterator[Picture]  # in any order
 
 
 def digits(params: DatasetParams) -> Source:
@@ -70,184 +36,64 @@ def digits(params: DatasetParams) -> Source:
 
     bunch = load_digits()
     pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # [1797, 8, 8]
-    ids = [f"{index:04d}" for index in range(len(pixels))]
-    samples = [Sample("train", int(k), i) for i, k in zip(ids, bunch.target, strict=True)]
-    images = zip(ids, map(Image.fromarray, pixels), strict=True)
-    pictures = (picture_of(i, image, b"", params) for i, image in images)
-    return Source([str(digit) for digit in range(10)], split_off(samples, params), pictures)
+    count = len(pixels)
+    samples = Samples(
+        [f"{index:04d}" for index in range(count)],
+        bunch.target.astype(np.int64),
+        np.full(count, TRAIN, np.int8),
+    )
+    pictures = (
+        picture_of(n, Image.fromarray(image), None, params) for n, image in enumerate(pixels)
+    )
+    class_names = [str(digit) for digit in range(10)]
+    return Source(class_names, split_off(samples, params), pictures, "the same pixels")
 
 
-def image_folder(params: DatasetParams) -> Source:
-    """`train/<class>/*`, and `val/` and `test/` if present, in a folder or an archive."""
-    root = Path(params.root)
-    names = list_names(root)
-    top = {PurePosixPath(name).parts[0] for name in names}
-    prefix = f"{next(iter(top))}/" if len(top) == 1 and not top & _SPLIT_FOLDERS.keys() else ""
-    found: dict[str, tuple[str, str]] = {}  # sample id -> (split, class)
-    for name in names:
-        parts = PurePosixPath(name.removeprefix(prefix)).parts
-        if len(parts) >= 3 and parts[0] in _SPLIT_FOLDERS and not name.endswith("/"):
-            found["/".join(parts)] = (_SPLIT_FOLDERS[parts[0]], parts[1])
-    check_no_class_is_empty(root, prefix, names, set(found))
-    class_names = sorted({class_name for split, class_name in found.values() if split == "train"})
-    if not class_names:
-        raise UserError(
-            f"`{root}` (`dataset.root`) has no `train/<class>/<image>`; found "
-            f"{', '.join(f'`{t}`' for t in sorted(top)[:_LISTED]) or 'nothing'}."
-        )
-    if len(class_names) < 2:
-        raise UserError(
-            f"`{root}` (`dataset.root`) has one class, `{class_names[0]}`; expected at least 2."
-        )
-    foreign = sorted({c for _, c in found.values()} - set(class_names))
-    if foreign:
-        raise UserError(
-            f"`{root}` (`dataset.root`) has classes in `val/` or `test/` that `train/` lacks: "
-            f"{', '.join(f'`{c}`' for c in foreign[:_LISTED])}."
-        )
-    number = {class_name: label for label, class_name in enumerate(class_names)}
-    samples = [Sample(split, number[c], sample_id) for sample_id, (split, c) in found.items()]
-    samples.sort(key=lambda sample: sample.sample_id)
-
-    def files() -> Iterator[tuple[str, bytes]]:
-        for name, content in read_files(root):
-            sample_id = "/".join(PurePosixPath(name.removeprefix(prefix)).parts)
-            if sample_id in found:
-                yield sample_id, content
-
-    def read(file: tuple[str, bytes]) -> Picture | str:
-        sample_id, content = file
-        try:
-            image = eight_bits(Image.open(io.BytesIO(content)))
-            return picture_of(sample_id, image, content, params)
-        except UNREADABLE as error:
-            return f"{sample_id}: {error}"
-
-    def pictures() -> Iterator[Picture]:
-        broken = []
-        for picture in ahead(read, files()):
-            if isinstance(picture, str):
-                broken.append(picture)
-            else:
-                yield picture
-        if broken:
-            more = f"\n  ... and {len(broken) - _LISTED} more" if len(broken) > _LISTED else ""
-            raise UserError(
-                f"{len(broken)} files of `{root}` (`dataset.root`) are not images that can be "
-                "read; mend or remove them:\n  " + "\n  ".join(broken[:_LISTED]) + more
-            )
-
-    return Source(class_names, split_off(samples, params), pictures())
+SOURCES = {"digits": digits, "image_folder": image_folder, "torchvision": torchvision_set}
 
 
-def picture_of(sample_id: str, image: Image.Image, source: bytes, params: DatasetParams) -> Picture:
-    """Args: image: upright and with 8 bits a channel; source: the bytes of its file."""
-    pixels = to_pixels(image, params.image_size, params.channels)
-    return Picture(sample_id, pixels, encode(image, source, params))
-
-
-def ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """The function of each item, in their order, by as many threads as there are cores: Pillow
-    lets go of Python's lock. Few are made before they are asked for, so that memory stays flat."""
-    Image.init()  # threads that do so at the same time take a format for unknown
-    threads, waiting = available_cores(), deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > 2 * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def check_no_class_is_empty(root: Path, prefix: str, names: list[str], found: set[str]) -> None:
-    """Raises: UserError: lists the class folders that hold no file."""
-    folders = {
-        "/".join(parts[:2])
-        for name in names
-        if name.endswith("/")
-        and len(parts := PurePosixPath(name.removeprefix(prefix)).parts) >= 2
-        and parts[0] in _SPLIT_FOLDERS
-    }
-    empty = sorted(folders - {"/".join(sample_id.split("/")[:2]) for sample_id in found})
-    if empty:
-        raise UserError(
-            f"`{root}` (`dataset.root`) has class folders without images: "
-            f"{', '.join(f'`{folder}`' for folder in empty[:_LISTED])}. Fill or remove them."
-        )
-
-
-def split_off(samples: list[Sample], params: DatasetParams) -> list[Sample]:
-    """Take the splits that the source lacks from its training samples.
-
-    Class by class: the samples with the smallest hashes of (seed, split, sample id), so that the
-    choice depends on nothing but the class's own members, at least one of each class.
-
-    Raises:
-        UserError: a class has too few samples.
-    """
-    fractions = {"test": params.test_fraction, "validation": params.validation_fraction}
-    lacking = {split for split in fractions if all(s.split != split for s in samples)}
-    if not lacking:
-        return samples
-    by_class: dict[int, list[Sample]] = {}
-    for sample in samples:
-        if sample.split == "train":
-            by_class.setdefault(sample.label, []).append(sample)
-    moved: dict[str, str] = {}
-    for members in by_class.values():
-        if len(members) <= len(lacking):
-            raise UserError(
-                f"the class of `{members[0].sample_id}` has {len(members)} training samples; "
-                f"expected at least {len(lacking) + 1}, for training and to split off "
-                f"{' and '.join(sorted(lacking))}."
-            )
-        ranked = sorted(members, key=lambda s: _rank(params.split_seed, s.sample_id))
-        start = 0
-        for split in sorted(lacking):
-            count = max(1, round(fractions[split] * len(members)))
-            moved |= {s.sample_id: split for s in ranked[start : start + count]}
-            start += count
-    return [Sample(moved.get(s.sample_id, s.split), s.label, s.sample_id) for s in samples]
-
-
-def _rank(seed: int, sample_id: str) -> tuple[int, str]:
-    digest = hashlib.sha256(sample_id.encode()).digest()
-    return int(hash64(seed, int.from_bytes(digest[:8], "little"))), sample_id
-
-
-def to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    """[channels, size, size] uint8: the shorter side resized to `size`, the middle cut out."""
-    image = image.convert("RGB" if channels == 3 else "L")
-    if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    pixels = np.asarray(image)
-    return pixels.transpose(2, 0, 1) if channels == 3 else pixels[None]
-
-
-def pack(source: Source, params: DatasetParams, directory: Path) -> tuple[dict, "Statistics"]:
+def pack(
+    source: Source, params: DatasetParams, directory: Path
+) -> tuple[dict[str, int], "Statistics", np.ndarray]:
     """Write each split's images, labels and sample ids.
 
     Returns:
-        The splits' sizes, and the statistics of the training pixels.
+        The splits' sizes, the statistics of the labelled training pixels, and each sample's digest,
+        [N, 16] uint8.
+
+    Raises:
+        UserError: a sample has no picture.
     """
-    members = {split: [s for s in source.samples if s.split == split] for split in SPLITS}
-    sizes = {split: len(samples) for split, samples in members.items()}
-    row = {
-        sample.sample_id: (split, index)
-        for split, samples in members.items()
-        for index, sample in enumerate(samples)
-    }
+    samples = source.samples
+    rows, sizes = np.empty(len(samples.ids), np.int64), {}  # rows: a sample's place in its split
+    for split, name in enumerate(SPLITS):
+        members = samples.members(split)
+        rows[members], sizes[name] = np.arange(len(members)), len(members)
+        np.save(directory / f"{name}_labels.npy", samples.labels[members])
+        write_json(
+            directory / f"{name}_ids.json", {"sample_ids": [samples.ids[n] for n in members]}
+        )
+    digests = np.zeros((len(rows), DIGEST_BYTES), np.uint8)
+
+    def placed() -> Placed:
+        for picture in bar(source.pictures, "prepare", total=len(rows)):
+            number = picture.number
+            digests[number] = np.frombuffer(picture.digest, np.uint8)
+            known = samples.labels[number] != UNLABELLED
+            yield SPLITS[samples.splits[number]], int(rows[number]), picture, bool(known)
+        absent = np.flatnonzero(~digests.any(1))  # of a picture it has bits
+        if len(absent):
+            raise UserError(
+                f"`{params.root}` (`dataset.root`) changed while it was read: {len(absent)} images "
+                f"that were there are gone, the first `{samples.ids[absent[0]]}`. Run it again."
+            )
+
     write = {"pixels": pack_pixels, "encoded": pack_encoded}[params.storage]
-    pictures = bar(source.pictures, "prepare", total=len(row))
-    statistics = write(((row[p.sample_id], p) for p in pictures), sizes, params, directory)
-    for split, samples in members.items():
-        np.save(directory / f"{split}_labels.npy", np.array([s.label for s in samples], np.int64))
-        write_json(directory / f"{split}_ids.json", {"sample_ids": [s.sample_id for s in samples]})
-    return sizes, statistics
+    return sizes, write(placed(), sizes, params, directory), digests
 
 
-Placed = Iterator[tuple[tuple[str, int], Picture]]  # ((split, index in it), picture)
+#: (split, place in it, picture, whether it has a label)
+Placed = Iterator[tuple[str, int, Picture, bool]]
 
 
 def pack_pixels(
@@ -261,13 +107,13 @@ def pack_pixels(
         )
         for split, count in sizes.items()
     }
-    for (split, index), picture in pictures:
+    statistics = Statistics(params.channels)
+    for split, index, picture, labelled in pictures:
         arrays[split][index] = picture.pixels
+        if split == "train" and labelled:
+            statistics.add(picture.pixels[None])
     for array in arrays.values():
         array.flush()
-    statistics = Statistics(params.channels)
-    for start in range(0, sizes["train"], _CHUNK):
-        statistics.add(arrays["train"][start : start + _CHUNK])
     return statistics
 
 
@@ -276,8 +122,8 @@ def pack_encoded(
 ) -> "Statistics":
     """Write each split's encoded images into one file, and where each begins, and its size.
 
-    The statistics are those of `storage: pixels`: of each training image as it came, resized by
-    the shorter side to `image_size` and cut to the middle square, before it was encoded.
+    The statistics are those of `storage: pixels`: of each labelled training image as it came,
+    resized by the shorter side to `image_size` and cut to the middle square, before it was encoded.
     """
     statistics = Statistics(params.channels)
     with ExitStack() as stack:
@@ -285,9 +131,9 @@ def pack_encoded(
             split: stack.enter_context(EncodedFile(encoded_path(directory, split), count))
             for split, count in sizes.items()
         }
-        for (split, index), picture in pictures:
+        for split, index, picture, labelled in pictures:
             files[split].write(index, picture.encoded)
-            if split == "train":
+            if split == "train" and labelled:
                 statistics.add(picture.pixels[None])
     for split, file in files.items():
         file.sort()
@@ -342,8 +188,8 @@ def write_dataset(params: DatasetParams, directory: Path) -> tuple[dict[str, obj
     Returns:
         What the fingerprint covers beside the samples (class names, the splits' sizes), and it.
     """
-    source = {"digits": digits, "image_folder": image_folder}[params.source](params)
-    sizes, statistics = pack(source, params, directory)
+    source = SOURCES[params.source](params)
+    sizes, statistics, digests = pack(source, params, directory)
     mean, std = statistics.mean_and_std()
     header = {
         "format_version": FORMAT_VERSION,
@@ -355,10 +201,23 @@ def write_dataset(params: DatasetParams, directory: Path) -> tuple[dict[str, obj
     if params.storage == "encoded":
         header["storage"] = params.storage
     identity = fingerprint(directory, header)
-    write_json(
-        directory / "dataset.json", {**header, "mean": mean, "std": std, "fingerprint": identity}
-    )
+    description = {**header, "mean": mean, "std": std, "fingerprint": identity}
+    if found := findings.duplicates(source.samples, digests):
+        description["duplicates"] = found
+    write_json(directory / "dataset.json", description)
+    tell(source, found)
     return header, identity
+
+
+def tell(source: Source, found: Mapping[str, object]) -> None:
+    """Print what is odd about the dataset."""
+    unlabelled = np.count_nonzero(source.samples.labels == UNLABELLED)
+    if unlabelled:
+        print(f"prepare: {unlabelled:,} training images have no label: only students see them")
+    if line := findings.imbalance(source.samples, source.class_names):
+        print(f"prepare: {line}")
+    for line in findings.told(found, source.samples, source.contents):
+        print(f"prepare: {line}", flush=True)
 
 
 def main() -> None:

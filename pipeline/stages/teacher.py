@@ -67,8 +67,8 @@ def train(
     device: torch.device,
     group: Group = ALONE,
 ) -> None:
-    """Train in place: a fresh view of every sample in every epoch, as the policy has them. The
-    network ends with the last weights, or their average where `ema_decay` asks for one.
+    """Train in place: a fresh view of every labelled sample in every epoch, as the policy has them.
+    The network ends with the last weights, or their average where `ema_decay` asks for one.
 
     Raises:
         UserError: the loss is no longer finite.
@@ -77,7 +77,8 @@ def train(
     views = views_of(split, Policy(params.policy), params.seed, device)
     labels = torch.from_numpy(split.labels).to(device)
     validation_labels = torch.from_numpy(validation.labels)
-    steps_per_epoch = len(batches(np.arange(len(split)), params.batch_size))
+    labelled = np.flatnonzero(split.labels >= 0)  # the others are for students alone
+    steps_per_epoch = len(batches(labelled, params.batch_size))
     optimisation = Optimisation(network, params, steps_per_epoch)
     depthwise_in_float32(network, device)
     forward = compiled(parallel(network, group), device, params.epochs * steps_per_epoch)
@@ -87,7 +88,8 @@ def train(
         network.train()
         fine_tuning.begin_epoch(network, params, epoch)
         total_loss = torch.zeros((), device=device)
-        parts = batches(permutation(len(split), params.seed, epoch), params.batch_size)
+        order = labelled[permutation(len(labelled), params.seed, epoch)]
+        parts = batches(order, params.batch_size)
         own_batches = views.batches(epoch, [share(samples, group) for samples in parts])
         if group.leads:
             own_batches = bar(own_batches, f"epoch {epoch + 1}", total=len(parts))
@@ -103,7 +105,7 @@ def train(
             )
             optimisation.step(for_own_share(loss, group))
             total_loss += loss.detach() * len(samples)
-        train_loss = total_loss.item() / len(split)
+        train_loss = total_loss.item() / len(labelled)
         # One rank tells; the others go on to where they wait for it, and end with it.
         if not math.isfinite(train_loss) and group.leads:
             raise UserError(
