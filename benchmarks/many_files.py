@@ -5,9 +5,9 @@
 Tiny images (8 pixels, PNG, 1,000 classes, each of its own content) in a folder and in a .tar, a
 tenth of them in `unlabeled/`; `prepare`'s own functions, `storage: encoded`, in a fresh process for
 each row. CPU seconds are those of all its threads. Memory is the process's peak above what it held
-once everything was imported (Linux). The index is all that `prepare` writes beside the images. `growth` is the figure for one image at the
-largest count over that at the smallest: 1 is proportional, and less where a fixed cost is shared
-by more.
+once everything was imported (Linux). The index is all that `prepare` writes beside the images.
+`growth` is the figure for one image at the largest count over that at the smallest: 1 is
+proportional, and less where a fixed cost is shared by more.
 """
 
 import argparse
