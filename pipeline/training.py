@@ -31,6 +31,7 @@ from pipeline.device import (
     compiled,
     default_device,
     depthwise_in_float32,
+    keep_freed_memory,
     to_device,
     training_autocast,
 )
@@ -100,6 +101,7 @@ def run(
             it at this moment.
     """
     device = default_device()
+    keep_freed_memory()
     torch.manual_seed(params.seed)
     with group.leader_first():
         description = checkpoint.describe(student.family, student.network, dataset)

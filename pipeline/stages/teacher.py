@@ -31,6 +31,7 @@ from pipeline.device import (
     compiled,
     default_device,
     depthwise_in_float32,
+    keep_freed_memory,
     to_device,
     training_autocast,
 )
@@ -142,6 +143,7 @@ def build(params: TeacherParams, dataset: Dataset) -> tuple[nn.Module, Descripti
 
 def make_teacher(group: Group) -> None:
     device = default_device()
+    keep_freed_memory()
     with group.leader_first():
         params = load_section(TeacherParams, "teacher")
         if params.training.freeze_epochs and group.size > 1:
