@@ -2,11 +2,12 @@
 
     python -m benchmarks.epoch data/raw/cifar100.tar.gz
 
-ResNet-56 teaches ResNet-20, the networks of this project on both sides, batches of 64 of the same
+ResNet-56 teaches ResNet-20, the networks of this project on both sides, batches of 128 of the same
 images. Ours is the loop that students run, from cached soft targets. Theirs is set up as the sample
 configurations for CIFAR-100 of torchdistill are: images as PIL, RandomCrop, RandomHorizontalFlip,
-ToTensor and Normalize in a DataLoader with workers, KDLoss (T = 4, alpha = 0.9), SGD with momentum;
-and runs as its example for image classification does, with its box and its metric logger.
+ToTensor and Normalize in a DataLoader of 16 workers, batches of 128, KDLoss (T = 4, alpha = 0.9),
+SGD with momentum; and runs as its example for image classification does, with its box and its
+metric logger.
 
 Theirs computes in float32, as it does by itself; ours in bfloat16 where the device does. So theirs
 is measured under bfloat16 autocast, too; and the teacher's forward pass alone in both, on batches
@@ -47,7 +48,7 @@ from pipeline.errors import UserError, reported
 from pipeline.image_files import read_files
 from pipeline.networks import cifar_resnet
 
-BATCH, CLASSES, EPOCH = 64, 100, 50_000  # CIFAR-100's training images
+BATCH, CLASSES, EPOCH = 128, 100, 50_000  # CIFAR-100's training images
 TARGET = 3.5
 MEAN, STD = [0.5070754, 0.48655024, 0.44091907], [0.26733398, 0.25643876, 0.2761503]
 
@@ -171,7 +172,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000, help="of it, on both sides")
     parser.add_argument("--pairs", type=int, default=100, help="of slices to compare by")
     parser.add_argument("--steps", type=int, default=20, help="of training in a slice")
-    parser.add_argument("--workers", type=int, default=2, help="of torchdistill's DataLoader")
+    parser.add_argument("--workers", type=int, default=16, help="of torchdistill's DataLoader")
     arguments = parser.parse_args()
     pairs, steps, device = arguments.pairs, arguments.steps, default_device()
     dataset = cifar100(arguments.archive, arguments.images)

@@ -12,10 +12,12 @@ import json
 import torch
 
 from benchmarks.pairs import alternate, median
-from benchmarks.precision import BATCH, CLASSES, stepper
+from benchmarks.precision import CASES, CLASSES, build, stepper
 from pipeline.device import default_device
 from pipeline.distillation import distillation_loss
 from pipeline.params.distillation import METHODS, DistillationParams
+
+STUDENT = "ResNet-20"  # of benchmarks.precision
 
 
 def variants() -> dict[str, DistillationParams]:
@@ -34,10 +36,11 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=100)
     pairs = parser.parse_args().pairs
     device, found = default_device(), {}
-    step = stepper("resnet20", device, by_rule=True)
-    student = torch.randn(BATCH, CLASSES, device=device, requires_grad=True)
-    teacher = 3 * torch.randn(BATCH, CLASSES, device=device)
-    labels = torch.randint(CLASSES, (BATCH,), device=device)
+    batch = CASES[STUDENT][-1]
+    step = stepper(STUDENT, build(STUDENT), by_rule=True)
+    student = torch.randn(batch, CLASSES, device=device, requires_grad=True)
+    teacher = 3 * torch.randn(batch, CLASSES, device=device)
+    labels = torch.randint(CLASSES, (batch,), device=device)
     print(f"{device.type}, {torch.get_num_threads()} threads, {pairs} alternating pairs")
     print("loss and gradient as a fraction of a ResNet-20 step (95 %)")
     for name, params in variants().items():

@@ -32,7 +32,7 @@ from benchmarks.pairs import median
 from benchmarks.reading import write_store
 from pipeline.dataset import Dataset
 from pipeline.decoding import eight_bits
-from pipeline.device import default_device, training_autocast
+from pipeline.device import default_device, depthwise_in_float32, training_autocast
 from pipeline.errors import UserError, reported
 from pipeline.image_files import read_files
 from pipeline.losses import kd
@@ -45,6 +45,11 @@ from pipeline.training import label_loss
 
 ROOT = Path(__file__).parents[1]
 K = 10  # of the top_k store
+#: The teacher's stage, but that its gate lets a teacher pass that knows nothing.
+UNTRAINED = (
+    "from pipeline import gate; gate.check = lambda *_, **__: None; "
+    "from pipeline.stages import teacher; teacher.main()"
+)
 
 
 class Step:
@@ -62,6 +67,7 @@ class Step:
         params = TrainingParams(
             epochs=1, batch_size=case.batch_size, optimizer="sgd", learning_rate=0.01, seed=0
         )
+        depthwise_in_float32(self._network, self._device)
         self._optimizer = make_optimizer(self._network.train(), params)
 
     def parts(self, number: int) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -185,12 +191,20 @@ def make_project(case: Case, folder: Path, files: list[bytes], suffix: str) -> N
         "dataset": {
             "source": "image_folder",
             "root": "images.tar",
+            "storage": "pixels",
             "image_size": size,
             "validation_fraction": 0.1,
             "test_fraction": 0.1,
             "split_seed": 0,
         },
-        "views": {"policy": "crop_flip", "count": 8, "seed": 0, "image_size": size},
+        "views": {
+            "policy": "crop_flip",
+            "rand_augment": "none",
+            "mix": "none",
+            "count": 8,
+            "seed": 0,
+            "image_size": size,
+        },
         "teacher": {
             "family": "cifar_resnet",
             "network": {"name": "resnet8", "input_size": 32},
@@ -211,13 +225,18 @@ def make_project(case: Case, folder: Path, files: list[bytes], suffix: str) -> N
         },
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(params), "utf-8")
-    for stage in ("prepare", "teacher", "soft_targets"):
-        run_module(folder, f"pipeline.stages.{stage}")
+    run_module(folder, "pipeline.stages.prepare")
+    run_python(folder, "-c", UNTRAINED)
+    run_module(folder, "pipeline.stages.soft_targets")
 
 
 def run_module(folder: Path, module: str, *arguments: str) -> str:
+    return run_python(folder, "-m", module, *arguments)
+
+
+def run_python(folder: Path, *arguments: str) -> str:
     result = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
+        [sys.executable, *arguments],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
         capture_output=True,
@@ -226,7 +245,8 @@ def run_module(folder: Path, module: str, *arguments: str) -> str:
     )
     if result.returncode:
         raise UserError(
-            f"`python -m {module}` failed in a project of the benchmark's:\n{result.stderr}"
+            f"`python {' '.join(arguments)}` failed in a project of the benchmark's:\n"
+            f"{result.stderr}"
         )
     return result.stdout
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_images
+from import_closure import ROOT
 from PIL import Image
 
 from benchmarks import encodings, epoch, loops, many_files, parts
@@ -59,6 +60,11 @@ def test_the_kl_of_the_benchmark_is_that_of_the_losses(k):
 
 
 CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda p: p.stem)
+def test_every_benchmark_can_be_imported(path):
+    importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
 
 
 def small_loop(soft_targets) -> Loop:
