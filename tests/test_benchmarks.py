@@ -143,10 +143,10 @@ def test_epoch_runs(monkeypatch, capsys, tmp_path):
 
 
 def test_epoch_gives_both_sides_the_same_images(tmp_path):
-    write_cifar(tmp_path / "cifar.tar.gz", 70)
-    dataset = epoch.cifar100(tmp_path / "cifar.tar.gz", 66)
+    write_cifar(tmp_path / "cifar.tar.gz", 140)
+    dataset = epoch.cifar100(tmp_path / "cifar.tar.gz", 132)
     images, split = epoch.PilImages(dataset, np.asarray), dataset.splits["train"]
-    assert len(images) == len(split) == 66
+    assert len(images) == len(split) == 132
     for index in (0, 65):
         pixels, label = images[index]
         assert np.array_equal(pixels.transpose(2, 0, 1), split.images[index])

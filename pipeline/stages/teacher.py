@@ -81,6 +81,9 @@ def train(
     labelled = np.flatnonzero(split.labels >= 0)  # the others are for students alone
     steps_per_epoch = len(batches(labelled, params.batch_size))
     optimisation = Optimisation(network, params, steps_per_epoch)
+    if params.freeze_epochs:  # parameters join later: torch's fused SGD cannot have that
+        for parameters in optimisation.optimizer.param_groups:
+            parameters["fused"] = False
     depthwise_in_float32(network, device)
     forward = compiled(parallel(network, group), device, params.epochs * steps_per_epoch)
     seed_apart(params.seed, group)
