@@ -4,17 +4,18 @@
 
 Started by benchmarks.parts, in a project whose `soft_targets` has run; STARTED is the moment, by
 `time.monotonic`. The stage is the real one, and its functions are timed from outside; it is ended
-after some steps. Prints one line of JSON. Imports of its own are the standard library's.
+after some steps. Prints one line of JSON. Imports nothing large of its own. Linux alone.
 """
 
 import importlib
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
+
+from benchmarks.memory import memory_bytes
 
 STEPS = 20  # after which memory has reached its peak
 
@@ -92,9 +93,7 @@ def main() -> None:
     sys.argv = ["student", name]
     with suppress(Enough):
         stage.main()
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    print(json.dumps({"seconds": clock.seconds, "peak_bytes": peak}))
+    print(json.dumps({"seconds": clock.seconds, "peak_bytes": memory_bytes("VmHWM")}))
 
 
 if __name__ == "__main__":

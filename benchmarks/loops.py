@@ -19,7 +19,7 @@ from pipeline.augment import Policy, permutation
 from pipeline.checkpoint import InputSpec
 from pipeline.dataset import Dataset, Split
 from pipeline.decoding import eight_bits
-from pipeline.device import compiled, depthwise_in_float32, keep_freed_memory, training_autocast
+from pipeline.device import compiled, depthwise_in_float32, training_autocast
 from pipeline.image_files import read_files
 from pipeline.losses import kd
 from pipeline.optimisation import Optimisation, batches
@@ -160,7 +160,6 @@ class Loop:
         split = dataset.splits["train"]
         self._order = batches(permutation(len(split), params.seed), batch_size)
         optimisation = Optimisation(module.train(), params, len(self._order))
-        keep_freed_memory()
         depthwise_in_float32(module, device)
         forward = compiled(module, device, params.epochs * len(self._order))
         labels = torch.from_numpy(split.labels).to(device)

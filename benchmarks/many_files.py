@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.memory import memory_bytes
 from pipeline.errors import UserError, reported
 from pipeline.files import atomic_directory
 from pipeline.params.dataset import DatasetParams
@@ -57,14 +58,6 @@ def write_tar(path: Path, count: int) -> None:
 def unpack(path: Path, folder: Path) -> None:
     with tarfile.open(path) as archive:
         archive.extractall(folder, filter="data")
-
-
-def memory_bytes(field: str) -> int:
-    """`VmRSS`, what the process holds now, or `VmHWM`, the most that it held: from Linux, because
-    `getrusage` counts what the parent held when it started this process."""
-    status = Path("/proc/self/status").read_text("utf-8")
-    (line,) = (line for line in status.splitlines() if line.startswith(f"{field}:"))
-    return 1024 * int(line.split()[1])
 
 
 def prepare(root: Path, directory: Path) -> dict[str, float]:

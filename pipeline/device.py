@@ -3,9 +3,6 @@
 Contract code, for the teacher trains with it: an edit here runs the teacher again.
 """
 
-import ctypes
-import sys
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -15,19 +12,6 @@ from torch import Tensor, nn
 #: win hours, hundreds lose minutes.
 COMPILED_STEPS = 10_000
 _COMPILER = "inductor"
-
-
-_MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # of glibc's mallopt
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep the memory that a step frees for the next step, instead of giving it
-    back to the system, which hands it out again page by page: some percent of a step on a CPU.
-    glibc alone takes this advice; elsewhere nothing happens."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(_MMAP_MAX, 0)
-        mallopt(_TRIM_THRESHOLD, 2**30)
 
 
 def default_device() -> torch.device:

@@ -79,13 +79,12 @@ class Average:
 def make_optimizer(network: nn.Module, params: OptimisationParams) -> torch.optim.Optimizer:
     groups = parameter_groups(network, params)
     if params.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=params.learning_rate, fused=True)
+        return torch.optim.AdamW(groups, lr=params.learning_rate)
     return torch.optim.SGD(
         groups,
         lr=params.learning_rate,
         momentum=params.momentum,
         nesterov=params.nesterov and params.momentum > 0,
-        fused=True,  # one pass over all tensors: on a CPU, too
     )
 
 

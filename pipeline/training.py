@@ -31,7 +31,6 @@ from pipeline.device import (
     compiled,
     default_device,
     depthwise_in_float32,
-    keep_freed_memory,
     to_device,
     training_autocast,
 )
@@ -69,7 +68,6 @@ class Lesson:
     batches: Callable[[int, Sequence[np.ndarray]], Iterator[Batch]]  # (view, samples of each)
     hard_label_weight: float = 1.0  # of the cross-entropy to the labels
     label_smoothing: float = 0.0  # of that cross-entropy
-    labelled_alone: bool = False  # leave out the samples without a label
     distillation_loss: DistillationLoss | None = None  # both None without a teacher
     soft_targets: SoftTargets | None = None
     # All that the above was made from, as JSON has it: a run of another's is not gone on with.
@@ -101,7 +99,6 @@ def run(
             it at this moment.
     """
     device = default_device()
-    keep_freed_memory()
     torch.manual_seed(params.seed)
     with group.leader_first():
         description = checkpoint.describe(student.family, student.network, dataset)
@@ -226,7 +223,9 @@ def train(
     """
     split = dataset.splits["train"]
     labels = torch.from_numpy(split.labels).to(device)
-    chosen = np.flatnonzero(split.labels >= 0) if lesson.labelled_alone else np.arange(len(split))
+    chosen = np.arange(len(split))
+    if lesson.distillation_loss is None:  # only a teacher has an answer without a label
+        chosen = np.flatnonzero(split.labels >= 0)
     steps = len(batches(chosen, params.batch_size))
     optimisation = Optimisation(network, params, steps)
     depthwise_in_float32(network, device)

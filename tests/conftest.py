@@ -17,7 +17,7 @@ from PIL import Image
 
 from pipeline import checkpoint
 from pipeline.checkpoint import TEACHER
-from pipeline.dataset import open_dataset
+from pipeline.dataset import Dataset, open_dataset
 from pipeline.params.loading import load_section
 from pipeline.params.views import ViewsParams
 from pipeline.replay import Store, open_store
@@ -130,12 +130,16 @@ def bytes_of(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-@pytest.fixture(scope="session")
-def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project in which every stage has run. Read it; `project` is a copy to change."""
-    root = tmp_path_factory.mktemp("project")
-    write_images(root / "images")
-    write_params(root, PARAMS)
+def prepare(**dataset: object) -> Dataset:
+    """Prepare the current folder's images, with these parameters for others of PARAMS."""
+    write_params(Path(), {"dataset": PARAMS["dataset"] | dataset})
+    run_stage("prepare")
+    return open_dataset()
+
+
+def run_every_stage(root: Path, params: dict) -> None:
+    """A finished project in the folder, whose images are there."""
+    write_params(root, params)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         for stage in ("prepare", "teacher", "soft_targets"):
@@ -144,6 +148,21 @@ def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             run_stage(stage, "small")
         run_stage("compare")
     shutil.rmtree(root / ".scratch")  # else nothing of a test's own teacher would run
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, and the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which every stage has run. Read it; `project` is a copy to change."""
+    root = tmp_path_factory.mktemp("project")
+    write_images(root / "images")
+    run_every_stage(root, PARAMS)
     return root
 
 

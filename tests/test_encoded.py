@@ -12,7 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import PARAMS, bytes_of, change_params, opened, run_stage, write_params
+from conftest import (
+    PARAMS,
+    bytes_of,
+    change_params,
+    opened,
+    run_every_stage,
+    run_stage,
+    write_params,
+)
 from import_closure import ROOT
 from PIL import Image
 
@@ -80,15 +88,7 @@ def encoded_params(**dataset: object) -> dict:
 def finished_encoded_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("encoded")
     write_pictures(root / "images")
-    write_params(root, encoded_params())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        for stage in ("prepare", "teacher", "soft_targets"):
-            run_stage(stage)
-        for stage in ("baseline", "student"):
-            run_stage(stage, "small")
-        run_stage("compare")
-    shutil.rmtree(root / ".scratch")
+    run_every_stage(root, encoded_params())
     return root
 
 

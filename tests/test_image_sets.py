@@ -12,11 +12,20 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import PARAMS, bytes_of, change_params, opened, run_stage, write_images, write_params
+from conftest import (
+    PARAMS,
+    bytes_of,
+    change_params,
+    opened,
+    prepare,
+    run_stage,
+    write_images,
+    write_params,
+)
 from PIL import Image
 
 from pipeline import check, image_folder
-from pipeline.dataset import Dataset, open_dataset
+from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.params.torchvision_sets import SETS
@@ -27,18 +36,6 @@ PREPARED, STORE = Path("data/prepared"), Path("data/soft_targets")
 RNG = np.random.default_rng(0)
 TRAIN_PIXELS = RNG.integers(0, 256, (60, 28, 28), dtype=np.uint8)
 TEST_PIXELS = RNG.integers(0, 256, (20, 28, 28), dtype=np.uint8)
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def prepare(**dataset: object) -> Dataset:
-    write_params(Path(), {"dataset": PARAMS["dataset"] | dataset})
-    run_stage("prepare")
-    return open_dataset()
 
 
 # torchvision's datasets.

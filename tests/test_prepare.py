@@ -5,11 +5,10 @@ import shutil
 import tarfile
 import zipfile
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PARAMS, run_stage, write_images, write_params
+from conftest import PARAMS, prepare, write_images
 from PIL import Image
 
 from pipeline.dataset import Dataset, open_dataset
@@ -19,18 +18,6 @@ from pipeline.params.dataset import DatasetParams
 from pipeline.params.loading import validate
 from pipeline.pictures import to_pixels
 from pipeline.stages.prepare import Statistics
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def prepare(**dataset: object) -> Dataset:
-    write_params(Path(), {"dataset": PARAMS["dataset"] | dataset})
-    run_stage("prepare")
-    return open_dataset()
 
 
 def splits(dataset: Dataset) -> dict[str, list[str]]:

@@ -33,7 +33,6 @@ def train_baseline(name: str, group: Group) -> None:
         view_of_epoch=lambda epoch: epoch,
         batches=train.batches,
         label_smoothing=training.label_smoothing,
-        labelled_alone=True,
         inputs={"views": views.model_dump(exclude={"count"})},
     )
     run(name, student, training, dataset, lesson, group)

@@ -31,7 +31,6 @@ from pipeline.device import (
     compiled,
     default_device,
     depthwise_in_float32,
-    keep_freed_memory,
     to_device,
     training_autocast,
 )
@@ -81,9 +80,6 @@ def train(
     labelled = np.flatnonzero(split.labels >= 0)  # the others are for students alone
     steps_per_epoch = len(batches(labelled, params.batch_size))
     optimisation = Optimisation(network, params, steps_per_epoch)
-    if params.freeze_epochs:  # parameters join later: torch's fused SGD cannot have that
-        for parameters in optimisation.optimizer.param_groups:
-            parameters["fused"] = False
     depthwise_in_float32(network, device)
     forward = compiled(parallel(network, group), device, params.epochs * steps_per_epoch)
     seed_apart(params.seed, group)
@@ -146,7 +142,6 @@ def build(params: TeacherParams, dataset: Dataset) -> tuple[nn.Module, Descripti
 
 def make_teacher(group: Group) -> None:
     device = default_device()
-    keep_freed_memory()
     with group.leader_first():
         params = load_section(TeacherParams, "teacher")
         if params.training.freeze_epochs and group.size > 1:
