@@ -19,13 +19,14 @@ import numpy as np
 import torch
 
 from benchmarks.pairs import alternate, median
+from pipeline.answers import NetworkAnswers, all_views
 from pipeline.checkpoint import InputSpec
 from pipeline.dataset import Dataset, Split
 from pipeline.device import default_device
 from pipeline.errors import reported
 from pipeline.networks import cifar_resnet
 from pipeline.soft_targets import Contents, ShardPlace
-from pipeline.stages.soft_targets import ForwardClock, Job, make_shard
+from pipeline.stages.soft_targets import Job, make_shard
 
 ROWS, CLASSES, BATCH, SIZE = 1024, 100, 256, 32
 TARGET = 0.95
@@ -42,13 +43,14 @@ def make_job() -> Job:
     torch.manual_seed(0)
     network = cifar_resnet.build("resnet56", CLASSES, 3).to(memory_format=torch.channels_last)
     device = default_device()
+    contents = Contents("0" * 64, "0" * 64, "crop_flip", 0, SIZE, "dense", None, "float32", CLASSES)
+    dataset = Dataset("0" * 64, names, 3, SIZE, *statistics, {"train": split})
+    views, spec = all_views(dataset, contents, device), InputSpec(3, SIZE, *statistics)
     return Job(
-        network=network.to(device).eval(),
-        spec=InputSpec(3, SIZE, *statistics),
-        dataset=Dataset("0" * 64, names, 3, SIZE, *statistics, {"train": split}),
-        contents=Contents(
-            "0" * 64, "0" * 64, "crop_flip", 0, SIZE, "dense", None, "float32", CLASSES
-        ),
+        teacher=NetworkAnswers(network.to(device).eval(), spec, views, "float32", BATCH),
+        dataset=dataset,
+        contents=contents,
+        views=views,
         num_views=162,
         batch_size=BATCH,
         device=device,
@@ -57,13 +59,13 @@ def make_job() -> Job:
 
 def ready_batches(job: Job) -> list[torch.Tensor]:
     (batch,) = job.views["train"].batches(0, [np.arange(ROWS)])
-    return list(job.spec.apply(batch.pixels).split(BATCH))
+    return list(job.teacher.spec.apply(batch.pixels).split(BATCH))
 
 
 @torch.inference_mode()
 def bare_forward(job: Job, batches: list[torch.Tensor]) -> None:
     for batch in batches:
-        logits = job.network(batch)
+        logits = job.teacher.network(batch)
     logits.cpu()  # on CUDA, waits for all
 
 
@@ -88,7 +90,7 @@ def main() -> None:
 
             def make(pair: int, writer: Job = writer) -> None:
                 place = ShardPlace("train", pair % writer.num_views, 0, ROWS)
-                make_shard(writer, Path(folder), place, ForwardClock(writer.device))
+                make_shard(writer, Path(folder), place)
 
             ours, theirs = alternate(make, forward, pairs)
             ratio = median(theirs / ours)

@@ -77,6 +77,18 @@ def check_teacher() -> None:
             f"`{PARAMS_FILE}: teacher.checkpoint` is `{teacher.checkpoint}`, which is not a file; "
             "`weights: checkpoint` needs one."
         )
+    if teacher.weights == "logits" and not is_logit_source(Path(teacher.checkpoint)):
+        raise UserError(
+            f"`{PARAMS_FILE}: teacher.checkpoint` is `{teacher.checkpoint}`, which is neither a "
+            "table (.csv, .npz) nor the folder of a store; `weights: logits` needs one of them."
+        )
+
+
+def is_logit_source(path: Path) -> bool:
+    """Whether there is what looks like one; the stage `teacher` reads it."""
+    if path.is_dir():
+        return (path / "store.json").is_file()
+    return path.is_file() and path.suffix in (".csv", ".npz")
 
 
 def check_student(name: str) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import importlib
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -80,6 +80,17 @@ class Description:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+
+@dataclass(frozen=True)
+class LogitSource:
+    """A teacher without a network: logits that another system made."""
+
+    family: str
+    network: str
+    class_names: Sequence[str]
+    path: str
+    contents_sha256: str  # of the logits, as the family says
 
 
 def describe(
@@ -230,13 +241,36 @@ def save(directory: Path, network: nn.Module, description: Description) -> None:
     )
 
 
+def save_source(directory: Path, source: LogitSource) -> None:
+    """Write the description of a teacher that has no weights."""
+    write_json(directory / DESCRIPTION, {"format_version": FORMAT_VERSION, **asdict(source)})
+
+
+def logit_source(directory: Path, *, made_by: str) -> LogitSource | None:
+    """What `save_source` wrote; None where a network is described.
+
+    Raises:
+        UserError: absent, or of another format version.
+    """
+    content = _read_description(directory, made_by)
+    if "contents_sha256" not in content:
+        return None
+    return LogitSource(**{field.name: content[field.name] for field in fields(LogitSource)})
+
+
 def load(directory: Path, *, made_by: str) -> tuple[nn.Module, Description]:
     """What `save` wrote.
 
     Raises:
-        UserError: absent, of another format version, or weights that are not the described ones.
+        UserError: absent, of another format version, weights that are not the described ones, or
+            no network at all.
     """
     content = _read_description(directory, made_by)
+    if "weights_sha256" not in content:
+        raise UserError(
+            f"`{directory}` is no network, but the logits of `{content.get('path')}`; expected a "
+            "teacher with weights."
+        )
     if sha256_of_file(directory / WEIGHTS) != content["weights_sha256"]:
         raise UserError(
             f"`{directory / WEIGHTS}` is not the file that `{DESCRIPTION}` beside it describes. "
@@ -259,7 +293,8 @@ def load(directory: Path, *, made_by: str) -> tuple[nn.Module, Description]:
 
 
 def fingerprint(directory: Path, *, made_by: str) -> str:
-    """Of the network, its input and its weights, from the description alone."""
+    """Of the network, its input and its weights, or of the logits in their place; from the
+    description alone."""
     content = _read_description(directory, made_by)
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 

@@ -45,8 +45,8 @@ class Trial:
 
 
 def check(
-    network: nn.Module,
-    spec: InputSpec,
+    network: nn.Module | None,
+    spec: InputSpec | None,
     dataset: Dataset,
     logits: Tensor,
     *,
@@ -58,6 +58,8 @@ def check(
     """Let a teacher pass that is clearly better than always naming the commonest class.
 
     Args:
+        network: None for logits that another system made, as `spec`: only the order of their
+            classes can be another.
         logits: [N, num_classes] float32, of the validation images as they are.
         minimum_accuracy: on validation, between 0 and 1, or None.
         native: the input that the network's pretraining used, where it is known.
@@ -88,8 +90,11 @@ def check(
     if expected is None:
         return
 
-    permuted = _in_another_order(predictions, labels, dataset.class_names)
-    base, normalisations, sizes = _other_inputs(network, spec, dataset, native, device)
+    permuted = _in_another_order(predictions, labels, dataset.class_names, network is not None)
+    as_it_is, normalisations, sizes = correct / total, [], []
+    if network is not None:
+        base, normalisations, sizes = _other_inputs(network, spec, dataset, native, device)
+        as_it_is = base.accuracy
     trials = {
         "classes in the best other order": [permuted],
         "other normalisations": normalisations,
@@ -109,20 +114,22 @@ def check(
     clearly_better = [
         trial
         for trial in (t for of_kind in trials.values() for t in of_kind)
-        if binomtest(
-            trial.correct, trial.total, max(base.accuracy, prior), alternative="greater"
-        ).pvalue
+        if binomtest(trial.correct, trial.total, max(as_it_is, prior), alternative="greater").pvalue
         <= SIGNIFICANCE
     ]
     if clearly_better:
         lines.append(max(clearly_better, key=lambda trial: trial.accuracy).advice)
     else:
-        lines.append(f"No other order, normalisation or size explains it. {otherwise}")
+        tried = "order" if network is None else "order, normalisation or size"
+        lines.append(f"No other {tried} explains it. {otherwise}")
     raise UserError("\n".join(lines))
 
 
 def _in_another_order(
-    predictions: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
+    predictions: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    has_network: bool = True,
 ) -> Trial:
     """The best permutation of classes, found on one half of the images and measured on the other,
     in turn: on the same images chance alone would find a good one."""
@@ -138,14 +145,15 @@ def _in_another_order(
     pairs = ", ".join(
         f"images of `{class_names[c]}` are called `{class_names[answer_of[c]]}`" for c in moved
     )
-    return Trial(
-        pairs or "none is better,",
-        correct,
-        len(labels),
+    advice = (
         "The likeliest cause is the order of the classes: the teacher's logits must be in the "
         f"order of the folders' names, {', '.join(class_names[:_PAIRS])}, .... {pairs}. Order the "
-        "rows of its last layer so, or rename the folders.",
+        "rows of its last layer so, or rename the folders."
+        if has_network
+        else "The likeliest cause is the names of the classes: they do not stand at their own "
+        f"logits. {pairs}. Name each column of logits after its class."
     )
+    return Trial(pairs or "none is better,", correct, len(labels), advice)
 
 
 def _assignment(predictions: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:

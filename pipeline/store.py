@@ -10,17 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import nn
 
 from pipeline import checkpoint
-from pipeline.augment import Policy
-from pipeline.checkpoint import TEACHER, InputSpec
-from pipeline.dataset import Dataset, open_dataset
+from pipeline.answers import GivenAnswers, NetworkAnswers, all_views, open_answers
+from pipeline.checkpoint import TEACHER
+from pipeline.dataset import open_dataset
 from pipeline.device import default_device
 from pipeline.encodings import decode, row_bytes
 from pipeline.errors import UserError, reported
-from pipeline.evaluation import BATCH_SIZE, predict
+from pipeline.evaluation import BATCH_SIZE
 from pipeline.params.loading import load_section
 from pipeline.params.views import ViewsParams
 from pipeline.replay import (
@@ -34,12 +32,12 @@ from pipeline.replay import (
 )
 from pipeline.shards import read_header
 from pipeline.soft_targets import INDEX, STORE
-from pipeline.views import views_of
 
 #: How far a stored logit may be from the teacher's answer now, by the precision of the forward
 #: pass, as a share of the row's largest magnitude (1 at least): the storage in float16 takes half
 #: of the first; other batches, thread counts and processors the rest.
 TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
+_AT_A_TIME = 16_384  # rows that the teacher is asked for: bounds the memory
 _FLAT = 1e9  # a temperature so high that a tail's every class has its mean
 
 
@@ -117,15 +115,18 @@ def verify(directory: Path, recompute: int, seed: int) -> str:
     verified = f"{directory}: all {rows:,} rows are as written, and for these images and views"
     if recompute and not found:
         store = open_store(dataset, views, fingerprint, directory)
-        network, description = checkpoint.load(TEACHER, made_by="dvc repro teacher")
-        device = default_device()
+        device, contents = default_device(), store.contents
+        teacher = open_answers(
+            dataset,
+            contents,
+            store.num_views,
+            all_views(dataset, contents, device),
+            batch_size=BATCH_SIZE,
+            device=device,
+        )
         count = min(recompute, len(store))
         positions = sorted(random.Random(seed).sample(range(len(store)), count))
-        found = list(
-            differences_to_teacher(
-                store, dataset, network.to(device), description.input, positions, device
-            )
-        )
+        found = list(differences_to_teacher(store, teacher, positions))
         verified += f"; {count:,} of them are the teacher's answers"
     if found:
         raise UserError("\n".join([*found, f"{len(found)} differences."]))
@@ -140,28 +141,20 @@ def _surplus(directory: Path, index: Index) -> Iterator[str]:
 
 
 def differences_to_teacher(
-    store: Store,
-    dataset: Dataset,
-    network: nn.Module,
-    spec: InputSpec,
-    positions: list[int],
-    device: torch.device,
+    store: Store, teacher: NetworkAnswers | GivenAnswers, positions: list[int]
 ) -> Iterator[str]:
     """Rows that are not the teacher's answers now, within TOLERANCE.
 
     Args:
         positions: of training rows, as the store counts them.
     """
-    contents, split = store.contents, dataset.splits["train"]
-    views, samples = np.divmod(positions, len(split))
-    all_views = views_of(split, Policy.from_text(contents.policy), contents.seed, device)
+    views, samples = np.divmod(positions, store.index.split_sizes["train"])
     for view in np.unique(views).tolist():
         of_view = samples[views == view]
-        order = np.split(of_view, range(BATCH_SIZE, len(of_view), BATCH_SIZE))
-        for batch in all_views.batches(view, order):
-            answers = predict(network, spec, batch.pixels, precision=contents.precision)
-            differences = _row_differences(store, view, batch.samples, answers.cpu().numpy())
-            for sample, found in zip(batch.samples, differences, strict=True):
+        for part in np.split(of_view, range(_AT_A_TIME, len(of_view), _AT_A_TIME)):
+            answers = teacher.logits("train", view, part)
+            differences = _row_differences(store, view, part, answers)
+            for sample, found in zip(part, differences, strict=True):
                 if found:
                     yield f"train view {view} sample {sample}: {found}."
 
@@ -228,7 +221,7 @@ def main() -> None:
                 type=_count,
                 default=0,
                 metavar="N",
-                help="run the teacher again on N random training rows, and compare",
+                help="ask the teacher again for N random training rows, and compare",
             )
             command.add_argument("--seed", type=int, default=0, help="of the choice of rows")
     arguments = parser.parse_args()

@@ -57,7 +57,7 @@ def test_a_student_sees_the_pixels_that_the_teacher_saw(
 
         return SimpleNamespace(batches=batches)
 
-    monkeypatch.setattr("pipeline.stages.soft_targets.predict", watched_predict)
+    monkeypatch.setattr("pipeline.answers.predict", watched_predict)
     run_stage("soft_targets")
     monkeypatch.setattr("pipeline.stages.student.views_of", watched_views)
     run_stage("student", "small")

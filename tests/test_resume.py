@@ -117,7 +117,7 @@ def watched_shards(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     asked, original = [], stage.shard_logits
 
     def watched(*arguments):
-        asked.append(arguments[4].file_name)
+        asked.append(arguments[1].file_name)
         return original(*arguments)
 
     monkeypatch.setattr(stage, "shard_logits", watched)

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from pipeline.params.loading import Section
-from pipeline.params.network import Family, Network
+from pipeline.params.network import Family, Network, NetworkParams
 from pipeline.params.optimisation import OptimisationParams
 
 
@@ -33,8 +33,9 @@ class TeacherTraining(OptimisationParams):
 class TeacherParams(Section):
     family: Family
     network: Network
-    weights: Literal["train", "checkpoint", "pretrained"]
-    checkpoint: str  # weights: checkpoint: the file (.pt, .pth, .th, .safetensors)
+    weights: Literal["train", "checkpoint", "pretrained", "logits"]
+    # checkpoint: the file (.pt, .pth, .th, .safetensors); logits: the table or the store
+    checkpoint: str
     minimum_accuracy: float | None = Field(default=None, gt=0, le=1)  # on validation, to go on
     training: TeacherTraining
 
@@ -46,5 +47,19 @@ class TeacherParams(Section):
             raise ValueError(
                 "training.freeze_epochs and training.freeze_batch_norm keep pretrained weights, "
                 "but weights is `train`: leave them away, or set weights: pretrained"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _logits_have_no_network(self) -> "TeacherParams":
+        if (self.family == "logits") != (self.weights == "logits"):
+            raise ValueError(
+                f"family is `{self.family}` and weights is `{self.weights}`, but a teacher that is "
+                "a table or a store of logits has `logits` for both: set both so, or neither"
+            )
+        if self.weights == "logits" and self.network != NetworkParams(name=self.network.name):
+            raise ValueError(
+                "network has more than a name, but weights is `logits`, which no network is run "
+                "for: set network to a name alone"
             )
         return self

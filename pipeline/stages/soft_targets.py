@@ -1,4 +1,5 @@
-"""soft_targets: run the teacher once over every view of every training image, and store its logits.
+"""soft_targets: run the teacher once over every view of every training image, and store its logits;
+or take the logits that it is made of.
 
 Reads data/prepared/, models/teacher/ and `views`, `soft_targets` of params.yaml; writes
 data/soft_targets/, where validation and test are stored as they are, without augmentation.
@@ -10,25 +11,30 @@ import argparse
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from pipeline import checkpoint, distributed, fidelity, scratch
-from pipeline.augment import Policy
-from pipeline.checkpoint import TEACHER, InputSpec
+from pipeline.answers import (
+    AGAIN,
+    AllViews,
+    GivenAnswers,
+    NetworkAnswers,
+    all_views,
+    canaries_of,
+    open_answers,
+)
+from pipeline.checkpoint import TEACHER
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.device import default_device
 from pipeline.distributed import Group
 from pipeline.encodings import columns
 from pipeline.errors import UserError, reported
-from pipeline.evaluation import predict
 from pipeline.files import atomic_directory
 from pipeline.params.loading import load_section
 from pipeline.params.soft_targets import SoftTargetsParams
@@ -40,15 +46,11 @@ from pipeline.soft_targets import (
     STORE,
     Contents,
     ShardPlace,
-    canary_digests,
-    canary_samples,
-    policy_of,
     shard_bytes,
     shard_places,
     write_index,
     write_shard,
 )
-from pipeline.views import EncodedViews, Views, views_of
 
 FIDELITY_ROWS = 512
 
@@ -57,10 +59,10 @@ FIDELITY_ROWS = 512
 class Job:
     """What it takes to make any shard of the store."""
 
-    network: nn.Module  # on the device
-    spec: InputSpec
+    teacher: NetworkAnswers | GivenAnswers
     dataset: Dataset  # at the size of the views
     contents: Contents
+    views: AllViews  # those that the store is about, on the device
     num_views: int
     batch_size: int
     device: torch.device
@@ -68,17 +70,6 @@ class Job:
     @property
     def split_sizes(self) -> dict[str, int]:
         return {name: len(split) for name, split in self.dataset.splits.items()}
-
-    @cached_property
-    def views(self) -> Mapping[str, Views | EncodedViews]:
-        """Of each split, those that the store is about, on the device."""
-        contents = self.contents
-        return {
-            name: views_of(
-                split, Policy.from_text(policy_of(contents, name)), contents.seed, self.device
-            )
-            for name, split in self.dataset.splits.items()
-        }
 
     @property
     def places(self) -> list[ShardPlace]:
@@ -93,39 +84,10 @@ class Plan:
     pending: Sequence[ShardPlace]
 
 
-class ForwardClock:
-    """Seconds in the teacher's forward pass; on CUDA, where calls return at once, by events."""
-
-    def __init__(self, device: torch.device):
-        self._device, self._seconds, self._events = device, 0.0, []
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        if self._device.type == "cuda":
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            yield
-            end.record()
-            self._events.append((begin, end))
-        else:
-            begin = time.perf_counter()
-            yield
-            self._seconds += time.perf_counter() - begin
-
-    def seconds(self) -> float:
-        if self._events:
-            torch.cuda.synchronize(self._device)
-            self._seconds += sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
-            self._events.clear()
-        return self._seconds
-
-
 def open_job() -> Job:
     views = load_section(ViewsParams, "views")
     params = load_section(SoftTargetsParams, "soft_targets")
     dataset = open_dataset().at(views.image_size)
-    network, description = checkpoint.load(TEACHER, made_by="dvc repro teacher")
-    check_classes(description.class_names, dataset.class_names)
     if params.k is not None and params.k > dataset.num_classes:
         raise UserError(
             f"`params.yaml: soft_targets.k` is {params.k}, but data/prepared has "
@@ -135,7 +97,7 @@ def open_job() -> Job:
     device = default_device()
     contents = Contents(
         dataset_fingerprint=dataset.fingerprint,
-        teacher_fingerprint=checkpoint.fingerprint(TEACHER, made_by="dvc repro teacher"),
+        teacher_fingerprint=checkpoint.fingerprint(TEACHER, made_by=AGAIN),
         policy=str(views.plan),
         seed=views.seed,
         image_size=views.image_size,
@@ -144,29 +106,11 @@ def open_job() -> Job:
         precision=params.precision,
         num_classes=dataset.num_classes,
     )
-    return Job(
-        network.to(device),
-        description.input,
-        dataset,
-        contents,
-        views.num_views,
-        params.batch_size,
-        device,
+    shown = all_views(dataset, contents, device)
+    teacher = open_answers(
+        dataset, contents, views.num_views, shown, batch_size=params.batch_size, device=device
     )
-
-
-def check_classes(teacher: Sequence[str], dataset: Sequence[str]) -> None:
-    if list(teacher) != list(dataset):
-        raise UserError(
-            f"`{TEACHER}` was made for the {len(teacher)} classes {list(teacher)[:5]}..., but "
-            f"data/prepared has the {len(dataset)} classes {list(dataset)[:5]}.... "
-            "Run `dvc repro teacher`."
-        )
-
-
-def canaries_of(job: Job, place: ShardPlace) -> np.ndarray:
-    (batch,) = job.views[place.split].batches(place.view, [canary_samples(place)])
-    return canary_digests(batch.pixels.cpu().numpy())
+    return Job(teacher, dataset, contents, shown, views.num_views, params.batch_size, device)
 
 
 def plan_ahead(job: Job) -> Plan:
@@ -181,7 +125,7 @@ def plan_ahead(job: Job) -> Plan:
         path = folder / place.file_name
         if path.exists():
             try:
-                check_shard(path, job.contents, place, canaries_of(job, place))
+                check_shard(path, job.contents, place, canaries_of(job.views, place))
                 continue
             except ShardError as error:
                 print(f"soft targets: `{path}` {error}; it is made again")
@@ -194,9 +138,11 @@ def plan_ahead(job: Job) -> Plan:
         f"soft targets: {job.num_views} views of {job.split_sizes['train']:,} training images, and "
         f"validation and test: {total:,} rows in {len(job.places)} shards\n"
         f"  {found if passes < total else f'`{SCRATCH}` holds no shard of these: all are made'}\n"
-        f"  ahead: {passes:,} teacher passes; {needed:,} bytes to write, {free:,} free",
+        f"  ahead: {passes:,} {job.teacher.unit}; {needed:,} bytes to write, {free:,} free",
         flush=True,
     )
+    for line in job.teacher.told:
+        print(f"  {line}", flush=True)
     STORE.parent.mkdir(parents=True, exist_ok=True)
     check_room(SCRATCH, needed)
     if os.stat(SCRATCH).st_dev != os.stat(STORE.parent).st_dev:  # no hard links: a second copy
@@ -217,44 +163,18 @@ def check_room(directory: Path, needed: int) -> None:
         )
 
 
-def make_shard(job: Job, folder: Path, place: ShardPlace, clock: ForwardClock) -> None:
+def make_shard(job: Job, folder: Path, place: ShardPlace) -> None:
     split = job.dataset.splits[place.split]
-    logits = shard_logits(
-        job.network,
-        job.spec,
-        job.views[place.split],
-        job.contents,
-        place,
-        job.batch_size,
-        job.device,
-        clock,
-    )
+    logits = shard_logits(job, place)
     labels = split.labels[place.first_sample : place.first_sample + place.num_samples]
-    path = folder / place.file_name
-    write_shard(path, job.contents, place, logits, labels, canaries_of(job, place))
+    canaries = canaries_of(job.views, place)
+    write_shard(folder / place.file_name, job.contents, place, logits, labels, canaries)
 
 
-def shard_logits(
-    network: nn.Module,
-    spec: InputSpec,
-    views: Views | EncodedViews,
-    contents: Contents,
-    place: ShardPlace,
-    batch_size: int,
-    device: torch.device,
-    clock: ForwardClock,
-) -> np.ndarray:
+def shard_logits(job: Job, place: ShardPlace) -> np.ndarray:
     """[num_samples, num_classes] float32."""
-    logits = torch.empty((place.num_samples, contents.num_classes), device=device)
     samples = place.first_sample + np.arange(place.num_samples)
-    order = np.split(samples, range(batch_size, place.num_samples, batch_size))
-    for batch in views.batches(place.view, order):
-        start = batch.samples[0] - place.first_sample
-        with clock.running():
-            logits[start : start + len(batch.samples)] = predict(
-                network, spec, batch.pixels, precision=contents.precision
-            )
-    return logits.cpu().numpy()
+    return job.teacher.logits(place.split, place.view, samples)
 
 
 def measure_fidelity(job: Job, folder: Path) -> dict[str, float]:
@@ -263,7 +183,7 @@ def measure_fidelity(job: Job, folder: Path) -> dict[str, float]:
     total = len(split) * job.num_views
     count = min(FIDELITY_ROWS, total)
     views, samples = np.divmod(np.arange(count) * (total - 1) // max(1, count - 1), len(split))
-    pixels, size = [], 0
+    answers, size = [], 0
     stored = {
         name: []
         for name in columns(job.contents.encoding, job.contents.num_classes, job.contents.k)
@@ -275,28 +195,23 @@ def measure_fidelity(job: Job, folder: Path) -> dict[str, float]:
         size += path.stat().st_size
         here = (views == place.view) & (samples >= place.first_sample) & (samples < end)
         if here.any():
-            (batch,) = job.views["train"].batches(place.view, [samples[here]])
-            pixels.append(batch.pixels)
+            answers.append(job.teacher.logits("train", place.view, samples[here]))
             arrays = read_header(path).arrays
             for name, parts in stored.items():
                 parts.append(arrays[name].map()[samples[here] - place.first_sample])
-    answers = [
-        predict(job.network, job.spec, batch, precision=job.contents.precision)
-        for batch in torch.cat(pixels).split(job.batch_size)
-    ]
     measured = fidelity.measure(
-        torch.cat(answers).cpu().numpy(),
+        np.concatenate(answers),
         split.labels[samples],
         {name: np.concatenate(parts) for name, parts in stored.items()},
     )
     return {"rows": count, **measured, "bytes_per_row": round(size / total, 2)}
 
 
-def finish(job: Job, plan: Plan, shares: Sequence[tuple[float, float]]) -> None:
+def finish(job: Job, plan: Plan, shares: Sequence[tuple[float | None, float]]) -> None:
     """Measure the store, put it in place and say what it is.
 
     Args:
-        shares: each process's seconds in the forward pass, and in all.
+        shares: each process's seconds in the forward pass, None where there is none, and in all.
     """
     measured = measure_fidelity(job, plan.folder)
     with atomic_directory(STORE) as directory:
@@ -313,13 +228,14 @@ def finish(job: Job, plan: Plan, shares: Sequence[tuple[float, float]]) -> None:
     scratch.remove_others(plan.folder)
     print(f"{STORE}: {size:,} bytes, {measured['bytes_per_row']} per view of an image")
     if plan.pending:
-        forward, seconds = (sum(column) for column in zip(*shares, strict=True))
-        slowest = max(seconds for _, seconds in shares)
-        passes = rows_of(plan.pending)
-        print(
-            f"  {passes:,} teacher passes in {slowest:.1f} s, {passes / slowest:,.0f} images/s, "
-            f"{1 - forward / seconds:.1%} of the time outside the teacher's forward pass"
-        )
+        forward, seconds = zip(*shares, strict=True)
+        slowest, passes = max(seconds), rows_of(plan.pending)
+        line = f"  {passes:,} {job.teacher.unit} in {slowest:.1f} s"
+        if None not in forward:
+            outside = 1 - sum(forward) / sum(seconds)
+            line += f", {passes / slowest:,.0f} images/s, {outside:.1%} of the time outside the "
+            line += "teacher's forward pass"
+        print(line)
     divergences = ", ".join(
         f"{measured[f'kl_at_temperature_{t}']:.2e}" for t in fidelity.TEMPERATURES
     )
@@ -336,11 +252,11 @@ def run(group: Group) -> None:
         job = open_job() if leads else None
         plan = group.broadcast(plan_ahead(job) if leads else None)
         job = job or open_job()
-        start, clock = time.perf_counter(), ForwardClock(job.device)
+        start = time.perf_counter()
         mine = plan.pending[group.rank :: group.size]
         for place in bar_or_tenths(mine, "shard") if leads else mine:
-            make_shard(job, plan.folder, place, clock)
-        shares = group.gather((clock.seconds(), time.perf_counter() - start))
+            make_shard(job, plan.folder, place)
+        shares = group.gather((job.teacher.seconds(), time.perf_counter() - start))
         if leads:
             finish(job, plan, shares)
 

@@ -1,4 +1,5 @@
-"""teacher: train the teacher, or take or fine-tune one that is trained, and measure it.
+"""teacher: train the teacher, or take or fine-tune one that is trained, and measure it; or take
+the logits of one that is elsewhere.
 
 Reads data/prepared/ and `teacher` of params.yaml; writes models/teacher/, metrics/teacher.json
 and predictions/teacher.safetensors. PROCESSES=N in the environment shares every batch among N
@@ -7,6 +8,7 @@ processes.
 
 import argparse
 import math
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from torch.nn import functional as F
 
 from pipeline import auxiliary, checkpoint, distributed, fine_tuning, gate, pretrained
 from pipeline.augment import Policy, permutation
-from pipeline.checkpoint import TEACHER, WEIGHTS, Description, InputSpec
+from pipeline.checkpoint import TEACHER, WEIGHTS, Description, InputSpec, LogitSource
 from pipeline.data_parallel import (
     for_own_share,
     parallel,
@@ -50,12 +52,15 @@ from pipeline.params.teacher import TeacherParams, TeacherTraining
 from pipeline.progress import EpochLog, bar
 from pipeline.views import views_of
 
+MEASURED = ("validation", "test")
 #: What to do about a low accuracy that neither order, normalisation nor size explains.
 OTHERWISE = {
     "train": "Train it longer (`teacher.training.epochs`), or at another `learning_rate`.",
     "pretrained": "Look whether the classes that its logits are for are those of the folders, or "
     "train it for longer.",
     "checkpoint": "Look whether `teacher.checkpoint` was trained for these classes and images.",
+    "logits": "Look whether its rows stand at the ids of their own images, and are of the same "
+    "classes.",
 }
 
 
@@ -140,10 +145,55 @@ def build(params: TeacherParams, dataset: Dataset) -> tuple[nn.Module, Descripti
     return checkpoint.build(description), description
 
 
+def take_logits(params: TeacherParams) -> None:
+    """A teacher that is a table or a store of logits: nothing is run."""
+    dataset = open_dataset()
+    source = checkpoint.family_module(params.family).open_source(Path(params.checkpoint), dataset)
+    print(f"teacher: {params.network.name}, the logits of {source.path}", flush=True)
+    for line in source.told:
+        print(f"  {line}", flush=True)
+    logits = {
+        name: torch.from_numpy(source.rows(name, 0, np.arange(len(dataset.splits[name]))))
+        for name in MEASURED
+    }
+    gate.check(
+        None,
+        None,
+        dataset,
+        logits["validation"],
+        minimum_accuracy=params.minimum_accuracy,
+        native=None,
+        otherwise=OTHERWISE[params.weights],
+        device=torch.device("cpu"),
+    )
+    described = LogitSource(
+        params.family, params.network.name, dataset.class_names, params.checkpoint, source.sha256
+    )
+    with atomic_directory(TEACHER) as directory:
+        checkpoint.save_source(directory, described)
+    write_outcome(dataset, logits, {})
+
+
+def write_outcome(
+    dataset: Dataset, logits: Mapping[str, torch.Tensor], costs: Mapping[str, int]
+) -> None:
+    """The teacher's answers and measures. Args: logits: of MEASURED, [N, C] float32."""
+    metrics: dict[str, float] = {}
+    for name in MEASURED:
+        metrics |= measures(logits[name], torch.from_numpy(dataset.splits[name].labels), name)
+    write_predictions(PREDICTIONS / "teacher.safetensors", **logits)
+    write_json(METRICS / "teacher.json", {**metrics, **costs})
+    print(f"  test accuracy {metrics['test_accuracy']:.4f}")
+
+
 def make_teacher(group: Group) -> None:
     device = default_device()
     with group.leader_first():
         params = load_section(TeacherParams, "teacher")
+        if params.weights == "logits":
+            if group.leads:
+                take_logits(params)
+            return
         if params.training.freeze_epochs and group.size > 1:
             raise UserError(
                 "`teacher.training.freeze_epochs` trains parts of the network in turns, which "
@@ -174,12 +224,10 @@ def make_teacher(group: Group) -> None:
         with group.together(), auxiliary.heads(network, description):
             train(network, spec, dataset, params.training, device, group)
 
-    metrics: dict[str, float] = {}
-    logits = {}
-    for name in ("validation", "test"):
-        split = dataset.splits[name]
-        logits[name] = predict_together(network, spec, split, device=device, group=group)
-        metrics |= measures(logits[name], torch.from_numpy(split.labels), name)
+    logits = {
+        name: predict_together(network, spec, dataset.splits[name], device=device, group=group)
+        for name in MEASURED
+    }
     if not group.leads:
         return
     if not all(torch.isfinite(values).all() for values in logits.values()):
@@ -199,16 +247,8 @@ def make_teacher(group: Group) -> None:
     )
     with atomic_directory(TEACHER) as directory:
         checkpoint.save(directory, network, description)
-    write_predictions(PREDICTIONS / "teacher.safetensors", **logits)
-    write_json(
-        METRICS / "teacher.json",
-        {
-            **metrics,
-            **cost(network, spec),
-            "size_bytes": (TEACHER / WEIGHTS).stat().st_size,
-        },
-    )
-    print(f"  test accuracy {metrics['test_accuracy']:.4f}")
+    size_bytes = (TEACHER / WEIGHTS).stat().st_size
+    write_outcome(dataset, logits, {**cost(network, spec), "size_bytes": size_bytes})
 
 
 def main() -> None:
