@@ -23,9 +23,10 @@ class Answers:
     role: str  # teacher | distilled | baseline
     validation: np.ndarray  # [N_validation, C] raw logits
     test: np.ndarray  # [N, C] raw logits
-    parameters: int
-    macs: int
-    size_bytes: int
+    # of a teacher that is no network but a table or a store of logits: None
+    parameters: int | None
+    macs: int | None
+    size_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,9 @@ class Measured:
     macro_f1: float
     agreement: float  # with the teacher's decisions
     kl: float  # KL(teacher || model), mean
-    parameters: int
-    macs: int
-    size_bytes: int
+    parameters: int | None  # as of Answers
+    macs: int | None
+    size_bytes: int | None
     decisions: np.ndarray  # [N]
     right: np.ndarray  # [N] bool
     divergences: np.ndarray  # [N] KL(teacher || model)
@@ -201,7 +202,8 @@ def compare(
 def pareto_front(models: Sequence[Measured], cost: str) -> list[Measured]:
     """The models that no other matches or beats in both accuracy and cost, cheapest first."""
     front: list[Measured] = []
-    for model in sorted(models, key=lambda model: (getattr(model, cost), -model.accuracy)):
+    known = [model for model in models if getattr(model, cost) is not None]
+    for model in sorted(known, key=lambda model: (getattr(model, cost), -model.accuracy)):
         if not front or model.accuracy > front[-1].accuracy:
             front.append(model)
     return front

@@ -23,6 +23,7 @@ from pipeline.summary import (
     percent,
     points,
     sentences,
+    times,
     verdict_of,
 )
 
@@ -195,13 +196,20 @@ def students_table(comparison: Comparison) -> str:
             "of the teacher's accuracy": percent(gain.first.accuracy / teacher.accuracy),
             "agreement": percent(gain.first.agreement),
             "parameters": f"{gain.first.parameters:,} "
-            f"<small>{teacher.parameters / gain.first.parameters:.1f} x fewer</small>",
-            "MACs": f"{charts.in_three(gain.first.macs)} "
-            f"<small>{teacher.macs / gain.first.macs:.1f} x fewer</small>",
+            + fewer(teacher.parameters, gain.first.parameters),
+            "MACs": f"{charts.in_three(gain.first.macs)} " + fewer(teacher.macs, gain.first.macs),
         }
         for name, gain in comparison.gains.items()
     ]
     return table(rows)
+
+
+def fewer(teachers: int | None, students: int) -> str:
+    return "" if teachers is None else f"<small>{times(teachers, students)} fewer</small>"
+
+
+def in_three(number: int | None) -> str:
+    return "-" if number is None else charts.in_three(number)
 
 
 def measures_table(comparison: Comparison) -> str:
@@ -218,9 +226,9 @@ def measures_table(comparison: Comparison) -> str:
             "macro-F1": percent(m.macro_f1),
             "agreement": percent(m.agreement),
             "KL": f"{m.kl:.4f}",
-            "parameters": charts.in_three(m.parameters),
-            "MACs": charts.in_three(m.macs),
-            "size": f"{charts.in_three(m.size_bytes)}B",
+            "parameters": in_three(m.parameters),
+            "MACs": in_three(m.macs),
+            "size": in_three(m.size_bytes) + ("" if m.size_bytes is None else "B"),
         }
         for m in comparison.models
     ]
@@ -262,6 +270,7 @@ def cost_drawings(comparison: Comparison) -> list[str]:
                 named=m.role != "baseline",
             )
             for m in comparison.models
+            if getattr(m, cost) is not None
         ]
         front = [(getattr(m, cost), m.accuracy) for m in pareto_front(comparison.models, cost)]
         name = f"Accuracy against {title}"

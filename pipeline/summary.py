@@ -130,7 +130,7 @@ def sentences(comparison: Comparison) -> list[str]:
     told = [
         gain_sentence(figures, len(comparison.labels)),
         choice_sentence(comparison),
-        f"The teacher has {percent(teacher.accuracy)} with {teacher.parameters:,} parameters. It "
+        f"The teacher has {percent(teacher.accuracy)}{with_parameters(teacher.parameters)}. It "
         f"agrees with distilled students on {span(m.agreement for m in distilled)} of the images, "
         f"with baselines on {span(m.agreement for m in baselines)}.",
         f"Expected calibration error: the teacher {percent(teacher.ece)}, distilled students "
@@ -170,15 +170,19 @@ def on_screen(comparison: Mapping[str, Any]) -> str:
             "verdict": verdict(*figures[name]),
             "agreement": percent(student["agreement"]),
             "parameters": f"{student['parameters']:,}",
-            "compression": f"{teacher['parameters'] / student['parameters']:.1f} x",
-            "MACs": f"{student['macs'] / 1e6:.1f} M",
-            "fewer MACs": f"{teacher['macs'] / student['macs']:.1f} x",
+            "compression": times(teacher["parameters"], student["parameters"]),
+            "MACs": millions(student["macs"]),
+            "fewer MACs": times(teacher["macs"], student["macs"]),
         }
         for name, student in students.items()
     ]
     text = (
         f"teacher: test accuracy {percent(teacher['accuracy'])}, "
-        f"{teacher['parameters']:,} parameters, {teacher['macs'] / 1e6:.1f} M MACs\n"
+        + (
+            "logits without a network\n"
+            if teacher["parameters"] is None
+            else f"{teacher['parameters']:,} parameters, {millions(teacher['macs'])} MACs\n"
+        )
         + pd.DataFrame(lines).to_string(index=False)
         + f"\n{gain_sentence(figures, comparison['test_images'])}"
     )
@@ -199,9 +203,9 @@ def markdown(comparison: Comparison) -> str:
             "macro-F1": percent(m.macro_f1),
             "agreement": percent(m.agreement),
             "KL": f"{m.kl:.4f}",
-            "parameters": f"{m.parameters:,}",
-            "MACs": f"{m.macs / 1e6:.1f} M",
-            "bytes": f"{m.size_bytes:,}",
+            "parameters": whole(m.parameters),
+            "MACs": millions(m.macs),
+            "bytes": whole(m.size_bytes),
         }
         for m in comparison.models
     }
@@ -222,6 +226,23 @@ def markdown(comparison: Comparison) -> str:
         f"## Comparison\n\n{summary}\n\n{table(gains)}\n"
         f"<details><summary>Every measure</summary>\n\n{table(models.values())}\n</details>\n"
     )
+
+
+def whole(number: int | None) -> str:
+    return "-" if number is None else f"{number:,}"
+
+
+def millions(number: int | None) -> str:
+    return "-" if number is None else f"{number / 1e6:.1f} M"
+
+
+def times(teachers: int | None, students: int) -> str:
+    """How many times the student's cost the teacher's is, if it has one."""
+    return "-" if teachers is None else f"{teachers / students:.1f} x"
+
+
+def with_parameters(number: int | None) -> str:
+    return "" if number is None else f" with {number:,} parameters"
 
 
 def optional_percent(share: float | None) -> str:

@@ -381,7 +381,9 @@ class _Numbers:
         self.bad_rows += len(rows)
         for row in rows[: _SHOWN - len(self.bad)].tolist():
             column = int(wrong[row].argmax())
-            self.bad.append(f"{name_of(row)}: {logits[row, column]} for {self.class_names[column]}")
+            self.bad.append(
+                f"{name_of(row)}: {logits[row, column]:g} for {self.class_names[column]}"
+            )
         self.all_probabilities &= bool((logits >= 0).all() and (abs(sums - 1) < 0.02).all())
 
     def refuse(self, path: Path) -> None:

@@ -80,7 +80,8 @@ def read_answers(name: str, role: str, dataset: Dataset) -> Answers:
     else:
         kind = KINDS[role]
         place, stage = f"{kind}/{name}", f"{kind.removesuffix('s')}@{name}"
-    costs = read_costs(METRICS / f"{place}.json", stage)
+    no_network = role == "teacher" and read_params()["teacher"]["weights"] == "logits"
+    costs = dict.fromkeys(COSTS) if no_network else read_costs(METRICS / f"{place}.json", stage)
     logits = read_logits(PREDICTIONS / f"{place}.safetensors", stage, dataset)
     return Answers(name, role, **{split: logits[split] for split in COMPARED}, **costs)
 
@@ -145,9 +146,9 @@ def clean_pixels(split: AnySplit, sample: int) -> np.ndarray:
 
 def models_table(comparison: Comparison) -> pd.DataFrame:
     """One row per model."""
-    return pd.DataFrame([{"model": m.name, **m.figures} for m in comparison.models]).drop(
-        columns="name"
-    )
+    table = pd.DataFrame([{"model": m.name, **m.figures} for m in comparison.models])
+    whole = dict.fromkeys(COSTS, "Int64")  # though a teacher without a network has none
+    return table.drop(columns="name").astype(whole)
 
 
 def class_table(comparison: Comparison) -> pd.DataFrame:
