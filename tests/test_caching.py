@@ -10,10 +10,13 @@ from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from conftest import PARAMS, write_images, write_params
 from import_closure import ROOT
+
+from pipeline.dataset import open_dataset
 
 NEW_FAMILY = """
 from torch import nn
@@ -287,3 +290,23 @@ def test_a_student_that_fails_is_named_and_costs_the_others_nothing(clone):
     assert "Running stage 'compare'" not in result.stdout
     set_param("students", "second", "network", value="resnet8")(clone)
     assert clone.repro() == {"compare"}
+
+
+def test_a_table_of_logits_in_another_order_trains_no_student_again(clone):
+    """Its bytes are others, but not what it answers."""
+    prepared = clone.root / "data/prepared"
+    splits = open_dataset(prepared).splits
+    ids = np.array([sample_id for split in splits.values() for sample_id in split.sample_ids])
+    labels = np.concatenate([split.labels for split in splits.values()])
+    table = {"ids": ids, "logits": 5.0 * np.eye(3)[labels]}
+    logits = {"family": "logits", "network": "labels", "weights": "logits"}
+    clone.params["teacher"] |= logits | {"checkpoint": "models/imported/labels.npz"}
+    write_params(clone.root, clone.params)
+    ran = []
+    for order in (slice(None), slice(None, None, -1)):
+        rows = {name: array[order] for name, array in table.items()}
+        np.savez(
+            clone.root / "models/imported/labels.npz", class_names=["ant", "bee", "cat"], **rows
+        )
+        ran.append(stages_run(clone.dvc("repro", "student@small")))
+    assert ran == [{"teacher", "soft_targets", "student@small"}, {"teacher", "soft_targets"}]

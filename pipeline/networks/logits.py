@@ -13,7 +13,6 @@ import csv
 import hashlib
 import json
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -193,7 +192,9 @@ def _read_npz(path: Path, dataset: Dataset) -> _Columns:
                     "`class_names`, and `splits` and `views` where they are needed."
                 )
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of NumPy's, zipfile's and zlib's: any kind
         if "allow_pickle" in str(error):
             raise UserError(
                 f"`{path}` holds pickled objects, which could run code, and was not loaded. Save "
