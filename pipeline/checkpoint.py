@@ -269,7 +269,8 @@ def load(directory: Path, *, made_by: str) -> tuple[nn.Module, Description]:
     if "weights_sha256" not in content:
         raise UserError(
             f"`{directory}` is no network, but the logits of `{content.get('path')}`; expected a "
-            "teacher with weights."
+            "teacher with weights. Set another `teacher.weights` than logits and run "
+            f"`{made_by}`."
         )
     if sha256_of_file(directory / WEIGHTS) != content["weights_sha256"]:
         raise UserError(

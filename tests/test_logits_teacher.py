@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import PARAMS, bytes_of, change_params, opened, run_stage, write_params
+from conftest import PARAMS, bytes_of, change_params, opened, prepare, run_stage, write_params
 from import_closure import ROOT
 from safetensors.numpy import load_file
 from stage_process import finish, resumed, start
@@ -213,6 +213,28 @@ def test_without_views_an_images_one_answer_is_taught_for_each_of_its_views(proj
     assert capsys.readouterr().out.count(told) == 2
     first = answers["train"][0].astype(np.float16)
     assert np.array_equal(rows(), np.stack([first] * VIEWS))
+
+
+def test_encoded_and_unlabelled_images_are_answered_by_their_ids_too(project):
+    folder = Path("images/unlabeled")
+    folder.mkdir()
+    shutil.copy("images/train/ant/000.png", folder / "who.png")
+    prepare(storage="encoded")
+    write_params(Path(), PARAMS)
+    dataset, rng = open_dataset(), np.random.default_rng(2)
+    answers = {
+        name: (4 * np.eye(3)[split.labels] + rng.standard_normal((1, len(split), 3))).astype("f4")
+        for name, split in dataset.splits.items()
+    }
+    arrays = table(answers, by_view=False)
+    teach_with(write_npz(arrays))
+    run_stage("soft_targets")
+    found = opened().gather(1, np.arange(37)).logits
+    assert np.array_equal(found, answers["train"][0].astype(np.float16))
+    unlabelled = np.flatnonzero(arrays["ids"] == "unlabeled/who.png")
+    write_npz(without(rows=unlabelled)(arrays))
+    with pytest.raises(UserError, match="1 rows are missing of train, 37 images: `unlabeled/who"):
+        run_stage("teacher")
 
 
 def test_mixed_views_need_the_answers_to_each_view(project):
@@ -630,7 +652,7 @@ def probabilities(file: h5py.File) -> None:
         (
             change_index(dataset_fingerprint="e" * 64),
             "teacher",
-            r"has dataset_fingerprint eeeeeeeeeeee..., but data/prepared \w{12}\.\.\.",
+            r"has dataset_fingerprint eeeeeeeeeeee…, but data/prepared \w{12}…\.",
         ),
         (
             change_index(class_names=["bee", "ant", "cat"]),

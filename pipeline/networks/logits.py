@@ -7,6 +7,9 @@ docs/teachers.md says what a table holds, docs/soft_targets_format.md what a sto
     num_views       of the training images; None: one answer for an image, in whatever view
     identity        of a store: what its index says that its rows are; of a table None
     told            what a user should know of them, a line each
+
+A store is read here by h5py alone: what this file imported, the teacher's training would depend on.
+The stage `soft_targets` verifies every shard with the code that readers of the store have.
 """
 
 import csv
@@ -233,9 +236,11 @@ _READERS: Mapping[str, Callable[[Path, Dataset], _Columns]] = {".csv": _read_csv
 
 def _columns_of_classes(path: Path, found: Sequence[str], expected: Sequence[str]) -> np.ndarray:
     """[C] the column of each class, by name."""
-    missing = [name for name in expected if name not in found]
-    unknown = [name for name in found if name not in expected]
-    if missing or unknown or len(set(found)) < len(found):
+    number = {name: column for column, name in enumerate(found)}
+    missing = [name for name in expected if name not in number]
+    known = set(expected)
+    unknown = [name for name in found if name not in known]
+    if missing or unknown or len(number) < len(found):
         advice = did_you_mean(missing[0], unknown) if missing else ""
         raise UserError(
             f"`{path}` has logits for {len(found)} classes: {len(missing)} of the "
@@ -244,7 +249,6 @@ def _columns_of_classes(path: Path, found: Sequence[str], expected: Sequence[str
             f"folder{f' ({_some(unknown)})' if unknown else ''}. Expected each class folder's "
             "name once."
         )
-    number = {name: column for column, name in enumerate(found)}
     return np.array([number[name] for name in expected])
 
 
@@ -539,7 +543,9 @@ def _some(items: Sequence[Any], total: int | None = None) -> str:
 
 def _short(value: Any) -> str:
     text = str(value)
-    return text if len(text) <= 60 else f"{text[:12]}..."
+    if isinstance(value, str) and len(text) == 64:
+        return f"{text[:12]}…"
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _line(error: Exception) -> str:
