@@ -22,7 +22,7 @@ def reported() -> Iterator[None]:
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: {error}. Nothing half-written was kept; mend this and run again.")
+        sys.exit(f"error: {error}. Nothing half-written is kept; mend this and run again.")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
