@@ -26,7 +26,6 @@ STUDENT_SIDE = {
     "pipeline/replay.py",
     "pipeline/report.py",
     "pipeline/report_style.py",
-    "pipeline/resume.py",
     "pipeline/statistics.py",
     "pipeline/store.py",
     "pipeline/students.py",
