@@ -20,7 +20,7 @@ from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from pipeline.errors import UserError
-from pipeline.interruption import LAUNCHER, end_with
+from pipeline.interruption import LAUNCHER
 
 _TIMEOUT = timedelta(days=7)  # how long a rank waits for the slowest one's share
 _PATIENCE = 10  # seconds in which the launcher ends this process when another has failed
@@ -96,11 +96,11 @@ def launch(module: str, *arguments: str) -> bool:
     # Each its share of the cores, where the user has not said otherwise.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // count)))
     os.environ[LAUNCHER] = str(os.getpid())
-    # A signal ends this process as it ends any other of ours, and the processes end with it.
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the rank has said it
     try:
-        options = ["--standalone", "--nproc-per-node", str(count), "--log-dir", os.devnull, "-m"]
+        options = ["--standalone", "--nproc-per-node", str(count), "--log-dir", os.devnull]
+        # None: a signal ends this process as it ends any of ours, and the others end with it.
+        options += ["--signals-to-handle", "", "-m"]
         run.run(run.parse_args([*options, module, *arguments]))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
@@ -141,9 +141,6 @@ def joined() -> Iterator[Group]:
     if "RANK" not in os.environ:
         yield ALONE
         return
-    # It may have ended while this process was loading: then its parent is another one by now.
-    launcher = int(os.environ.get(LAUNCHER, os.getppid()))
-    end_with(lambda: os.getppid() == launcher)
     backend = "gloo"
     if torch.cuda.is_available():
         backend = "nccl"

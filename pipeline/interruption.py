@@ -50,20 +50,22 @@ def _end(signum: int, frame: FrameType | None) -> NoReturn:
         # Not by `print`, which refuses where it was itself interrupted.
         with suppress(OSError):
             os.write(2, f"interrupted; nothing half-written is kept, {rest}\n".encode())
-    remove_unfinished()
-    if multiprocessing := sys.modules.get("multiprocessing"):
-        for worker in multiprocessing.active_children():
-            worker.terminate()
-    os._exit(128 + signum)
+    _leave(128 + signum)
 
 
-def remove_unfinished() -> None:
-    for path in unfinished:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with suppress(OSError):
-                path.unlink()
+def _leave(code: int) -> NoReturn:
+    """End this process, without what would stay behind."""
+    try:
+        for path in list(unfinished):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        if multiprocessing := sys.modules.get("multiprocessing"):
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+    finally:
+        os._exit(code)
 
 
 def _as_usual() -> None:
@@ -72,14 +74,13 @@ def _as_usual() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def end_with(lives: Callable[[], bool]) -> None:
+def _end_with(lives: Callable[[], bool]) -> None:
     """End this process when what started it no longer lives, however that ended."""
 
     def watch() -> None:
         while lives():
             time.sleep(0.2)
-        remove_unfinished()
-        os._exit(1)
+        _leave(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -99,11 +100,13 @@ def _begin() -> None:
         if signal.getsignal(signum) != signal.SIG_IGN:  # as `nohup` and `&` want it
             signal.signal(signum, _end)
     os.register_at_fork(after_in_child=_as_usual)
-    if "DVC_STAGE" in os.environ:  # DVC starts this process, or a shell that becomes it
-        parent = os.getppid()
-        end_with(lambda: os.getppid() == parent)
+    if "DVC_STAGE" in os.environ or "RANK" in os.environ:
+        # DVC, or torchrun. A launcher of ours may have ended before this: then the parent is
+        # another one by now.
+        parent = int(os.environ.get(LAUNCHER, os.getppid()))
+        _end_with(lambda: os.getppid() == parent)
     if students := os.environ.get(STUDENTS):
-        end_with(lambda: _runs(int(students)))
+        _end_with(lambda: _runs(int(students)))
 
 
 if _command() is not None:
