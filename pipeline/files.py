@@ -55,9 +55,8 @@ def _in_the_making(path: Path, needed: int | None = None) -> Iterator[Path]:
             raise _no_room(path, error, needed or written, exact=needed is not None) from None
         if error.errno in _READ_ONLY and _concerns(error, path, partial):
             raise UserError(
-                f"`{_shown(path)}` cannot be written (`{_shown(error.filename)}`: "
-                f"{error.strerror}); expected a folder that can be written. Make it one, and run "
-                "again: nothing half-written is kept."
+                f"`{_shown(path)}` cannot be written ({error.strerror}); expected a folder that "
+                "takes it. Make that writable and run again: nothing half-written is kept."
             ) from None
         raise
     finally:
@@ -166,10 +165,11 @@ def canonical_json(value: Any) -> str:
 
 def write_json(path: Path | str, value: Any) -> None:
     content = io.BytesIO()
-    with io.TextIOWrapper(content, "utf-8", newline="\n", write_through=True) as text:
-        json.dump(value, text, indent=2, ensure_ascii=False)  # piece by piece: a list may be long
-        text.write("\n")
-        write_bytes(path, content.getbuffer())
+    text = io.TextIOWrapper(content, "utf-8", newline="\n")
+    json.dump(value, text, indent=2, ensure_ascii=False)  # piece by piece: a list may be long
+    text.write("\n")
+    text.detach()
+    write_bytes(path, content.getbuffer())
 
 
 def read_json(path: Path | str, *, made_by: str) -> dict[str, Any]:
