@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -110,6 +111,11 @@ class Target:
     def processes(self) -> int:
         return 2 if self.to == "rank" else 1
 
+    @property
+    def run(self) -> tuple[tuple[str, ...], int]:
+        """What it is while nobody interrupts it."""
+        return self.command, self.processes
+
 
 def _stage(name: str, *arguments: str, to: str = "all") -> Target:
     of = {"all": "", "rank": ", one of 2 processes"}[to]
@@ -132,7 +138,10 @@ WHOLE = [
 ]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 #: What DVC says of a file of its own that it was killed while writing, and which file that is.
-DVC_FILES = {"Unable to read RWLock-file": ".dvc/tmp/rwlock", "dvc.lock": "dvc.lock"}
+DVC_FILES = {
+    r"Unable to read RWLock-file": ".dvc/tmp/rwlock",
+    r"dvc\.lock' (is invalid|validation failed)": "dvc.lock",
+}
 
 
 @dataclass
@@ -174,7 +183,7 @@ class Project:
         for each in (self._root, self._temporary):
             each.mkdir()
         self._mark = f"SOAK_INTERRUPTS={os.getpid()}"
-        self._expected: dict[Target, tuple[dict[str, str], float]] = {}
+        self.expected: dict[tuple, tuple[dict[str, str], float]] = {}  # outputs and seconds of runs
         make_project(self._root)
 
     def start(self, target: Target) -> subprocess.Popen:
@@ -224,13 +233,13 @@ class Project:
                 os.kill(process, signal.SIGKILL)
 
     def measure(self, target: Target) -> float:
-        """Run it undisturbed; remember what it left and return its seconds."""
+        """Run it undisturbed; keep what it left, and its seconds, which are returned."""
         self.begin(target)
         start = time.monotonic()
         if problem := self.run(target):
             raise UserError(f"{target.name}, undisturbed, {problem}")
         seconds = time.monotonic() - start
-        self._expected[target] = self.outputs(target), seconds
+        self.expected[target.run] = self.outputs(target), seconds
         if not self._reference.exists():
             for folder in OUTPUTS:
                 shutil.copytree(self._root / folder, self._reference / folder)
@@ -276,7 +285,7 @@ class Project:
         """Interrupt a run after this share of its undisturbed time, run it again, and note what
         was not as promised. Whether it was still running then."""
         self.begin(target)
-        expected, duration = self._expected[target]
+        expected, duration = self.expected[target.run]
         process, start = self.start(target), time.monotonic()
         time.sleep(share * duration)
         if not self._signal(target, process, signum):
@@ -348,7 +357,7 @@ class Project:
             row.resumed += "resumes" in said
             if problem is None:
                 return ["Traceback"] if "Traceback" in said else []
-            broken = [name for words, name in DVC_FILES.items() if words in said]
+            broken = [name for words, name in DVC_FILES.items() if re.search(words, said)]
             if not (target.from_nothing and broken):
                 break
             for name in broken:
@@ -379,8 +388,8 @@ def soak(
     moments = random.Random(seed)
     random.seed(seed)
     turns = schedule(kills)
-    for target in [WHOLE[0], *dict.fromkeys(target for target, _ in turns)]:
-        if target is not WHOLE[0] or not project._expected:
+    for target in [WHOLE[0], *(target for target, _ in turns)]:
+        if target.run not in project.expected:
             tell(f"{target.name}, undisturbed: {project.measure(target):.1f} s")
     counts: dict[Target, int] = {}
     table: dict[tuple[str, str], Row] = {}

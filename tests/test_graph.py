@@ -23,6 +23,7 @@ STUDENT_SIDE = {
     "pipeline/distillation.py",
     "pipeline/losses.py",
     "pipeline/measures.py",
+    "pipeline/mend.py",
     "pipeline/replay.py",
     "pipeline/report.py",
     "pipeline/report_style.py",

@@ -4,6 +4,7 @@ What a killed training of a student and a killed store keep is in test_training_
 test_resume.py; `python -m benchmarks.soak_interrupts` interrupts everything, hundreds of times.
 """
 
+import fcntl
 import os
 import random
 import re
@@ -22,7 +23,7 @@ from stage_process import finish, kill, start
 
 from benchmarks import soak_interrupts
 from benchmarks.soak_interrupts import Project, Row, Target
-from pipeline import gate, interruption
+from pipeline import gate, interruption, mend
 from pipeline.errors import UserError
 from pipeline.files import atomic_directory
 
@@ -84,7 +85,10 @@ def test_a_command_that_is_interrupted_while_it_loads_ends_with_one_line(project
 
 
 def test_every_command_sets_its_handlers_before_anything_else_is_imported():
-    modules = [ROOT / f"{name.replace('.', '/')}.py" for name in (*COMMANDS, "pipeline.check")]
+    modules = [
+        ROOT / f"{name.replace('.', '/')}.py"
+        for name in (*COMMANDS, "pipeline.check", "pipeline.mend")
+    ]
     stages = set((ROOT / "pipeline/stages").glob("*.py")) - {ROOT / "pipeline/stages/__init__.py"}
     assert stages < set(modules)
     for path in modules:
@@ -290,6 +294,24 @@ def test_a_stage_killed_at_any_moment_leaves_its_outputs_whole(project, stage):
     assert not list(Path().rglob("*.partial"))
 
 
+@pytest.mark.parametrize("content", ["", '{"read": {"/a', "[", "{}"])
+def test_notes_that_a_killed_dvc_left_cut_off_are_removed_and_whole_ones_stay(folder, content):
+    mend.NOTES.parent.mkdir(parents=True)
+    mend.NOTES.write_text(content, "utf-8")
+    assert mend.remove_broken_notes() is (content != "{}")
+    assert mend.NOTES.exists() is (content == "{}")
+    assert not mend.remove_broken_notes()
+
+
+def test_notes_that_another_dvc_is_writing_stay(folder):
+    mend.NOTES.parent.mkdir(parents=True)
+    mend.NOTES.write_bytes(b"")
+    with open(mend.GUARD, "w", encoding="utf-8") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        assert not mend.remove_broken_notes()
+    assert mend.NOTES.exists()
+
+
 def test_what_is_unfinished_goes_when_its_writing_fails(folder):
     def fail() -> None:
         with atomic_directory("out") as partial:
@@ -324,7 +346,7 @@ def test_the_soak_counts_an_interruption_that_is_survived(soaked):
 def test_the_soak_notices_other_bytes_and_what_is_left_behind(soaked, monkeypatch):
     row = Row()
     monkeypatch.setattr(soaked, "strays", lambda: ["/tmp/x"])
-    monkeypatch.setattr(soaked, "_expected", {PREPARE: ({"data/prepared/other": ""}, 1.0)})
+    monkeypatch.setattr(soaked, "expected", {PREPARE.run: ({"data/prepared/other": ""}, 1.0)})
     soaked.interrupt(PREPARE, signal.SIGKILL, 0.0, row)
     assert any("other bytes in data/prepared/dataset.json" in failure for failure in row.failures)
     assert any("left behind: /tmp/x" in failure for failure in row.failures)
