@@ -247,6 +247,8 @@ class Project:
 
     def begin(self, target: Target) -> None:
         """As it is before the target is run: all outputs there, or none."""
+        for path in self._temporary.iterdir():
+            (shutil.rmtree if path.is_dir() else os.unlink)(path)
         for name in (*OUTPUTS, ".scratch"):
             if name != "models":
                 shutil.rmtree(self._root / name, ignore_errors=True)
@@ -274,7 +276,8 @@ class Project:
 
     def strays(self) -> list[str]:
         """Temporary files, wherever a run may have left one."""
-        left = [*self._temporary.iterdir()]
+        # torch makes the folder of its compiler's cache in every run that loads the compiler.
+        left = [p for p in self._temporary.iterdir() if not p.name.startswith("torchinductor_")]
         for path in self._root.rglob("*"):
             name = str(path.relative_to(self._root))
             if path.suffix in (".partial", ".sorted") and not name.startswith(".scratch/"):
