@@ -22,11 +22,13 @@ $(READY): requirements.lock
 	@touch $@
 
 repro: $(READY)
+	@python -m pipeline.mend
 	python -m pipeline.check
 	dvc repro
 	@python -m pipeline.stages.compare --show
 
 students: $(READY)
+	@python -m pipeline.mend
 	python -m pipeline.check
 	python -m pipeline.students --jobs '$(JOBS)'
 	@python -m pipeline.stages.compare --show

@@ -3,6 +3,10 @@
 python -m pipeline.check
 """
 
+from pipeline import interruption  # noqa: F401  (before what takes seconds to load)
+
+# isort: split
+
 import argparse
 from collections.abc import Callable
 from pathlib import Path

@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialised
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.dataset import Dataset
 from pipeline.errors import UserError, did_you_mean
-from pipeline.files import canonical_json, read_json, sha256_of_file, write_json
+from pipeline.files import canonical_json, read_json, sha256_of_file, write_bytes, write_json
 from pipeline.params.network import NetworkParams
 
 FORMAT_VERSION = 1
@@ -230,7 +231,7 @@ def _size_advice(network: nn.Module, spec: InputSpec) -> str:
 def save(directory: Path, network: nn.Module, description: Description) -> None:
     """Write weights and description. Equal networks give equal bytes."""
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    save_file(state, directory / WEIGHTS)
+    write_bytes(directory / WEIGHTS, serialised(state))
     write_json(
         directory / DESCRIPTION,
         {

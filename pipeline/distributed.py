@@ -7,7 +7,6 @@ edit here runs the teacher again.
 import logging
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,13 +17,12 @@ from typing import Any
 import torch
 from torch import distributed
 from torch.distributed import run
-from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from pipeline.errors import UserError
+from pipeline.interruption import LAUNCHER
 
 _TIMEOUT = timedelta(days=7)  # how long a rank waits for the slowest one's share
-_LAUNCHER = "TEACH_ONCE_LAUNCHER"  # in the environment of the processes: who started them
 _PATIENCE = 10  # seconds in which the launcher ends this process when another has failed
 
 
@@ -97,23 +95,28 @@ def launch(module: str, *arguments: str) -> bool:
         return False
     # Each its share of the cores, where the user has not said otherwise.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // count)))
-    os.environ[_LAUNCHER] = str(os.getpid())
+    os.environ[LAUNCHER] = str(os.getpid())
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the rank has said it
     try:
-        options = ["--standalone", "--nproc-per-node", str(count), "-m"]
+        options = ["--standalone", "--nproc-per-node", str(count), "--log-dir", os.devnull]
+        # None: a signal ends this process as it ends any of ours, and the others end with it.
+        options += ["--signals-to-handle", "", "-m"]
         run.run(run.parse_args([*options, module, *arguments]))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        if failure.exitcode < 0:
+        if name := _signal_name(failure.exitcode):
             raise UserError(
-                f"process {rank} of {count} was ended by {signal.Signals(-failure.exitcode).name}; "
-                "expected it to finish its share. What is finished is kept: look at the machine's "
-                "memory, and run the stage again."
+                f"process {rank} of {count} was ended by {name}; expected it to finish its share. "
+                "What is finished is kept: look at the machine's memory, and run the stage again."
             ) from None
         raise SystemExit(failure.exitcode) from None
-    except SignalException as error:
-        raise SystemExit(128 + error.sigval) from None
     return True
+
+
+def _signal_name(code: int) -> str | None:
+    """Of the signal that ended a process, by its exit code: outright, or as ours end themselves."""
+    number = -code if code < 0 else code - 128
+    return signal.Signals(number).name if number in set(signal.Signals) else None
 
 
 def _process_count() -> int:
@@ -138,9 +141,6 @@ def joined() -> Iterator[Group]:
     if "RANK" not in os.environ:
         yield ALONE
         return
-    # It may have ended while this process was loading: then its parent is another one by now.
-    launcher = int(os.environ.get(_LAUNCHER, os.getppid()))
-    threading.Thread(target=_end_with_the_launcher, args=(launcher,), daemon=True).start()
     backend = "gloo"
     if torch.cuda.is_available():
         backend = "nccl"
@@ -149,13 +149,6 @@ def joined() -> Iterator[Group]:
         distributed.init_process_group(backend, timeout=_TIMEOUT)
     yield Group(distributed.get_rank(), distributed.get_world_size())
     distributed.destroy_process_group()
-
-
-def _end_with_the_launcher(launcher: int) -> None:
-    """A launcher that is killed outright leaves its processes behind; end this one, too."""
-    while os.getppid() == launcher:
-        time.sleep(0.2)
-    os._exit(1)
 
 
 @contextmanager

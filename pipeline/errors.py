@@ -22,7 +22,8 @@ def reported() -> Iterator[None]:
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: {error}. Nothing half-written was kept; mend this and run again.")
+        found = f"`{error.filename}`: {error.strerror}" if error.filename else str(error)
+        sys.exit(f"error: {found}. Nothing half-written is kept; mend this and run again.")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

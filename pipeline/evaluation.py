@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as serialised
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.augment import Policy
 from pipeline.checkpoint import InputSpec
 from pipeline.dataset import AnySplit
-from pipeline.files import atomic_file
+from pipeline.files import write_bytes
 from pipeline.views import views_of
 
 PREDICTIONS, METRICS = Path("predictions"), Path("metrics")
@@ -98,5 +98,4 @@ def cost(network: nn.Module, spec: InputSpec) -> Mapping[str, int]:
 
 def write_predictions(path: Path, **logits: Tensor) -> None:
     """Keep raw logits by split, [N, num_classes] float32 each, for comparisons."""
-    with atomic_file(path) as partial:
-        save_file({split: values.contiguous() for split, values in logits.items()}, partial)
+    write_bytes(path, serialised({split: values.contiguous() for split, values in logits.items()}))

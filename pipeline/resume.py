@@ -1,7 +1,8 @@
 """A training's state after each epoch, outside DVC's outputs, so that a killed one goes on.
 
 A state is named after everything that its bytes depend on: nothing of other inputs or other code
-is ever reused.
+is ever reused. Contract code, for the teacher's training is kept by it: an edit here runs the
+teacher again.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from pipeline.device import computes_in_bfloat16
 from pipeline.distributed import Group
-from pipeline.files import atomic_file, canonical_json
+from pipeline.files import canonical_json, write_bytes
 from pipeline.identity import device_name, loaded_code
 
 SCRATCH = Path(".scratch/training")
@@ -53,7 +54,7 @@ class Progress:
     """Where one training keeps its state: a file that rank 0 writes and reads for all."""
 
     def __init__(self, folder: Path, name: str, group: Group):
-        """Args: folder: of this student or baseline; name: the fingerprint."""
+        """Args: folder: of this training alone; name: the fingerprint."""
         self._folder, self._path, self._group = folder, folder / f"{name}.state", group
 
     def save(self, state: Mapping[str, Any]) -> None:
@@ -62,9 +63,8 @@ class Progress:
         if self._group.leads:
             content = io.BytesIO()
             torch.save({**state, "random": states}, content)
-            with atomic_file(self._path) as partial, open(partial, "wb") as file:
-                file.write(hashlib.sha256(content.getbuffer()).digest())
-                file.write(content.getbuffer())
+            digest = hashlib.sha256(content.getbuffer()).digest()
+            write_bytes(self._path, digest, content.getbuffer())
 
     def load(self) -> dict[str, Any] | None:
         """The state to go on from, on the CPU, random numbers set back to it; None to start anew.

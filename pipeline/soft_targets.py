@@ -5,7 +5,6 @@ teacher again. One shard's file is read by shards.py; readers of the store live 
 """
 
 import hashlib
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -16,7 +15,7 @@ import numpy as np
 
 from pipeline.encodings import FLOAT16, columns, encode
 from pipeline.errors import UserError
-from pipeline.files import atomic_file, write_json
+from pipeline.files import write_bytes, write_json
 
 FORMAT_VERSION = 2
 STORE = Path("data/soft_targets")
@@ -108,20 +107,12 @@ def write_shard(
         canaries: [<= CANARIES, 32] uint8, the digests of `canary_samples(place)`.
 
     Raises:
-        UserError: a logit that float16 cannot hold, or that is not a number; or no room on disk.
+        UserError: a logit that float16 cannot hold, or that is not a number; or the disk cannot
+            be written.
     """
     _check_finite(place, logits)
     arrays = encode(logits, labels, contents.encoding, contents.k)
-    image = _file_image(contents, place, arrays, canaries)
-    try:
-        with atomic_file(path) as partial:
-            partial.write_bytes(image)
-    except OSError as error:
-        free = shutil.disk_usage(path.parent).free
-        raise UserError(
-            f"`{path}` cannot be written ({error.strerror}). It needs {len(image):,} bytes; "
-            f"{free:,} are free. Make room and run the stage again."
-        ) from None
+    write_bytes(path, _file_image(contents, place, arrays, canaries))
 
 
 def _check_finite(place: ShardPlace, logits: np.ndarray) -> None:

@@ -4,6 +4,10 @@ python -m pipeline.store inspect [STORE]
 python -m pipeline.store verify [STORE] [--recompute N]
 """
 
+from pipeline import interruption  # noqa: F401  (before what takes seconds to load)
+
+# isort: split
+
 import argparse
 import random
 from collections.abc import Iterator

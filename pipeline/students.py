@@ -7,6 +7,10 @@ DVC runs one stage at a time, and several `dvc repro` lock one another out; `dvc
 each training by a DVC of its own, and then the rest. Imports no torch.
 """
 
+from pipeline import interruption
+
+# isort: split
+
 import argparse
 import os
 import subprocess
@@ -25,6 +29,7 @@ def main() -> None:
     parser.add_argument("--jobs", default="2", help="trainings at once")
     jobs = count_of_jobs(parser.parse_args().jobs)
     stages = [f"{kind}@{name}" for name in student_names() for kind in ("student", "baseline")]
+    os.environ[interruption.STUDENTS] = str(os.getpid())
     dvc("repro", UPSTREAM)
     train_side_by_side(stages, jobs)
     dvc("repro")

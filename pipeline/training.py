@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -43,7 +44,7 @@ from pipeline.evaluation import (
     measures,
     write_predictions,
 )
-from pipeline.files import atomic_directory, atomic_file, write_json
+from pipeline.files import atomic_directory, write_bytes, write_json
 from pipeline.locking import reserved
 from pipeline.optimisation import Optimisation, batches
 from pipeline.params.students import StudentParams
@@ -339,7 +340,8 @@ def evaluate(
 
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:
-    with atomic_file(path) as partial, open(partial, "w", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(history[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(history)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    write_bytes(path, text.getvalue().encode())

@@ -6,6 +6,10 @@ models/baselines/NAME/, metrics/baselines/NAME.json, its history and its predict
 in the environment shares every batch among N processes.
 """
 
+from pipeline import interruption  # noqa: F401  (before what takes seconds to load)
+
+# isort: split
+
 import argparse
 
 from pipeline import distributed

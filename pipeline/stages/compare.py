@@ -5,6 +5,10 @@ name, and the test images; writes metrics/comparison.json and .csv, metrics/trai
 and the report in reports/.
 """
 
+from pipeline import interruption  # noqa: F401  (before what takes seconds to load)
+
+# isort: split
+
 import argparse
 from functools import partial
 from pathlib import Path
@@ -19,7 +23,7 @@ from pipeline.comparison import Answers, Comparison, compare
 from pipeline.dataset import AGAIN, AnySplit, Dataset, EncodedSplit, open_dataset
 from pipeline.decoding import UNREADABLE, clean_boxes, decode_view
 from pipeline.errors import UserError, reported
-from pipeline.files import atomic_directory, atomic_file, read_json, write_json
+from pipeline.files import atomic_directory, read_json, write_bytes, write_json
 from pipeline.params.loading import read_params
 from pipeline.params.students import student_names
 from pipeline.report import THUMBNAIL, Origin, html_report
@@ -164,8 +168,7 @@ def class_table(comparison: Comparison) -> pd.DataFrame:
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    with atomic_file(path) as partial:
-        table.to_csv(partial, index=False, lineterminator="\n")
+    write_bytes(path, table.to_csv(index=False, lineterminator="\n").encode())
 
 
 def main() -> None:
@@ -189,8 +192,8 @@ def main() -> None:
     pixels_of = partial(clean_pixels, dataset.splits["test"])
     page = html_report(comparison, curves, pixels_of, origin)
     with atomic_directory(REPORTS) as folder:
-        (folder / "index.html").write_text(page, "utf-8")
-        (folder / "comparison.md").write_text(markdown(comparison), "utf-8")
+        write_bytes(folder / "index.html", page.encode())
+        write_bytes(folder / "comparison.md", markdown(comparison).encode())
         write_table(folder / "class_accuracy.csv", class_table(comparison))
     write_table(METRICS / "training_curves.csv", curves)
     write_table(METRICS / "comparison.csv", models_table(comparison))

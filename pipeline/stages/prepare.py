@@ -5,8 +5,13 @@ Reads `dataset` of params.yaml and the source that it names; writes data/prepare
 a time.
 """
 
+from pipeline import interruption  # noqa: F401  (before what takes seconds to load)
+
+# isort: split
+
 import argparse
 import hashlib
+import io
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +23,14 @@ from pipeline import findings
 from pipeline.dataset import FORMAT_VERSION, PREPARED, SPLITS, encoded_path
 from pipeline.encoded_images import EncodedFile
 from pipeline.errors import UserError, reported
-from pipeline.files import atomic_directory, canonical_json, sha256_of_file, write_json
+from pipeline.files import (
+    atomic_directory,
+    canonical_json,
+    reserve,
+    sha256_of_file,
+    write_bytes,
+    write_json,
+)
 from pipeline.image_folder import image_folder
 from pipeline.params.dataset import DatasetParams
 from pipeline.params.loading import load_section
@@ -69,7 +81,7 @@ def pack(
     for split, name in enumerate(SPLITS):
         members = samples.members(split)
         rows[members], sizes[name] = np.arange(len(members)), len(members)
-        np.save(directory / f"{name}_labels.npy", samples.labels[members])
+        write_array(directory / f"{name}_labels.npy", samples.labels[members])
         write_json(
             directory / f"{name}_ids.json", {"sample_ids": [samples.ids[n] for n in members]}
         )
@@ -101,12 +113,11 @@ def pack_pixels(
 ) -> "Statistics":
     """Write each split's images as one array [N, channels, image_size, image_size] uint8."""
     shape = (params.channels, params.image_size, params.image_size)
-    arrays = {
-        split: np.lib.format.open_memmap(
-            directory / f"{split}_images.npy", "w+", np.uint8, (count, *shape)
-        )
-        for split, count in sizes.items()
-    }
+    arrays = {}
+    for split, count in sizes.items():
+        path = directory / f"{split}_images.npy"
+        arrays[split] = np.lib.format.open_memmap(path, "w+", np.uint8, (count, *shape))
+        reserve(path)
     statistics = Statistics(params.channels)
     for split, index, picture, labelled in pictures:
         arrays[split][index] = picture.pixels
@@ -137,9 +148,16 @@ def pack_encoded(
                 statistics.add(picture.pixels[None])
     for split, file in files.items():
         file.sort()
-        np.save(directory / f"{split}_offsets.npy", file.offsets)
-        np.save(directory / f"{split}_sizes.npy", file.sizes)
+        write_array(directory / f"{split}_offsets.npy", file.offsets)
+        write_array(directory / f"{split}_sizes.npy", file.sizes)
     return statistics
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """A small array, as `np.save` writes it, which tells less of a full disk."""
+    content = io.BytesIO()
+    np.save(content, array)
+    write_bytes(path, content.getbuffer())
 
 
 class Statistics:

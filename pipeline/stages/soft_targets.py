@@ -7,6 +7,10 @@ Finished shards are kept in .scratch/soft_targets/: a killed run goes on from th
 only add to them. PROCESSES=N in the environment shares the shards among N processes.
 """
 
+from pipeline import interruption  # noqa: F401  (before what takes seconds to load)
+
+# isort: split
+
 import argparse
 import os
 import shutil

@@ -6,6 +6,10 @@ models/students/NAME/, metrics/students/NAME.json, its history and its predictio
 the environment shares every batch among N processes.
 """
 
+from pipeline import interruption  # noqa: F401  (before what takes seconds to load)
+
+# isort: split
+
 import argparse
 from dataclasses import asdict
 

@@ -2,13 +2,20 @@
 the logits of one that is elsewhere.
 
 Reads data/prepared/ and `teacher` of params.yaml; writes models/teacher/, metrics/teacher.json
-and predictions/teacher.safetensors. PROCESSES=N in the environment shares every batch among N
-processes.
+and predictions/teacher.safetensors. Each epoch's state is kept in .scratch/training/teacher/: a
+killed run goes on from it. PROCESSES=N in the environment shares every batch among N processes.
 """
 
+from pipeline import interruption  # noqa: F401  (before what takes seconds to load)
+
+# isort: split
+
 import argparse
+import hashlib
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -46,10 +53,12 @@ from pipeline.evaluation import (
     write_predictions,
 )
 from pipeline.files import atomic_directory, write_json
+from pipeline.locking import reserved
 from pipeline.optimisation import Optimisation, batches
 from pipeline.params.loading import load_section
 from pipeline.params.teacher import TeacherParams, TeacherTraining
 from pipeline.progress import EpochLog, bar
+from pipeline.resume import SCRATCH, Progress, fingerprint
 from pipeline.views import views_of
 
 MEASURED = ("validation", "test")
@@ -71,9 +80,13 @@ def train(
     params: TeacherTraining,
     device: torch.device,
     group: Group = ALONE,
+    progress: Progress | None = None,
 ) -> None:
     """Train in place: a fresh view of every labelled sample in every epoch, as the policy has them.
     The network ends with the last weights, or their average where `ema_decay` asks for one.
+
+    Args:
+        progress: where each epoch's state is kept, and is gone on from; None: nowhere.
 
     Raises:
         UserError: the loss is no longer finite.
@@ -88,8 +101,15 @@ def train(
     depthwise_in_float32(network, device)
     forward = compiled(parallel(network, group), device, params.epochs * steps_per_epoch)
     seed_apart(params.seed, group)
+    finished = 0
+    if progress is not None and (state := progress.load()) is not None:
+        network.load_state_dict(state["network"])
+        optimisation.load_state_dict(state["optimisation"])
+        finished = state["epochs"]
+        if group.leads:
+            print(f"  resumes after epoch {finished} of {params.epochs}", flush=True)
     log = EpochLog(params.epochs)
-    for epoch in range(params.epochs):
+    for epoch in range(finished, params.epochs):
         network.train()
         fine_tuning.begin_epoch(network, params, epoch)
         total_loss = torch.zeros((), device=device)
@@ -120,6 +140,14 @@ def train(
         evaluated = optimisation.evaluated
         logits = predict_together(evaluated, spec, validation, device=device, group=group)
         measured = measures(logits, validation_labels, "validation")
+        if progress is not None:
+            progress.save(
+                {
+                    "network": network.state_dict(),
+                    "optimisation": optimisation.state_dict(),
+                    "epochs": epoch + 1,
+                }
+            )
         if group.leads:
             log.line(
                 epoch + 1,
@@ -186,6 +214,27 @@ def write_outcome(
     print(f"  test accuracy {metrics['test_accuracy']:.4f}")
 
 
+def name_of_progress(
+    network: nn.Module,
+    description: Description,
+    params: TeacherTraining,
+    dataset: Dataset,
+    device: torch.device,
+    group: Group,
+) -> str:
+    """Of all that the training's bytes depend on, the weights that it begins with, too."""
+    first = hashlib.sha256()
+    for value in network.state_dict().values():
+        first.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    inputs = {
+        "network": asdict(description),
+        "weights": first.hexdigest(),
+        "training": params.model_dump(),
+        "dataset": dataset.fingerprint,
+    }
+    return fingerprint(inputs, device, group)
+
+
 def make_teacher(group: Group) -> None:
     device = default_device()
     with group.leader_first():
@@ -220,9 +269,12 @@ def make_teacher(group: Group) -> None:
                 else "  its classes are all among the pretraining's: it is taken as it is",
                 flush=True,
             )
+    progress = None
     if learns:
+        name = name_of_progress(network, description, params.training, dataset, device, group)
+        progress = Progress(SCRATCH / "teacher", name, group)
         with group.together(), auxiliary.heads(network, description):
-            train(network, spec, dataset, params.training, device, group)
+            train(network, spec, dataset, params.training, device, group, progress)
 
     logits = {
         name: predict_together(network, spec, dataset.splits[name], device=device, group=group)
@@ -249,13 +301,18 @@ def make_teacher(group: Group) -> None:
         checkpoint.save(directory, network, description)
     size_bytes = (TEACHER / WEIGHTS).stat().st_size
     write_outcome(dataset, logits, {**cost(network, spec), "size_bytes": size_bytes})
+    if progress is not None:  # kept until now: what the gate refused need not be trained again
+        progress.remove()
 
 
 def main() -> None:
     argparse.ArgumentParser("python -m pipeline.stages.teacher", description=__doc__).parse_args()
     if distributed.launch("pipeline.stages.teacher"):
         return
-    with distributed.joined() as group:
+    with (
+        distributed.joined() as group,
+        reserved(SCRATCH / "teacher") if group.leads else nullcontext(),
+    ):
         make_teacher(group)
 
 

@@ -1,0 +1,205 @@
+"""A disk that is full or cannot be written costs one message and no output; DVC's cache, however
+its files are linked, is never written to."""
+
+import hashlib
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import PARAMS, change_params, run_stage, write_params
+from import_closure import ROOT
+from test_caching import Clone
+
+from pipeline import files, gate
+from pipeline.errors import reported
+from pipeline.stages.prepare import write_array
+
+STAGES = {
+    "prepare": (),
+    "teacher": (),
+    "soft_targets": (),
+    "baseline": ("small",),
+    "student": ("small",),
+    "compare": (),
+}
+OUTPUTS = ("data", "models", "predictions", "metrics", "reports")
+DISK = 16 * 2**20  # bytes: enough for all of it
+#: Bytes that are left free, so that one file after another is the first that does not fit.
+FREE = dict.fromkeys(STAGES, (0, 2**12, 2**14, 2**15)) | {
+    "teacher": (0, 2**16, 800_000),  # a state takes 655,105 bytes
+    "baseline": (0, 2**16, 1_100_000),  # and with the best epoch's weights 970,000
+    "student": (0, 2**16, 1_100_000),
+}
+
+
+@pytest.fixture
+def disk(finished_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The finished project on a small file system of its own, and the current folder; trainings
+    take one epoch."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small tmpfs cannot be mounted here")
+    try:
+        shutil.copytree(finished_project, folder / "project")
+        monkeypatch.chdir(folder / "project")
+        monkeypatch.setattr(gate, "check", lambda *_, **__: None)
+        params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))
+        params["training"]["epochs"] = params["teacher"]["training"]["epochs"] = 1
+        write_params(Path(), params)
+        yield folder
+    finally:
+        monkeypatch.undo()
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def outputs() -> dict[str, bytes]:
+    paths = (path for folder in OUTPUTS for path in Path(folder).rglob("*"))
+    return {str(path): path.read_bytes() for path in paths if path.is_file()}
+
+
+def refused(stage: str) -> str | None:
+    """What a stage that fails says."""
+    try:
+        with reported():
+            run_stage(stage, *STAGES[stage])
+    except SystemExit as end:
+        return str(end.code)
+    return None
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_full_disk_is_told_by_path_and_bytes_and_costs_no_output(disk, stage):
+    run_stage(stage, *STAGES[stage])
+    expected = outputs()
+    messages = []
+    for free in FREE[stage]:
+        shutil.rmtree(".scratch", ignore_errors=True)
+        ballast = disk / "ballast"
+        ballast.write_bytes(bytes(shutil.disk_usage(disk).free - free))
+        messages.append(refused(stage))
+        ballast.unlink()
+        assert outputs() == expected
+        assert not list(Path().rglob("*.partial"))
+    assert None not in messages
+    for message in messages:
+        assert re.match(
+            r"error: .*`[\w./]+`.* needs? (more than )?[\d,]+ bytes.*[\d,]+ are free|"
+            r"error: the soft targets need [\d,]+ bytes in `.scratch/soft_targets`",
+            message,
+        ), message
+    assert refused(stage) is None
+    assert outputs() == expected
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_file_system_that_is_read_only_is_told_by_path(disk, stage):
+    run_stage(stage, *STAGES[stage])
+    expected = outputs()
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    message = refused(stage)
+    assert re.fullmatch(r"error: `[\w./]+`.*Read-only file system.* run again.*", message)
+    subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+    assert refused(stage) is None
+    assert outputs() == expected
+
+
+@pytest.mark.parametrize("folder", ["models", "predictions", "metrics"])
+def test_a_read_only_folder_of_outputs_is_told_by_path_and_what_was_trained_is_kept(
+    disk, folder, capsys
+):
+    subprocess.run(["mount", "--bind", folder, folder], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+        message = refused("student")
+    finally:
+        subprocess.run(["umount", folder], check=True)
+    assert re.match(rf"error: `{folder}/[\w./]+` cannot be written \(Read-only file sys", message)
+    capsys.readouterr()
+    assert refused("student") is None
+    assert "resumes after epoch 1 of 1" in capsys.readouterr().out
+
+
+def test_an_array_has_the_bytes_that_numpy_gives_it(folder):
+    array = np.arange(12, dtype=np.int32).reshape(3, 4)
+    np.save("expected.npy", array)
+    write_array(Path("array.npy"), array)
+    assert Path("array.npy").read_bytes() == Path("expected.npy").read_bytes()
+
+
+def test_room_is_taken_before_a_memory_map_is_written(folder):
+    path = Path("map.npy")
+    np.lib.format.open_memmap(path, "w+", np.uint8, (2**20,))
+    files.reserve(path)
+    assert path.stat().st_blocks * 512 >= 2**20
+
+
+def test_what_cannot_be_read_is_not_told_as_what_cannot_be_written(folder):
+    def read() -> None:
+        with files.atomic_directory("out"):
+            raise PermissionError(13, "Permission denied", "images/a.png")
+
+    with pytest.raises(PermissionError, match="images/a.png"):
+        read()
+
+
+def test_a_message_has_no_temporary_names():
+    path = Path("data/.out.partial/.a.npy.partial")
+    refusal = str(files._no_room(path, OSError(28, "No space left"), 7, exact=True))
+    assert refusal.startswith("`data/out/a.npy` cannot be written (No space left). It needs 7 byt")
+
+
+@pytest.fixture(scope="module")
+def linked(finished_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """The finished project under DVC, as if `dvc repro` had made it."""
+    root = tmp_path_factory.mktemp("linked") / "project"
+    shutil.copytree(finished_project, root)
+    for name in ("pipeline", ".dvc", "models/imported", "dvc.yaml", ".dvcignore", ".gitignore"):
+        source = ROOT / name
+        if source.is_file():
+            shutil.copy(source, root / name)
+    shutil.copytree(ROOT / "pipeline", root / "pipeline")
+    (root / "models/imported/none").mkdir(parents=True)
+    subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
+    clone = Clone(root)
+    clone.dvc("init", "--quiet")
+    clone.dvc("config", "core.analytics", "false")
+    clone.dvc("commit", "--force")
+    return clone
+
+
+def damaged_objects(root: Path) -> list[Path]:
+    """Objects of DVC's cache that are not what their names say, which are their MD5."""
+    objects = [path for path in (root / ".dvc/cache/files/md5").rglob("*") if path.is_file()]
+    assert len(objects) > 20
+    return [
+        path
+        for path in objects
+        if hashlib.md5(path.read_bytes()).hexdigest()
+        != path.parent.name + path.name.removesuffix(".dir")
+    ]
+
+
+@pytest.mark.parametrize("kind", ["hardlink", "symlink"])
+def test_no_stage_writes_through_a_link_into_dvcs_cache(linked, monkeypatch, kind):
+    root = linked.root
+    monkeypatch.chdir(root)
+    write_params(root, PARAMS)
+    linked.dvc("config", "cache.type", kind)
+    linked.dvc("checkout", "--relink", "--force")
+    for path in (*Path("data/soft_targets").iterdir(), *Path("models/teacher").iterdir()):
+        assert path.is_symlink() if kind == "symlink" else path.stat().st_nlink > 1
+    for stage, arguments in STAGES.items():
+        run_stage(stage, *arguments)
+    assert not damaged_objects(root)
+    linked.dvc("checkout", "--relink", "--force")
+    change_params("training", seed={"hardlink": 31, "symlink": 32}[kind])
+    linked.dvc("repro", "--single-item", "student@small")
+    run_stage("student", "small")  # over links to what was just kept
+    assert not damaged_objects(root)
