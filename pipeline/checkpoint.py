@@ -5,7 +5,10 @@ Contract code: an edit here runs the teacher again. Nothing here executes pickle
 
 import hashlib
 import importlib
+import math
 import pickle
+import struct
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -21,7 +25,7 @@ from torch.nn import functional as F
 from pipeline.dataset import Dataset
 from pipeline.errors import UserError, did_you_mean
 from pipeline.files import canonical_json, read_json, sha256_of_file, write_json
-from pipeline.params.network import NetworkParams
+from pipeline.params.network import LARGEST_INPUT, NetworkParams
 
 FORMAT_VERSION = 1
 TEACHER = Path("models/teacher")
@@ -237,19 +241,13 @@ def load(directory: Path, *, made_by: str) -> tuple[nn.Module, Description]:
         UserError: absent, of another format version, or weights that are not the described ones.
     """
     content = _read_description(directory, made_by)
-    if sha256_of_file(directory / WEIGHTS) != content["weights_sha256"]:
+    weights = directory / WEIGHTS
+    if not weights.is_file() or sha256_of_file(weights) != content.get("weights_sha256"):
         raise UserError(
-            f"`{directory / WEIGHTS}` is not the file that `{DESCRIPTION}` beside it describes. "
+            f"`{weights}` is not the file that `{DESCRIPTION}` beside it describes. "
             f"Run `{made_by}`."
         )
-    description = Description(
-        family=content["family"],
-        network=content["network"],
-        options=content["options"],
-        class_names=content["class_names"],
-        input=InputSpec(**content["input"]),
-        pretrained_classes=content.get("pretrained_classes"),
-    )
+    description = _DESCRIPTION.validate_python(content)
     state = load_file(directory / WEIGHTS)
     if hasattr(family_module(description.family), "build_whole"):
         return build_whole(description, state), description
@@ -261,7 +259,10 @@ def load(directory: Path, *, made_by: str) -> tuple[nn.Module, Description]:
 def fingerprint(directory: Path, *, made_by: str) -> str:
     """Of the network, its input and its weights, from the description alone."""
     content = _read_description(directory, made_by)
-    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+    return hashlib.sha256(canonical_json(content).encode(errors="replace")).hexdigest()
+
+
+_DESCRIPTION = TypeAdapter(Description)
 
 
 def _read_description(directory: Path, made_by: str) -> dict[str, Any]:
@@ -271,7 +272,26 @@ def _read_description(directory: Path, made_by: str) -> dict[str, Any]:
             f"`{directory / DESCRIPTION}` has format version {content.get('format_version')}; "
             f"expected {FORMAT_VERSION}. Run `{made_by}`."
         )
+    try:
+        _check_input(_DESCRIPTION.validate_python(content).input)
+    except ValueError as error:  # pydantic's is one
+        raise UserError(
+            f"`{directory / DESCRIPTION}` is not as it was written ({_first_line(error)}). Run "
+            f"`{made_by}`."
+        ) from None
     return content
+
+
+def _check_input(spec: InputSpec) -> None:
+    """Raises: ValueError: no network has such an input."""
+    statistics = [*spec.mean, *spec.std]
+    if not (
+        1 <= spec.size <= LARGEST_INPUT
+        and len(spec.mean) == len(spec.std) == spec.channels
+        and all(math.isfinite(value) for value in statistics)
+        and min(spec.std) > 0
+    ):
+        raise ValueError(f"its input is {spec}")
 
 
 def bring(description: Description, path: Path) -> nn.Module:
@@ -320,18 +340,37 @@ def _read_foreign(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        _check_unpacked_size(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"`{path}` holds pickled objects, which could run code, and was not loaded "
             f"({_first_line(error)}). Save `model.state_dict()` alone, or safetensors."
         ) from None
-    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError) as error:
+    except _UNREADABLE as error:
         raise UserError(
             f"`{path}` is not a checkpoint that can be read ({_first_line(error)}). "
             "Expected a PyTorch state dict (.pt, .pth, .th) or safetensors; a .onnx file needs "
             "`family: onnx`."
         ) from None
+
+
+#: What reading a damaged checkpoint raises: torch's unpickler has no error of its own.
+_UNREADABLE = (
+    *(SafetensorError, OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile),
+    *(LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, struct.error),
+    *(MemoryError, NotImplementedError),
+)
+
+
+def _check_unpacked_size(path: Path) -> None:
+    """Raises: ValueError: a zip of compressed parts, which torch.save does not write."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(part.file_size for part in archive.infolist())
+        size = path.stat().st_size
+        if unpacked > size:
+            raise ValueError(f"it unpacks to {unpacked:,} bytes; expected at most its own {size:,}")
 
 
 def _first_line(error: Exception) -> str:
@@ -375,16 +414,22 @@ def _is_state_dict(content: Any) -> bool:
     )
 
 
-def _ways_to_state_dicts(content: Any) -> list[tuple[str, ...]]:
-    """The keys that lead to each, at any depth. An optimiser's tensors are numbered, not named."""
-    if not isinstance(content, Mapping):
+def _ways_to_state_dicts(content: Any, seen: set[int] | None = None) -> list[tuple[str, ...]]:
+    """The keys that lead to each, at any depth. An optimiser's tensors are numbered, not named.
+
+    Args:
+        seen: ids of the mappings that were looked into: one may stand in several, or in itself.
+    """
+    seen = set() if seen is None else seen
+    if not isinstance(content, Mapping) or id(content) in seen:
         return []
+    seen.add(id(content))
     ways = []
     for key, value in content.items():
         if isinstance(key, str) and _is_state_dict(value):
             ways.append((key,))
         elif isinstance(key, str):
-            ways += [(key, *way) for way in _ways_to_state_dicts(value)]
+            ways += [(key, *way) for way in _ways_to_state_dicts(value, seen)]
     return ways
 
 
@@ -418,6 +463,7 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], what: str) -> No
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in own]
     reshaped = [k for k in state if k in own and state[k].shape != own[k].shape]
+    unlike = [k for k in state if k in own and k not in reshaped and not _is_like(state[k], own[k])]
     lines = [
         *_listed(
             missing, lambda k: f"missing `{k}` {list(own[k].shape)}{did_you_mean(k, unexpected)}"
@@ -427,6 +473,10 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], what: str) -> No
             reshaped,
             lambda k: f"`{k}` is {list(state[k].shape)}; expected {list(own[k].shape)}",
         ),
+        *_listed(
+            unlike,
+            lambda k: f"`{k}` is {_kind(state[k])}; expected {_kind(own[k])}, or another precision",
+        ),
     ]
     if lines:
         raise UserError(
@@ -435,6 +485,16 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], what: str) -> No
             + "\nName the network that the checkpoint was made for, with its options."
         )
     network.load_state_dict(state, strict=False)
+
+
+def _is_like(value: Tensor, own: Tensor) -> bool:
+    """Whether a tensor can be copied as it is, into another precision at most."""
+    plain = value.layout == torch.strided and not value.is_meta
+    return plain and (value.is_floating_point() or not own.is_floating_point())
+
+
+def _kind(value: Tensor) -> str:
+    return f"{value.dtype}, {'without contents' if value.is_meta else value.layout}"
 
 
 def _listed(keys: list[str], line: Any) -> list[str]:

@@ -5,7 +5,7 @@ weights, and its fingerprint covers them.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from google.protobuf.message import Message
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
@@ -144,16 +145,26 @@ def _parsed(content: bytes) -> onnx.ModelProto:
     try:
         model = onnx.load_from_string(content)
     except Exception as error:  # of protobuf: any kind
-        raise UserError(f"it is not an ONNX file ({error}).") from None
+        raise UserError(f"it is not an ONNX file ({_line(error)}).") from None
     if not model.graph.node:
         raise UserError("it is not an ONNX file: it holds no graph.")
-    external = onnx.TensorProto.EXTERNAL
-    if any(tensor.data_location == external for tensor in model.graph.initializer):
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(model)):
         raise UserError(
             "the ONNX file keeps its weights in other files beside it; expected one file. Export "
             "it without external data."
         )
     return model
+
+
+def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a model, in whichever graph, attribute or function it stands."""
+    if isinstance(message, onnx.TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type:
+            for part in (value,) if isinstance(value, Message) else value:
+                yield from _tensors(part)
 
 
 def _use_logits(model: onnx.ModelProto, num_classes: int) -> None:
@@ -177,7 +188,8 @@ def _use_logits(model: onnx.ModelProto, num_classes: int) -> None:
     makers = {name: node for node in model.graph.node for name in node.output}
     name = fitting[0]
     while name in makers and makers[name].op_type in ("Softmax", "Identity"):
-        name = makers[name].input[0]
+        node = makers.pop(name)  # once: a damaged graph may lead back to it
+        name = node.input[0] if node.input else ""
     del model.graph.output[:]
     model.graph.output.append(onnx.ValueInfoProto(name=name))
 
