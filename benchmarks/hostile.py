@@ -185,7 +185,9 @@ def an_image(rng: random.Random) -> tuple[bytes, str]:
     exif[0x0112] = rng.choice((1, 3, 6, 8, 9, 0, 65535))
     exif[0x010E] = "x" * rng.choice((1, 60_000))
     options: dict[str, Any] = {"exif": exif} if rng.random() < 0.3 else {}
-    if rng.random() < 0.15:
+    if form == "AVIF":  # whose writing, not reading, crashes for what is odd
+        image = Image.fromarray(pixels).resize((48, 32))
+    elif rng.random() < 0.15:
         options |= {"save_all": True, "append_images": [image.rotate(90, expand=False)]}
     file = io.BytesIO()
     try:

@@ -8,6 +8,7 @@ import importlib
 import math
 import pickle
 import struct
+import tarfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -340,7 +341,7 @@ def _read_foreign(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        _check_unpacked_size(path)
+        _check_container(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
@@ -363,8 +364,11 @@ _UNREADABLE = (
 )
 
 
-def _check_unpacked_size(path: Path) -> None:
-    """Raises: ValueError: a zip of compressed parts, which torch.save does not write."""
+def _check_container(path: Path) -> None:
+    """Raises: ValueError: a zip of compressed parts, which torch.save does not write; or a tar, as
+    it did until 2017, which torch.load would unpack."""
+    if tarfile.is_tarfile(path):
+        raise ValueError("it is a tar archive")
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(part.file_size for part in archive.infolist())

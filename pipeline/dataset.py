@@ -4,6 +4,7 @@ Contract code: an edit here runs the teacher again. Reads with NumPy alone.
 """
 
 import math
+import tokenize
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -230,19 +231,18 @@ def _open_encoded(
     return EncodedSplit(offsets, sizes, labels, channels, image_size, directory, name)
 
 
+#: What NumPy raises for a header that it cannot take for Python's notation.
+_UNREADABLE = (
+    *(OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError),
+    *(MemoryError, RecursionError, TypeError, LookupError),
+)
+
+
 def _map(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
     try:
         # Copy-on-write: torch takes the pages without a warning, and nothing reaches the file.
         array = np.lib.format.open_memmap(path, "c")
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        SyntaxError,
-        MemoryError,
-        RecursionError,
-        TypeError,
-    ) as error:
+    except _UNREADABLE as error:
         raise UserError(f"`{path}` cannot be read ({error}). Run `{AGAIN}`.") from None
     if array.shape != shape or array.dtype != dtype:
         raise UserError(

@@ -82,10 +82,10 @@ def read_json(path: Path | str, *, made_by: str) -> dict[str, Any]:
     Raises:
         UserError: it is absent or is not a mapping in JSON; names the command that makes it.
     """
+    if not Path(path).is_file():  # a device would be read without end
+        raise UserError(f"`{path}` is absent. Run `{made_by}`.")
     try:
         content = json.loads(Path(path).read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"`{path}` is absent. Run `{made_by}`.") from None
     except (OSError, ValueError, RecursionError) as error:  # a number may be too long, too
         raise UserError(
             f"`{path}` is not a JSON file ({error}). Remove it and run `{made_by}`."

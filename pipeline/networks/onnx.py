@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pipeline.errors import UserError
 
 _LAYOUTS = ("nchw", "nhwc")
+_LARGEST_BATCH = 4096
 
 
 def build(network: str, num_classes: int, in_channels: int, **options: Any) -> nn.Module:
@@ -60,6 +61,12 @@ class OnnxNetwork(nn.Module):
         _use_logits(self._model, num_classes)
         self._session = _session(self._model)
         (self._input,) = self._session.get_inputs()
+        batch = self._input.shape[0] if self._input.shape else None
+        if isinstance(batch, int) and not 1 <= batch <= _LARGEST_BATCH:
+            raise UserError(
+                f"the ONNX file takes {batch:,} images at a time; expected any number "
+                f"up to {_LARGEST_BATCH:,}. Export it for batches of any size."
+            )
         self._layout = layout or _layout_of(self._input.shape, in_channels)
         if self._layout not in _LAYOUTS:
             raise UserError(f"option `layout` is {layout!r}; expected nchw or nhwc.")

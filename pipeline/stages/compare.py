@@ -102,6 +102,8 @@ def read_history(path: Path, kind: str, name: str) -> pd.DataFrame:
         UserError: the file is absent, or is not what a training writes.
     """
     again = f"Run `dvc repro --force {kind.removesuffix('s')}@{name}`."
+    if not path.is_file():
+        raise UserError(f"`{path}` is absent. {again}")
     try:
         history = pd.read_csv(path)
         epochs, accuracies = history["epoch"].tolist(), history["validation_accuracy"]
