@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import math
 import pickle
+import re
 import struct
 import tarfile
 import zipfile
@@ -343,12 +344,12 @@ def _read_foreign(path: Path) -> Any:
             return load_file(path)
         _check_container(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"`{path}` holds pickled objects, which could run code, and was not loaded "
-            f"({_first_line(error)}). Save `model.state_dict()` alone, or safetensors."
-        ) from None
-    except _UNREADABLE as error:
+    except (pickle.UnpicklingError, *_UNREADABLE) as error:
+        if found := _PICKLED_CODE.search(str(error)):
+            raise UserError(
+                f"`{path}` holds pickled objects, which could run code, and was not loaded "
+                f"(`{found[1]}`). Save `model.state_dict()` alone, or safetensors."
+            ) from None
         raise UserError(
             f"`{path}` is not a checkpoint that can be read ({_first_line(error)}). "
             "Expected a PyTorch state dict (.pt, .pth, .th) or safetensors; a .onnx file needs "
@@ -356,6 +357,8 @@ def _read_foreign(path: Path) -> Any:
         ) from None
 
 
+#: What torch's message names where it would not call what a pickle asks for.
+_PICKLED_CODE = re.compile(r"GLOBAL ([\w.]+)")
 #: What reading a damaged checkpoint raises: torch's unpickler has no error of its own.
 _UNREADABLE = (
     *(SafetensorError, OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile),
@@ -378,7 +381,8 @@ def _check_container(path: Path) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
+    said = str(error).rpartition("WeightsUnpickler error: ")[2]  # after torch's own advice
+    return said.strip().partition("\n")[0] or type(error).__name__
 
 
 def _unwrapped(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
@@ -498,7 +502,10 @@ def _is_like(value: Tensor, own: Tensor) -> bool:
 
 
 def _kind(value: Tensor) -> str:
-    return f"{value.dtype}, {'without contents' if value.is_meta else value.layout}"
+    form = "" if value.layout == torch.strided else f", {value.layout}"
+    return f"{value.dtype}{form}{', without contents' if value.is_meta else ''}".replace(
+        "torch.", ""
+    )
 
 
 def _listed(keys: list[str], line: Any) -> list[str]:

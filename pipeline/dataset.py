@@ -166,8 +166,9 @@ def _check_description(path: Path, said: Mapping[str, Any]) -> None:
     }
     wrong = [key for key, fits in expected.items() if not fits(said.get(key))]
     if wrong:
+        found = f"{wrong[0]} {said.get(wrong[0])!r}"
         raise UserError(
-            f"`{path}` has no {' and no '.join(wrong)} that `prepare` writes. Run `{AGAIN}`."
+            f"`{path}` says {found:.80}, which `prepare` does not write. Run `{AGAIN}`."
         )
 
 
@@ -243,7 +244,8 @@ def _map(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
         # Copy-on-write: torch takes the pages without a warning, and nothing reaches the file.
         array = np.lib.format.open_memmap(path, "c")
     except _UNREADABLE as error:
-        raise UserError(f"`{path}` cannot be read ({error}). Run `{AGAIN}`.") from None
+        found = error if isinstance(error, (OSError, ValueError)) else "its header is damaged"
+        raise UserError(f"`{path}` cannot be read ({found}). Run `{AGAIN}`.") from None
     if array.shape != shape or array.dtype != dtype:
         raise UserError(
             f"`{path}` holds {array.dtype} {list(array.shape)}; expected {np.dtype(dtype)} "

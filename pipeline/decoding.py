@@ -52,6 +52,8 @@ def open_image(content: bytes) -> Image.Image:
     Image.init()
     try:
         image = Image.open(io.BytesIO(content), formats=[f for f in FORMATS if f in Image.OPEN])
+    except Image.DecompressionBombError:
+        raise ValueError(f"it has more than the {LARGEST_IMAGE:,} pixels that are read") from None
     except UnidentifiedImageError:
         raise ValueError(f"it is none of {', '.join(FORMATS)}, or is damaged") from None
     if image.format not in _OF_SEVERAL_PAGES and getattr(image, "is_animated", False):

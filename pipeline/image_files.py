@@ -103,6 +103,7 @@ def _check_size(name: str, size: int) -> None:
         )
 
 
+_NO_FILE = "no file but a pipe, a socket or a device. Remove it."
 _LINK = "a link. Pack the files themselves: `tar --dereference --hard-dereference`."
 
 
@@ -130,10 +131,14 @@ def _walk_folder(root: Path, wanted: Callable[[str], bool], prefix: str = "") ->
 def _oddity(entry: os.DirEntry) -> str:
     """What it is, where it is neither a folder nor a file or a link to one."""
     if entry.is_dir():
-        return "a link to a folder: DVC would not see what is in it." if entry.is_symlink() else ""
+        return (
+            "a link to a folder, into which DVC does not look. Move it here."
+            if entry.is_symlink()
+            else ""
+        )
     if entry.is_file():
         return ""
-    return "a link to nothing." if entry.is_symlink() else "no file but a pipe, socket or device."
+    return "a link to nothing. Remove it." if entry.is_symlink() else _NO_FILE
 
 
 class _Member(tarfile.TarInfo):
@@ -169,7 +174,7 @@ def _walk_tar(root: Path, wanted: Callable[[str], bool]) -> Entries:
             if member.issym() or member.islnk():
                 raise UserError(f"`{name}`, {_LINK}")
             if not (member.isdir() or member.isreg()):
-                raise UserError(f"`{name}`, no file but a pipe or device.")
+                raise UserError(f"`{name}`, {_NO_FILE}")
             _check_size(name, member.size)
             is_wanted = not member.isdir() and wanted(name)
             yield name, archive.extractfile(member).read() if is_wanted else None

@@ -89,7 +89,8 @@ def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"`{path}` cannot be read ({error.strerror}).") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"`{path}` is not valid YAML: {error}") from None
+        said = str(error).replace('in "<unicode string>", line', "at line")
+        raise UserError(f"`{path}` is not valid YAML: {said}") from None
     except _NOT_A_VALUE as error:
         raise UserError(
             f"`{path}` is not valid YAML: a value is nested too deep, or is not what it looks like "
