@@ -37,7 +37,7 @@ import yaml
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from benchmarks import hostile
+from benchmarks import hostile, soak_store
 from pipeline import check, checkpoint
 from pipeline.checkpoint import TEACHER, Description, InputSpec
 from pipeline.dataset import open_dataset
@@ -58,36 +58,20 @@ from pipeline.views import Policy, views_of
 SECONDS = 30  # for one input
 SIZE, CLASSES, IMAGES = 16, ("ant", "bee", "cat"), 12  # pixels; images of a class
 ENCODED, OUT = Path("data/encoded"), Path("data/out")
-PARAMS = {
-    "dataset": {
-        "source": "image_folder",
-        "root": "images",
-        "storage": "pixels",
-        "image_size": SIZE,
-        "validation_fraction": 0.2,
-        "test_fraction": 0.2,
-        "split_seed": 0,
-    },
-    "views": {
-        "policy": "crop_flip",
-        "rand_augment": "none",
-        "mix": "none",
-        "count": 2,
-        "seed": 7,
-        "image_size": SIZE,
-    },
-    "teacher": {
-        "family": "cifar_resnet",
-        "network": "resnet8",
-        "weights": "train",
-        "checkpoint": "models/imported/none",
+PARAMS = soak_store.PARAMS | {
+    "dataset": soak_store.PARAMS["dataset"]
+    | {"source": "image_folder", "root": "images", "image_size": SIZE, "validation_fraction": 0.2},
+    "views": soak_store.PARAMS["views"]
+    | {"policy": "crop_flip", "count": 2, "seed": 7, "image_size": SIZE},
+    "teacher": soak_store.PARAMS["teacher"]
+    | {
         "training": {
             "epochs": 6,
             "batch_size": 8,
             "learning_rate": 0.05,
             "policy": "crop_flip",
             "seed": 1,
-        },
+        }
     },
     "soft_targets": {"encoding": "top_k", "k": 2, "precision": "float32", "batch_size": 16},
     "training": {

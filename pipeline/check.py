@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import UserError, did_you_mean, reported
-from pipeline.image_files import check_kind
+from pipeline.image_files import names_in
 from pipeline.image_folder import image_folder
 from pipeline.params.dataset import DatasetParams
 from pipeline.params.distillation import check_method, load_distillation
@@ -29,7 +29,7 @@ SECTIONS = {
 }
 
 
-#: What the stages write. A dataset that holds one of these, or lies in it, would depend on itself.
+#: What the stages write: what holds one of these, or lies in it, would depend on itself.
 WRITTEN = (
     *("data/prepared", "data/soft_targets", "models/teacher", "models/students"),
     *("models/baselines", "predictions", "metrics", "reports", ".scratch", ".dvc", ".git"),
@@ -83,18 +83,23 @@ def check_dataset_root() -> None:
             f"`{PARAMS_FILE}: dataset.root` is `{dataset.root}`, which does not exist; expected "
             "a folder or an archive."
         )
-    place = root.resolve()
+    check_apart("dataset.root", dataset.root, "data/raw/NAME")
+    if dataset.source == "image_folder":
+        if root.is_file() and root.suffix != ".zip":
+            next(names_in(root), None)  # all names of a tar take a pass through all of it
+        else:
+            image_folder(dataset)  # reads names, and no image before it is asked for
+
+
+def check_apart(key: str, path: str, example: str) -> None:
+    place = Path(path).resolve()
     for written in WRITTEN:
         folder = Path(written).resolve()
         if place.is_relative_to(folder) or folder.is_relative_to(place):
             raise UserError(
-                f"`{PARAMS_FILE}: dataset.root` is `{dataset.root}`, and stages write to "
-                f"`{written}`; expected a place apart from it, as `data/raw/NAME`."
+                f"`{PARAMS_FILE}: {key}` is `{path}`, and stages write to `{written}`; expected a "
+                f"place apart from it, as `{example}`."
             )
-    if dataset.source == "image_folder":
-        check_kind(root)
-        if root.is_dir() or root.suffix == ".zip":  # a tar would be unpacked for its names
-            image_folder(dataset)  # reads names, and no image before it is asked for
 
 
 def check_teacher() -> None:
@@ -104,6 +109,7 @@ def check_teacher() -> None:
             f"`{PARAMS_FILE}: teacher.checkpoint` is `{teacher.checkpoint}`, which is not a file; "
             "`weights: checkpoint` needs one."
         )
+    check_apart("teacher.checkpoint", teacher.checkpoint, "models/imported/NAME")
     check_statistics(teacher.network, "teacher.network")
 
 

@@ -37,7 +37,7 @@ def check_kind(root: Path) -> None:
         raise UserError(f"`{root}` (`dataset.root`) is a file of another kind; {_EXPECTED}.")
 
 
-def list_names(root: Path) -> list[str]:
+def names_in(root: Path) -> Iterator[str]:
     """Names of all files and folders below the root, relative to it, `/`-separated; a folder's
     ends in `/`. Hidden ones are left out. Nothing is unpacked.
 
@@ -46,7 +46,7 @@ def list_names(root: Path) -> list[str]:
             to a folder, what is no file, a name that leads out of it or is no text, or too large a
             file.
     """
-    return [name for name, _ in _walk(root, lambda name: False)]
+    return (name for name, _ in _walk(root, lambda name: False))
 
 
 def read_files(
@@ -56,7 +56,7 @@ def read_files(
     once, in sequence.
 
     Raises:
-        UserError: as `list_names`.
+        UserError: as `names_in`.
     """
     return ((name, content) for name, content in _walk(root, wanted) if content is not None)
 

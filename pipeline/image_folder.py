@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.decoding import eight_bits, open_image
 from pipeline.errors import UserError
-from pipeline.image_files import list_names, read_files
+from pipeline.image_files import names_in, read_files
 from pipeline.params.dataset import DatasetParams
 from pipeline.pictures import LISTED, Picture, picture_of, read_all
 from pipeline.samples import TEST, TRAIN, UNLABELLED, VALIDATION, Samples, Source, split_off
@@ -29,7 +29,7 @@ def image_folder(params: DatasetParams) -> Source:
         UserError: the root cannot be read, or is not laid out so.
     """
     root = Path(params.root)
-    names = list_names(root)
+    names = list(names_in(root))
     top = {name.partition("/")[0] for name in names}
     prefix = f"{next(iter(top))}/" if len(top) == 1 and not top & _KNOWN else ""
     folders = {
@@ -81,7 +81,7 @@ def _sample_ids(names: list[str], prefix: str) -> Sequence[str]:
     """The paths of the samples below the root or its one folder, rising, each once.
 
     Args:
-        names: as `list_names` gives them; emptied of what is no sample, for there may be millions.
+        names: as `names_in` gives them; emptied of what is no sample, for there may be millions.
     """
     kept = 0
     for name in names:

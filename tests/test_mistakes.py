@@ -162,6 +162,19 @@ def _():
     return with_params("dataset", root=".")
 
 
+@mistake("a checkpoint that the stages write")
+def _():
+    return with_params(
+        "teacher", weights="checkpoint", checkpoint="models/teacher/weights.safetensors"
+    )
+
+
+@mistake("a tar that is none, as it is checked")
+def _():
+    Path("images.tar").write_bytes(b"no archive")
+    return with_params("dataset", root="images.tar")
+
+
 @mistake("no `train/`")
 def _():
     Path("images/train").rename("images/training")
