@@ -12,9 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import UserError, did_you_mean, reported
+from pipeline.image_files import names_in
+from pipeline.image_folder import image_folder
 from pipeline.params.dataset import DatasetParams
 from pipeline.params.distillation import check_method, load_distillation
 from pipeline.params.loading import PARAMS_FILE, load_section, read_params
+from pipeline.params.network import NetworkParams
 from pipeline.params.soft_targets import SoftTargetsParams
 from pipeline.params.students import load_student, load_with_overrides, student_names
 from pipeline.params.teacher import TeacherParams
@@ -28,6 +31,13 @@ SECTIONS = {
     "soft_targets": SoftTargetsParams,
     "training": TrainingParams,
 }
+
+
+#: What the stages write: what holds one of these, or lies in it, would depend on itself.
+WRITTEN = (
+    *("data/prepared", "data/soft_targets", "models/teacher", "models/students"),
+    *("models/baselines", "predictions", "metrics", "reports", ".scratch", ".dvc", ".git"),
+)
 
 
 def problems() -> list[str]:
@@ -62,16 +72,38 @@ def problems() -> list[str]:
 
 
 def check_dataset_root() -> None:
+    """The root is there, apart from what the stages write, and laid out as it should be."""
     dataset = load_section(DatasetParams, "dataset")
-    expected = {
-        "image_folder": "a folder or an archive",
-        "torchvision": f"the folder where `{dataset.name}` lies or is downloaded to: make it",
-    }
-    if dataset.source in expected and not Path(dataset.root).exists():
+    if dataset.source == "digits":
+        return
+    root = Path(dataset.root)
+    if dataset.source == "torchvision" and not root.is_dir():
         raise UserError(
             f"`{PARAMS_FILE}: dataset.root` is `{dataset.root}`, which does not exist; expected "
-            f"{expected[dataset.source]}."
+            f"the folder where `{dataset.name}` lies or is downloaded to: make it."
         )
+    if dataset.source == "image_folder" and not root.exists():
+        raise UserError(
+            f"`{PARAMS_FILE}: dataset.root` is `{dataset.root}`, which does not exist; expected "
+            "a folder or an archive."
+        )
+    check_apart("dataset.root", dataset.root, "data/raw/NAME")
+    if dataset.source == "image_folder":
+        if root.is_file() and root.suffix != ".zip":
+            next(names_in(root), None)  # all names of a tar take a pass through all of it
+        else:
+            image_folder(dataset)  # reads names, and no image before it is asked for
+
+
+def check_apart(key: str, path: str, example: str) -> None:
+    place = Path(path).resolve()
+    for written in WRITTEN:
+        folder = Path(written).resolve()
+        if place.is_relative_to(folder) or folder.is_relative_to(place):
+            raise UserError(
+                f"`{PARAMS_FILE}: {key}` is `{path}`, and stages write to `{written}`; expected a "
+                f"place apart from it, as `{example}`."
+            )
 
 
 def check_teacher() -> None:
@@ -86,6 +118,8 @@ def check_teacher() -> None:
             f"`{PARAMS_FILE}: teacher.checkpoint` is `{teacher.checkpoint}`, which is neither a "
             "table (.csv, .npz) nor the folder of a store; `weights: logits` needs one of them."
         )
+    check_apart("teacher.checkpoint", teacher.checkpoint, "models/imported/NAME")
+    check_statistics(teacher.network, "teacher.network")
 
 
 def is_logit_source(path: Path) -> bool:
@@ -95,8 +129,20 @@ def is_logit_source(path: Path) -> bool:
     return path.is_file() and path.suffix in (".csv", ".npz")
 
 
+def check_statistics(network: NetworkParams, where: str) -> None:
+    """`mean` and `std` have a value for each channel of the dataset."""
+    channels = load_section(DatasetParams, "dataset").channels
+    for name, values in (("mean", network.mean), ("std", network.std)):
+        if values is not None and len(values) != channels:
+            raise UserError(
+                f"`{PARAMS_FILE}: {where}.{name}` has {len(values)} values; expected {channels}, "
+                "one for each of `dataset.channels`."
+            )
+
+
 def check_student(name: str) -> None:
     student = load_student(name)
+    check_statistics(student.network, f"students.{name}.network")
     load_with_overrides(TrainingParams, "training", student.training, name)
     distillation = load_distillation(student.distillation, name)
     check_method(

@@ -5,14 +5,20 @@ Contract code: an edit here runs the teacher again. Nothing here executes pickle
 
 import hashlib
 import importlib
+import math
 import pickle
+import re
+import struct
+import tarfile
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialised
@@ -22,7 +28,7 @@ from torch.nn import functional as F
 from pipeline.dataset import Dataset
 from pipeline.errors import UserError, did_you_mean
 from pipeline.files import canonical_json, read_json, sha256_of_file, write_bytes, write_json
-from pipeline.params.network import NetworkParams
+from pipeline.params.network import LARGEST_INPUT, NetworkParams
 
 FORMAT_VERSION = 1
 TEACHER = Path("models/teacher")
@@ -256,7 +262,7 @@ def logit_source(directory: Path, *, made_by: str) -> LogitSource | None:
     content = _read_description(directory, made_by)
     if "contents_sha256" not in content:
         return None
-    return LogitSource(**{field.name: content[field.name] for field in fields(LogitSource)})
+    return _SOURCE.validate_python(content)
 
 
 def load(directory: Path, *, made_by: str) -> tuple[nn.Module, Description]:
@@ -273,19 +279,13 @@ def load(directory: Path, *, made_by: str) -> tuple[nn.Module, Description]:
             "teacher with weights. Set another `teacher.weights` than logits and run "
             f"`{made_by}`."
         )
-    if sha256_of_file(directory / WEIGHTS) != content["weights_sha256"]:
+    weights = directory / WEIGHTS
+    if not weights.is_file() or sha256_of_file(weights) != content.get("weights_sha256"):
         raise UserError(
-            f"`{directory / WEIGHTS}` is not the file that `{DESCRIPTION}` beside it describes. "
+            f"`{weights}` is not the file that `{DESCRIPTION}` beside it describes. "
             f"Run `{made_by}`."
         )
-    description = Description(
-        family=content["family"],
-        network=content["network"],
-        options=content["options"],
-        class_names=content["class_names"],
-        input=InputSpec(**content["input"]),
-        pretrained_classes=content.get("pretrained_classes"),
-    )
+    description = _DESCRIPTION.validate_python(content)
     state = load_file(directory / WEIGHTS)
     if hasattr(family_module(description.family), "build_whole"):
         return build_whole(description, state), description
@@ -298,7 +298,10 @@ def fingerprint(directory: Path, *, made_by: str) -> str:
     """Of the network, its input and its weights, or of the logits in their place; from the
     description alone."""
     content = _read_description(directory, made_by)
-    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+    return hashlib.sha256(canonical_json(content).encode(errors="replace")).hexdigest()
+
+
+_DESCRIPTION, _SOURCE = TypeAdapter(Description), TypeAdapter(LogitSource)
 
 
 def _read_description(directory: Path, made_by: str) -> dict[str, Any]:
@@ -308,7 +311,29 @@ def _read_description(directory: Path, made_by: str) -> dict[str, Any]:
             f"`{directory / DESCRIPTION}` has format version {content.get('format_version')}; "
             f"expected {FORMAT_VERSION}. Run `{made_by}`."
         )
+    try:
+        if "contents_sha256" in content:
+            _SOURCE.validate_python(content)
+        else:
+            _check_input(_DESCRIPTION.validate_python(content).input)
+    except ValueError as error:  # pydantic's is one
+        raise UserError(
+            f"`{directory / DESCRIPTION}` is not as it was written ({_first_line(error)}). Run "
+            f"`{made_by}`."
+        ) from None
     return content
+
+
+def _check_input(spec: InputSpec) -> None:
+    """Raises: ValueError: no network has such an input."""
+    statistics = [*spec.mean, *spec.std]
+    if not (
+        1 <= spec.size <= LARGEST_INPUT
+        and len(spec.mean) == len(spec.std) == spec.channels
+        and all(math.isfinite(value) for value in statistics)
+        and min(spec.std) > 0
+    ):
+        raise ValueError(f"its input is {spec}")
 
 
 def bring(description: Description, path: Path) -> nn.Module:
@@ -357,13 +382,14 @@ def _read_foreign(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        _check_container(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"`{path}` holds pickled objects, which could run code, and was not loaded "
-            f"({_first_line(error)}). Save `model.state_dict()` alone, or safetensors."
-        ) from None
-    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError) as error:
+    except (pickle.UnpicklingError, *_UNREADABLE) as error:
+        if found := _PICKLED_CODE.search(str(error)):
+            raise UserError(
+                f"`{path}` holds pickled objects, which could run code, and was not loaded "
+                f"(`{found[1]}`). Save `model.state_dict()` alone, or safetensors."
+            ) from None
         raise UserError(
             f"`{path}` is not a checkpoint that can be read ({_first_line(error)}). "
             "Expected a PyTorch state dict (.pt, .pth, .th) or safetensors; a .onnx file needs "
@@ -371,8 +397,32 @@ def _read_foreign(path: Path) -> Any:
         ) from None
 
 
+#: What torch's message names where it would not call what a pickle asks for.
+_PICKLED_CODE = re.compile(r"GLOBAL ([\w.]+)")
+#: What reading a damaged checkpoint raises: torch's unpickler has no error of its own.
+_UNREADABLE = (
+    *(SafetensorError, OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile),
+    *(LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, struct.error),
+    *(MemoryError, NotImplementedError),
+)
+
+
+def _check_container(path: Path) -> None:
+    """Raises: ValueError: a zip of compressed parts, which torch.save does not write; or a tar, as
+    it did until 2017, which torch.load would unpack."""
+    if tarfile.is_tarfile(path):
+        raise ValueError("it is a tar archive")
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(part.file_size for part in archive.infolist())
+        size = path.stat().st_size
+        if unpacked > size:
+            raise ValueError(f"it unpacks to {unpacked:,} bytes; expected at most its own {size:,}")
+
+
 def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
+    said = str(error).rpartition("WeightsUnpickler error: ")[2]  # after torch's own advice
+    return said.strip().partition("\n")[0] or type(error).__name__
 
 
 def _unwrapped(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
@@ -412,16 +462,22 @@ def _is_state_dict(content: Any) -> bool:
     )
 
 
-def _ways_to_state_dicts(content: Any) -> list[tuple[str, ...]]:
-    """The keys that lead to each, at any depth. An optimiser's tensors are numbered, not named."""
-    if not isinstance(content, Mapping):
+def _ways_to_state_dicts(content: Any, seen: set[int] | None = None) -> list[tuple[str, ...]]:
+    """The keys that lead to each, at any depth. An optimiser's tensors are numbered, not named.
+
+    Args:
+        seen: ids of the mappings that were looked into: one may stand in several, or in itself.
+    """
+    seen = set() if seen is None else seen
+    if not isinstance(content, Mapping) or id(content) in seen:
         return []
+    seen.add(id(content))
     ways = []
     for key, value in content.items():
         if isinstance(key, str) and _is_state_dict(value):
             ways.append((key,))
         elif isinstance(key, str):
-            ways += [(key, *way) for way in _ways_to_state_dicts(value)]
+            ways += [(key, *way) for way in _ways_to_state_dicts(value, seen)]
     return ways
 
 
@@ -455,6 +511,7 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], what: str) -> No
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in own]
     reshaped = [k for k in state if k in own and state[k].shape != own[k].shape]
+    unlike = [k for k in state if k in own and k not in reshaped and not _is_like(state[k], own[k])]
     lines = [
         *_listed(
             missing, lambda k: f"missing `{k}` {list(own[k].shape)}{did_you_mean(k, unexpected)}"
@@ -464,6 +521,10 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], what: str) -> No
             reshaped,
             lambda k: f"`{k}` is {list(state[k].shape)}; expected {list(own[k].shape)}",
         ),
+        *_listed(
+            unlike,
+            lambda k: f"`{k}` is {_kind(state[k])}; expected {_kind(own[k])}, or another precision",
+        ),
     ]
     if lines:
         raise UserError(
@@ -472,6 +533,19 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], what: str) -> No
             + "\nName the network that the checkpoint was made for, with its options."
         )
     network.load_state_dict(state, strict=False)
+
+
+def _is_like(value: Tensor, own: Tensor) -> bool:
+    """Whether a tensor can be copied as it is, into another precision at most."""
+    plain = value.layout == torch.strided and not value.is_meta
+    return plain and (value.is_floating_point() or not own.is_floating_point())
+
+
+def _kind(value: Tensor) -> str:
+    form = "" if value.layout == torch.strided else f", {value.layout}"
+    return f"{value.dtype}{form}{', without contents' if value.is_meta else ''}".replace(
+        "torch.", ""
+    )
 
 
 def _listed(keys: list[str], line: Any) -> list[str]:

@@ -3,10 +3,13 @@
 Contract code: an edit here runs the teacher again. Reads with NumPy alone.
 """
 
+import math
+import tokenize
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -35,7 +38,7 @@ class Split:
     @cached_property
     def sample_ids(self) -> Sequence[str]:
         """[N] stable ids: the path below the split's folder, or the index in a packed source."""
-        return _read_ids(self.directory, self.name)
+        return _read_ids(self.directory, self.name, len(self))
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class EncodedSplit:
     @cached_property
     def sample_ids(self) -> Sequence[str]:
         """[N] stable ids, as those of `Split`."""
-        return _read_ids(self.directory, self.name)
+        return _read_ids(self.directory, self.name, len(self))
 
     @cached_property
     def _bytes(self) -> np.ndarray:
@@ -81,8 +84,12 @@ def encoded_path(directory: Path, name: str) -> Path:
     return directory / f"{name}_images.bin"
 
 
-def _read_ids(directory: Path, name: str) -> Sequence[str]:
-    return read_json(directory / f"{name}_ids.json", made_by=AGAIN)["sample_ids"]
+def _read_ids(directory: Path, name: str, count: int) -> Sequence[str]:
+    path = directory / f"{name}_ids.json"
+    ids = read_json(path, made_by=AGAIN).get("sample_ids")
+    if not (isinstance(ids, list) and len(ids) == count and all(isinstance(i, str) for i in ids)):
+        raise UserError(f"`{path}` does not name {count:,} samples. Run `{AGAIN}`.")
+    return ids
 
 
 @dataclass(frozen=True)
@@ -131,6 +138,40 @@ def _resized(images: np.ndarray, size: int) -> np.ndarray:
     return resized
 
 
+def _check_description(path: Path, said: Mapping[str, Any]) -> None:
+    """Raises: UserError: names what `prepare` did not write so."""
+    channels = said.get("channels")
+
+    def of_channels(values: Any) -> bool:
+        numbers = isinstance(values, list) and all(type(v) in (int, float) for v in values)
+        return numbers and len(values) == channels and all(map(math.isfinite, values))
+
+    expected: dict[str, Callable[[Any], bool]] = {
+        "fingerprint": lambda text: isinstance(text, str),
+        "class_names": lambda names: (
+            isinstance(names, list)
+            and len(names) > 1
+            and all(isinstance(name, str) for name in names)
+        ),
+        "channels": lambda number: number in (1, 3),
+        "image_size": lambda pixels: type(pixels) is int and pixels > 0,
+        "mean": of_channels,
+        "std": lambda values: of_channels(values) and min(values) > 0,
+        "splits": lambda sizes: (
+            isinstance(sizes, dict)
+            and sizes.keys() == set(SPLITS)
+            and all(type(size) is int and size > 0 for size in sizes.values())
+        ),
+        "storage": lambda form: form in ("encoded", None),
+    }
+    wrong = [key for key, fits in expected.items() if not fits(said.get(key))]
+    if wrong:
+        found = f"{wrong[0]} {said.get(wrong[0])!r}"
+        raise UserError(
+            f"`{path}` says {found:.80}, which `prepare` does not write. Run `{AGAIN}`."
+        )
+
+
 def open_dataset(directory: Path = PREPARED) -> Dataset:
     """The prepared dataset, read-only.
 
@@ -143,19 +184,27 @@ def open_dataset(directory: Path = PREPARED) -> Dataset:
             f"`{directory}` has format version {description.get('format_version')}; expected "
             f"{FORMAT_VERSION}. Run `{AGAIN}`."
         )
+    _check_description(directory / "dataset.json", description)
+    class_names = description["class_names"]
     side, channels = description["image_size"], description["channels"]
     splits = {}
     for name in SPLITS:
         count = description["splits"][name]
         if description.get("storage") == "encoded":
             splits[name] = _open_encoded(directory, name, count, channels, side)
-            continue
-        images = _map(directory / f"{name}_images.npy", (count, channels, side, side), np.uint8)
-        labels = _map(directory / f"{name}_labels.npy", (count,), np.int64)
-        splits[name] = Split(images, labels, directory, name)
+        else:
+            images = _map(directory / f"{name}_images.npy", (count, channels, side, side), np.uint8)
+            labels = _map(directory / f"{name}_labels.npy", (count,), np.int64)
+            splits[name] = Split(images, labels, directory, name)
+        labels, least = splits[name].labels, -1 if name == "train" else 0  # -1: it has none
+        if not least <= labels.min() <= labels.max() < len(class_names):
+            raise UserError(
+                f"`{directory / f'{name}_labels.npy'}` holds labels from {labels.min()} to "
+                f"{labels.max()}; expected {least} to {len(class_names) - 1}. Run `{AGAIN}`."
+            )
     return Dataset(
         fingerprint=description["fingerprint"],
-        class_names=description["class_names"],
+        class_names=class_names,
         channels=channels,
         image_size=side,
         mean=description["mean"],
@@ -183,12 +232,20 @@ def _open_encoded(
     return EncodedSplit(offsets, sizes, labels, channels, image_size, directory, name)
 
 
+#: What NumPy raises for a header that it cannot take for Python's notation.
+_UNREADABLE = (
+    *(OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError),
+    *(MemoryError, RecursionError, TypeError, LookupError),
+)
+
+
 def _map(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
     try:
         # Copy-on-write: torch takes the pages without a warning, and nothing reaches the file.
-        array = np.load(path, mmap_mode="c")
-    except (OSError, ValueError) as error:
-        raise UserError(f"`{path}` cannot be read ({error}). Run `{AGAIN}`.") from None
+        array = np.lib.format.open_memmap(path, "c")
+    except _UNREADABLE as error:
+        found = error if isinstance(error, (OSError, ValueError)) else "its header is damaged"
+        raise UserError(f"`{path}` cannot be read ({found}). Run `{AGAIN}`.") from None
     if array.shape != shape or array.dtype != dtype:
         raise UserError(
             f"`{path}` holds {array.dtype} {list(array.shape)}; expected {np.dtype(dtype)} "

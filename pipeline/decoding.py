@@ -5,18 +5,32 @@ Contract code: an edit here runs the teacher again. Imports NumPy and Pillow alo
 
 import io
 import os
+import struct
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-#: What Pillow raises for a file that is no image, or a damaged one.
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+#: Formats that are read. Pillow knows more: EPS among them, for which it runs another program.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+
+#: What Pillow raises for a file that is no image, or a damaged one: its decoders share no class.
+UNREADABLE = (
+    *(OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, struct.error),
+    *(LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, MemoryError),
+)
+
+#: Pixels of an image that is decoded, which Pillow refuses by what the header says: a photograph of
+#: 13,377 x 13,377. Beyond half of it Pillow would warn.
+LARGEST_IMAGE = 2 * Image.MAX_IMAGE_PIXELS
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 #: Of a clean view: the image's shorter side, resized, over the side of the middle square that is
 #: cut out. ImageNet's standard: resize to 256, cut out 224.
 CLEAN_RATIO = 256 / 224
 
+_OF_SEVERAL_PAGES = ("MPO", "TIFF")  # of which the first is the picture, as cameras write them
 _REDUCTIONS = (8, 4, 2)  # in which JPEG can be decoded
 _MIRRORED_SIDEWAYS = (2, 3, 6, 7)  # EXIF orientations whose upright image has the stored image's
 _MIRRORED_UPSIDE_DOWN = (3, 4, 7, 8)  # end at its left; at its top
@@ -26,6 +40,25 @@ def available_cores() -> int:
     """The cores that this process may use."""
     has_affinity = hasattr(os, "sched_getaffinity")  # macOS has none
     return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+
+
+def open_image(content: bytes) -> Image.Image:
+    """The image of a file's bytes, not yet decoded.
+
+    Raises:
+        one of UNREADABLE: the bytes are no image of FORMATS, one of more pixels than LARGEST_IMAGE,
+            or several images one after another.
+    """
+    Image.init()
+    try:
+        image = Image.open(io.BytesIO(content), formats=[f for f in FORMATS if f in Image.OPEN])
+    except Image.DecompressionBombError:
+        raise ValueError(f"it has more than the {LARGEST_IMAGE:,} pixels that are read") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"it is none of {', '.join(FORMATS)}, or is damaged") from None
+    if image.format not in _OF_SEVERAL_PAGES and getattr(image, "is_animated", False):
+        raise ValueError("it is animated; expected one image")
+    return image
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
@@ -85,7 +118,7 @@ def decode_view(
     Raises:
         one of UNREADABLE: the bytes are no image, or one of another size.
     """
-    image = Image.open(io.BytesIO(content))
+    image = open_image(content)
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     top, left, height, width = box
     reduction = _reduce(image, int(min(height, width)) // side)

@@ -12,6 +12,8 @@ from PIL import Image
 
 from pipeline.params.dataset import DatasetParams
 
+_LONGEST_SIDE = 65_500  # pixels, of a JPEG
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -32,7 +34,7 @@ def encode(image: Image.Image, source: bytes, params: DatasetParams) -> Encoded 
         source: the bytes of its file.
 
     Raises:
-        OSError: a side is longer than the 65,535 pixels that JPEG can have.
+        ValueError: a side is longer than JPEG can have.
     """
     if params.storage == "pixels":
         return None
@@ -43,6 +45,8 @@ def encode(image: Image.Image, source: bytes, params: DatasetParams) -> Encoded 
     if ratio < 1:
         size = [max(params.image_size, round(side * ratio)) for side in image.size]
         image = image.resize(size, Image.Resampling.BICUBIC)
+    if max(image.size) > _LONGEST_SIDE:
+        raise ValueError(f"it is {max(image.size):,} pixels long; JPEG takes {_LONGEST_SIDE:,}")
     file = io.BytesIO()
     image.save(file, "JPEG", quality=params.quality, subsampling="4:2:0", comment=b"")
     return Encoded(file.getvalue(), image.height, image.width)

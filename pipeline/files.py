@@ -176,16 +176,22 @@ def read_json(path: Path | str, *, made_by: str) -> dict[str, Any]:
     """A JSON file that a stage wrote.
 
     Raises:
-        UserError: it is absent or is not JSON; names the command that makes it.
+        UserError: it is absent or is not a mapping in JSON; names the command that makes it.
     """
+    if not Path(path).is_file():  # a device would be read without end
+        raise UserError(f"`{path}` is absent. Run `{made_by}`.")
     try:
-        return json.loads(Path(path).read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"`{path}` is absent. Run `{made_by}`.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = json.loads(Path(path).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # a number may be too long, too
         raise UserError(
             f"`{path}` is not a JSON file ({error}). Remove it and run `{made_by}`."
         ) from None
+    if not isinstance(content, dict):
+        raise UserError(
+            f"`{path}` holds no mapping but a {type(content).__name__}. Remove it and run "
+            f"`{made_by}`."
+        )
+    return content
 
 
 def sha256_of_file(path: Path | str) -> str:

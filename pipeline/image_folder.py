@@ -3,17 +3,16 @@
 Contract code: an edit here runs the teacher again.
 """
 
-import io
+import unicodedata
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from pipeline.decoding import eight_bits
+from pipeline.decoding import eight_bits, open_image
 from pipeline.errors import UserError
-from pipeline.image_files import list_names, read_files
+from pipeline.image_files import names_in, read_files
 from pipeline.params.dataset import DatasetParams
 from pipeline.pictures import LISTED, Picture, picture_of, read_all
 from pipeline.samples import TEST, TRAIN, UNLABELLED, VALIDATION, Samples, Source, split_off
@@ -30,7 +29,7 @@ def image_folder(params: DatasetParams) -> Source:
         UserError: the root cannot be read, or is not laid out so.
     """
     root = Path(params.root)
-    names = list_names(root)
+    names = list(names_in(root))
     top = {name.partition("/")[0] for name in names}
     prefix = f"{next(iter(top))}/" if len(top) == 1 and not top & _KNOWN else ""
     folders = {
@@ -51,6 +50,8 @@ def image_folder(params: DatasetParams) -> Source:
     _check_no_class_is_empty(root, folders, ids)
     class_names = sorted({c for s in ids if (c := _class_of(s)) and s.startswith("train/")})
     _check_classes(root, class_names, ids, top)
+    if alike := _alike(class_names, str.casefold):
+        print(f"prepare: classes differ in upper and lower case alone, as {alike}", flush=True)
     number = {class_name: label for label, class_name in enumerate(class_names)}
     number[""] = UNLABELLED
     labels = np.fromiter((number[_class_of(s)] for s in ids), np.int64, len(ids))
@@ -58,16 +59,18 @@ def image_folder(params: DatasetParams) -> Source:
         (_SPLIT_FOLDERS.get(s.partition("/")[0], TRAIN) for s in ids), np.int8, len(ids)
     )
 
+    def number_of(name: str) -> int | None:
+        sample_id = name.removeprefix(prefix)
+        sample = bisect_left(ids, sample_id)
+        return sample if sample < len(ids) and ids[sample] == sample_id else None
+
     def contents() -> Iterator[tuple[int, bytes]]:
-        for name, content in read_files(root):
-            sample_id = name.removeprefix(prefix)
-            sample = bisect_left(ids, sample_id)
-            if sample < len(ids) and ids[sample] == sample_id:
-                yield sample, content
+        for name, content in read_files(root, lambda name: number_of(name) is not None):
+            yield number_of(name), content
 
     def read(file: tuple[int, bytes]) -> Picture:
         sample, content = file
-        return picture_of(sample, eight_bits(Image.open(io.BytesIO(content))), content, params)
+        return picture_of(sample, eight_bits(open_image(content)), content, params)
 
     pictures = read_all(read, contents(), lambda file: ids[file[0]], params.root)
     samples = split_off(Samples(ids, labels, splits), params)
@@ -78,7 +81,7 @@ def _sample_ids(names: list[str], prefix: str) -> Sequence[str]:
     """The paths of the samples below the root or its one folder, rising, each once.
 
     Args:
-        names: as `list_names` gives them; emptied of what is no sample, for there may be millions.
+        names: as `names_in` gives them; emptied of what is no sample, for there may be millions.
     """
     kept = 0
     for name in names:
@@ -115,12 +118,28 @@ def _check_classes(root: Path, class_names: list[str], ids: Sequence[str], top: 
         raise UserError(
             f"`{root}` (`dataset.root`) has one class, `{class_names[0]}`; expected at least 2."
         )
+    alike = _alike(class_names, lambda name: unicodedata.normalize("NFC", name))
+    if alike:
+        raise UserError(
+            f"`{root}` (`dataset.root`) has classes whose names look the same, {alike}: the "
+            "characters are composed in one and not in the other. Put them into one folder."
+        )
     foreign = sorted({_class_of(s) for s in ids} - {*class_names, ""})
     if foreign:
         raise UserError(
             f"`{root}` (`dataset.root`) has classes in `val/` or `test/` that `train/` lacks: "
             f"{', '.join(f'`{c}`' for c in foreign[:LISTED])}."
         )
+
+
+def _alike(class_names: list[str], seen_as: Callable[[str], str]) -> str:
+    """The first two names that are seen as the same, for a message; else nothing."""
+    first: dict[str, str] = {}
+    for name in class_names:
+        other = first.setdefault(seen_as(name), name)
+        if other != name:
+            return f"{other!a} and {name!a}"
+    return ""
 
 
 def _check_no_class_is_empty(root: Path, folders: set[str], ids: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pipeline.augment import Policy, permutation
-from pipeline.dataset import Dataset
+from pipeline.dataset import SPLITS, Dataset
 from pipeline.encodings import columns, decode, unpack_ids
 from pipeline.errors import UserError
 from pipeline.files import read_json
@@ -47,6 +47,7 @@ from pipeline.views import views_of
 
 AGAIN = "dvc repro soft_targets"
 _SHOWN = 10  # problems in one message
+_COUNTED = 1000  # problems of a store; an index may ask for any number of shards
 
 
 class Targets(NamedTuple):
@@ -248,6 +249,21 @@ def read_index(directory: Path = STORE) -> Index:
         content.get("class_names", []),
         content.get("fidelity", {}),
     )
+    names = index.class_names
+    if version > 1 and (
+        len(names) != contents.num_classes or not all(isinstance(name, str) for name in names)
+    ):
+        raise UserError(
+            f"`{path}` has num_classes {contents.num_classes} and {len(names)} class_names; "
+            f"expected a text for each. Run `{AGAIN}`."
+        )
+    counts = [index.num_views, contents.num_classes, *index.split_sizes.values()]
+    if index.split_sizes.keys() != set(SPLITS) or not all(_is_count(n) for n in counts):
+        raise UserError(
+            f"`{path}` has num_views {index.num_views}, num_classes {contents.num_classes} and "
+            f"splits {index.split_sizes}; expected whole numbers from 1, of {', '.join(SPLITS)}. "
+            f"Run `{AGAIN}`."
+        )
     known = ("dense",) if version == 1 else ("dense", "top_k")
     if contents.encoding not in known:
         raise UserError(
@@ -260,6 +276,10 @@ def read_index(directory: Path = STORE) -> Index:
             f"for dense. Run `{AGAIN}`."
         )
     return index
+
+
+def _is_count(number: Any) -> bool:
+    return type(number) is int and number > 0
 
 
 def check_purpose(
@@ -317,6 +337,8 @@ def open_shards(directory: Path, index: Index, labels: Mapping[str, np.ndarray])
             arrays = MappedArrays(_checked_rows(read_header(path), index, place))
         except ShardError as error:
             problems.append(f"`{path}` {error}.")
+            if len(problems) > _COUNTED:
+                break
             continue
         shards.setdefault((place.split, place.view), []).append(arrays)
     _refuse(directory, problems)

@@ -57,22 +57,32 @@ class Header:
     arrays: Mapping[str, ArrayPlace]
 
 
+#: What h5py raises for a file that is none of HDF5's, or for a damaged one.
+_DAMAGED = (
+    *(OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError),
+    *(MemoryError, NotImplementedError),
+)
+
+
 def read_header(path: Path) -> Header:
     """Attributes and the arrays' places; no row is read.
 
     Raises:
-        ShardError: absent, no HDF5 file, or an array that is not contiguous in it.
+        ShardError: absent, no HDF5 file, one with links, or an array that is not contiguous in it.
     """
     if not path.is_file():
         raise ShardError("is absent")
     try:
         with h5py.File(path, "r") as file:
             found = {key: _plain(value) for key, value in file.attrs.items()}
+            links = [n for n in file if not isinstance(file.get(n, getlink=True), h5py.HardLink)]
+            if links:  # HDF5 would open what they name, wherever that is
+                raise ShardError(f"is damaged: `{links[0]}` is a link")
             arrays = {
-                name: ArrayPlace(path, dataset.id.get_offset(), dataset.shape, dataset.dtype)
+                name: ArrayPlace(path, dataset.id.get_offset(), tuple(dataset.shape), dataset.dtype)
                 for name, dataset in file.items()
             }
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+    except _DAMAGED as error:
         raise ShardError(f"is damaged and cannot be read ({error})") from None
     size = path.stat().st_size
     for name, array in arrays.items():

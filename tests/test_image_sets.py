@@ -355,7 +355,7 @@ def test_files_outside_the_known_folders_are_counted_not_silently_left_out(folde
 def test_an_image_that_goes_while_others_are_read_is_named(folder, monkeypatch):
     write_images(folder / "images", per_class=6)
     everything = image_folder.read_files
-    monkeypatch.setattr(image_folder, "read_files", lambda root: islice(everything(root), 17))
+    monkeypatch.setattr(image_folder, "read_files", lambda *a: islice(everything(*a), 17))
     with pytest.raises(UserError, match="1 images that were there are gone, the first `train/cat/"):
         prepare()
     assert not PREPARED.exists()

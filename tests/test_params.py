@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import PARAMS, write_params
+from conftest import PARAMS, write_images, write_params
 from import_closure import ROOT
 
 from pipeline import check
@@ -23,7 +23,7 @@ from pipeline.params.views import ViewsParams
 @pytest.fixture
 def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "images").mkdir()
+    write_images(tmp_path / "images", per_class=3)
     return deepcopy(PARAMS)
 
 

@@ -5,7 +5,7 @@ weights, and its fingerprint covers them.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from google.protobuf.message import Message
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
 
 _LAYOUTS = ("nchw", "nhwc")
+_LARGEST_BATCH = 4096
 
 
 def build(network: str, num_classes: int, in_channels: int, **options: Any) -> nn.Module:
@@ -59,6 +61,12 @@ class OnnxNetwork(nn.Module):
         _use_logits(self._model, num_classes)
         self._session = _session(self._model)
         (self._input,) = self._session.get_inputs()
+        batch = self._input.shape[0] if self._input.shape else None
+        if isinstance(batch, int) and not 1 <= batch <= _LARGEST_BATCH:
+            raise UserError(
+                f"the ONNX file takes {batch:,} images at a time; expected any number "
+                f"up to {_LARGEST_BATCH:,}. Export it for batches of any size."
+            )
         self._layout = layout or _layout_of(self._input.shape, in_channels)
         if self._layout not in _LAYOUTS:
             raise UserError(f"option `layout` is {layout!r}; expected nchw or nhwc.")
@@ -144,16 +152,26 @@ def _parsed(content: bytes) -> onnx.ModelProto:
     try:
         model = onnx.load_from_string(content)
     except Exception as error:  # of protobuf: any kind
-        raise UserError(f"it is not an ONNX file ({error}).") from None
+        raise UserError(f"it is not an ONNX file ({_line(error)}).") from None
     if not model.graph.node:
         raise UserError("it is not an ONNX file: it holds no graph.")
-    external = onnx.TensorProto.EXTERNAL
-    if any(tensor.data_location == external for tensor in model.graph.initializer):
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(model)):
         raise UserError(
             "the ONNX file keeps its weights in other files beside it; expected one file. Export "
             "it without external data."
         )
     return model
+
+
+def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a model, in whichever graph, attribute or function it stands."""
+    if isinstance(message, onnx.TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type:
+            for part in (value,) if isinstance(value, Message) else value:
+                yield from _tensors(part)
 
 
 def _use_logits(model: onnx.ModelProto, num_classes: int) -> None:
@@ -177,7 +195,8 @@ def _use_logits(model: onnx.ModelProto, num_classes: int) -> None:
     makers = {name: node for node in model.graph.node for name in node.output}
     name = fitting[0]
     while name in makers and makers[name].op_type in ("Softmax", "Identity"):
-        name = makers[name].input[0]
+        node = makers.pop(name)  # once: a damaged graph may lead back to it
+        name = node.input[0] if node.input else ""
     del model.graph.output[:]
     model.graph.output.append(onnx.ValueInfoProto(name=name))
 

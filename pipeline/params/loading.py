@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, NoReturn, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -22,13 +22,58 @@ class Section(BaseModel):
 Model = TypeVar("Model", bound=Section)
 
 
+_MOST_VALUES = 100_000  # in one file, each alias counted as all that it repeats
+_MERGE = "tag:yaml.org,2002:merge"
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers, as DVC reads them: `5e-4` is a number, not text."""
+    """YAML 1.2 numbers, as DVC reads them: `5e-4` is a number, not text. Keys that stand twice are
+    refused, and aliases that would make a small file a large one."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            _check_node(node, {})
+        return node
+
+
+def _check_node(node: yaml.Node, counts: dict[int, int]) -> int:
+    """How many values a node stands for.
+
+    Args:
+        counts: by id, of the nodes that were looked at; 0 while their parts are.
+
+    Raises:
+        yaml.MarkedYAMLError: they are too many, a node holds itself, or a key stands twice.
+    """
+
+    def refuse(problem: str, at: yaml.Node = node) -> NoReturn:
+        raise yaml.MarkedYAMLError(None, None, problem, at.start_mark)
+
+    if id(node) in counts:
+        return counts[id(node)] or refuse("an alias stands within what it names")
+    counts[id(node)] = 0
+    parts = node.value if isinstance(node, yaml.CollectionNode) else []
+    if isinstance(node, yaml.MappingNode):
+        parts, keys = [part for pair in node.value for part in pair], set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
+                if (key.tag, key.value) in keys:
+                    refuse(f"the key `{key.value}` stands twice: remove one", key)
+                keys.add((key.tag, key.value))
+    counts[id(node)] = 1 + sum(_check_node(part, counts) for part in parts)
+    if counts[id(node)] > _MOST_VALUES:
+        refuse(f"it stands for more than {_MOST_VALUES:,} values, with all that aliases repeat")
+    return counts[id(node)]
 
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), "-+0123456789"
 )
+
+
+#: What PyYAML raises where a text is no value of its type, `2024-13-45`, or where nesting is deep.
+_NOT_A_VALUE = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError)
 
 
 def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
@@ -41,8 +86,16 @@ def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
         content = yaml.load(path.read_text("utf-8"), _Loader)  # a subclass of SafeLoader
     except FileNotFoundError:
         raise UserError(f"`{path}` is absent. Run this from the project's folder.") from None
+    except OSError as error:
+        raise UserError(f"`{path}` cannot be read ({error.strerror}).") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"`{path}` is not valid YAML: {error}") from None
+        said = str(error).replace('in "<unicode string>", line', "at line")
+        raise UserError(f"`{path}` is not valid YAML: {said}") from None
+    except _NOT_A_VALUE as error:
+        raise UserError(
+            f"`{path}` is not valid YAML: a value is nested too deep, or is not what it looks like "
+            f"({error})."
+        ) from None
     if not isinstance(content, dict):
         raise UserError(f"`{path}` holds {_shown(content)}; expected a mapping of sections.")
     return content

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pipeline.errors import did_you_mean
 from pipeline.params.loading import Section
 
+LARGEST_INPUT = 4096  # pixels
 FAMILIES = Path(__file__).parents[1] / "networks"
 
 
@@ -30,7 +31,9 @@ class NetworkParams(Section):
 
     name: str = Field(min_length=1)
     options: dict[str, Any] = Field(default={})  # given to the family's `build`
-    input_size: int | None = Field(default=None, ge=8, le=4096)  # pixels; default: the images'
+    input_size: int | None = Field(
+        default=None, ge=8, le=LARGEST_INPUT
+    )  # pixels; default: the images'
     mean: list[float] | None = None  # per channel, of pixels in [0, 1]; default: the dataset's
     std: list[Annotated[float, Field(gt=0)]] | None = None  # likewise
 

@@ -41,12 +41,18 @@ def read_costs(path: Path, stage: str) -> dict[str, int]:
     """Parameters, MACs and bytes, as the stage measured them.
 
     Raises:
-        UserError: the file is absent, or lacks one of them; names the stage that writes it.
+        UserError: the file, or one of them, is absent or damaged; names the stage that writes it.
     """
     metrics = read_json(path, made_by=f"dvc repro {stage}")
     missing = [name for name in COSTS if name not in metrics]
     if missing:
         raise UserError(f"`{path}` lacks {', '.join(missing)}. Run `dvc repro --force {stage}`.")
+    wrong = [name for name in COSTS if type(metrics[name]) is not int or metrics[name] < 0]
+    if wrong:
+        raise UserError(
+            f"`{path}` has {wrong[0]} {metrics[wrong[0]]!r}; expected a whole number. Run "
+            f"`dvc repro --force {stage}`."
+        )
     return {name: metrics[name] for name in COSTS}
 
 
@@ -59,7 +65,7 @@ def read_logits(path: Path, stage: str, dataset: Dataset) -> dict[str, np.ndarra
     again = f"Run `dvc pull {path}` if a remote holds it, or `dvc repro --force {stage}`."
     try:
         logits = load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"`{path}` is absent or damaged ({error}). {again}") from None
     for name in COMPARED:
         expected = (len(dataset.splits[name]), dataset.num_classes)
@@ -69,6 +75,10 @@ def read_logits(path: Path, stage: str, dataset: Dataset) -> dict[str, np.ndarra
             raise UserError(
                 f"`{path}` holds {shown} for {name}; expected logits {list(expected)} for "
                 f"the images of data/prepared. {again}"
+            )
+        if logits[name].dtype != np.float32:
+            raise UserError(
+                f"`{path}` holds {logits[name].dtype} for {name}; expected float32. {again}"
             )
         if not np.isfinite(logits[name]).all():
             raise UserError(
@@ -90,19 +100,35 @@ def read_answers(name: str, role: str, dataset: Dataset) -> Answers:
     return Answers(name, role, **{split: logits[split] for split in COMPARED}, **costs)
 
 
+def read_history(path: Path, kind: str, name: str) -> pd.DataFrame:
+    """A training's epochs, one a row.
+
+    Raises:
+        UserError: the file is absent, or is not what a training writes.
+    """
+    again = f"Run `dvc repro --force {kind.removesuffix('s')}@{name}`."
+    if not path.is_file():
+        raise UserError(f"`{path}` is absent. {again}")
+    try:
+        history = pd.read_csv(path)
+        epochs, accuracies = history["epoch"].tolist(), history["validation_accuracy"]
+        whole = epochs == list(range(1, len(epochs) + 1)) and accuracies.between(0, 1).all()
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError) as error:
+        raise UserError(f"`{path}` cannot be read ({error}). {again}") from None
+    if not (epochs and whole):
+        raise UserError(
+            f"`{path}` is damaged; expected a row for each epoch from 1, and in each "
+            f"`validation_accuracy` from 0 to 1. {again}"
+        )
+    return history
+
+
 def training_curves(names: list[str]) -> pd.DataFrame:
     """Every epoch of every student and baseline."""
     curves = []
     for name in names:
         for role, kind in KINDS.items():
-            path = METRICS / "history" / kind / f"{name}.csv"
-            try:
-                history = pd.read_csv(path)
-            except (OSError, ValueError) as error:
-                raise UserError(
-                    f"`{path}` cannot be read ({error}). Run "
-                    f"`dvc repro --force {kind.removesuffix('s')}@{name}`."
-                ) from None
+            history = read_history(METRICS / "history" / kind / f"{name}.csv", kind, name)
             history.insert(0, "student", name)
             history.insert(1, "role", role)
             curves.append(history)
@@ -117,7 +143,7 @@ def read_origin(dataset: Dataset) -> Origin:
     """
     again = "dvc repro soft_targets"
     index = read_json(STORE_INDEX, made_by=again)
-    missing = [key for key in ORIGIN_KEYS if key not in index]
+    missing = [key for key in ORIGIN_KEYS if not isinstance(index.get(key), str)]
     if missing:
         raise UserError(f"`{STORE_INDEX}` lacks {', '.join(missing)}. Run `{again}`.")
     if index["dataset_fingerprint"] != dataset.fingerprint:

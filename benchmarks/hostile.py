@@ -1,0 +1,425 @@
+"""Wrong input of every kind, derived from a finished project and a random generator.
+
+Each function changes files of the project in the current folder, or makes new ones there.
+"""
+
+import io
+import json
+import pickle
+import random
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import save as safetensors_bytes
+
+CANARY = "executed"  # a file that exists where any input was executed
+BRING, ARCHIVE = Path("brought"), Path("archive")
+_FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "TGA", "ICO")
+_MODES = ("RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "I;16", "I", "F", "YCbCr")
+_ODD: tuple[Any, ...] = (
+    *(None, True, False, 0, 1, -1, 3, 10**30, -(2**63), 1e308, float("nan"), float("inf"), 1e-320),
+    *("", "x", "none", "x" * 9999, "../../..", "-rf", "\0", "ä\u0308\u202e", ".", "a\nb", "${x}"),
+    *([], {}, [[]], [None], {"": None}, {"a": {"b": [1]}}, [1, "a"], list(range(999))),
+)
+
+
+class Executed:
+    """Pickled as a call that leaves a file behind."""
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return (Path.touch, (Path(CANARY),))
+
+
+def damaged(rng: random.Random, content: bytes) -> bytes:
+    """The bytes with some changed, moved, gone or come."""
+    data = bytearray(content)
+    size = len(data)
+    start = rng.randrange(size) if size else 0
+    run = slice(start, start + rng.choice((1, 2, 4, 8, 64, 1024)))
+    match rng.randrange(12):
+        case 0 | 1 | 2 | 3 if size:
+            for _ in range(rng.choice((1, 1, 1, 3, 16))):
+                data[rng.randrange(size)] ^= 1 << rng.randrange(8)
+        case 4:
+            del data[start:]
+        case 5:
+            data[run] = bytes(len(data[run]))
+        case 6:
+            data[run] = rng.randbytes(len(data[run]))
+        case 7:
+            data[run] = b"\xff" * len(data[run])
+        case 8:
+            del data[run]
+        case 9:
+            data[start:start] = data[run] * rng.choice((1, 3))
+        case 10:
+            data = bytearray(rng.choice((b"", b"\0" * 999, b"text\n", rng.randbytes(500))))
+        case _:
+            data += rng.randbytes(rng.choice((1, 99)))
+    return bytes(data)
+
+
+def altered(rng: random.Random, value: Any) -> Any:
+    """A nested value with one part replaced, renamed, removed or repeated."""
+    if isinstance(value, (dict, list)) and value and rng.random() < 0.8:
+        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+        key, copy = rng.choice(keys), value.copy()
+        match rng.randrange(8):
+            case 0:
+                del copy[key]
+            case 1 if isinstance(copy, dict):
+                copy[rng.choice((f"{key}x", str(key)[:-1], 3, "", "format_version"))] = copy.pop(
+                    key
+                )
+            case 1:
+                copy.append(copy[key])
+            case 2:
+                copy[key] = copy[rng.choice(keys)]
+            case _:
+                copy[key] = altered(rng, copy[key])
+        return copy
+    if type(value) in (int, float) and rng.random() < 0.3:
+        return value * rng.choice((-1, 2, 0.5, 1e6)) + rng.choice((0, 1))
+    return rng.choice(_ODD)
+
+
+def a_file(rng: random.Random, *folders: str) -> Path:
+    return rng.choice(
+        sorted(p for folder in folders for p in Path(folder).rglob("*") if p.is_file())
+    )
+
+
+def change_a_file(rng: random.Random, *folders: str) -> None:
+    """Damage a file, alter what it says, or remove, exchange, copy or link it."""
+    path = a_file(rng, *folders)
+    chance = rng.random()
+    if path.suffix == ".json" and chance < 0.7:
+        path.write_text(json.dumps(altered(rng, json.loads(path.read_text("utf-8")))), "utf-8")
+    elif chance < 0.9:
+        path.write_bytes(damaged(rng, path.read_bytes()))
+    else:
+        other = a_file(rng, *folders)
+        content = other.read_bytes()
+        match rng.randrange(6):
+            case 0:
+                path.unlink()
+            case 1:
+                path.rename(path.with_name(f"{path.name} other"))
+            case 2:
+                path.write_bytes(content)
+            case 3:
+                path.unlink()
+                path.mkdir()
+            case 4:
+                path.unlink()
+                path.symlink_to(rng.choice(("/dev/zero", "nowhere", path.name, other.absolute())))
+            case _:
+                path.with_name(f"-{path.name}").write_bytes(content)
+
+
+def params(rng: random.Random) -> None:
+    path = Path("params.yaml")
+    text = path.read_text("utf-8")
+    chance = rng.random()
+    if chance < 0.55:
+        content = yaml.safe_load(text)
+        for _ in range(rng.choice((1, 1, 1, 3))):
+            content = altered(rng, content)
+        path.write_text(yaml.dump(content, sort_keys=False, allow_unicode=rng.random() < 0.5))
+    elif chance < 0.7:
+        lines = text.splitlines(keepends=True)
+        number = rng.randrange(len(lines))
+        lines[number : number + 1] = rng.choice(([], [lines[number]] * 2, [f" {lines[number]}"]))
+        path.write_text("".join(lines), "utf-8")
+    elif chance < 0.85:
+        path.write_bytes(damaged(rng, text.encode()))
+    else:
+        run = f"os.system ['touch {CANARY}']"
+        bomb = "b0: &b0 [x, x]\n" + "".join(
+            f"b{n}: &b{n} [{', '.join([f'*b{n - 1}'] * 9)}]\n" for n in range(1, 12)
+        )
+        odd = rng.choice(
+            (
+                *(
+                    bomb,
+                    f"{text}{bomb}",
+                    "a: &a [*a]\n",
+                    "a: &a {b: *a}\n",
+                    "[" * 5000,
+                    "{a: " * 999,
+                ),
+                *(f"a: !!python/object/apply:{run}\n", f"{text}a: !!python/name:os.system\n"),
+                *(f"{text}---\n{text}", f"{text}{text}", "a: 2024-13-45\n", f"a: {'9' * 5000}\n"),
+                *(
+                    "a: !!int x\n",
+                    "a: !!bool x\n",
+                    "a: !!binary x\n",
+                    "? [1]\n: 2\n",
+                    "\ufeff" + text,
+                ),
+                *(f"<<: [{{a: 1}}]\n{text}", text.replace(": ", ":"), text.replace("\n", "\r")),
+                *(text.replace("{}", "!!set {a}"), text.replace("0.05", "!!timestamp x")),
+            )
+        )
+        path.write_bytes(odd.encode(rng.choice(("utf-8", "utf-8", "utf-16"))))
+
+
+def an_image(rng: random.Random) -> tuple[bytes, str]:
+    """An image's bytes, of any mode, format and size, some of several pages; and its format."""
+    size = rng.choice(((16, 16), (1, 1), (1, 200), (300, 2), (40, 31)))
+    pixels = np.random.default_rng(rng.randrange(2**32)).integers(0, 256, (*size, 3), np.uint8)
+    image = Image.fromarray(pixels)
+    mode, form = rng.choice(_MODES), rng.choice(_FORMATS)
+    image = image.convert("I" if mode == "I;16" else mode)
+    exif = Image.Exif()
+    exif[0x0112] = rng.choice((1, 3, 6, 8, 9, 0, 65535))
+    exif[0x010E] = "x" * rng.choice((1, 60_000))
+    options: dict[str, Any] = {"exif": exif} if rng.random() < 0.3 else {}
+    if form == "AVIF":  # whose writing, not reading, crashes for what is odd
+        image = Image.fromarray(pixels).resize((48, 32))
+    elif rng.random() < 0.15:
+        options |= {"save_all": True, "append_images": [image.rotate(90, expand=False)]}
+    file = io.BytesIO()
+    try:
+        image.save(file, form, **options)
+    except (OSError, ValueError, KeyError):  # a mode that the format has not
+        file = io.BytesIO()
+        image.convert("RGB").save(file, form := "PNG")
+    return file.getvalue(), form
+
+
+def png_of_any_size(width: int, height: int) -> bytes:
+    """A PNG whose header says so; its pixels are few."""
+    parts = []
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    for kind, content in ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 99)), (b"IEND", b"")):
+        body = kind + content
+        parts.append(struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body)))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def image(rng: random.Random) -> None:
+    """One file of an image folder."""
+    content, form = an_image(rng)
+    chance = rng.random()
+    if chance < 0.7:
+        content = damaged(rng, content)
+    elif chance < 0.8:
+        sides = [rng.choice((0, 1, 50_000, 2**31 - 1, 13_000)) for _ in range(2)]
+        content = png_of_any_size(*sides)
+    elif chance < 0.9:
+        eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(executed) (w) file closefile\n"
+        svg = b"<svg><image href='/etc/passwd'/></svg>"
+        content = rng.choice(
+            (b"", b"no image", eps, svg, b"GIF89a", b"BM", b"\xff\xd8\xff", b"II*\0")
+        )
+    suffix = rng.choice((form.lower(), "png", "jpg", "txt", ""))
+    Path(f"images/train/ant/x.{suffix}").write_bytes(content)
+    if rng.random() < 0.05:
+        odd = Path("images/train/bee/000.png")
+        odd.unlink()
+        odd.symlink_to(rng.choice(("/dev/zero", "nowhere", "000.png", "..", "/etc")))
+
+
+def names(rng: random.Random) -> None:
+    """Folders and files of any name that this file system takes."""
+    letters = "aZ09 -_.~'\"\\$&|;<>%#{}\t\nä\u0308é\u202e\U0001f98a\u3042\0*?"
+    for _ in range(rng.choice((1, 2))):
+        path = rng.choice(sorted(p for p in Path("images").rglob("*") if p != Path("images/train")))
+        name = rng.choice(("-rf", "--help", "..x", "x..", " ", "a b", "é", "e\u0301", "ANT", "con"))
+        if rng.random() < 0.6:
+            name = "".join(rng.choices(letters, k=rng.choice((1, 5, 60))))
+        try:
+            path.rename(path.with_name(name))
+        except (OSError, ValueError):
+            continue
+    if rng.random() < 0.1:
+        Path("images/train/ant").mkdir(exist_ok=True)
+        with open(b"images/train/ant/\xff\xfe.png", "wb") as file:
+            file.write(an_image(rng)[0])
+
+
+def archive(rng: random.Random) -> str:
+    """An archive of the images, damaged or with an odd member; its path."""
+    kind = rng.choice((".tar", ".tar.gz", ".tar.xz", ".tar.bz2", ".tgz", ".zip"))
+    path = Path(f"brought{kind}")
+    odd = rng.random() < 0.5
+    if kind == ".zip":
+        with zipfile.ZipFile(
+            path, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
+        ) as to:
+            for file in sorted(Path("images").rglob("*.png")):
+                to.write(file, file.relative_to("images"))
+            if odd:
+                _add_to_zip(rng, to)
+    else:
+        form = rng.choice((tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT))
+        compression = {".tar": "", ".tgz": "gz"}.get(kind, kind[5:])
+        with tarfile.open(path, f"w:{compression}", format=form) as to:
+            to.add("images", ".")
+            if odd:
+                _add_to_tar(rng, to)
+    if not odd:
+        path.write_bytes(damaged(rng, path.read_bytes()))
+    elif rng.random() < 0.1:
+        return str(path.rename(f"brought{rng.choice(('.tar', '.zip', '.rar', '.tar.gz'))}"))
+    return str(path)
+
+
+_NAMES = (
+    *("../out.png", "/out.png", "train/ant/../../../out.png", "train/ant/./y.png", "a" * 300),
+    *("train/ant/-rf.png", "train/ant/\U0001f98a.png", "\\..\\out.png", "train/ant/a b.png", "~/x"),
+)
+
+
+def _add_to_zip(rng: random.Random, to: zipfile.ZipFile) -> None:
+    member = zipfile.ZipInfo(rng.choice(_NAMES))
+    content = rng.choice((an_image(rng)[0], Path("brought.zip").name.encode(), b"/etc/passwd"))
+    if rng.random() < 0.3:
+        member.external_attr = 0o120777 << 16  # a link
+    to.writestr(member, content)
+    written = to.infolist()[rng.randrange(len(to.infolist()))]
+    match rng.randrange(6):
+        case 0:
+            written.flag_bits |= 1  # encrypted, it says
+        case 1:
+            written.file_size = rng.choice((2**40, 0, 10))
+        case 2:
+            written.compress_type = rng.choice((0, 8, 12, 14, 99))
+        case 3:
+            written.header_offset = rng.choice((0, 10, 2**31))
+
+
+def _add_to_tar(rng: random.Random, to: tarfile.TarFile) -> None:
+    member = tarfile.TarInfo(rng.choice(_NAMES))
+    content = an_image(rng)[0]
+    member.size = len(content)
+    member.type = rng.choice(
+        (
+            *(tarfile.REGTYPE, tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE),
+            *(tarfile.FIFOTYPE, tarfile.DIRTYPE, tarfile.CONTTYPE, b"V", b"Z"),
+        )
+    )
+    member.linkname = rng.choice(("../../etc/passwd", "/etc/passwd", "train/ant/000.png", ""))
+    if rng.random() < 0.3:
+        member.size = rng.choice((2**34, 2**60, 1, 0))
+    if rng.random() < 0.2 and to.format == tarfile.PAX_FORMAT:
+        key = rng.choice(("size", "path", "GNU.sparse.realsize", "mtime", "GNU.sparse.map"))
+        member.pax_headers = {key: rng.choice(("-512", "x", "9" * 30, "../x", "0,1,2", "\0"))}
+    try:
+        to.addfile(member, io.BytesIO(content))
+    except (ValueError, OSError):  # more than this format can say, or than there is
+        to.addfile(tarfile.TarInfo("train/ant/"), None)
+
+
+def checkpoint(rng: random.Random) -> Path:
+    """A file of weights for the students' network."""
+    state = torch.load("state.pth", weights_only=True)
+    key = rng.choice(sorted(state))
+    path = Path("brought.pth")
+    if rng.random() < 0.6:
+        path = rng.choice((path, Path("brought.safetensors")))
+        content = safetensors_bytes(state) if path.suffix != ".pth" else _saved(rng, state)
+        path.write_bytes(damaged(rng, content))
+        if path.suffix != ".pth" and rng.random() < 0.5:
+            path.write_bytes(_lying_header(rng, safetensors_bytes(state)))
+        return path
+    loop: dict[str, Any] = {}
+    loop["model"] = loop
+    ladder: dict[str, Any] = {"x": 1}
+    for _ in range(60):
+        ladder = {"a": ladder, "b": ladder}
+    value = state[key]
+    odd = (
+        *(Executed(), {"state_dict": Executed()}, loop, ladder, [], 3, {}, {"model": {}}, None),
+        *({**state, key: other} for other in _odd_tensors(value)),
+        *({k: v for k, v in state.items() if k != key}, {**state, "more": value}),
+        *(
+            {"a": state, "b": state},
+            {"ema": state, "model": 3},
+            {f"module.{k}": v for k, v in state.items()},
+        ),
+        *({1: state}, {"model": [state]}, {key: "text"}, {**state, 3: value}),
+    )
+    content = rng.choice(odd)
+    if rng.random() < 0.2:
+        path.write_bytes(
+            pickle.dumps(rng.choice((Executed(), loop, ladder)), protocol=rng.randrange(6))
+        )
+    elif rng.random() < 0.1:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as to:
+            to.writestr("archive/data.pkl", b"\0" * 50_000_000)
+    else:
+        path.write_bytes(_saved(rng, content))
+    return path
+
+
+def _odd_tensors(value: torch.Tensor) -> list[torch.Tensor]:
+    plain = value.float()
+    others = [
+        plain.to(t) for t in (torch.half, torch.int8, torch.bool, torch.cdouble, torch.double)
+    ]
+    return [
+        *(*others, plain * torch.nan, plain[None], plain.flatten()[:0], plain.to("meta")),
+        *(plain.reshape(-1)[:1].expand(2**40), plain.to_sparse()),
+    ]
+
+
+def _saved(rng: random.Random, content: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file, _use_new_zipfile_serialization=rng.random() < 0.7)
+    return file.getvalue()
+
+
+def _lying_header(rng: random.Random, content: bytes) -> bytes:
+    """safetensors whose JSON header says something else."""
+    size = struct.unpack("<Q", content[:8])[0]
+    header = json.dumps(altered(rng, json.loads(content[8 : 8 + size]))).encode()
+    length = rng.choice((len(header), len(header), len(header), 2**63, 0, len(header) + 9))
+    return struct.pack("<Q", length) + header + content[8 + size :]
+
+
+def onnx_file(rng: random.Random) -> Path:
+    path = Path("brought.onnx")
+    content = path.read_bytes()
+    if rng.random() < 0.6:
+        path.write_bytes(damaged(rng, content))
+        return path
+    model = onnx.load_from_string(content)
+    node = rng.choice(model.graph.node)
+    match rng.randrange(9):
+        case 0:
+            tensor = rng.choice(model.graph.initializer)
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            tensor.external_data.add(key="location", value=rng.choice(("/etc/passwd", "state.pth")))
+        case 1:
+            tensor = node.attribute.add(name="value", type=onnx.AttributeProto.TENSOR).t
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            tensor.external_data.add(key="location", value="../state.pth")
+        case 2:
+            node.op_type = rng.choice(("Softmax", "Identity", "Loop", "If", "NoSuch", ""))
+        case 3:
+            node.input[:] = [node.output[0]]  # a circle
+        case 4:
+            del node.input[:]
+        case 5:
+            rng.choice(model.graph.initializer).dims[:] = [2**40, -1]
+        case 6:
+            model.opset_import[0].version = rng.choice((0, 1, 99))
+        case 7:
+            node.domain = rng.choice(("com.microsoft", "x"))
+        case _:
+            shape = model.graph.input[0].type.tensor_type.shape
+            rng.choice(shape.dim).dim_value = rng.choice((0, -1, 1, 2**40, 5))
+    path.write_bytes(model.SerializeToString())
+    return path

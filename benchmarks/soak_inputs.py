@@ -1,0 +1,495 @@
+"""Give the pipeline thousands of wrong inputs, and look at how it takes each.
+
+    python -m benchmarks.soak_inputs --inputs 2000 --seed 0
+
+A tiny project is finished once; then each input changes a copy of it (benchmarks/hostile.py), and
+what reads that kind of file is called as a stage calls it, in a process of its own, within a time.
+An input is accepted, and then what was read is what it should be, or refused by a message to the
+user. All else is a failure: another exception, a wrong result, a process that dies or hangs, a
+program or a connection that is started, a file written outside the copy. Ends with code 1 if there
+is one; `--only KIND --first N --inputs 1` tries the input numbered N again.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+import yaml
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from benchmarks import hostile, soak_store
+from pipeline import check, checkpoint
+from pipeline.checkpoint import TEACHER, Description, InputSpec
+from pipeline.dataset import open_dataset
+from pipeline.errors import UserError, reported
+from pipeline.evaluation import predict
+from pipeline.networks import cifar_resnet
+from pipeline.params.dataset import DatasetParams
+from pipeline.params.loading import load_section
+from pipeline.params.students import student_names
+from pipeline.params.views import ViewsParams
+from pipeline.progress import bar
+from pipeline.replay import open_store
+from pipeline.soft_targets import STORE
+from pipeline.stages import baseline, compare, prepare, soft_targets, student, teacher
+from pipeline.store import inspect
+from pipeline.views import Policy, views_of
+
+SECONDS = 30  # for one input
+SIZE, CLASSES, IMAGES = 16, ("ant", "bee", "cat"), 12  # pixels; images of a class
+ENCODED, OUT = Path("data/encoded"), Path("data/out")
+PARAMS = soak_store.PARAMS | {
+    "dataset": soak_store.PARAMS["dataset"]
+    | {"source": "image_folder", "root": "images", "image_size": SIZE, "validation_fraction": 0.2},
+    "views": soak_store.PARAMS["views"]
+    | {"policy": "crop_flip", "count": 2, "seed": 7, "image_size": SIZE},
+    "teacher": soak_store.PARAMS["teacher"]
+    | {
+        "training": {
+            "epochs": 6,
+            "batch_size": 8,
+            "learning_rate": 0.05,
+            "policy": "crop_flip",
+            "seed": 1,
+        }
+    },
+    "soft_targets": {"encoding": "top_k", "k": 2, "precision": "float32", "batch_size": 16},
+    "training": {
+        "epochs": 1,
+        "batch_size": 16,
+        "optimizer": "sgd",
+        "learning_rate": 0.05,
+        "seed": 2,
+    },
+    "distillation": {"method": "kd", "temperature": 4.0},
+    "students": {
+        "small": {
+            "family": "cifar_resnet",
+            "network": "resnet8",
+            "training": {},
+            "distillation": {},
+        }
+    },
+}
+
+
+class WrongResult(Exception):
+    """An input was accepted, and what was read is not what it should be."""
+
+
+def expect(holds: bool, what: str) -> None:
+    if not holds:
+        raise WrongResult(what)
+
+
+# What reads each kind of file. Returns where the input is accepted, else raises UserError.
+
+
+def read_params_file() -> None:
+    problems = check.problems()
+    if problems:
+        raise UserError("\n".join(problems))
+    for name, model in check.SECTIONS.items():
+        load_section(model, name)
+    expect(len(student_names()) > 0, "no student")
+
+
+def read_images(root: str = "images", *, storage: str = "pixels", quality: Any = 90) -> None:
+    values = PARAMS["dataset"] | {"root": root, "storage": storage, "quality": quality}
+    OUT.mkdir()
+    header, _ = prepare.write_dataset(DatasetParams(**values), OUT)
+    dataset = open_dataset(OUT)
+    ids = [sample for split in dataset.splits.values() for sample in split.sample_ids]
+    if root == "images":
+        there = {
+            path.relative_to(root).as_posix()
+            for path in Path(root).glob("train/*/**/*")
+            if path.is_file() and not any(part.startswith(".") for part in path.parts)
+        }
+        expect(set(ids) == there, f"samples {sorted(set(ids) ^ there)[:3]} of the folder")
+    else:
+        there = {p.relative_to("images").as_posix() for p in Path("images").rglob("*.png")}
+        expect(there <= set(ids), f"samples {sorted(there - set(ids))[:3]} are left out")
+    expect(len(ids) == len(set(ids)) == sum(header["splits"].values()), "samples are repeated")
+    look_at(dataset)
+
+
+def look_at(dataset: Any) -> None:
+    """Have every image made into a view, and every label and id read."""
+    for split in dataset.splits.values():
+        expect(len(split.sample_ids) == len(split.labels), "ids and labels")
+        views = views_of(split, Policy("crop"), 0, torch.device("cpu"))
+        for batch in views.batches(0, [np.arange(len(split))]):
+            expect(batch.pixels.shape[0] == len(split), "views")
+
+
+def read_checkpoint(path: Path) -> None:
+    if path.suffix == ".onnx":
+        network = checkpoint.bring(description("onnx"), path)
+    else:
+        network = cifar_resnet.build("resnet8", len(CLASSES), 3)
+        checkpoint.load_foreign_weights(network, path)
+    logits = predict(network, description("onnx").input, torch.zeros(2, 3, SIZE, SIZE).byte())
+    expect(list(logits.shape) == [2, len(CLASSES)], f"logits {list(logits.shape)}")
+
+
+def description(family: str) -> Description:
+    return Description(family, "resnet8", {}, CLASSES, InputSpec(3, SIZE, [0.5] * 3, [0.2] * 3))
+
+
+def read_store() -> None:
+    views, dataset = load_section(ViewsParams, "views"), open_dataset()
+    fingerprint = checkpoint.fingerprint(TEACHER, made_by="-")
+    list(inspect(STORE))
+    store = open_store(dataset, views, fingerprint)
+    store.verify(dataset)
+    expect(rows_of(store) == Path("rows").read_bytes(), "rows")
+
+
+def rows_of(store: Any) -> bytes:
+    rows = [
+        store.gather(view, np.arange(size), split=split)
+        for split, size in store.index.split_sizes.items()
+        for view in range(store.num_views if split == "train" else 1)
+    ]
+    return b"".join(array.tobytes() for row in rows for array in row)
+
+
+def read_prepared(directory: Path) -> None:
+    look_at(open_dataset(directory))
+
+
+def read_results() -> None:
+    sys.argv = ["compare"]
+    compare.main()
+
+
+def read_teacher() -> None:
+    checkpoint.fingerprint(TEACHER, made_by="-")
+    network, said = checkpoint.load(TEACHER, made_by="-")
+    logits = predict(network, said.input, torch.zeros(2, said.input.channels, SIZE, SIZE).byte())
+    expect(list(logits.shape) == [2, said.num_classes], f"logits {list(logits.shape)}")
+
+
+def change(*folders: str) -> Callable[[random.Random], None]:
+    return lambda rng: hostile.change_a_file(rng, *folders)
+
+
+def try_image(rng: random.Random) -> Callable[[], None]:
+    rng.choice((hostile.image, hostile.image, hostile.image, hostile.names))(rng)
+    storage = rng.choice(
+        ({}, {"storage": "encoded"}, {"storage": "encoded", "quality": "original"})
+    )
+    return partial(read_images, **storage)
+
+
+def trial(
+    make: Callable[[random.Random], Any], read: Callable[[], None]
+) -> Callable[[random.Random], Callable[[], None]]:
+    def change_and_read(rng: random.Random) -> Callable[[], None]:
+        make(rng)
+        return read
+
+    return change_and_read
+
+
+def try_prepared(rng: random.Random) -> Callable[[], None]:
+    directory = rng.choice((Path("data/prepared"), ENCODED))
+    hostile.change_a_file(rng, str(directory))
+    return partial(read_prepared, directory)
+
+
+#: Of each kind: makes a wrong input in the current folder, and gives what reads it.
+KINDS: dict[str, Callable[[random.Random], Callable[[], None]]] = {
+    "params.yaml": trial(hostile.params, read_params_file),
+    "images": try_image,
+    "archives": lambda rng: partial(read_images, hostile.archive(rng)),
+    "checkpoints": lambda rng: partial(read_checkpoint, hostile.checkpoint(rng)),
+    "ONNX files": lambda rng: partial(read_checkpoint, hostile.onnx_file(rng)),
+    "stores": trial(change(str(STORE)), read_store),
+    "prepared data": try_prepared,
+    "results": trial(change("metrics", "predictions", str(STORE / "store.json")), read_results),
+    "teachers": trial(change("models/teacher"), read_teacher),
+}
+
+
+# The project that they change.
+
+
+def make_project(root: Path) -> None:
+    """A finished one in the folder, and what else a kind begins from."""
+    for label, name in enumerate(CLASSES):
+        folder = root / "images/train" / name
+        folder.mkdir(parents=True)
+        for index in range(IMAGES):
+            pixels = np.random.default_rng([label, index]).integers(
+                0, 120, (SIZE, SIZE, 3), np.uint8
+            )
+            pixels[: SIZE // 2, : SIZE // 2, label] += 120
+            Image.fromarray(pixels).save(folder / f"{index:03d}.png")
+    (root / "params.yaml").write_text(yaml.safe_dump(PARAMS, sort_keys=False), "utf-8")
+    with contextlib.chdir(root), contextlib.redirect_stdout(io.StringIO()):
+        for stage in (prepare, teacher, soft_targets, baseline, student, compare):
+            sys.argv = [stage.__name__, *(["small"] if stage in (baseline, student) else [])]
+            stage.main()
+        shutil.rmtree(".scratch")
+        ENCODED.mkdir()
+        values = PARAMS["dataset"] | {"storage": "encoded"}
+        prepare.write_dataset(DatasetParams(**values), ENCODED)
+        torch.save(cifar_resnet.build("resnet8", len(CLASSES), 3).state_dict(), "state.pth")
+        write_onnx(Path("brought.onnx"))
+        store = open_store(
+            open_dataset(),
+            load_section(ViewsParams, "views"),
+            checkpoint.fingerprint(TEACHER, made_by="-"),
+        )
+        Path("rows").write_bytes(rows_of(store))
+
+
+def write_onnx(path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = {"w": (8, 3, 3, 3), "v": (len(CLASSES), 8)}
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "w"], ["a"]),
+            helper.make_node("Relu", ["a"], ["b"]),
+            helper.make_node("GlobalAveragePool", ["b"], ["c"]),
+            helper.make_node("Flatten", ["c"], ["d"]),
+            helper.make_node("Gemm", ["d", "v"], ["e"], transB=1),
+            helper.make_node("Softmax", ["e"], ["y"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, SIZE, SIZE])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", len(CLASSES)])],
+        [
+            numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
+            for name, shape in weights.items()
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, path)
+
+
+# Processes that try inputs, and one that watches them.
+
+
+@dataclass(frozen=True)
+class Outcome:
+    kind: str
+    number: int
+    result: str  # accepted | refused | one of FAILURES
+    told: str
+
+
+FAILURES = ("traceback", "wrong result", "died", "hang", "executed", "wrote outside")
+_STARTS = (
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "socket.connect",
+)
+_CHANGES = (
+    "os.mkdir",
+    "os.remove",
+    "os.rename",
+    "os.rmdir",
+    "os.truncate",
+    "os.symlink",
+    "os.link",
+)
+
+
+class Watch:
+    """Notes what a process must not do while an input is read: Python tells each of its hooks."""
+
+    def __init__(self, folder: Path):
+        self._folder, self.noted, self.on = os.path.realpath(folder), "", False
+        sys.addaudithook(self._hook)
+
+    def _hook(self, event: str, arguments: tuple) -> None:
+        if not self.on:
+            return
+        if event in _STARTS:
+            self.noted = self.noted or f"executed: {event} {str(arguments)[:200]}"
+        writes = event in _CHANGES
+        if event == "open":
+            path, _, flags = arguments
+            writes = isinstance(path, (str, bytes, os.PathLike)) and bool(
+                (flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+            )
+        if writes and not isinstance(arguments[0], int):
+            inside = os.path.realpath(os.fsdecode(arguments[0])).startswith(self._folder)
+            if not inside and os.fsdecode(arguments[0]) != os.devnull:
+                self.noted = self.noted or f"wrote outside: {event} {str(arguments)[:200]}"
+
+
+def try_input(kind: str, number: int, seed: int, pristine: Path, watch: Watch) -> tuple[str, str]:
+    """How one input was taken, and what was said. The current folder is that of the process."""
+    folder = Path.cwd()
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    shutil.copytree(pristine, folder, dirs_exist_ok=True)
+    rng = random.Random(f"{kind} {number} {seed}")
+    read = KINDS[kind](rng)
+    told = ""
+    watch.noted, watch.on = "", True
+    try:
+        read()
+        result = "accepted"
+    except UserError as error:
+        result, told = "refused", str(error)
+    except WrongResult as error:
+        result, told = "wrong result", str(error)
+    except BaseException:  # whatever it is: a stage would end with it
+        result, told = "traceback", traceback.format_exc()
+    finally:
+        watch.on = False
+    if Path(hostile.CANARY).exists():
+        return "executed", told
+    if watch.noted:
+        result, _, told = watch.noted.partition(": ")
+    return result, told
+
+
+def work(folder: Path, pristine: Path, seed: int, channel: Connection) -> None:
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (as long as the process)
+    os.dup2(sys.stdout.fileno(), 2)
+    watch = Watch(folder)
+    while (task := channel.recv()) is not None:
+        channel.send(try_input(*task, seed, pristine, watch))
+
+
+class Worker:
+    """A process that tries one input after another, and is replaced when one ends it."""
+
+    def __init__(self, folder: Path, pristine: Path, seed: int):
+        folder.mkdir(exist_ok=True)
+        self._start = (folder, pristine, seed)
+        self.task: tuple[str, int] | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self.channel, theirs = multiprocessing.Pipe()
+        context = multiprocessing.get_context("fork")
+        self._process = context.Process(target=work, args=(*self._start, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def give(self, task: tuple[str, int]) -> None:
+        self.task, self._given = task, time.monotonic()
+        self.channel.send(task)
+
+    def outcome(self) -> Outcome | None:
+        """Of its task, if that is over."""
+        kind, number = self.task
+        if self.channel.poll():
+            try:
+                result, told = self.channel.recv()
+            except EOFError:
+                self._process.join()
+                result, told = "died", f"exit code {self._process.exitcode}"
+                self._begin()
+        elif time.monotonic() - self._given > SECONDS:
+            self._process.kill()
+            self._process.join()
+            result, told = "hang", f"more than {SECONDS} s"
+            self._begin()
+        else:
+            return None
+        self.task = None
+        return Outcome(kind, number, result, told)
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+def soak(tasks: list[tuple[str, int]], seed: int, jobs: int) -> Iterator[Outcome]:
+    """How each input was taken, in any order."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "pristine").mkdir()
+        make_project(root / "pristine")
+        workers = [Worker(root / str(n), root / "pristine", seed) for n in range(jobs)]
+        waiting = list(reversed(tasks))
+        try:
+            while waiting or any(worker.task for worker in workers):
+                for worker in workers:
+                    if worker.task is None and waiting:
+                        worker.give(waiting.pop())
+                wait([worker.channel for worker in workers if worker.task], timeout=1)
+                for worker in workers:
+                    if worker.task and (outcome := worker.outcome()):
+                        yield outcome
+        finally:
+            for worker in workers:
+                worker.stop()
+
+
+def table(outcomes: list[Outcome]) -> dict[str, Counter]:
+    counts: dict[str, Counter] = {kind: Counter() for kind in KINDS}
+    for outcome in outcomes:
+        counts[outcome.kind]["inputs"] += 1
+        counts[outcome.kind][outcome.result] += 1
+    return {kind: count for kind, count in counts.items() if count}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks.soak_inputs", description=__doc__)
+    parser.add_argument("--inputs", type=int, default=2000, help="of all kinds together")
+    parser.add_argument("--seed", type=int, default=0, help="of the inputs")
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--only", choices=list(KINDS), help="one kind")
+    parser.add_argument("--first", type=int, default=0, help="number of the first input of a kind")
+    arguments = parser.parse_args()
+    kinds = [arguments.only] if arguments.only else list(KINDS)
+    tasks = [
+        (kinds[n % len(kinds)], arguments.first + n // len(kinds)) for n in range(arguments.inputs)
+    ]
+    outcomes = []
+    progress = bar(range(len(tasks)), "inputs")
+    for outcome in soak(tasks, arguments.seed, arguments.jobs):
+        next(progress, None)
+        outcomes.append(outcome)
+        if outcome.result in FAILURES:
+            print(f"{outcome.kind} {outcome.number}: {outcome.result}\n{outcome.told}", flush=True)
+    counts = table(outcomes)
+    columns = ("inputs", "accepted", "refused", *FAILURES)
+    print(f"{'':>14} " + " ".join(f"{column:>13}" for column in columns))
+    for kind, count in counts.items():
+        print(f"{kind:>14} " + " ".join(f"{count[column]:13,}" for column in columns))
+    totals = {column: sum(count[column] for count in counts.values()) for column in columns}
+    print(f"{'all':>14} " + " ".join(f"{totals[column]:13,}" for column in columns))
+    totals = {name.replace(" ", "_"): number for name, number in totals.items()}
+    print(json.dumps({"benchmark": "soak_inputs", "seed": arguments.seed, **totals}))
+    if any(outcome.result in FAILURES for outcome in outcomes):
+        raise UserError("an input was not taken as it should be")
+
+
+if __name__ == "__main__":
+    with reported():
+        main()
