@@ -44,6 +44,7 @@ from pipeline.evaluation import (
     write_predictions,
 )
 from pipeline.files import atomic_directory, atomic_file, write_json
+from pipeline.inputs import Inputs
 from pipeline.locking import reserved
 from pipeline.optimisation import Optimisation, batches
 from pipeline.params.students import StudentParams
@@ -87,16 +88,20 @@ def run(
     params: TrainingParams,
     dataset: Dataset,
     lesson: Lesson,
-    group: Group = ALONE,
+    group: Group,
+    given: Inputs,
 ) -> None:
     """Build a student's network, train it, and write its model, predictions, metrics and history.
 
     The best epoch is chosen on validation; test is measured once, for the last epoch and for it.
     Every rank of the group calls it; rank 0 writes and prints.
 
+    Args:
+        given: as the stage found it: where that has changed, nothing is written.
+
     Raises:
-        UserError: the network cannot be built, its loss is no longer finite, or another run trains
-            it at this moment.
+        UserError: the network cannot be built, its loss is no longer finite, another run trains
+            it at this moment, or what it was given has changed.
     """
     device = default_device()
     torch.manual_seed(params.seed)
@@ -124,11 +129,13 @@ def run(
         if not group.leads:
             return
 
+        given.check()
         model = Path("models") / lesson.kind / name
         with atomic_directory(model) as directory:
             checkpoint.save(directory, network, description)
         write_predictions(
             PREDICTIONS / lesson.kind / f"{name}.safetensors",
+            given.params,
             validation=validation_logits,
             test=test_logits,
         )

@@ -13,6 +13,7 @@ from pipeline.dataset import open_dataset
 from pipeline.device import default_device
 from pipeline.distributed import Group
 from pipeline.errors import reported
+from pipeline.inputs import Inputs
 from pipeline.params.loading import load_section
 from pipeline.params.students import load_student, load_with_overrides
 from pipeline.params.training import TrainingParams
@@ -23,6 +24,7 @@ from pipeline.views import views_of
 
 def train_baseline(name: str, group: Group) -> None:
     with group.leader_first():
+        given = Inputs("baseline", name)
         student = load_student(name)
         training = load_with_overrides(TrainingParams, "training", student.training, name)
         views = load_section(ViewsParams, "views")
@@ -35,7 +37,7 @@ def train_baseline(name: str, group: Group) -> None:
         label_smoothing=training.label_smoothing,
         inputs={"views": views.model_dump(exclude={"count"})},
     )
-    run(name, student, training, dataset, lesson, group)
+    run(name, student, training, dataset, lesson, group, given)
 
 
 def main() -> None:

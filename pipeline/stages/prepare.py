@@ -20,6 +20,8 @@ from pipeline.encoded_images import EncodedFile
 from pipeline.errors import UserError, reported
 from pipeline.files import atomic_directory, canonical_json, sha256_of_file, write_json
 from pipeline.image_folder import image_folder
+from pipeline.inputs import Inputs
+from pipeline.locking import reserved
 from pipeline.params.dataset import DatasetParams
 from pipeline.params.loading import load_section
 from pipeline.pictures import DIGEST_BYTES, Picture, picture_of
@@ -27,6 +29,7 @@ from pipeline.progress import bar
 from pipeline.samples import TRAIN, UNLABELLED, Samples, Source, split_off
 from pipeline.torchvision_sets import torchvision_set
 
+SCRATCH = Path(".scratch/prepare")  # nothing but its lock
 _CHUNK = 4096  # images at a time, for sums and hashes
 
 
@@ -223,8 +226,11 @@ def tell(source: Source, found: Mapping[str, object]) -> None:
 def main() -> None:
     argparse.ArgumentParser("python -m pipeline.stages.prepare", description=__doc__).parse_args()
     params = load_section(DatasetParams, "dataset")
-    with atomic_directory(PREPARED) as directory:
+    downloads = Path(params.root) if params.source == "torchvision" else None
+    inputs = Inputs("prepare", but=downloads)
+    with reserved(SCRATCH), atomic_directory(PREPARED) as directory:
         header, identity = write_dataset(params, directory)
+        inputs.check()
     counts = ", ".join(f"{count:,} {split}" for split, count in header["splits"].items())
     print(f"{PREPARED}: {counts} images of {len(header['class_names'])} classes, {identity[:12]}")
 

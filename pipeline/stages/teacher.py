@@ -7,6 +7,7 @@ processes.
 
 import argparse
 import math
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -44,12 +45,15 @@ from pipeline.evaluation import (
     write_predictions,
 )
 from pipeline.files import atomic_directory, write_json
+from pipeline.inputs import Inputs
+from pipeline.locking import reserved
 from pipeline.optimisation import Optimisation, batches
 from pipeline.params.loading import load_section
 from pipeline.params.teacher import TeacherParams, TeacherTraining
 from pipeline.progress import EpochLog, bar
 from pipeline.views import views_of
 
+SCRATCH = Path(".scratch/teacher")  # nothing but its lock
 #: What to do about a low accuracy that neither order, normalisation nor size explains.
 OTHERWISE = {
     "train": "Train it longer (`teacher.training.epochs`), or at another `learning_rate`.",
@@ -143,6 +147,7 @@ def build(params: TeacherParams, dataset: Dataset) -> tuple[nn.Module, Descripti
 def make_teacher(group: Group) -> None:
     device = default_device()
     with group.leader_first():
+        inputs = Inputs("teacher")
         params = load_section(TeacherParams, "teacher")
         if params.training.freeze_epochs and group.size > 1:
             raise UserError(
@@ -197,9 +202,10 @@ def make_teacher(group: Group) -> None:
         otherwise=OTHERWISE[params.weights],
         device=device,
     )
+    inputs.check()
     with atomic_directory(TEACHER) as directory:
         checkpoint.save(directory, network, description)
-    write_predictions(PREDICTIONS / "teacher.safetensors", **logits)
+    write_predictions(PREDICTIONS / "teacher.safetensors", inputs.params, **logits)
     write_json(
         METRICS / "teacher.json",
         {
@@ -215,7 +221,7 @@ def main() -> None:
     argparse.ArgumentParser("python -m pipeline.stages.teacher", description=__doc__).parse_args()
     if distributed.launch("pipeline.stages.teacher"):
         return
-    with distributed.joined() as group:
+    with distributed.joined() as group, reserved(SCRATCH) if group.leads else nullcontext():
         make_teacher(group)
 
 
