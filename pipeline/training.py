@@ -2,7 +2,6 @@
 
 import copy
 import csv
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -35,7 +34,6 @@ from pipeline.device import (
     training_autocast,
 )
 from pipeline.distributed import ALONE, Group
-from pipeline.errors import UserError
 from pipeline.evaluation import (
     METRICS,
     PREDICTIONS,
@@ -51,6 +49,7 @@ from pipeline.params.students import StudentParams
 from pipeline.params.training import TrainingParams
 from pipeline.progress import EpochLog, bar
 from pipeline.resume import SCRATCH, Progress, fingerprint
+from pipeline.step_losses import StepLosses
 from pipeline.views import Batch
 
 #: (student_logits [B, C], teacher_logits [B, C], labels [B], kept [B, C] or None, epoch counted
@@ -254,21 +253,25 @@ def train(
         own_batches = lesson.batches(view, [share(samples, group) for samples in parts])
         if group.leads:
             own_batches = bar(own_batches, f"epoch {epoch}", total=len(parts))
-        total_loss = torch.zeros((), device=device)
+        losses = StepLosses(
+            "the training loss",
+            epoch,
+            optimisation.learning_rate,
+            steps=steps,
+            device=device,
+            tells=group.leads,
+            kept=None if progress is None else progress.folder,
+            advice="Set a lower `learning_rate` for this student, or more `warmup_epochs`.",
+        )
         network.train()
         for samples, batch in zip(parts, own_batches, strict=True):
-            total_loss += course.step(samples, batch, view, epoch) * len(samples)
-        train_loss = total_loss.item() / len(chosen)
-        # One rank tells; the others go on to where they wait for it, and end with it.
-        if not math.isfinite(train_loss) and group.leads:
-            raise UserError(
-                f"the training loss is {train_loss} in epoch {epoch}. Set a lower "
-                "`learning_rate` for this student, or more `warmup_epochs`."
-            )
+            losses.add(course.step(samples, batch, view, epoch), len(samples))
+        train_loss = losses.mean(len(chosen))
         evaluated = optimisation.evaluated
         validation = dataset.splits["validation"]
         measured = evaluate(evaluated, spec, validation, device, group)[1]
         accuracy, nll = measured["validation_accuracy"], measured["validation_nll"]
+        losses.check_validation(nll)
         trained.history.append(
             {
                 "epoch": epoch,

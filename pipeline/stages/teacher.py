@@ -6,8 +6,6 @@ processes.
 """
 
 import argparse
-import math
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -46,14 +44,13 @@ from pipeline.evaluation import (
 )
 from pipeline.files import atomic_directory, write_json
 from pipeline.inputs import Inputs
-from pipeline.locking import reserved
 from pipeline.optimisation import Optimisation, batches
 from pipeline.params.loading import load_section
 from pipeline.params.teacher import TeacherParams, TeacherTraining
 from pipeline.progress import EpochLog, bar
+from pipeline.step_losses import StepLosses
 from pipeline.views import views_of
 
-SCRATCH = Path(".scratch/teacher")  # nothing but its lock
 #: What to do about a low accuracy that neither order, normalisation nor size explains.
 OTHERWISE = {
     "train": "Train it longer (`teacher.training.epochs`), or at another `learning_rate`.",
@@ -91,7 +88,16 @@ def train(
     for epoch in range(params.epochs):
         network.train()
         fine_tuning.begin_epoch(network, params, epoch)
-        total_loss = torch.zeros((), device=device)
+        losses = StepLosses(
+            "the teacher's training loss",
+            epoch + 1,
+            optimisation.learning_rate,
+            steps=steps_per_epoch,
+            device=device,
+            tells=group.leads,
+            kept=None,
+            advice="Set a lower `teacher.training.learning_rate`, or more `warmup_epochs`.",
+        )
         order = labelled[permutation(len(labelled), params.seed, epoch)]
         parts = batches(order, params.batch_size)
         own_batches = views.batches(epoch, [share(samples, group) for samples in parts])
@@ -108,17 +114,12 @@ def train(
                 network, targets, partial(whole, count=len(samples), group=group)
             )
             optimisation.step(for_own_share(loss, group))
-            total_loss += loss.detach() * len(samples)
-        train_loss = total_loss.item() / len(labelled)
-        # One rank tells; the others go on to where they wait for it, and end with it.
-        if not math.isfinite(train_loss) and group.leads:
-            raise UserError(
-                f"the teacher's training loss is {train_loss} in epoch {epoch + 1}. Set a lower "
-                "`teacher.training.learning_rate`, or more `warmup_epochs`."
-            )
+            losses.add(loss.detach(), len(samples))
+        train_loss = losses.mean(len(labelled))
         evaluated = optimisation.evaluated
         logits = predict_together(evaluated, spec, validation, device=device, group=group)
         measured = measures(logits, validation_labels, "validation")
+        losses.check_validation(measured["validation_nll"])
         if group.leads:
             log.line(
                 epoch + 1,
@@ -221,7 +222,7 @@ def main() -> None:
     argparse.ArgumentParser("python -m pipeline.stages.teacher", description=__doc__).parse_args()
     if distributed.launch("pipeline.stages.teacher"):
         return
-    with distributed.joined() as group, reserved(SCRATCH) if group.leads else nullcontext():
+    with distributed.joined() as group:
         make_teacher(group)
 
 
