@@ -50,6 +50,11 @@ def repro_disturbed(clone: Clone, stage: str, line: str, disturb: Callable[[], N
     return said if process.returncode else f"no failure:\n{said}"
 
 
+def epochs_of(clone: Clone) -> int:
+    history = (clone.root / "metrics/history/students/small.csv").read_text("utf-8")
+    return len(history.splitlines()) - 1
+
+
 def recorded(clone: Clone, stage: str) -> dict:
     return clone.lock()["stages"][stage]
 
@@ -100,11 +105,11 @@ def test_a_branch_switched_while_a_student_trains_gets_no_result_of_the_other(cl
     assert "`params.yaml: students.small.training`" not in said.partition("changed while")[2]
     change_student(clone, "training", epochs=20)  # as the branch has it
     assert clone.repro() == {"student@small", "baseline@small", "compare"}
-    history = (clone.root / "metrics/history/students/small.csv").read_text("utf-8")
-    assert len(history.splitlines()) == 1 + 20
+    assert epochs_of(clone) == 20
     git(clone, "stash")
     git(clone, "switch", "-")
-    assert "resumes after epoch 30 of 30" in clone.dvc("repro", "student@small")
+    clone.dvc("repro", "student@small")
+    assert epochs_of(clone) == 30
 
 
 def test_data_prepared_anew_while_a_teacher_trains_stops_it(clone):
@@ -165,6 +170,8 @@ def test_a_dvc_lock_with_marks_of_a_conflict_is_refused_and_need_not_be_mended(c
 def test_every_output_that_is_edited_is_restored(clone):
     before = clone.outputs()
     for name, content in before.items():
+        if not content:
+            continue  # what keeps a committed folder
         (clone.root / name).write_bytes(bytes([content[0] ^ 1]) + content[1:])
     assert clone.repro() == set()
     assert clone.outputs() == before
