@@ -9,7 +9,7 @@ in the environment shares every batch among N processes.
 import argparse
 
 from pipeline import distributed
-from pipeline.dataset import open_dataset
+from pipeline.dataset import open_dataset, verify_dataset
 from pipeline.device import default_device
 from pipeline.distributed import Group
 from pipeline.errors import reported
@@ -29,6 +29,8 @@ def train_baseline(name: str, group: Group) -> None:
         training = load_with_overrides(TrainingParams, "training", student.training, name)
         views = load_section(ViewsParams, "views")
         dataset = open_dataset().at(views.image_size)
+        if group.leads:  # once is enough
+            verify_dataset()
     train = views_of(dataset.splits["train"], views.plan, views.seed, default_device())
     lesson = Lesson(
         kind="baselines",

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from pipeline.comparison import Answers, Comparison, compare
-from pipeline.dataset import AGAIN, AnySplit, Dataset, EncodedSplit, open_dataset
+from pipeline.dataset import AGAIN, AnySplit, Dataset, EncodedSplit, open_dataset, verify_dataset
 from pipeline.decoding import UNREADABLE, clean_boxes, decode_view
 from pipeline.errors import UserError, reported
 from pipeline.files import atomic_directory, atomic_file, read_json, write_json
@@ -197,6 +197,7 @@ def main() -> None:
         return
     inputs = Inputs("compare")
     names, dataset = student_names(), open_dataset()
+    verify_dataset()
     origin = read_origin(dataset)
     teacher = read_answers("teacher", "teacher", dataset)
     students = {name: tuple(read_answers(name, role, dataset) for role in KINDS) for name in names}

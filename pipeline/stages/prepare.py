@@ -6,7 +6,6 @@ a time.
 """
 
 import argparse
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,10 +14,10 @@ import numpy as np
 from PIL import Image
 
 from pipeline import findings
-from pipeline.dataset import FORMAT_VERSION, PREPARED, SPLITS, encoded_path
+from pipeline.dataset import FORMAT_VERSION, PREPARED, SPLITS, encoded_path, fingerprint_of
 from pipeline.encoded_images import EncodedFile
 from pipeline.errors import UserError, reported
-from pipeline.files import atomic_directory, canonical_json, sha256_of_file, write_json
+from pipeline.files import atomic_directory, write_json
 from pipeline.image_folder import image_folder
 from pipeline.inputs import Inputs
 from pipeline.locking import reserved
@@ -30,7 +29,6 @@ from pipeline.samples import TRAIN, UNLABELLED, Samples, Source, split_off
 from pipeline.torchvision_sets import torchvision_set
 
 SCRATCH = Path(".scratch/prepare")  # nothing but its lock
-_CHUNK = 4096  # images at a time, for sums and hashes
 
 
 def digits(params: DatasetParams) -> Source:
@@ -167,24 +165,6 @@ class Statistics:
         return [round(m / 255, 6) for m in mean], [round(max(s / 255, 1 / 255), 6) for s in std]
 
 
-def fingerprint(directory: Path, header: Mapping[str, object]) -> str:
-    """SHA-256 over the header and every split's sample ids, labels and pixels, or encoded bytes and
-    what is said of them."""
-    digest = hashlib.sha256(canonical_json(header).encode())
-    for split in SPLITS:
-        digest.update((directory / f"{split}_ids.json").read_bytes())
-        digest.update(np.load(directory / f"{split}_labels.npy").tobytes())
-        if header.get("storage") == "encoded":
-            for name in ("offsets", "sizes"):
-                digest.update(np.load(directory / f"{split}_{name}.npy").tobytes())
-            digest.update(bytes.fromhex(sha256_of_file(encoded_path(directory, split))))
-            continue
-        images = np.load(directory / f"{split}_images.npy", mmap_mode="r")
-        for start in range(0, len(images), _CHUNK):
-            digest.update(images[start : start + _CHUNK].tobytes())
-    return digest.hexdigest()
-
-
 def write_dataset(params: DatasetParams, directory: Path) -> tuple[dict[str, object], str]:
     """Write everything of a prepared dataset into an empty directory.
 
@@ -203,7 +183,7 @@ def write_dataset(params: DatasetParams, directory: Path) -> tuple[dict[str, obj
     }
     if params.storage == "encoded":
         header["storage"] = params.storage
-    identity = fingerprint(directory, header)
+    identity = fingerprint_of(directory, header)
     description = {**header, "mean": mean, "std": std, "fingerprint": identity}
     if found := findings.duplicates(source.samples, digests):
         description["duplicates"] = found

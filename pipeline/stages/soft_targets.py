@@ -23,7 +23,7 @@ from torch import nn
 from pipeline import checkpoint, distributed, fidelity, scratch
 from pipeline.augment import Policy
 from pipeline.checkpoint import TEACHER, InputSpec
-from pipeline.dataset import Dataset, open_dataset
+from pipeline.dataset import Dataset, open_dataset, verify_dataset
 from pipeline.device import default_device
 from pipeline.distributed import Group
 from pipeline.encodings import columns
@@ -338,6 +338,8 @@ def run(group: Group) -> None:
     with scratch.reserved() if leads else nullcontext():
         inputs = Inputs("soft_targets")
         job = open_job() if leads else None
+        if leads:  # once is enough
+            verify_dataset()
         plan = group.broadcast(plan_ahead(job) if leads else None)
         job = job or open_job()
         start, clock = time.perf_counter(), ForwardClock(job.device)

@@ -11,7 +11,7 @@ from dataclasses import asdict
 
 from pipeline import checkpoint, distributed
 from pipeline.checkpoint import TEACHER
-from pipeline.dataset import open_dataset
+from pipeline.dataset import open_dataset, verify_dataset
 from pipeline.device import default_device
 from pipeline.distillation import distillation_loss
 from pipeline.distributed import Group
@@ -45,6 +45,7 @@ def train_student(name: str, group: Group) -> None:
             labels=dataset.splits["train"].labels,
         )
         if group.leads:  # once is enough
+            verify_dataset()
             store.verify(dataset)
     train = views_of(dataset.splits["train"], views.plan, views.seed, default_device())
     lesson = Lesson(

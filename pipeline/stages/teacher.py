@@ -25,7 +25,7 @@ from pipeline.data_parallel import (
     share,
     whole,
 )
-from pipeline.dataset import Dataset, open_dataset
+from pipeline.dataset import Dataset, open_dataset, verify_dataset
 from pipeline.device import (
     compiled,
     default_device,
@@ -157,6 +157,8 @@ def make_teacher(group: Group) -> None:
                 "freeze_epochs: 0."
             )
         dataset = open_dataset()
+        if group.leads:  # once is enough
+            verify_dataset()
         torch.manual_seed(params.training.seed)
         network, description = build(params, dataset)
         spec = description.input
