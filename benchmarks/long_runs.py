@@ -62,7 +62,7 @@ def write_images(path: Path, count: int) -> None:
 
 def write_params(folder: Path, epochs: int) -> None:
     network = {"family": "cifar_resnet", "network": "resnet8"}
-    training = {"epochs": epochs, "batch_size": 32, "learning_rate": 0.05, "seed": 0}
+    training = {"epochs": epochs, "batch_size": 64, "learning_rate": 0.05, "seed": 0}
     sections = {
         "dataset": {
             "source": "image_folder",
