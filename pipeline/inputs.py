@@ -73,7 +73,7 @@ def _definition(stage: str) -> dict[str, Any]:
     """A stage of dvc.yaml as it is written there.
 
     Raises:
-        UserError: dvc.yaml is not YAML.
+        UserError: dvc.yaml is not YAML, or lacks the stage.
     """
     try:
         content = yaml.safe_load(DVC_FILE.read_text("utf-8"))
@@ -81,7 +81,13 @@ def _definition(stage: str) -> dict[str, Any]:
         return {}
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"`{DVC_FILE}` is not valid YAML: {error}") from None
-    return content["stages"][stage]
+    stages = content.get("stages") if isinstance(content, dict) else None
+    if not isinstance(stages, dict) or not isinstance(stages.get(stage), dict):
+        raise UserError(
+            f"`{DVC_FILE}` has no stage `{stage}`; expected the pipeline's. `git checkout "
+            f"{DVC_FILE}` takes it back."
+        )
+    return stages[stage]
 
 
 def _filled(text: str, params: Mapping[str, Any]) -> str:

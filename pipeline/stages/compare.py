@@ -20,7 +20,7 @@ from pipeline.comparison import Answers, Comparison, compare
 from pipeline.dataset import AGAIN, AnySplit, Dataset, EncodedSplit, open_dataset, verify_dataset
 from pipeline.decoding import UNREADABLE, clean_boxes, decode_view
 from pipeline.errors import UserError, reported
-from pipeline.files import atomic_directory, atomic_file, read_json, write_json
+from pipeline.files import atomic_directory, atomic_file, canonical_json, read_json, write_json
 from pipeline.inputs import Inputs
 from pipeline.params.loading import PARAMS_FILE, read_params
 from pipeline.params.students import student_names
@@ -84,7 +84,7 @@ def check_made_from(path: Path, stage: str, inputs: Inputs) -> None:
     """
     with safe_open(path, "numpy") as file:
         made_from = json.loads((file.metadata() or {}).get("made_from", "{}"))
-    for key, now in inputs.params.items():
+    for key, now in json.loads(canonical_json(inputs.params)).items():
         if key in made_from and made_from[key] != now:
             raise UserError(
                 f"`{path}` was made when `{PARAMS_FILE}: {key}` was {json.dumps(made_from[key])}; "
