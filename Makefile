@@ -13,12 +13,15 @@ JOBS ?= 2
 setup: $(READY)
 
 # Bytecode is compiled here, once: where Python may not write it, every stage would compile again.
-$(READY): requirements.lock
+# What is installed has the hashes of these two files, or nothing is installed.
+$(READY): requirements.lock requirements-uv.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$$($(PYTHON) --version) found; Python 3.11 or newer is needed: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
-	python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
-	uv pip install --quiet --python .venv/bin/python --compile-bytecode --requirement requirements.lock
+	python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	  --requirement requirements-uv.lock
+	uv pip install --quiet --python .venv/bin/python --compile-bytecode --require-hashes \
+	  --requirement requirements.lock
 	@touch $@
 
 repro: $(READY)

@@ -60,6 +60,7 @@ def problems() -> list[str]:
     for name, model in SECTIONS.items():
         attempt(lambda name=name, model=model: load_section(model, name))
     attempt(load_distillation)
+    attempt(check_lock)
     attempt(check_dataset_root)
     attempt(check_teacher)
     try:
@@ -69,6 +70,16 @@ def problems() -> list[str]:
     for name in names:
         attempt(lambda name=name: check_student(name))
     return found
+
+
+def check_lock() -> None:
+    lock = Path("dvc.lock")
+    text = lock.read_text("utf-8", errors="replace") if lock.is_file() else ""
+    if any(line.startswith(("<<<<<<< ", ">>>>>>> ")) for line in text.splitlines()):
+        raise UserError(
+            f"`{lock}` has the marks of a merge; expected none. Remove it and "
+            "run `dvc repro`: what either side has run is taken from DVC's cache, where that is."
+        )
 
 
 def check_dataset_root() -> None:

@@ -249,7 +249,8 @@ def save(directory: Path, network: nn.Module, description: Description) -> None:
 
 
 def save_source(directory: Path, source: LogitSource) -> None:
-    """Write the description of a teacher that has no weights."""
+    """Write the description of a teacher that has no weights, and the file of none: DVC expects it."""
+    write_bytes(directory / WEIGHTS, serialised({}))
     write_json(directory / DESCRIPTION, {"format_version": FORMAT_VERSION, **asdict(source)})
 
 

@@ -3,6 +3,7 @@
 Contract code: an edit here runs the teacher again. Reads with NumPy alone.
 """
 
+import hashlib
 import math
 import tokenize
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +16,15 @@ import numpy as np
 from PIL import Image
 
 from pipeline.errors import UserError
-from pipeline.files import read_json
+from pipeline.files import canonical_json, read_json, sha256_of_file
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
 PREPARED = Path("data/prepared")
 AGAIN = "dvc repro prepare"
+#: What dataset.json says and the fingerprint covers; `storage` stands there if it is `encoded`.
+HEADER = ("format_version", "class_names", "channels", "image_size", "splits", "storage")
+_CHUNK = 4096  # images at a time, for hashes
 
 
 @dataclass(frozen=True)
@@ -211,6 +215,44 @@ def open_dataset(directory: Path = PREPARED) -> Dataset:
         std=description["std"],
         splits=splits,
     )
+
+
+def verify_dataset(directory: Path = PREPARED) -> None:
+    """Read every byte of what `open_dataset` has opened, once per run, in the parent process.
+
+    Raises:
+        UserError: samples, labels or class names are not those that were prepared.
+    """
+    description = read_json(directory / "dataset.json", made_by=AGAIN)
+    header = {key: description[key] for key in HEADER if key in description}
+    if fingerprint_of(directory, header) != description["fingerprint"]:
+        raise UserError(
+            f"`{directory}` is damaged: its images, labels or sample ids are not those that "
+            f"`dataset.json` in it describes. Remove `{directory}` and run `{AGAIN}`; if DVC's "
+            f"cache has the damage, `{AGAIN} --force`."
+        )
+
+
+def fingerprint_of(directory: Path, header: Mapping[str, object]) -> str:
+    """SHA-256 over the header and every split's sample ids, labels and pixels, or encoded bytes and
+    what is said of them.
+
+    Args:
+        header: HEADER's of dataset.json.
+    """
+    digest = hashlib.sha256(canonical_json(header).encode())
+    for split in SPLITS:
+        digest.update((directory / f"{split}_ids.json").read_bytes())
+        digest.update(np.load(directory / f"{split}_labels.npy").tobytes())
+        if header.get("storage") == "encoded":
+            for name in ("offsets", "sizes"):
+                digest.update(np.load(directory / f"{split}_{name}.npy").tobytes())
+            digest.update(bytes.fromhex(sha256_of_file(encoded_path(directory, split))))
+            continue
+        images = np.load(directory / f"{split}_images.npy", mmap_mode="r")
+        for start in range(0, len(images), _CHUNK):
+            digest.update(images[start : start + _CHUNK].tobytes())
+    return digest.hexdigest()
 
 
 def _open_encoded(

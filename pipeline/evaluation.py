@@ -5,6 +5,7 @@ Contract code, for the teacher measures itself with it: an edit here runs the te
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.augment import Policy
 from pipeline.checkpoint import InputSpec
 from pipeline.dataset import AnySplit
-from pipeline.files import write_bytes
+from pipeline.files import canonical_json, write_bytes
 from pipeline.views import views_of
 
 PREDICTIONS, METRICS = Path("predictions"), Path("metrics")
@@ -96,6 +97,11 @@ def cost(network: nn.Module, spec: InputSpec) -> Mapping[str, int]:
     }
 
 
-def write_predictions(path: Path, **logits: Tensor) -> None:
-    """Keep raw logits by split, [N, num_classes] float32 each, for comparisons."""
-    write_bytes(path, serialised({split: values.contiguous() for split, values in logits.items()}))
+def write_predictions(path: Path, made_from: Mapping[str, Any], **logits: Tensor) -> None:
+    """Keep raw logits by split, [N, num_classes] float32 each, for comparisons.
+
+    Args:
+        made_from: the parameters, as JSON has them; they are kept beside the logits.
+    """
+    tensors = {split: values.contiguous() for split, values in logits.items()}
+    write_bytes(path, serialised(tensors, {"made_from": canonical_json(made_from)}))

@@ -33,6 +33,10 @@ class Optimisation:
         """The network that is measured and saved: the average, or the one that is trained."""
         return self._network if self._average is None else self._average.network
 
+    def learning_rate(self, step: int) -> float:
+        """At a step counted from 0."""
+        return self.schedule.base_lrs[0] * self.schedule.lr_lambdas[0](step)
+
     def step(self, loss: Tensor) -> None:
         self.optimizer.zero_grad()
         loss.backward()

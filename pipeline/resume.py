@@ -81,6 +81,10 @@ class Progress:
         if self._group.leads:
             self._path.unlink(missing_ok=True)
 
+    @property
+    def folder(self) -> Path:
+        return self._folder
+
     def _read(self) -> dict[str, Any] | None:
         for path in self._folder.iterdir():
             if path.suffix in (".state", ".partial") and path != self._path:

@@ -3,7 +3,6 @@
 import copy
 import csv
 import io
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -36,7 +35,6 @@ from pipeline.device import (
     training_autocast,
 )
 from pipeline.distributed import ALONE, Group
-from pipeline.errors import UserError
 from pipeline.evaluation import (
     METRICS,
     PREDICTIONS,
@@ -45,12 +43,14 @@ from pipeline.evaluation import (
     write_predictions,
 )
 from pipeline.files import atomic_directory, write_bytes, write_json
+from pipeline.inputs import Inputs
 from pipeline.locking import reserved
 from pipeline.optimisation import Optimisation, batches
 from pipeline.params.students import StudentParams
 from pipeline.params.training import TrainingParams
 from pipeline.progress import EpochLog, bar
 from pipeline.resume import SCRATCH, Progress, fingerprint
+from pipeline.step_losses import StepLosses
 from pipeline.views import Batch
 
 #: (student_logits [B, C], teacher_logits [B, C], labels [B], kept [B, C] or None, epoch counted
@@ -88,16 +88,20 @@ def run(
     params: TrainingParams,
     dataset: Dataset,
     lesson: Lesson,
-    group: Group = ALONE,
+    group: Group,
+    given: Inputs,
 ) -> None:
     """Build a student's network, train it, and write its model, predictions, metrics and history.
 
     The best epoch is chosen on validation; test is measured once, for the last epoch and for it.
     Every rank of the group calls it; rank 0 writes and prints.
 
+    Args:
+        given: as the stage found it: where that has changed, nothing is written.
+
     Raises:
-        UserError: the network cannot be built, its loss is no longer finite, or another run trains
-            it at this moment.
+        UserError: the network cannot be built, its loss is no longer finite, another run trains
+            it at this moment, or what it was given has changed.
     """
     device = default_device()
     torch.manual_seed(params.seed)
@@ -125,11 +129,13 @@ def run(
         if not group.leads:
             return
 
+        given.check()
         model = Path("models") / lesson.kind / name
         with atomic_directory(model) as directory:
             checkpoint.save(directory, network, description)
         write_predictions(
             PREDICTIONS / lesson.kind / f"{name}.safetensors",
+            given.params,
             validation=validation_logits,
             test=test_logits,
         )
@@ -248,21 +254,25 @@ def train(
         own_batches = lesson.batches(view, [share(samples, group) for samples in parts])
         if group.leads:
             own_batches = bar(own_batches, f"epoch {epoch}", total=len(parts))
-        total_loss = torch.zeros((), device=device)
+        losses = StepLosses(
+            "the training loss",
+            epoch,
+            optimisation.learning_rate,
+            steps=steps,
+            device=device,
+            tells=group.leads,
+            kept=None if progress is None else progress.folder,
+            advice="Set a lower `learning_rate` for this student, or more `warmup_epochs`.",
+        )
         network.train()
         for samples, batch in zip(parts, own_batches, strict=True):
-            total_loss += course.step(samples, batch, view, epoch) * len(samples)
-        train_loss = total_loss.item() / len(chosen)
-        # One rank tells; the others go on to where they wait for it, and end with it.
-        if not math.isfinite(train_loss) and group.leads:
-            raise UserError(
-                f"the training loss is {train_loss} in epoch {epoch}. Set a lower "
-                "`learning_rate` for this student, or more `warmup_epochs`."
-            )
+            losses.add(course.step(samples, batch, view, epoch), len(samples))
+        train_loss = losses.mean(len(chosen))
         evaluated = optimisation.evaluated
         validation = dataset.splits["validation"]
         measured = evaluate(evaluated, spec, validation, device, group)[1]
         accuracy, nll = measured["validation_accuracy"], measured["validation_nll"]
+        losses.check_validation(nll)
         trained.history.append(
             {
                 "epoch": epoch,

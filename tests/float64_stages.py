@@ -21,13 +21,13 @@ def relate_rows(run):
     """A student's loss gets a term that relates the rows of a batch, and so tells a whole batch
     from its parts."""
 
-    def related(name, params, training, dataset, lesson, group):
-        def loss(student_logits, teacher_logits, *others):
+    def related(name, params, training, dataset, lesson, *others):
+        def loss(student_logits, teacher_logits, *rest):
             products = student_logits @ student_logits.T - teacher_logits @ teacher_logits.T
-            own = lesson.distillation_loss(student_logits, teacher_logits, *others)
+            own = lesson.distillation_loss(student_logits, teacher_logits, *rest)
             return own + 0.01 * products.square().mean()
 
-        run(name, params, training, dataset, replace(lesson, distillation_loss=loss), group)
+        run(name, params, training, dataset, replace(lesson, distillation_loss=loss), *others)
 
     return related
 

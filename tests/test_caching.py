@@ -1,19 +1,14 @@
 """What runs again, and what does not: real `dvc repro` in a temporary clone."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
-from copy import deepcopy
-from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
-from conftest import PARAMS, write_images, write_params
+from clone import Clone, cloned, stages_run
+from conftest import write_params
 from import_closure import ROOT
 
 from pipeline.dataset import open_dataset
@@ -29,95 +24,10 @@ def build(network, num_classes, in_channels):
 """
 
 
-def stages_run(output: str) -> set[str]:
-    return set(re.findall(r"Running stage '(.+?)'", output))
-
-
-class Clone:
-    """A project under DVC, with the parameters of the last `repro`."""
-
-    def __init__(self, root: Path):
-        self.root = root
-        self.params = deepcopy(PARAMS)
-        self.params["training"]["epochs"] = 1
-
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command in the clone, in this environment and with one thread."""
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        return subprocess.run(
-            command,
-            cwd=self.root,
-            env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    def dvc(self, *arguments: str) -> str:
-        """Run DVC; returns what it printed."""
-        result = self.run(sys.executable, "-m", "dvc", *arguments)
-        assert result.returncode == 0, result.stdout + result.stderr
-        return result.stdout
-
-    def make_students(self, jobs: int) -> subprocess.CompletedProcess[str]:
-        """`make students`, with this environment's Python for the one that it would set up."""
-        write_params(self.root, self.params)
-        return self.run(
-            "make",
-            "--no-print-directory",
-            "--assume-old",
-            ".venv/.ready",
-            "students",
-            f"JOBS={jobs}",
-        )
-
-    def twin(self) -> "Clone":
-        """A copy of all of it, DVC's cache too."""
-        twin = Clone(self.root.with_name(f"{self.root.name}_twin"))
-        shutil.copytree(self.root, twin.root)
-        twin.params = deepcopy(self.params)
-        return twin
-
-    def repro(self) -> set[str]:
-        """Run `dvc repro`; returns the stages that ran, not restored and not skipped."""
-        write_params(self.root, self.params)
-        output = self.dvc("repro")
-        self.restored = set(re.findall(r"Stage '(.+?)' is cached - skipping run", output))
-        return stages_run(output)
-
-    def commit(self, message: str) -> None:
-        identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
-        for command in (["add", "--all"], [*identity, "commit", "--quiet", "-m", message]):
-            subprocess.run(["git", *command], cwd=self.root, check=True)
-
-    def lock(self) -> dict:
-        return yaml.safe_load((self.root / "dvc.lock").read_text("utf-8"))
-
-    def outputs(self) -> dict[str, bytes]:
-        folders = (
-            "data/prepared",
-            "data/soft_targets",
-            "models",
-            "predictions",
-            "metrics",
-            "reports",
-        )
-        files = [path for folder in folders for path in (self.root / folder).rglob("*.*")]
-        return {str(path.relative_to(self.root)): path.read_bytes() for path in files}
-
-
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     root = tmp_path_factory.mktemp("clone")
-    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    for name in subprocess.check_output(listing, cwd=ROOT, text=True).splitlines():
-        generated = name == "dvc.lock" or name.startswith("metrics/")
-        if not generated and (ROOT / name).is_file():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, root / name)
-    subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
-    write_images(root / "images")
-    clone = Clone(root)
+    clone = cloned(root)
     assert clone.repro() == {
         "prepare",
         "teacher",

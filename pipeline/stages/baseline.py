@@ -13,10 +13,11 @@ from pipeline import interruption  # noqa: F401  (before what takes seconds to l
 import argparse
 
 from pipeline import distributed
-from pipeline.dataset import open_dataset
+from pipeline.dataset import open_dataset, verify_dataset
 from pipeline.device import default_device
 from pipeline.distributed import Group
 from pipeline.errors import reported
+from pipeline.inputs import Inputs
 from pipeline.params.loading import load_section
 from pipeline.params.students import load_student, load_with_overrides
 from pipeline.params.training import TrainingParams
@@ -27,10 +28,13 @@ from pipeline.views import views_of
 
 def train_baseline(name: str, group: Group) -> None:
     with group.leader_first():
+        given = Inputs("baseline", name)
         student = load_student(name)
         training = load_with_overrides(TrainingParams, "training", student.training, name)
         views = load_section(ViewsParams, "views")
         dataset = open_dataset().at(views.image_size)
+        if group.leads:  # once is enough
+            verify_dataset()
     train = views_of(dataset.splits["train"], views.plan, views.seed, default_device())
     lesson = Lesson(
         kind="baselines",
@@ -39,7 +43,7 @@ def train_baseline(name: str, group: Group) -> None:
         label_smoothing=training.label_smoothing,
         inputs={"views": views.model_dump(exclude={"count"})},
     )
-    run(name, student, training, dataset, lesson, group)
+    run(name, student, training, dataset, lesson, group, given)
 
 
 def main() -> None:

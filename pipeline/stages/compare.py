@@ -10,21 +10,23 @@ from pipeline import interruption  # noqa: F401  (before what takes seconds to l
 # isort: split
 
 import argparse
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from pipeline.comparison import Answers, Comparison, compare
-from pipeline.dataset import AGAIN, AnySplit, Dataset, EncodedSplit, open_dataset
+from pipeline.dataset import AGAIN, AnySplit, Dataset, EncodedSplit, open_dataset, verify_dataset
 from pipeline.decoding import UNREADABLE, clean_boxes, decode_view
 from pipeline.errors import UserError, reported
-from pipeline.files import atomic_directory, read_json, write_bytes, write_json
-from pipeline.params.loading import read_params
+from pipeline.files import atomic_directory, canonical_json, read_json, write_bytes, write_json
+from pipeline.inputs import Inputs
+from pipeline.params.loading import PARAMS_FILE, read_params
 from pipeline.params.students import student_names
 from pipeline.report import THUMBNAIL, Origin, html_report
 from pipeline.summary import compact, markdown, on_screen
@@ -88,15 +90,35 @@ def read_logits(path: Path, stage: str, dataset: Dataset) -> dict[str, np.ndarra
     return logits
 
 
+def check_made_from(path: Path, stage: str, inputs: Inputs) -> None:
+    """Args: inputs: of the stage that writes the predictions, as they are now.
+
+    Raises:
+        UserError: the predictions are not of these parameters, whatever DVC has recorded.
+    """
+    with safe_open(path, "numpy") as file:
+        made_from = json.loads((file.metadata() or {}).get("made_from", "{}"))
+    for key, now in json.loads(canonical_json(inputs.params)).items():
+        if key in made_from and made_from[key] != now:
+            raise UserError(
+                f"`{path}` was made when `{PARAMS_FILE}: {key}` was {json.dumps(made_from[key])}; "
+                f"now that is {json.dumps(now)}. Run `dvc repro --force --single-item {stage}`, "
+                "then `dvc repro`."
+            )
+
+
 def read_answers(name: str, role: str, dataset: Dataset) -> Answers:
     if role == "teacher":
-        place, stage = "teacher", "teacher"
+        place, stage, inputs = "teacher", "teacher", Inputs("teacher")
     else:
         kind = KINDS[role]
-        place, stage = f"{kind}/{name}", f"{kind.removesuffix('s')}@{name}"
+        singular = kind.removesuffix("s")
+        place, stage, inputs = f"{kind}/{name}", f"{singular}@{name}", Inputs(singular, name)
     no_network = role == "teacher" and read_params()["teacher"]["weights"] == "logits"
     costs = dict.fromkeys(COSTS) if no_network else read_costs(METRICS / f"{place}.json", stage)
-    logits = read_logits(PREDICTIONS / f"{place}.safetensors", stage, dataset)
+    predictions = PREDICTIONS / f"{place}.safetensors"
+    logits = read_logits(predictions, stage, dataset)
+    check_made_from(predictions, stage, inputs)
     return Answers(name, role, **{split: logits[split] for split in COMPARED}, **costs)
 
 
@@ -203,7 +225,9 @@ def main() -> None:
     if parser.parse_args().show:
         print(on_screen(read_json(METRICS / "comparison.json", made_by="dvc repro compare")))
         return
+    inputs = Inputs("compare")
     names, dataset = student_names(), open_dataset()
+    verify_dataset()
     origin = read_origin(dataset)
     teacher = read_answers("teacher", "teacher", dataset)
     students = {name: tuple(read_answers(name, role, dataset) for role in KINDS) for name in names}
@@ -217,6 +241,7 @@ def main() -> None:
     curves = training_curves(names)
     pixels_of = partial(clean_pixels, dataset.splits["test"])
     page = html_report(comparison, curves, pixels_of, origin)
+    inputs.check()
     with atomic_directory(REPORTS) as folder:
         write_bytes(folder / "index.html", page.encode())
         write_bytes(folder / "comparison.md", markdown(comparison).encode())

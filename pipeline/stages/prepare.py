@@ -10,7 +10,6 @@ from pipeline import interruption  # noqa: F401  (before what takes seconds to l
 # isort: split
 
 import argparse
-import hashlib
 import io
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -20,18 +19,13 @@ import numpy as np
 from PIL import Image
 
 from pipeline import findings
-from pipeline.dataset import FORMAT_VERSION, PREPARED, SPLITS, encoded_path
+from pipeline.dataset import FORMAT_VERSION, PREPARED, SPLITS, encoded_path, fingerprint_of
 from pipeline.encoded_images import EncodedFile
 from pipeline.errors import UserError, reported
-from pipeline.files import (
-    atomic_directory,
-    canonical_json,
-    reserve,
-    sha256_of_file,
-    write_bytes,
-    write_json,
-)
+from pipeline.files import atomic_directory, reserve, write_bytes, write_json
 from pipeline.image_folder import image_folder
+from pipeline.inputs import Inputs
+from pipeline.locking import reserved
 from pipeline.params.dataset import DatasetParams
 from pipeline.params.loading import load_section
 from pipeline.pictures import DIGEST_BYTES, Picture, picture_of
@@ -39,7 +33,7 @@ from pipeline.progress import bar
 from pipeline.samples import TRAIN, UNLABELLED, Samples, Source, split_off
 from pipeline.torchvision_sets import torchvision_set
 
-_CHUNK = 4096  # images at a time, for sums and hashes
+SCRATCH = Path(".scratch/prepare")  # nothing but its lock
 
 
 def digits(params: DatasetParams) -> Source:
@@ -182,24 +176,6 @@ class Statistics:
         return [round(m / 255, 6) for m in mean], [round(max(s / 255, 1 / 255), 6) for s in std]
 
 
-def fingerprint(directory: Path, header: Mapping[str, object]) -> str:
-    """SHA-256 over the header and every split's sample ids, labels and pixels, or encoded bytes and
-    what is said of them."""
-    digest = hashlib.sha256(canonical_json(header).encode())
-    for split in SPLITS:
-        digest.update((directory / f"{split}_ids.json").read_bytes())
-        digest.update(np.load(directory / f"{split}_labels.npy").tobytes())
-        if header.get("storage") == "encoded":
-            for name in ("offsets", "sizes"):
-                digest.update(np.load(directory / f"{split}_{name}.npy").tobytes())
-            digest.update(bytes.fromhex(sha256_of_file(encoded_path(directory, split))))
-            continue
-        images = np.load(directory / f"{split}_images.npy", mmap_mode="r")
-        for start in range(0, len(images), _CHUNK):
-            digest.update(images[start : start + _CHUNK].tobytes())
-    return digest.hexdigest()
-
-
 def write_dataset(params: DatasetParams, directory: Path) -> tuple[dict[str, object], str]:
     """Write everything of a prepared dataset into an empty directory.
 
@@ -218,7 +194,7 @@ def write_dataset(params: DatasetParams, directory: Path) -> tuple[dict[str, obj
     }
     if params.storage == "encoded":
         header["storage"] = params.storage
-    identity = fingerprint(directory, header)
+    identity = fingerprint_of(directory, header)
     description = {**header, "mean": mean, "std": std, "fingerprint": identity}
     if found := findings.duplicates(source.samples, digests):
         description["duplicates"] = found
@@ -241,8 +217,11 @@ def tell(source: Source, found: Mapping[str, object]) -> None:
 def main() -> None:
     argparse.ArgumentParser("python -m pipeline.stages.prepare", description=__doc__).parse_args()
     params = load_section(DatasetParams, "dataset")
-    with atomic_directory(PREPARED) as directory:
+    downloads = Path(params.root) if params.source == "torchvision" else None
+    inputs = Inputs("prepare", but=downloads)
+    with reserved(SCRATCH), atomic_directory(PREPARED) as directory:
         header, identity = write_dataset(params, directory)
+        inputs.check()
     counts = ", ".join(f"{count:,} {split}" for split, count in header["splits"].items())
     print(f"{PREPARED}: {counts} images of {len(header['class_names'])} classes, {identity[:12]}")
 

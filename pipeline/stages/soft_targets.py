@@ -34,12 +34,13 @@ from pipeline.answers import (
     open_answers,
 )
 from pipeline.checkpoint import TEACHER
-from pipeline.dataset import Dataset, open_dataset
+from pipeline.dataset import Dataset, open_dataset, verify_dataset
 from pipeline.device import default_device
 from pipeline.distributed import Group
 from pipeline.encodings import columns
 from pipeline.errors import UserError, reported
 from pipeline.files import atomic_directory
+from pipeline.inputs import Inputs
 from pipeline.params.loading import load_section
 from pipeline.params.soft_targets import SoftTargetsParams
 from pipeline.params.views import ViewsParams
@@ -211,13 +212,17 @@ def measure_fidelity(job: Job, folder: Path) -> dict[str, float]:
     return {"rows": count, **measured, "bytes_per_row": round(size / total, 2)}
 
 
-def finish(job: Job, plan: Plan, shares: Sequence[tuple[float | None, float]]) -> None:
+def finish(
+    job: Job, plan: Plan, shares: Sequence[tuple[float | None, float]], inputs: Inputs
+) -> None:
     """Measure the store, put it in place and say what it is.
 
     Args:
         shares: each process's seconds in the forward pass, None where there is none, and in all.
+        inputs: as they were when the stage began.
     """
     measured = measure_fidelity(job, plan.folder)
+    inputs.check()
     with atomic_directory(STORE) as directory:
         scratch.place_in(directory, (plan.folder / place.file_name for place in job.places))
         write_index(
@@ -253,7 +258,10 @@ def finish(job: Job, plan: Plan, shares: Sequence[tuple[float | None, float]]) -
 def run(group: Group) -> None:
     leads = group.rank == 0
     with scratch.reserved() if leads else nullcontext():
+        inputs = Inputs("soft_targets")
         job = open_job() if leads else None
+        if leads:  # once is enough
+            verify_dataset()
         plan = group.broadcast(plan_ahead(job) if leads else None)
         job = job or open_job()
         start = time.perf_counter()
@@ -262,7 +270,7 @@ def run(group: Group) -> None:
             make_shard(job, plan.folder, place)
         shares = group.gather((job.teacher.seconds(), time.perf_counter() - start))
         if leads:
-            finish(job, plan, shares)
+            finish(job, plan, shares, inputs)
 
 
 def main() -> None:

@@ -15,11 +15,12 @@ from dataclasses import asdict
 
 from pipeline import checkpoint, distributed
 from pipeline.checkpoint import TEACHER
-from pipeline.dataset import open_dataset
+from pipeline.dataset import open_dataset, verify_dataset
 from pipeline.device import default_device
 from pipeline.distillation import distillation_loss
 from pipeline.distributed import Group
 from pipeline.errors import reported
+from pipeline.inputs import Inputs
 from pipeline.params.distillation import check_method, load_distillation
 from pipeline.params.loading import load_section
 from pipeline.params.students import load_student, load_with_overrides
@@ -32,6 +33,7 @@ from pipeline.views import views_of
 
 def train_student(name: str, group: Group) -> None:
     with group.leader_first():
+        given = Inputs("student", name)
         student = load_student(name)
         training = load_with_overrides(TrainingParams, "training", student.training, name)
         distillation = load_distillation(student.distillation, name)
@@ -47,6 +49,7 @@ def train_student(name: str, group: Group) -> None:
             labels=dataset.splits["train"].labels,
         )
         if group.leads:  # once is enough
+            verify_dataset()
             store.verify(dataset)
     train = views_of(dataset.splits["train"], views.plan, views.seed, default_device())
     lesson = Lesson(
@@ -62,7 +65,7 @@ def train_student(name: str, group: Group) -> None:
             "store": asdict(store.index),
         },
     )
-    run(name, student, training, dataset, lesson, group)
+    run(name, student, training, dataset, lesson, group, given)
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ from pipeline import interruption  # noqa: F401  (before what takes seconds to l
 
 import argparse
 import hashlib
-import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -35,7 +34,7 @@ from pipeline.data_parallel import (
     share,
     whole,
 )
-from pipeline.dataset import Dataset, open_dataset
+from pipeline.dataset import Dataset, open_dataset, verify_dataset
 from pipeline.device import (
     compiled,
     default_device,
@@ -53,12 +52,14 @@ from pipeline.evaluation import (
     write_predictions,
 )
 from pipeline.files import atomic_directory, write_json
+from pipeline.inputs import Inputs
 from pipeline.locking import reserved
 from pipeline.optimisation import Optimisation, batches
 from pipeline.params.loading import load_section
 from pipeline.params.teacher import TeacherParams, TeacherTraining
 from pipeline.progress import EpochLog, bar
 from pipeline.resume import SCRATCH, Progress, fingerprint
+from pipeline.step_losses import StepLosses
 from pipeline.views import views_of
 
 MEASURED = ("validation", "test")
@@ -112,7 +113,16 @@ def train(
     for epoch in range(finished, params.epochs):
         network.train()
         fine_tuning.begin_epoch(network, params, epoch)
-        total_loss = torch.zeros((), device=device)
+        losses = StepLosses(
+            "the teacher's training loss",
+            epoch + 1,
+            optimisation.learning_rate,
+            steps=steps_per_epoch,
+            device=device,
+            tells=group.leads,
+            kept=None,
+            advice="Set a lower `teacher.training.learning_rate`, or more `warmup_epochs`.",
+        )
         order = labelled[permutation(len(labelled), params.seed, epoch)]
         parts = batches(order, params.batch_size)
         own_batches = views.batches(epoch, [share(samples, group) for samples in parts])
@@ -129,17 +139,12 @@ def train(
                 network, targets, partial(whole, count=len(samples), group=group)
             )
             optimisation.step(for_own_share(loss, group))
-            total_loss += loss.detach() * len(samples)
-        train_loss = total_loss.item() / len(labelled)
-        # One rank tells; the others go on to where they wait for it, and end with it.
-        if not math.isfinite(train_loss) and group.leads:
-            raise UserError(
-                f"the teacher's training loss is {train_loss} in epoch {epoch + 1}. Set a lower "
-                "`teacher.training.learning_rate`, or more `warmup_epochs`."
-            )
+            losses.add(loss.detach(), len(samples))
+        train_loss = losses.mean(len(labelled))
         evaluated = optimisation.evaluated
         logits = predict_together(evaluated, spec, validation, device=device, group=group)
         measured = measures(logits, validation_labels, "validation")
+        losses.check_validation(measured["validation_nll"])
         if progress is not None:
             progress.save(
                 {
@@ -173,7 +178,7 @@ def build(params: TeacherParams, dataset: Dataset) -> tuple[nn.Module, Descripti
     return checkpoint.build(description), description
 
 
-def take_logits(params: TeacherParams) -> None:
+def take_logits(params: TeacherParams, inputs: Inputs) -> None:
     """A teacher that is a table or a store of logits: nothing is run."""
     dataset = open_dataset()
     source = checkpoint.family_module(params.family).open_source(Path(params.checkpoint), dataset)
@@ -197,19 +202,23 @@ def take_logits(params: TeacherParams) -> None:
     described = LogitSource(
         params.family, params.network.name, dataset.class_names, params.checkpoint, source.sha256
     )
+    inputs.check()
     with atomic_directory(TEACHER) as directory:
         checkpoint.save_source(directory, described)
-    write_outcome(dataset, logits, {})
+    write_outcome(dataset, inputs, logits, {})
 
 
 def write_outcome(
-    dataset: Dataset, logits: Mapping[str, torch.Tensor], costs: Mapping[str, int]
+    dataset: Dataset,
+    inputs: Inputs,
+    logits: Mapping[str, torch.Tensor],
+    costs: Mapping[str, int],
 ) -> None:
     """The teacher's answers and measures. Args: logits: of MEASURED, [N, C] float32."""
     metrics: dict[str, float] = {}
     for name in MEASURED:
         metrics |= measures(logits[name], torch.from_numpy(dataset.splits[name].labels), name)
-    write_predictions(PREDICTIONS / "teacher.safetensors", **logits)
+    write_predictions(PREDICTIONS / "teacher.safetensors", inputs.params, **logits)
     write_json(METRICS / "teacher.json", {**metrics, **costs})
     print(f"  test accuracy {metrics['test_accuracy']:.4f}")
 
@@ -238,10 +247,11 @@ def name_of_progress(
 def make_teacher(group: Group) -> None:
     device = default_device()
     with group.leader_first():
+        inputs = Inputs("teacher")
         params = load_section(TeacherParams, "teacher")
         if params.weights == "logits":
             if group.leads:
-                take_logits(params)
+                take_logits(params, inputs)
             return
         if params.training.freeze_epochs and group.size > 1:
             raise UserError(
@@ -250,6 +260,8 @@ def make_teacher(group: Group) -> None:
                 "freeze_epochs: 0."
             )
         dataset = open_dataset()
+        if group.leads:  # once is enough
+            verify_dataset()
         torch.manual_seed(params.training.seed)
         network, description = build(params, dataset)
         spec = description.input
@@ -297,10 +309,11 @@ def make_teacher(group: Group) -> None:
         otherwise=OTHERWISE[params.weights],
         device=device,
     )
+    inputs.check()
     with atomic_directory(TEACHER) as directory:
         checkpoint.save(directory, network, description)
     size_bytes = (TEACHER / WEIGHTS).stat().st_size
-    write_outcome(dataset, logits, {**cost(network, spec), "size_bytes": size_bytes})
+    write_outcome(dataset, inputs, logits, {**cost(network, spec), "size_bytes": size_bytes})
     if progress is not None:  # kept until now: what the gate refused need not be trained again
         progress.remove()
 

@@ -1,0 +1,117 @@
+"""A clone of this project with a small dataset, in which real `dvc repro` run."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+import yaml
+from conftest import PARAMS, write_images, write_params
+from import_closure import ROOT
+
+
+def stages_run(output: str) -> set[str]:
+    return set(re.findall(r"Running stage '(.+?)'", output))
+
+
+class Clone:
+    """A project under DVC, with the parameters of the last `repro`."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.params = deepcopy(PARAMS)
+        self.params["training"]["epochs"] = 1
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in the clone, in this environment and with one thread."""
+        return subprocess.run(
+            command,
+            cwd=self.root,
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        """As `run`, without waiting for its end; what it prints and says is in `stdout`."""
+        return subprocess.Popen(
+            command,
+            cwd=self.root,
+            env=self._environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def _environment(self) -> dict[str, str]:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        return os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
+
+    def dvc(self, *arguments: str) -> str:
+        """Run DVC; returns what it printed."""
+        result = self.run(sys.executable, "-m", "dvc", *arguments)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    def make_students(self, jobs: int) -> subprocess.CompletedProcess[str]:
+        """`make students`, with this environment's Python for the one that it would set up."""
+        write_params(self.root, self.params)
+        return self.run(
+            "make",
+            "--no-print-directory",
+            "--assume-old",
+            ".venv/.ready",
+            "students",
+            f"JOBS={jobs}",
+        )
+
+    def twin(self, root: Path | None = None) -> "Clone":
+        """A copy of all of it, DVC's cache too."""
+        twin = Clone(root or self.root.with_name(f"{self.root.name}_twin"))
+        shutil.copytree(self.root, twin.root)
+        twin.params = deepcopy(self.params)
+        return twin
+
+    def repro(self) -> set[str]:
+        """Run `dvc repro`; returns the stages that ran, not restored and not skipped."""
+        write_params(self.root, self.params)
+        output = self.dvc("repro")
+        self.restored = set(re.findall(r"Stage '(.+?)' is cached - skipping run", output))
+        return stages_run(output)
+
+    def commit(self, message: str) -> None:
+        identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+        for command in (["add", "--all"], [*identity, "commit", "--quiet", "-m", message]):
+            subprocess.run(["git", *command], cwd=self.root, check=True)
+
+    def lock(self) -> dict:
+        return yaml.safe_load((self.root / "dvc.lock").read_text("utf-8"))
+
+    def outputs(self) -> dict[str, bytes]:
+        folders = (
+            "data/prepared",
+            "data/soft_targets",
+            "models",
+            "predictions",
+            "metrics",
+            "reports",
+        )
+        files = [path for folder in folders for path in (self.root / folder).rglob("*.*")]
+        return {str(path.relative_to(self.root)): path.read_bytes() for path in files}
+
+
+def cloned(root: Path) -> Clone:
+    """A clone in the folder, which need not be there; nothing has run in it."""
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.check_output(listing, cwd=ROOT, text=True).splitlines():
+        generated = name == "dvc.lock" or name.startswith("metrics/")
+        if not generated and (ROOT / name).is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, root / name)
+    subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
+    write_images(root / "images")
+    return Clone(root)

@@ -1,0 +1,147 @@
+"""A store that one clone has pushed serves another, which has neither images nor teacher."""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import time
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+from clone import Clone, cloned, stages_run
+from conftest import write_params
+from import_closure import ROOT
+
+FROM_THE_REMOTE = ("dvc", "repro", "--pull", "--allow-missing")
+IMAGES = "data/prepared/train_images.npy"
+SHARD = "data/soft_targets/train_view00001_sample000000000.h5"
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone in which everything has run, pushed to a remote of its own: a folder, `remote`."""
+    folder = tmp_path_factory.mktemp("shared")
+    origin = cloned(folder / "origin")
+    with open(origin.root / ".gitignore", "a", encoding="utf-8") as file:
+        file.write("/images\n")  # as data/raw/ is
+    origin.repro()
+    origin.dvc("remote", "add", "--default", "shared", str(folder / "remote"))
+    origin.commit("finished")
+    origin.dvc("push")
+    return origin
+
+
+@pytest.fixture
+def other(origin: Clone, tmp_path: Path) -> Clone:
+    """What `git clone` gives, with a student more, and a copy of the remote."""
+    shutil.copytree(origin.root.with_name("remote"), tmp_path / "remote")
+    other = Clone(tmp_path / "other")
+    subprocess.run(["git", "clone", "--quiet", str(origin.root), str(other.root)], check=True)
+    other.dvc("remote", "modify", "--local", "shared", "url", str(tmp_path / "remote"))
+    add_a_student(other)
+    return other
+
+
+def add_a_student(clone: Clone) -> None:
+    clone.params["students"]["new"] = deepcopy(clone.params["students"]["small"])
+    clone.params["students"]["new"]["training"] = {"seed": 3}
+    write_params(clone.root, clone.params)
+
+
+def repro(clone: Clone, *stages: str) -> subprocess.CompletedProcess[str]:
+    return clone.run(sys.executable, "-m", *FROM_THE_REMOTE, *stages)
+
+
+def in_the_remote(clone: Clone, name: str) -> Path:
+    """Where the clone's remote keeps a file of the origin's."""
+    origin = clone.run("git", "remote", "get-url", "origin").stdout.strip()
+    digest = hashlib.md5((Path(origin) / name).read_bytes()).hexdigest()
+    path = clone.root.with_name("remote") / "files/md5" / digest[:2] / digest[2:]
+    path.chmod(0o644)
+    return path
+
+
+def test_a_clone_trains_a_new_student_without_the_images_the_teacher_or_other_students(
+    origin, other
+):
+    result = repro(other, "student@new")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert stages_run(result.stdout) == {"student@new"}
+    models = {str(path.relative_to(other.root)) for path in (other.root / "models").rglob("*.*")}
+    assert models == {
+        "models/imported/none/.gitkeep",
+        "models/students/new/network.json",
+        "models/students/new/weights.safetensors",
+        "models/teacher/network.json",
+    }
+    twin = origin.twin(other.root.with_name("twin"))
+    add_a_student(twin)
+    twin.dvc("repro", "student@new")
+    for name in ("models/students/new/weights.safetensors", "predictions/students/new.safetensors"):
+        assert (other.root / name).read_bytes() == (twin.root / name).read_bytes()
+
+    other.dvc("pull")
+    result = repro(other)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert stages_run(result.stdout) == {"baseline@new", "compare"}
+    assert not stages_run(repro(other).stdout)
+
+
+def test_the_readme_says_these_commands():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    section = readme.partition("## Share the cache")[2].partition("\n## ")[0]
+    assert f"    {' '.join(FROM_THE_REMOTE)} student@" in section
+    assert "    dvc pull" in section
+    assert "    dvc push" in section
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+
+
+def shorten(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+@pytest.mark.parametrize(
+    ("damage", "name", "said"),
+    [
+        (Path.unlink, SHARD, "failed to download"),
+        (flip, IMAGES, "`data/prepared` is damaged"),
+        (shorten, IMAGES, "`data/prepared/train_images.npy` cannot be read"),
+        (flip, SHARD, "is damaged: its logits do not match their checksum"),
+        (shorten, SHARD, "is damaged"),
+    ],
+)
+def test_what_a_remote_has_lost_or_damaged_trains_no_student(other, damage, name, said):
+    damage(in_the_remote(other, name))
+    result = repro(other, "student@new")
+    assert result.returncode != 0
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "student@new" not in other.lock()["stages"]
+
+
+def test_a_pull_that_is_killed_is_gone_on_with(origin, other):
+    for seconds in (0.8, 1.6):
+        process = other.start(sys.executable, "-m", "dvc", "pull")
+        time.sleep(seconds)
+        process.kill()
+        process.communicate()
+    other.dvc("pull")
+    for folder in ("data", "models/teacher", "predictions", "reports"):
+        for path in (origin.root / folder).rglob("*.*"):
+            copy = other.root / path.relative_to(origin.root)
+            assert copy.read_bytes() == path.read_bytes(), copy
+
+
+def test_a_file_cut_short_in_the_clone_is_restored_from_its_cache(other):
+    other.dvc("pull")
+    shorten(other.root / IMAGES)
+    shorten(other.root / SHARD)
+    result = repro(other, "student@new")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert stages_run(result.stdout) == {"student@new"}

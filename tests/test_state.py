@@ -1,0 +1,247 @@
+"""Whatever state a project is in, a run ends with a correct result or says what is wrong."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import yaml
+from clone import Clone, cloned, stages_run
+from conftest import write_params
+
+MAKING = {"prepare", "teacher", "soft_targets", "baseline@small", "student@small", "compare"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone in which everything has run, committed. Copy it."""
+    clone = cloned(tmp_path_factory.mktemp("finished") / "clone")
+    assert clone.repro() == MAKING
+    clone.commit("finished")
+    return clone
+
+
+@pytest.fixture
+def clone(finished: Clone, tmp_path: Path) -> Clone:
+    return finished.twin(tmp_path / "clone")
+
+
+def git(clone: Clone, *command: str) -> None:
+    subprocess.run(["git", *command], cwd=clone.root, check=True, capture_output=True)
+
+
+def change_student(clone: Clone, section: str, **values: object) -> None:
+    clone.params["students"]["small"][section] |= values
+    write_params(clone.root, clone.params)
+
+
+def repro_disturbed(clone: Clone, stage: str, line: str, disturb: Callable[[], None]) -> str:
+    """What `dvc repro` says when something is done as soon as a stage has printed this."""
+    process = clone.start(sys.executable, "-m", "dvc", "repro", stage)
+    said = ""
+    for printed in process.stdout:
+        said += printed
+        if line in printed:
+            disturb()
+    process.wait()
+    return said if process.returncode else f"no failure:\n{said}"
+
+
+def epochs_of(clone: Clone) -> int:
+    history = (clone.root / "metrics/history/students/small.csv").read_text("utf-8")
+    return len(history.splitlines()) - 1
+
+
+def recorded(clone: Clone, stage: str) -> dict:
+    return clone.lock()["stages"][stage]
+
+
+def test_a_parameter_edited_while_a_student_trains_is_not_recorded_as_what_made_it(clone):
+    change_student(clone, "training", epochs=30)
+    change_student(clone, "distillation", temperature=3.0)
+    before = recorded(clone, "student@small")
+    said = repro_disturbed(
+        clone,
+        "student@small",
+        "epoch  1/30",
+        lambda: change_student(clone, "distillation", temperature=9.0),
+    )
+    assert "error: `params.yaml: students.small` changed while this stage ran" in said
+    assert "Traceback" not in said
+    assert recorded(clone, "student@small") == before
+    change_student(clone, "distillation", temperature=3.0)
+    assert "resumes after epoch 30 of 30" in clone.dvc("repro", "student@small")
+
+
+def test_another_students_parameters_may_change_while_one_trains(clone):
+    change_student(clone, "training", epochs=30)
+    clone.params["students"]["other"] = deepcopy(clone.params["students"]["small"])
+
+    def edit() -> None:
+        clone.params["students"]["other"]["training"]["seed"] = 9
+        write_params(clone.root, clone.params)
+
+    write_params(clone.root, clone.params)
+    said = repro_disturbed(clone, "student@small", "epoch  1/30", edit)
+    assert said.startswith("no failure"), said
+
+
+def test_a_branch_switched_while_a_student_trains_gets_no_result_of_the_other(clone):
+    git(clone, "switch", "--create", "other")
+    change_student(clone, "training", epochs=20)
+    with open(clone.root / "pipeline/losses.py", "a", encoding="utf-8") as file:
+        file.write("# another line\n")
+    clone.commit("other")
+    git(clone, "switch", "-")
+    change_student(clone, "training", epochs=30)
+    clone.commit("longer")
+    said = repro_disturbed(
+        clone, "student@small", "epoch  1/30", lambda: git(clone, "switch", "other")
+    )
+    assert "`pipeline/losses.py` changed while this stage ran" in said
+    assert "`params.yaml: students.small.training`" not in said.partition("changed while")[2]
+    change_student(clone, "training", epochs=20)  # as the branch has it
+    assert clone.repro() == {"student@small", "baseline@small", "compare"}
+    assert epochs_of(clone) == 20
+    git(clone, "stash")
+    git(clone, "switch", "-")
+    clone.dvc("repro", "student@small")
+    assert epochs_of(clone) == 30
+
+
+def test_data_prepared_anew_while_a_teacher_trains_stops_it(clone):
+    clone.params["teacher"]["training"]["epochs"] = 20
+    write_params(clone.root, clone.params)
+
+    def prepare_others() -> None:
+        clone.params["dataset"]["split_seed"] = 1
+        write_params(clone.root, clone.params)
+        result = clone.run(sys.executable, "-m", "pipeline.stages.prepare")
+        assert result.returncode == 0, result.stderr
+
+    before = recorded(clone, "teacher")
+    said = repro_disturbed(clone, "teacher", "epoch  1/20", prepare_others)
+    assert "error: `data/prepared` changed while this stage ran" in said
+    assert recorded(clone, "teacher") == before
+
+
+def test_a_dvc_lock_that_records_other_parameters_than_those_that_made_it_is_found(clone):
+    """One side's parameters beside the other's outputs, as a merge by hand can leave them."""
+    lock = clone.root / "dvc.lock"
+    content = yaml.safe_load(lock.read_text("utf-8"))
+    recorded_params = content["stages"]["student@small"]["params"]["params.yaml"]
+    recorded_params["students.small"]["distillation"] = {"temperature": 5.0}
+    lock.write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
+    change_student(clone, "distillation", temperature=5.0)
+    result = clone.run(sys.executable, "-m", "dvc", "repro")
+    assert stages_run(result.stdout) == {"compare"}
+    assert result.returncode != 0
+    assert (
+        "students/small.safetensors` was made when `params.yaml: students.small`" in result.stderr
+    )
+    remedy = "dvc repro --force --single-item student@small"
+    assert remedy in result.stderr
+    clone.dvc(*remedy.split()[1:])
+    assert clone.repro() == {"compare"}
+
+
+def test_a_dvc_lock_with_marks_of_a_conflict_is_refused_and_need_not_be_mended(clone):
+    lock = clone.root / "dvc.lock"
+    lines = lock.read_text("utf-8").splitlines()
+    lines[10:12] = ["<<<<<<< HEAD", *lines[10:12], "=======", *lines[10:12], ">>>>>>> other"]
+    lock.write_text("\n".join(lines), "utf-8")
+    before = clone.outputs()
+    for command in (("pipeline.check",), ("pipeline.students",), ("dvc", "repro")):
+        result = clone.run(sys.executable, "-m", *command)
+        assert result.returncode != 0
+        assert "Traceback" not in result.stderr
+    assert (
+        "`dvc.lock` has the marks of a merge"
+        in clone.run(sys.executable, "-m", "pipeline.check").stderr
+    )
+    lock.unlink()
+    assert clone.repro() == set()
+    assert clone.outputs() == before
+
+
+def test_every_output_that_is_edited_is_restored(clone):
+    before = clone.outputs()
+    for name, content in before.items():
+        if not content:
+            continue  # what keeps a committed folder
+        (clone.root / name).write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    assert clone.repro() == set()
+    assert clone.outputs() == before
+
+
+def test_a_store_of_another_project_is_refused_by_hand_and_replaced_by_dvc(clone, tmp_path):
+    other = clone.twin(tmp_path / "other")
+    other.params["teacher"]["training"]["seed"] = 5
+    other.params["views"]["seed"] = 8
+    other.repro()
+    store, before = clone.root / "data/soft_targets", clone.outputs()
+    for file in (other.root / "data/soft_targets").iterdir():
+        (store / file.name).write_bytes(file.read_bytes())
+    result = clone.run(sys.executable, "-m", "pipeline.stages.student", "small")
+    assert result.returncode != 0
+    assert "was written for teacher" in result.stderr
+    assert clone.repro() == set()
+    assert clone.outputs() == before
+
+
+def test_two_runs_at_once_end_with_the_bytes_of_one(clone):
+    """Each waits for the other, or says that it is there; nothing is made twice into one place."""
+    twin = clone.twin()
+    for each in (clone, twin):
+        change_student(each, "training", seed=4)
+    twin.repro()
+    command = (sys.executable, "-m", "pipeline.students", "--jobs", "1")
+    for together in ((command, command), (command, (sys.executable, "-m", "dvc", "repro"))):
+        processes = [clone.start(*each) for each in together]
+        said = [process.communicate()[0] for process in processes]
+        for process, text in zip(processes, said, strict=True):
+            assert "Traceback" not in text
+            assert process.returncode == 0 or "busy" in text or "another run" in text, text
+    clone.repro()
+    assert clone.outputs() == twin.outputs()
+
+
+def test_a_stage_that_another_process_runs_is_refused_by_hand(clone):
+    first = clone.start(sys.executable, "-m", "pipeline.stages.prepare")
+    lock = clone.root / ".scratch/prepare/lock"
+    code = f"import fcntl, time; f = open({str(lock)!r}); fcntl.flock(f, fcntl.LOCK_EX); input()"
+    assert first.wait() == 0
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+    result = clone.run(sys.executable, "-m", "pipeline.stages.prepare")
+    holder.communicate(b"\n")
+    assert result.returncode != 0
+    assert "another run of this stage is writing to `.scratch/prepare`" in result.stderr
+
+
+@pytest.mark.parametrize("moment", [10**9, 4 * 10**9], ids=["long ago", "in times to come"])
+def test_no_date_of_a_file_matters(clone, moment):
+    before = clone.outputs()
+    edited = clone.root / "models/students/small/weights.safetensors"
+    edited.write_bytes(bytes([0]) + edited.read_bytes()[1:])
+    files = [path for path in clone.root.rglob("*") if path.is_file() and ".git" not in path.parts]
+    for path in files:
+        if ".dvc" not in path.parts:
+            os.utime(path, (moment, moment))
+    assert clone.repro() == set()
+    assert clone.outputs() == before
+    change_student(clone, "distillation", temperature=6.0)
+    os.utime(clone.root / "params.yaml", (moment, moment))
+    assert "student@small" in stages_run(clone.dvc("repro"))
+
+
+def test_a_long_path_with_spaces_and_letters_of_any_script_is_a_place_like_another(tmp_path):
+    root = tmp_path / "Jürgens Ordner, 画像 (neu) $HOME 'x'" / ("ein langer Name " * 15).strip()
+    clone = cloned(root / "distillation")
+    for folder in (clone.root / "images/train").iterdir():
+        folder.rename(folder.with_name(f"{folder.name} ß 猫 -{'x' * 200}"))
+    assert len(str(clone.root)) > 255
+    assert clone.repro() == MAKING
+    assert clone.repro() == set()

@@ -1,0 +1,99 @@
+"""What is installed is what was locked, and nothing that runs asks for the network."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+from clone import cloned, stages_run
+from conftest import write_params
+from import_closure import ROOT
+
+#: Python loads this first, in every process: it notes and refuses whatever leaves the machine.
+GUARD = """
+import os, sys
+
+def watch(event, arguments):
+    names = event in ("socket.getaddrinfo", "socket.gethostbyname")
+    sends = event in ("socket.connect", "socket.sendto") and isinstance(arguments[1], tuple)
+    if names or sends:
+        with open(os.environ["ATTEMPTS"], "a", encoding="utf-8") as file:
+            file.write(f"{event} {arguments}\\n")
+        raise OSError("there is no network here")
+
+sys.addaudithook(watch)
+"""
+
+
+def locked(name: str) -> dict[str, str]:
+    """What each package of a lock file says: its version, its marker and its hashes."""
+    text = (ROOT / name).read_text("utf-8").replace("\\\n", " ")
+    return {re.match(r"[A-Za-z0-9._-]+", line)[0].lower(): line for line in text.splitlines()}
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-uv.lock"])
+def test_every_package_is_locked_to_a_version_and_to_hashes(name):
+    for package, line in locked(name).items():
+        assert re.match(rf"(?i){re.escape(package)}==[^ ]+ ", line), line
+        assert re.search(r" --hash=sha256:[0-9a-f]{64}\b", line), line
+        assert "://" not in line
+
+
+def test_the_lock_has_every_direct_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["test"], *extras["lint"]]
+    names = {re.match(r"[A-Za-z0-9._-]+", text)[0].lower() for text in wanted}
+    assert names - {project["name"]} <= locked("requirements.lock").keys()
+
+
+def test_whatever_is_installed_must_have_the_locked_hashes():
+    setup = (ROOT / "Makefile").read_text("utf-8").partition("$(READY):")[2].partition("\n\n")[0]
+    installs = re.findall(r"pip install (.+?--requirement \S+)", setup.replace("\\\n", ""))
+    assert len(installs) == 2
+    assert all("--require-hashes" in options for options in installs)
+
+
+@pytest.fixture
+def attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where processes that are started from now on note that they ask for the network."""
+    (tmp_path / "guard").mkdir()
+    (tmp_path / "guard/sitecustomize.py").write_text(GUARD, "utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "guard"))
+    monkeypatch.setenv("ATTEMPTS", str(tmp_path / "attempts"))
+    return tmp_path / "attempts"
+
+
+def test_the_guard_notes_what_asks_for_the_network(attempts):
+    code = "import urllib.request; urllib.request.urlopen('http://example.org')"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert result.returncode != 0
+    assert "example.org" in attempts.read_text("utf-8")
+
+
+def test_the_whole_pipeline_runs_without_a_network_and_asks_for_none(tmp_path, attempts):
+    alone = ["unshare", "--net"]
+    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("a namespace without network cannot be made here (unshare --net)")
+    clone = cloned(tmp_path / "clone")
+    students = clone.params["students"]
+    for name, family, network in (
+        ("of_timm", "timm", {"name": "test_resnet"}),
+        ("of_torchvision", "torchvision", {"name": "mobilenet_v2", "input_size": 32}),
+    ):
+        students[name] = deepcopy(students["small"]) | {"family": family, "network": network}
+    write_params(clone.root, clone.params)
+    for command in (
+        ("-m", "pipeline.check"),
+        ("-m", "dvc", "repro"),
+        ("-m", "pipeline.store", "verify"),
+        ("-c", "import onnxruntime, onnx"),
+    ):
+        result = clone.run(*alone, sys.executable, *command)
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert not attempts.exists(), attempts.read_text("utf-8")
+        if "repro" in command:
+            assert "student@of_timm" in stages_run(result.stdout)
