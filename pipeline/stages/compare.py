@@ -6,6 +6,7 @@ and the report in reports/.
 """
 
 import argparse
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,17 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from pipeline.comparison import Answers, Comparison, compare
+from pipeline.corruptions import CORRUPTIONS, SEVERITIES, chosen_samples, corrupted
 from pipeline.dataset import AGAIN, AnySplit, Dataset, EncodedSplit, open_dataset
 from pipeline.decoding import UNREADABLE, clean_boxes, decode_view
 from pipeline.errors import UserError, reported
 from pipeline.files import atomic_directory, atomic_file, read_json, write_json
 from pipeline.params.loading import read_params
 from pipeline.params.students import student_names
-from pipeline.report import THUMBNAIL, Origin, html_report
-from pipeline.summary import compact, markdown, on_screen
+from pipeline.report import Origin, html_report
+from pipeline.report_parts import THUMBNAIL
+from pipeline.robust_accuracy import Decisions, RobustComparison, compare_robustness
+from pipeline.summary import compact, markdown, on_screen, robust_figures
 
 METRICS, PREDICTIONS, REPORTS = Path("metrics"), Path("predictions"), Path("reports")
 STORE_INDEX = Path("data/soft_targets/store.json")
@@ -31,6 +35,7 @@ ORIGIN_KEYS = ("dataset_fingerprint", "teacher_fingerprint")
 COSTS = ("parameters", "macs", "size_bytes")
 KINDS = {"distilled": "students", "baseline": "baselines"}
 COMPARED = ("validation", "test")
+SHOWN_SEVERITY = 3  # of the report's corrupted images
 
 
 def read_costs(path: Path, stage: str) -> dict[str, int]:
@@ -85,6 +90,52 @@ def read_answers(name: str, role: str, dataset: Dataset) -> Answers:
     return Answers(name, role, **{split: logits[split] for split in COMPARED}, **costs)
 
 
+def read_decisions(place: str, stage: str, dataset: Dataset) -> Decisions | None:
+    """What a network names for corrupted test images; None for a teacher without a network.
+
+    Raises:
+        UserError: the file is absent, damaged, or not of these images and corruptions.
+    """
+    path = PREDICTIONS / "robustness" / f"{place}.safetensors"
+    again = f"Run `dvc pull {path}` if a remote holds it, or `dvc repro --force {stage}`."
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"`{path}` is absent or damaged ({error}). {again}") from None
+    samples = chosen_samples(len(dataset.splits["test"]))
+    if place == "teacher" and list(found) == ["samples"]:
+        return None
+    expected = {
+        "samples": samples.shape,
+        "clean": samples.shape,
+        "decisions": (len(CORRUPTIONS), len(SEVERITIES), *samples.shape),
+    }
+    shapes = {name: values.shape for name, values in found.items()}
+    if shapes != expected or not np.array_equal(found["samples"], samples):
+        held = ", ".join(f"{name} {list(shape)}" for name, shape in sorted(shapes.items()))
+        wanted = ", ".join(f"{name} {list(shape)}" for name, shape in sorted(expected.items()))
+        raise UserError(
+            f"`{path}` holds {held or 'nothing'}; expected {wanted}, of "
+            f"{len(samples):,} test images of data/prepared evenly spread. {again}"
+        )
+    return Decisions(found["clean"], found["decisions"])
+
+
+def read_robustness(names: list[str], dataset: Dataset) -> RobustComparison:
+    test = dataset.splits["test"]
+    return compare_robustness(
+        read_decisions("teacher", "robustness_teacher", dataset),
+        {
+            name: tuple(
+                read_decisions(f"{kind}/{name}", f"robustness@{name}", dataset)
+                for kind in KINDS.values()
+            )
+            for name in names
+        },
+        np.asarray(test.labels)[chosen_samples(len(test))],
+    )
+
+
 def training_curves(names: list[str]) -> pd.DataFrame:
     """Every epoch of every student and baseline."""
     curves = []
@@ -125,8 +176,8 @@ def read_origin(dataset: Dataset) -> Origin:
     return Origin(params=read_params(), fingerprints=fingerprints)
 
 
-def clean_pixels(split: AnySplit, sample: int) -> np.ndarray:
-    """[C, H, W] uint8, an image as networks are tested on it; decoded at the report's size.
+def clean_pixels(split: AnySplit, sample: int, side: int = THUMBNAIL) -> np.ndarray:
+    """[C, H, W] uint8, an image as networks are tested on it; an encoded one of `side` pixels.
 
     Raises:
         UserError: an encoded image cannot be read.
@@ -136,18 +187,29 @@ def clean_pixels(split: AnySplit, sample: int) -> np.ndarray:
     size = split.sizes[sample]
     (box,) = clean_boxes(size[None], split.image_size)
     try:
-        return decode_view(split.content(sample), size, box, THUMBNAIL, split.channels)
+        return decode_view(split.content(sample), size, box, side, split.channels)
     except UNREADABLE as error:
         raise UserError(
             f"`{split.sample_ids[sample]}` of test cannot be read ({error}). Run `{AGAIN}`."
         ) from None
 
 
+def corrupted_pictures(split: AnySplit) -> dict[str, np.ndarray]:
+    """The first test image as networks were shown it: clean, and under each corruption."""
+    pixels = clean_pixels(split, 0, split.image_size if isinstance(split, EncodedSplit) else 0)
+    return {"clean": pixels} | {
+        f"{name}, {SHOWN_SEVERITY}": corrupted(pixels, 0, corruption=name, severity=SHOWN_SEVERITY)
+        for name in CORRUPTIONS
+    }
+
+
 def models_table(comparison: Comparison) -> pd.DataFrame:
     """One row per model."""
-    return pd.DataFrame([{"model": m.name, **m.figures} for m in comparison.models]).drop(
-        columns="name"
-    )
+    rows = []
+    for model in comparison.models:
+        robust = robust_figures(model, comparison.robustness).get("robust_accuracy")
+        rows.append({"model": model.name, **model.figures, "robust_accuracy": robust})
+    return pd.DataFrame(rows).drop(columns="name")
 
 
 def class_table(comparison: Comparison) -> pd.DataFrame:
@@ -178,15 +240,19 @@ def main() -> None:
     teacher = read_answers("teacher", "teacher", dataset)
     students = {name: tuple(read_answers(name, role, dataset) for role in KINDS) for name in names}
     labels = {name: np.asarray(dataset.splits[name].labels) for name in COMPARED}
-    comparison = compare(teacher, students, labels, dataset.class_names)
+    comparison = replace(
+        compare(teacher, students, labels, dataset.class_names),
+        robustness=read_robustness(names, dataset),
+    )
     if comparison.teacher.accuracy == 0:
         raise UserError(
             "the teacher names no test image's class, so nothing can be retained of its accuracy. "
             "Look at `teacher` in params.yaml: the order of the classes, `mean`, `std`, training."
         )
     curves = training_curves(names)
-    pixels_of = partial(clean_pixels, dataset.splits["test"])
-    page = html_report(comparison, curves, pixels_of, origin)
+    test = dataset.splits["test"]
+    pixels_of = partial(clean_pixels, test)
+    page = html_report(comparison, curves, pixels_of, corrupted_pictures(test), origin)
     with atomic_directory(REPORTS) as folder:
         (folder / "index.html").write_text(page, "utf-8")
         (folder / "comparison.md").write_text(markdown(comparison), "utf-8")
