@@ -24,7 +24,6 @@ from pipeline.report_parts import (
     picture,
     section,
     table,
-    verdict_mark,
 )
 from pipeline.report_robustness import under_corruption
 from pipeline.report_style import STYLE
@@ -63,8 +62,7 @@ def html_report(
     Args:
         curves: student, role, epoch, validation_accuracy of every epoch.
         pixels_of: the [C, H, W] uint8 of a test image, by its number.
-        corrupted: likewise of one test image, as it is and under each corruption, by what it is
-            called.
+        corrupted: likewise of one test image, by corruption.
     """
     count = len(comparison.labels)
     body = [
@@ -142,6 +140,11 @@ MEASURES_NOTE = (
 )
 
 
+def verdict_mark(difference: Difference) -> str:
+    words = verdict_of(difference)
+    return f'<span class="verdict {words.replace(" ", "-")}">{words}</span>'
+
+
 def students_table(comparison: Comparison) -> str:
     teacher = comparison.teacher
     rows = [
@@ -150,7 +153,7 @@ def students_table(comparison: Comparison) -> str:
             "distilled": percent(gain.first.accuracy),
             "baseline": percent(gain.second.accuracy),
             "gain": f"{points(gain.gain)} {interval(points(gain.low), points(gain.high))}",
-            "verdict": verdict_mark(verdict_of(gain)),
+            "verdict": verdict_mark(gain),
             "of the teacher's accuracy": percent(gain.first.accuracy / teacher.accuracy),
             "agreement": percent(gain.first.agreement),
             "parameters": f"{gain.first.parameters:,} "
@@ -192,9 +195,7 @@ def pairs_table(pairs: Sequence[Difference]) -> str:
             "pair": f"{escape(pair.first.name)} <small>less</small> {escape(pair.second.name)}",
             "difference": f"{points(pair.gain)} {interval(points(pair.low), points(pair.high))}",
             "McNemar": p_text(pair.p_value),
-            "verdict": verdict_mark(verdict_of(pair))
-            .replace("a gain", "better")
-            .replace("a loss", "worse"),
+            "verdict": verdict_mark(pair).replace("a gain", "better").replace("a loss", "worse"),
         }
         for pair in pairs
     ]

@@ -61,10 +61,6 @@ def interval(low: str, high: str) -> str:
     return f"<small>{low} to {high}</small>"
 
 
-def verdict_mark(words: str) -> str:
-    return f'<span class="verdict {words.replace(" ", "-")}">{words}</span>'
-
-
 def picture(pixels: np.ndarray, title: str) -> str:
     """[C, H, W] uint8, inline."""
     planes = np.asarray(pixels).transpose(1, 2, 0)

@@ -26,6 +26,7 @@ from pipeline.params.loading import read_params
 from pipeline.params.students import student_names
 from pipeline.report import Origin, html_report
 from pipeline.report_parts import THUMBNAIL
+from pipeline.report_robustness import SHOWN_SEVERITY
 from pipeline.robust_accuracy import Decisions, RobustComparison, compare_robustness
 from pipeline.summary import compact, markdown, on_screen, robust_figures
 
@@ -35,7 +36,6 @@ ORIGIN_KEYS = ("dataset_fingerprint", "teacher_fingerprint")
 COSTS = ("parameters", "macs", "size_bytes")
 KINDS = {"distilled": "students", "baseline": "baselines"}
 COMPARED = ("validation", "test")
-SHOWN_SEVERITY = 3  # of the report's corrupted images
 
 
 def read_costs(path: Path, stage: str) -> dict[str, int]:
@@ -195,11 +195,11 @@ def clean_pixels(split: AnySplit, sample: int, side: int = THUMBNAIL) -> np.ndar
 
 
 def corrupted_pictures(split: AnySplit) -> dict[str, np.ndarray]:
-    """The first test image as networks were shown it: clean, and under each corruption."""
-    pixels = clean_pixels(split, 0, split.image_size if isinstance(split, EncodedSplit) else 0)
-    return {"clean": pixels} | {
-        f"{name}, {SHOWN_SEVERITY}": corrupted(pixels, 0, corruption=name, severity=SHOWN_SEVERITY)
-        for name in CORRUPTIONS
+    """The first test image as networks were shown it, by corruption."""
+    side = split.image_size if isinstance(split, EncodedSplit) else split.images.shape[-1]
+    pixels = clean_pixels(split, 0, side)
+    return {
+        name: corrupted(pixels, 0, corruption=name, severity=SHOWN_SEVERITY) for name in CORRUPTIONS
     }
 
 
