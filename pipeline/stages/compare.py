@@ -6,6 +6,7 @@ and the report in reports/.
 """
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -51,17 +52,27 @@ def read_costs(path: Path, stage: str) -> dict[str, int]:
     return {name: metrics[name] for name in COSTS}
 
 
+def remedy(path: Path, stage: str) -> str:
+    """How to have a stage's predictions again."""
+    return f"Run `dvc pull {path}` if a remote holds it, or `dvc repro --force {stage}`."
+
+
+def read_tensors(path: Path, again: str) -> dict[str, np.ndarray]:
+    """Raises: UserError: the file is absent or damaged."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"`{path}` is absent or damaged ({error}). {again}") from None
+
+
 def read_logits(path: Path, stage: str, dataset: Dataset) -> dict[str, np.ndarray]:
     """[N, C] raw logits of validation and test.
 
     Raises:
         UserError: the file is absent, damaged, or not of these images; says how to have it again.
     """
-    again = f"Run `dvc pull {path}` if a remote holds it, or `dvc repro --force {stage}`."
-    try:
-        logits = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"`{path}` is absent or damaged ({error}). {again}") from None
+    again = remedy(path, stage)
+    logits = read_tensors(path, again)
     for name in COMPARED:
         expected = (len(dataset.splits[name]), dataset.num_classes)
         found = logits[name].shape if name in logits else None
@@ -97,11 +108,8 @@ def read_decisions(place: str, stage: str, dataset: Dataset) -> Decisions | None
         UserError: the file is absent, damaged, or not of these images and corruptions.
     """
     path = PREDICTIONS / "robustness" / f"{place}.safetensors"
-    again = f"Run `dvc pull {path}` if a remote holds it, or `dvc repro --force {stage}`."
-    try:
-        found = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"`{path}` is absent or damaged ({error}). {again}") from None
+    again = remedy(path, stage)
+    found = read_tensors(path, again)
     samples = chosen_samples(len(dataset.splits["test"]))
     if place == "teacher" and list(found) == ["samples"]:
         return None
@@ -112,13 +120,16 @@ def read_decisions(place: str, stage: str, dataset: Dataset) -> Decisions | None
     }
     shapes = {name: values.shape for name, values in found.items()}
     if shapes != expected or not np.array_equal(found["samples"], samples):
-        held = ", ".join(f"{name} {list(shape)}" for name, shape in sorted(shapes.items()))
-        wanted = ", ".join(f"{name} {list(shape)}" for name, shape in sorted(expected.items()))
+        other = ", of other test images" if shapes == expected else ""
         raise UserError(
-            f"`{path}` holds {held or 'nothing'}; expected {wanted}, of "
-            f"{len(samples):,} test images of data/prepared evenly spread. {again}"
+            f"`{path}` holds {told_shapes(shapes)}{other}; expected {told_shapes(expected)}, of "
+            f"{len(samples):,} test images of data/prepared, evenly spread. {again}"
         )
     return Decisions(found["clean"], found["decisions"])
+
+
+def told_shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {list(shape)}" for name, shape in sorted(shapes.items()))
 
 
 def read_robustness(names: list[str], dataset: Dataset) -> RobustComparison:
