@@ -61,7 +61,7 @@ def read_tensors(path: Path, again: str) -> dict[str, np.ndarray]:
     """Raises: UserError: the file is absent or damaged."""
     try:
         return load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"`{path}` is absent or damaged ({error}). {again}") from None
 
 
@@ -113,23 +113,24 @@ def read_decisions(place: str, stage: str, dataset: Dataset) -> Decisions | None
     samples = chosen_samples(len(dataset.splits["test"]))
     if place == "teacher" and list(found) == ["samples"]:
         return None
+    clean = list(samples.shape)
     expected = {
-        "samples": samples.shape,
-        "clean": samples.shape,
-        "decisions": (len(CORRUPTIONS), len(SEVERITIES), *samples.shape),
+        "clean": f"int32 {clean}",
+        "decisions": f"int32 {[len(CORRUPTIONS), len(SEVERITIES), *clean]}",
+        "samples": f"int32 {clean}",
     }
-    shapes = {name: values.shape for name, values in found.items()}
-    if shapes != expected or not np.array_equal(found["samples"], samples):
-        other = ", of other test images" if shapes == expected else ""
+    held = {name: f"{found[name].dtype} {list(found[name].shape)}" for name in sorted(found)}
+    if held != expected or not np.array_equal(found["samples"], samples):
+        other = ", of other test images" if held == expected else ""
         raise UserError(
-            f"`{path}` holds {told_shapes(shapes)}{other}; expected {told_shapes(expected)}, of "
+            f"`{path}` holds {told(held)}{other}; expected {told(expected)}, of "
             f"{len(samples):,} test images of data/prepared, evenly spread. {again}"
         )
     return Decisions(found["clean"], found["decisions"])
 
 
-def told_shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    return ", ".join(f"{name} {list(shape)}" for name, shape in sorted(shapes.items()))
+def told(arrays: Mapping[str, str]) -> str:
+    return ", ".join(" ".join(item) for item in arrays.items())
 
 
 def read_robustness(names: list[str], dataset: Dataset) -> RobustComparison:
