@@ -241,6 +241,31 @@ def curves(series: Sequence[tuple[str, Sequence[float], Sequence[float]]], title
     return svg(bottom + 42, title, *parts)
 
 
+def levels(
+    series: Sequence[tuple[str, Sequence[float]]],
+    names: Sequence[str],
+    span: tuple[float, float],
+    title: str,
+    axis_title: str,
+) -> str:
+    """Shares at named levels, in equal steps: (class in the style, a share for each name).
+
+    Args:
+        span: of shares; the axis holds it, so that several drawings have one scale.
+    """
+    left, right, top, bottom = 44, WIDTH - 8, 8, 180
+    places = range(len(names))
+    x = Axis(0, len(names) - 1, left + 16, right - 12, places, lambda place: names[int(place)])
+    y = linear_axis(span, bottom, top, in_percent)
+    parts = [bottom_axis(x, bottom, top, axis_title), left_axis(y, left, right)]
+    for kind, shares in series:
+        parts.append(path([(x(i), y(share)) for i, share in enumerate(shares)], f"curve {kind}"))
+        for i, share in enumerate(shares):
+            told = f"{kind}, {names[i]}: {in_percent(share)}"
+            parts.append(dot(x(i), y(share), kind, told, 4))
+    return svg(bottom + 42, title, *parts)
+
+
 def reliability_plot(models: Sequence[tuple[str, np.ndarray]], title: str) -> str:
     """Accuracy by confidence: (class in the style, [bins, 3] count, confidence, accuracy).
 

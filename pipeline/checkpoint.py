@@ -249,7 +249,7 @@ def save(directory: Path, network: nn.Module, description: Description) -> None:
 
 
 def save_source(directory: Path, source: LogitSource) -> None:
-    """Write the description of a teacher that has no weights, and the file of none: DVC expects it."""
+    """Write the description of a teacher without weights, and a file of none: DVC expects one."""
     write_bytes(directory / WEIGHTS, serialised({}))
     write_json(directory / DESCRIPTION, {"format_version": FORMAT_VERSION, **asdict(source)})
 

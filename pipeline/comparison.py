@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import measures, statistics
+from pipeline.robust_accuracy import RobustComparison
 
 ALPHA = 1 - statistics.LEVEL
 
@@ -85,6 +86,7 @@ class Comparison:
     gains: Mapping[str, Difference]  # by student: distilled less baseline
     pairs: Sequence[Difference]  # of distilled students; p-values adjusted for being several
     ship: "Choice"
+    robustness: RobustComparison | None = None  # None: no network was shown corrupted images
 
     @property
     def models(self) -> list[Measured]:

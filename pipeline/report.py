@@ -1,9 +1,7 @@
 """The report: one HTML page that needs nothing else, no network and no script."""
 
-import base64
-import io
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.metadata import version
@@ -12,10 +10,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
-from PIL import Image
 
 from pipeline import charts, measures
 from pipeline.comparison import Comparison, Difference, Measured, pareto_front
+from pipeline.report_parts import (
+    LEGEND,
+    LEGEND_OF_TWO,
+    card,
+    drawing,
+    grid,
+    interval,
+    paragraphs,
+    picture,
+    section,
+    table,
+)
+from pipeline.report_robustness import under_corruption
 from pipeline.report_style import STYLE
 from pipeline.summary import (
     optional_percent,
@@ -30,7 +40,6 @@ from pipeline.summary import (
 MOST_CLASSES = 20  # drawn one by one: a heat map's row, a bar
 EXTREMES = 8  # above that: the most gained and the most lost, and so many pairs of classes
 STRIP = 9  # images
-THUMBNAIL = 144  # pixels a side at most
 VERSIONS = ("torch", "torchvision", "numpy", "h5py", "pillow")
 
 
@@ -46,6 +55,7 @@ def html_report(
     comparison: Comparison,
     curves: pd.DataFrame,
     pixels_of: Callable[[int], np.ndarray],
+    corrupted: Mapping[str, np.ndarray],
     origin: Origin,
 ) -> str:
     """The page.
@@ -53,6 +63,7 @@ def html_report(
     Args:
         curves: student, role, epoch, validation_accuracy of every epoch.
         pixels_of: the [C, H, W] uint8 of a test image, by its number.
+        corrupted: likewise of one test image, by corruption.
     """
     count = len(comparison.labels)
     body = [
@@ -79,6 +90,7 @@ def html_report(
             LEGEND,
             grid(reliabilities(comparison), "small"),
         ),
+        under_corruption(comparison, corrupted),
         section("Class by class", class_note(comparison), grid(class_drawings(comparison))),
         section(
             "Where students leave the teacher",
@@ -127,56 +139,6 @@ MEASURES_NOTE = (
     "that minimises the NLL of the validation images (-: NLL has no minimum, for every validation "
     "image is right). Agreement: share of test images on which the class is the teacher's."
 )
-
-
-def legend(*roles: str) -> str:
-    words = {"distilled": "distilled", "baseline": "without the teacher", "teacher": "teacher"}
-    marks = (f'<span class="{role}"><i></i><b>{words[role]}</b></span>' for role in roles)
-    return f'<div class="legend">{"".join(marks)}</div>'
-
-
-LEGEND = legend("distilled", "baseline", "teacher")
-LEGEND_OF_TWO = legend("distilled", "baseline")
-
-
-def section(title: str, note: str, *content: str) -> str:
-    told = f'<p class="note">{escape(note)}</p>' if note else ""
-    return f"<section><h2>{escape(title)}</h2>{told}{''.join(content)}</section>"
-
-
-def paragraphs(texts: Iterable[str]) -> str:
-    return "".join(f"<p>{escape(text)}</p>" for text in texts)
-
-
-def card(content: str, kind: str = "") -> str:
-    return f'<div class="card {kind}">{content}</div>'
-
-
-def drawing(title: str, content: str, note: str = "") -> str:
-    told = f"<figcaption>{escape(note)}</figcaption>" if note else ""
-    return f'<figure class="card"><h3>{escape(title)}</h3>{content}{told}</figure>'
-
-
-def grid(figures: Iterable[str], kind: str = "") -> str:
-    return f'<div class="grid {kind}">{"".join(figures)}</div>'
-
-
-def table(rows: Sequence[Mapping[str, str]], kind: str = "") -> str:
-    """Rows by column title; the cells are HTML. On a phone each row is a list with the titles."""
-    head = "".join(f"<th>{escape(title)}</th>" for title in rows[0])
-    lines = (
-        "".join(
-            f'<td data-label="{escape(title)}"><span>{cell}</span></td>'
-            for title, cell in row.items()
-        )
-        for row in rows
-    )
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-
-
-def interval(low: str, high: str) -> str:
-    return f"<small>{low} to {high}</small>"
 
 
 def verdict_mark(difference: Difference) -> str:
@@ -406,20 +368,6 @@ def strips(comparison: Comparison, pixels_of: Callable[[int], np.ndarray]) -> li
             f"{strip}</div>"
         )
     return parts
-
-
-def picture(pixels: np.ndarray, title: str) -> str:
-    """[C, H, W] uint8, inline."""
-    planes = np.asarray(pixels).transpose(1, 2, 0)
-    image = Image.fromarray(np.ascontiguousarray(planes[..., 0] if len(pixels) == 1 else planes))
-    if max(image.size) > THUMBNAIL:
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return (
-        f'<img class="{"" if max(image.size) < 64 else "smooth"}" alt="{escape(title)}" '
-        f'src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
-    )
 
 
 def origin_of(origin: Origin) -> str:

@@ -118,7 +118,7 @@ td small { color: var(--muted); font-size: .8rem; }
 .strip figcaption { line-height: 1.35; font-size: .8rem; margin-top: .3rem; }
 .strip figcaption b { color: var(--ink); font-weight: 600; }
 .strip .wrong { color: var(--loss); } .strip .right { color: var(--gain); }
-.stack > * + * { margin-top: 1rem; }
+.stack > * + * { margin-top: 1rem; } .grid + .stack { margin-top: 1rem; }
 details { margin-top: 1rem; } summary { cursor: pointer; }
 pre { margin: .6rem 0 0; font: .8rem/1.5 var(--mono);
   white-space: pre-wrap; overflow-wrap: anywhere; columns: 22rem; column-gap: 2rem; }

@@ -6,7 +6,10 @@ from typing import Any
 import pandas as pd
 
 from pipeline.comparison import Comparison, Difference, Measured, within_noise
+from pipeline.robust_accuracy import RobustComparison
 
+#: In a p-value's place, where there is no test: the gain's interval alone says whether it is noise.
+DECIDED_BY_INTERVAL = 0.0
 ROLE_WORDS = {"distilled": "distilled", "baseline": "without the teacher", "teacher": "teacher"}
 
 
@@ -46,6 +49,7 @@ def compact(comparison: Comparison) -> dict[str, Any]:
 
     teacher = {"accuracy": comparison.teacher.accuracy} | quality(comparison.teacher)
     del teacher["agreement"], teacher["kl"]  # with itself
+    teacher |= robust_figures(comparison.teacher, comparison.robustness)
     return {
         "test_images": len(comparison.labels),
         "teacher": rounded(teacher),
@@ -59,6 +63,7 @@ def compact(comparison: Comparison) -> dict[str, Any]:
                     "gain_high": gain.high,
                     "p_value": gain.p_value,
                     **quality(gain.first),
+                    **robust_figures(gain.first, comparison.robustness),
                 }
             )
             for name, gain in comparison.gains.items()
@@ -66,8 +71,40 @@ def compact(comparison: Comparison) -> dict[str, Any]:
     }
 
 
+def robust_figures(model: Measured, robustness: RobustComparison | None) -> dict[str, float]:
+    """A network's robust accuracy, and the gain of a distilled one; nothing where there is none."""
+    found = robustness.of(model.name, model.role) if robustness else None
+    if found is None:
+        return {}
+    figures = {"robust_accuracy": found.accuracy}
+    if model.role == "distilled":
+        gain = robustness.gains[model.name]
+        figures |= {"robust_gain": gain.gain}
+        figures |= {"robust_gain_low": gain.low, "robust_gain_high": gain.high}
+    return figures
+
+
 def gain_sentence(gains: Mapping[str, tuple[float, float, float, float]], test_images: int) -> str:
     """What distillation did. Args: gains: by student: gain, low, high, p-value."""
+    told = told_gains(gains, "accuracy")
+    return f"On {test_images:,} test image{'s' * (test_images != 1)}, {told}."
+
+
+def robust_sentence(gains: Mapping[str, tuple[float, float, float]]) -> str:
+    """What distillation did to robust accuracy. Args: gains: by student: gain, low, high."""
+    figures = {name: (*gain, DECIDED_BY_INTERVAL) for name, gain in gains.items()}
+    return f"Under common corruptions, {told_gains(figures, 'robust accuracy')}."
+
+
+def robust_sentences(comparison: Comparison) -> list[str]:
+    if comparison.robustness is None:
+        return []
+    gains = comparison.robustness.gains
+    return [robust_sentence({name: (g.gain, g.low, g.high) for name, g in gains.items()})]
+
+
+def told_gains(gains: Mapping[str, tuple[float, float, float, float]], what: str) -> str:
+    """Args: what: the gains are of."""
     named: dict[str, list[str]] = {"a gain": [], "a loss": [], "within noise": []}
     for name, figures in gains.items():
         gain, low, high, _ = figures
@@ -77,7 +114,7 @@ def gain_sentence(gains: Mapping[str, tuple[float, float, float, float]], test_i
         named[kind].append(name if kind == "within noise" else name + by)
     noise = named["within noise"]
     parts = [
-        f"distillation {verb} the accuracy of {listed(named[kind])}"
+        f"distillation {verb} the {what} of {listed(named[kind])}"
         for kind, verb in (("a gain", "raised"), ("a loss", "lowered"))
         if named[kind]
     ]
@@ -87,7 +124,7 @@ def gain_sentence(gains: Mapping[str, tuple[float, float, float, float]], test_i
         verb = "are" if len(noise) > 1 and not every else "is"
         subject = "every gain" if every else f"the {many} of {listed(noise)}"
         parts.append(f"{subject} {verb} within noise")
-    return f"On {test_images:,} test image{'s' * (test_images != 1)}, {'; '.join(parts)}."
+    return "; ".join(parts)
 
 
 def listed(items: Iterable[str]) -> str:
@@ -129,6 +166,7 @@ def sentences(comparison: Comparison) -> list[str]:
     figures = {name: (g.gain, g.low, g.high, g.p_value) for name, g in gains.items()}
     told = [
         gain_sentence(figures, len(comparison.labels)),
+        *robust_sentences(comparison),
         choice_sentence(comparison),
         f"The teacher has {percent(teacher.accuracy)}{with_parameters(teacher.parameters)}. It "
         f"agrees with distilled students on {span(m.agreement for m in distilled)} of the images, "
@@ -186,6 +224,12 @@ def on_screen(comparison: Mapping[str, Any]) -> str:
         + pd.DataFrame(lines).to_string(index=False)
         + f"\n{gain_sentence(figures, comparison['test_images'])}"
     )
+    robust = {
+        name: (s["robust_gain"], s["robust_gain_low"], s["robust_gain_high"])
+        for name, s in students.items()
+        if "robust_gain" in s  # not in a file of before it was measured
+    }
+    text += f"\n{robust_sentence(robust)}" if robust else ""
     return text.replace("\N{MINUS SIGN}", "-")  # which not every terminal has
 
 
@@ -203,6 +247,9 @@ def markdown(comparison: Comparison) -> str:
             "macro-F1": percent(m.macro_f1),
             "agreement": percent(m.agreement),
             "KL": f"{m.kl:.4f}",
+            "robust": optional_percent(
+                robust_figures(m, comparison.robustness).get("robust_accuracy")
+            ),
             "parameters": whole(m.parameters),
             "MACs": millions(m.macs),
             "bytes": whole(m.size_bytes),

@@ -146,6 +146,8 @@ def run_every_stage(root: Path, params: dict) -> None:
             run_stage(stage)
         for stage in ("baseline", "student"):
             run_stage(stage, "small")
+        for models in ("--teacher", "small"):
+            run_stage("robustness", models)
         run_stage("compare")
     shutil.rmtree(root / ".scratch")  # else nothing of a test's own teacher would run
 

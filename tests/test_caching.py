@@ -34,6 +34,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
         "soft_targets",
         "baseline@small",
         "student@small",
+        "robustness@small",
+        "robustness_teacher",
         "compare",
     }
     return clone
@@ -74,8 +76,9 @@ ANOTHER_STUDENT = {
     "training": {"seed": 5},
     "distillation": {},
 }
-SECOND = {"baseline@second", "student@second"}
+SECOND = {"baseline@second", "student@second", "robustness@second"}
 STUDENTS = {"student@small", "student@second"}
+ROBUSTNESS = {"robustness@small", "robustness@second"}
 
 # Each edit stands on those before it: (what is done, how, what runs besides `compare`).
 EDITS = [
@@ -84,7 +87,7 @@ EDITS = [
     (
         "one student's distillation",
         set_param("students", "second", "distillation", value={"temperature": 2.0}),
-        {"student@second"},
+        {"student@second", "robustness@second"},
     ),
     (
         "the same set back",
@@ -99,20 +102,24 @@ EDITS = [
     (
         "the defaults of distillation",
         set_param("distillation", "soft_label_weight", value=0.8),
-        STUDENTS,
+        STUDENTS | ROBUSTNESS,
     ),
-    ("the count of views", set_param("views", "count", value=2), {"soft_targets", *STUDENTS}),
+    (  # `small` sees the same view in its one epoch, and ends with the same weights
+        "the count of views",
+        set_param("views", "count", value=2),
+        {"soft_targets", *STUDENTS, "robustness@second"},
+    ),
     (
         "the teacher",
         set_param("teacher", "training", "seed", value=9),
-        {"teacher", "soft_targets", *STUDENTS},
+        {"teacher", "robustness_teacher", "soft_targets", *STUDENTS, *ROBUSTNESS},
     ),
     ("a comment in the loss", append("pipeline/losses.py", "# a comment\n"), STUDENTS),
     ("a new family", append("pipeline/networks/mine.py", NEW_FAMILY), set()),
     (
         "a student of the new family",
         set_param("students", "third", value=ANOTHER_STUDENT | {"family": "mine"}),
-        {"baseline@third", "student@third"},
+        {"baseline@third", "student@third", "robustness@third"},
     ),
 ]
 WITHOUT_EFFECT_ON_METRICS = {
@@ -178,7 +185,7 @@ def test_students_side_by_side_end_with_the_lock_and_the_bytes_of_one_after_the_
     for each in (clone, twin):
         set_param("students", "small", "training", value={"seed": 8})(each)
         set_param("students", "second", "distillation", value={"temperature": 2.5})(each)
-    wanted = {"student@small", "baseline@small", "student@second", "compare"}
+    wanted = {"student@small", "baseline@small", "student@second", *ROBUSTNESS, "compare"}
     assert clone.repro() == wanted
     result = twin.make_students(jobs=2)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from pipeline import checkpoint
 from pipeline.checkpoint import Description, InputSpec
+from pipeline.corruptions import PUBLISHED, SEVERITIES
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.params.dataset import DatasetParams
@@ -139,6 +140,15 @@ def test_the_table_in_the_readme_is_that_of_the_committed_run():
     comparison = json.loads((ROOT / "metrics/comparison.json").read_text("utf-8"))
     shown = "\n".join(f"    {line}" for line in on_screen(comparison).splitlines())
     assert shown in README
+
+
+def test_the_page_on_comparing_gives_every_corruptions_strengths():
+    page = (ROOT / "docs/comparing.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| .* \| ([\d., ]+) \| ([\d., ]+) \|$", page, re.MULTILINE)
+    assert {name: columns for name, *columns in rows} == {
+        name: [", ".join(f"{values[s - 1]:g}" for s in SEVERITIES) for values in sizes]
+        for name, sizes in PUBLISHED.items()
+    }
 
 
 def test_files_that_the_documents_link_to_exist():

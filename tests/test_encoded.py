@@ -31,7 +31,7 @@ from pipeline.decoding import clean_boxes, decode_view, eight_bits
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.pictures import ahead
-from pipeline.report import THUMBNAIL
+from pipeline.report_parts import THUMBNAIL
 from pipeline.stages.compare import clean_pixels
 from pipeline.store import verify
 from pipeline.views import EncodedViews, views_of

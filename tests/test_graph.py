@@ -1,6 +1,7 @@
 """The cache boundary is the module boundary."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -15,18 +16,24 @@ FAMILY = {
     "soft_targets": "${teacher.family}",
     "baseline": "${item.family}",
     "student": "${item.family}",
+    "robustness_teacher": "${teacher.family}",
+    "robustness": "${item.family}",
 }
 STUDENT_SIDE = {
     "pipeline/charts.py",
     "pipeline/check.py",
     "pipeline/comparison.py",
+    "pipeline/corruptions.py",
     "pipeline/distillation.py",
     "pipeline/losses.py",
     "pipeline/measures.py",
     "pipeline/mend.py",
     "pipeline/replay.py",
     "pipeline/report.py",
+    "pipeline/report_parts.py",
+    "pipeline/report_robustness.py",
     "pipeline/report_style.py",
+    "pipeline/robust_accuracy.py",
     "pipeline/statistics.py",
     "pipeline/store.py",
     "pipeline/students.py",
@@ -37,17 +44,26 @@ STUDENT_SIDE = {
     "pipeline/params/training.py",
     "pipeline/stages/baseline.py",
     "pipeline/stages/compare.py",
+    "pipeline/stages/robustness.py",
     "pipeline/stages/student.py",
 }
 
 
+def definition(stage: str) -> dict:
+    return STAGES[stage].get("do", STAGES[stage])
+
+
+def module_of(stage: str) -> str:
+    """The module that its command runs."""
+    return re.match(r"python -m (pipeline\.stages\.\w+)", definition(stage)["cmd"])[1]
+
+
 def code_dependencies(stage: str) -> set[str]:
-    definition = STAGES[stage].get("do", STAGES[stage])
-    return {path for path in definition["deps"] if path.startswith("pipeline/")}
+    return {path for path in definition(stage)["deps"] if path.startswith("pipeline/")}
 
 
 def expected_dependencies(stage: str) -> set[str]:
-    files = closure(f"pipeline.stages.{stage}")
+    files = closure(module_of(stage))
     if "pipeline/checkpoint.py" in files:  # which imports the family by its name
         files |= {"pipeline/networks/__init__.py", f"pipeline/networks/{FAMILY[stage]}.py"}
     return files
@@ -78,7 +94,7 @@ def test_every_file_is_on_one_side_of_the_cache_boundary():
 def test_a_family_imports_nothing_that_its_stages_do_not_depend_on(family):
     files = closure(f"pipeline.networks.{family}")
     for stage in FAMILY:
-        foreign = files - closure(f"pipeline.stages.{stage}")
+        foreign = files - closure(module_of(stage))
         assert foreign == {"pipeline/networks/__init__.py", f"pipeline/networks/{family}.py"}
 
 
@@ -89,8 +105,9 @@ def test_a_baseline_depends_on_every_key_of_views_but_the_count():
 
 def test_stages_never_import_each_other():
     for stage in STAGES:
-        imported = {path for path in closure(f"pipeline.stages.{stage}") if "/stages/" in path}
-        assert imported == {"pipeline/stages/__init__.py", f"pipeline/stages/{stage}.py"}
+        module = module_of(stage)
+        imported = {path for path in closure(module) if "/stages/" in path}
+        assert imported == {"pipeline/stages/__init__.py", f"{module.replace('.', '/')}.py"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "pipeline").rglob("__init__.py")))
@@ -99,7 +116,8 @@ def test_no_package_init_holds_code(path: Path):
 
 
 @pytest.mark.parametrize(
-    "module", ["losses", "rand_augment", "resampling", "measures", "statistics", "charts"]
+    "module",
+    ["losses", "rand_augment", "resampling", "measures", "statistics", "charts", "corruptions"],
 )
 def test_pure_files_import_nothing_of_ours(module):
     assert closure(f"pipeline.{module}") == {"pipeline/__init__.py", f"pipeline/{module}.py"}

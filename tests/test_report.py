@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,7 +14,9 @@ from browser import CHROMIUM, Page, browser
 
 from pipeline import charts
 from pipeline.comparison import Answers, Comparison, compare
+from pipeline.corruptions import CORRUPTIONS
 from pipeline.report import MOST_CLASSES, Origin, html_report
+from pipeline.robust_accuracy import Decisions, compare_robustness
 from pipeline.summary import markdown
 
 HOSTILE = "</style><script src='https://example.org/x.js'></script>&"
@@ -38,9 +41,15 @@ def invented(num_classes: int, students: list[str], count: int = 300) -> Compari
             size_bytes=4 * parameters,
         )
 
+    def decisions(seed: int) -> Decisions:
+        chosen = np.random.default_rng(seed).integers(
+            0, num_classes, (1 + len(CORRUPTIONS), 3, count)
+        )
+        return Decisions(labels["test"], np.where(chosen[1:] > 1, chosen[1:], labels["test"]))
+
     names = [f"a class of a long name {i}" for i in range(num_classes)]
     names[1] = HOSTILE
-    return compare(
+    comparison = compare(
         answers("teacher", "teacher", 4, 20_000_000),
         {
             name: (
@@ -52,6 +61,12 @@ def invented(num_classes: int, students: list[str], count: int = 300) -> Compari
         labels,
         names,
     )
+    robustness = compare_robustness(
+        None if len(students) == 1 else decisions(0),  # a teacher without a network
+        {name: (decisions(1), decisions(2 + i)) for i, name in enumerate(students)},
+        labels["test"],
+    )
+    return replace(comparison, robustness=robustness)
 
 
 def page_of(comparison: Comparison, size: int, channels: int = 3) -> str:
@@ -66,7 +81,8 @@ def page_of(comparison: Comparison, size: int, channels: int = 3) -> str:
         ]
     )
     origin = Origin({"students": {name: {} for name in comparison.gains}}, {"dataset": "ab" * 32})
-    return html_report(comparison, curves, images.__getitem__, origin)
+    corrupted = dict.fromkeys(CORRUPTIONS, images[0])
+    return html_report(comparison, curves, images.__getitem__, corrupted, origin)
 
 
 FOUR = ["mobilenet-v2-half", "resnet8", "b", "a_student_of_a_long_name"]
@@ -107,7 +123,18 @@ def test_every_drawing_is_well_formed_and_named(pages, name):
         assert "nan" not in drawing
     students = 4 if name == "few" else 1
     heat_maps = 0 if name == "many" else students
-    assert len(drawings) == 3 + students + (1 + students) + students + heat_maps
+    robust = 1 + students
+    assert len(drawings) == 3 + students + (1 + students) + robust + students + heat_maps
+
+
+@pytest.mark.parametrize(("name", "lines"), [("few", 4 * 3), ("many", 2), ("real", 3)])
+def test_accuracy_under_corruption_is_drawn_for_each_network_that_was_shown_it(pages, name, lines):
+    page = pages[name].read_text("utf-8")
+    text = page.partition("<h2>Under corruption</h2>")[2].partition("</section>")[0]
+    assert text.count("<polyline") == lines
+    assert text.count("<img") == len(CORRUPTIONS)
+    rows = {"few": 1 + 2 * 4, "many": 2, "real": 1 + 2}[name]
+    assert text.count("<tr>") == 1 + rows
 
 
 def test_many_classes_are_told_by_their_extremes(pages):
@@ -126,7 +153,8 @@ def test_every_image_on_which_they_disagree_is_counted_and_the_first_are_shown(p
         )
         differ = sum(len(set(row)) > 1 for row in decisions.tolist())
         assert f'{name} <span class="muted">{differ:,} of 300 images' in page
-    assert page.count("<img") == 4 * 9
+    strips = page.partition("on which they disagree</h2>")[2]
+    assert strips.count("<img") == 4 * 9
 
 
 def test_the_markdown_holds_the_sentences_and_one_row_per_student_and_model():

@@ -11,6 +11,8 @@ from pipeline import interruption  # noqa: F401  (before what takes seconds to l
 
 import argparse
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from pipeline.comparison import Answers, Comparison, compare
+from pipeline.corruptions import CORRUPTIONS, SEVERITIES, chosen_samples, corrupted
 from pipeline.dataset import AGAIN, AnySplit, Dataset, EncodedSplit, open_dataset, verify_dataset
 from pipeline.decoding import UNREADABLE, clean_boxes, decode_view
 from pipeline.errors import UserError, reported
@@ -28,8 +31,11 @@ from pipeline.files import atomic_directory, canonical_json, read_json, write_by
 from pipeline.inputs import Inputs
 from pipeline.params.loading import PARAMS_FILE, read_params
 from pipeline.params.students import student_names
-from pipeline.report import THUMBNAIL, Origin, html_report
-from pipeline.summary import compact, markdown, on_screen
+from pipeline.report import Origin, html_report
+from pipeline.report_parts import THUMBNAIL
+from pipeline.report_robustness import SHOWN_SEVERITY
+from pipeline.robust_accuracy import Decisions, RobustComparison, compare_robustness
+from pipeline.summary import compact, markdown, on_screen, robust_figures
 
 METRICS, PREDICTIONS, REPORTS = Path("metrics"), Path("predictions"), Path("reports")
 STORE_INDEX = Path("data/soft_targets/store.json")
@@ -58,17 +64,27 @@ def read_costs(path: Path, stage: str) -> dict[str, int]:
     return {name: metrics[name] for name in COSTS}
 
 
+def remedy(path: Path, stage: str) -> str:
+    """How to have a stage's predictions again."""
+    return f"Run `dvc pull {path}` if a remote holds it, or `dvc repro --force {stage}`."
+
+
+def read_tensors(path: Path, again: str) -> dict[str, np.ndarray]:
+    """Raises: UserError: the file is absent or damaged."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"`{path}` is absent or damaged ({error}). {again}") from None
+
+
 def read_logits(path: Path, stage: str, dataset: Dataset) -> dict[str, np.ndarray]:
     """[N, C] raw logits of validation and test.
 
     Raises:
         UserError: the file is absent, damaged, or not of these images; says how to have it again.
     """
-    again = f"Run `dvc pull {path}` if a remote holds it, or `dvc repro --force {stage}`."
-    try:
-        logits = load_file(path)
-    except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"`{path}` is absent or damaged ({error}). {again}") from None
+    again = remedy(path, stage)
+    logits = read_tensors(path, again)
     for name in COMPARED:
         expected = (len(dataset.splits[name]), dataset.num_classes)
         found = logits[name].shape if name in logits else None
@@ -145,6 +161,53 @@ def read_history(path: Path, kind: str, name: str) -> pd.DataFrame:
     return history
 
 
+def read_decisions(place: str, stage: str, dataset: Dataset) -> Decisions | None:
+    """What a network names for corrupted test images; None for a teacher without a network.
+
+    Raises:
+        UserError: the file is absent, damaged, or not of these images and corruptions.
+    """
+    path = PREDICTIONS / "robustness" / f"{place}.safetensors"
+    again = remedy(path, stage)
+    found = read_tensors(path, again)
+    samples = chosen_samples(len(dataset.splits["test"]))
+    if place == "teacher" and list(found) == ["samples"]:
+        return None
+    clean = list(samples.shape)
+    expected = {
+        "clean": f"int32 {clean}",
+        "decisions": f"int32 {[len(CORRUPTIONS), len(SEVERITIES), *clean]}",
+        "samples": f"int32 {clean}",
+    }
+    held = {name: f"{found[name].dtype} {list(found[name].shape)}" for name in sorted(found)}
+    if held != expected or not np.array_equal(found["samples"], samples):
+        other = ", of other test images" if held == expected else ""
+        raise UserError(
+            f"`{path}` holds {told(held)}{other}; expected {told(expected)}, of "
+            f"{len(samples):,} test images of data/prepared, evenly spread. {again}"
+        )
+    return Decisions(found["clean"], found["decisions"])
+
+
+def told(arrays: Mapping[str, str]) -> str:
+    return ", ".join(" ".join(item) for item in arrays.items())
+
+
+def read_robustness(names: list[str], dataset: Dataset) -> RobustComparison:
+    test = dataset.splits["test"]
+    return compare_robustness(
+        read_decisions("teacher", "robustness_teacher", dataset),
+        {
+            name: tuple(
+                read_decisions(f"{kind}/{name}", f"robustness@{name}", dataset)
+                for kind in KINDS.values()
+            )
+            for name in names
+        },
+        np.asarray(test.labels)[chosen_samples(len(test))],
+    )
+
+
 def training_curves(names: list[str]) -> pd.DataFrame:
     """Every epoch of every student and baseline."""
     curves = []
@@ -178,8 +241,8 @@ def read_origin(dataset: Dataset) -> Origin:
     return Origin(params=read_params(), fingerprints=fingerprints)
 
 
-def clean_pixels(split: AnySplit, sample: int) -> np.ndarray:
-    """[C, H, W] uint8, an image as networks are tested on it; decoded at the report's size.
+def clean_pixels(split: AnySplit, sample: int, side: int = THUMBNAIL) -> np.ndarray:
+    """[C, H, W] uint8, an image as networks are tested on it; an encoded one of `side` pixels.
 
     Raises:
         UserError: an encoded image cannot be read.
@@ -189,18 +252,30 @@ def clean_pixels(split: AnySplit, sample: int) -> np.ndarray:
     size = split.sizes[sample]
     (box,) = clean_boxes(size[None], split.image_size)
     try:
-        return decode_view(split.content(sample), size, box, THUMBNAIL, split.channels)
+        return decode_view(split.content(sample), size, box, side, split.channels)
     except UNREADABLE as error:
         raise UserError(
             f"`{split.sample_ids[sample]}` of test cannot be read ({error}). Run `{AGAIN}`."
         ) from None
 
 
+def corrupted_pictures(split: AnySplit) -> dict[str, np.ndarray]:
+    """The first test image as networks were shown it, by corruption."""
+    side = split.image_size if isinstance(split, EncodedSplit) else split.images.shape[-1]
+    pixels = clean_pixels(split, 0, side)
+    return {
+        name: corrupted(pixels, 0, corruption=name, severity=SHOWN_SEVERITY) for name in CORRUPTIONS
+    }
+
+
 def models_table(comparison: Comparison) -> pd.DataFrame:
     """One row per model."""
-    table = pd.DataFrame([{"model": m.name, **m.figures} for m in comparison.models])
+    rows = []
+    for model in comparison.models:
+        robust = robust_figures(model, comparison.robustness).get("robust_accuracy")
+        rows.append({"model": model.name, **model.figures, "robust_accuracy": robust})
     whole = dict.fromkeys(COSTS, "Int64")  # though a teacher without a network has none
-    return table.drop(columns="name").astype(whole)
+    return pd.DataFrame(rows).drop(columns="name").astype(whole)
 
 
 def class_table(comparison: Comparison) -> pd.DataFrame:
@@ -232,15 +307,19 @@ def main() -> None:
     teacher = read_answers("teacher", "teacher", dataset)
     students = {name: tuple(read_answers(name, role, dataset) for role in KINDS) for name in names}
     labels = {name: np.asarray(dataset.splits[name].labels) for name in COMPARED}
-    comparison = compare(teacher, students, labels, dataset.class_names)
+    comparison = replace(
+        compare(teacher, students, labels, dataset.class_names),
+        robustness=read_robustness(names, dataset),
+    )
     if comparison.teacher.accuracy == 0:
         raise UserError(
             "the teacher names no test image's class, so nothing can be retained of its accuracy. "
             "Look at `teacher` in params.yaml: the order of the classes, `mean`, `std`, training."
         )
     curves = training_curves(names)
-    pixels_of = partial(clean_pixels, dataset.splits["test"])
-    page = html_report(comparison, curves, pixels_of, origin)
+    test = dataset.splits["test"]
+    pixels_of = partial(clean_pixels, test)
+    page = html_report(comparison, curves, pixels_of, corrupted_pictures(test), origin)
     inputs.check()
     with atomic_directory(REPORTS) as folder:
         write_bytes(folder / "index.html", page.encode())
