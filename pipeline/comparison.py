@@ -3,7 +3,7 @@
 Arithmetic on logits; reads and writes nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -198,10 +198,10 @@ def compare(
     )
 
 
-def pareto_front(models: Sequence[Measured], cost: str) -> list[Measured]:
+def pareto_front(models: Sequence[Measured], cost: Callable[[Measured], float]) -> list[Measured]:
     """The models that no other matches or beats in both accuracy and cost, cheapest first."""
     front: list[Measured] = []
-    for model in sorted(models, key=lambda model: (getattr(model, cost), -model.accuracy)):
+    for model in sorted(models, key=lambda model: (cost(model), -model.accuracy)):
         if not front or model.accuracy > front[-1].accuracy:
             front.append(model)
     return front

@@ -146,7 +146,8 @@ def run_every_stage(root: Path, params: dict) -> None:
             run_stage(stage)
         for stage in ("baseline", "student"):
             run_stage(stage, "small")
-        run_stage("compare")
+        for stage in ("speed", "compare"):
+            run_stage(stage)
     shutil.rmtree(root / ".scratch")  # else nothing of a test's own teacher would run
 
 
