@@ -78,7 +78,7 @@ def speed_rows(device: DeviceSpeed) -> list[dict[str, str]]:
             "network": name,
             "one image": milliseconds(speed.latency_ms),
             "95th percentile": milliseconds(speed.latency_p95_ms),
-            "times as fast as the teacher": "-" if speed.speedup is None else speedup(speed),
+            "speed-up": "-" if speed.speedup is None else speedup(speed),
             f"in batches of {device.batch_size}": f"{speed.images_per_second:,.0f} images/s",
         }
         for name, speed in networks

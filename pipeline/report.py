@@ -127,9 +127,10 @@ COST_NOTE = (
     "network is both cheaper and more accurate than one on it."
 )
 SPEED_NOTE = (
-    "From an image in memory to its logits, in float32, all networks in turn. The 95 % interval of "
-    "the ratio is over the rounds. A baseline is the same network as its student. These figures "
-    "are a clock's: they differ from run to run, and from machine to machine."
+    "From an image in memory to its logits, in float32, all networks in turn. Speed-up: the "
+    "teacher's time for one image over the network's, median of rounds, with its 95 % interval. A "
+    "baseline is the same network as its student. These figures are a clock's: they differ from "
+    "run to run, and from machine to machine."
 )
 CACHE_NOTE = (
     "A pass is one image through the teacher. It takes as long for the cache as at a training "
@@ -274,7 +275,7 @@ def told_gain(gain: Difference) -> str:
 
 def speed_tables(costs: Costs) -> list[str]:
     return [
-        drawing(device.described, plain_table(speed_rows(device)), f"torch {device.torch}")
+        drawing(f"{device.described}, torch {device.torch}", plain_table(speed_rows(device)))
         for device in costs.speed.values()
     ]
 

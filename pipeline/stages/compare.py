@@ -168,8 +168,10 @@ def read_speed(names: list[str]) -> dict[str, DeviceSpeed]:
         speed = SPEED.validate_python(content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(f"`{path}`: `{where}`: {first['msg']}. {again}") from None
+        where = ".".join(map(str, first["loc"])) or "all of it"
+        raise UserError(
+            f"`{path}` is not what the stage `{stage}` writes: `{where}`: {first['msg']}. {again}"
+        ) from None
     missing = [name for name in names if any(name not in d.students for d in speed.values())]
     if missing:
         raise UserError(f"`{path}` has no figures of {', '.join(missing)}. {again}")
