@@ -3,7 +3,7 @@
 Arithmetic on logits; reads and writes nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -201,11 +201,11 @@ def compare(
     )
 
 
-def pareto_front(models: Sequence[Measured], cost: str) -> list[Measured]:
+def pareto_front(models: Sequence[Measured], cost: Callable[[Measured], float]) -> list[Measured]:
     """The models that no other matches or beats in both accuracy and cost, cheapest first."""
     front: list[Measured] = []
-    known = [model for model in models if getattr(model, cost) is not None]
-    for model in sorted(known, key=lambda model: (getattr(model, cost), -model.accuracy)):
+    known = [model for model in models if cost(model) is not None]
+    for model in sorted(known, key=lambda model: (cost(model), -model.accuracy)):
         if not front or model.accuracy > front[-1].accuracy:
             front.append(model)
     return front

@@ -3,8 +3,10 @@
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from importlib.metadata import version
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,8 @@ import yaml
 
 from pipeline import charts, measures
 from pipeline.comparison import Comparison, Difference, Measured, pareto_front
+from pipeline.costs import Costs, cache_rows, speed_rows
+from pipeline.costs import sentences as cost_sentences
 from pipeline.report_parts import (
     LEGEND,
     LEGEND_OF_TWO,
@@ -22,11 +26,13 @@ from pipeline.report_parts import (
     interval,
     paragraphs,
     picture,
+    plain_table,
     section,
     table,
 )
 from pipeline.report_robustness import under_corruption
 from pipeline.report_style import STYLE
+from pipeline.speed import DeviceSpeed
 from pipeline.summary import (
     optional_percent,
     p_text,
@@ -57,6 +63,7 @@ def html_report(
     pixels_of: Callable[[int], np.ndarray],
     corrupted: Mapping[str, np.ndarray],
     origin: Origin,
+    costs: Costs,
 ) -> str:
     """The page.
 
@@ -66,18 +73,26 @@ def html_report(
         corrupted: likewise of one test image, by corruption.
     """
     count = len(comparison.labels)
+    told = sentences(comparison, *cost_sentences(costs))
     body = [
         "<header><h1>What distillation bought</h1>",
         f'<p class="muted">{len(comparison.gains)} students, each with and without the teacher, '
         f"on {count:,} test images of {len(comparison.class_names):,} classes</p></header>",
-        f'<section class="card summary">{paragraphs(sentences(comparison))}</section>',
+        f'<section class="card summary">{paragraphs(told)}</section>',
         section(
             "Students",
             "Gain: the accuracy of the student that learned from the teacher less that of the same "
             "network without it, in percentage points, with its 95 % interval.",
             card(students_table(comparison)),
         ),
-        section("Gain, accuracy and cost", COST_NOTE, LEGEND, grid(cost_drawings(comparison))),
+        section(
+            "Gain, accuracy and cost",
+            COST_NOTE,
+            LEGEND,
+            grid(cost_drawings(comparison, costs), "wide"),
+        ),
+        section("Speed", SPEED_NOTE, f'<div class="stack">{"".join(speed_tables(costs))}</div>'),
+        section("Was the cache worth it?", CACHE_NOTE, card(plain_table(cache_rows(costs)))),
         section(
             "While training",
             "Accuracy on the validation images. The dot marks the best epoch.",
@@ -124,6 +139,17 @@ def html_report(
 COST_NOTE = (
     "Dots are test accuracies with their 95 % intervals. The dashed line is the Pareto front: no "
     "network is both cheaper and more accurate than one on it."
+)
+SPEED_NOTE = (
+    "From an image in memory to its logits, in float32, all networks in turn. Speed-up: the "
+    "teacher's time for one image over the network's, median of rounds, with its 95 % interval. A "
+    "baseline is the same network as its student. These figures are a clock's: they differ from "
+    "run to run, and from machine to machine."
+)
+CACHE_NOTE = (
+    "A pass is one image through the teacher. It takes as long for the cache as at a training "
+    "step, so that the number of passes decides. Writing and reading the store come on top: "
+    "benchmarks/README.md has what they take beside a forward pass."
 )
 CONFIDENCE_NOTE = (
     "Accuracy of the answers given with a certain confidence. Below the diagonal a network is "
@@ -214,28 +240,50 @@ def told_gain(gain: Difference) -> str:
     return f"{points(gain.gain)} ({points(gain.low)} to {points(gain.high)})"
 
 
-def cost_drawings(comparison: Comparison) -> list[str]:
+def speed_tables(costs: Costs) -> list[str]:
+    return [
+        drawing(f"{device.described}, torch {device.torch}", plain_table(speed_rows(device)))
+        for device in costs.speed.values()
+    ]
+
+
+def latencies(costs: Costs) -> dict[str, Callable[[Measured], float | None]]:
+    """By the title of an axis: a network's latency in ms; None for a teacher without one."""
+
+    def latency(device: DeviceSpeed, model: Measured) -> float | None:
+        speed = device.teacher if model.role == "teacher" else device.students[model.name]
+        return speed and speed.latency_ms
+
+    where = {"cpu": "the CPU", "cuda": "the GPU"}
+    return {
+        f"latency on {where[kind]}, ms": partial(latency, device)
+        for kind, device in costs.speed.items()
+    }
+
+
+def cost_drawings(comparison: Comparison, costs: Costs) -> list[str]:
     whiskers = [
         charts.Whisker(name, gain.gain, gain.low, gain.high, told_gain(gain), "distilled")
         for name, gain in comparison.gains.items()
     ]
     figures = [drawing("Gain", charts.interval_plot(whiskers, "Gain by student", "points"))]
-    for cost, title in (("parameters", "parameters"), ("macs", "MACs")):
+    axes = {"parameters": attrgetter("parameters"), "MACs": attrgetter("macs"), **latencies(costs)}
+    for title, cost in axes.items():
+        models = [m for m in comparison.models if cost(m) is not None]
         dots = [
             charts.Point(
                 m.name,
                 m.role,
-                getattr(m, cost),
+                cost(m),
                 m.accuracy,
                 m.low,
                 m.high,
                 named=m.role != "baseline",
             )
-            for m in comparison.models
-            if getattr(m, cost) is not None
+            for m in models
         ]
-        front = [(getattr(m, cost), m.accuracy) for m in pareto_front(comparison.models, cost)]
-        name = f"Accuracy against {title}"
+        front = [(cost(m), m.accuracy) for m in pareto_front(models, cost)]
+        name = f"Accuracy against {title.removesuffix(', ms')}"
         figures.append(drawing(name, charts.scatter(dots, front, name, title)))
     return figures
 

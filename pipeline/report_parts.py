@@ -57,6 +57,11 @@ def table(rows: Sequence[Mapping[str, str]], kind: str = "") -> str:
     return f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
+def plain_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Likewise; the cells are text."""
+    return table([{title: escape(cell) for title, cell in row.items()} for row in rows])
+
+
 def interval(low: str, high: str) -> str:
     return f"<small>{low} to {high}</small>"
 

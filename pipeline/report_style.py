@@ -41,6 +41,8 @@ p { margin: .3rem 0 .8rem; max-width: 46rem; }
 .grid { display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); }
 .grid.small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 16rem), 1fr)); }
+.grid.wide { grid-template-columns:
+  repeat(auto-fill, minmax(min(100%, max(20rem, 34%)), 1fr)); }  /* two columns at most */
 figure { margin: 0; }
 .card > svg { display: block; width: 100%; max-width: 30rem; height: auto; margin: 0 auto; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin: 0 0 .8rem; font-size: .88rem; }

@@ -6,6 +6,8 @@ from typing import Any
 import pandas as pd
 
 from pipeline.comparison import Comparison, Difference, Measured, within_noise
+from pipeline.costs import Costs, cache_rows, cache_sentence, speed_rows
+from pipeline.costs import sentences as cost_sentences
 from pipeline.robust_accuracy import RobustComparison
 
 #: In a p-value's place, where there is no test: the gain's interval alone says whether it is noise.
@@ -158,8 +160,12 @@ def choice_sentence(comparison: Comparison) -> str:
     )
 
 
-def sentences(comparison: Comparison) -> list[str]:
-    """The comparison in words: what distillation bought, what to ship, how faithful, how sure."""
+def sentences(comparison: Comparison, *more: str) -> list[str]:
+    """The comparison in words: what distillation bought, what to ship, how faithful, how sure.
+
+    Args:
+        more: what else is to be said before the caveat.
+    """
     teacher, gains = comparison.teacher, comparison.gains
     distilled = [gain.first for gain in gains.values()]
     baselines = [gain.second for gain in gains.values()]
@@ -182,7 +188,7 @@ def sentences(comparison: Comparison) -> list[str]:
             else f"Of {len(comparison.pairs)} pairs of distilled students, {len(apart)} can be "
             "told apart."
         )
-    return [*told, CAVEAT.format(points=f"{100 / len(comparison.labels):.2g}")]
+    return [*told, *more, CAVEAT.format(points=f"{100 / len(comparison.labels):.2g}")]
 
 
 CAVEAT = (
@@ -230,10 +236,12 @@ def on_screen(comparison: Mapping[str, Any]) -> str:
         if "robust_gain" in s  # not in a file of before it was measured
     }
     text += f"\n{robust_sentence(robust)}" if robust else ""
+    if "cache" in comparison:  # which a file of an earlier version lacks
+        text += f"\n{cache_sentence(comparison['cache'])}"
     return text.replace("\N{MINUS SIGN}", "-")  # which not every terminal has
 
 
-def markdown(comparison: Comparison) -> str:
+def markdown(comparison: Comparison, costs: Costs) -> str:
     """reports/comparison.md: for the text of a pull request."""
     models = {
         described(m): {
@@ -268,9 +276,15 @@ def markdown(comparison: Comparison) -> str:
         }
         for name, gain in comparison.gains.items()
     ]
-    summary = "\n".join(f"- {sentence}" for sentence in sentences(comparison))
+    summary = "\n".join(
+        f"- {sentence}" for sentence in sentences(comparison, *cost_sentences(costs))
+    )
+    speed = "".join(
+        f"Speed on {device.described}, in float32:\n\n{table(speed_rows(device))}\n"
+        for device in costs.speed.values()
+    )
     return (
-        f"## Comparison\n\n{summary}\n\n{table(gains)}\n"
+        f"## Comparison\n\n{summary}\n\n{table(gains)}\n{speed}{table(cache_rows(costs))}\n"
         f"<details><summary>Every measure</summary>\n\n{table(models.values())}\n</details>\n"
     )
 

@@ -148,7 +148,8 @@ def run_every_stage(root: Path, params: dict) -> None:
             run_stage(stage, "small")
         for models in ("--teacher", "small"):
             run_stage("robustness", models)
-        run_stage("compare")
+        for stage in ("speed", "compare"):
+            run_stage(stage)
     shutil.rmtree(root / ".scratch")  # else nothing of a test's own teacher would run
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -154,7 +155,7 @@ def test_the_pareto_front_holds_what_no_other_model_matches():
     ]
     comparison = compared(**{m.name: (m, replace(m, role="baseline")) for m in models})
     distilled = [gain.first for gain in comparison.gains.values()]
-    assert [m.name for m in pareto_front(distilled, "parameters")] == ["a", "c", "e"]
+    assert [m.name for m in pareto_front(distilled, attrgetter("parameters"))] == ["a", "c", "e"]
 
 
 def test_the_json_is_the_arithmetic_of_the_predictions(project):
@@ -236,6 +237,7 @@ def test_the_comparison_is_printed_as_a_table_with_interval_and_verdict(project,
         ("metrics/history/baselines/small.csv", "baseline@small"),
         ("data/prepared/dataset.json", "prepare"),
         ("data/soft_targets/store.json", "soft_targets"),
+        ("metrics/speed.json", "speed"),
     ],
 )
 @pytest.mark.parametrize("damage", ["absent", "damaged"])

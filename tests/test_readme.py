@@ -41,6 +41,7 @@ def test_a_clean_clone_runs_and_swaps_a_student_as_the_readme_says(tmp_path):
         "baseline@resnet20",
         "student@resnet20",
         "robustness@resnet20",
+        "speed",
         "compare",
     }
     assert "resnet20" in run("dvc metrics diff", clone)

@@ -10,13 +10,17 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from browser import CHROMIUM, Page, browser
 
 from pipeline import charts
 from pipeline.comparison import Answers, Comparison, compare
 from pipeline.corruptions import CORRUPTIONS
+from pipeline.costs import Costs
+from pipeline.economics import Economics
 from pipeline.report import MOST_CLASSES, Origin, html_report
 from pipeline.robust_accuracy import Decisions, compare_robustness
+from pipeline.speed import DeviceSpeed, NetworkSpeed
 from pipeline.summary import markdown
 
 HOSTILE = "</style><script src='https://example.org/x.js'></script>&"
@@ -69,7 +73,36 @@ def invented(num_classes: int, students: list[str], count: int = 300) -> Compari
     return replace(comparison, robustness=robustness)
 
 
-def page_of(comparison: Comparison, size: int, channels: int = 3) -> str:
+def costs_of(comparison: Comparison, *devices: str) -> Costs:
+    """Times that go with the networks' sizes."""
+
+    def speed(model) -> NetworkSpeed:
+        latency = model.parameters / 1e6
+        figures = {"latency_ms": latency, "latency_p95_ms": 1.5 * latency}
+        if model.role == "distilled":
+            ratio = comparison.teacher.parameters / model.parameters
+            figures |= {"speedup": ratio, "speedup_low": 0.9 * ratio, "speedup_high": 1.1 * ratio}
+        return NetworkSpeed(images_per_second=1000 / latency, **figures)
+
+    measured = DeviceSpeed(
+        name="A processor of a long name, 8275CL at 3.00 GHz",
+        threads=2,
+        torch="2.15.0",
+        batch_size=64,
+        teacher=speed(comparison.teacher),
+        students={name: speed(gain.first) for name, gain in comparison.gains.items()},
+    )
+    economics = Economics(
+        views=8,
+        training_images=45_000,
+        held_out_images=15_000,
+        epochs=dict.fromkeys(comparison.gains, 240),
+        bytes_per_row=200.3,
+    )
+    return Costs(dict.fromkeys(devices, measured), economics)
+
+
+def page_of(comparison: Comparison, costs: Costs, size: int, channels: int = 3) -> str:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (len(comparison.labels), channels, size, size), np.uint8)
     curves = pd.DataFrame(
@@ -82,7 +115,7 @@ def page_of(comparison: Comparison, size: int, channels: int = 3) -> str:
     )
     origin = Origin({"students": {name: {} for name in comparison.gains}}, {"dataset": "ab" * 32})
     corrupted = dict.fromkeys(CORRUPTIONS, images[0])
-    return html_report(comparison, curves, images.__getitem__, corrupted, origin)
+    return html_report(comparison, curves, images.__getitem__, corrupted, origin, costs)
 
 
 FOUR = ["mobilenet-v2-half", "resnet8", "b", "a_student_of_a_long_name"]
@@ -93,8 +126,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory, finished_project: Path) -> d
     """Of a real run; of few classes and four students; of many classes and one."""
     folder = tmp_path_factory.mktemp("pages")
     few, many = invented(5, FOUR), invented(MOST_CLASSES + 10, ["solo"])
-    (folder / "few.html").write_text(page_of(few, size=16, channels=1), "utf-8")
-    (folder / "many.html").write_text(page_of(many, size=200), "utf-8")
+    costs = costs_of(few, "cpu", "cuda"), costs_of(many, "cpu")
+    (folder / "few.html").write_text(page_of(few, costs[0], size=16, channels=1), "utf-8")
+    (folder / "many.html").write_text(page_of(many, costs[1], size=200), "utf-8")
     return {
         "real": finished_project / "reports/index.html",
         "few": folder / "few.html",
@@ -124,7 +158,11 @@ def test_every_drawing_is_well_formed_and_named(pages, name):
     students = 4 if name == "few" else 1
     heat_maps = 0 if name == "many" else students
     robust = 1 + students
-    assert len(drawings) == 3 + students + (1 + students) + robust + students + heat_maps
+    devices = 2 if name == "few" else 1
+    if name == "real":
+        devices += torch.cuda.is_available()
+    costs = 3 + devices
+    assert len(drawings) == costs + students + (1 + students) + robust + students + heat_maps
 
 
 @pytest.mark.parametrize(("name", "lines"), [("few", 4 * 3), ("many", 2), ("real", 3)])
@@ -159,12 +197,24 @@ def test_every_image_on_which_they_disagree_is_counted_and_the_first_are_shown(p
 
 def test_the_markdown_holds_the_sentences_and_one_row_per_student_and_model():
     comparison = invented(5, FOUR)
-    text = markdown(comparison)
+    text = markdown(comparison, costs_of(comparison, "cpu"))
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
-    assert [len(table.splitlines()) - 2 for table in tables] == [4, 9]
+    assert [len(table.splitlines()) - 2 for table in tables] == [4, 5, 3, 9]
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1
     assert "- On 300 test images" in text
+    assert "- The cache took 375,000 teacher passes" in text
+
+
+def test_accuracy_is_drawn_against_the_latency_of_each_device_with_its_front(pages):
+    page = pages["few"].read_text("utf-8")
+    for where in ("CPU", "GPU"):
+        name = f"Accuracy against latency on the {where}"
+        (drawn,) = re.findall(rf'aria-label="{name}".*?</svg>', page, re.DOTALL)
+        assert drawn.count("<circle") == 1 + 2 * len(FOUR)
+        assert drawn.count('class="front"') == 1
+        assert "teacher, teacher: " in drawn
+        assert ", 20</title>" in drawn  # of 20 M parameters: 20 ms
 
 
 @pytest.mark.parametrize(

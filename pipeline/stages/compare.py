@@ -1,8 +1,8 @@
 """compare: what distillation gained and lost, each student beside its baseline and the teacher.
 
 Reads metrics, histories and predictions of the teacher and of each student in params.yaml, by
-name, and the test images; writes metrics/comparison.json and .csv, metrics/training_curves.csv,
-and the report in reports/.
+name, the networks' speed, and the test images; writes metrics/comparison.json and .csv,
+metrics/training_curves.csv, and the report in reports/. What a clock measured is in reports/ alone.
 """
 
 from pipeline import interruption  # noqa: F401  (before what takes seconds to load)
@@ -19,13 +19,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from pipeline.comparison import Answers, Comparison, compare
 from pipeline.corruptions import CORRUPTIONS, SEVERITIES, chosen_samples, corrupted
+from pipeline.costs import Costs
 from pipeline.dataset import AGAIN, AnySplit, Dataset, EncodedSplit, open_dataset, verify_dataset
 from pipeline.decoding import UNREADABLE, clean_boxes, decode_view
+from pipeline.economics import Economics
 from pipeline.errors import UserError, reported
 from pipeline.files import atomic_directory, canonical_json, read_json, write_bytes, write_json
 from pipeline.inputs import Inputs
@@ -35,6 +38,7 @@ from pipeline.report import Origin, html_report
 from pipeline.report_parts import THUMBNAIL
 from pipeline.report_robustness import SHOWN_SEVERITY
 from pipeline.robust_accuracy import Decisions, RobustComparison, compare_robustness
+from pipeline.speed import SPEED, DeviceSpeed
 from pipeline.summary import compact, markdown, on_screen, robust_figures
 
 METRICS, PREDICTIONS, REPORTS = Path("metrics"), Path("predictions"), Path("reports")
@@ -220,8 +224,8 @@ def training_curves(names: list[str]) -> pd.DataFrame:
     return pd.concat(curves, ignore_index=True)
 
 
-def read_origin(dataset: Dataset) -> Origin:
-    """What the figures came from.
+def read_store(dataset: Dataset) -> dict[str, Any]:
+    """The index of the store that the students learned from.
 
     Raises:
         UserError: the students learned from a store of other images than these.
@@ -237,8 +241,56 @@ def read_origin(dataset: Dataset) -> Origin:
             f"{index['dataset_fingerprint'][:12]}…, but data/prepared is "
             f"{dataset.fingerprint[:12]}…. Run `dvc repro`."
         )
-    fingerprints = {"dataset": dataset.fingerprint, "teacher": index["teacher_fingerprint"]}
-    return Origin(params=read_params(), fingerprints=fingerprints)
+    return index
+
+
+def economics(index: Mapping[str, Any], curves: pd.DataFrame) -> Economics:
+    """
+    Args:
+        index: of the store.
+        curves: one row per epoch of each training.
+
+    Raises:
+        UserError: the index does not say how much the store holds.
+    """
+    epochs = curves[curves["role"] == "distilled"].groupby("student", sort=False).size()
+    try:
+        return Economics(
+            views=index["num_views"],
+            training_images=index["splits"]["train"],
+            held_out_images=sum(index["splits"][name] for name in COMPARED),
+            epochs=epochs.to_dict(),
+            bytes_per_row=index["fidelity"].get("bytes_per_row"),
+        )
+    except (KeyError, TypeError, AttributeError, ValidationError):
+        raise UserError(
+            f"`{STORE_INDEX}` does not say how many views of how many images the store holds; "
+            "expected `num_views`, `splits` and `fidelity` as docs/soft_targets_format.md has "
+            "them. Run `dvc repro --force soft_targets`."
+        ) from None
+
+
+def read_speed(names: list[str]) -> dict[str, DeviceSpeed]:
+    """How fast the networks are, by the device's type.
+
+    Raises:
+        UserError: the file is absent, no such file, or of other students.
+    """
+    path, stage = METRICS / "speed.json", "speed"
+    content = read_json(path, made_by=f"dvc repro {stage}")
+    again = f"Run `dvc repro --force {stage}`."
+    try:
+        speed = SPEED.validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "all of it"
+        raise UserError(
+            f"`{path}` is not what the stage `{stage}` writes: `{where}`: {first['msg']}. {again}"
+        ) from None
+    missing = [name for name in names if any(name not in d.students for d in speed.values())]
+    if missing:
+        raise UserError(f"`{path}` has no figures of {', '.join(missing)}. {again}")
+    return speed
 
 
 def clean_pixels(split: AnySplit, sample: int, side: int = THUMBNAIL) -> np.ndarray:
@@ -303,7 +355,7 @@ def main() -> None:
     inputs = Inputs("compare")
     names, dataset = student_names(), open_dataset()
     verify_dataset()
-    origin = read_origin(dataset)
+    index = read_store(dataset)
     teacher = read_answers("teacher", "teacher", dataset)
     students = {name: tuple(read_answers(name, role, dataset) for role in KINDS) for name in names}
     labels = {name: np.asarray(dataset.splits[name].labels) for name in COMPARED}
@@ -317,18 +369,22 @@ def main() -> None:
             "Look at `teacher` in params.yaml: the order of the classes, `mean`, `std`, training."
         )
     curves = training_curves(names)
+    costs = Costs(read_speed(names), economics(index, curves))
+    fingerprints = {"dataset": dataset.fingerprint, "teacher": index["teacher_fingerprint"]}
+    origin = Origin(params=read_params(), fingerprints=fingerprints)
     test = dataset.splits["test"]
     pixels_of = partial(clean_pixels, test)
-    page = html_report(comparison, curves, pixels_of, corrupted_pictures(test), origin)
+    page = html_report(comparison, curves, pixels_of, corrupted_pictures(test), origin, costs)
     inputs.check()
     with atomic_directory(REPORTS) as folder:
         write_bytes(folder / "index.html", page.encode())
-        write_bytes(folder / "comparison.md", markdown(comparison).encode())
+        write_bytes(folder / "comparison.md", markdown(comparison, costs).encode())
         write_table(folder / "class_accuracy.csv", class_table(comparison))
     write_table(METRICS / "training_curves.csv", curves)
     write_table(METRICS / "comparison.csv", models_table(comparison))
-    write_json(METRICS / "comparison.json", compact(comparison))
-    print(on_screen(compact(comparison)))
+    figures = compact(comparison) | {"cache": costs.economics.figures}
+    write_json(METRICS / "comparison.json", figures)
+    print(on_screen(figures))
 
 
 if __name__ == "__main__":

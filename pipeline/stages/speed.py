@@ -1,0 +1,175 @@
+"""speed: how long the teacher and each student take to answer, on the CPU and on a GPU if any.
+
+Reads models/teacher/, models/students/ and `students`, `views.image_size` of params.yaml; writes
+metrics/speed.json. A baseline is the same network as its student, and is not measured again.
+Everything that a clock touches is here: the same code writes other figures in every run.
+"""
+
+import argparse
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline import checkpoint
+from pipeline.checkpoint import DESCRIPTION, TEACHER, InputSpec
+from pipeline.errors import reported
+from pipeline.files import read_json, write_json
+from pipeline.params.loading import load_section
+from pipeline.params.students import student_names
+from pipeline.params.views import ViewsParams
+from pipeline.speed import SPEED, DeviceSpeed, NetworkSpeed, network_speed
+
+STUDENTS, OUTPUT = Path("models/students"), Path("metrics/speed.json")
+ROUNDS, CALLS = 20, 5  # of one image: every network CALLS times in each round
+BATCH_SIZE = 64
+LEAST_ROUNDS, SECONDS = 3, 10  # of batches: so many rounds, and so long per network, or ROUNDS
+ANSWERS = "logits"  # the family of a teacher that is a table of answers and no network
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network to be measured."""
+
+    name: str
+    network: nn.Module
+    spec: InputSpec
+
+    @torch.inference_mode()
+    def answer(self, views: Tensor) -> Tensor:
+        """As `evaluation.predict` in float32, less the setting of mode and precision at every
+        call, which takes some per cent of a small network's time for one image."""
+        logits = self.network(self.spec.apply(views)).float()
+        if views.device.type == "cuda":  # where a call returns before its work is done
+            torch.cuda.synchronize(views.device)
+        return logits
+
+
+def read_teacher() -> Subject | None:
+    """None where the teacher is no network."""
+    made_by = "dvc repro teacher"
+    if read_json(TEACHER / DESCRIPTION, made_by=made_by).get("family") == ANSWERS:
+        return None
+    return read_network("teacher", TEACHER, made_by)
+
+
+def read_network(name: str, directory: Path, made_by: str) -> Subject:
+    network, description = checkpoint.load(directory, made_by=made_by)
+    return Subject(name, network.eval(), description.input)
+
+
+def devices() -> list[torch.device]:
+    return [torch.device(kind) for kind in ("cpu", "cuda")[: 1 + torch.cuda.is_available()]]
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:  # no Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(filter(None, names), platform.processor() or platform.machine())
+
+
+def in_turns(
+    tasks: Sequence[Callable[[], object]], calls: int, *, least: int, seconds: float
+) -> np.ndarray:
+    """[tasks, rounds, calls] seconds of each call: all tasks in every round, another one first each
+    time, so that what disturbs the machine falls on all alike.
+
+    Makes ROUNDS rounds, or fewer where that would take more than `seconds` per task, but not fewer
+    than `least`. A turn of several calls begins with one that is not counted: until then another
+    network's weights are in the processor's cache.
+    """
+    for task in tasks:
+        task()  # whatever is made at the first call
+    start, times = time.perf_counter(), []
+    while len(times) < ROUNDS and (
+        len(times) < least or time.perf_counter() - start < seconds * len(tasks)
+    ):
+        taken = np.empty((len(tasks), calls))
+        first = len(times) % len(tasks)
+        for number in [*range(first, len(tasks)), *range(first)]:
+            if calls > 1:
+                tasks[number]()
+            for call in range(calls):
+                begin = time.perf_counter()
+                tasks[number]()
+                taken[number, call] = time.perf_counter() - begin
+        times.append(taken)
+    return np.stack(times, 1)
+
+
+def measure(
+    teacher: Subject | None, students: Sequence[Subject], size: int, device: torch.device
+) -> DeviceSpeed:
+    """The speed of all networks, which are moved to the device.
+
+    Args:
+        size: of a view, in pixels.
+    """
+    subjects = [*([teacher] if teacher else []), *students]
+    tasks: dict[int, list[Callable[[], object]]] = {1: [], BATCH_SIZE: []}
+    generator = torch.Generator().manual_seed(0)
+    for subject in subjects:
+        subject.network.to(device)
+        shape = (BATCH_SIZE, subject.spec.channels, size, size)
+        # Noise: what an image shows does not matter to speed.
+        views = torch.randint(256, shape, generator=generator, dtype=torch.uint8).to(device)
+        for count, of_count in tasks.items():
+            of_count.append(lambda s=subject, v=views[:count]: s.answer(v))
+    latencies = in_turns(tasks[1], CALLS, least=ROUNDS, seconds=0)
+    batches = in_turns(tasks[BATCH_SIZE], 1, least=LEAST_ROUNDS, seconds=SECONDS)[..., 0]
+    of_teacher = latencies[0] if teacher else None
+    figures = [
+        network_speed(*times, BATCH_SIZE, None if subject is teacher else of_teacher)
+        for subject, *times in zip(subjects, latencies, batches, strict=True)
+    ]
+    return DeviceSpeed(
+        name=device_name(device),
+        threads=torch.get_num_threads() if device.type == "cpu" else None,
+        torch=torch.__version__,
+        batch_size=BATCH_SIZE,
+        teacher=figures[0] if teacher else None,
+        students={s.name: f for s, f in zip(subjects, figures, strict=True) if s is not teacher},
+    )
+
+
+def told(name: str, speed: NetworkSpeed) -> str:
+    line = (
+        f"  {name}: {speed.latency_ms:.4g} ms (95th percentile {speed.latency_p95_ms:.4g}), "
+        f"{speed.images_per_second:,.0f} images/s"
+    )
+    if speed.speedup is None:
+        return line
+    interval = f"{speed.speedup_low:.3g} to {speed.speedup_high:.3g}"
+    return f"{line}, {speed.speedup:.3g} x as fast as the teacher ({interval})"
+
+
+def main() -> None:
+    argparse.ArgumentParser("python -m pipeline.stages.speed", description=__doc__).parse_args()
+    size = load_section(ViewsParams, "views").image_size
+    names, teacher = student_names(), read_teacher()
+    students = [read_network(name, STUDENTS / name, f"dvc repro student@{name}") for name in names]
+    speed = {}
+    for device in devices():
+        measured = measure(teacher, students, size, device)
+        speed[device.type] = measured
+        print(f"speed of one image, and in batches of {BATCH_SIZE}, on {measured.described}:")
+        if measured.teacher:
+            print(told("teacher", measured.teacher))
+        for name, figures in measured.students.items():
+            print(told(name, figures))
+    write_json(OUTPUT, SPEED.dump_python(speed, exclude_none=True))
+
+
+if __name__ == "__main__":
+    with reported():
+        main()
