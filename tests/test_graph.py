@@ -15,14 +15,18 @@ FAMILY = {
     "soft_targets": "${teacher.family}",
     "baseline": "${item.family}",
     "student": "${item.family}",
+    "export": "${item.family}",
 }
 STUDENT_SIDE = {
     "pipeline/charts.py",
     "pipeline/check.py",
     "pipeline/comparison.py",
     "pipeline/distillation.py",
+    "pipeline/exported.py",
+    "pipeline/exporting.py",
     "pipeline/losses.py",
     "pipeline/measures.py",
+    "pipeline/predict.py",
     "pipeline/replay.py",
     "pipeline/report.py",
     "pipeline/report_style.py",
@@ -37,6 +41,7 @@ STUDENT_SIDE = {
     "pipeline/params/training.py",
     "pipeline/stages/baseline.py",
     "pipeline/stages/compare.py",
+    "pipeline/stages/export.py",
     "pipeline/stages/student.py",
 }
 

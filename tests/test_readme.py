@@ -40,6 +40,7 @@ def test_a_clean_clone_runs_and_swaps_a_student_as_the_readme_says(tmp_path):
     assert set(re.findall(r"Running stage '(.+?)'", output)) == {
         "baseline@resnet20",
         "student@resnet20",
+        "export@resnet20",
         "compare",
     }
     assert "resnet20" in run("dvc metrics diff", clone)
