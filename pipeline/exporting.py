@@ -4,9 +4,9 @@ import io
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
 
 import torch
-from google.protobuf.message import Message
 from torch import Tensor, nn
 
 from pipeline.checkpoint import InputSpec
@@ -83,8 +83,8 @@ def _reason(error: BaseException) -> str:
     return str(error).partition("\n")[0].strip() or type(error).__name__
 
 
-def _without_traces(message: Message) -> None:
-    """Remove, at every depth, what the exporter noted on the way: the source lines of each node,
+def _without_traces(message: Any) -> None:
+    """Remove, at every depth of a protobuf message, what the exporter noted on the way: the source lines of each node,
     with their paths on this machine."""
     for field, value in message.ListFields():
         if field.name in ("metadata_props", "doc_string"):

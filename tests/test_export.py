@@ -1,5 +1,6 @@
 """A student as an ONNX file answers as it does in PyTorch, or is refused."""
 
+import json
 import os
 import re
 import shutil
@@ -120,6 +121,19 @@ def test_another_process_writes_the_same_bytes_and_nothing_of_this_machine(here,
     assert (tmp_path / "copy" / METRICS).read_bytes() == METRICS.read_bytes()
     for path in (ROOT, here, Path(torch.__file__).parent):
         assert str(path).encode() not in FILE.read_bytes()
+
+
+def test_the_readmes_program_classifies_and_the_page_names_all_metadata(here):
+    readme = (ROOT / "README.md").read_text("utf-8")
+    program = re.search(r"^    session = (?:.|\n    )+", readme, re.MULTILINE)[0]
+    images = np.array(open_dataset().splits["test"].images)
+    names = {"json": json, "onnxruntime": onnxruntime, "images": images}
+    exec(re.sub(r"^    ", "", program, flags=re.MULTILINE).replace("resnet8", "small"), names)
+    assert names["class_names"] == ["ant", "bee", "cat"]
+    assert names["logits"].shape == (len(images), 3)
+    page = (ROOT / "docs/exporting.md").read_text("utf-8")
+    for key in names["session"].get_modelmeta().custom_metadata_map:
+        assert f"`{key}`" in page
 
 
 NETWORKS = [
