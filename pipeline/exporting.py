@@ -84,8 +84,8 @@ def _reason(error: BaseException) -> str:
 
 
 def _without_traces(message: Any) -> None:
-    """Remove, at every depth of a protobuf message, what the exporter noted on the way: the source lines of each node,
-    with their paths on this machine."""
+    """Remove, at every depth of a protobuf message, what the exporter noted on the way: the source
+    lines of each node, with their paths on this machine."""
     for field, value in message.ListFields():
         if field.name in ("metadata_props", "doc_string"):
             message.ClearField(field.name)
