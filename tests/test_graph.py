@@ -18,6 +18,7 @@ FAMILY = {
     "student": "${item.family}",
     "robustness_teacher": "${teacher.family}",
     "robustness": "${item.family}",
+    "export": "${item.family}",
 }
 EVERY_FAMILY = {"speed"}  # stages that load networks of several: they depend on the folder
 STUDENT_SIDE = {
@@ -28,9 +29,12 @@ STUDENT_SIDE = {
     "pipeline/costs.py",
     "pipeline/distillation.py",
     "pipeline/economics.py",
+    "pipeline/exported.py",
+    "pipeline/exporting.py",
     "pipeline/losses.py",
     "pipeline/measures.py",
     "pipeline/mend.py",
+    "pipeline/predict.py",
     "pipeline/replay.py",
     "pipeline/report.py",
     "pipeline/report_parts.py",
@@ -48,6 +52,7 @@ STUDENT_SIDE = {
     "pipeline/params/training.py",
     "pipeline/stages/baseline.py",
     "pipeline/stages/compare.py",
+    "pipeline/stages/export.py",
     "pipeline/stages/robustness.py",
     "pipeline/stages/speed.py",
     "pipeline/stages/student.py",

@@ -8,6 +8,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from conftest import PARAMS, bytes_of, opened, run_stage, write_params
@@ -18,10 +19,6 @@ from pipeline.checkpoint import TEACHER, Description, InputSpec
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.files import read_json
-
-onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
-pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
-pytest.importorskip("onnxscript", reason="torch's export to ONNX needs it")
 
 TOLERANCE = 1e-3  # of a row's largest logit, as docs/teachers.md says
 

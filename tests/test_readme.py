@@ -42,6 +42,7 @@ def test_a_clean_clone_runs_and_swaps_a_student_as_the_readme_says(tmp_path):
         "student@resnet20",
         "robustness@resnet20",
         "speed",
+        "export@resnet20",
         "compare",
     }
     assert "resnet20" in run("dvc metrics diff", clone)

@@ -1,7 +1,7 @@
 """A network that is one ONNX file, of any framework: a teacher that cannot be trained.
 
-Needs the extra `onnx`. The file's bytes are the network's only tensor, so they lie in its saved
-weights, and its fingerprint covers them.
+The file's bytes are the network's only tensor, so they lie in its saved weights, and its
+fingerprint covers them.
 """
 
 import math

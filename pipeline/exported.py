@@ -1,0 +1,134 @@
+"""An exported student: one ONNX file that takes images as they are, and says all of itself.
+
+Imports no torch: what ships needs none.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from pipeline.decoding import CLEAN_RATIO
+from pipeline.errors import UserError
+
+FORMAT_VERSION = 1
+IMAGE, LOGITS = "image", "logits"  # the names of the graph's input and output
+_VERSION_KEY = "teach_once_format_version"
+_TEXTS = ("student", "fingerprint")  # the other entries of the metadata are JSON
+
+
+@dataclass(frozen=True)
+class Card:
+    """What an exported file says of itself, in its metadata."""
+
+    student: str
+    fingerprint: str  # of the trained network, its input and its weights
+    class_names: Sequence[str]  # in the order of the logits
+    opset: int
+    channels: int  # 3: RGB, 1: greyscale
+    image_size: int  # pixels, the side of the square images that the graph takes
+    #: How an image file becomes such a square: `storage`, `image_size` and `quality` of `dataset`.
+    reading: Mapping[str, Any]
+
+    def metadata(self) -> dict[str, str]:
+        fields = asdict(self)
+        texts = {
+            key: value if key in _TEXTS else json.dumps(value, ensure_ascii=False)
+            for key, value in fields.items()
+        }
+        return {_VERSION_KEY: str(FORMAT_VERSION), **texts}
+
+    def in_words(self) -> str:
+        """What goes in, how an image becomes it, and what comes out: for the file's description."""
+        side, colour = self.image_size, "RGB" if self.channels == 3 else "greyscale"
+        return (
+            f"{IMAGE}: uint8 [batch, {self.channels}, {side}, {side}], {colour}, 0 to 255; the "
+            "network's own size and normalisation are inside. An image becomes it so: upright by "
+            f"its EXIF orientation, 8 bits a channel, transparent pixels white, {colour}; "
+            f"{self._square_in_words()}. {LOGITS}: float32 [batch, {len(self.class_names)}], one "
+            "for each of class_names; their softmax gives probabilities."
+        )
+
+    def _square_in_words(self) -> str:
+        side, stored = self.image_size, self.reading["image_size"]
+        if self.reading["storage"] == "pixels":
+            again = "" if stored == side else f", which is resized to {side} pixels (likewise)"
+            return (
+                f"its shorter side resized to {stored} pixels (bicubic, antialiased) and the "
+                f"middle square cut out{again}"
+            )
+        quality = self.reading["quality"]
+        kept = (
+            ""
+            if quality == "original"
+            else f"its shorter side reduced to {stored} pixels where it is longer (bicubic, "
+            f"antialiased), and encoded as JPEG of quality {quality}; "
+        )
+        return (
+            f"{kept}the middle {side} x {side} pixels, after its shorter side was resized to "
+            f"{round(side * CLEAN_RATIO)} (bilinear, antialiased)"
+        )
+
+
+class Exported:
+    """An exported student, ready to answer on the CPU."""
+
+    def __init__(self, content: bytes, origin: str, threads: int):
+        """
+        Args:
+            content: of the file.
+            origin: its name, for messages.
+
+        Raises:
+            UserError: it is no ONNX file, or not one that `export` writes.
+        """
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = threads
+        settings.log_severity_level = 3  # errors alone
+        try:
+            self._session = onnxruntime.InferenceSession(
+                content, settings, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's have no common class of their own
+            raise UserError(
+                f"`{origin}` cannot be loaded by onnxruntime ({_line(error)}). {_EXPECTED}"
+            ) from None
+        self.card = _card(self._session.get_modelmeta().custom_metadata_map, origin)
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """[B, C, S, S] uint8 -> [B, num_classes] float32 raw scores, S being the card's size."""
+        return self._session.run([LOGITS], {IMAGE: images})[0]
+
+
+_EXPECTED = (
+    "Expected a student that `dvc repro export@NAME` wrote, such as `models/exported/NAME.onnx`."
+)
+
+
+def _card(metadata: Mapping[str, str], origin: str) -> Card:
+    if _VERSION_KEY not in metadata:
+        raise UserError(
+            f"`{origin}` is an ONNX file of another making: it does not say how an image becomes "
+            f"its input, nor what its classes are. {_EXPECTED}"
+        )
+    if metadata[_VERSION_KEY] != str(FORMAT_VERSION):
+        raise UserError(
+            f"`{origin}` has format version {metadata[_VERSION_KEY]}; expected {FORMAT_VERSION}. "
+            "Export the student again with this version of the project, or read it with that one."
+        )
+    try:
+        return Card(
+            **{
+                key: metadata[key] if key in _TEXTS else json.loads(metadata[key])
+                for key in Card.__dataclass_fields__
+            }
+        )
+    except (KeyError, ValueError) as error:
+        raise UserError(f"`{origin}` has damaged metadata ({error}). {_EXPECTED}") from None
+
+
+def _line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

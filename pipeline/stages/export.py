@@ -1,0 +1,153 @@
+"""export: a trained student as one ONNX file, proven on the test images.
+
+Reads data/prepared/, models/students/NAME/ and `dataset`, `views.image_size` of params.yaml; writes
+models/exported/NAME.onnx and metrics/export/NAME.json. Whatever trained the student, both engines
+answer here on the CPU, in float32.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline import checkpoint
+from pipeline.augment import Policy
+from pipeline.checkpoint import Description
+from pipeline.dataset import Dataset, open_dataset
+from pipeline.errors import UserError, reported
+from pipeline.evaluation import BATCH_SIZE, METRICS, predict
+from pipeline.exported import Card, Exported
+from pipeline.exporting import OPSET, to_onnx
+from pipeline.files import atomic_file, write_json
+from pipeline.params.dataset import DatasetParams
+from pipeline.params.loading import load_section
+from pipeline.params.students import load_student
+from pipeline.params.views import ViewsParams
+from pipeline.views import views_of
+
+STUDENTS, EXPORTED = Path("models/students"), Path("models/exported")
+
+#: How far a logit of the file may be from PyTorch's, as a share of the row's largest magnitude (1
+#: at least). In float32, engines that add in another order differ by some 1e-6 of it, deep networks
+#: by more; a wrong size, normalisation or weight moves logits by far more than 1e-3.
+TOLERANCE = 1e-3
+#: How many test images may have another class: where two logits are nearly equal, rounding decides.
+DECISIONS_PER_IMAGE = 1e-3  # at least one image
+
+
+def card_of(name: str, description: Description, dataset: Dataset, params: DatasetParams) -> Card:
+    """What the file will say of itself.
+
+    Raises:
+        UserError: the student was trained for other images than the prepared ones.
+    """
+    directory, again = STUDENTS / name, f"dvc repro student@{name}"
+    trained_for = (list(description.class_names), description.input.channels)
+    if trained_for != (list(dataset.class_names), dataset.channels):
+        raise UserError(
+            f"`{directory}` was trained for {description.num_classes} classes and images of "
+            f"{description.input.channels} channels, but data/prepared has {dataset.num_classes} "
+            f"classes, of these or other names, and {dataset.channels} channels. Run `{again}`."
+        )
+    keys = ("storage", "image_size") + (("quality",) if params.storage == "encoded" else ())
+    return Card(
+        student=name,
+        fingerprint=checkpoint.fingerprint(directory, made_by=again),
+        class_names=list(dataset.class_names),
+        opset=OPSET,
+        channels=dataset.channels,
+        image_size=dataset.image_size,
+        reading={key: getattr(params, key) for key in keys},
+    )
+
+
+def answers(
+    network: torch.nn.Module, description: Description, exported: Exported, dataset: Dataset
+) -> tuple[np.ndarray, np.ndarray]:
+    """Raw logits of the test images, [N, num_classes] float32 each: PyTorch's, and the file's."""
+    split = dataset.splits["test"]
+    order = np.split(np.arange(len(split)), range(BATCH_SIZE, len(split), BATCH_SIZE))
+    torchs, files = [], []
+    for batch in views_of(split, Policy("none"), 0, torch.device("cpu")).batches(0, order):
+        torchs.append(predict(network, description.input, batch.pixels).numpy())
+        files.append(exported.logits(batch.pixels.numpy()))
+    return np.concatenate(torchs), np.concatenate(files)
+
+
+def compared(
+    name: str, expected: np.ndarray, found: np.ndarray, labels: np.ndarray
+) -> dict[str, float]:
+    """How near the file's answers come to PyTorch's.
+
+    Args:
+        expected, found: [N, num_classes] raw logits of PyTorch and of the file.
+        labels: [N].
+
+    Raises:
+        UserError: they differ beyond TOLERANCE, or too many images have another class.
+    """
+    differences = np.abs(found - expected)
+    allowed = TOLERANCE * np.maximum(1, np.abs(expected).max(1, keepdims=True))
+    decisions = expected.argmax(1), found.argmax(1)
+    differ = int((decisions[0] != decisions[1]).sum())
+    problems = []
+    if not (differences <= allowed).all():  # so that NaN is one, too
+        row, column = np.unravel_index((differences / allowed).argmax(), differences.shape)
+        problems.append(
+            f"of test image {row}, the logit of class {column} is {found[row, column]:.6g} where "
+            f"PyTorch's is {expected[row, column]:.6g} (tolerance {allowed[row, 0]:.2g})"
+        )
+    limit = max(1, int(DECISIONS_PER_IMAGE * len(labels)))
+    if differ > limit:
+        problems.append(
+            f"{differ:,} of {len(labels):,} test images have another class (tolerance {limit:,})"
+        )
+    if problems:
+        raise UserError(
+            f"student `{name}` answers otherwise as an ONNX file: {'; '.join(problems)}. Nothing "
+            "was written. Its network does something else when it is exported, or torch's exporter "
+            "is wrong about an operation of it: look at its file in pipeline/networks/, or try "
+            "another version of torch."
+        )
+    return {
+        "torch_accuracy": float((decisions[0] == labels).mean()),
+        "onnx_accuracy": float((decisions[1] == labels).mean()),
+        # More digits would depend on the number of threads.
+        "largest_difference": float(f"{differences.max():.1e}"),
+        "decisions_that_differ": differ,
+    }
+
+
+def export(name: str) -> None:
+    load_student(name)  # or says which students there are
+    params = load_section(DatasetParams, "dataset")
+    dataset = open_dataset().at(load_section(ViewsParams, "views").image_size)
+    network, description = checkpoint.load(STUDENTS / name, made_by=f"dvc repro student@{name}")
+    card = card_of(name, description, dataset, params)
+    content = to_onnx(network, description.input, card)
+    path = EXPORTED / f"{name}.onnx"
+    exported = Exported(content, str(path), torch.get_num_threads())
+    labels = dataset.splits["test"].labels
+    figures = compared(name, *answers(network, description, exported, dataset), labels)
+    with atomic_file(path) as partial:
+        partial.write_bytes(content)
+    described = {"opset": OPSET, "size_bytes": len(content), "test_images": len(labels)}
+    write_json(METRICS / "export" / f"{name}.json", described | figures)
+    print(
+        f"{path}: {len(content):,} bytes, opset {OPSET}; on {len(labels):,} test images, accuracy "
+        f"{figures['onnx_accuracy']:.2%} (PyTorch {figures['torch_accuracy']:.2%}), largest "
+        f"difference of a logit {figures['largest_difference']:.1e}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m pipeline.stages.export", description=__doc__)
+    parser.add_argument("name", help="a student in params.yaml")
+    export(parser.parse_args().name)
+
+
+if __name__ == "__main__":
+    with reported():
+        main()
