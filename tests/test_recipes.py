@@ -1,0 +1,85 @@
+"""Every recipe runs from its first stage to its last: with its own networks, views, store, losses
+and schedule, for two epochs of a few images, and with fresh weights for those that it brings."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import opened, run_stage, write_images, write_params
+from import_closure import ROOT
+from safetensors.torch import save_file
+
+import pipeline.networks
+from pipeline import checkpoint
+from pipeline.dataset import open_dataset
+from pipeline.params import network
+from pipeline.params.loading import load_section, read_params
+from pipeline.params.teacher import TeacherParams
+
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+def rehearsal(recipe: Path) -> dict:
+    """The recipe, for two epochs and two views of the images in `images`."""
+    params = read_params(recipe)
+    params["dataset"] |= {"source": "image_folder", "root": "images", "validation_fraction": 0.2}
+    params["dataset"].pop("name", None)
+    params["views"]["count"] = 2
+    if "k" in params["soft_targets"]:
+        params["soft_targets"]["k"] = 2
+    few = {"epochs": 2, "batch_size": 4, "warmup_epochs": 0, "milestones": [1]}
+    sections = [params["teacher"]["training"], params["training"]]
+    for section in [*sections, *(student["training"] for student in params["students"].values())]:
+        section |= {key: value for key, value in few.items() if key in section}
+    return params
+
+
+@pytest.fixture
+def families(tmp_path, monkeypatch):
+    """The families, and those of docs/examples that a recipe copies beside them."""
+    folder = tmp_path / "networks"
+    shutil.copytree(network.FAMILIES, folder)
+    shutil.copy(ROOT / "docs/examples/option_a_resnet.py", folder)
+    monkeypatch.setattr(network, "FAMILIES", folder)
+    monkeypatch.setattr(pipeline.networks, "__path__", [str(folder)])
+
+
+def bring_weights(teacher: TeacherParams, hub: Path) -> None:
+    """Fresh weights of the teacher's network, where they are looked for."""
+    name = teacher.network.name
+    if teacher.weights == "checkpoint":
+        description = checkpoint.describe(teacher.family, teacher.network, open_dataset())
+        path = Path(teacher.checkpoint)
+        path.parent.mkdir(parents=True)
+        torch.save(checkpoint.build(description).state_dict(), path)
+    elif teacher.weights == "pretrained":
+        whole = checkpoint.family_module(teacher.family).build(name, 1000, 3)
+        path = hub / "hub/checkpoints" / f"timm_{name}.safetensors"
+        path.parent.mkdir(parents=True)
+        save_file({key: value.contiguous() for key, value in whole.state_dict().items()}, path)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("families")
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_runs_to_its_comparison(folder, monkeypatch, recipe):
+    monkeypatch.setenv("TORCH_HOME", str(folder / "hub"))
+    params = rehearsal(recipe)
+    write_images(folder / "images", per_class=8, size=params["dataset"]["image_size"])
+    write_params(folder, params)
+    run_stage("prepare")
+    torch.manual_seed(0)
+    bring_weights(load_section(TeacherParams, "teacher"), folder / "hub")
+    run_stage("teacher")
+    run_stage("soft_targets")
+    logits = opened().gather(1, np.arange(6)).logits.astype(np.float32)
+    assert logits.std(0).max() > 0  # the answer depends on the image
+    for name in params["students"]:
+        run_stage("baseline", name)
+        run_stage("student", name)
+    run_stage("compare")
+    compared = json.loads(Path("metrics/comparison.json").read_text("utf-8"))
+    assert set(compared["students"]) == set(params["students"])
