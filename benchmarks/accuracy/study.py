@@ -15,6 +15,7 @@ import io
 import multiprocessing
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -127,10 +128,6 @@ class Cache:
     unlabelled: bool = False  # UNLABELLED_PER_CLASS more images of each class, without labels
 
     @property
-    def images(self) -> str:
-        return "images/with-unlabelled" if self.unlabelled else "images/labelled"
-
-    @property
     def folder(self) -> str:
         parts = [
             self.teacher.folder.replace("teachers/", "caches/"),
@@ -197,13 +194,23 @@ class Workshop:
         """Those that are not there yet, and what they need.
 
         Raises:
-            UserError: the project lacks its parameters, images or teacher.
+            UserError: there is no such project, it lacks its images, or a stage fails.
         """
+        if not self.project.is_dir():
+            raise UserError(
+                f"`{self.project}` is no folder; expected a project in which `prepare` has run, "
+                "and `teacher` for the CPU budget. Name that one."
+            )
         here = Path.cwd()
         os.chdir(self.project)  # stages and parameters are found in the current folder
         try:
             for cache in caches:
                 self._cache(cache)
+        except subprocess.CalledProcessError as error:
+            raise UserError(
+                f"`{' '.join(error.cmd)}` ended with {error.returncode}; expected it to succeed. "
+                "Mend what the lines above name and run this again: what is finished is kept."
+            ) from None
         finally:
             os.chdir(here)
 
@@ -219,8 +226,10 @@ class Workshop:
             "count": cache.num_views,
             "seed": 0,
         }
+        encoding = "dense" if cache.k is None else "top_k"
         params["soft_targets"] = {
-            "encoding": "dense",
+            "encoding": encoding,
+            "k": cache.k,
             "precision": self.budget.precision,
             "batch_size": params["soft_targets"]["batch_size"],
         }
@@ -240,7 +249,7 @@ class Workshop:
         """A project of the images; the current folder's own where the budget takes all of them."""
         if not self.budget.subset:
             return self.project
-        folder = self.root / Cache(None, 0, unlabelled=unlabelled).images
+        folder = self.root / "images" / ("with-unlabelled" if unlabelled else "labelled")
         if (folder / PREPARED / "dataset.json").exists():
             return folder
         params = read_params()
@@ -272,9 +281,9 @@ class Workshop:
         return folder
 
     def _folder(self, name: str | Path, params: Mapping[str, Any]) -> Path:
+        """With what a killed stage has left in it, from which the stage goes on."""
         folder = self.root / name
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "params.yaml").write_text(yaml.safe_dump(params), "utf-8")
         return folder
 
@@ -293,6 +302,7 @@ class Workshop:
 
 def _link(target: Path, link: Path) -> None:
     link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
     link.symlink_to(target.resolve(), target_is_directory=True)
 
 
@@ -437,23 +447,34 @@ def conduct(
     workers: int,
     tell: Callable[[str], None],
 ) -> None:
-    """Run what is not in the results yet, block by block."""
+    """Run what is not in the results yet, block by block.
+
+    Raises:
+        UserError: a cache could not be made; or, when the others are done, runs that failed.
+    """
     known = set(results().index)
     todo = [[run for run in block if tuple(key(run).values()) not in known] for block in blocks]
     total, left = sum(map(len, blocks)), sum(map(len, todo))
     tell(f"{total - left} of {total} runs stand in {RESULTS.name}")
     if not left:
         return
-    context = multiprocessing.get_context("spawn")
+    context, failed = multiprocessing.get_context("spawn"), []
     with ProcessPoolExecutor(workers, context) as pool:
         for block in todo:
             workshop.make(list(dict.fromkeys(cache for run in block for cache in run.caches)))
-            waiting = [pool.submit(train_one, run, workshop.project) for run in block]
+            waiting = {pool.submit(train_one, run, workshop.project): run for run in block}
             for future in as_completed(waiting):
-                row = future.result()
+                name = ", ".join(str(value) for value in key(waiting[future]).values())
+                try:
+                    row = future.result()
+                except UserError as error:
+                    failed.append(f"{name}: {error}")
+                    tell(failed[-1])
+                    continue
                 append(row)
-                name = ", ".join(str(row[column]) for column in KEY)
                 tell(f"{name}: {row[LAST]:.2%} in {row['seconds']} s")
+    if failed:
+        raise UserError("\n".join([f"{len(failed)} runs of {left} failed:", *failed]))
 
 
 def command(
