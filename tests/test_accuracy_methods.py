@@ -12,9 +12,11 @@ import torch
 from conftest import change_params, opened
 from import_closure import ROOT
 
-from benchmarks.accuracy import beyond, encodings, methods, study
+from benchmarks.accuracy import beyond, encodings, methods, study, views_project
 from benchmarks.accuracy.study import BUDGETS, LAST, Budget, Cache, Cell, Run, Teacher, Workshop
+from pipeline.errors import UserError
 from pipeline.evaluation import predict
+from pipeline.params.loading import read_params
 
 STUDIES = {"methods": methods, "encodings": encodings, "beyond": beyond}
 CPU = torch.device("cpu")
@@ -78,13 +80,30 @@ def test_every_kind_of_run_trains_and_is_not_run_again(workshop, name, tmp_path,
     assert len(study.results()) == len(runs)
 
 
-def test_a_command_trains_what_is_missing_in_processes_of_its_own(workshop, tmp_path, monkeypatch):
-    """Those know nothing of what is patched here: they train for the real budget's epochs."""
+def test_a_command_trains_what_is_missing_and_a_run_that_fails_stops_no_other(
+    workshop, tmp_path, monkeypatch
+):
+    """In processes of their own, which know nothing of what is patched here."""
     monkeypatch.setattr(study, "RESULTS", tmp_path / "runs.csv")
-    run, said = methods.plan(workshop.budget)[0][0], []
-    study.conduct([[run]], workshop, 1, said.append)
-    assert said[0] == "0 of 1 runs stand in runs.csv"
-    assert study.results().index.tolist() == [tuple(study.key(run).values())]
+    good, said = methods.plan(workshop.budget)[0][0], []
+    unlabelled = beyond.run(workshop.budget, 0, beyond.WAYS["unlabelled images"], seed=0)
+    bad = replace(unlabelled, distillation={"method": "dkd"}, epochs=good.epochs)
+    with pytest.raises(UserError, match="1 runs of 2 failed:\n.*needs a label for each image"):
+        study.conduct([[bad, good]], workshop, 1, said.append)
+    assert said[0] == "0 of 2 runs stand in runs.csv"
+    assert study.results().index.tolist() == [tuple(study.key(good).values())]
+
+
+def test_a_project_that_is_not_there_or_whose_stage_fails_is_named(workshop, tmp_path, monkeypatch):
+    cache = methods.plan(workshop.budget)[0][0].caches[0]
+    with pytest.raises(UserError, match="nowhere` is no folder; expected a project"):
+        Workshop(tmp_path / "nowhere", workshop.budget).make([cache])
+    shutil.copytree(workshop.project, tmp_path / "project", symlinks=True)
+    shutil.rmtree(tmp_path / "project/models/teacher")
+    shutil.rmtree(tmp_path / "project/.scratch/accuracy/cpu/caches", ignore_errors=True)
+    monkeypatch.setattr(study, "run_stage", views_project.run_stage)
+    with pytest.raises(UserError, match=r"pipeline\.stages\.soft_targets` ended with 1"):
+        Workshop(tmp_path / "project", workshop.budget).make([cache])
 
 
 @pytest.mark.parametrize(
@@ -147,6 +166,22 @@ def test_a_sparse_cache_holds_what_the_stage_would_write(workshop, project):
             rows, expected = ours.at(t).gather(view, samples), theirs.at(t).gather(view, samples)
             assert np.array_equal(rows.kept, expected.kept)
             np.testing.assert_allclose(rows.logits, expected.logits, atol=5e-3)
+
+
+def test_the_gpu_budget_trains_its_teachers_and_students_on_every_image(workshop, monkeypatch):
+    recipe = {"epochs": 6, "batch_size": 8, "optimizer": "sgd", "learning_rate": 0.05}
+    monkeypatch.setattr(study, "TABLES", recipe)
+    monkeypatch.setitem(BUDGETS, "gpu", Budget("gpu", False, recipe, 2, "float32", (0,)))
+    shop = Workshop(workshop.project, BUDGETS["gpu"])
+    pair = methods.SMALL["resnet20 > resnet8"]
+    run = methods.run(BUDGETS["gpu"], pair, "KD", seed=0)
+    shop.make(run.caches)
+    (folder,) = (shop.root / "teachers").iterdir()
+    trained = read_params(folder / "params.yaml")["teacher"]
+    assert trained["training"] == {**recipe, "policy": "crop_flip", "seed": 0}
+    assert trained["network"] == pair.teacher.name
+    row, images = study.train_one(run, shop.project), 36
+    assert (row["teacher_passes"], row["student_passes"]) == (2 * images, 6 * images)
 
 
 def test_a_method_takes_the_weights_of_its_pair():
