@@ -21,6 +21,7 @@ from pipeline.params.loading import read_params
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN_PER_CLASS, VALIDATION_PER_CLASS = 100, 10
 FOLDERS = {"train": "train", "validation": "val", "test": "test"}
+UNLABELLED = "unlabeled"
 
 
 def make_projects(source: Path, workspace: Path, cached: dict[str, int], precision: str) -> None:
@@ -59,18 +60,25 @@ def run_stage(stage: str, project: Path) -> None:
     subprocess.run(command, cwd=project, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
 
 
-def write_subset(archive: Path) -> None:
+def write_subset(
+    archive: Path, train_per_class: int = TRAIN_PER_CLASS, unlabelled_per_class: int = 0
+) -> None:
     """The first images of each class, by sample id, of the training and the validation split,
-    and all of the test split, of the project in the current folder."""
+    and all of the test split, of the project in the current folder; and so many more of each class
+    from the training split, without their labels."""
     dataset = open_dataset(PREPARED)
-    limits = {"train": TRAIN_PER_CLASS, "validation": VALIDATION_PER_CLASS}
+    limits = {"train": train_per_class, "validation": VALIDATION_PER_CLASS}
     target: dict[str, str] = {}  # name in the source -> name in the archive
     for name, split in dataset.splits.items():
         taken: Counter[int] = Counter()
         for sample_id, label in sorted(zip(split.sample_ids, split.labels.tolist(), strict=True)):
             if taken[label] < limits.get(name, len(split)):
-                taken[label] += 1
                 target[sample_id] = f"{FOLDERS[name]}/{sample_id.split('/', 1)[1]}"
+            elif name == "train" and taken[label] < limits[name] + unlabelled_per_class:
+                target[sample_id] = f"{UNLABELLED}/{len(target):06d}{Path(sample_id).suffix}"
+            else:
+                continue
+            taken[label] += 1
     partial = archive.with_suffix(".partial")
     with tarfile.open(partial, "w") as tar:
         for name, content in read_files(Path(read_params()["dataset"]["root"])):

@@ -1,0 +1,134 @@
+"""Beyond the tables: what the same number of teacher passes buys when they are cached.
+
+    python -m benchmarks.accuracy.beyond PROJECT                # recipes/cifar100_laptop.yaml
+    python -m benchmarks.accuracy.beyond PROJECT --budget gpu   # recipes/cifar100_240_epochs.yaml
+    python -m benchmarks.accuracy.beyond --tables
+
+The opponent sees each cached view once, as with a teacher at every step. Every other way asks the
+teacher, or its members together, for as many answers: and trains longer on them, splits them among
+an ensemble, asks for mixed views, or for images without labels. Appends to
+benchmarks/accuracy/runs.csv; study.py says how.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from benchmarks.accuracy.methods import METHODS, SMALL, TABLE
+from benchmarks.accuracy.study import (
+    BUDGETS,
+    PER_CLASS,
+    UNLABELLED_PER_CLASS,
+    Budget,
+    Cache,
+    Cell,
+    Run,
+    Teacher,
+    cell,
+    command,
+    markdown,
+    results,
+    with_noise,
+)
+
+PAIRS = {
+    "cpu": [SMALL["resnet20 > resnet8"]],
+    "gpu": [TABLE["resnet56 > resnet20"], TABLE["resnet32x4 > resnet8x4"]],
+}
+METHOD = METHODS["KD+LS"]  # the best of those that need no label and take a mixed view's answer
+OPPONENT = "each view once"
+#: The images of the subset and those without labels, over those of the subset.
+_IMAGES = (PER_CLASS + UNLABELLED_PER_CLASS) // PER_CLASS
+
+
+@dataclass(frozen=True)
+class Way:
+    times: int = 1  # the budget's student passes
+    members: int = 1  # of an ensemble, which share the views among them
+    mix: str = "none"
+    unlabelled: bool = False  # 3 more images, without labels, for each of the subset's
+
+
+WAYS = {
+    OPPONENT: Way(),
+    "trained twice as long": Way(times=2),
+    "unlabelled images": Way(unlabelled=True),
+    "cutmix": Way(mix="cutmix"),
+    "mixup": Way(mix="mixup"),
+    "unlabelled images, trained twice as long": Way(times=2, unlabelled=True),
+    "cutmix, trained twice as long": Way(times=2, mix="cutmix"),
+    "an ensemble of 2": Way(members=2),
+    "trained four times as long": Way(times=4),
+    "unlabelled images, trained four times as long": Way(times=4, unlabelled=True),
+}
+
+
+def ways(budget: Budget) -> dict[str, Way]:
+    """Where all images have labels there are none without."""
+    return {name: way for name, way in WAYS.items() if budget.subset or not way.unlabelled}
+
+
+def run(budget: Budget, pair: int, way: Way, seed: int) -> Run:
+    chosen, images = PAIRS[budget.name][pair], _IMAGES if way.unlabelled else 1
+    seeds = [None, 1] if budget.subset else [0, 1]  # of teachers
+    caches = tuple(
+        Cache(
+            Teacher(chosen.teacher, teacher_seed),
+            budget.num_views // (way.members * images),
+            mix=way.mix,
+            unlabelled=way.unlabelled,
+        )
+        for teacher_seed in seeds[: way.members]
+    )
+    epochs = budget.epochs * way.times // images
+    return Run(budget.name, chosen.student, epochs, seed, caches, METHOD)
+
+
+def plan(budget: Budget) -> list[list[Run]]:
+    """Pair by pair, the most telling ways first, each with every seed."""
+    return [
+        [run(budget, pair, way, seed) for seed in budget.seeds]
+        for pair in range(len(PAIRS[budget.name]))
+        for way in ways(budget).values()
+    ]
+
+
+def cells(budget: Budget, pair: int) -> dict[str, Cell | None]:
+    found = results()
+    return {
+        name: cell(found, [run(budget, pair, way, seed) for seed in budget.seeds])
+        for name, way in ways(budget).items()
+    }
+
+
+def table(budget: Budget, pair: int) -> str:
+    """Per way: the teacher's accuracy and answers, the student's passes and accuracy, and its
+    difference from the opponent's."""
+    ours, rows = cells(budget, pair), []
+    opponent = ours[OPPONENT]
+    for name, found in ours.items():
+        line = [name, "", "", "", "", "", ""]
+        if found:
+            line[1] = f"{100 * found.row['teacher_test_accuracy']:.2f}"
+            line[2:4] = (f"{found.row[c]:,}" for c in ("teacher_passes", "student_passes"))
+            line[4:6] = found.shown, f"{found.best:.2f}"
+            if opponent and name != OPPONENT:
+                line[6] = f"{found.last - opponent.last:+.2f}"
+        rows.append(line)
+    header = ("Way", "teacher", "teacher passes", "student passes", "last epoch", "best epoch",
+              f"less {OPPONENT}")  # fmt: skip
+    return with_noise(markdown(header, rows), list(ours.values()))
+
+
+def tables() -> Iterator[str]:
+    """Of the CPU budget's pair, and of the GPU's."""
+    for budget in BUDGETS.values():
+        for pair in range(len(PAIRS[budget.name])):
+            yield table(budget, pair)
+
+
+def main() -> None:
+    command("beyond", __doc__, plan, tables)
+
+
+if __name__ == "__main__":
+    main()

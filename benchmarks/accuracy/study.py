@@ -1,0 +1,565 @@
+"""What the studies of methods, encodings and beyond share: budgets, teachers, caches, one training
+and its line of results.
+
+A study is a list of blocks of runs. Its command makes what a block needs, with the pipeline's own
+stages, in folders below PROJECT/.scratch/accuracy; trains the block's students, several at a time;
+and appends one line per run to runs.csv beside this file. Runs that stand there are skipped, and so
+are teachers and caches that are finished: a killed study goes on where it was, and a run that two
+studies ask for is run once.
+"""
+
+import argparse
+import contextlib
+import csv
+import io
+import multiprocessing
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from scipy import stats
+
+from benchmarks.accuracy import views
+from benchmarks.accuracy.views_project import run_stage, write_subset
+from pipeline import checkpoint
+from pipeline.augment import Policy
+from pipeline.checkpoint import TEACHER
+from pipeline.dataset import PREPARED, Dataset, open_dataset
+from pipeline.device import default_device
+from pipeline.distillation import distillation_loss
+from pipeline.errors import UserError, reported
+from pipeline.files import atomic_directory, canonical_json
+from pipeline.params.distillation import METHODS, DistillationParams, check_method
+from pipeline.params.loading import read_params, validate
+from pipeline.params.network import NetworkParams
+from pipeline.params.training import TrainingParams
+from pipeline.params.views import ViewsParams
+from pipeline.replay import Store, Targets, open_shards, read_index, view_of_epoch
+from pipeline.shards import read_header
+from pipeline.soft_targets import INDEX, STORE, shard_bytes, shard_places, write_index, write_shard
+from pipeline.training import Lesson, evaluate, train
+from pipeline.views import views_of
+
+RESULTS = Path(__file__).with_name("runs.csv")
+WORKSPACE = ".scratch/accuracy"  # in the project
+POLICY = "crop_flip"
+PER_CLASS, UNLABELLED_PER_CLASS = 50, 150  # training images of the subset
+LAST, BEST = "last_epoch_test_accuracy", "best_epoch_test_accuracy"
+
+#: Of the published CIFAR-100 tables (Tian et al. 2020, arXiv:1910.10699), teachers and students.
+TABLES = {
+    "epochs": 240,
+    "batch_size": 64,
+    "optimizer": "sgd",
+    "learning_rate": 0.05,
+    "schedule": "step",
+    "milestones": [150, 180, 210],
+    "nesterov": False,
+    "weight_decay": 5e-4,
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much a study may cost."""
+
+    name: str
+    subset: bool  # train on the first PER_CLASS images of each class, or on all of the project's
+    training: Mapping[str, Any]  # of the students
+    num_views: int  # cached views of each training image
+    precision: str  # of the teacher's forward pass
+    seeds: Sequence[int]
+
+    @property
+    def epochs(self) -> int:
+        return self.training["epochs"]
+
+
+BUDGETS = {
+    budget.name: budget
+    for budget in (
+        # As many views as epochs: each epoch sees its own, as with a teacher at every step.
+        Budget("cpu", True, {**views.TRAINING, "epochs": 16}, 16, "bfloat16", (0, 1)),
+        # All the views that there are, and so those of a teacher at every step.
+        Budget("gpu", False, TABLES, Policy(POLICY).distinct, "float32", (0, 1, 2)),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    family: str
+    name: str
+    training: tuple[tuple[str, Any], ...] = ()  # what differs from the budget's, of a student
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """`seed` None: the project's own; else trained by the project's `teacher.training`, or at the
+    GPU budget by that of the tables, with this seed."""
+
+    network: Network
+    seed: int | None = None
+
+    @property
+    def folder(self) -> str:
+        return f"teachers/{self.network.name}-{'own' if self.seed is None else self.seed}"
+
+
+@dataclass(frozen=True)
+class Cache:
+    """One teacher's answers to some views of some images."""
+
+    teacher: Teacher
+    num_views: int
+    k: int | None = None  # of `top_k`; None: dense
+    mix: str = "none"
+    unlabelled: bool = False  # UNLABELLED_PER_CLASS more images of each class, without labels
+
+    @property
+    def folder(self) -> str:
+        parts = [
+            self.teacher.folder.replace("teachers/", "caches/"),
+            f"{self.num_views}-views",
+            "dense" if self.k is None else f"top-{self.k}",
+            *([self.mix] if self.mix != "none" else []),
+            *(["with-unlabelled"] if self.unlabelled else []),
+        ]
+        return "-".join(parts)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of one student."""
+
+    budget: str
+    student: Network
+    epochs: int
+    seed: int
+    caches: tuple[Cache, ...]  # of several, the mean of the logits teaches: an ensemble
+    distillation: Mapping[str, Any] = field(default_factory=dict)  # empty: the labels alone
+
+
+KEY = ["budget", "student", "caches", "distillation", "epochs", "seed"]
+
+
+def key(run: Run) -> dict[str, str | int]:
+    """The columns by which a run is known in the results."""
+    return {
+        "budget": run.budget,
+        "student": run.student.name,
+        "caches": " + ".join(Path(cache.folder).name for cache in run.caches),
+        "distillation": canonical_json(run.distillation) if run.distillation else "labels only",
+        "epochs": run.epochs,
+        "seed": run.seed,
+    }
+
+
+def results() -> pd.DataFrame:
+    """All runs that were made, indexed by their keys' values."""
+    if not RESULTS.exists():
+        return pd.DataFrame(index=pd.MultiIndex.from_arrays([[]] * len(KEY), names=KEY))
+    return pd.read_csv(RESULTS).set_index(KEY)
+
+
+def append(row: Mapping[str, object]) -> None:
+    new = not RESULTS.exists()
+    with open(RESULTS, "a", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+class Workshop:
+    """The folder of teachers and caches, below a project in which `prepare` has run (and, for the
+    CPU budget, `teacher`)."""
+
+    def __init__(self, project: Path, budget: Budget):
+        self.project, self.budget = project.resolve(), budget
+        self.root = self.project / WORKSPACE / budget.name
+
+    def make(self, caches: Sequence[Cache]) -> None:
+        """Those that are not there yet, and what they need.
+
+        Raises:
+            UserError: there is no such project, it lacks its images, or a stage fails.
+        """
+        if not self.project.is_dir():
+            raise UserError(
+                f"`{self.project}` is no folder; expected a project in which `prepare` has run, "
+                "and `teacher` for the CPU budget. Name that one."
+            )
+        here = Path.cwd()
+        os.chdir(self.project)  # stages and parameters are found in the current folder
+        try:
+            for cache in caches:
+                self._cache(cache)
+        except subprocess.CalledProcessError as error:
+            raise UserError(
+                f"`{' '.join(error.cmd)}` ended with {error.returncode}; expected it to succeed. "
+                "Mend what the lines above name and run this again: what is finished is kept."
+            ) from None
+        finally:
+            os.chdir(here)
+
+    def _cache(self, cache: Cache) -> None:
+        if (self.root / cache.folder / STORE / INDEX).exists():
+            return
+        images, teacher = self._images(cache.unlabelled), self._teacher(cache.teacher)
+        params = read_params()
+        params["views"] |= {
+            "policy": POLICY,
+            "rand_augment": "none",
+            "mix": "none" if cache.mix == "none" else {"method": cache.mix, "alpha": 1.0},
+            "count": cache.num_views,
+            "seed": 0,
+        }
+        encoding = "dense" if cache.k is None else "top_k"
+        params["soft_targets"] = {
+            "encoding": encoding,
+            "k": cache.k,
+            "precision": self.budget.precision,
+            "batch_size": params["soft_targets"]["batch_size"],
+        }
+        if cache.k is not None:  # the same answers: no teacher is run for them again
+            self._cache(replace(cache, k=None))
+        folder = self._folder(cache.folder, params)
+        _link(images / PREPARED, folder / PREPARED)
+        _link(teacher / TEACHER, folder / TEACHER)
+        if cache.k is None:
+            run_stage("soft_targets", folder)
+            shutil.rmtree(folder / ".scratch")
+        else:
+            dense, dataset, _ = self.open(replace(cache, k=None))
+            write_sparse(dense, dataset, cache.k, folder / STORE)
+
+    def _images(self, unlabelled: bool) -> Path:
+        """A project of the images; the current folder's own where the budget takes all of them."""
+        if not self.budget.subset:
+            return self.project
+        folder = self.root / "images" / ("with-unlabelled" if unlabelled else "labelled")
+        if (folder / PREPARED / "dataset.json").exists():
+            return folder
+        params = read_params()
+        params["dataset"] |= {"source": "image_folder", "root": "images.tar"}
+        self._folder(folder, params)
+        write_subset(folder / "images.tar", PER_CLASS, UNLABELLED_PER_CLASS if unlabelled else 0)
+        run_stage("prepare", folder)
+        return folder
+
+    def _teacher(self, teacher: Teacher) -> Path:
+        """A project with the teacher, trained on all of the project's images."""
+        if teacher.seed is None:
+            return self.project
+        folder = self.root / teacher.folder
+        if (folder / TEACHER / "network.json").exists():
+            return folder
+        params = read_params()
+        training = params["teacher"]["training"] if self.budget.subset else {
+            **TABLES, "policy": POLICY}  # fmt: skip
+        params["teacher"] |= {
+            "family": teacher.network.family,
+            "network": teacher.network.name,
+            "weights": "train",
+            "training": training | {"seed": teacher.seed},
+        }
+        self._folder(folder, params)
+        _link(self.project / PREPARED, folder / PREPARED)
+        run_stage("teacher", folder)
+        return folder
+
+    def _folder(self, name: str | Path, params: Mapping[str, Any]) -> Path:
+        """With what a killed stage has left in it, from which the stage goes on."""
+        folder = self.root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "params.yaml").write_text(yaml.safe_dump(params), "utf-8")
+        return folder
+
+    def open(self, cache: Cache) -> tuple[Store, Dataset, ViewsParams]:
+        """What a cache holds, verified, and the images and views that it is about."""
+        folder = self.root / cache.folder
+        dataset = open_dataset(folder / PREPARED)
+        index = read_index(folder / STORE)
+        store = open_shards(
+            folder / STORE, index, {name: split.labels for name, split in dataset.splits.items()}
+        )
+        store.verify(dataset)
+        params = read_params(folder / "params.yaml")
+        return store, dataset, validate(ViewsParams, params["views"], "params.yaml: views")
+
+
+def _link(target: Path, link: Path) -> None:
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(target.resolve(), target_is_directory=True)
+
+
+@lru_cache
+def _opened(project: Path, budget: str, cache: Cache) -> tuple[Store, Dataset, ViewsParams]:
+    return Workshop(project, BUDGETS[budget]).open(cache)
+
+
+def params_of(distillation: Mapping[str, Any]) -> DistillationParams:
+    """A method with its authors' defaults, where nothing else is said."""
+    method = METHODS[distillation["method"]]
+    return validate(method, dict(distillation), f"method {distillation['method']}")
+
+
+def lesson(
+    stores: Sequence[Store], dataset: Dataset, plan: ViewsParams, run: Run, device: torch.device
+) -> Lesson:
+    """What the run's student is taught; without distillation, by fresh views and labels alone."""
+    batches = views_of(dataset.splits["train"], plan.plan, plan.seed, device).batches
+    if not run.distillation:
+        return Lesson("baselines", view_of_epoch=lambda epoch: epoch, batches=batches)
+    params = params_of(run.distillation)
+    for store in stores:
+        check_method(
+            params,
+            run.student.name,
+            encoding=store.contents.encoding,
+            mixed=plan.mix is not None,
+            labels=dataset.splits["train"].labels,
+        )
+    stores = [store.at(params.decoding_temperature) for store in stores]
+
+    def mean(view: int, samples: np.ndarray) -> Targets:
+        if len(stores) == 1:
+            return stores[0].gather(view, samples)
+        members = [store.gather(view, samples).logits.astype(np.float32) for store in stores]
+        return Targets(np.mean(members, axis=0), None)
+
+    return Lesson(
+        "students",
+        view_of_epoch=lambda epoch: view_of_epoch(epoch, stores[0].num_views, run.seed),
+        batches=batches,
+        hard_label_weight=params.hard_label_weight,
+        distillation_loss=distillation_loss(params),
+        soft_targets=mean,
+    )
+
+
+def training_of(run: Run) -> TrainingParams:
+    """The budget's and the student's, milestones in proportion to the epochs."""
+    budget = BUDGETS[run.budget]
+    training = {**budget.training, **dict(run.student.training), "epochs": run.epochs}
+    if "milestones" in training:
+        scaled = [epoch * run.epochs // budget.epochs for epoch in training["milestones"]]
+        training["milestones"] = scaled
+    return TrainingParams(**training, seed=run.seed)
+
+
+def write_sparse(dense: Store, dataset: Dataset, k: int, directory: Path) -> None:
+    """The `top_k` store of a dense one: what the stage would write, but for the float16 of the
+    dense rows."""
+    contents, sizes = replace(dense.contents, encoding="top_k", k=k), dense.index.split_sizes
+    with atomic_directory(directory) as target:
+        for place in shard_places(sizes, dense.num_views):
+            arrays = read_header(dense.directory / place.file_name).arrays
+            labels = dataset.splits[place.split].labels[place.first_sample :][: place.num_samples]
+            write_shard(
+                target / place.file_name,
+                contents,
+                place,
+                arrays["logits"].map().astype(np.float32),
+                labels,
+                arrays["canaries"].map(),
+            )
+        write_index(target, contents, dataset.class_names, sizes, dense.num_views, {})
+
+
+def bytes_per_view(store: Store) -> float:
+    """Of a training image, with all that the files hold."""
+    images = store.index.split_sizes["train"]
+    places = shard_places({"train": images}, 1)
+    return sum(shard_bytes(store.contents, place) for place in places) / images
+
+
+def teacher_accuracy(stores: Sequence[Store], dataset: Dataset) -> float:
+    """On test, by what the stores hold of it."""
+    samples = np.arange(len(dataset.splits["test"]))
+    logits = [store.gather(0, samples, split="test").logits for store in stores]
+    answers = np.mean([rows.astype(np.float32) for rows in logits], axis=0).argmax(1)
+    return float((answers == dataset.splits["test"].labels).mean())
+
+
+def train_one(run: Run, project: Path) -> dict[str, object]:
+    """Train the student; test is measured for its last epoch and for its best on validation."""
+    device = default_device()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    opened = [_opened(project, run.budget, cache) for cache in run.caches]
+    stores, (_, dataset, plan) = [store for store, _, _ in opened], opened[0]
+    torch.manual_seed(run.seed)
+    description = checkpoint.describe(
+        run.student.family, NetworkParams(name=run.student.name), dataset
+    )
+    network, spec = checkpoint.build(description).to(device), description.input
+    start = time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()):
+        trained = train(
+            network,
+            spec,
+            training_of(run),
+            dataset,
+            lesson(stores, dataset, plan, run, device),
+            device,
+        )
+    seconds, test = time.perf_counter() - start, dataset.splits["test"]
+    last = evaluate(network, spec, test, device)[1]["test_accuracy"]
+    best = last
+    if trained.best_epoch != run.epochs:
+        network.load_state_dict(trained.best_state)
+        best = evaluate(network, spec, test, device)[1]["test_accuracy"]
+    images = len(dataset.splits["train"])
+    taught = stores if run.distillation else []
+    return {
+        **key(run),
+        LAST: last,
+        BEST: best,
+        "best_epoch": trained.best_epoch,
+        "teacher_test_accuracy": round(teacher_accuracy(stores, dataset), 4),
+        "teacher_passes": sum(store.num_views for store in taught) * images,
+        "student_passes": run.epochs * images,
+        "bytes_per_view": round(sum(map(bytes_per_view, taught)), 2),
+        "seconds": round(seconds),
+        "dataset_fingerprint": dataset.fingerprint[:12],
+        "torch": torch.__version__,
+        "hardware": views.processor() if device.type == "cpu" else torch.cuda.get_device_name(),
+    }
+
+
+def conduct(
+    blocks: Sequence[Sequence[Run]],
+    workshop: Workshop,
+    workers: int,
+    tell: Callable[[str], None],
+) -> None:
+    """Run what is not in the results yet, block by block.
+
+    Raises:
+        UserError: a cache could not be made; or, when the others are done, runs that failed.
+    """
+    known = set(results().index)
+    todo = [[run for run in block if tuple(key(run).values()) not in known] for block in blocks]
+    total, left = sum(map(len, blocks)), sum(map(len, todo))
+    tell(f"{total - left} of {total} runs stand in {RESULTS.name}")
+    if not left:
+        return
+    context, failed = multiprocessing.get_context("spawn"), []
+    with ProcessPoolExecutor(workers, context) as pool:
+        for block in todo:
+            workshop.make(list(dict.fromkeys(cache for run in block for cache in run.caches)))
+            waiting = {pool.submit(train_one, run, workshop.project): run for run in block}
+            for future in as_completed(waiting):
+                name = ", ".join(str(value) for value in key(waiting[future]).values())
+                try:
+                    row = future.result()
+                except UserError as error:
+                    failed.append(f"{name}: {error}")
+                    tell(failed[-1])
+                    continue
+                append(row)
+                tell(f"{name}: {row[LAST]:.2%} in {row['seconds']} s")
+    if failed:
+        raise UserError("\n".join([f"{len(failed)} runs of {left} failed:", *failed]))
+
+
+def command(
+    name: str,
+    description: str,
+    plan: Callable[[Budget], list[list[Run]]],
+    tables: Callable[[], Iterator[str]],
+) -> None:
+    """A study's command line."""
+    parser = argparse.ArgumentParser(
+        f"python -m benchmarks.accuracy.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("project", nargs="?", type=Path, help="a project of the budget's recipe")
+    parser.add_argument("--budget", choices=BUDGETS, default="cpu")
+    parser.add_argument("--workers", type=int, help="trainings at a time (CPU: cores; GPU: 1)")
+    parser.add_argument("--tables", action="store_true", help="print the page's tables and end")
+    arguments = parser.parse_args()
+    with reported():
+        if arguments.tables:
+            print("\n\n".join(tables()))
+            return
+        if arguments.project is None:
+            raise UserError(
+                "no PROJECT was named; expected the folder of a project in which `prepare` has "
+                "run, and `teacher` for the CPU budget. Name it, or ask for --tables."
+            )
+        budget = BUDGETS[arguments.budget]
+        workers = arguments.workers or (os.cpu_count() if budget.subset else 1)
+        conduct(plan(budget), Workshop(arguments.project, budget), workers,
+                partial(print, flush=True))  # fmt: skip
+
+
+# What the tables are made of.
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training over its seeds, in per cent."""
+
+    last: float  # mean accuracy of the last epoch
+    deviation: float  # of it between seeds; not a number for one seed
+    best: float  # mean accuracy of the epoch that is best on validation
+    seeds: int
+    row: pd.Series  # of the first seed
+
+    @property
+    def shown(self) -> str:
+        spread = f" ± {self.deviation:.2f}" if self.seeds > 1 else ""
+        return f"{self.last:.2f}{spread} ({self.seeds})"
+
+
+def cell(found: pd.DataFrame, runs: Sequence[Run]) -> Cell | None:
+    """The same training with each seed; None if no seed was run."""
+    keys = [tuple(key(run).values()) for run in runs]
+    rows = found.loc[[k for k in keys if k in found.index]]
+    if rows.empty:
+        return None
+    last, best = 100 * rows[LAST], 100 * rows[BEST]
+    return Cell(last.mean(), last.std(), best.mean(), len(rows), rows.iloc[0])
+
+
+def noise(cells: Sequence[Cell | None], seeds: int = 2) -> float | None:
+    """Half the 95 % interval of a difference of two cells of so many seeds each, in points: by
+    Student's t, with the deviation between seeds pooled over all cells. None: no cell has two."""
+    several = [cell for cell in cells if cell and cell.seeds > 1]
+    freedom = sum(cell.seeds - 1 for cell in several)
+    if not freedom:
+        return None
+    variance = sum((cell.seeds - 1) * cell.deviation**2 for cell in several) / freedom
+    return float(stats.t.ppf(0.975, freedom) * (2 * variance / seeds) ** 0.5)
+
+
+def with_noise(table: str, cells: Sequence[Cell | None]) -> str:
+    """The table, and below it what a difference in it is to be held against."""
+    half = noise(cells)
+    if half is None:
+        return table
+    return (
+        f"{table}\n\nTwo means of two seeds that differ by less than {half:.2f} points are not "
+        "told\napart (95 %, from the deviation between seeds, pooled over the table)."
+    )
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
