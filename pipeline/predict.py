@@ -7,6 +7,10 @@ the classes that are most likely and their probabilities; at the end names the f
 images, and then fails. Imports no torch.
 """
 
+from pipeline import interruption  # noqa: F401  (before what takes seconds to load)
+
+# isort: split
+
 import argparse
 import io
 import json

@@ -65,7 +65,7 @@ def definition(stage: str) -> dict:
 
 def module_of(stage: str) -> str:
     """The module that its command runs."""
-    return re.match(r"python -m (pipeline\.stages\.\w+)", definition(stage)["cmd"])[1]
+    return re.match(r"exec python -m (pipeline\.stages\.\w+)", definition(stage)["cmd"])[1]
 
 
 def code_dependencies(stage: str) -> set[str]:

@@ -5,6 +5,10 @@ models/exported/NAME.onnx and metrics/export/NAME.json. Whatever trained the stu
 answer here on the CPU, in float32.
 """
 
+from pipeline import interruption  # noqa: F401  (before what takes seconds to load)
+
+# isort: split
+
 import argparse
 from pathlib import Path
 
@@ -14,12 +18,13 @@ import torch
 from pipeline import checkpoint
 from pipeline.augment import Policy
 from pipeline.checkpoint import Description
-from pipeline.dataset import Dataset, open_dataset
+from pipeline.dataset import Dataset, open_dataset, verify_dataset
 from pipeline.errors import UserError, reported
 from pipeline.evaluation import BATCH_SIZE, METRICS, predict
 from pipeline.exported import Card, Exported
 from pipeline.exporting import OPSET, to_onnx
-from pipeline.files import atomic_file, write_json
+from pipeline.files import write_bytes, write_json
+from pipeline.inputs import Inputs
 from pipeline.params.dataset import DatasetParams
 from pipeline.params.loading import load_section
 from pipeline.params.students import load_student
@@ -121,8 +126,10 @@ def compared(
 
 def export(name: str) -> None:
     load_student(name)  # or says which students there are
+    inputs = Inputs("export", name)
     params = load_section(DatasetParams, "dataset")
     dataset = open_dataset().at(load_section(ViewsParams, "views").image_size)
+    verify_dataset()
     network, description = checkpoint.load(STUDENTS / name, made_by=f"dvc repro student@{name}")
     card = card_of(name, description, dataset, params)
     content = to_onnx(network, description.input, card)
@@ -130,8 +137,8 @@ def export(name: str) -> None:
     exported = Exported(content, str(path), torch.get_num_threads())
     labels = dataset.splits["test"].labels
     figures = compared(name, *answers(network, description, exported, dataset), labels)
-    with atomic_file(path) as partial:
-        partial.write_bytes(content)
+    inputs.check()
+    write_bytes(path, content)
     described = {"opset": OPSET, "size_bytes": len(content), "test_images": len(labels)}
     write_json(METRICS / "export" / f"{name}.json", described | figures)
     print(

@@ -5,6 +5,10 @@ Reads data/prepared/ and, for a student, models/students/NAME/ and models/baseli
 corruption and severity, to predictions/robustness/.
 """
 
+from pipeline import interruption  # noqa: F401  (before what takes seconds to load)
+
+# isort: split
+
 import argparse
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,19 +17,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import save as serialised
 from torch import nn
 
 from pipeline import checkpoint
 from pipeline.augment import Policy
 from pipeline.checkpoint import DESCRIPTION, TEACHER, InputSpec
 from pipeline.corruptions import CORRUPTIONS, SEVERITIES, chosen_samples, corrupted
-from pipeline.dataset import AnySplit, open_dataset
+from pipeline.dataset import AnySplit, open_dataset, verify_dataset
 from pipeline.decoding import available_cores
 from pipeline.device import default_device
 from pipeline.errors import reported
 from pipeline.evaluation import BATCH_SIZE, PREDICTIONS, predict
-from pipeline.files import atomic_file, read_json
+from pipeline.files import read_json, write_bytes
+from pipeline.inputs import Inputs
 from pipeline.params.students import load_student
 from pipeline.progress import bar
 from pipeline.views import views_of
@@ -83,8 +88,7 @@ def write(place: str, samples: np.ndarray, decisions: np.ndarray | None) -> None
         tensors["decisions"] = np.ascontiguousarray(
             decisions[1:].reshape(len(CORRUPTIONS), len(SEVERITIES), -1)
         )
-    with atomic_file(PREDICTIONS / "robustness" / f"{place}.safetensors") as partial_file:
-        save_file(tensors, partial_file)
+    write_bytes(PREDICTIONS / "robustness" / f"{place}.safetensors", serialised(tensors))
 
 
 def main() -> None:
@@ -94,12 +98,15 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.teacher == (asked.name is not None):
         parser.error("expected either the name of a student or --teacher")
+    inputs = Inputs("robustness_teacher") if asked.teacher else Inputs("robustness", asked.name)
     test, device = open_dataset().splits["test"], default_device()
+    verify_dataset()
     samples = chosen_samples(len(test))
     if asked.teacher:
         made_by = {"teacher": "dvc repro teacher"}
         description = read_json(TEACHER / DESCRIPTION, made_by=made_by["teacher"])
         if description.get("family") == WITHOUT_NETWORK:
+            inputs.check()
             write("teacher", samples, None)
             print("robustness: the teacher is a table of answers; it has none for other pixels")
             return
@@ -114,7 +121,9 @@ def main() -> None:
         network, description = checkpoint.load(Path("models") / place, made_by=command)
         networks.append((network.to(device), description.input))
     labels = np.asarray(test.labels)[samples]
-    for place, decisions in zip(made_by, decide(networks, test, samples, device), strict=True):
+    decided = decide(networks, test, samples, device)
+    inputs.check()
+    for place, decisions in zip(made_by, decided, strict=True):
         write(place, samples, decisions)
         right = decisions == labels
         print(

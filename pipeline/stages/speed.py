@@ -5,6 +5,10 @@ metrics/speed.json. A baseline is the same network as its student, and is not me
 Everything that a clock touches is here: the same code writes other figures in every run.
 """
 
+from pipeline import interruption  # noqa: F401  (before what takes seconds to load)
+
+# isort: split
+
 import argparse
 import platform
 import time
@@ -20,6 +24,7 @@ from pipeline import checkpoint
 from pipeline.checkpoint import DESCRIPTION, TEACHER, InputSpec
 from pipeline.errors import reported
 from pipeline.files import read_json, write_json
+from pipeline.inputs import Inputs
 from pipeline.params.loading import load_section
 from pipeline.params.students import student_names
 from pipeline.params.views import ViewsParams
@@ -155,6 +160,7 @@ def told(name: str, speed: NetworkSpeed) -> str:
 
 def main() -> None:
     argparse.ArgumentParser("python -m pipeline.stages.speed", description=__doc__).parse_args()
+    inputs = Inputs("speed")
     size = load_section(ViewsParams, "views").image_size
     names, teacher = student_names(), read_teacher()
     students = [read_network(name, STUDENTS / name, f"dvc repro student@{name}") for name in names]
@@ -167,6 +173,7 @@ def main() -> None:
             print(told("teacher", measured.teacher))
         for name, figures in measured.students.items():
             print(told(name, figures))
+    inputs.check()
     write_json(OUTPUT, SPEED.dump_python(speed, exclude_none=True))
 
 
