@@ -52,20 +52,22 @@ def test_the_figures_are_those_of_the_times():
 def test_every_network_is_timed_in_every_round_and_another_begins_each():
     calls = []
     tasks = [lambda name=name: calls.append(name) for name in "abc"]
-    times = speed.in_turns(tasks, 2, least=speed.ROUNDS, seconds=0)
+    times = speed.in_turns(tasks, calls=2, least=speed.ROUNDS, seconds=0)
     assert times.shape == (3, speed.ROUNDS, 2)
     assert (times >= 0).all()
     said = "".join(calls)
     assert said.startswith("abc" + "aaabbbccc" + "bbbcccaaa" + "cccaaabbb")
     assert len(said) == 3 + 3 * 3 * speed.ROUNDS
     calls.clear()
-    assert speed.in_turns(tasks, 1, least=3, seconds=0).shape == (3, 3, 1)
+    assert speed.in_turns(tasks, calls=1, least=3, seconds=0).shape == (3, 3, 1)
     assert "".join(calls) == "abc" + "abc" + "bca" + "cab"
-    assert speed.in_turns(tasks, 1, least=3, seconds=1e9).shape == (3, speed.ROUNDS, 1)
+    assert speed.in_turns(tasks, calls=1, least=3, seconds=1e9).shape == (3, speed.ROUNDS, 1)
 
 
-def test_at_least_100_calls_make_a_latency():
+def test_100_calls_make_a_latency_and_never_too_few_rounds_for_an_interval():
     assert speed.ROUNDS * speed.CALLS >= 100
+    least = speed.OF_ONE_IMAGE["least"]
+    assert 2 / 2**least <= 0.05 < 2 / 2 ** (least - 1)  # outside all values; of one round fewer
 
 
 def test_what_is_timed_is_what_the_network_answers(project):

@@ -31,9 +31,10 @@ from pipeline.params.views import ViewsParams
 from pipeline.speed import SPEED, DeviceSpeed, NetworkSpeed, network_speed
 
 STUDENTS, OUTPUT = Path("models/students"), Path("metrics/speed.json")
-ROUNDS, CALLS = 20, 5  # of one image: every network CALLS times in each round
-BATCH_SIZE = 64
-LEAST_ROUNDS, SECONDS = 3, 10  # of batches: so many rounds, and so long per network, or ROUNDS
+ROUNDS, CALLS, BATCH_SIZE = 20, 5, 64
+#: Fewer rounds where ROUNDS would take longer, per network. Fewer than 6 give a median no interval.
+OF_ONE_IMAGE = {"calls": CALLS, "least": 6, "seconds": 30}
+OF_A_BATCH = {"calls": 1, "least": 3, "seconds": 10}
 ANSWERS = "logits"  # the family of a teacher that is a table of answers and no network
 
 
@@ -84,7 +85,7 @@ def device_name(device: torch.device) -> str:
 
 
 def in_turns(
-    tasks: Sequence[Callable[[], object]], calls: int, *, least: int, seconds: float
+    tasks: Sequence[Callable[[], object]], *, calls: int, least: int, seconds: float
 ) -> np.ndarray:
     """[tasks, rounds, calls] seconds of each call: all tasks in every round, another one first each
     time, so that what disturbs the machine falls on all alike.
@@ -130,8 +131,8 @@ def measure(
         views = torch.randint(256, shape, generator=generator, dtype=torch.uint8).to(device)
         for count, of_count in tasks.items():
             of_count.append(lambda s=subject, v=views[:count]: s.answer(v))
-    latencies = in_turns(tasks[1], CALLS, least=ROUNDS, seconds=0)
-    batches = in_turns(tasks[BATCH_SIZE], 1, least=LEAST_ROUNDS, seconds=SECONDS)[..., 0]
+    latencies = in_turns(tasks[1], **OF_ONE_IMAGE)
+    batches = in_turns(tasks[BATCH_SIZE], **OF_A_BATCH)[..., 0]
     of_teacher = latencies[0] if teacher else None
     figures = [
         network_speed(*times, BATCH_SIZE, None if subject is teacher else of_teacher)
