@@ -30,6 +30,8 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path to write; on success it becomes `path`, on failure it is removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise UserError(f"`{path}` is a folder, where a file is to be written. Remove it.")
     partial = _partial(path)
     try:
         yield partial
