@@ -100,9 +100,11 @@ def write_bytes(path: Path | str, *parts: bytes | memoryview) -> None:
     at all.
 
     Raises:
-        UserError: the disk is full, or does not let itself be written.
+        UserError: the disk is full, or does not let itself be written, or a folder is in its place.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"`{path}` is a folder, where a file is to be written. Remove it.")
     with _in_the_making(path, sum(len(part) for part in parts)) as partial:
         with open(partial, "wb") as file:
             for part in parts:

@@ -84,7 +84,13 @@ def _few_rows(store: Store) -> Iterator[str]:
         arrays = store.encoded(samples, views, split=split)
         # Without labels: the k largest have their logits all the same.
         unlabelled = np.full(2, -1)
-        logits, _ = decode(arrays, unlabelled, contents.num_classes, temperature=1.0)
+        try:
+            logits, _ = decode(arrays, unlabelled, contents.num_classes, temperature=1.0)
+        except ValueError as error:  # rows are not verified here
+            raise UserError(
+                f"`{store.directory}` is damaged in {split}: {error}. "
+                "`python -m pipeline.store verify` tells which shards are."
+            ) from None
         for row, sample, view in zip(logits, samples, views, strict=True):
             largest = np.argsort(-row, kind="stable")[: min(3, contents.k or contents.num_classes)]
             shown = ", ".join(f"{names[c]} {row[c]:.2f}" for c in largest)

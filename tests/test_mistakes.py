@@ -35,7 +35,7 @@ from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.networks import cifar_resnet
 from pipeline.params.students import load_student
-from pipeline.store import verify
+from pipeline.store import inspect, verify
 
 PAGE = (ROOT / "docs/mistakes.md").read_text("utf-8")
 ROWS = dict(re.findall(r"^\| ([^|]+?) \| `` (.+?) `` \|$", PAGE, re.MULTILINE))
@@ -606,6 +606,16 @@ def _():
     opened()
 
 
+@mistake("a damaged top_k store, as it is inspected")
+def _():
+    change_params("soft_targets", encoding="top_k", k=2)
+    run_stage("soft_targets")
+    path = STORE / "train_view00000_sample000000000.h5"
+    with h5py.File(path, "r+") as file:
+        file["class_ids"][0] = 0xFF
+    list(inspect(STORE))
+
+
 for _row, _make in {
     "a newer format": partial(with_index, format_version=99),
     "an index with another type": partial(with_index, num_views="3"),
@@ -687,6 +697,13 @@ def _():
 @mistake("predictions truncated")
 def _():
     os.truncate("predictions/students/small.safetensors", 100)
+    run_stage("compare")
+
+
+@mistake("a folder in a file's place")
+def _():
+    Path("metrics/comparison.json").unlink()
+    Path("metrics/comparison.json").mkdir()
     run_stage("compare")
 
 
