@@ -293,4 +293,4 @@ def test_a_student_that_fails_is_named_and_costs_the_others_nothing(clone):
     assert "student@second: error: family `cifar_resnet` has no network `resnet9`" in result.stdout
     assert "Running stage 'compare'" not in result.stdout
     set_param("students", "second", "network", value="resnet8")(clone)
-    assert clone.repro() == {"compare"}
+    assert clone.repro() == {"robustness@small", "compare"}  # what waited for the trainings
