@@ -37,7 +37,7 @@ import yaml
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from benchmarks import hostile, soak_store
+from benchmarks import hostile, soak_interrupts
 from pipeline import check, checkpoint
 from pipeline.checkpoint import TEACHER, Description, InputSpec
 from pipeline.dataset import open_dataset
@@ -51,46 +51,31 @@ from pipeline.params.views import ViewsParams
 from pipeline.progress import bar
 from pipeline.replay import open_store
 from pipeline.soft_targets import STORE
-from pipeline.stages import baseline, compare, prepare, soft_targets, student, teacher
+from pipeline.stages import (
+    baseline,
+    compare,
+    prepare,
+    robustness,
+    soft_targets,
+    speed,
+    student,
+    teacher,
+)
 from pipeline.store import inspect
 from pipeline.views import Policy, views_of
 
 SECONDS = 30  # for one input
 SIZE, CLASSES, IMAGES = 16, ("ant", "bee", "cat"), 12  # pixels; images of a class
 ENCODED, OUT = Path("data/encoded"), Path("data/out")
-PARAMS = soak_store.PARAMS | {
-    "dataset": soak_store.PARAMS["dataset"]
-    | {"source": "image_folder", "root": "images", "image_size": SIZE, "validation_fraction": 0.2},
-    "views": soak_store.PARAMS["views"]
-    | {"policy": "crop_flip", "count": 2, "seed": 7, "image_size": SIZE},
-    "teacher": soak_store.PARAMS["teacher"]
-    | {
-        "training": {
-            "epochs": 6,
-            "batch_size": 8,
-            "learning_rate": 0.05,
-            "policy": "crop_flip",
-            "seed": 1,
-        }
-    },
+PARAMS = soak_interrupts.PARAMS | {
+    "views": soak_interrupts.PARAMS["views"] | {"count": 2, "seed": 7},
     "soft_targets": {"encoding": "top_k", "k": 2, "precision": "float32", "batch_size": 16},
-    "training": {
-        "epochs": 1,
-        "batch_size": 16,
-        "optimizer": "sgd",
-        "learning_rate": 0.05,
-        "seed": 2,
-    },
-    "distillation": {"method": "kd", "temperature": 4.0},
-    "students": {
-        "small": {
-            "family": "cifar_resnet",
-            "network": "resnet8",
-            "training": {},
-            "distillation": {},
-        }
-    },
+    "training": soak_interrupts.PARAMS["training"] | {"epochs": 1},
 }
+STAGES = [
+    *((prepare,), (teacher,), (soft_targets,), (baseline, "small"), (student, "small")),
+    *((robustness, "--teacher"), (robustness, "small"), (speed,), (compare,)),
+]
 
 
 class WrongResult(Exception):
@@ -249,8 +234,8 @@ def make_project(root: Path) -> None:
             Image.fromarray(pixels).save(folder / f"{index:03d}.png")
     (root / "params.yaml").write_text(yaml.safe_dump(PARAMS, sort_keys=False), "utf-8")
     with contextlib.chdir(root), contextlib.redirect_stdout(io.StringIO()):
-        for stage in (prepare, teacher, soft_targets, baseline, student, compare):
-            sys.argv = [stage.__name__, *(["small"] if stage in (baseline, student) else [])]
+        for stage, *arguments in STAGES:
+            sys.argv = [stage.__name__, *arguments]
             stage.main()
         shutil.rmtree(".scratch")
         ENCODED.mkdir()

@@ -216,7 +216,8 @@ def test_a_student_that_fails_is_named_and_costs_the_others_nothing(clone):
     assert "student@second: error: family `cifar_resnet` has no network `resnet9`" in result.stdout
     assert "Running stage 'compare'" not in result.stdout
     set_param("students", "second", "network", value="resnet8")(clone)
-    assert clone.repro() == {"speed", "compare"}
+    # What waited for the trainings.
+    assert clone.repro() == {"robustness@small", "speed", "compare"}
 
 
 def test_a_table_of_logits_in_another_order_trains_no_student_again(clone):
