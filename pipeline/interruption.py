@@ -47,9 +47,10 @@ def _end(signum: int, frame: FrameType | None) -> NoReturn:
     if launcher == str(os.getpid()) and os.environ.get("RANK", "0") == "0":
         goes_on = GOES_ON.get(_command() or "")
         rest = f"run the same again: it goes on {goes_on}" if goes_on else "run the same again"
-        # Not by `print`, which refuses where it was itself interrupted.
+        line = f"interrupted; nothing half-written is kept, {rest}\n"
+        # Not by `print`, which refuses where it was itself interrupted; below a progress bar.
         with suppress(OSError):
-            os.write(2, f"interrupted; nothing half-written is kept, {rest}\n".encode())
+            os.write(2, ("\n" * os.isatty(2) + line).encode())
     _leave(128 + signum)
 
 

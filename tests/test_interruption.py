@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import PARAMS, change_params, run_stage, write_images, write_params
 from import_closure import ROOT
@@ -23,9 +24,15 @@ from stage_process import finish, kill, start
 
 from benchmarks import soak_interrupts
 from benchmarks.soak_interrupts import Project, Row, Target
-from pipeline import gate, interruption, mend
+from pipeline import checkpoint, fine_tuning, gate, interruption, mend
+from pipeline.dataset import open_dataset
+from pipeline.distributed import ALONE
 from pipeline.errors import UserError
 from pipeline.files import atomic_directory
+from pipeline.params.network import NetworkParams
+from pipeline.params.teacher import TeacherTraining
+from pipeline.resume import Progress
+from pipeline.stages import teacher
 
 TEACHER_STATES = Path(".scratch/training/teacher")
 
@@ -85,15 +92,12 @@ def test_a_command_that_is_interrupted_while_it_loads_ends_with_one_line(project
 
 
 def test_every_command_sets_its_handlers_before_anything_else_is_imported():
-    modules = [
-        ROOT / f"{name.replace('.', '/')}.py"
-        for name in (*COMMANDS, "pipeline.check", "pipeline.mend")
-    ]
-    stages = set((ROOT / "pipeline/stages").glob("*.py")) - {ROOT / "pipeline/stages/__init__.py"}
-    assert stages < set(modules)
-    for path in modules:
-        imports = re.findall(r"^(?:from|import) .*", path.read_text("utf-8"), re.MULTILINE)
-        assert imports[0].startswith("from pipeline import interruption"), path
+    sources = {path: path.read_text("utf-8") for path in (ROOT / "pipeline").rglob("*.py")}
+    commands = {path: text for path, text in sources.items() if '__name__ == "__main__"' in text}
+    assert {f"pipeline.{path.stem}" for path in commands} >= {"pipeline.store", "pipeline.check"}
+    for path, text in commands.items():
+        first = re.search(r"^(?:from|import) .*", text, re.MULTILINE)[0]
+        assert first.startswith("from pipeline import interruption"), path
 
 
 def teacher_has_saved() -> bool:
@@ -230,6 +234,47 @@ def test_a_teacher_killed_at_any_moments_ends_with_the_bytes_of_an_uninterrupted
     assert int(said[1]) > 0
     assert teachers_outputs() == expected
     assert not teacher_has_saved()
+
+
+@pytest.mark.parametrize("whole_epochs", [1, 2])
+def test_a_fine_tuned_teacher_goes_on_frozen_or_thawed_as_it_was(
+    project, monkeypatch, whole_epochs
+):
+    dataset, params = (
+        open_dataset(),
+        TeacherTraining(
+            **PARAMS["teacher"]["training"] | {"epochs": 4, "freeze_epochs": 2, "ema_decay": 0.5}
+        ),
+    )
+    description = checkpoint.describe(
+        "cifar_resnet", NetworkParams.model_validate({"name": "resnet8"}), dataset
+    )
+
+    def train(folder: str) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        network = checkpoint.build(description)
+        fine_tuning.mark_last_layer(network, ["fc.weight", "fc.bias"])
+        Path(folder).mkdir(exist_ok=True)
+        progress = Progress(Path(folder), "any", ALONE)
+        device = torch.device("cpu")
+        teacher.train(network, description.input, dataset, params, device, progress=progress)
+        return network.state_dict()
+
+    expected = train("uninterrupted")
+    original, calls = teacher.measures, []
+
+    def failing(*arguments):
+        calls.append(arguments)
+        if len(calls) > whole_epochs:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(teacher, "measures", failing)
+        with pytest.raises(KeyboardInterrupt):
+            train("interrupted")
+    found = train("interrupted")
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 
 @pytest.fixture
