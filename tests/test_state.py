@@ -13,6 +13,8 @@ import yaml
 from clone import Clone, cloned, stages_run
 from conftest import write_params
 
+from pipeline.inputs import Inputs
+
 MAKING = {"prepare", "teacher", "soft_targets", "baseline@small", "student@small", "compare"}
 
 
@@ -58,6 +60,16 @@ def epochs_of(clone: Clone) -> int:
 
 def recorded(clone: Clone, stage: str) -> dict:
     return clone.lock()["stages"][stage]
+
+
+@pytest.mark.parametrize("stage", sorted(MAKING))
+def test_a_stage_looks_at_all_that_dvc_records_of_it(finished, monkeypatch, stage):
+    monkeypatch.chdir(finished.root)
+    name, _, student = stage.partition("@")
+    inputs = Inputs(name, student or None)
+    entry = recorded(finished, stage)
+    assert inputs.params.keys() == entry["params"]["params.yaml"].keys()
+    assert {str(path) for path in inputs._states} == {dep["path"] for dep in entry["deps"]}
 
 
 def test_a_parameter_edited_while_a_student_trains_is_not_recorded_as_what_made_it(clone):
