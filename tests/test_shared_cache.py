@@ -138,10 +138,13 @@ def test_a_pull_that_is_killed_is_gone_on_with(origin, other):
             assert copy.read_bytes() == path.read_bytes(), copy
 
 
-def test_a_file_cut_short_in_the_clone_is_restored_from_its_cache(other):
-    other.dvc("pull", "--allow-missing")
-    shorten(other.root / IMAGES)
-    shorten(other.root / SHARD)
-    result = repro(other, "student@new")
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert stages_run(result.stdout) == {"student@new"}
+def test_a_file_cut_short_in_the_clone_is_refused_and_restored_from_its_cache(other):
+    assert repro(other, "student@new").returncode == 0
+    whole = {name: (other.root / name).read_bytes() for name in (IMAGES, SHARD)}
+    for name, content in whole.items():
+        shorten(other.root / name)
+        result = other.run(sys.executable, "-m", "pipeline.stages.student", "new")
+        assert result.returncode != 0
+        assert f"`{name}`" in result.stderr
+        other.dvc("checkout", "--force", "prepare", "soft_targets")
+        assert (other.root / name).read_bytes() == content
