@@ -83,7 +83,7 @@ class StepLosses:
 
     def _message(self, found: str, step: int) -> str:
         rate = self._learning_rate((self._epoch - 1) * self._steps + step)
-        state = "No epoch had ended, so no state is kept."
+        state = "No good state of an epoch is kept."
         if self._epoch > 1 and self._kept is not None:
             state = f"The last good state, after epoch {self._epoch - 1}, is in `{self._kept}`."
         return (
