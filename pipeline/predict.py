@@ -25,7 +25,7 @@ from pipeline.decoding import UNREADABLE, available_cores, clean_boxes, decode_v
 from pipeline.encoded_images import encode
 from pipeline.errors import UserError, reported
 from pipeline.exported import Card, Exported
-from pipeline.image_files import list_names
+from pipeline.image_files import names_in
 from pipeline.params.dataset import DatasetParams
 from pipeline.pictures import ahead, to_pixels
 
@@ -66,7 +66,7 @@ def files_of(places: Sequence[str]) -> list[Path]:
     files = []
     for place in map(Path, places):
         if place.is_dir():
-            files += [place / name for name in list_names(place) if not name.endswith("/")]
+            files += [place / name for name in names_in(place) if not name.endswith("/")]
         else:
             files.append(place)
     if not files:
