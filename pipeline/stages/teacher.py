@@ -120,7 +120,7 @@ def train(
             steps=steps_per_epoch,
             device=device,
             tells=group.leads,
-            kept=None,
+            kept=None if progress is None else progress.folder,
             advice="Set a lower `teacher.training.learning_rate`, or more `warmup_epochs`.",
         )
         order = labelled[permutation(len(labelled), params.seed, epoch)]
