@@ -123,8 +123,8 @@ def _stage(name: str, *arguments: str, to: str = "all") -> Target:
 
 
 STAGES = [
-    *(_stage(name) for name in ("prepare", "teacher", "soft_targets", "compare")),
-    *(_stage(name, "small") for name in ("student", "baseline")),
+    *(_stage(name) for name in ("prepare", "teacher", "soft_targets", "speed", "compare")),
+    *(_stage(name, "small") for name in ("student", "baseline", "robustness", "export")),
     *(_stage(name, to="rank") for name in ("teacher", "soft_targets")),
     _stage("student", "small", to="rank"),
 ]
@@ -136,6 +136,11 @@ WHOLE = [
     )
     for to in ("all", "first")
 ]
+#: What the stage `speed` writes, and what shows it.
+TIMED = {
+    *("metrics/speed.json", "reports/index.html", "reports/comparison.md"),
+    *("dvc.lock: speed", "dvc.lock: compare"),
+}
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 #: What DVC says of a file of its own that it was killed while writing, and which file that is.
 DVC_FILES = {
@@ -252,7 +257,7 @@ class Project:
         for name in (*OUTPUTS, ".scratch"):
             if name != "models":
                 shutil.rmtree(self._root / name, ignore_errors=True)
-        for name in ("teacher", "students", "baselines"):
+        for name in ("teacher", "students", "baselines", "exported"):
             shutil.rmtree(self._root / "models" / name, ignore_errors=True)
         if target.from_nothing:
             for name in (".dvc/cache", ".dvc/tmp"):
@@ -262,7 +267,8 @@ class Project:
             shutil.copytree(self._reference, self._root, dirs_exist_ok=True)
 
     def outputs(self, target: Target) -> dict[str, str]:
-        """The digest of every output, and of the entries of dvc.lock where DVC has run."""
+        """The digest of every output, and of the entries of dvc.lock where DVC has run; but for
+        what a clock changes."""
         found = {
             str(path.relative_to(self._root)): sha256_of_file(path)
             for folder in OUTPUTS
@@ -270,9 +276,9 @@ class Project:
             if path.is_file()
         }
         if target.from_nothing:
-            lock = yaml.safe_load((self._root / "dvc.lock").read_text("utf-8"))
-            found["dvc.lock"] = json.dumps(lock, sort_keys=True)
-        return found
+            stages = yaml.safe_load((self._root / "dvc.lock").read_text("utf-8"))["stages"]
+            found |= {f"dvc.lock: {name}": json.dumps(stage) for name, stage in stages.items()}
+        return {name: digest for name, digest in found.items() if name not in TIMED}
 
     def strays(self) -> list[str]:
         """Temporary files, wherever a run may have left one."""
