@@ -48,8 +48,8 @@ def run(budget: Budget, k: int | None, tail: str, temperature: float, seed: int)
 def plan(budget: Budget) -> list[list[Run]]:
     return [
         [run(budget, k, tail, temperature, seed) for k, tail in ENCODINGS]
-        for seed in budget.seeds
         for temperature in TEMPERATURES
+        for seed in budget.seeds
     ]
 
 

@@ -106,8 +106,9 @@ class Network:
 
 @dataclass(frozen=True)
 class Teacher:
-    """`seed` None: the project's own; else trained by the project's `teacher.training`, or at the
-    GPU budget by that of the tables, with this seed."""
+    """`seed` None: the project's own. Else trained for the study: at the GPU budget by the tables'
+    recipe, with this seed; at the CPU budget by the project's `teacher.training`, with this added
+    to its seed."""
 
     network: Network
     seed: int | None = None
@@ -267,13 +268,16 @@ class Workshop:
         if (folder / TEACHER / "network.json").exists():
             return folder
         params = read_params()
-        training = params["teacher"]["training"] if self.budget.subset else {
-            **TABLES, "policy": POLICY}  # fmt: skip
+        if self.budget.subset:
+            training = dict(params["teacher"]["training"])
+            training["seed"] += teacher.seed
+        else:
+            training = {**TABLES, "policy": POLICY, "seed": teacher.seed}
         params["teacher"] |= {
             "family": teacher.network.family,
             "network": teacher.network.name,
             "weights": "train",
-            "training": training | {"seed": teacher.seed},
+            "training": training,
         }
         self._folder(folder, params)
         _link(self.project / PREPARED, folder / PREPARED)
