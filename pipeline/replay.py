@@ -258,7 +258,7 @@ def read_index(directory: Path = STORE) -> Index:
             f"expected a text for each. Run `{AGAIN}`."
         )
     counts = [index.num_views, contents.num_classes, *index.split_sizes.values()]
-    if index.split_sizes.keys() != set(SPLITS) or not all(_is_count(n) for n in counts):
+    if not index.split_sizes.keys() <= set(SPLITS) or not all(_is_count(n) for n in counts):
         raise UserError(
             f"`{path}` has num_views {index.num_views}, num_classes {contents.num_classes} and "
             f"splits {index.split_sizes}; expected whole numbers from 1, of {', '.join(SPLITS)}. "

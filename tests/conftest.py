@@ -2,6 +2,7 @@
 
 import importlib
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from pipeline.replay import Store, open_store
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+# Where the tests run in the background, Ctrl-C is ignored, and would be in what they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # side by side with other work, two threads wait for one another
 
 PARAMS = {

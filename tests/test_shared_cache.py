@@ -82,10 +82,10 @@ def test_a_clone_trains_a_new_student_without_the_images_the_teacher_or_other_st
         assert (other.root / name).read_bytes() == (twin.root / name).read_bytes()
 
     other.dvc("pull", "--allow-missing")
-    result = repro(other)
+    result = repro(other, "compare")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert stages_run(result.stdout) == {"baseline@new", "compare"}
-    assert not stages_run(repro(other).stdout)
+    assert stages_run(result.stdout) == {"baseline@new", "robustness@new", "speed", "compare"}
+    assert not stages_run(repro(other, "compare").stdout)
 
 
 def test_the_readme_says_these_commands():
