@@ -17,6 +17,15 @@ def stages_run(output: str) -> set[str]:
     return set(re.findall(r"Running stage '(.+?)'", output))
 
 
+#: What follows a clock: stages in the lock, and outputs.
+CLOCKED = {"speed", "compare", "metrics/speed.json", "reports/index.html", "reports/comparison.md"}
+
+
+def timeless(content: dict) -> dict:
+    """Outputs, or the stages of a lock, without what a clock changes."""
+    return {name: value for name, value in content.items() if name not in CLOCKED}
+
+
 class Clone:
     """A project under DVC, with the parameters of the last `repro`."""
 

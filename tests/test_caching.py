@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from clone import Clone, cloned, stages_run
+from clone import Clone, cloned, stages_run, timeless
 from conftest import write_params
 from import_closure import ROOT
 
@@ -178,14 +178,6 @@ def test_dvc_shows_the_metrics_and_plots_of_every_model(clone):
     assert {row["role"] for row in curves if row["student"] == "small"} == {"distilled", "baseline"}
     models = plots["metrics/comparison.csv"][0]["content"]["data"]["values"]
     assert {"teacher", "small"} <= {row["model"] for row in models}
-
-
-#: What follows a clock: stages in the lock, and outputs.
-CLOCKED = {"speed", "compare", "metrics/speed.json", "reports/index.html", "reports/comparison.md"}
-
-
-def timeless(content: dict) -> dict:
-    return {name: value for name, value in content.items() if name not in CLOCKED}
 
 
 def test_students_side_by_side_end_with_the_lock_and_the_bytes_of_one_after_the_other(clone):

@@ -106,6 +106,7 @@ def shorten(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "name", "said"),
     [
@@ -138,6 +139,7 @@ def test_a_pull_that_is_killed_is_gone_on_with(origin, other):
             assert copy.read_bytes() == path.read_bytes(), copy
 
 
+@pytest.mark.slow
 def test_a_file_cut_short_in_the_clone_is_refused_and_restored_from_its_cache(other):
     assert repro(other, "student@new").returncode == 0
     whole = {name: (other.root / name).read_bytes() for name in (IMAGES, SHARD)}

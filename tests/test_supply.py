@@ -74,6 +74,7 @@ def test_the_guard_notes_what_asks_for_the_network(attempts):
     assert "example.org" in attempts.read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_the_whole_pipeline_runs_without_a_network_and_asks_for_none(tmp_path, attempts):
     alone = ["unshare", "--net"]
     if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
