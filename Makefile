@@ -36,8 +36,10 @@ students: $(READY)
 	python -m pipeline.students --jobs '$(JOBS)'
 	@python -m pipeline.stages.compare --show
 
+# Files in the order of their names: xdist would begin with those of many tests, and end with one
+# worker waiting for the longest, which are few.
 test: $(READY)
-	python -m pytest -n auto --dist loadfile
+	python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	ruff format --check .

@@ -35,13 +35,14 @@ ROOT = Path(__file__).parents[1]
 CLASSES, SIDE = 10, 8
 SETTLED = 5  # epochs
 MIB = 2**20
+#: Each stage's module and arguments.
 STAGES = {
-    "prepare": (),
-    "teacher": (),
-    "soft_targets": (),
-    "baseline": ("small",),
-    "student": ("small",),
-    "compare": (),
+    **{name: (name,) for name in ("prepare", "teacher", "soft_targets")},
+    **{name: (name, "small") for name in ("baseline", "student")},
+    "robustness_teacher": ("robustness", "--teacher"),
+    "robustness": ("robustness", "small"),
+    **{name: (name,) for name in ("speed", "compare")},
+    "export": ("export", "small"),
 }
 TRAININGS = ("teacher", "baseline", "student")
 
@@ -124,8 +125,9 @@ def run_here(stage: str) -> dict[str, object]:
         line(self, epoch, **values)
 
     progress.EpochLog.line = watched
-    module = importlib.import_module(f"pipeline.stages.{stage}")
-    sys.argv = [stage, *STAGES[stage]]
+    name, *arguments = STAGES[stage]
+    module = importlib.import_module(f"pipeline.stages.{name}")
+    sys.argv = [stage, *arguments]
     files, processes = open_files(), children()
     module.main()
     return {
@@ -161,7 +163,7 @@ def project(folder: Path, images: int, epochs: int) -> dict[str, dict]:
 def over_epochs(images: int, epochs: int) -> dict[str, dict]:
     print(f"{images:,} images, {epochs} epochs")
     print(
-        f"{'':<14}{'after 5':>12}{'after all':>12}{'more':>12}{'files left':>12}{'processes':>11}"
+        f"{'':<20}{'after 5':>12}{'after all':>12}{'more':>12}{'files left':>12}{'processes':>11}"
     )
     with tempfile.TemporaryDirectory() as name:
         found = project(Path(name), images, epochs)
@@ -174,7 +176,7 @@ def over_epochs(images: int, epochs: int) -> dict[str, dict]:
             more = last - first
             memory = [f"{value / MIB:.1f} MiB" for value in (first, last, more)]
         print(
-            f"{stage:<14}" + "".join(f"{text:>12}" for text in memory) + f"{left['files_left']:>12}"
+            f"{stage:<20}" + "".join(f"{text:>12}" for text in memory) + f"{left['files_left']:>12}"
             f"{left['processes_left']:>11}",
             flush=True,
         )
@@ -184,7 +186,7 @@ def over_epochs(images: int, epochs: int) -> dict[str, dict]:
 
 def over_data(counts: list[int]) -> dict[str, dict]:
     print("\npeak memory, one epoch")
-    print(f"{'':<14}" + "".join(f"{count:>12,}" for count in counts) + "  bytes a further image")
+    print(f"{'':<20}" + "".join(f"{count:>12,}" for count in counts) + "  bytes a further image")
     peaks = []
     for count in counts:
         with tempfile.TemporaryDirectory() as name:
@@ -195,7 +197,7 @@ def over_data(counts: list[int]) -> dict[str, dict]:
         least, most = peaks[0][stage], peaks[-1][stage]
         further = (most - least) / (counts[-1] - counts[0])
         figures = "".join(f"{peak[stage] / MIB:>8.1f} MiB" for peak in peaks)
-        print(f"{stage:<14}{figures}{further:>23,.0f}", flush=True)
+        print(f"{stage:<20}{figures}{further:>23,.0f}", flush=True)
         summary[stage] = {
             "peaks": [peak[stage] for peak in peaks],
             "bytes_of_further_image": round(further, 1),

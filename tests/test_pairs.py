@@ -78,6 +78,8 @@ def test_each_teacher_teaches_each_student_a_few_steps(tmp_path, monkeypatch, te
     for name in STUDENTS:
         run_stage("student", name)
         run_stage("baseline", name)
+    for models in ("--teacher", *STUDENTS):
+        run_stage("robustness", models)
     run_stage("speed")
     run_stage("compare")
     compared = json.loads(Path("metrics/comparison.json").read_text("utf-8"))
