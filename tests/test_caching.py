@@ -212,6 +212,7 @@ def test_a_student_that_fails_is_named_and_costs_the_others_nothing(clone):
     assert clone.repro() == {"robustness@small", "speed", "compare"}
 
 
+@pytest.mark.slow
 def test_a_table_of_logits_in_another_order_trains_no_student_again(clone):
     """Its bytes are others, but not what it answers."""
     prepared = clone.root / "data/prepared"

@@ -106,6 +106,7 @@ def test_another_students_parameters_may_change_while_one_trains(clone):
     assert said.startswith("no failure"), said
 
 
+@pytest.mark.slow
 def test_a_branch_switched_while_a_student_trains_gets_no_result_of_the_other(clone):
     git(clone, "switch", "--create", "other")
     change_student(clone, "training", epochs=20)
