@@ -13,7 +13,7 @@ class Costs:
     """Beside the comparison's figures, for a clock is in them."""
 
     speed: Mapping[str, DeviceSpeed]  # by the device's type: cpu, cuda
-    economics: Economics
+    economics: Economics | None  # None where the cache took no teacher pass: logits were brought
 
     @property
     def of_teacher(self) -> DeviceSpeed | None:
@@ -44,6 +44,8 @@ def sentences(costs: Costs) -> list[str]:
     """How fast the students are, whether the cache paid, and what a clock says of that."""
     economics, device = costs.economics, costs.of_teacher
     told = [speed_sentence(of_device) for of_device in costs.speed.values()]
+    if economics is None:
+        return told
     cache = cache_sentence(economics.figures)
     if device is not None:
         made, online = economics.teacher_passes, economics.online_passes
@@ -86,7 +88,10 @@ def speed_rows(device: DeviceSpeed) -> list[dict[str, str]]:
 
 
 def cache_rows(costs: Costs) -> list[dict[str, str]]:
+    """No row where there are no economics."""
     economics = costs.economics
+    if economics is None:
+        return []
     passes = {
         "made for the cache": economics.teacher_passes,
         "a live teacher at every step": economics.online_passes,

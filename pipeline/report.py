@@ -92,7 +92,9 @@ def html_report(
             grid(cost_drawings(comparison, costs), "wide"),
         ),
         section("Speed", SPEED_NOTE, f'<div class="stack">{"".join(speed_tables(costs))}</div>'),
-        section("Was the cache worth it?", CACHE_NOTE, card(plain_table(cache_rows(costs)))),
+        section("Was the cache worth it?", CACHE_NOTE, card(plain_table(cache_rows(costs))))
+        if costs.economics
+        else "",
         section(
             "While training",
             "Accuracy on the validation images. The dot marks the best epoch.",

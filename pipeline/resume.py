@@ -55,7 +55,7 @@ class Progress:
 
     def __init__(self, folder: Path, name: str, group: Group):
         """Args: folder: of this training alone; name: the fingerprint."""
-        self._folder, self._path, self._group = folder, folder / f"{name}.state", group
+        self.folder, self._path, self._group = folder, folder / f"{name}.state", group
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replace the state by that of one more epoch: on disk, whole, when this returns."""
@@ -81,12 +81,8 @@ class Progress:
         if self._group.leads:
             self._path.unlink(missing_ok=True)
 
-    @property
-    def folder(self) -> Path:
-        return self._folder
-
     def _read(self) -> dict[str, Any] | None:
-        for path in self._folder.iterdir():
+        for path in self.folder.iterdir():
             if path.suffix in (".state", ".partial") and path != self._path:
                 path.unlink()
         if not self._path.exists():

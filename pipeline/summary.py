@@ -283,8 +283,9 @@ def markdown(comparison: Comparison, costs: Costs) -> str:
         f"Speed on {device.described}, in float32:\n\n{table(speed_rows(device))}\n"
         for device in costs.speed.values()
     )
+    cache = table(cache_rows(costs)) if costs.economics else ""
     return (
-        f"## Comparison\n\n{summary}\n\n{table(gains)}\n{speed}{table(cache_rows(costs))}\n"
+        f"## Comparison\n\n{summary}\n\n{table(gains)}\n{speed}{cache}\n"
         f"<details><summary>Every measure</summary>\n\n{table(models.values())}\n</details>\n"
     )
 

@@ -70,7 +70,7 @@ def test_every_kind_of_run_trains_and_is_not_run_again(workshop, name, tmp_path,
     runs = [run for block in STUDIES[name].plan(workshop.budget) for run in block if run.seed == 0]
     for run in runs:
         workshop.make(run.caches)
-        study.append(study.train_one(run, workshop.project))
+        study.append(study.RESULTS, study.train_one(run, workshop.project))
     rows = study.results()
     assert len(rows) == len(runs)
     assert rows[LAST].between(0, 1).all()

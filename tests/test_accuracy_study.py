@@ -70,7 +70,10 @@ def test_the_page_shows_the_table_of_the_results():
 def test_a_run_that_stands_in_the_results_is_not_run_again(tmp_path, monkeypatch):
     monkeypatch.setattr(views, "RESULTS", tmp_path / "views.csv")
     monkeypatch.setattr(views, "PLAN", [("labels only", 10, 0)])
-    views.append({"way": "labels only", "epochs": 10, "seed": 0, "last_epoch_test_accuracy": 0.5})
+    views.append(
+        views.RESULTS,
+        {"way": "labels only", "epochs": 10, "seed": 0, "last_epoch_test_accuracy": 0.5},
+    )
     said = []
     views.run_plan(tmp_path / "no project", 1, said.append)
     assert said == ["1 of 1 runs stand in views.csv"]

@@ -14,7 +14,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import PARAMS, bytes_of, change_params, opened, prepare, run_stage, write_params
+from conftest import (
+    PARAMS,
+    bytes_of,
+    change_params,
+    opened,
+    prepare,
+    run_stage,
+    take_as_prepared,
+    write_params,
+)
 from import_closure import ROOT
 from safetensors.numpy import load_file
 from stage_process import finish, resumed, start
@@ -182,10 +191,21 @@ def test_the_page_shows_the_costs_of_networks_alone(project):
     assert "The teacher has 100.00%. It agrees" in summary
     page = Path("reports/index.html").read_text("utf-8")
     assert "fewer</small>" not in page
+    # No teacher was run for the cache.
+    assert "teacher passes" not in summary + page
+    assert "cache" not in read_json("metrics/comparison.json", made_by="-")
     comparison = pd.read_csv("metrics/comparison.csv", index_col="model")
     assert np.isnan(comparison.loc["teacher", "parameters"])
     lines = Path("metrics/comparison.csv").read_text("utf-8").splitlines()
     assert ",77587," in lines[2]  # a whole number still
+
+
+def test_damaged_images_are_no_teachers_measure(project):
+    path = write_npz(table(answers_of_the_network()))
+    labels = Path("data/prepared/validation_labels.npy")
+    np.save(labels, np.roll(np.load(labels), 1))
+    with pytest.raises(UserError, match="`data/prepared` is damaged"):
+        teach_with(path)
 
 
 def test_rows_may_come_in_any_order_and_beside_those_of_other_images(project, capsys):
@@ -539,6 +559,7 @@ def test_an_id_in_two_splits_needs_the_split(project):
     twin = open_dataset().splits["train"].sample_ids[0]
     old, ids[0] = ids[0], twin
     path.write_text(json.dumps({"sample_ids": ids}), "utf-8")
+    take_as_prepared()
     arrays["ids"] = np.where(arrays["ids"] == old, twin, arrays["ids"])
     with pytest.raises(UserError, match=f"2 of its ids stand in two splits, as `{twin}`, .*array"):
         teach_with(write_npz(arrays))
@@ -551,6 +572,7 @@ def test_a_class_that_is_named_as_a_column_of_a_text_is_not_guessed_at(project):
     path = Path("data/prepared/dataset.json")
     content = path.read_text("utf-8").replace('"bee"', '"view"')
     path.write_text(content, "utf-8")
+    take_as_prepared()
     write_csv(
         {k: v for k, v in arrays.items() if k != "views"} | {"class_names": ["cat", "ant", "view"]}
     )

@@ -10,7 +10,6 @@ studies ask for is run once.
 
 import argparse
 import contextlib
-import csv
 import io
 import multiprocessing
 import os
@@ -31,7 +30,7 @@ import yaml
 from scipy import stats
 
 from benchmarks.accuracy import views
-from benchmarks.accuracy.views_project import run_stage, write_subset
+from benchmarks.accuracy.views_project import append, run_stage, write_subset
 from pipeline import checkpoint
 from pipeline.augment import Policy
 from pipeline.checkpoint import TEACHER
@@ -172,15 +171,6 @@ def results() -> pd.DataFrame:
     if not RESULTS.exists():
         return pd.DataFrame(index=pd.MultiIndex.from_arrays([[]] * len(KEY), names=KEY))
     return pd.read_csv(RESULTS).set_index(KEY)
-
-
-def append(row: Mapping[str, object]) -> None:
-    new = not RESULTS.exists()
-    with open(RESULTS, "a", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 class Workshop:
@@ -475,7 +465,7 @@ def conduct(
                     failed.append(f"{name}: {error}")
                     tell(failed[-1])
                     continue
-                append(row)
+                append(RESULTS, row)
                 tell(f"{name}: {row[LAST]:.2%} in {row['seconds']} s")
     if failed:
         raise UserError("\n".join([f"{len(failed)} runs of {left} failed:", *failed]))

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.accuracy.views_project import make_projects
+from benchmarks.accuracy.views_project import append, make_projects
 from pipeline import checkpoint
 from pipeline.augment import Policy
 from pipeline.dataset import open_dataset
@@ -250,15 +250,6 @@ def done() -> set[tuple[str, int, int]]:
         return {(r["way"], int(r["epochs"]), int(r["seed"])) for r in csv.DictReader(file)}
 
 
-def append(row: dict[str, object]) -> None:
-    new = not RESULTS.exists()
-    with open(RESULTS, "a", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
 def run_plan(workspace: Path, workers: int, tell: Callable[[str], None]) -> None:
     todo = [run for run in PLAN if run not in done()]
     tell(f"{len(PLAN) - len(todo)} of {len(PLAN)} runs stand in {RESULTS.name}")
@@ -266,7 +257,7 @@ def run_plan(workspace: Path, workers: int, tell: Callable[[str], None]) -> None
     with ProcessPoolExecutor(workers, context, open_study, (workspace,)) as pool:
         for future in as_completed([pool.submit(run_one, *run) for run in todo]):
             row = future.result()
-            append(row)
+            append(RESULTS, row)
             tell(f"{row['way']}, {row['epochs']} epochs, seed {row['seed']}: "
                  f"{row['last_epoch_test_accuracy']:.2%}")  # fmt: skip
 

@@ -3,6 +3,7 @@
 Made with the pipeline's stages in a folder each: one per policy whose views are cached.
 """
 
+import csv
 import io
 import os
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -90,3 +92,13 @@ def write_subset(
     if target:
         raise SystemExit(f"{len(target)} images of data/prepared are not in dataset.root")
     partial.rename(archive)
+
+
+def append(path: Path, row: Mapping[str, object]) -> None:
+    """Add a finished run to a table of runs."""
+    new = not path.exists()
+    with open(path, "a", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)

@@ -369,7 +369,8 @@ def main() -> None:
             "Look at `teacher` in params.yaml: the order of the classes, `mean`, `std`, training."
         )
     curves = training_curves(names)
-    costs = Costs(read_speed(names), economics(index, curves))
+    ran = teacher.parameters is not None  # and was no table of logits
+    costs = Costs(read_speed(names), economics(index, curves) if ran else None)
     fingerprints = {"dataset": dataset.fingerprint, "teacher": index["teacher_fingerprint"]}
     origin = Origin(params=read_params(), fingerprints=fingerprints)
     test = dataset.splits["test"]
@@ -382,7 +383,9 @@ def main() -> None:
         write_table(folder / "class_accuracy.csv", class_table(comparison))
     write_table(METRICS / "training_curves.csv", curves)
     write_table(METRICS / "comparison.csv", models_table(comparison))
-    figures = compact(comparison) | {"cache": costs.economics.figures}
+    figures = compact(comparison)
+    if costs.economics is not None:
+        figures["cache"] = costs.economics.figures
     write_json(METRICS / "comparison.json", figures)
     print(on_screen(figures))
 

@@ -22,21 +22,18 @@ from torch import nn
 
 from pipeline import checkpoint
 from pipeline.augment import Policy
-from pipeline.checkpoint import DESCRIPTION, TEACHER, InputSpec
+from pipeline.checkpoint import TEACHER, InputSpec
 from pipeline.corruptions import CORRUPTIONS, SEVERITIES, chosen_samples, corrupted
 from pipeline.dataset import AnySplit, open_dataset, verify_dataset
 from pipeline.decoding import available_cores
 from pipeline.device import default_device
 from pipeline.errors import reported
 from pipeline.evaluation import BATCH_SIZE, PREDICTIONS, predict
-from pipeline.files import read_json, write_bytes
+from pipeline.files import write_bytes
 from pipeline.inputs import Inputs
 from pipeline.params.students import load_student
 from pipeline.progress import bar
 from pipeline.views import views_of
-
-#: The family of a teacher that is a table of answers: no network could answer for other pixels.
-WITHOUT_NETWORK = "logits"
 
 
 def variants(pixels: np.ndarray, samples: np.ndarray) -> Iterator[np.ndarray]:
@@ -104,8 +101,7 @@ def main() -> None:
     samples = chosen_samples(len(test))
     if asked.teacher:
         made_by = {"teacher": "dvc repro teacher"}
-        description = read_json(TEACHER / DESCRIPTION, made_by=made_by["teacher"])
-        if description.get("family") == WITHOUT_NETWORK:
+        if checkpoint.logit_source(TEACHER, made_by=made_by["teacher"]) is not None:
             inputs.check()
             write("teacher", samples, None)
             print("robustness: the teacher is a table of answers; it has none for other pixels")

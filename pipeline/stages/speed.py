@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import checkpoint
-from pipeline.checkpoint import DESCRIPTION, TEACHER, InputSpec
+from pipeline.checkpoint import TEACHER, InputSpec
 from pipeline.errors import reported
-from pipeline.files import read_json, write_json
+from pipeline.files import write_json
 from pipeline.inputs import Inputs
 from pipeline.params.loading import load_section
 from pipeline.params.students import student_names
@@ -35,7 +35,6 @@ ROUNDS, CALLS, BATCH_SIZE = 20, 5, 64
 #: Fewer rounds where ROUNDS would take longer, per network. Fewer than 6 give a median no interval.
 OF_ONE_IMAGE = {"calls": CALLS, "least": 6, "seconds": 30}
 OF_A_BATCH = {"calls": 1, "least": 3, "seconds": 10}
-ANSWERS = "logits"  # the family of a teacher that is a table of answers and no network
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Subject:
 def read_teacher() -> Subject | None:
     """None where the teacher is no network."""
     made_by = "dvc repro teacher"
-    if read_json(TEACHER / DESCRIPTION, made_by=made_by).get("family") == ANSWERS:
+    if checkpoint.logit_source(TEACHER, made_by=made_by) is not None:
         return None
     return read_network("teacher", TEACHER, made_by)
 

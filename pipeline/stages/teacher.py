@@ -178,9 +178,8 @@ def build(params: TeacherParams, dataset: Dataset) -> tuple[nn.Module, Descripti
     return checkpoint.build(description), description
 
 
-def take_logits(params: TeacherParams, inputs: Inputs) -> None:
+def take_logits(params: TeacherParams, dataset: Dataset, inputs: Inputs) -> None:
     """A teacher that is a table or a store of logits: nothing is run."""
-    dataset = open_dataset()
     source = checkpoint.family_module(params.family).open_source(Path(params.checkpoint), dataset)
     print(f"teacher: {params.network.name}, the logits of {source.path}", flush=True)
     for line in source.told:
@@ -249,9 +248,12 @@ def make_teacher(group: Group) -> None:
     with group.leader_first():
         inputs = Inputs("teacher")
         params = load_section(TeacherParams, "teacher")
+        dataset = open_dataset()
+        if group.leads:  # once is enough
+            verify_dataset()
         if params.weights == "logits":
             if group.leads:
-                take_logits(params, inputs)
+                take_logits(params, dataset, inputs)
             return
         if params.training.freeze_epochs and group.size > 1:
             raise UserError(
@@ -259,9 +261,6 @@ def make_teacher(group: Group) -> None:
                 f"{group.size} processes cannot do; expected one. Unset PROCESSES, or set "
                 "freeze_epochs: 0."
             )
-        dataset = open_dataset()
-        if group.leads:  # once is enough
-            verify_dataset()
         torch.manual_seed(params.training.seed)
         network, description = build(params, dataset)
         spec = description.input
