@@ -74,10 +74,12 @@ def test_the_whole_of_cifar100_is_prepared_from_its_archive_in_little_memory(tmp
     shutil.copy(DATA / "cifar100.tar.gz", clone / "data/raw")
     shutil.copy(clone / "recipes/cifar100_laptop.yaml", clone / "params.yaml")
     run(f"{sys.executable} -m pipeline.check", clone)
-    measured = "import resource; from pipeline.stages.prepare import main; main()"
-    peak = "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"  # KiB
+    measured = "from benchmarks.memory import memory_bytes; "
+    measured += "from pipeline.stages.prepare import main; main()"
+    # Not getrusage's, in which the peak of the process that starts this one counts, too.
+    peak = 'print(memory_bytes("VmHWM"))'
     output = run(f"{sys.executable} -c '{measured}; {peak}'", clone).splitlines()
     assert output[-2].startswith(
         "data/prepared: 45,000 train, 5,000 validation, 10,000 test images of 100 classes"
     )
-    assert int(output[-1]) < 2**20
+    assert int(output[-1]) < 2**30
