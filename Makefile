@@ -14,6 +14,7 @@ setup: $(READY)
 
 # Bytecode is compiled here, once: where Python may not write it, every stage would compile again.
 # What is installed has the hashes of these two files, or nothing is installed.
+# DVC unpickles what its site cache holds, and would keep it where every user may write.
 $(READY): requirements.lock requirements-uv.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$$($(PYTHON) --version) found; Python 3.11 or newer is needed: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
@@ -22,6 +23,9 @@ $(READY): requirements.lock requirements-uv.lock
 	  --requirement requirements-uv.lock
 	uv pip install --quiet --python .venv/bin/python --compile-bytecode --require-hashes \
 	  --requirement requirements.lock
+	@mkdir -p -m 700 .venv/dvc .venv/dvc/repo
+	@case "$$(dvc config core.site_cache_dir)" in ''|*/.venv/dvc) \
+	  dvc config --local core.site_cache_dir "$$PWD/.venv/dvc";; esac
 	@touch $@
 
 repro: $(READY)

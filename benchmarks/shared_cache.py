@@ -61,6 +61,7 @@ class Clone:
 
     def start(self, *command: str) -> subprocess.Popen[str]:
         environment = os.environ | {
+            "DVC_SITE_CACHE_DIR": str(self.root / ".venv/dvc"),
             "AWS_ACCESS_KEY_ID": "of-this-machine",
             "AWS_SECRET_ACCESS_KEY": "of-this-machine",
             "AWS_DEFAULT_REGION": "us-east-1",

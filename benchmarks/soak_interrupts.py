@@ -142,10 +142,11 @@ TIMED = {
     *("dvc.lock: speed", "dvc.lock: compare"),
 }
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-#: What DVC says of a file of its own that it was killed while writing, and which file that is.
-DVC_FILES = {
-    r"Unable to read RWLock-file": ".dvc/tmp/rwlock",
-    r"dvc\.lock' (is invalid|validation failed)": "dvc.lock",
+#: What DVC says where it was killed while writing a file of its own or is not collected yet, and
+#: what the documentation has a user do.
+REMEDIES = {
+    r"Unable to read RWLock-file|is busy": (sys.executable, "-m", "pipeline.mend"),
+    r"dvc\.lock' (is invalid|validation failed)": ("rm", "dvc.lock"),
 }
 
 
@@ -155,7 +156,7 @@ class Row:
 
     kills: int = 0
     resumed: int = 0  # the run after said what it goes on from
-    mended: int = 0  # a file of DVC's own had to be removed first
+    mended: int = 0  # something of DVC's own had to be mended first
     slowest_s: float = 0.0  # until the last process had ended
     failures: list[str] = field(default_factory=list)
 
@@ -199,6 +200,7 @@ class Project:
             "PROCESSES": str(target.processes),
             "OMP_NUM_THREADS": "1",
             "TMPDIR": str(self._temporary),
+            "DVC_SITE_CACHE_DIR": str(self._root / ".venv/dvc"),
             "SHELL": "/bin/sh",
         }
         with open(self._root / ".output", "wb") as output:
@@ -366,11 +368,11 @@ class Project:
             row.resumed += "resumes" in said
             if problem is None:
                 return ["Traceback"] if "Traceback" in said else []
-            broken = [name for words, name in DVC_FILES.items() if re.search(words, said)]
-            if not (target.from_nothing and broken):
+            remedies = [command for words, command in REMEDIES.items() if re.search(words, said)]
+            if not (target.from_nothing and remedies):
                 break
-            for name in broken:
-                (self._root / name).unlink(missing_ok=True)
+            for command in remedies:
+                subprocess.run(command, cwd=self._root, capture_output=True, check=True)
             row.mended += 1
         return [f"the next run {problem}"]
 

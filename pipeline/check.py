@@ -60,7 +60,7 @@ def problems() -> list[str]:
     for name, model in SECTIONS.items():
         attempt(lambda name=name, model=model: load_section(model, name))
     attempt(load_distillation)
-    attempt(check_lock)
+    attempt(check_merged)
     attempt(check_dataset_root)
     attempt(check_teacher)
     try:
@@ -72,14 +72,17 @@ def problems() -> list[str]:
     return found
 
 
-def check_lock() -> None:
-    lock = Path("dvc.lock")
-    text = lock.read_text("utf-8", errors="replace") if lock.is_file() else ""
-    if any(line.startswith(("<<<<<<< ", ">>>>>>> ")) for line in text.splitlines()):
-        raise UserError(
-            f"`{lock}` has the marks of a merge; expected none. Remove it and "
-            "run `dvc repro`: what either side has run is taken from DVC's cache, where that is."
-        )
+def check_merged() -> None:
+    """No file of DVC's has the marks of a merge; params.yaml would be no YAML with them."""
+    for name, remedy in {
+        "dvc.yaml": "Settle each conflict and remove the marks",
+        "dvc.lock": "Remove it and run `dvc repro`: what either side has run is taken from DVC's "
+        "cache, where that is",
+    }.items():
+        file = Path(name)
+        text = file.read_text("utf-8", errors="replace") if file.is_file() else ""
+        if any(line.startswith(("<<<<<<< ", ">>>>>>> ")) for line in text.splitlines()):
+            raise UserError(f"`{name}` has the marks of a merge; expected none. {remedy}.")
 
 
 def check_dataset_root() -> None:

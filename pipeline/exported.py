@@ -4,15 +4,18 @@ Imports no torch: what ships needs none.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from pipeline.decoding import CLEAN_RATIO
 from pipeline.errors import UserError
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # else it reports its use to its makers once it is loaded
+import onnxruntime
 
 FORMAT_VERSION = 1
 IMAGE, LOGITS = "image", "logits"  # the names of the graph's input and output

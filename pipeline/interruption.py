@@ -4,6 +4,7 @@ Every command imports this first, for the modules after it take seconds to load.
 edit here runs everything again.
 """
 
+import atexit
 import os
 import shutil
 import signal
@@ -69,6 +70,14 @@ def _leave(code: int) -> NoReturn:
         os._exit(code)
 
 
+def _let_end() -> None:
+    """When all is done and Python clears up, which takes it tenths of a second after torch: from
+    then on no handler is called, and a signal would end it as if it had failed."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(signum) is _end:
+            signal.signal(signum, signal.SIG_IGN)
+
+
 def _as_usual() -> None:
     """In a process that this one forks: Python's own handling."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -100,6 +109,7 @@ def _begin() -> None:
     for signum in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(signum) != signal.SIG_IGN:  # as `nohup` and `&` want it
             signal.signal(signum, _end)
+    atexit.register(_let_end)  # the first that is registered is the last that is called
     os.register_at_fork(after_in_child=_as_usual)
     if "DVC_STAGE" in os.environ or "RANK" in os.environ:
         # DVC, or torchrun. A launcher of ours may have ended before this: then the parent is

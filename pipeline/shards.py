@@ -74,7 +74,7 @@ def read_header(path: Path) -> Header:
         raise ShardError("is absent")
     try:
         with h5py.File(path, "r") as file:
-            found = {key: _plain(value) for key, value in file.attrs.items()}
+            found = {key: _attribute(file.attrs, key) for key in file.attrs}
             links = [n for n in file if not isinstance(file.get(n, getlink=True), h5py.HardLink)]
             if links:  # HDF5 would open what they name, wherever that is
                 raise ShardError(f"is damaged: `{links[0]}` is a link")
@@ -91,7 +91,12 @@ def read_header(path: Path) -> Header:
     return Header(found, arrays)
 
 
-def _plain(value: object) -> int | str:
+def _attribute(attributes: h5py.AttributeManager, key: str) -> int | str:
+    """One number or text of fixed length; HDF5 reads no other kind for it."""
+    dtype = attributes.get_id(key).dtype
+    if dtype.kind not in "Siu":
+        raise ShardError(f"is damaged: attribute `{key}` is {dtype}")
+    value = attributes[key]
     return value.decode() if isinstance(value, bytes) else int(value)
 
 

@@ -58,7 +58,8 @@ class Clone:
 
     def _environment(self) -> dict[str, str]:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        return os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
+        site = {"DVC_SITE_CACHE_DIR": str(self.root / ".venv/dvc")}  # where `make setup` has it
+        return os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"} | site
 
     def dvc(self, *arguments: str) -> str:
         """Run DVC; returns what it printed."""

@@ -5,6 +5,7 @@ test_resume.py; `python -m benchmarks.soak_interrupts` interrupts everything, hu
 """
 
 import fcntl
+import json
 import os
 import random
 import re
@@ -89,6 +90,29 @@ def test_a_command_that_is_interrupted_while_it_loads_ends_with_one_line(project
     line = ends_with_one_line(process, signal.SIGINT)
     goes_on = interruption.GOES_ON.get(module)
     assert line.endswith(f"again: it goes on {goes_on}" if goes_on else "again")
+
+
+#: Python loads this first; as it ends, it clears this up for a second, after all that we wrote.
+SLOW_TO_END = """
+import os, time
+
+class Slow:
+    def __del__(self, write=os.write, sleep=time.sleep):
+        write(1, b"clearing up\\n")
+        sleep(1)
+
+slow = Slow()
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_all_is_done_makes_no_failure_of_it(project, tmp_path, signum):
+    (tmp_path / "sitecustomize.py").write_text(SLOW_TO_END, "utf-8")
+    process = command("pipeline.mend", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert process.stdout.readline() == "clearing up\n"
+    os.killpg(process.pid, signum)
+    _, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr) == (0, "")
 
 
 def test_every_command_sets_its_handlers_before_anything_else_is_imported():
@@ -343,9 +367,25 @@ def test_a_stage_killed_at_any_moment_leaves_its_outputs_whole(project, stage):
 def test_notes_that_a_killed_dvc_left_cut_off_are_removed_and_whole_ones_stay(folder, content):
     mend.NOTES.parent.mkdir(parents=True)
     mend.NOTES.write_text(content, "utf-8")
-    assert mend.remove_broken_notes() is (content != "{}")
+    assert bool(mend.mend_notes()) is (content != "{}")
     assert mend.NOTES.exists() is (content == "{}")
-    assert not mend.remove_broken_notes()
+    assert not mend.mend_notes()
+
+
+def test_notes_of_a_killed_process_that_nobody_collects_are_removed_and_those_of_others_stay(
+    folder,
+):
+    """DVC takes it for one that runs, in a container without an init for ever."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as killed:
+        killed.kill()
+        os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)
+        ended, ours = ({"pid": pid, "cmd": "dvc repro"} for pid in (killed.pid, os.getpid()))
+        mend.NOTES.parent.mkdir(parents=True)
+        notes = {"read": {"a": [ended, ours], "b": [ended]}, "write": {"c": ended, "d": ours}}
+        mend.NOTES.write_text(json.dumps(notes), "utf-8")
+        assert mend.mend_notes()
+        assert json.loads(mend.NOTES.read_text()) == {"read": {"a": [ours]}, "write": {"d": ours}}
+        assert not mend.mend_notes()
 
 
 def test_notes_that_another_dvc_is_writing_stay(folder):
@@ -353,7 +393,7 @@ def test_notes_that_another_dvc_is_writing_stay(folder):
     mend.NOTES.write_bytes(b"")
     with open(mend.GUARD, "w", encoding="utf-8") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
-        assert not mend.remove_broken_notes()
+        assert not mend.mend_notes()
     assert mend.NOTES.exists()
 
 

@@ -647,9 +647,58 @@ def probabilities(file: h5py.File) -> None:
     file["logits"][...] = torch.from_numpy(file["logits"][()]).float().softmax(1).half().numpy()
 
 
+def put_instead(**options: object):
+    """In place of the logits, a dataset that HDF5 would have to do more for than copy."""
+
+    def change(file: h5py.File) -> None:
+        logits = file["logits"][()]
+        del file["logits"]
+        if "shape" not in options:
+            options["data"] = logits
+        file.create_dataset("logits", **options)
+
+    return change
+
+
+def link_elsewhere(file: h5py.File) -> None:
+    with h5py.File("mine/elsewhere.h5", "w") as other:
+        file.copy("logits", other)
+    del file["logits"]
+    file["logits"] = h5py.ExternalLink("elsewhere.h5", "/logits")
+
+
+def state_a_sum_of_any_length(file: h5py.File) -> None:
+    file.attrs["logits_sha256"] = str(file.attrs["logits_sha256"])
+
+
 @pytest.mark.parametrize(
     ("change", "stage_name", "message"),
     [
+        (
+            change_shard("test", put_instead(compression="gzip"), mend=False),
+            "teacher",
+            r"test_view00000_sample000000000.h5` has logits that are chunked, compressed or in an",
+        ),
+        (
+            change_shard("test", put_instead(external="mine/raw"), mend=False),
+            "teacher",
+            r"test_view00000_sample000000000.h5` has logits that are chunked, compressed or in an",
+        ),
+        (  # all of it a fill value, in a file of some kilobytes
+            change_shard("test", put_instead(shape=(2**40, 3), dtype="<f2"), mend=False),
+            "teacher",
+            r"`mine/test_view00000_sample000000000.h5` has logits float16 \[1099511627776, 3\]",
+        ),
+        (
+            change_shard("test", link_elsewhere, mend=False),
+            "teacher",
+            r"`mine/test_view00000_sample000000000.h5` is damaged \(.*no `logits` of its own",
+        ),
+        (
+            change_shard("test", state_a_sum_of_any_length, mend=False),
+            "teacher",
+            r"has no attribute `logits_sha256` of fixed length",
+        ),
         (
             lambda: Path("mine/store.json").unlink(),
             "teacher",

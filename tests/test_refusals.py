@@ -236,6 +236,14 @@ def test_every_damaged_shard_is_named(project):
     assert "test_view00000_sample000000000.h5` is damaged and cannot be read" in message
 
 
+def test_an_attribute_of_a_kind_that_the_format_does_not_have_is_not_read(project):
+    """A text of any length lies elsewhere in the file, where HDF5 would follow it."""
+    with h5py.File(SHARD, "r+") as file:
+        file.attrs["teacher"] = "a text of any length"
+    with pytest.raises(UserError, match="is damaged: attribute `teacher` is object"):
+        opened()
+
+
 @pytest.mark.parametrize("encoding", ["dense", "top_k"])
 def test_a_flipped_bit_anywhere_is_refused_or_changes_nothing(project, encoding):
     if encoding == "top_k":

@@ -168,23 +168,61 @@ def test_a_dvc_lock_that_records_other_parameters_than_those_that_made_it_is_fou
     assert clone.repro() == {"robustness@small", "speed", "compare"}
 
 
-def test_a_dvc_lock_with_marks_of_a_conflict_is_refused_and_need_not_be_mended(clone):
-    lock = clone.root / "dvc.lock"
-    lines = lock.read_text("utf-8").splitlines()
+def mark_a_conflict(file: Path) -> None:
+    lines = file.read_text("utf-8").splitlines()
     lines[10:12] = ["<<<<<<< HEAD", *lines[10:12], "=======", *lines[10:12], ">>>>>>> other"]
-    lock.write_text("\n".join(lines), "utf-8")
+    file.write_text("\n".join(lines), "utf-8")
+
+
+def refusal_of(clone: Clone, *command: str) -> str:
+    result = clone.run(sys.executable, "-m", *command)
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def test_a_dvc_lock_with_marks_of_a_conflict_is_refused_and_need_not_be_mended(clone):
+    mark_a_conflict(clone.root / "dvc.lock")
     before = clone.outputs()
-    for command in (("pipeline.check",), ("pipeline.students",), ("dvc", "repro")):
-        result = clone.run(sys.executable, "-m", *command)
-        assert result.returncode != 0
-        assert "Traceback" not in result.stderr
-    assert (
-        "`dvc.lock` has the marks of a merge"
-        in clone.run(sys.executable, "-m", "pipeline.check").stderr
-    )
-    lock.unlink()
+    assert "`dvc.lock` has the marks of a merge" in refusal_of(clone, "pipeline.check")
+    for command in (("pipeline.students",), ("dvc", "repro")):
+        assert "dvc.lock" in refusal_of(clone, *command)
+    (clone.root / "dvc.lock").unlink()
     assert clone.repro() == set()
     assert clone.outputs() == before
+
+
+@pytest.mark.parametrize("name", ["dvc.yaml", "params.yaml"])
+def test_marks_of_a_conflict_in_what_is_written_by_hand_are_refused(clone, name):
+    mark_a_conflict(clone.root / name)
+    before = clone.outputs()
+    for command in (("pipeline.check",), ("pipeline.stages.prepare",), ("dvc", "repro")):
+        assert name in refusal_of(clone, *command)
+    assert clone.outputs() == before
+
+
+@pytest.mark.slow
+def test_a_branch_switched_between_two_stages_ends_with_the_results_of_that_branch(clone):
+    git(clone, "switch", "--create", "other")
+    change_student(clone, "training", epochs=20)
+    clone.commit("other")
+    undisturbed = clone.twin()
+    undisturbed.repro()
+    git(clone, "switch", "-")
+    change_student(clone, "training", epochs=30)
+    clone.commit("longer")
+    # The stage that this line announces has not begun to load.
+    repro_disturbed(
+        clone,
+        "compare",
+        "Running stage 'student@small'",
+        lambda: git(clone, "switch", "--force", "other"),
+    )
+    clone.params = deepcopy(undisturbed.params)
+    clone.repro()
+    assert epochs_of(clone) == 20
+    assert timeless(clone.outputs()) == timeless(undisturbed.outputs())
+    assert clone.repro() == set()
 
 
 @pytest.mark.slow

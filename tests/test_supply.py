@@ -1,5 +1,6 @@
 """What is installed is what was locked, and nothing that runs asks for the network."""
 
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from clone import cloned, stages_run
 from conftest import write_params
+from dvc.repo import Repo
 from import_closure import ROOT
 
 #: Python loads this first, in every process: it notes and refuses whatever leaves the machine.
@@ -72,6 +74,30 @@ def test_the_guard_notes_what_asks_for_the_network(attempts):
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert result.returncode != 0
     assert "example.org" in attempts.read_text("utf-8")
+
+
+@pytest.mark.parametrize("module", ["exported", "networks.onnx", "stages.export"])
+def test_onnxruntime_is_kept_from_reporting_its_use(tmp_path, module):
+    """It does so in a thread of its own, of which Python hears nothing: its files show it."""
+    names = ("CI", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")  # the first alone would keep it from it
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    subprocess.run(
+        [sys.executable, "-c", f"import pipeline.{module}, onnxruntime"],
+        cwd=ROOT,
+        env=environment | {"HOME": str(tmp_path), "TMPDIR": str(tmp_path)},
+        check=True,
+    )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not (ROOT / ".venv/.ready").exists(), reason="`make setup` was not run here")
+def test_what_dvc_unpickles_lies_where_no_other_user_can_write():
+    """By default it is in /var/tmp, in a folder that everybody may write to (CVE-2025-69872)."""
+    site = Path(Repo(str(ROOT)).site_cache_dir)
+    assert site.is_relative_to(ROOT)
+    for folder in (site.parent, site.parent.parent, ROOT):
+        assert not folder.stat().st_mode & 0o002, folder
 
 
 @pytest.mark.slow

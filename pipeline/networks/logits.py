@@ -15,6 +15,7 @@ The stage `soft_targets` verifies every shard with the code that readers of the 
 import csv
 import hashlib
 import json
+import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -429,16 +430,28 @@ class Store:
         return found
 
     def _shard(self, split: str, view: int, first: int) -> np.ndarray:
-        """[num_samples, C] float16."""
+        """[num_samples, C] float16; not read by HDF5, which would follow links and run filters."""
         path = self.path / _shard_name(split, view, first)
         expected = (min(_CHUNK, self.sizes[split] - first), self.identity["num_classes"])
         with _opened(path) as file:
-            logits = file["logits"][()] if "logits" in file else np.empty(0)
-        if logits.shape != expected or logits.dtype != np.dtype("<f2"):
+            if not isinstance(file.get("logits", getlink=True), h5py.HardLink):
+                raise KeyError("it has no `logits` of its own")
+            dataset = file["logits"]
+            dtype, shape, offset = dataset.dtype, dataset.shape, dataset.id.get_offset()
+        if shape != expected or dtype != np.dtype("<f2"):
             raise UserError(
-                f"`{path}` has logits {logits.dtype} {list(logits.shape)}; expected float16 "
-                f"{list(expected)}. {_AGAIN}"
+                f"`{path}` has logits {dtype} {list(shape)}; expected float16 {list(expected)}. "
+                f"{_AGAIN}"
             )
+        if offset is None:
+            raise UserError(
+                f"`{path}` has logits that are chunked, compressed or in another file; expected "
+                f"one block of bytes. {_AGAIN}"
+            )
+        logits = np.fromfile(path, dtype, math.prod(expected), offset=offset)
+        if logits.size != math.prod(expected):
+            raise UserError(f"`{path}` is damaged: it ends within its logits. {_AGAIN}")
+        logits = logits.reshape(expected)
         if hashlib.sha256(logits.tobytes()).hexdigest() != _stated_sum(path):
             raise UserError(
                 f"`{path}` is damaged: its logits do not match their checksum. {_AGAIN}"
@@ -527,10 +540,12 @@ def _opened(path: Path) -> Iterator[h5py.File]:
 
 
 def _stated_sum(path: Path) -> str:
+    name = "logits_sha256"
     with _opened(path) as file:
-        stated = file.attrs.get("logits_sha256")
+        fixed = name in file.attrs and file.attrs.get_id(name).dtype.kind == "S"
+        stated = file.attrs[name] if fixed else None
     if not isinstance(stated, bytes):
-        raise UserError(f"`{path}` has no attribute `logits_sha256` of fixed length. {_AGAIN}")
+        raise UserError(f"`{path}` has no attribute `{name}` of fixed length. {_AGAIN}")
     return stated.decode("ascii", "replace")
 
 

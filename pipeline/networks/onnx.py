@@ -5,18 +5,21 @@ fingerprint covers them.
 """
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from google.protobuf.message import Message
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # else it reports its use to its makers once it is loaded
+import onnxruntime
 
 _LAYOUTS = ("nchw", "nhwc")
 _LARGEST_BATCH = 4096
