@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -101,10 +102,23 @@ def test_what_dvc_unpickles_lies_where_no_other_user_can_write():
 
 
 @pytest.mark.slow
-def test_the_whole_pipeline_runs_without_a_network_and_asks_for_none(tmp_path, attempts):
-    alone = ["unshare", "--net"]
+def test_the_whole_pipeline_runs_without_a_network_and_asks_for_none(
+    tmp_path, attempts, monkeypatch
+):
+    alone, trace, home = ["unshare", "--net"], tmp_path / "trace", tmp_path / "home"
     if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
         pytest.skip("a namespace without network cannot be made here (unshare --net)")
+    if shutil.which("strace"):  # what a library's own threads ask for
+        calls = "trace=connect,sendto,sendmsg,sendmmsg"
+        alone += ["strace", "-f", "--seccomp-bpf", "-qq", "-e", calls, "-A", "-o", str(trace)]
+        code = "import socket; socket.socket().connect_ex(('127.0.0.1', 1))"
+        subprocess.run([*alone, sys.executable, "-S", "-c", code], check=True)
+        assert "AF_INET" in trace.read_text("utf-8")
+        trace.unlink()
+    home.mkdir()
+    monkeypatch.delenv("CI", raising=False)  # with it onnxruntime would be silent anyway
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(home))
     clone = cloned(tmp_path / "clone")
     students = clone.params["students"]
     for name, family, network in (
@@ -117,10 +131,11 @@ def test_the_whole_pipeline_runs_without_a_network_and_asks_for_none(tmp_path, a
         ("-m", "pipeline.check"),
         ("-m", "dvc", "repro"),
         ("-m", "pipeline.store", "verify"),
-        ("-c", "import onnxruntime, onnx"),
     ):
         result = clone.run(*alone, sys.executable, *command)
         assert result.returncode == 0, result.stdout + result.stderr
         assert not attempts.exists(), attempts.read_text("utf-8")
+        assert not trace.exists() or "AF_INET" not in trace.read_text("utf-8")
+        assert not list(home.iterdir())
         if "repro" in command:
             assert "student@of_timm" in stages_run(result.stdout)
