@@ -390,12 +390,42 @@ def _lying_header(rng: random.Random, content: bytes) -> bytes:
 
 
 def onnx_file(rng: random.Random) -> Path:
+    """A network that is brought."""
     path = Path("brought.onnx")
+    model = _damaged_or_model(rng, path)
+    if model is not None:
+        _change_graph(rng, model)
+        path.write_bytes(model.SerializeToString())
+    return path
+
+
+def exported(rng: random.Random) -> Path:
+    """A student that `export` wrote."""
+    path = Path("exported.onnx")
+    model = _damaged_or_model(rng, path)
+    if model is not None:
+        if rng.random() < 0.7:
+            entry = rng.choice(model.metadata_props)
+            try:
+                entry.value = json.dumps(altered(rng, json.loads(entry.value)))
+            except ValueError:  # a text, as it is
+                entry.value = damaged(rng, entry.value.encode()).decode("latin-1")
+        else:
+            _change_graph(rng, model)
+        path.write_bytes(model.SerializeToString())
+    return path
+
+
+def _damaged_or_model(rng: random.Random, path: Path) -> onnx.ModelProto | None:
+    """The file with some of its bytes changed, or else what it holds."""
     content = path.read_bytes()
     if rng.random() < 0.6:
         path.write_bytes(damaged(rng, content))
-        return path
-    model = onnx.load_from_string(content)
+        return None
+    return onnx.load_from_string(content)
+
+
+def _change_graph(rng: random.Random, model: onnx.ModelProto) -> None:
     node = rng.choice(model.graph.node)
     match rng.randrange(9):
         case 0:
@@ -421,5 +451,3 @@ def onnx_file(rng: random.Random) -> Path:
         case _:
             shape = model.graph.input[0].type.tensor_type.shape
             rng.choice(shape.dim).dim_value = rng.choice((0, -1, 1, 2**40, 5))
-    path.write_bytes(model.SerializeToString())
-    return path

@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pandas as pd
 import torch
 import yaml
 from onnx import TensorProto, helper, numpy_helper
@@ -43,17 +44,19 @@ from pipeline.checkpoint import TEACHER, Description, InputSpec
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError, reported
 from pipeline.evaluation import predict
-from pipeline.networks import cifar_resnet
+from pipeline.networks import cifar_resnet, logits
 from pipeline.params.dataset import DatasetParams
 from pipeline.params.loading import load_section
 from pipeline.params.students import student_names
 from pipeline.params.views import ViewsParams
+from pipeline.predict import classified, most_likely, opened
 from pipeline.progress import bar
 from pipeline.replay import open_store
 from pipeline.soft_targets import STORE
 from pipeline.stages import (
     baseline,
     compare,
+    export,
     prepare,
     robustness,
     soft_targets,
@@ -67,6 +70,12 @@ from pipeline.views import Policy, views_of
 SECONDS = 30  # for one input
 SIZE, CLASSES, IMAGES = 16, ("ant", "bee", "cat"), 12  # pixels; images of a class
 ENCODED, OUT = Path("data/encoded"), Path("data/out")
+#: A teacher's answers from elsewhere: the folder of which a file is changed, and what is read.
+SOURCES = (
+    ("answers_csv", "answers_csv/table.csv"),
+    ("answers_npz", "answers_npz/table.npz"),
+    ("answers_store", "answers_store"),
+)
 PARAMS = soak_interrupts.PARAMS | {
     "views": soak_interrupts.PARAMS["views"] | {"count": 2, "seed": 7},
     "soft_targets": {"encoding": "top_k", "k": 2, "precision": "float32", "batch_size": 16},
@@ -74,7 +83,7 @@ PARAMS = soak_interrupts.PARAMS | {
 }
 STAGES = [
     *((prepare,), (teacher,), (soft_targets,), (baseline, "small"), (student, "small")),
-    *((robustness, "--teacher"), (robustness, "small"), (speed,), (compare,)),
+    *((robustness, "--teacher"), (robustness, "small"), (speed,), (compare,), (export, "small")),
 ]
 
 
@@ -134,8 +143,8 @@ def read_checkpoint(path: Path) -> None:
     else:
         network = cifar_resnet.build("resnet8", len(CLASSES), 3)
         checkpoint.load_foreign_weights(network, path)
-    logits = predict(network, description("onnx").input, torch.zeros(2, 3, SIZE, SIZE).byte())
-    expect(list(logits.shape) == [2, len(CLASSES)], f"logits {list(logits.shape)}")
+    answers = predict(network, description("onnx").input, torch.zeros(2, 3, SIZE, SIZE).byte())
+    expect(list(answers.shape) == [2, len(CLASSES)], f"logits {list(answers.shape)}")
 
 
 def description(family: str) -> Description:
@@ -172,8 +181,29 @@ def read_results() -> None:
 def read_teacher() -> None:
     checkpoint.fingerprint(TEACHER, made_by="-")
     network, said = checkpoint.load(TEACHER, made_by="-")
-    logits = predict(network, said.input, torch.zeros(2, said.input.channels, SIZE, SIZE).byte())
-    expect(list(logits.shape) == [2, said.num_classes], f"logits {list(logits.shape)}")
+    answers = predict(network, said.input, torch.zeros(2, said.input.channels, SIZE, SIZE).byte())
+    expect(list(answers.shape) == [2, said.num_classes], f"logits {list(answers.shape)}")
+
+
+def read_exported(path: Path) -> None:
+    model = opened(str(path))
+    files, unreadable = sorted(Path("images").rglob("*.png"))[::6], []
+    found = list(classified(model, files, unreadable))
+    expect(len(found) + len(unreadable) == len(files), "answers")
+    for _, probabilities in found:
+        expect(list(probabilities.shape) == [len(model.card.class_names)], "probabilities")
+        most_likely(probabilities, model.card.class_names, 1)
+
+
+def read_answers(source: Path) -> None:
+    dataset = open_dataset()
+    taken = logits.open_source(source, dataset)
+    rows = [taken.rows(name, 0, np.arange(len(s))) for name, s in dataset.splits.items()]
+    for split, array in zip(dataset.splits.values(), rows, strict=True):
+        expect(array.shape == (len(split), len(CLASSES)), f"logits {list(array.shape)}")
+        expect(bool(np.isfinite(array).all()), "logits")
+    if source.is_dir():  # a table has no checksums
+        expect(b"".join(array.tobytes() for array in rows) == Path("answers").read_bytes(), "rows")
 
 
 def change(*folders: str) -> Callable[[random.Random], None]:
@@ -198,6 +228,12 @@ def trial(
     return change_and_read
 
 
+def try_answers(rng: random.Random) -> Callable[[], None]:
+    folder, source = rng.choice(SOURCES)
+    hostile.change_a_file(rng, folder)
+    return partial(read_answers, Path(source))
+
+
 def try_prepared(rng: random.Random) -> Callable[[], None]:
     directory = rng.choice((Path("data/prepared"), ENCODED))
     hostile.change_a_file(rng, str(directory))
@@ -212,6 +248,8 @@ KINDS: dict[str, Callable[[random.Random], Callable[[], None]]] = {
     "checkpoints": lambda rng: partial(read_checkpoint, hostile.checkpoint(rng)),
     "ONNX files": lambda rng: partial(read_checkpoint, hostile.onnx_file(rng)),
     "stores": trial(change(str(STORE)), read_store),
+    "answers": try_answers,
+    "exported students": lambda rng: partial(read_exported, hostile.exported(rng)),
     "prepared data": try_prepared,
     "results": trial(change("metrics", "predictions", str(STORE / "store.json")), read_results),
     "teachers": trial(change("models/teacher"), read_teacher),
@@ -249,6 +287,31 @@ def make_project(root: Path) -> None:
             checkpoint.fingerprint(TEACHER, made_by="-"),
         )
         Path("rows").write_bytes(rows_of(store))
+        write_answers()
+        shutil.move("models/exported/small.onnx", "exported.onnx")
+
+
+def write_answers() -> None:
+    """The teacher's own, as others would bring them."""
+    dense = PARAMS | {"soft_targets": PARAMS["soft_targets"] | {"encoding": "dense", "k": None}}
+    for params, keep in ((dense, "answers_store"), (PARAMS, None)):
+        Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), "utf-8")
+        sys.argv = ["soft_targets"]
+        soft_targets.main()
+        if keep:
+            shutil.copytree(STORE, keep)
+    shutil.rmtree(".scratch")
+    dataset = open_dataset()
+    taken = logits.open_source(Path("answers_store"), dataset)
+    rows = [taken.rows(name, 0, np.arange(len(s))) for name, s in dataset.splits.items()]
+    Path("answers").write_bytes(b"".join(array.tobytes() for array in rows))
+    table = pd.DataFrame(np.concatenate(rows), columns=list(dataset.class_names))
+    ids = [sample for split in dataset.splits.values() for sample in split.sample_ids]
+    for _, source in SOURCES[:2]:
+        Path(source).parent.mkdir()
+    table.assign(id=ids).to_csv(SOURCES[0][1], index=False)
+    names = np.array(dataset.class_names)
+    np.savez(SOURCES[1][1], ids=np.array(ids), logits=table.to_numpy(), class_names=names)
 
 
 def write_onnx(path: Path) -> None:

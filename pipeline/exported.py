@@ -5,14 +5,18 @@ Imports no torch: what ships needs none.
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Annotated, Literal, NotRequired
 
 import numpy as np
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
+from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on
 
 from pipeline.decoding import CLEAN_RATIO
 from pipeline.errors import UserError
+from pipeline.params.dataset import Quality
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # else it reports its use to its makers once it is loaded
 import onnxruntime
@@ -23,18 +27,28 @@ _VERSION_KEY = "teach_once_format_version"
 _TEXTS = ("student", "fingerprint")  # the other entries of the metadata are JSON
 
 
-@dataclass(frozen=True)
+Side = Annotated[int, Field(ge=1, le=4096)]  # pixels
+
+
+class Reading(TypedDict):
+    """How an image file becomes a square: as the keys of `dataset` say."""
+
+    storage: Literal["pixels", "encoded"]
+    image_size: Side
+    quality: NotRequired[Quality | Literal["original"]]
+
+
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class Card:
     """What an exported file says of itself, in its metadata."""
 
     student: str
     fingerprint: str  # of the trained network, its input and its weights
-    class_names: Sequence[str]  # in the order of the logits
+    class_names: list[str]  # in the order of the logits
     opset: int
-    channels: int  # 3: RGB, 1: greyscale
-    image_size: int  # pixels, the side of the square images that the graph takes
-    #: How an image file becomes such a square: `storage`, `image_size` and `quality` of `dataset`.
-    reading: Mapping[str, Any]
+    channels: Literal[1, 3]  # 3: RGB, 1: greyscale
+    image_size: Side  # of the square images that the graph takes
+    reading: Reading
 
     def metadata(self) -> dict[str, str]:
         fields = asdict(self)
@@ -99,16 +113,48 @@ class Exported:
             raise UserError(
                 f"`{origin}` cannot be loaded by onnxruntime ({_line(error)}). {_EXPECTED}"
             ) from None
+        self._origin = origin
         self.card = _card(self._session.get_modelmeta().custom_metadata_map, origin)
+        _check_graph(self._session, self.card, origin)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """[B, C, S, S] uint8 -> [B, num_classes] float32 raw scores, S being the card's size."""
-        return self._session.run([LOGITS], {IMAGE: images})[0]
+        """[B, C, S, S] uint8 -> [B, num_classes] float32 raw scores, S being the card's size.
+
+        Raises:
+            UserError: the graph cannot compute them.
+        """
+        try:
+            found = self._session.run([LOGITS], {IMAGE: images})[0]
+            if found.shape == (len(images), len(self.card.class_names)):
+                return found
+            problem = f"it gives {list(found.shape)}"
+        except Exception as error:  # onnxruntime's have no common class of their own
+            problem = _line(error)
+        raise UserError(f"`{self._origin}` fails on images ({problem}). {_EXPECTED}")
 
 
 _EXPECTED = (
     "Expected a student that `dvc repro export@NAME` wrote, such as `models/exported/NAME.onnx`."
 )
+
+
+def _check_graph(session: onnxruntime.InferenceSession, card: Card, origin: str) -> None:
+    """Raises: UserError: it takes or gives something else than its metadata say."""
+    found = [
+        [(each.name, each.type, list(each.shape)[1:]) for each in side]
+        for side in (session.get_inputs(), session.get_outputs())
+    ]
+    pixels, classes = [card.channels, card.image_size, card.image_size], [len(card.class_names)]
+    expected = [[(IMAGE, "tensor(uint8)", pixels)], [(LOGITS, "tensor(float)", classes)]]
+    if found != expected:
+        taken, given = (
+            ", ".join(f"{each.name} {each.shape}" for each in side)
+            for side in (session.get_inputs(), session.get_outputs())
+        )
+        raise UserError(
+            f"`{origin}` takes {taken} and gives {given}, but its metadata say {IMAGE} {pixels} "
+            f"and {LOGITS} {classes} for each image. {_EXPECTED}"
+        )
 
 
 def _card(metadata: Mapping[str, str], origin: str) -> Card:
@@ -129,8 +175,12 @@ def _card(metadata: Mapping[str, str], origin: str) -> Card:
                 for key in Card.__dataclass_fields__
             }
         )
-    except (KeyError, ValueError) as error:
-        raise UserError(f"`{origin}` has damaged metadata ({error}). {_EXPECTED}") from None
+    except ValidationError as error:  # which is a ValueError, too
+        first = error.errors()[0]
+        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except (KeyError, ValueError, RecursionError) as error:
+        problem = str(error)
+    raise UserError(f"`{origin}` has damaged metadata ({problem}). {_EXPECTED}")
 
 
 def _line(error: Exception) -> str:

@@ -219,9 +219,32 @@ def changed_metadata(path: Path, **entries: str | None) -> str:
         ({"teach_once_format_version": "2"}, "has format version 2; expected 1"),
         ({"class_names": None}, r"has damaged metadata \('class_names'\)"),
         ({"reading": "{"}, r"has damaged metadata \(Expecting property name"),
+        ({"reading": "7"}, r"has damaged metadata \(reading: .* valid dictionary"),
+        ({"reading": '{"storage": "pixels"}'}, r"has damaged metadata \(reading.image_size: "),
+        ({"channels": "2"}, r"has damaged metadata \(channels: Input should be 1 or 3"),
+        ({"class_names": "[1, 2, 3]"}, r"has damaged metadata \(class_names.0: .* valid string"),
+        (
+            {"image_size": "1000000"},
+            r"has damaged metadata \(image_size: Input should be less than or equal to 4096",
+        ),
+        (
+            {"class_names": '["a", "b"]'},
+            r"takes image \['batch', 3, 16, 16\] and gives logits \['batch', 3\], but its metadata",
+        ),
     ],
 )
 def test_a_file_that_export_did_not_write_is_refused(here, tmp_path, monkeypatch, entries, message):
     path = changed_metadata(tmp_path / "other.onnx", **entries)
     with pytest.raises(UserError, match=rf"`{path}` {message}"):
         run(monkeypatch, path, "images")
+
+
+def test_a_file_whose_graph_fails_is_refused(here, tmp_path, monkeypatch):
+    model = onnx.load(MODEL)
+    path = tmp_path / "other.onnx"
+    weights = next(each for each in model.graph.initializer if len(each.dims) == 4)
+    weights.raw_data = b""
+    weights.dims[:] = [0, 3, 3, 3]
+    onnx.save(model, path)
+    with pytest.raises(UserError, match=rf"`{path}` (cannot be loaded|fails on images)"):
+        run(monkeypatch, str(path), "images")
