@@ -23,15 +23,17 @@ import yaml
 from conftest import PARAMS, change_params, opened, run_every_stage, run_stage, write_images
 from conftest import prepare as prepare_anew
 from import_closure import ROOT
+from onnx import TensorProto, helper
 from PIL import Image
 from safetensors.torch import save_file
 
 from benchmarks.hostile import png_of_any_size
 from benchmarks.soak_inputs import Watch, write_onnx
-from pipeline import check, checkpoint
+from pipeline import check, checkpoint, predict
 from pipeline.checkpoint import TEACHER, Description, InputSpec
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
+from pipeline.exported import Card
 from pipeline.files import read_json, write_json
 from pipeline.networks import cifar_resnet
 from pipeline.params.students import load_student
@@ -638,6 +640,129 @@ def _():
 def _():
     (STORE / "store.json").write_text("[]")
     opened()
+
+
+# A teacher's answers from elsewhere.
+
+
+def taught_by(path: str) -> None:
+    change_params("teacher", family="logits", network="mine", weights="logits", checkpoint=path)
+    run_stage("teacher")
+
+
+def answers(**changes: Callable[[np.ndarray], np.ndarray]) -> None:
+    """A table with a row for each image, some of its arrays changed."""
+    dataset = open_dataset()
+    ids = [each for split in dataset.splits.values() for each in split.sample_ids]
+    labels = np.concatenate([split.labels for split in dataset.splits.values()])
+    arrays = {
+        "ids": np.array(ids),
+        "logits": 4 * np.eye(3, dtype=np.float32)[labels] - 1,
+        "class_names": np.array(dataset.class_names),
+    }
+    np.savez("mine.npz", **arrays | {key: change(arrays[key]) for key, change in changes.items()})
+    taught_by("mine.npz")
+
+
+def text(content: str) -> None:
+    Path("mine.csv").write_text(content, "utf-8")
+    taught_by("mine.csv")
+
+
+def store_of_others(change: Callable[[h5py.File], None]) -> None:
+    shutil.copytree(STORE, "mine")
+    with h5py.File("mine/test_view00000_sample000000000.h5", "r+") as file:
+        change(file)
+    taught_by("mine")
+
+
+def compress(file: h5py.File) -> None:
+    logits = file["logits"][()]
+    del file["logits"]
+    file.create_dataset("logits", data=logits, compression="gzip")
+
+
+def point_elsewhere(file: h5py.File) -> None:
+    del file["logits"]
+    file["logits"] = h5py.ExternalLink("/tmp/other.h5", "logits")
+
+
+@mistake("neither a table nor a store")
+def _():
+    Path("mine.txt").write_text("logits")
+    change_params("teacher", weights="logits", family="logits", checkpoint="mine.txt")
+    return problems()
+
+
+for _row, _make in {
+    "images without an answer": partial(answers, ids=lambda ids: np.char.add("x", ids)),
+    "probabilities for logits": partial(answers, logits=lambda a: np.abs(a) / 5),
+    "answers that are not finite": partial(answers, logits=lambda a: a * np.inf),
+    "classes of other names": partial(answers, class_names=lambda names: names[[0, 1, 1]]),
+    "pickled ids": partial(answers, ids=lambda ids: ids.astype(object)),
+    "a table without its header": partial(text, "train/ant/000.png,1,2,3\n"),
+    "a store with compressed logits": partial(store_of_others, compress),
+    "a store whose logits are elsewhere": partial(store_of_others, point_elsewhere),
+}.items():
+    mistake(_row)(_make)
+
+
+# Exported students.
+
+
+def write_exported(**metadata: str) -> None:
+    """A graph that answers with the mean of each colour, said to be of three classes."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["image"], ["x"], to=TensorProto.FLOAT),
+            helper.make_node("GlobalAveragePool", ["x"], ["y"]),
+            helper.make_node("Flatten", ["y"], ["logits"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 3, 16, 16])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    reading = {"storage": "pixels", "image_size": 16}
+    card = Card("mine", "-", ["ant", "bee", "cat"], 17, 3, 16, reading)
+    helper.set_model_props(model, card.metadata() | metadata)
+    onnx.save(model, "mine.onnx")
+
+
+def predicted(*places: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["predict", "mine.onnx", *places])
+        predict.main()
+
+
+@mistake("a student that is not there")
+def _():
+    predicted("images")
+
+
+@mistake("an ONNX file of another making")
+def _():
+    write_onnx(Path("mine.onnx"))
+    predicted("images")
+
+
+@mistake("metadata that were changed")
+def _():
+    write_exported(channels="4")
+    predicted("images")
+
+
+@mistake("classes that are not the graph's")
+def _():
+    write_exported(class_names='["ant", "bee"]')
+    predicted("images")
+
+
+@mistake("a file that is no image among those to classify")
+def _():
+    write_exported()
+    Path("notes.txt").write_text("no image")
+    predicted("images", "notes.txt")
 
 
 # What stages wrote.

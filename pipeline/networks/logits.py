@@ -435,7 +435,7 @@ class Store:
         expected = (min(_CHUNK, self.sizes[split] - first), self.identity["num_classes"])
         with _opened(path) as file:
             if not isinstance(file.get("logits", getlink=True), h5py.HardLink):
-                raise KeyError("it has no `logits` of its own")
+                raise ValueError("it has no `logits` of its own")
             dataset = file["logits"]
             dtype, shape, offset = dataset.dtype, dataset.shape, dataset.id.get_offset()
         if shape != expected or dtype != np.dtype("<f2"):
