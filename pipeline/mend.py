@@ -41,10 +41,10 @@ def mend_notes() -> str | None:
             return None
         try:
             notes = json.loads(NOTES.read_bytes())
-        except ValueError:
+            living = _without_ended(notes)
+        except (ValueError, AttributeError, KeyError, TypeError):
             NOTES.unlink()
             return f"`{NOTES}`, which a killed DVC had left cut off, is removed"
-        living = _without_ended(notes)
         if living == notes:
             return None
         write_json(NOTES, living)

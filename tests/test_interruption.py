@@ -363,7 +363,7 @@ def test_a_stage_killed_at_any_moment_leaves_its_outputs_whole(project, stage):
     assert not list(Path().rglob("*.partial"))
 
 
-@pytest.mark.parametrize("content", ["", '{"read": {"/a', "[", "{}"])
+@pytest.mark.parametrize("content", ["", '{"read": {"/a', "[]", '{"read": {"/a": 3}}', "{}"])
 def test_notes_that_a_killed_dvc_left_cut_off_are_removed_and_whole_ones_stay(folder, content):
     mend.NOTES.parent.mkdir(parents=True)
     mend.NOTES.write_text(content, "utf-8")
