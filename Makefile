@@ -13,9 +13,9 @@ JOBS ?= 2
 setup: $(READY)
 
 # Bytecode is compiled here, once: where Python may not write it, every stage would compile again.
-# What is installed has the hashes of these two files, or nothing is installed.
+# What is installed has the hashes of these two lock files, or nothing is installed.
 # DVC unpickles what its site cache holds, and would keep it where every user may write.
-$(READY): requirements.lock requirements-uv.lock
+$(READY): Makefile requirements.lock requirements-uv.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$$($(PYTHON) --version) found; Python 3.11 or newer is needed: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
