@@ -877,9 +877,9 @@ def test_the_soak_notes_what_an_input_executes_or_writes_outside(project, act, n
     assert bool(watch.noted) == bool(noted)
 
 
-def test_a_hundred_wrong_inputs_are_each_refused_or_read_as_they_should_be():
+def test_wrong_inputs_of_every_kind_are_each_refused_or_read_as_they_should_be():
     result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.soak_inputs", "--inputs", "108", "--jobs", "1"],
+        [sys.executable, "-m", "benchmarks.soak_inputs", "--inputs", "66", "--jobs", "1"],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -888,5 +888,5 @@ def test_a_hundred_wrong_inputs_are_each_refused_or_read_as_they_should_be():
     )
     assert result.returncode == 0, result.stdout + result.stderr
     counts = json.loads(result.stdout.splitlines()[-1])
-    assert counts["accepted"] + counts["refused"] == counts["inputs"] == 108
+    assert counts["accepted"] + counts["refused"] == counts["inputs"] == 66
     assert min(counts["accepted"], counts["refused"]) > 10

@@ -93,6 +93,7 @@ def test_a_parameter_edited_while_a_student_trains_is_not_recorded_as_what_made_
     assert "resumes after epoch 30 of 30" in clone.dvc("repro", "student@small")
 
 
+@pytest.mark.slow
 def test_another_students_parameters_may_change_while_one_trains(clone):
     change_student(clone, "training", epochs=30)
     clone.params["students"]["other"] = deepcopy(clone.params["students"]["small"])
@@ -132,6 +133,7 @@ def test_a_branch_switched_while_a_student_trains_gets_no_result_of_the_other(cl
     assert epochs_of(clone) == 30
 
 
+@pytest.mark.slow
 def test_data_prepared_anew_while_a_teacher_trains_stops_it(clone):
     clone.params["teacher"]["training"]["epochs"] = 20
     write_params(clone.root, clone.params)
