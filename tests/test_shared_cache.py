@@ -18,6 +18,9 @@ IMAGES = "data/prepared/train_images.npy"
 SHARD = "data/soft_targets/train_view00001_sample000000000.h5"
 
 
+RELIABILITY = (ROOT / "docs/reliability.md").read_text("utf-8")
+
+
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A clone in which everything has run, pushed to a remote of its own: a folder, `remote`."""
@@ -126,13 +129,16 @@ def test_what_a_remote_has_lost_or_damaged_trains_no_student(other, damage, name
     assert "student@new" not in other.lock()["stages"]
 
 
-def test_a_pull_that_is_killed_is_gone_on_with(origin, other):
+def test_a_pull_that_is_killed_is_gone_on_with_as_the_documentation_says(origin, other):
+    assert "rm -rf .venv/dvc/repo/*/index\n      dvc pull --force" in RELIABILITY
     for seconds in (0.8, 1.6):
         process = other.start(sys.executable, "-m", "dvc", "pull", "--allow-missing")
         time.sleep(seconds)
         process.kill()
         process.communicate()
-    other.dvc("pull", "--allow-missing")
+    for index in (other.root / ".venv/dvc/repo").glob("*/index"):
+        shutil.rmtree(index)
+    other.dvc("pull", "--allow-missing", "--force")
     for folder in ("data", "models/teacher", "predictions", "reports"):
         for path in (origin.root / folder).rglob("*.*"):
             copy = other.root / path.relative_to(origin.root)
