@@ -28,7 +28,7 @@ def workshop(finished_project: Path, tmp_path_factory: pytest.TempPathFactory):
     """The CPU budget at the size of the finished project; its stages run in this process."""
     project = tmp_path_factory.mktemp("study") / "project"
     shutil.copytree(finished_project, project)
-    tiny = Budget("cpu", True, TINY, 4, "float32", (0, 1))
+    tiny = Budget("cpu", True, TINY, 4, (0, 1))
 
     def stage(name: str, folder: Path) -> None:
         with pytest.MonkeyPatch.context() as there:
@@ -40,10 +40,10 @@ def workshop(finished_project: Path, tmp_path_factory: pytest.TempPathFactory):
         patch.setattr(study, "run_stage", stage)
         patch.setattr(study, "PER_CLASS", 3)
         patch.setattr(study, "UNLABELLED_PER_CLASS", 9)
-        small = replace(
-            methods.SMALL["resnet20 > resnet8"], teacher=study.Network("cifar_resnet", "resnet8")
-        )
-        patch.setitem(methods.SMALL, "resnet20 > resnet8", small)
+        networks = [study.Network("cifar_resnet", name) for name in ("resnet8", "resnet14")]
+        small = replace(methods.SMALL["resnet20 > resnet8"], teacher=networks[0])
+        patch.setitem(methods.PAIRS, "cpu", {"resnet8 > resnet8": small})
+        patch.setitem(beyond.LARGER, networks[0], Teacher(networks[1], 0))
         patch.setitem(encodings.PAIRS, "cpu", small)
         patch.setitem(beyond.PAIRS, "cpu", [small])
         patch.setattr(encodings, "ENCODINGS", [encodings.DENSE, (2, "bucket"), (2, "spread")])
@@ -107,7 +107,8 @@ def test_a_project_that_is_not_there_or_whose_stage_fails_is_named(workshop, tmp
 
 
 @pytest.mark.parametrize(
-    "way", ["each view once", "an ensemble of 2", "cutmix", "unlabelled images"]
+    "way",
+    ["each view once", "a larger teacher", "an ensemble of 2", "cutmix", "unlabelled images"],
 )
 def test_answers_are_those_of_the_teachers_to_the_pixels_that_the_student_sees(workshop, way):
     run = beyond.run(workshop.budget, 0, beyond.WAYS[way], seed=0)
@@ -129,7 +130,7 @@ def test_answers_are_those_of_the_teachers_to_the_pixels_that_the_student_sees(w
 def test_every_way_asks_the_teacher_for_as_many_answers(budget):
     for pair in range(len(beyond.PAIRS[budget])):
         passes = {}
-        for name, way in beyond.ways(BUDGETS[budget]).items():
+        for name, way in beyond.ways(BUDGETS[budget], pair).items():
             run = beyond.run(BUDGETS[budget], pair, way, seed=0)
             images = [4 if cache.unlabelled else 1 for cache in run.caches]
             views = [cache.num_views for cache in run.caches]
@@ -171,9 +172,9 @@ def test_a_sparse_cache_holds_what_the_stage_would_write(workshop, project):
 def test_the_gpu_budget_trains_its_teachers_and_students_on_every_image(workshop, monkeypatch):
     recipe = {"epochs": 6, "batch_size": 8, "optimizer": "sgd", "learning_rate": 0.05}
     monkeypatch.setattr(study, "TABLES", recipe)
-    monkeypatch.setitem(BUDGETS, "gpu", Budget("gpu", False, recipe, 2, "float32", (0,)))
+    monkeypatch.setitem(BUDGETS, "gpu", Budget("gpu", False, recipe, 2, (0,)))
     shop = Workshop(workshop.project, BUDGETS["gpu"])
-    pair = methods.SMALL["resnet20 > resnet8"]
+    pair = replace(beyond.PAIRS["cpu"][0], teacher_seed=0)
     run = methods.run(BUDGETS["gpu"], pair, "KD", seed=0)
     shop.make(run.caches)
     (folder,) = (shop.root / "teachers").iterdir()

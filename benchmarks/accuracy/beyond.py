@@ -34,6 +34,14 @@ PAIRS = {
     "cpu": [SMALL["resnet20 > resnet8"]],
     "gpu": [TABLE["resnet56 > resnet20"], TABLE["resnet32x4 > resnet8x4"]],
 }
+#: A teacher of the pairs, and one of the tables that answers better.
+LARGER = {
+    pair.teacher: Teacher(larger.teacher, larger.teacher_seed)
+    for pair, larger in (
+        (SMALL["resnet20 > resnet8"], SMALL["resnet32 > resnet20"]),
+        (TABLE["resnet56 > resnet20"], TABLE["resnet110 > resnet32"]),
+    )
+}
 METHOD = METHODS["KD+LS"]  # the best of those that need no label and take a mixed view's answer
 OPPONENT = "each view once"
 #: The images of the subset and those without labels, over those of the subset.
@@ -44,6 +52,7 @@ _IMAGES = (PER_CLASS + UNLABELLED_PER_CLASS) // PER_CLASS
 class Way:
     times: int = 1  # the budget's student passes
     members: int = 1  # of an ensemble, which share the views among them
+    larger: bool = False  # another teacher, of LARGER
     mix: str = "none"
     unlabelled: bool = False  # 3 more images, without labels, for each of the subset's
 
@@ -56,28 +65,38 @@ WAYS = {
     "mixup": Way(mix="mixup"),
     "unlabelled images, trained twice as long": Way(times=2, unlabelled=True),
     "cutmix, trained twice as long": Way(times=2, mix="cutmix"),
+    "a larger teacher": Way(larger=True),
     "an ensemble of 2": Way(members=2),
     "trained four times as long": Way(times=4),
     "unlabelled images, trained four times as long": Way(times=4, unlabelled=True),
 }
 
 
-def ways(budget: Budget) -> dict[str, Way]:
-    """Where all images have labels there are none without."""
-    return {name: way for name, way in WAYS.items() if budget.subset or not way.unlabelled}
+def ways(budget: Budget, pair: int) -> dict[str, Way]:
+    """Where all images have labels there are none without; not every teacher has a larger one."""
+    larger = PAIRS[budget.name][pair].teacher in LARGER
+    return {
+        name: way
+        for name, way in WAYS.items()
+        if (budget.subset or not way.unlabelled) and (larger or not way.larger)
+    }
 
 
 def run(budget: Budget, pair: int, way: Way, seed: int) -> Run:
     chosen, images = PAIRS[budget.name][pair], _IMAGES if way.unlabelled else 1
-    seeds = [None, 1] if budget.subset else [0, 1]  # of teachers
+    if way.larger:
+        teachers = [LARGER[chosen.teacher]]
+    else:
+        seeds = [chosen.teacher_seed, 1][: way.members]
+        teachers = [Teacher(chosen.teacher, teacher_seed) for teacher_seed in seeds]
     caches = tuple(
         Cache(
-            Teacher(chosen.teacher, teacher_seed),
+            teacher,
             budget.num_views // (way.members * images),
             mix=way.mix,
             unlabelled=way.unlabelled,
         )
-        for teacher_seed in seeds[: way.members]
+        for teacher in teachers
     )
     epochs = budget.epochs * way.times // images
     return Run(budget.name, chosen.student, epochs, seed, caches, METHOD)
@@ -88,7 +107,7 @@ def plan(budget: Budget) -> list[list[Run]]:
     return [
         [run(budget, pair, way, seed) for seed in budget.seeds]
         for pair in range(len(PAIRS[budget.name]))
-        for way in ways(budget).values()
+        for way in ways(budget, pair).values()
     ]
 
 
@@ -96,7 +115,7 @@ def cells(budget: Budget, pair: int) -> dict[str, Cell | None]:
     found = results()
     return {
         name: cell(found, [run(budget, pair, way, seed) for seed in budget.seeds])
-        for name, way in ways(budget).items()
+        for name, way in ways(budget, pair).items()
     }
 
 

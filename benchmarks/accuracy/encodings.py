@@ -41,7 +41,7 @@ def run(budget: Budget, k: int | None, tail: str, temperature: float, seed: int)
         distillation["temperature"] = temperature
     if tail != "spread":
         distillation["tail"] = tail
-    cache = Cache(Teacher(pair.teacher, None if budget.subset else 0), budget.num_views, k)
+    cache = Cache(Teacher(pair.teacher, pair.teacher_seed), budget.num_views, k)
     return Run(budget.name, pair.student, budget.epochs, seed, (cache,), distillation)
 
 

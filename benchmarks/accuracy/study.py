@@ -77,7 +77,6 @@ class Budget:
     subset: bool  # train on the first PER_CLASS images of each class, or on all of the project's
     training: Mapping[str, Any]  # of the students
     num_views: int  # cached views of each training image
-    precision: str  # of the teacher's forward pass
     seeds: Sequence[int]
 
     @property
@@ -89,9 +88,9 @@ BUDGETS = {
     budget.name: budget
     for budget in (
         # As many views as epochs: each epoch sees its own, as with a teacher at every step.
-        Budget("cpu", True, {**views.TRAINING, "epochs": 16}, 16, "bfloat16", (0, 1)),
+        Budget("cpu", True, {**views.TRAINING, "epochs": 16}, 16, (0, 1)),
         # All the views that there are, and so those of a teacher at every step.
-        Budget("gpu", False, TABLES, Policy(POLICY).distinct, "float32", (0, 1, 2)),
+        Budget("gpu", False, TABLES, Policy(POLICY).distinct, (0, 1, 2)),
     )
 }
 
@@ -221,7 +220,7 @@ class Workshop:
         params["soft_targets"] = {
             "encoding": encoding,
             "k": cache.k,
-            "precision": self.budget.precision,
+            "precision": "float32",
             "batch_size": params["soft_targets"]["batch_size"],
         }
         if cache.k is not None:  # the same answers: no teacher is run for them again
