@@ -88,25 +88,24 @@ class Clone:
             start_new_session=True,
         )
 
-    def run(self, *command: str) -> str:
+    def finish(self, *command: str) -> tuple[int, str]:
+        """How the command ends, and what it says."""
         process = self.start(*command)
         said = process.communicate()[0]
-        if process.returncode:
+        return process.returncode, said
+
+    def run(self, *command: str) -> str:
+        code, said = self.finish(*command)
+        if code:
             raise UserError(f"`{' '.join(command)}` failed in `{self.root}`:\n{said}")
         return said
 
     def dvc(self, *arguments: str) -> str:
         return self.run(*DVC, *arguments)
 
-    def tried(self, *arguments: str) -> str | None:
-        """What DVC says, if it ends with an error."""
-        process = self.start(*DVC, *arguments)
-        said = process.communicate()[0]
-        return said if process.returncode else None
-
     def forget(self) -> None:
         """All that DVC has brought, and what it knows of that."""
-        self.run("git", "clean", "-ffdxq", "--exclude=/.dvc/config.local")
+        self.run("git", "clean", "-ffdxq")
         self.run("git", "checkout", "--quiet", ".")
 
     def mend(self) -> None:
@@ -189,8 +188,8 @@ def kill_pulls(
         with contextlib.suppress(ProcessLookupError):  # it has just ended
             os.killpg(process.pid, choice.choice(SIGNALS))
         process.communicate()
-        said = other.tried(*then)
-        if said:
+        code, said = other.finish(*DVC, *then)
+        if code:
             followed[f"{way}: refused"] += 1
             print(said, flush=True)
             if "Traceback" in said:
@@ -250,7 +249,7 @@ def measure(folder: Path, images: int, kills: int, address: str) -> dict[str, ob
 def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.shared_cache", description=__doc__)
     parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--kills", type=int, default=60)
+    parser.add_argument("--kills", type=int, default=45)
     arguments = parser.parse_args()
     missing = [name for name in ("moto", "dvc_s3") if find_spec(name) is None]
     if missing:
