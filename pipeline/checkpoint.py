@@ -27,7 +27,14 @@ from torch.nn import functional as F
 
 from pipeline.dataset import Dataset
 from pipeline.errors import UserError, did_you_mean
-from pipeline.files import canonical_json, read_json, sha256_of_file, write_bytes, write_json
+from pipeline.files import (
+    canonical_json,
+    fetched_or_made,
+    read_json,
+    sha256_of_file,
+    write_bytes,
+    write_json,
+)
 from pipeline.params.network import LARGEST_INPUT, NetworkParams
 
 FORMAT_VERSION = 1
@@ -282,9 +289,10 @@ def load(directory: Path, *, made_by: str) -> tuple[nn.Module, Description]:
         )
     weights = directory / WEIGHTS
     if not weights.is_file() or sha256_of_file(weights) != content.get("weights_sha256"):
+        found = "not the file" if weights.is_file() else "absent; expected the file"
         raise UserError(
-            f"`{weights}` is not the file that `{DESCRIPTION}` beside it describes. "
-            f"Run `{made_by}`."
+            f"`{weights}` is {found} that `{DESCRIPTION}` beside it describes. "
+            f"{fetched_or_made(weights, made_by)}"
         )
     description = _DESCRIPTION.validate_python(content)
     state = load_file(directory / WEIGHTS)

@@ -181,7 +181,7 @@ def read_json(path: Path | str, *, made_by: str) -> dict[str, Any]:
         UserError: it is absent or is not a mapping in JSON; names the command that makes it.
     """
     if not Path(path).is_file():  # a device would be read without end
-        raise UserError(f"`{path}` is absent. Run `{made_by}`.")
+        raise UserError(f"`{path}` is absent. {fetched_or_made(path, made_by)}")
     try:
         content = json.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # a number may be too long, too
@@ -194,6 +194,11 @@ def read_json(path: Path | str, *, made_by: str) -> dict[str, Any]:
             f"`{made_by}`."
         )
     return content
+
+
+def fetched_or_made(path: Path | str, made_by: str) -> str:
+    """How to have an output again: a clone that pulls may lack what the command runs on."""
+    return f"Run `dvc pull {path}` if a remote holds it, or `{made_by}`."
 
 
 def sha256_of_file(path: Path | str) -> str:

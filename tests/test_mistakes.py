@@ -805,6 +805,12 @@ def _():
     run_stage("soft_targets")
 
 
+@mistake("weights absent")
+def _():
+    (TEACHER / "weights.safetensors").unlink()
+    run_stage("soft_targets")
+
+
 @mistake("metrics changed")
 def _():
     path = Path("metrics/students/small.json")

@@ -30,7 +30,14 @@ from pipeline.dataset import AGAIN, AnySplit, Dataset, EncodedSplit, open_datase
 from pipeline.decoding import UNREADABLE, clean_boxes, decode_view
 from pipeline.economics import Economics
 from pipeline.errors import UserError, reported
-from pipeline.files import atomic_directory, canonical_json, read_json, write_bytes, write_json
+from pipeline.files import (
+    atomic_directory,
+    canonical_json,
+    fetched_or_made,
+    read_json,
+    write_bytes,
+    write_json,
+)
 from pipeline.inputs import Inputs
 from pipeline.params.loading import PARAMS_FILE, read_params
 from pipeline.params.students import student_names
@@ -70,7 +77,7 @@ def read_costs(path: Path, stage: str) -> dict[str, int]:
 
 def remedy(path: Path, stage: str) -> str:
     """How to have a stage's predictions again."""
-    return f"Run `dvc pull {path}` if a remote holds it, or `dvc repro --force {stage}`."
+    return fetched_or_made(path, f"dvc repro --force {stage}")
 
 
 def read_tensors(path: Path, again: str) -> dict[str, np.ndarray]:
