@@ -20,6 +20,7 @@ from pipeline.files import sha256_of_file
 from pipeline.params.loading import PARAMS_FILE, read_params
 
 DVC_FILE = Path("dvc.yaml")
+CODE = Path("pipeline")
 _READ_WHOLE = 2**24  # bytes; of a larger file, size and time are enough
 _SHOWN = 5  # changes in one message
 
@@ -104,12 +105,24 @@ def _looked_up(key: str, params: Mapping[str, Any]) -> Any:
 
 
 def _state(path: Path) -> Any:
-    """Changes with a file's content; of a folder, with each file's name, size and time."""
+    """A value that changes with a file's content. For a folder of code: the content of every
+    Python file, as `.dvcignore` has DVC see it. For another folder: every file's size and date."""
+    if path.is_dir() and path.is_relative_to(CODE):
+        return {str(file): sha256_of_file(file) for file in _code_files(path)}
     if path.is_dir():
         files = [Path(folder) / name for folder, _, names in os.walk(path) for name in names]
         return {str(file): _size_and_time(file) for file in files}
     found = _size_and_time(path)
     return sha256_of_file(path) if found and found[0] <= _READ_WHOLE else found
+
+
+def _code_files(folder: Path) -> list[Path]:
+    """The Python files below the folder, hidden ones left out."""
+    return [
+        file
+        for file in folder.rglob("*.py")
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    ]
 
 
 def _size_and_time(path: Path) -> tuple[int, int] | None:
