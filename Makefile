@@ -29,15 +29,15 @@ $(READY): Makefile requirements.lock requirements-uv.lock
 	@touch $@
 
 repro: $(READY)
-	@python -m pipeline.mend
-	python -m pipeline.check
+	@python -m pipeline.commands.repair_dvc
+	python -m pipeline.commands.check
 	dvc repro
 	@python -m pipeline.stages.compare --show
 
 students: $(READY)
-	@python -m pipeline.mend
-	python -m pipeline.check
-	python -m pipeline.students --jobs '$(JOBS)'
+	@python -m pipeline.commands.repair_dvc
+	python -m pipeline.commands.check
+	python -m pipeline.commands.train_students --jobs '$(JOBS)'
 	@python -m pipeline.stages.compare --show
 
 # Files in the order of their names: xdist would begin with those of many tests, and end with one

@@ -82,10 +82,12 @@ def main() -> None:
         importlib.import_module(f"pipeline.networks.{stage.load_student(name).family}")
     clock.around(stage, "open_dataset", "open the dataset")
     clock.around(stage, "open_store", "open the store")
-    clock.around(importlib.import_module("pipeline.replay").Store, "verify", "verify the store")
+    clock.around(
+        importlib.import_module("pipeline.store.reading.store").Store, "verify", "verify the store"
+    )
     clock.around(stage.checkpoint, "build", "build the network")
     # The first optimiser of a process makes torch import its compiler.
-    optimisation = importlib.import_module("pipeline.optimisation")
+    optimisation = importlib.import_module("pipeline.training.optimisation")
     clock.around(optimisation, "make_optimizer", "make the optimiser")
     clock.around(stage, "views_of", "take the images")
     views_of = stage.views_of

@@ -25,14 +25,14 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from benchmarks.pairs import alternate, median
-from pipeline.augment import Policy, boxes, mirrored
-from pipeline.dataset import EncodedSplit, open_dataset
-from pipeline.decoding import eight_bits
-from pipeline.errors import UserError, reported
-from pipeline.image_files import read_files
-from pipeline.params.dataset import DatasetParams
+from pipeline.data.prepared.dataset import EncodedSplit, open_dataset
+from pipeline.data.prepared.image_decoding import eight_bits
+from pipeline.data.sources.archives import read_files
+from pipeline.data.sources.params import DatasetParams
+from pipeline.runtime.errors import UserError, reported
 from pipeline.stages.prepare import write_dataset
-from pipeline.views import RESIZED_CROP, views_of
+from pipeline.views.loader import RESIZED_CROP, views_of
+from pipeline.views.plan import Policy, boxes, mirrored
 
 SEED = 0
 SIDES = (224, 112)

@@ -21,11 +21,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.pairs import median
-from pipeline.dataset import PREPARED, open_dataset
-from pipeline.encodings import decode, encode
-from pipeline.errors import UserError, reported
-from pipeline.replay import open_shards, read_index
-from pipeline.soft_targets import SHARD_SAMPLES, STORE, Contents, ShardPlace, shard_bytes
+from pipeline.data.prepared.dataset import PREPARED, open_dataset
+from pipeline.runtime.errors import UserError, reported
+from pipeline.store.format.encodings import decode, encode
+from pipeline.store.format.schema import SHARD_SAMPLES, STORE, Contents, ShardPlace
+from pipeline.store.reading.store import open_shards, read_index
+from pipeline.store.writing.shard_writer import shard_bytes
 
 TEMPERATURES = (1, 2, 4)
 KS = (5, 10, 20, 50)

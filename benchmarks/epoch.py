@@ -42,11 +42,11 @@ from benchmarks import loops
 from benchmarks.loops import Loop
 from benchmarks.pairs import in_turns, median
 from benchmarks.reading import write_store
-from pipeline.dataset import Dataset
-from pipeline.device import default_device, training_autocast
-from pipeline.errors import UserError, reported
-from pipeline.image_files import read_files
+from pipeline.compute.device import default_device, training_autocast
+from pipeline.data.prepared.dataset import Dataset
+from pipeline.data.sources.archives import read_files
 from pipeline.networks import cifar_resnet
+from pipeline.runtime.errors import UserError, reported
 
 BATCH, CLASSES, EPOCH = 128, 100, 50_000  # CIFAR-100's training images
 TARGET = 3.5

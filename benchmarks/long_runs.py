@@ -29,7 +29,7 @@ import yaml
 from PIL import Image
 
 from benchmarks.memory import memory_bytes
-from pipeline.errors import UserError, reported
+from pipeline.runtime.errors import UserError, reported
 
 ROOT = Path(__file__).parents[1]
 CLASSES, SIDE = 10, 8
@@ -115,7 +115,7 @@ def children() -> int:
 
 def run_here(stage: str) -> dict[str, object]:
     """The stage in this process, and what it held."""
-    from pipeline import progress  # noqa: PLC0415  (of the process that is measured alone)
+    from pipeline.runtime import progress  # noqa: PLC0415
 
     held: list[int] = []
     line = progress.EpochLog.line

@@ -14,20 +14,21 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline import checkpoint
-from pipeline.augment import Policy, permutation
-from pipeline.checkpoint import InputSpec
-from pipeline.dataset import Dataset, Split
-from pipeline.decoding import eight_bits
-from pipeline.device import compiled, depthwise_in_float32, training_autocast
-from pipeline.image_files import read_files
-from pipeline.losses import kd
-from pipeline.optimisation import Optimisation, batches
-from pipeline.params.network import NetworkParams
-from pipeline.params.training import TrainingParams
-from pipeline.pictures import to_pixels
-from pipeline.training import Course, Lesson, SoftTargets
-from pipeline.views import Batch, Views
+from pipeline.compute.device import compiled, depthwise_in_float32, training_autocast
+from pipeline.data.prepared.dataset import Dataset, Split
+from pipeline.data.prepared.image_decoding import eight_bits
+from pipeline.data.sources.archives import read_files
+from pipeline.data.sources.image_reading import to_pixels
+from pipeline.distillation.losses import kd
+from pipeline.models import checkpoint
+from pipeline.models.checkpoint import InputSpec
+from pipeline.models.params import NetworkParams
+from pipeline.runtime.derived_random import permutation
+from pipeline.students.loop import Course, Lesson, SoftTargets
+from pipeline.students.params import TrainingParams
+from pipeline.training.optimisation import Optimisation, batches
+from pipeline.views.loader import Batch, Views
+from pipeline.views.plan import Policy
 
 TEMPERATURE, SOFT, HARD = 4.0, 0.9, 0.1
 VIEW = 0  # the one that is cached
@@ -136,8 +137,8 @@ def online(views: Views, teacher: Teacher) -> Lesson:
 
 
 class Loop:
-    """What `pipeline.training.train` does for batch after batch, some steps at a time, in epochs
-    without evaluation: the view, the soft targets, and the course's own step."""
+    """What `pipeline.students.loop.train` does for batch after batch, some steps at a time, in
+    epochs without evaluation: the view, the soft targets, and the course's own step."""
 
     def __init__(
         self,

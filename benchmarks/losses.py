@@ -13,9 +13,9 @@ import torch
 
 from benchmarks.pairs import alternate, median
 from benchmarks.precision import CASES, CLASSES, build, stepper
-from pipeline.device import default_device
-from pipeline.distillation import distillation_loss
-from pipeline.params.distillation import METHODS, DistillationParams
+from pipeline.compute.device import default_device
+from pipeline.distillation.objective import distillation_loss
+from pipeline.distillation.params import METHODS, DistillationParams
 
 STUDENT = "ResNet-20"  # of benchmarks.precision
 

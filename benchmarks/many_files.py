@@ -25,9 +25,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.memory import memory_bytes
-from pipeline.errors import UserError, reported
-from pipeline.files import atomic_directory
-from pipeline.params.dataset import DatasetParams
+from pipeline.data.sources.params import DatasetParams
+from pipeline.runtime.errors import UserError, reported
+from pipeline.runtime.files import atomic_directory
 from pipeline.stages.prepare import write_dataset
 
 ROOT = Path(__file__).parents[1]

@@ -30,18 +30,18 @@ from benchmarks import loops
 from benchmarks.loops import Case, Loop
 from benchmarks.pairs import median
 from benchmarks.reading import write_store
-from pipeline.dataset import Dataset
-from pipeline.decoding import eight_bits
-from pipeline.device import default_device, depthwise_in_float32, training_autocast
-from pipeline.errors import UserError, reported
-from pipeline.image_files import read_files
-from pipeline.losses import kd
+from pipeline.compute.device import default_device, depthwise_in_float32, training_autocast
+from pipeline.data.prepared.dataset import Dataset
+from pipeline.data.prepared.image_decoding import eight_bits
+from pipeline.data.sources.archives import read_files
+from pipeline.data.sources.image_reading import to_pixels
+from pipeline.distillation.losses import kd
 from pipeline.networks import cifar_resnet
-from pipeline.optimisation import make_optimizer
-from pipeline.params.training import TrainingParams
-from pipeline.pictures import to_pixels
-from pipeline.replay import Store
-from pipeline.training import label_loss
+from pipeline.runtime.errors import UserError, reported
+from pipeline.store.reading.store import Store
+from pipeline.students.loop import label_loss
+from pipeline.students.params import TrainingParams
+from pipeline.training.optimisation import make_optimizer
 
 ROOT = Path(__file__).parents[1]
 K = 10  # of the top_k store

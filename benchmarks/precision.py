@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.pairs import in_turns, median
-from pipeline.device import (
+from pipeline.compute.device import (
     Float32Conv2d,
     default_device,
     depthwise_in_float32,

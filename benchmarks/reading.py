@@ -20,17 +20,11 @@ import torch
 from torch.utils.data import Dataset
 
 from benchmarks.pairs import alternate, median, seconds
-from pipeline.errors import reported
-from pipeline.progress import bar
-from pipeline.replay import Store, open_shards, read_index
-from pipeline.soft_targets import (
-    SHARD_SAMPLES,
-    Contents,
-    canary_samples,
-    shard_places,
-    write_index,
-    write_shard,
-)
+from pipeline.runtime.errors import reported
+from pipeline.runtime.progress import bar
+from pipeline.store.format.schema import SHARD_SAMPLES, Contents, canary_samples, shard_places
+from pipeline.store.reading.store import Store, open_shards, read_index
+from pipeline.store.writing.shard_writer import write_index, write_shard
 
 CLASSES, BATCH, K = 1000, 256, 10
 TOP_K_TARGET = 1_000_000  # rows per second on one core

@@ -34,7 +34,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks.long_runs import ROOT, write_images, write_params
-from pipeline.errors import UserError, reported
+from pipeline.runtime.errors import UserError, reported
 
 OUTPUTS = ("data/prepared", "data/soft_targets", "models", "predictions", "reports")
 DVC = (sys.executable, "-m", "dvc")

@@ -24,8 +24,8 @@ from benchmarks import loops
 from benchmarks.loops import Loop
 from benchmarks.pairs import alternate, median
 from benchmarks.reading import write_store
-from pipeline.device import default_device
-from pipeline.errors import UserError, reported
+from pipeline.compute.device import default_device
+from pipeline.runtime.errors import UserError, reported
 
 CLASSES, SAMPLES, BATCH = 100, 10_000, 64
 

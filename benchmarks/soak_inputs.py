@@ -39,20 +39,18 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from benchmarks import hostile, soak_interrupts
-from pipeline import check, checkpoint
-from pipeline.checkpoint import TEACHER, Description, InputSpec
-from pipeline.dataset import open_dataset
-from pipeline.errors import UserError, reported
-from pipeline.evaluation import predict
+from pipeline.commands import check
+from pipeline.commands.predict import classified, most_likely, opened
+from pipeline.commands.store import inspect
+from pipeline.data.prepared.dataset import open_dataset
+from pipeline.data.sources.params import DatasetParams
+from pipeline.models import checkpoint
+from pipeline.models.checkpoint import TEACHER, Description, InputSpec
+from pipeline.models.evaluation import predict
 from pipeline.networks import cifar_resnet, logits
-from pipeline.params.dataset import DatasetParams
-from pipeline.params.loading import load_section
-from pipeline.params.students import student_names
-from pipeline.params.views import ViewsParams
-from pipeline.predict import classified, most_likely, opened
-from pipeline.progress import bar
-from pipeline.replay import open_store
-from pipeline.soft_targets import STORE
+from pipeline.runtime.errors import UserError, reported
+from pipeline.runtime.params import load_section, student_names
+from pipeline.runtime.progress import bar
 from pipeline.stages import (
     baseline,
     compare,
@@ -64,8 +62,11 @@ from pipeline.stages import (
     student,
     teacher,
 )
-from pipeline.store import inspect
-from pipeline.views import Policy, views_of
+from pipeline.store.format.schema import STORE
+from pipeline.store.reading.store import open_store
+from pipeline.teacher import foreign_checkpoint
+from pipeline.views.loader import Policy, views_of
+from pipeline.views.params import ViewsParams
 
 SECONDS = 30  # for one input
 SIZE, CLASSES, IMAGES = 16, ("ant", "bee", "cat"), 12  # pixels; images of a class
@@ -139,10 +140,10 @@ def look_at(dataset: Any) -> None:
 
 def read_checkpoint(path: Path) -> None:
     if path.suffix == ".onnx":
-        network = checkpoint.bring(description("onnx"), path)
+        network = foreign_checkpoint.bring(description("onnx"), path)
     else:
         network = cifar_resnet.build("resnet8", len(CLASSES), 3)
-        checkpoint.load_foreign_weights(network, path)
+        foreign_checkpoint.load_foreign_weights(network, path)
     answers = predict(network, description("onnx").input, torch.zeros(2, 3, SIZE, SIZE).byte())
     expect(list(answers.shape) == [2, len(CLASSES)], f"logits {list(answers.shape)}")
 

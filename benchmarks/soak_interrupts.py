@@ -5,8 +5,9 @@ that nobody disturbed.
 
 A small project in a temporary folder, under DVC. SIGKILL, SIGTERM and SIGINT, at moments spread
 over an undisturbed run from its first to its last, go to every stage run by hand, to one of two
-processes that share a stage, and to `dvc repro` and `python -m pipeline.students --jobs 2`: to all
-of their processes, as Ctrl-C does, or to the first alone. Then the same is run again. It must come
+processes that share a stage, and to `dvc repro` and
+`python -m pipeline.commands.train_students --jobs 2`: to all of their processes, as Ctrl-C does,
+or to the first alone. Then the same is run again. It must come
 to its end and leave every output with the bytes of the undisturbed run (`dvc.lock` with its
 entries, in any order), no process, and no temporary file outside `.scratch`. A stage must end with
 one line on SIGINT and SIGTERM. Ends with code 1 if anything was not so. Needs Linux; 200 take more
@@ -33,8 +34,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from pipeline.errors import UserError, reported
-from pipeline.files import sha256_of_file
+from pipeline.runtime.errors import UserError, reported
+from pipeline.runtime.files import sha256_of_file
 
 ROOT = Path(__file__).parents[1]
 LIMIT_S = 600  # of any one run: nothing here takes a minute on an idle machine
@@ -132,7 +133,7 @@ WHOLE = [
     Target(f"{name}, {to}", command, to, from_nothing=True)
     for name, command in (
         ("dvc repro", ("dvc", "repro")),
-        ("students --jobs 2", ("pipeline.students", "--jobs", "2")),
+        ("students --jobs 2", ("pipeline.commands.train_students", "--jobs", "2")),
     )
     for to in ("all", "first")
 ]
@@ -145,7 +146,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 #: What DVC says where it was killed while writing a file of its own or is not collected yet, and
 #: what the documentation has a user do.
 REMEDIES = {
-    r"Unable to read RWLock-file|is busy": (sys.executable, "-m", "pipeline.mend"),
+    r"Unable to read RWLock-file|is busy": (sys.executable, "-m", "pipeline.commands.repair_dvc"),
     r"dvc\.lock' (is invalid|validation failed)": ("rm", "dvc.lock"),
 }
 

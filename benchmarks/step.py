@@ -22,9 +22,9 @@ from benchmarks import loops
 from benchmarks.loops import Case, Loop, Teacher
 from benchmarks.pairs import in_turns, median
 from benchmarks.reading import write_store
-from pipeline.dataset import Dataset
-from pipeline.device import default_device
-from pipeline.errors import reported
+from pipeline.compute.device import default_device
+from pipeline.data.prepared.dataset import Dataset
+from pipeline.runtime.errors import reported
 
 CACHED_TARGET = 1.03  # cached over supervised, at most
 ONLINE_TARGET = 0.05  # how far online over cached may be from (student + teacher) over student

@@ -16,9 +16,9 @@ import torch
 from torchvision.transforms import v2
 
 from benchmarks.pairs import alternate, median
-from pipeline.augment import Policy
-from pipeline.device import default_device
-from pipeline.views import view_of
+from pipeline.compute.device import default_device
+from pipeline.views.loader import view_of
+from pipeline.views.plan import Policy
 
 BATCH = {32: 256, 224: 32}  # by the side in pixels
 POLICIES = (

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 
 from benchmarks.pairs import alternate, median
-from pipeline.answers import NetworkAnswers, all_views
-from pipeline.checkpoint import InputSpec
-from pipeline.dataset import Dataset, Split
-from pipeline.device import default_device
-from pipeline.errors import reported
+from pipeline.compute.device import default_device
+from pipeline.data.prepared.dataset import Dataset, Split
+from pipeline.models.checkpoint import InputSpec
 from pipeline.networks import cifar_resnet
-from pipeline.soft_targets import Contents, ShardPlace
+from pipeline.runtime.errors import reported
 from pipeline.stages.soft_targets import Job, make_shard
+from pipeline.store.format.schema import Contents, ShardPlace
+from pipeline.store.writing.teacher_logits import NetworkAnswers, all_views
 
 ROWS, CLASSES, BATCH, SIZE = 1024, 100, 256, 32
 TARGET = 0.95

@@ -17,12 +17,12 @@ import yaml
 from hypothesis import settings
 from PIL import Image
 
-from pipeline import checkpoint
-from pipeline.checkpoint import TEACHER
-from pipeline.dataset import HEADER, PREPARED, Dataset, fingerprint_of, open_dataset
-from pipeline.params.loading import load_section
-from pipeline.params.views import ViewsParams
-from pipeline.replay import Store, open_store
+from pipeline.data.prepared.dataset import HEADER, PREPARED, Dataset, fingerprint_of, open_dataset
+from pipeline.models import checkpoint
+from pipeline.models.checkpoint import TEACHER
+from pipeline.runtime.params import load_section
+from pipeline.store.reading.store import Store, open_store
+from pipeline.views.params import ViewsParams
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

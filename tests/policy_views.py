@@ -6,8 +6,9 @@ import json
 import numpy as np
 import torch
 
-from pipeline.augment import Policy, hash64
-from pipeline.views import Batch, view_of
+from pipeline.runtime.derived_random import hash64
+from pipeline.views.loader import Batch, view_of
+from pipeline.views.plan import Policy
 
 TEXTS = [
     "none",

@@ -43,13 +43,13 @@ def kill(process: subprocess.Popen, *, group: bool = True) -> None:
     process.communicate()
 
 
-def finished_shards() -> set[str]:
+def shards_in_scratch() -> set[str]:
     return {path.name for path in SCRATCH.glob("*/*.h5")}
 
 
 def wait_for_shards(process: subprocess.Popen, count: int) -> None:
     """Until so many are finished, or the run has ended."""
-    while len(finished_shards()) < count and process.poll() is None:
+    while len(shards_in_scratch()) < count and process.poll() is None:
         time.sleep(0.001)
 
 

@@ -11,7 +11,7 @@ from clone import Clone, cloned, stages_run, timeless
 from conftest import write_params
 from import_closure import ROOT
 
-from pipeline.dataset import open_dataset
+from pipeline.data.prepared.dataset import open_dataset
 
 NEW_FAMILY = """
 from torch import nn
@@ -115,7 +115,7 @@ EDITS = [
         set_param("teacher", "training", "seed", value=9),
         {"teacher", "robustness_teacher", "soft_targets", *STUDENTS, *ROBUSTNESS},
     ),
-    ("a comment in the loss", append("pipeline/losses.py", "# a comment\n"), STUDENTS),
+    ("a comment in the loss", append("pipeline/distillation/losses.py", "# a comment\n"), STUDENTS),
     ("a new family", append("pipeline/networks/mine.py", NEW_FAMILY), set()),  # trains nothing
     (
         "a student of the new family",
@@ -235,7 +235,7 @@ def test_a_table_of_logits_in_another_order_trains_no_student_again(clone):
 
 def test_a_student_is_exported_again_when_its_weights_change_and_only_then(clone):
     clone.repro("export@small")
-    append("pipeline/losses.py", "# another comment\n")(clone)
+    append("pipeline/distillation/losses.py", "# another comment\n")(clone)
     assert clone.repro("export@small") == {"student@small"}  # to the same bytes
     set_param("students", "small", "distillation", value={"temperature": 5.0})(clone)
     assert clone.repro("export@small") == {"student@small", "export@small"}

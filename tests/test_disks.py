@@ -15,9 +15,10 @@ from conftest import PARAMS, change_params, run_stage, write_params
 from import_closure import ROOT
 from test_caching import Clone
 
-from pipeline import files, gate
-from pipeline.errors import reported
+from pipeline.runtime import files
+from pipeline.runtime.errors import reported
 from pipeline.stages.prepare import write_array
+from pipeline.teacher import accuracy_gate
 
 STAGES = {
     "prepare": (),
@@ -53,7 +54,7 @@ def disk(finished_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     try:
         shutil.copytree(finished_project, folder / "project")
         monkeypatch.chdir(folder / "project")
-        monkeypatch.setattr(gate, "check", lambda *_, **__: None)
+        monkeypatch.setattr(accuracy_gate, "check", lambda *_, **__: None)
         params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))
         params["training"]["epochs"] = params["teacher"]["training"]["epochs"] = 1
         write_params(Path(), params)

@@ -19,21 +19,21 @@ from import_closure import ROOT
 from pydantic_core import PydanticUndefined
 from safetensors.torch import save_file
 
-from pipeline import checkpoint
-from pipeline.checkpoint import Description, InputSpec
-from pipeline.corruptions import PUBLISHED, SEVERITIES
-from pipeline.dataset import open_dataset
-from pipeline.errors import UserError
-from pipeline.params.dataset import DatasetParams
-from pipeline.params.distillation import METHODS
-from pipeline.params.network import NetworkParams
-from pipeline.params.soft_targets import SoftTargetsParams
-from pipeline.params.students import StudentParams
-from pipeline.params.teacher import TeacherParams, TeacherTraining
-from pipeline.params.torchvision_sets import SETS
-from pipeline.params.training import TrainingParams
-from pipeline.params.views import MixParams, RandAugmentParams, ViewsParams
+from pipeline.comparison.measurement.corruptions import PUBLISHED, SEVERITIES
+from pipeline.data.prepared.dataset import open_dataset
+from pipeline.data.sources.params import DatasetParams
+from pipeline.data.sources.torchvision_catalog import SETS
+from pipeline.distillation.params import METHODS
+from pipeline.models import checkpoint
+from pipeline.models.checkpoint import Description, InputSpec
+from pipeline.models.params import NetworkParams
+from pipeline.runtime.errors import UserError
 from pipeline.stages.compare import on_screen
+from pipeline.store.writing.params import SoftTargetsParams
+from pipeline.students.params import StudentParams, TrainingParams
+from pipeline.teacher import foreign_checkpoint
+from pipeline.teacher.params import TeacherParams, TeacherTraining
+from pipeline.views.params import MixParams, RandAugmentParams, ViewsParams
 
 README = (ROOT / "README.md").read_text("utf-8")
 LOSSES = (ROOT / "docs/losses.md").read_text("utf-8")
@@ -190,7 +190,7 @@ def test_the_example_ensemble_answers_with_the_mean_of_its_members(tmp_path, mon
     example.pack(["first.pth", "second.safetensors"], "packed.safetensors")
     spec = InputSpec(3, 32, [0.5] * 3, [0.2] * 3)
     description = Description("ensemble", "+".join(names), {}, ["a", "b", "c"], spec)
-    ensemble = checkpoint.bring(description, Path("packed.safetensors"))
+    ensemble = foreign_checkpoint.bring(description, Path("packed.safetensors"))
     images = torch.randn(4, 3, 32, 32)
     with torch.inference_mode():
         expected = (members[0](images) + members[1](images)) / 2

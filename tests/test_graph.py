@@ -1,62 +1,75 @@
-"""The cache boundary is the module boundary."""
+"""The cache boundary is the folder boundary."""
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from import_closure import ROOT, closure
+from import_closure import ROOT, closure, packages_imported_by
 
-from pipeline.params.views import ViewsParams
+from pipeline.views.params import ViewsParams
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
-FAMILY = {
-    "teacher": "${teacher.family}",
-    "soft_targets": "${teacher.family}",
-    "baseline": "${item.family}",
-    "student": "${item.family}",
-    "robustness_teacher": "${teacher.family}",
-    "robustness": "${item.family}",
-    "export": "${item.family}",
+FAMILY = "pipeline/networks/${"  # how dvc.yaml names the one family of a stage
+MODULES = {
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "pipeline").rglob("*.py")
+    if path.name != "__init__.py"
 }
-EVERY_FAMILY = {"speed"}  # stages that load networks of several: they depend on the folder
-STUDENT_SIDE = {
-    "pipeline/charts.py",
-    "pipeline/check.py",
-    "pipeline/comparison.py",
-    "pipeline/corruptions.py",
-    "pipeline/costs.py",
-    "pipeline/distillation.py",
-    "pipeline/economics.py",
-    "pipeline/exported.py",
-    "pipeline/exporting.py",
-    "pipeline/losses.py",
-    "pipeline/measures.py",
-    "pipeline/mend.py",
-    "pipeline/predict.py",
-    "pipeline/replay.py",
-    "pipeline/report.py",
-    "pipeline/report_parts.py",
-    "pipeline/report_robustness.py",
-    "pipeline/report_style.py",
-    "pipeline/robust_accuracy.py",
-    "pipeline/speed.py",
-    "pipeline/statistics.py",
-    "pipeline/store.py",
-    "pipeline/students.py",
-    "pipeline/summary.py",
-    "pipeline/training.py",
-    "pipeline/params/distillation.py",
-    "pipeline/params/students.py",
-    "pipeline/params/training.py",
-    "pipeline/stages/baseline.py",
-    "pipeline/stages/compare.py",
-    "pipeline/stages/export.py",
-    "pipeline/stages/robustness.py",
-    "pipeline/stages/speed.py",
-    "pipeline/stages/student.py",
+#: Files of a listed folder that the stage does not import. None for a stage that takes long.
+BROUGHT_ALONG = {
+    "robustness": {
+        *("pipeline/comparison/measurement/latency.py", "pipeline/runtime/locks.py"),
+        *("pipeline/compute/distributed.py", "pipeline/compute/provenance.py"),
+        "pipeline/views/params.py",
+    },
+    "speed": {
+        *("pipeline/comparison/measurement/corruptions.py", "pipeline/models/evaluation.py"),
+        *("pipeline/data/prepared/image_decoding.py", "pipeline/views/loader.py"),
+        *("pipeline/runtime/locks.py", "pipeline/runtime/progress.py"),
+    },
+    "compare": {
+        *("pipeline/runtime/derived_random.py", "pipeline/runtime/locks.py"),
+        "pipeline/runtime/progress.py",
+    },
+    "export": {
+        *("pipeline/compute/distributed.py", "pipeline/compute/provenance.py"),
+        *("pipeline/runtime/locks.py", "pipeline/runtime/progress.py"),
+    },
 }
+EXPENSIVE = {"prepare", "teacher", "soft_targets", "baseline", "student"}
+#: Each package with those that it may import. Whoever adds an arrow sees here what it runs again.
+GROUND = {"runtime"}
+DATA = {*GROUND, "data/prepared"}
+MODELS = {*DATA, "compute", "views", "networks", "models"}
+MAY_IMPORT = {
+    "runtime": set(),
+    "compute": GROUND,
+    "data/prepared": GROUND,
+    "data/sources": DATA,
+    "views": {*DATA, "compute"},
+    "networks": DATA,
+    "models": {*DATA, "compute", "views"},
+    "training": MODELS,
+    "teacher": {*MODELS, "training"},
+    "store/format": {*DATA, "views"},
+    "store/writing": {*MODELS, "store/format"},
+    "store/reading": {*MODELS, "store/format"},
+    "students": {*MODELS, "training"},
+    "distillation": {*GROUND, "students"},
+    "comparison": {*DATA, "comparison/measurement"},
+    "comparison/measurement": set(),
+    "comparison/report": {*DATA, "comparison", "comparison/measurement"},
+    "export": {*MODELS, "data/sources"},
+}
+STUDENT_SIDE = (
+    *("students", "distillation", "store/reading", "comparison", "export", "commands"),
+    *(f"stages/{stage}" for stage in ("student", "baseline", "compare", "robustness", "speed")),
+    "stages/export",
+)
 
 
 def definition(stage: str) -> dict:
@@ -72,44 +85,65 @@ def code_dependencies(stage: str) -> set[str]:
     return {path for path in definition(stage)["deps"] if path.startswith("pipeline/")}
 
 
-def expected_dependencies(stage: str) -> set[str]:
-    files = closure(module_of(stage))
-    if "pipeline/checkpoint.py" in files:  # which imports the family by its name
-        files |= (
-            {"pipeline/networks"}
-            if stage in EVERY_FAMILY
-            else {"pipeline/networks/__init__.py", f"pipeline/networks/{FAMILY[stage]}.py"}
-        )
-    return files
+def listed(stage: str) -> set[str]:
+    """The modules below the folders that the stage lists; its family, which varies, left out."""
+    folders = {path for path in code_dependencies(stage) if not path.startswith(FAMILY)}
+    assert all((ROOT / path).exists() for path in folders)
+    return {file for file in MODULES if {file, *map(str, Path(file).parents)} & folders}
+
+
+def modules(files: set[str]) -> set[str]:
+    return files & MODULES  # without `__init__`, which holds no code
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_depends_on_exactly_the_files_that_it_imports(stage):
-    assert code_dependencies(stage) == expected_dependencies(stage)
+def test_a_stage_depends_on_exactly_what_it_imports(stage):
+    imported = modules(closure(module_of(stage)))
+    if "pipeline/networks" in code_dependencies(stage):  # imported by their names
+        imported |= {file for file in MODULES if file.startswith("pipeline/networks/")}
+    assert imported <= listed(stage)
+    assert listed(stage) - imported == BROUGHT_ALONG.get(stage.split("_teacher")[0], set())
+
+
+def test_no_stage_that_takes_long_depends_on_a_file_that_it_does_not_import():
+    assert not EXPENSIVE & BROUGHT_ALONG.keys()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_that_builds_networks_depends_on_their_families(stage):
+    families = {path for path in code_dependencies(stage) if "networks" in path}
+    builds = "pipeline/models/checkpoint.py" in closure(module_of(stage))
+    assert len(families) == builds
 
 
 @pytest.mark.parametrize("stage", ["prepare", "teacher", "soft_targets"])
-def test_the_teachers_side_imports_nothing_of_the_students_side(stage):
-    assert not closure(f"pipeline.stages.{stage}") & STUDENT_SIDE
+def test_nothing_of_the_students_side_can_run_the_teacher(stage):
+    of_students = tuple(f"pipeline/{folder}" for folder in STUDENT_SIDE)
+    assert not [file for file in listed(stage) if file.startswith(of_students)]
 
 
-def test_every_file_is_on_one_side_of_the_cache_boundary():
-    teachers_side = set().union(
-        *(closure(f"pipeline.stages.{stage}") for stage in ("prepare", "teacher", "soft_targets"))
-    )
-    families = {str(p.relative_to(ROOT)) for p in (ROOT / "pipeline/networks").glob("*.py")}
-    files = {str(path.relative_to(ROOT)) for path in (ROOT / "pipeline").rglob("*.py")}
-    assert files == teachers_side | families | STUDENT_SIDE
+def test_every_package_imports_only_what_it_may():
+    found = packages_imported_by(MODULES)
+    for package, allowed in MAY_IMPORT.items():
+        assert found.get(package, set()) <= allowed, package
+    assert found.keys() <= {*MAY_IMPORT, "stages", "commands"}
 
 
-@pytest.mark.parametrize(
-    "family", [p.stem for p in (ROOT / "pipeline/networks").glob("*.py") if p.stem != "__init__"]
-)
-def test_a_family_imports_nothing_that_its_stages_do_not_depend_on(family):
-    files = closure(f"pipeline.networks.{family}")
-    for stage in {*FAMILY, *EVERY_FAMILY}:
-        foreign = files - closure(module_of(stage))
-        assert foreign == {"pipeline/networks/__init__.py", f"pipeline/networks/{family}.py"}
+def test_no_package_imports_itself_by_way_of_others():
+    def reached(package: str) -> set[str]:
+        direct = MAY_IMPORT[package]
+        return direct.union(*(reached(other) for other in direct))
+
+    for package in MAY_IMPORT:  # a cycle would never end
+        assert package not in reached(package)
+
+
+@pytest.mark.parametrize("path", sorted(p for p in MODULES if "/networks/" in p))
+def test_a_family_imports_nothing_that_its_stages_do_not_depend_on(path):
+    imported = modules(closure(path.removesuffix(".py").replace("/", ".")))
+    for stage in STAGES:
+        if any("networks" in dependency for dependency in code_dependencies(stage)):
+            assert imported <= listed(stage) | {path}
 
 
 def test_a_baseline_depends_on_every_key_of_views_but_the_count():
@@ -117,42 +151,53 @@ def test_a_baseline_depends_on_every_key_of_views_but_the_count():
     assert named == {f"views.{key}" for key in ViewsParams.model_fields} - {"views.count"}
 
 
-def test_stages_never_import_each_other():
-    for stage in STAGES:
-        module = module_of(stage)
-        imported = {path for path in closure(module) if "/stages/" in path}
-        assert imported == {"pipeline/stages/__init__.py", f"{module.replace('.', '/')}.py"}
+@pytest.mark.parametrize("path", sorted(p for p in MODULES if "/stages/" in p or "/commands/" in p))
+def test_no_stage_and_no_command_is_imported_by_another_file(path):
+    module = path.removesuffix(".py").replace("/", ".")
+    importing = [other for other in MODULES - {path} if path in closure_of_file(other)]
+    assert not importing, module
+
+
+def closure_of_file(path: str) -> set[str]:
+    return closure(path.removesuffix(".py").replace("/", "."))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "pipeline").rglob("__init__.py")))
-def test_no_package_init_holds_code(path: Path):
-    assert ast.parse(path.read_text("utf-8")).body == []
+def test_every_package_init_is_empty(path: Path):
+    assert path.read_text("utf-8") == ""
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        *("losses", "rand_augment", "resampling", "measures", "statistics", "charts"),
-        *("corruptions", "economics", "speed"),
-    ],
-)
-def test_pure_files_import_nothing_of_ours(module):
-    assert closure(f"pipeline.{module}") == {"pipeline/__init__.py", f"pipeline/{module}.py"}
+def test_every_folder_of_code_is_a_package():
+    folders = {(ROOT / path).parent for path in MODULES}
+    assert all((folder / "__init__.py").is_file() for folder in folders)
 
 
-def test_the_view_plan_imports_only_what_moves_pixels():
-    assert closure("pipeline.augment") == {
-        "pipeline/__init__.py",
-        *(f"pipeline/{module}.py" for module in ("augment", "rand_augment", "resampling")),
-    }
+PURE = [
+    *("distillation/losses", "views/rand_augment", "views/resampling", "runtime/derived_random"),
+    *("comparison/metrics", "comparison/statistics", "comparison/cache_economics"),
+    *("comparison/measurement/corruptions", "comparison/measurement/latency"),
+    "comparison/report/charts",
+]
+
+
+@pytest.mark.parametrize("path", PURE)
+def test_arithmetic_imports_nothing_of_ours(path):
+    assert modules(closure(f"pipeline.{path.replace('/', '.')}")) == {f"pipeline/{path}.py"}
+
+
+def test_parameters_are_checked_without_torch():
+    owners = [file for file in sorted(MODULES) if file.endswith("/params.py")]
+    lines = [f"import {file.removesuffix('.py').replace('/', '.')}" for file in owners]
+    code = "\n".join(["import sys", *lines, "assert 'torch' not in sys.modules"])
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_only_the_writer_opens_hdf5_for_writing():
-    for path in (ROOT / "pipeline").rglob("*.py"):
+    for path in MODULES:
         calls = [
             node
-            for node in ast.walk(ast.parse(path.read_text("utf-8")))
+            for node in ast.walk(ast.parse((ROOT / path).read_text("utf-8")))
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "h5py.File"
         ]
         modes = {ast.unparse(call.args[1]) for call in calls}
-        assert modes <= ({"'w'"} if path.name == "soft_targets.py" else {"'r'"}), path
+        assert modes <= ({"'w'"} if "/store/writing/" in path else {"'r'"}), path

@@ -29,15 +29,16 @@ from safetensors.torch import save_file
 
 from benchmarks.hostile import png_of_any_size
 from benchmarks.soak_inputs import Watch, write_onnx
-from pipeline import check, checkpoint, predict
-from pipeline.checkpoint import TEACHER, Description, InputSpec
-from pipeline.dataset import open_dataset
-from pipeline.errors import UserError
-from pipeline.exported import Card
-from pipeline.files import read_json, write_json
+from pipeline.commands import check, predict
+from pipeline.commands.store import inspect, verify
+from pipeline.data.prepared.dataset import open_dataset
+from pipeline.export.onnx_model import Card
+from pipeline.models.checkpoint import TEACHER, Description, InputSpec
 from pipeline.networks import cifar_resnet
-from pipeline.params.students import load_student
-from pipeline.store import inspect, verify
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import read_json, write_json
+from pipeline.students.params import load_student
+from pipeline.teacher import foreign_checkpoint
 
 PAGE = (ROOT / "docs/mistakes.md").read_text("utf-8")
 ROWS = dict(re.findall(r"^\| ([^|]+?) \| `` (.+?) `` \|$", PAGE, re.MULTILINE))
@@ -145,7 +146,7 @@ def _():
     return problems()
 
 
-# Datasets: as `python -m pipeline.check` tells them, or `prepare`.
+# Datasets: as `python -m pipeline.commands.check` tells them, or `prepare`.
 
 
 @mistake("a root that is not there")
@@ -435,7 +436,7 @@ def brought(content: object, name: str = "mine.pth", **options: object) -> None:
         torch.save(content, path, **options)
     spec = InputSpec(3, 16, [0.5] * 3, [0.2] * 3)
     family = "onnx" if path.suffix == ".onnx" else "cifar_resnet"
-    checkpoint.bring(Description(family, "resnet8", {}, ["a", "b", "c"], spec), path)
+    foreign_checkpoint.bring(Description(family, "resnet8", {}, ["a", "b", "c"], spec), path)
 
 
 def state(**changed: torch.Tensor) -> dict[str, torch.Tensor]:

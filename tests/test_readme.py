@@ -60,7 +60,7 @@ def test_a_foreign_teacher_scores_what_its_authors_checkpoint_scores(tmp_path):
     shutil.copy(DATA / "checkpoints/resnet32-d509ac18.th", clone / "models/imported")
     shutil.copy(clone / "docs/examples/option_a_resnet.py", clone / "pipeline/networks")
     shutil.copy(clone / "recipes/cifar10_foreign_teacher.yaml", clone / "params.yaml")
-    run(f"{sys.executable} -m pipeline.check", clone)
+    run(f"{sys.executable} -m pipeline.commands.check", clone)
     run(f"PATH={Path(sys.executable).parent}:$PATH dvc repro teacher", clone)
     metrics = json.loads((clone / "metrics/teacher.json").read_text("utf-8"))
     assert metrics["test_accuracy"] == 0.9263
@@ -73,7 +73,7 @@ def test_the_whole_of_cifar100_is_prepared_from_its_archive_in_little_memory(tmp
     clone = tmp_path / "clone"
     shutil.copy(DATA / "cifar100.tar.gz", clone / "data/raw")
     shutil.copy(clone / "recipes/cifar100_laptop.yaml", clone / "params.yaml")
-    run(f"{sys.executable} -m pipeline.check", clone)
+    run(f"{sys.executable} -m pipeline.commands.check", clone)
     measured = "from benchmarks.memory import memory_bytes; "
     measured += "from pipeline.stages.prepare import main; main()"
     # Not getrusage's, in which the peak of the process that starts this one counts, too.

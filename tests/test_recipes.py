@@ -13,11 +13,10 @@ from import_closure import ROOT
 from safetensors.torch import save_file
 
 import pipeline.networks
-from pipeline import checkpoint
-from pipeline.dataset import open_dataset
-from pipeline.params import network
-from pipeline.params.loading import load_section, read_params
-from pipeline.params.teacher import TeacherParams
+from pipeline.data.prepared.dataset import open_dataset
+from pipeline.models import checkpoint, params
+from pipeline.runtime.params import load_section, read_params
+from pipeline.teacher.params import TeacherParams
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
@@ -41,9 +40,9 @@ def rehearsal(recipe: Path) -> dict:
 def families(tmp_path, monkeypatch):
     """The families, and those of docs/examples that a recipe copies beside them."""
     folder = tmp_path / "networks"
-    shutil.copytree(network.FAMILIES, folder)
+    shutil.copytree(params.FAMILIES, folder)
     shutil.copy(ROOT / "docs/examples/option_a_resnet.py", folder)
-    monkeypatch.setattr(network, "FAMILIES", folder)
+    monkeypatch.setattr(params, "FAMILIES", folder)
     monkeypatch.setattr(pipeline.networks, "__path__", [str(folder)])
 
 

@@ -13,7 +13,7 @@ import yaml
 from clone import Clone, cloned, stages_run, timeless
 from conftest import write_params
 
-from pipeline.inputs import Inputs
+from pipeline.runtime.stage_inputs import Inputs
 
 MAKING = {
     *("prepare", "teacher", "soft_targets", "baseline@small", "student@small"),
@@ -111,7 +111,7 @@ def test_another_students_parameters_may_change_while_one_trains(clone):
 def test_a_branch_switched_while_a_student_trains_gets_no_result_of_the_other(clone):
     git(clone, "switch", "--create", "other")
     change_student(clone, "training", epochs=20)
-    with open(clone.root / "pipeline/losses.py", "a", encoding="utf-8") as file:
+    with open(clone.root / "pipeline/distillation/losses.py", "a", encoding="utf-8") as file:
         file.write("# another line\n")
     clone.commit("other")
     git(clone, "switch", "-")
@@ -120,7 +120,7 @@ def test_a_branch_switched_while_a_student_trains_gets_no_result_of_the_other(cl
     said = repro_disturbed(
         clone, "student@small", "epoch  1/30", lambda: git(clone, "switch", "other")
     )
-    assert "`pipeline/losses.py` changed while this stage ran" in said
+    assert "`pipeline/distillation/losses.py` changed while this stage ran" in said
     assert "`params.yaml: students.small.training`" not in said.partition("changed while")[2]
     change_student(clone, "training", epochs=20)  # as the branch has it
     assert clone.repro() == {
@@ -186,8 +186,8 @@ def refusal_of(clone: Clone, *command: str) -> str:
 def test_a_dvc_lock_with_marks_of_a_conflict_is_refused_and_need_not_be_mended(clone):
     mark_a_conflict(clone.root / "dvc.lock")
     before = clone.outputs()
-    assert "`dvc.lock` has the marks of a merge" in refusal_of(clone, "pipeline.check")
-    for command in (("pipeline.students",), ("dvc", "repro")):
+    assert "`dvc.lock` has the marks of a merge" in refusal_of(clone, "pipeline.commands.check")
+    for command in (("pipeline.commands.train_students",), ("dvc", "repro")):
         assert "dvc.lock" in refusal_of(clone, *command)
     (clone.root / "dvc.lock").unlink()
     assert clone.repro() == set()
@@ -198,7 +198,7 @@ def test_a_dvc_lock_with_marks_of_a_conflict_is_refused_and_need_not_be_mended(c
 def test_marks_of_a_conflict_in_what_is_written_by_hand_are_refused(clone, name):
     mark_a_conflict(clone.root / name)
     before = clone.outputs()
-    for command in (("pipeline.check",), ("pipeline.stages.prepare",), ("dvc", "repro")):
+    for command in (("pipeline.commands.check",), ("pipeline.stages.prepare",), ("dvc", "repro")):
         assert name in refusal_of(clone, *command)
     assert clone.outputs() == before
 
@@ -262,7 +262,7 @@ def test_two_runs_at_once_end_with_the_bytes_of_one(clone):
         change_student(each, "training", seed=4)
     twin.repro("--all-pipelines")
     refusal = "busy|Unable to acquire lock|another run of this stage"
-    command = (sys.executable, "-m", "pipeline.students", "--jobs", "1")
+    command = (sys.executable, "-m", "pipeline.commands.train_students", "--jobs", "1")
     for together in ((command, command), (command, (sys.executable, "-m", "dvc", "repro"))):
         processes = [clone.start(*each) for each in together]
         said = [process.communicate()[0] for process in processes]

@@ -128,9 +128,9 @@ def test_the_whole_pipeline_runs_without_a_network_and_asks_for_none(
         students[name] = deepcopy(students["small"]) | {"family": family, "network": network}
     write_params(clone.root, clone.params)
     for command in (
-        ("-m", "pipeline.check"),
+        ("-m", "pipeline.commands.check"),
         ("-m", "dvc", "repro"),
-        ("-m", "pipeline.store", "verify"),
+        ("-m", "pipeline.commands.store", "verify"),
     ):
         result = clone.run(*alone, sys.executable, *command)
         assert result.returncode == 0, result.stdout + result.stderr

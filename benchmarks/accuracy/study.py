@@ -31,24 +31,25 @@ from scipy import stats
 
 from benchmarks.accuracy import views
 from benchmarks.accuracy.views_project import append, run_stage, write_subset
-from pipeline import checkpoint
-from pipeline.augment import Policy
-from pipeline.checkpoint import TEACHER
-from pipeline.dataset import PREPARED, Dataset, open_dataset
-from pipeline.device import default_device
-from pipeline.distillation import distillation_loss
-from pipeline.errors import UserError, reported
-from pipeline.files import atomic_directory, canonical_json
-from pipeline.params.distillation import METHODS, DistillationParams, check_method
-from pipeline.params.loading import read_params, validate
-from pipeline.params.network import NetworkParams
-from pipeline.params.training import TrainingParams
-from pipeline.params.views import ViewsParams
-from pipeline.replay import Store, Targets, open_shards, read_index, view_of_epoch
-from pipeline.shards import read_header
-from pipeline.soft_targets import INDEX, STORE, shard_bytes, shard_places, write_index, write_shard
-from pipeline.training import Lesson, evaluate, train
-from pipeline.views import views_of
+from pipeline.compute.device import default_device
+from pipeline.data.prepared.dataset import PREPARED, Dataset, open_dataset
+from pipeline.distillation.objective import distillation_loss
+from pipeline.distillation.params import METHODS, DistillationParams, check_method
+from pipeline.models import checkpoint
+from pipeline.models.checkpoint import TEACHER
+from pipeline.models.params import NetworkParams
+from pipeline.runtime.errors import UserError, reported
+from pipeline.runtime.files import atomic_directory, canonical_json
+from pipeline.runtime.params import read_params, validate
+from pipeline.store.format.schema import INDEX, STORE, shard_places
+from pipeline.store.format.shards import read_header
+from pipeline.store.reading.store import Store, Targets, open_shards, read_index, view_of_epoch
+from pipeline.store.writing.shard_writer import shard_bytes, write_index, write_shard
+from pipeline.students.loop import Lesson, evaluate, train
+from pipeline.students.params import TrainingParams
+from pipeline.views.loader import views_of
+from pipeline.views.params import ViewsParams
+from pipeline.views.plan import Policy
 
 RESULTS = Path(__file__).with_name("runs.csv")
 WORKSPACE = ".scratch/accuracy"  # in the project

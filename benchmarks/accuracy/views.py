@@ -29,17 +29,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.accuracy.views_project import append, make_projects
-from pipeline import checkpoint
-from pipeline.augment import Policy
-from pipeline.dataset import open_dataset
-from pipeline.evaluation import predict
-from pipeline.losses import kd
-from pipeline.params.network import NetworkParams
-from pipeline.params.training import TrainingParams
-from pipeline.params.views import ViewsParams
-from pipeline.replay import Targets, open_store, view_of_epoch
-from pipeline.training import Lesson, evaluate, train
-from pipeline.views import Batch, Views
+from pipeline.data.prepared.dataset import open_dataset
+from pipeline.distillation.losses import kd
+from pipeline.models import checkpoint
+from pipeline.models.evaluation import predict
+from pipeline.models.params import NetworkParams
+from pipeline.store.reading.store import Targets, open_store, view_of_epoch
+from pipeline.students.loop import Lesson, evaluate, train
+from pipeline.students.params import TrainingParams
+from pipeline.views.loader import Batch, Views
+from pipeline.views.params import ViewsParams
+from pipeline.views.plan import Policy
 
 RESULTS = Path(__file__).with_suffix(".csv")
 WORKSPACE = ".scratch/accuracy_views"  # in the project

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.dataset import PREPARED, open_dataset
-from pipeline.image_files import read_files
-from pipeline.params.loading import read_params
+from pipeline.data.prepared.dataset import PREPARED, open_dataset
+from pipeline.data.sources.archives import read_files
+from pipeline.runtime.params import read_params
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN_PER_CLASS, VALIDATION_PER_CLASS = 100, 10

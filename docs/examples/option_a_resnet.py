@@ -10,7 +10,7 @@ To use it, copy this file to pipeline/networks/.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.errors import look_up
+from pipeline.runtime.errors import look_up
 
 DEPTHS = {"resnet20": 20, "resnet32": 32, "resnet44": 44, "resnet56": 56, "resnet110": 110}
 

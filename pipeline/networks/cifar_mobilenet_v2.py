@@ -6,7 +6,7 @@ the width, ReLU, the stem at stride 2, and the second stage at stride 1: 16 x 16
 
 from torch import Tensor, nn
 
-from pipeline.errors import look_up
+from pipeline.runtime.errors import look_up
 
 _STEM, _LAST = 32, 1280
 #: (expansion, channels, blocks, stride of the first) of each stage.

@@ -8,7 +8,7 @@ With projection shortcuts and the widths of the distillation literature's tables
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.errors import look_up
+from pipeline.runtime.errors import look_up
 
 _WIDTHS = [16, 16, 32, 64]
 _WIDTHS_X4 = [32, 64, 128, 256]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.errors import look_up
+from pipeline.runtime.errors import look_up
 
 _GROUPS, _STEM = 3, 24
 _STAGES = ((240, 4), (480, 8), (960, 4))  # (channels, blocks)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.errors import look_up
+from pipeline.runtime.errors import look_up
 
 _STEM, _LAST = 24, 1024
 _STAGES = ((116, 4), (232, 8), (464, 4))  # (channels, blocks)

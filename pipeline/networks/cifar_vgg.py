@@ -7,7 +7,7 @@ a fourth for inputs of 64 pixels and more.
 
 from torch import Tensor, nn
 
-from pipeline.errors import look_up
+from pipeline.runtime.errors import look_up
 
 _WIDTHS = (64, 128, 256, 512, 512)
 

@@ -28,9 +28,9 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from pipeline.dataset import SPLITS, Dataset
-from pipeline.errors import UserError, did_you_mean
-from pipeline.files import canonical_json
+from pipeline.data.prepared.dataset import SPLITS, Dataset
+from pipeline.runtime.errors import UserError, did_you_mean
+from pipeline.runtime.files import canonical_json
 
 _CHUNK = 16_384  # rows looked at together; of a store also the samples of one shard
 _SHOWN = 3  # examples in a message

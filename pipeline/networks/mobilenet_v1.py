@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from pipeline.errors import look_up
+from pipeline.runtime.errors import look_up
 
 _STEM = 32
 #: (channels, stride) of each depthwise separable convolution.

@@ -16,7 +16,7 @@ import torch
 from google.protobuf.message import Message
 from torch import Tensor, nn
 
-from pipeline.errors import UserError
+from pipeline.runtime.errors import UserError
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # else it reports its use to its makers once it is loaded
 import onnxruntime

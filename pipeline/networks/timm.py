@@ -12,7 +12,7 @@ import torch
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
-from pipeline.errors import UserError, did_you_mean
+from pipeline.runtime.errors import UserError, did_you_mean
 
 
 def build(network: str, num_classes: int, in_channels: int, **options: Any) -> nn.Module:

@@ -12,7 +12,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from pipeline.errors import UserError, did_you_mean
+from pipeline.runtime.errors import UserError, did_you_mean
 
 #: They classify more than once in training: the heads' names, and their weight in the loss
 #: (Szegedy et al. 2015, arXiv:1409.4842, section 5; 2016, arXiv:1512.00567, in its authors' code).
@@ -54,8 +54,7 @@ def build(network: str, num_classes: int, in_channels: int, **options: Any) -> n
 
 @contextmanager
 def auxiliary_heads(module: nn.Module, network: str, num_classes: int, size: int) -> Iterator[None]:
-    """While open, the network trains with its auxiliary heads, as pipeline/auxiliary.py has them;
-    without, and says so, where its images are too small for them."""
+    """Train the network with its auxiliary heads (teacher/auxiliary_heads.py) while open; if its images are too small for them, say so and train without."""
     names, weight = _WITH_AUXILIARY_HEADS.get(network, ((), 0.0))
     if not names:
         yield

@@ -7,7 +7,7 @@ Without dropout, as in the distillation literature's tables (Tian et al. 2020, a
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.errors import look_up
+from pipeline.runtime.errors import look_up
 
 #: Name -> (depth = 6n + 4, factor on the width).
 NETWORKS = {

@@ -5,9 +5,7 @@ name, the networks' speed, and the test images; writes metrics/comparison.json a
 metrics/training_curves.csv, and the report in reports/. What a clock measured is in reports/ alone.
 """
 
-from pipeline import interruption  # noqa: F401  (before what takes seconds to load)
-
-# isort: split
+from pipeline.runtime.command import run_command
 
 import argparse
 import json
@@ -23,14 +21,32 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
-from pipeline.comparison import Answers, Comparison, compare
-from pipeline.corruptions import CORRUPTIONS, SEVERITIES, chosen_samples, corrupted
-from pipeline.costs import Costs
-from pipeline.dataset import AGAIN, AnySplit, Dataset, EncodedSplit, open_dataset, verify_dataset
-from pipeline.decoding import UNREADABLE, clean_boxes, decode_view
-from pipeline.economics import Economics
-from pipeline.errors import UserError, reported
-from pipeline.files import (
+from pipeline.comparison.cache_economics import Economics
+from pipeline.comparison.compare import Answers, Comparison, compare
+from pipeline.comparison.measurement.corruptions import (
+    CORRUPTIONS,
+    SEVERITIES,
+    chosen_samples,
+    corrupted,
+)
+from pipeline.comparison.measurement.latency import SPEED, DeviceSpeed
+from pipeline.comparison.report.costs import Costs
+from pipeline.comparison.report.html import THUMBNAIL
+from pipeline.comparison.report.page import Origin, html_report
+from pipeline.comparison.report.robustness import SHOWN_SEVERITY
+from pipeline.comparison.report.summary import compact, markdown, on_screen, robust_figures
+from pipeline.comparison.robustness import Decisions, RobustComparison, compare_robustness
+from pipeline.data.prepared.dataset import (
+    AGAIN,
+    AnySplit,
+    Dataset,
+    EncodedSplit,
+    open_dataset,
+    verify_dataset,
+)
+from pipeline.data.prepared.image_decoding import UNREADABLE, clean_boxes, decode_view
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import (
     atomic_directory,
     canonical_json,
     fetched_or_made,
@@ -38,15 +54,8 @@ from pipeline.files import (
     write_bytes,
     write_json,
 )
-from pipeline.inputs import Inputs
-from pipeline.params.loading import PARAMS_FILE, read_params
-from pipeline.params.students import student_names
-from pipeline.report import Origin, html_report
-from pipeline.report_parts import THUMBNAIL
-from pipeline.report_robustness import SHOWN_SEVERITY
-from pipeline.robust_accuracy import Decisions, RobustComparison, compare_robustness
-from pipeline.speed import SPEED, DeviceSpeed
-from pipeline.summary import compact, markdown, on_screen, robust_figures
+from pipeline.runtime.params import PARAMS_FILE, read_params, student_names
+from pipeline.runtime.stage_inputs import Inputs
 
 METRICS, PREDICTIONS, REPORTS = Path("metrics"), Path("predictions"), Path("reports")
 STORE_INDEX = Path("data/soft_targets/store.json")
@@ -398,5 +407,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported():
-        main()
+    run_command(main)

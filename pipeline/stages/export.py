@@ -5,9 +5,7 @@ models/exported/NAME.onnx and metrics/export/NAME.json. Whatever trained the stu
 answer here on the CPU, in float32.
 """
 
-from pipeline import interruption  # noqa: F401  (before what takes seconds to load)
-
-# isort: split
+from pipeline.runtime.command import run_command
 
 import argparse
 import copy
@@ -18,21 +16,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline import checkpoint
-from pipeline.augment import Policy
-from pipeline.checkpoint import Description
-from pipeline.dataset import Dataset, open_dataset, verify_dataset
-from pipeline.errors import UserError, reported
-from pipeline.evaluation import BATCH_SIZE, METRICS, predict
-from pipeline.exported import Card, Exported
-from pipeline.exporting import OPSET, to_onnx
-from pipeline.files import write_bytes, write_json
-from pipeline.inputs import Inputs
-from pipeline.params.dataset import DatasetParams
-from pipeline.params.loading import load_section
-from pipeline.params.students import load_student
-from pipeline.params.views import ViewsParams
-from pipeline.views import views_of
+from pipeline.data.prepared.dataset import Dataset, open_dataset, verify_dataset
+from pipeline.data.sources.params import DatasetParams
+from pipeline.export.onnx_model import Card, Exported
+from pipeline.export.to_onnx import OPSET, to_onnx
+from pipeline.models import checkpoint
+from pipeline.models.checkpoint import Description
+from pipeline.models.evaluation import BATCH_SIZE, METRICS, predict
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import write_bytes, write_json
+from pipeline.runtime.params import check_student, load_section
+from pipeline.runtime.stage_inputs import Inputs
+from pipeline.views.loader import views_of
+from pipeline.views.params import ViewsParams
+from pipeline.views.plan import Policy
 
 STUDENTS, EXPORTED = Path("models/students"), Path("models/exported")
 
@@ -150,7 +147,7 @@ def compared(
 
 
 def export(name: str) -> None:
-    load_student(name)  # or says which students there are
+    check_student(name)  # or says which students there are
     inputs = Inputs("export", name)
     params = load_section(DatasetParams, "dataset")
     dataset = open_dataset().at(load_section(ViewsParams, "views").image_size)
@@ -186,5 +183,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported():
-        main()
+    run_command(main)

@@ -5,9 +5,7 @@ Reads `dataset` of params.yaml and the source that it names; writes data/prepare
 a time.
 """
 
-from pipeline import interruption  # noqa: F401  (before what takes seconds to load)
-
-# isort: split
+from pipeline.runtime.command import run_command
 
 import argparse
 import io
@@ -18,20 +16,26 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline import findings
-from pipeline.dataset import FORMAT_VERSION, PREPARED, SPLITS, encoded_path, fingerprint_of
-from pipeline.encoded_images import EncodedFile
-from pipeline.errors import UserError, reported
-from pipeline.files import atomic_directory, reserve, write_bytes, write_json
-from pipeline.image_folder import image_folder
-from pipeline.inputs import Inputs
-from pipeline.locking import reserved
-from pipeline.params.dataset import DatasetParams
-from pipeline.params.loading import load_section
-from pipeline.pictures import DIGEST_BYTES, Picture, picture_of
-from pipeline.progress import bar
-from pipeline.samples import TRAIN, UNLABELLED, Samples, Source, split_off
-from pipeline.torchvision_sets import torchvision_set
+from pipeline.data.prepared.dataset import (
+    FORMAT_VERSION,
+    PREPARED,
+    SPLITS,
+    encoded_path,
+    fingerprint_of,
+)
+from pipeline.data.sources import data_quality as findings
+from pipeline.data.sources.image_encoding import EncodedFile
+from pipeline.data.sources.image_folder import image_folder
+from pipeline.data.sources.image_reading import DIGEST_BYTES, Picture, picture_of
+from pipeline.data.sources.params import DatasetParams
+from pipeline.data.sources.splits import TRAIN, UNLABELLED, Samples, Source, split_off
+from pipeline.data.sources.torchvision_datasets import torchvision_set
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import atomic_directory, reserve, write_bytes, write_json
+from pipeline.runtime.locks import reserved
+from pipeline.runtime.params import load_section
+from pipeline.runtime.progress import bar
+from pipeline.runtime.stage_inputs import Inputs
 
 SCRATCH = Path(".scratch/prepare")  # nothing but its lock
 
@@ -227,5 +231,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported():
-        main()
+    run_command(main)

@@ -5,9 +5,7 @@ Reads data/prepared/ and, for a student, models/students/NAME/ and models/baseli
 corruption and severity, to predictions/robustness/.
 """
 
-from pipeline import interruption  # noqa: F401  (before what takes seconds to load)
-
-# isort: split
+from pipeline.runtime.command import run_command
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -20,20 +18,24 @@ import torch
 from safetensors.numpy import save as serialised
 from torch import nn
 
-from pipeline import checkpoint
-from pipeline.augment import Policy
-from pipeline.checkpoint import TEACHER, InputSpec
-from pipeline.corruptions import CORRUPTIONS, SEVERITIES, chosen_samples, corrupted
-from pipeline.dataset import AnySplit, open_dataset, verify_dataset
-from pipeline.decoding import available_cores
-from pipeline.device import default_device
-from pipeline.errors import reported
-from pipeline.evaluation import BATCH_SIZE, PREDICTIONS, predict
-from pipeline.files import write_bytes
-from pipeline.inputs import Inputs
-from pipeline.params.students import load_student
-from pipeline.progress import bar
-from pipeline.views import views_of
+from pipeline.comparison.measurement.corruptions import (
+    CORRUPTIONS,
+    SEVERITIES,
+    chosen_samples,
+    corrupted,
+)
+from pipeline.compute.device import default_device
+from pipeline.data.prepared.dataset import AnySplit, open_dataset, verify_dataset
+from pipeline.data.prepared.image_decoding import available_cores
+from pipeline.models import checkpoint
+from pipeline.models.checkpoint import TEACHER, InputSpec
+from pipeline.models.evaluation import BATCH_SIZE, PREDICTIONS, predict
+from pipeline.runtime.files import write_bytes
+from pipeline.runtime.params import check_student
+from pipeline.runtime.progress import bar
+from pipeline.runtime.stage_inputs import Inputs
+from pipeline.views.loader import views_of
+from pipeline.views.plan import Policy
 
 
 def variants(pixels: np.ndarray, samples: np.ndarray) -> Iterator[np.ndarray]:
@@ -107,7 +109,7 @@ def main() -> None:
             print("robustness: the teacher is a table of answers; it has none for other pixels")
             return
     else:
-        load_student(asked.name)
+        check_student(asked.name)
         made_by = {
             f"{kind}s/{asked.name}": f"dvc repro {kind}@{asked.name}"
             for kind in ("student", "baseline")
@@ -130,5 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported():
-        main()
+    run_command(main)

@@ -7,9 +7,7 @@ Finished shards are kept in .scratch/soft_targets/: a killed run goes on from th
 only add to them. PROCESSES=N in the environment shares the shards among N processes.
 """
 
-from pipeline import interruption  # noqa: F401  (before what takes seconds to load)
-
-# isort: split
+from pipeline.runtime.command import run_command
 
 import argparse
 import os
@@ -23,8 +21,26 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline import checkpoint, distributed, fidelity, scratch
-from pipeline.answers import (
+from pipeline.compute import distributed
+from pipeline.compute.device import default_device
+from pipeline.compute.distributed import Group
+from pipeline.data.prepared.dataset import Dataset, open_dataset, verify_dataset
+from pipeline.models import checkpoint
+from pipeline.models.checkpoint import TEACHER
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import atomic_directory
+from pipeline.runtime.params import load_section
+from pipeline.runtime.progress import bar, bar_or_tenths
+from pipeline.runtime.stage_inputs import Inputs
+from pipeline.store.format.encodings import columns
+from pipeline.store.format.schema import STORE, Contents, ShardPlace, shard_places
+from pipeline.store.format.shards import ShardError, check_shard, read_header
+from pipeline.store.writing import fidelity
+from pipeline.store.writing import finished_shards as scratch
+from pipeline.store.writing.finished_shards import SCRATCH
+from pipeline.store.writing.params import SoftTargetsParams
+from pipeline.store.writing.shard_writer import shard_bytes, write_index, write_shard
+from pipeline.store.writing.teacher_logits import (
     AGAIN,
     AllViews,
     GivenAnswers,
@@ -33,29 +49,7 @@ from pipeline.answers import (
     canaries_of,
     open_answers,
 )
-from pipeline.checkpoint import TEACHER
-from pipeline.dataset import Dataset, open_dataset, verify_dataset
-from pipeline.device import default_device
-from pipeline.distributed import Group
-from pipeline.encodings import columns
-from pipeline.errors import UserError, reported
-from pipeline.files import atomic_directory
-from pipeline.inputs import Inputs
-from pipeline.params.loading import load_section
-from pipeline.params.soft_targets import SoftTargetsParams
-from pipeline.params.views import ViewsParams
-from pipeline.progress import bar, bar_or_tenths
-from pipeline.scratch import SCRATCH
-from pipeline.shards import ShardError, check_shard, read_header
-from pipeline.soft_targets import (
-    STORE,
-    Contents,
-    ShardPlace,
-    shard_bytes,
-    shard_places,
-    write_index,
-    write_shard,
-)
+from pipeline.views.params import ViewsParams
 
 FIDELITY_ROWS = 512
 
@@ -284,5 +278,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported():
-        main()
+    run_command(main)

@@ -5,9 +5,7 @@ metrics/speed.json. A baseline is the same network as its student, and is not me
 Everything that a clock touches is here: the same code writes other figures in every run.
 """
 
-from pipeline import interruption  # noqa: F401  (before what takes seconds to load)
-
-# isort: split
+from pipeline.runtime.command import run_command
 
 import argparse
 import platform
@@ -20,15 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline import checkpoint
-from pipeline.checkpoint import TEACHER, InputSpec
-from pipeline.errors import reported
-from pipeline.files import write_json
-from pipeline.inputs import Inputs
-from pipeline.params.loading import load_section
-from pipeline.params.students import student_names
-from pipeline.params.views import ViewsParams
-from pipeline.speed import SPEED, DeviceSpeed, NetworkSpeed, network_speed
+from pipeline.comparison.measurement.latency import SPEED, DeviceSpeed, NetworkSpeed, network_speed
+from pipeline.models import checkpoint
+from pipeline.models.checkpoint import TEACHER, InputSpec
+from pipeline.runtime.files import write_json
+from pipeline.runtime.params import load_section, student_names
+from pipeline.runtime.stage_inputs import Inputs
+from pipeline.views.params import ViewsParams
 
 STUDENTS, OUTPUT = Path("models/students"), Path("metrics/speed.json")
 ROUNDS, CALLS, BATCH_SIZE = 20, 5, 64
@@ -178,5 +174,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported():
-        main()
+    run_command(main)

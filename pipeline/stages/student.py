@@ -6,29 +6,26 @@ models/students/NAME/, metrics/students/NAME.json, its history and its predictio
 the environment shares every batch among N processes.
 """
 
-from pipeline import interruption  # noqa: F401  (before what takes seconds to load)
-
-# isort: split
+from pipeline.runtime.command import run_command
 
 import argparse
 from dataclasses import asdict
 
-from pipeline import checkpoint, distributed
-from pipeline.checkpoint import TEACHER
-from pipeline.dataset import open_dataset, verify_dataset
-from pipeline.device import default_device
-from pipeline.distillation import distillation_loss
-from pipeline.distributed import Group
-from pipeline.errors import reported
-from pipeline.inputs import Inputs
-from pipeline.params.distillation import check_method, load_distillation
-from pipeline.params.loading import load_section
-from pipeline.params.students import load_student, load_with_overrides
-from pipeline.params.training import TrainingParams
-from pipeline.params.views import ViewsParams
-from pipeline.replay import open_store, view_of_epoch
-from pipeline.training import Lesson, run
-from pipeline.views import views_of
+from pipeline.compute import distributed
+from pipeline.compute.device import default_device
+from pipeline.compute.distributed import Group
+from pipeline.data.prepared.dataset import open_dataset, verify_dataset
+from pipeline.distillation.objective import distillation_loss
+from pipeline.distillation.params import check_method, load_distillation
+from pipeline.models import checkpoint
+from pipeline.models.checkpoint import TEACHER
+from pipeline.runtime.params import load_section
+from pipeline.runtime.stage_inputs import Inputs
+from pipeline.store.reading.store import open_store, view_of_epoch
+from pipeline.students.loop import Lesson, run
+from pipeline.students.params import TrainingParams, load_student, load_with_overrides
+from pipeline.views.loader import views_of
+from pipeline.views.params import ViewsParams
 
 
 def train_student(name: str, group: Group) -> None:
@@ -79,5 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported():
-        main()
+    run_command(main)

@@ -6,9 +6,7 @@ and predictions/teacher.safetensors. Each epoch's state is kept in .scratch/trai
 killed run goes on from it. PROCESSES=N in the environment shares every batch among N processes.
 """
 
-from pipeline import interruption  # noqa: F401  (before what takes seconds to load)
-
-# isort: split
+from pipeline.runtime.command import run_command
 
 import argparse
 import hashlib
@@ -23,10 +21,31 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline import auxiliary, checkpoint, distributed, fine_tuning, gate, pretrained
-from pipeline.augment import Policy, permutation
-from pipeline.checkpoint import TEACHER, WEIGHTS, Description, InputSpec, LogitSource
-from pipeline.data_parallel import (
+from pipeline.compute import distributed
+from pipeline.compute.device import (
+    compiled,
+    default_device,
+    depthwise_in_float32,
+    to_device,
+    training_autocast,
+)
+from pipeline.compute.distributed import ALONE, Group
+from pipeline.data.prepared.dataset import Dataset, open_dataset, verify_dataset
+from pipeline.models import checkpoint
+from pipeline.models.checkpoint import TEACHER, WEIGHTS, Description, InputSpec, LogitSource
+from pipeline.models.evaluation import METRICS, PREDICTIONS, cost, measures, write_predictions
+from pipeline.runtime.derived_random import permutation
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import atomic_directory, write_json
+from pipeline.runtime.locks import reserved
+from pipeline.runtime.params import load_section
+from pipeline.runtime.progress import EpochLog, bar
+from pipeline.runtime.stage_inputs import Inputs
+from pipeline.teacher import accuracy_gate as gate
+from pipeline.teacher import auxiliary_heads as auxiliary
+from pipeline.teacher import fine_tuning, foreign_checkpoint, pretrained
+from pipeline.teacher.params import TeacherParams, TeacherTraining
+from pipeline.training.data_parallel import (
     for_own_share,
     parallel,
     predict_together,
@@ -34,33 +53,11 @@ from pipeline.data_parallel import (
     share,
     whole,
 )
-from pipeline.dataset import Dataset, open_dataset, verify_dataset
-from pipeline.device import (
-    compiled,
-    default_device,
-    depthwise_in_float32,
-    to_device,
-    training_autocast,
-)
-from pipeline.distributed import ALONE, Group
-from pipeline.errors import UserError, reported
-from pipeline.evaluation import (
-    METRICS,
-    PREDICTIONS,
-    cost,
-    measures,
-    write_predictions,
-)
-from pipeline.files import atomic_directory, write_json
-from pipeline.inputs import Inputs
-from pipeline.locking import reserved
-from pipeline.optimisation import Optimisation, batches
-from pipeline.params.loading import load_section
-from pipeline.params.teacher import TeacherParams, TeacherTraining
-from pipeline.progress import EpochLog, bar
-from pipeline.resume import SCRATCH, Progress, fingerprint
-from pipeline.step_losses import StepLosses
-from pipeline.views import views_of
+from pipeline.training.divergence import StepLosses
+from pipeline.training.optimisation import Optimisation, batches
+from pipeline.training.resume import SCRATCH, Progress, fingerprint
+from pipeline.views.loader import views_of
+from pipeline.views.plan import Policy
 
 MEASURED = ("validation", "test")
 #: What to do about a low accuracy that neither order, normalisation nor size explains.
@@ -174,7 +171,7 @@ def build(params: TeacherParams, dataset: Dataset) -> tuple[nn.Module, Descripti
             fine_tuning.mark_last_layer(network, pretrained.last_layer(description))
         return network, description
     if params.weights == "checkpoint":
-        return checkpoint.bring(description, Path(params.checkpoint)), description
+        return foreign_checkpoint.bring(description, Path(params.checkpoint)), description
     return checkpoint.build(description), description
 
 
@@ -329,5 +326,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported():
-        main()
+    run_command(main)

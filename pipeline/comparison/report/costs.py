@@ -1,0 +1,126 @@
+"""How fast the networks are and what the cache saved, in words and rows of text."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipeline.comparison.cache_economics import Economics
+from pipeline.comparison.measurement.latency import DeviceSpeed, NetworkSpeed
+from pipeline.comparison.report.charts import in_three
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Beside the comparison's figures, for a clock is in them."""
+
+    speed: Mapping[str, DeviceSpeed]  # by the device's type: cpu, cuda
+    economics: Economics | None  # None where the cache took no teacher pass: logits were brought
+
+    @property
+    def of_teacher(self) -> DeviceSpeed | None:
+        """The device on which the teacher would run, CUDA before the CPU; None without a figure."""
+        device = self.speed.get("cuda") or self.speed["cpu"]
+        return device if device.teacher else None
+
+    def seconds(self, passes: int) -> float | None:
+        """In the teacher, at the rate that it was measured at."""
+        device = self.of_teacher
+        return None if device is None else passes / device.teacher.images_per_second
+
+
+def cache_sentence(figures: Mapping[str, int]) -> str:
+    """Args: figures: `cache` of metrics/comparison.json."""
+    made, saved = figures["teacher_passes"], figures["passes_saved"]
+    students = figures["break_even_students"]
+    from_students = "the first student" if students == 1 else f"{students:,} students"
+    outcome = f"{saved:,} saved" if saved > 0 else f"the cache took {-saved:,} more"
+    return (
+        f"The cache took {made:,} teacher passes, a live teacher would have taken "
+        f"{made + saved:,}: {outcome}. Caching is cheaper from {figures['break_even_epochs']:,} "
+        f"epochs of one student, or from {from_students} trained as long as these."
+    )
+
+
+def sentences(costs: Costs) -> list[str]:
+    """How fast the students are, whether the cache paid, and what a clock says of that."""
+    economics, device = costs.economics, costs.of_teacher
+    told = [speed_sentence(of_device) for of_device in costs.speed.values()]
+    if economics is None:
+        return told
+    cache = cache_sentence(economics.figures)
+    if device is not None:
+        made, online = economics.teacher_passes, economics.online_passes
+        cache += (
+            f" At the teacher's {device.teacher.images_per_second:,.0f} images/s "
+            f"({device.described}, batches of {device.batch_size}) that is "
+            f"{duration(costs.seconds(made))} and {duration(costs.seconds(online))}."
+        )
+    if economics.store_bytes is not None:
+        cache += f" The store takes about {in_three(economics.store_bytes)}B."
+    return [*told, cache]
+
+
+def speed_sentence(device: DeviceSpeed) -> str:
+    def told(name: str, speed: NetworkSpeed) -> str:
+        if speed.speedup is None:
+            return f"{name} {milliseconds(speed.latency_ms)}"
+        return f"{name} {speedup(speed)} times as fast"
+
+    students = ", ".join(told(name, speed) for name, speed in device.students.items())
+    start = f"One image on {device.described}: "
+    if device.teacher is None:
+        return f"{start}{students}."
+    return f"{start}the teacher {milliseconds(device.teacher.latency_ms)}, {students}."
+
+
+def speed_rows(device: DeviceSpeed) -> list[dict[str, str]]:
+    teacher = {"teacher": device.teacher} if device.teacher else {}
+    networks = [*teacher.items(), *device.students.items()]
+    return [
+        {
+            "network": name,
+            "one image": milliseconds(speed.latency_ms),
+            "95th percentile": milliseconds(speed.latency_p95_ms),
+            "speed-up": "-" if speed.speedup is None else speedup(speed),
+            f"in batches of {device.batch_size}": f"{speed.images_per_second:,.0f} images/s",
+        }
+        for name, speed in networks
+    ]
+
+
+def cache_rows(costs: Costs) -> list[dict[str, str]]:
+    """No row where there are no economics."""
+    economics = costs.economics
+    if economics is None:
+        return []
+    passes = {
+        "made for the cache": economics.teacher_passes,
+        "a live teacher at every step": economics.online_passes,
+        "saved": economics.passes_saved,
+    }
+    rows = []
+    for what, count in passes.items():
+        row = {"": what, "teacher passes": f"{count:,}"}
+        if (seconds := costs.seconds(count)) is not None:
+            row["time in the teacher"] = duration(seconds)
+        rows.append(row)
+    return rows
+
+
+def milliseconds(value: float) -> str:
+    return f"{value:#.3g}".rstrip(".") + " ms"
+
+
+def speedup(speed: NetworkSpeed) -> str:
+    values = (speed.speedup, speed.speedup_low, speed.speedup_high)
+    middle, low, high = (f"{value:#.3g}".rstrip(".") for value in values)
+    return f"{middle} ({low} to {high})"
+
+
+def duration(seconds: float) -> str:
+    """`8.4 s`, `36 s`, `12 min`, `5.1 h`"""
+    unit, size = next(
+        ((unit, size) for unit, size in (("s", 1), ("min", 60)) if abs(seconds) < 120 * size),
+        ("h", 3600),
+    )
+    value = seconds / size
+    return f"{value:.1f} {unit}" if abs(value) < 9.95 else f"{value:,.0f} {unit}"

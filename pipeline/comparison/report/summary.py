@@ -1,0 +1,318 @@
+"""A comparison in words and small tables, for a terminal, a pull request and the report's head."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from pipeline.comparison.compare import Comparison, Difference, Measured, within_noise
+from pipeline.comparison.report.costs import Costs, cache_rows, cache_sentence, speed_rows
+from pipeline.comparison.report.costs import sentences as cost_sentences
+from pipeline.comparison.robustness import RobustComparison
+
+#: In a p-value's place, where there is no test: the gain's interval alone says whether it is noise.
+DECIDED_BY_INTERVAL = 0.0
+ROLE_WORDS = {"distilled": "distilled", "baseline": "without the teacher", "teacher": "teacher"}
+
+
+def percent(share: float) -> str:
+    return f"{share:.2%}"
+
+
+def points(share: float) -> str:
+    """A difference of shares, with its sign, in percentage points."""
+    text = f"{100 * share:+.2f}"
+    return "0.00" if text in ("+0.00", "-0.00") else text.replace("-", "\N{MINUS SIGN}")
+
+
+def p_text(p_value: float) -> str:
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+
+
+def verdict(gain: float, low: float, high: float, p_value: float) -> str:
+    if within_noise(low, high, p_value):
+        return "within noise"
+    return "a gain" if gain > 0 else "a loss"
+
+
+def verdict_of(difference: Difference) -> str:
+    return verdict(difference.gain, difference.low, difference.high, difference.p_value)
+
+
+def compact(comparison: Comparison) -> dict[str, Any]:
+    """The figures of metrics/comparison.json: those that decide, each once, 6 decimals."""
+
+    def rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: round(v, 6) if isinstance(v, float) else v for k, v in figures.items()}
+
+    def quality(model: Measured) -> dict[str, Any]:
+        names = ("agreement", "kl", "ece", "ece_scaled", "macro_f1", "parameters", "macs")
+        return {name: getattr(model, name) for name in names}
+
+    teacher = {"accuracy": comparison.teacher.accuracy} | quality(comparison.teacher)
+    del teacher["agreement"], teacher["kl"]  # with itself
+    teacher |= robust_figures(comparison.teacher, comparison.robustness)
+    return {
+        "test_images": len(comparison.labels),
+        "teacher": rounded(teacher),
+        "students": {
+            name: rounded(
+                {
+                    "accuracy": gain.first.accuracy,
+                    "baseline": gain.second.accuracy,
+                    "gain": gain.gain,
+                    "gain_low": gain.low,
+                    "gain_high": gain.high,
+                    "p_value": gain.p_value,
+                    **quality(gain.first),
+                    **robust_figures(gain.first, comparison.robustness),
+                }
+            )
+            for name, gain in comparison.gains.items()
+        },
+    }
+
+
+def robust_figures(model: Measured, robustness: RobustComparison | None) -> dict[str, float]:
+    """A network's robust accuracy, and the gain of a distilled one; nothing where there is none."""
+    found = robustness.of(model.name, model.role) if robustness else None
+    if found is None:
+        return {}
+    figures = {"robust_accuracy": found.accuracy}
+    if model.role == "distilled":
+        gain = robustness.gains[model.name]
+        figures |= {"robust_gain": gain.gain}
+        figures |= {"robust_gain_low": gain.low, "robust_gain_high": gain.high}
+    return figures
+
+
+def gain_sentence(gains: Mapping[str, tuple[float, float, float, float]], test_images: int) -> str:
+    """What distillation did. Args: gains: by student: gain, low, high, p-value."""
+    told = told_gains(gains, "accuracy")
+    return f"On {test_images:,} test image{'s' * (test_images != 1)}, {told}."
+
+
+def robust_sentence(gains: Mapping[str, tuple[float, float, float]]) -> str:
+    """What distillation did to robust accuracy. Args: gains: by student: gain, low, high."""
+    figures = {name: (*gain, DECIDED_BY_INTERVAL) for name, gain in gains.items()}
+    return f"Under common corruptions, {told_gains(figures, 'robust accuracy')}."
+
+
+def robust_sentences(comparison: Comparison) -> list[str]:
+    if comparison.robustness is None:
+        return []
+    gains = comparison.robustness.gains
+    return [robust_sentence({name: (g.gain, g.low, g.high) for name, g in gains.items()})]
+
+
+def told_gains(gains: Mapping[str, tuple[float, float, float, float]], what: str) -> str:
+    """Args: what: the gains are of."""
+    named: dict[str, list[str]] = {"a gain": [], "a loss": [], "within noise": []}
+    for name, figures in gains.items():
+        gain, low, high, _ = figures
+        near, far = sorted((abs(low), abs(high)))
+        by = f" by {100 * abs(gain):.2f} points ({100 * near:.2f} to {100 * far:.2f})"
+        kind = verdict(*figures)
+        named[kind].append(name if kind == "within noise" else name + by)
+    noise = named["within noise"]
+    parts = [
+        f"distillation {verb} the {what} of {listed(named[kind])}"
+        for kind, verb in (("a gain", "raised"), ("a loss", "lowered"))
+        if named[kind]
+    ]
+    if noise:
+        many = "gains" if len(noise) > 1 else "gain"
+        every = len(noise) == len(gains) > 1
+        verb = "are" if len(noise) > 1 and not every else "is"
+        subject = "every gain" if every else f"the {many} of {listed(noise)}"
+        parts.append(f"{subject} {verb} within noise")
+    return "; ".join(parts)
+
+
+def listed(items: Iterable[str]) -> str:
+    *most, last = items
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def span(values: Iterable[float]) -> str:
+    """Shares as `97.49% to 98.33%`, or one where both are."""
+    ordered = [percent(value) for value in sorted(values)]
+    return ordered[0] if ordered[0] == ordered[-1] else f"{ordered[0]} to {ordered[-1]}"
+
+
+def described(model: Measured) -> str:
+    return f"{model.name}, {ROLE_WORDS[model.role]}"
+
+
+def choice_sentence(comparison: Comparison) -> str:
+    chosen, best, difference = vars(comparison.ship).values()
+    figures = f"{percent(chosen.accuracy)} with {chosen.parameters:,} parameters"
+    if chosen is best:
+        return (
+            f"To ship: {described(chosen)}: {figures}. No network here is more accurate; none as "
+            "accurate, up to noise, is smaller."
+        )
+    return (
+        f"To ship: {described(chosen)}: {figures}. It is the smallest network that cannot be told "
+        f"from the most accurate one ({described(best)}, {percent(best.accuracy)}): the difference "
+        f"is {points(difference.gain)} points, {points(difference.low)} to "
+        f"{points(difference.high)}."
+    )
+
+
+def sentences(comparison: Comparison, *more: str) -> list[str]:
+    """The comparison in words: what distillation bought, what to ship, how faithful, how sure.
+
+    Args:
+        more: what else is to be said before the caveat.
+    """
+    teacher, gains = comparison.teacher, comparison.gains
+    distilled = [gain.first for gain in gains.values()]
+    baselines = [gain.second for gain in gains.values()]
+    figures = {name: (g.gain, g.low, g.high, g.p_value) for name, g in gains.items()}
+    told = [
+        gain_sentence(figures, len(comparison.labels)),
+        *robust_sentences(comparison),
+        choice_sentence(comparison),
+        f"The teacher has {percent(teacher.accuracy)}{with_parameters(teacher.parameters)}. It "
+        f"agrees with distilled students on {span(m.agreement for m in distilled)} of the images, "
+        f"with baselines on {span(m.agreement for m in baselines)}.",
+        f"Expected calibration error: the teacher {percent(teacher.ece)}, distilled students "
+        f"{span(m.ece for m in distilled)}, baselines {span(m.ece for m in baselines)}.",
+    ]
+    if comparison.pairs:
+        apart = [pair for pair in comparison.pairs if not pair.within_noise]
+        told.append(
+            "No two distilled students can be told apart by these images."
+            if not apart
+            else f"Of {len(comparison.pairs)} pairs of distilled students, {len(apart)} can be "
+            "told apart."
+        )
+    return [*told, *more, CAVEAT.format(points=f"{100 / len(comparison.labels):.2g}")]
+
+
+CAVEAT = (
+    "One test image is {points} points. The intervals (95 %) say what another choice of test "
+    "images would change; another training seed changes figures, too, and is not in them."
+)
+
+
+def on_screen(comparison: Mapping[str, Any]) -> str:
+    """metrics/comparison.json as a table of text, one line per student, and what it says."""
+    teacher, students = comparison["teacher"], comparison["students"]
+    figures = {
+        name: (s["gain"], s["gain_low"], s["gain_high"], s["p_value"])
+        for name, s in students.items()
+    }
+    lines = [
+        {
+            "student": name,
+            "distilled": percent(student["accuracy"]),
+            "baseline": percent(student["baseline"]),
+            "gain": points(student["gain"]),
+            "95% interval": f"{points(student['gain_low'])} to {points(student['gain_high'])}",
+            "verdict": verdict(*figures[name]),
+            "agreement": percent(student["agreement"]),
+            "parameters": f"{student['parameters']:,}",
+            "compression": times(teacher["parameters"], student["parameters"]),
+            "MACs": millions(student["macs"]),
+            "fewer MACs": times(teacher["macs"], student["macs"]),
+        }
+        for name, student in students.items()
+    ]
+    text = (
+        f"teacher: test accuracy {percent(teacher['accuracy'])}, "
+        + (
+            "logits without a network\n"
+            if teacher["parameters"] is None
+            else f"{teacher['parameters']:,} parameters, {millions(teacher['macs'])} MACs\n"
+        )
+        + pd.DataFrame(lines).to_string(index=False)
+        + f"\n{gain_sentence(figures, comparison['test_images'])}"
+    )
+    robust = {
+        name: (s["robust_gain"], s["robust_gain_low"], s["robust_gain_high"])
+        for name, s in students.items()
+        if "robust_gain" in s  # not in a file of before it was measured
+    }
+    text += f"\n{robust_sentence(robust)}" if robust else ""
+    if "cache" in comparison:  # which a file of an earlier version lacks
+        text += f"\n{cache_sentence(comparison['cache'])}"
+    return text.replace("\N{MINUS SIGN}", "-")  # which not every terminal has
+
+
+def markdown(comparison: Comparison, costs: Costs) -> str:
+    """reports/comparison.md: for the text of a pull request."""
+    models = {
+        described(m): {
+            "model": m.name,
+            "trained": m.role if m.role != "teacher" else "",
+            "accuracy": f"{percent(m.accuracy)} ({100 * m.low:.2f} to {100 * m.high:.2f})",
+            "top-5": percent(m.top5),
+            "NLL": f"{m.nll:.4f}",
+            "ECE": percent(m.ece),
+            "ECE, scaled": optional_percent(m.ece_scaled),
+            "macro-F1": percent(m.macro_f1),
+            "agreement": percent(m.agreement),
+            "KL": f"{m.kl:.4f}",
+            "robust": optional_percent(
+                robust_figures(m, comparison.robustness).get("robust_accuracy")
+            ),
+            "parameters": whole(m.parameters),
+            "MACs": millions(m.macs),
+            "bytes": whole(m.size_bytes),
+        }
+        for m in comparison.models
+    }
+    gains = [
+        {
+            "student": name,
+            "distilled": percent(gain.first.accuracy),
+            "baseline": percent(gain.second.accuracy),
+            "gain, points": points(gain.gain),
+            "95 % interval": f"{points(gain.low)} to {points(gain.high)}",
+            "McNemar": p_text(gain.p_value),
+            "verdict": verdict_of(gain),
+        }
+        for name, gain in comparison.gains.items()
+    ]
+    summary = "\n".join(
+        f"- {sentence}" for sentence in sentences(comparison, *cost_sentences(costs))
+    )
+    speed = "".join(
+        f"Speed on {device.described}, in float32:\n\n{table(speed_rows(device))}\n"
+        for device in costs.speed.values()
+    )
+    cache = table(cache_rows(costs)) if costs.economics else ""
+    return (
+        f"## Comparison\n\n{summary}\n\n{table(gains)}\n{speed}{cache}\n"
+        f"<details><summary>Every measure</summary>\n\n{table(models.values())}\n</details>\n"
+    )
+
+
+def whole(number: int | None) -> str:
+    return "-" if number is None else f"{number:,}"
+
+
+def millions(number: int | None) -> str:
+    return "-" if number is None else f"{number / 1e6:.1f} M"
+
+
+def times(teachers: int | None, students: int) -> str:
+    """How many times the student's cost the teacher's is, if it has one."""
+    return "-" if teachers is None else f"{teachers / students:.1f} x"
+
+
+def with_parameters(number: int | None) -> str:
+    return "" if number is None else f" with {number:,} parameters"
+
+
+def optional_percent(share: float | None) -> str:
+    return "-" if share is None else percent(share)
+
+
+def table(rows: Iterable[Mapping[str, str]]) -> str:
+    """A table of Markdown, the keys its head."""
+    rows = list(rows)
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

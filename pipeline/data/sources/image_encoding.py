@@ -1,0 +1,91 @@
+"""Encoded images as `prepare` keeps them: made of images, and put one after another into a file.
+
+Contract code: an edit here runs the teacher again.
+"""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline.data.sources.params import DatasetParams
+
+_LONGEST_SIDE = 65_500  # pixels, of a JPEG
+
+
+@dataclass(frozen=True)
+class Encoded:
+    content: bytes
+    height: int  # pixels, upright
+    width: int
+
+
+def encode(image: Image.Image, source: bytes, params: DatasetParams) -> Encoded | None:
+    """What `storage: encoded` keeps of an image; None for `pixels`.
+
+    With a quality, it is encoded once as JPEG (baseline, chroma at half the resolution each way, no
+    metadata), after its shorter side was reduced to `image_size` where it is longer (bicubic,
+    antialiased, aspect ratio kept).
+
+    Args:
+        image: upright and with 8 bits a channel.
+        source: the bytes of its file.
+
+    Raises:
+        ValueError: a side is longer than JPEG can have.
+    """
+    if params.storage == "pixels":
+        return None
+    if params.quality == "original":
+        return Encoded(source, image.height, image.width)
+    image = image.convert("RGB" if params.channels == 3 else "L")
+    ratio = params.image_size / min(image.size)
+    if ratio < 1:
+        size = [max(params.image_size, round(side * ratio)) for side in image.size]
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    if max(image.size) > _LONGEST_SIDE:
+        raise ValueError(f"it is {max(image.size):,} pixels long; JPEG takes {_LONGEST_SIDE:,}")
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=params.quality, subsampling="4:2:0", comment=b"")
+    return Encoded(file.getvalue(), image.height, image.width)
+
+
+class EncodedFile:
+    """A file of encoded images, one after another, that come in any order."""
+
+    def __init__(self, path: Path, count: int):
+        self._path = path
+        self._starts = np.zeros(count, np.int64)  # in the order of arrival
+        self._lengths = np.zeros(count, np.int64)
+        self.sizes = np.zeros((count, 2), np.int32)  # [N, 2] height, width
+
+    def __enter__(self) -> "EncodedFile":
+        self._file = open(self._path, "wb")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """[N + 1] int64: where each image begins in the sorted file, and where the last ends."""
+        return np.concatenate([[0], np.cumsum(self._lengths)])
+
+    def write(self, index: int, image: Encoded) -> None:
+        self._starts[index], self._lengths[index] = self._file.tell(), len(image.content)
+        self.sizes[index] = image.height, image.width
+        self._file.write(image.content)
+
+    def sort(self) -> None:
+        """Bring the closed file into the order of the samples, through a copy beside it."""
+        arrived = self._path.stat().st_size
+        if np.array_equal(np.append(self._starts, arrived), self.offsets):
+            return
+        copy = self._path.with_suffix(".sorted")
+        with open(self._path, "rb") as source, open(copy, "wb") as target:
+            for start, length in zip(self._starts, self._lengths, strict=True):
+                source.seek(start)
+                target.write(source.read(length))
+        copy.replace(self._path)

@@ -1,0 +1,161 @@
+"""Source `image_folder`: class folders, and unlabelled images, in a folder or an archive.
+
+Contract code: an edit here runs the teacher again.
+"""
+
+import unicodedata
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data.prepared.image_decoding import eight_bits, open_image
+from pipeline.data.sources.archives import names_in, read_files
+from pipeline.data.sources.image_reading import LISTED, Picture, picture_of, read_all
+from pipeline.data.sources.params import DatasetParams
+from pipeline.data.sources.splits import (
+    TEST,
+    TRAIN,
+    UNLABELLED,
+    VALIDATION,
+    Samples,
+    Source,
+    split_off,
+)
+from pipeline.runtime.errors import UserError
+
+_SPLIT_FOLDERS = {"train": TRAIN, "val": VALIDATION, "validation": VALIDATION, "test": TEST}
+_UNLABELLED_FOLDERS = ("unlabeled", "unlabelled")
+_KNOWN = {*_SPLIT_FOLDERS, *_UNLABELLED_FOLDERS}
+
+
+def image_folder(params: DatasetParams) -> Source:
+    """`train/<class>/*`, and `val/`, `test/` and `unlabeled/` if present.
+
+    Raises:
+        UserError: the root cannot be read, or is not laid out so.
+    """
+    root = Path(params.root)
+    names = list(names_in(root))
+    top = {name.partition("/")[0] for name in names}
+    prefix = f"{next(iter(top))}/" if len(top) == 1 and not top & _KNOWN else ""
+    folders = {
+        "/".join(parts[:2])
+        for name in names
+        if name.endswith("/")
+        and len(parts := name.removeprefix(prefix).rstrip("/").split("/")) >= 2
+        and parts[0] in _SPLIT_FOLDERS
+    }
+    files = sum(not name.endswith("/") for name in names)
+    ids = _sample_ids(names, prefix)
+    if files > len(ids):
+        print(
+            f"prepare: {files - len(ids):,} files of `{root}` lie outside `train/<class>/`, "
+            "`val/<class>/`, `test/<class>/` and `unlabeled/`, and are left out",
+            flush=True,
+        )
+    _check_no_class_is_empty(root, folders, ids)
+    class_names = sorted({c for s in ids if (c := _class_of(s)) and s.startswith("train/")})
+    _check_classes(root, class_names, ids, top)
+    if alike := _alike(class_names, str.casefold):
+        print(f"prepare: classes differ in upper and lower case alone, as {alike}", flush=True)
+    number = {class_name: label for label, class_name in enumerate(class_names)}
+    number[""] = UNLABELLED
+    labels = np.fromiter((number[_class_of(s)] for s in ids), np.int64, len(ids))
+    splits = np.fromiter(
+        (_SPLIT_FOLDERS.get(s.partition("/")[0], TRAIN) for s in ids), np.int8, len(ids)
+    )
+
+    def number_of(name: str) -> int | None:
+        sample_id = name.removeprefix(prefix)
+        sample = bisect_left(ids, sample_id)
+        return sample if sample < len(ids) and ids[sample] == sample_id else None
+
+    def contents() -> Iterator[tuple[int, bytes]]:
+        for name, content in read_files(root, lambda name: number_of(name) is not None):
+            yield number_of(name), content
+
+    def read(file: tuple[int, bytes]) -> Picture:
+        sample, content = file
+        return picture_of(sample, eight_bits(open_image(content)), content, params)
+
+    pictures = read_all(read, contents(), lambda file: ids[file[0]], params.root)
+    samples = split_off(Samples(ids, labels, splits), params)
+    return Source(class_names, samples, pictures, "the same bytes")
+
+
+def _sample_ids(names: list[str], prefix: str) -> Sequence[str]:
+    """The paths of the samples below the root or its one folder, rising, each once.
+
+    Args:
+        names: as `names_in` gives them; emptied of what is no sample, for there may be millions.
+    """
+    kept = 0
+    for name in names:
+        sample_id = name.removeprefix(prefix)
+        top, _, rest = sample_id.partition("/")
+        is_sample = rest and (top in _UNLABELLED_FOLDERS or (top in _SPLIT_FOLDERS and "/" in rest))
+        if is_sample and not name.endswith("/"):
+            names[kept] = sample_id
+            kept += 1
+    del names[kept:]
+    names.sort()
+    kept = 0
+    for index, name in enumerate(names):  # an archive may hold a file twice
+        if index == 0 or name != names[kept - 1]:
+            names[kept] = name
+            kept += 1
+    del names[kept:]
+    return names
+
+
+def _class_of(sample_id: str) -> str:
+    """The name of its class folder; empty for an unlabelled sample."""
+    top, class_name, _ = sample_id.split("/", 2) if sample_id.count("/") > 1 else ("", "", "")
+    return class_name if top in _SPLIT_FOLDERS else ""
+
+
+def _check_classes(root: Path, class_names: list[str], ids: Sequence[str], top: set[str]) -> None:
+    if not class_names:
+        raise UserError(
+            f"`{root}` (`dataset.root`) has no `train/<class>/<image>`; found "
+            f"{', '.join(f'`{t}`' for t in sorted(top)[:LISTED]) or 'nothing'}."
+        )
+    if len(class_names) < 2:
+        raise UserError(
+            f"`{root}` (`dataset.root`) has one class, `{class_names[0]}`; expected at least 2."
+        )
+    alike = _alike(class_names, lambda name: unicodedata.normalize("NFC", name))
+    if alike:
+        raise UserError(
+            f"`{root}` (`dataset.root`) has classes whose names look the same, {alike}: the "
+            "characters are composed in one and not in the other. Put them into one folder."
+        )
+    foreign = sorted({_class_of(s) for s in ids} - {*class_names, ""})
+    if foreign:
+        raise UserError(
+            f"`{root}` (`dataset.root`) has classes in `val/` or `test/` that `train/` lacks: "
+            f"{', '.join(f'`{c}`' for c in foreign[:LISTED])}."
+        )
+
+
+def _alike(class_names: list[str], seen_as: Callable[[str], str]) -> str:
+    """The first two names that are seen as the same, for a message; else nothing."""
+    first: dict[str, str] = {}
+    for name in class_names:
+        other = first.setdefault(seen_as(name), name)
+        if other != name:
+            return f"{other!a} and {name!a}"
+    return ""
+
+
+def _check_no_class_is_empty(root: Path, folders: set[str], ids: Sequence[str]) -> None:
+    """Raises: UserError: lists the class folders that hold no file."""
+    filled = {s[: s.index("/", s.index("/") + 1)] for s in ids if _class_of(s)}
+    empty = sorted(folders - filled)
+    if empty:
+        raise UserError(
+            f"`{root}` (`dataset.root`) has class folders without images: "
+            f"{', '.join(f'`{folder}`' for folder in empty[:LISTED])}. Fill or remove them."
+        )

@@ -1,0 +1,81 @@
+"""What a source says of its samples, and which split each belongs to.
+
+Contract code: an edit here runs the teacher again. Arrays and one list of ids, not an object for
+each sample: a million of them take some 120 bytes each, most of it the id.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pipeline.data.prepared.dataset import SPLITS
+from pipeline.data.sources.image_reading import Picture
+from pipeline.data.sources.params import DatasetParams
+from pipeline.runtime.derived_random import hash64
+from pipeline.runtime.errors import UserError
+
+UNLABELLED = -1  # in the label's place
+TRAIN, VALIDATION, TEST = range(len(SPLITS))
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Every sample of a source, numbered from 0, in the order that each split will have."""
+
+    ids: Sequence[str]  # [N]
+    labels: np.ndarray  # [N] int64, UNLABELLED for none
+    splits: np.ndarray  # [N] int8, places in SPLITS
+
+    def members(self, split: int) -> np.ndarray:
+        """Numbers of a split's samples, rising."""
+        return np.flatnonzero(self.splits == split)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset as it comes: what there is, and a way to go through the images once."""
+
+    class_names: list[str]
+    samples: Samples
+    pictures: Iterator[Picture]  # of every sample, in any order
+    contents: str  # what two duplicates have in common
+
+
+def split_off(samples: Samples, params: DatasetParams) -> Samples:
+    """Take the splits that the source lacks from its labelled training samples.
+
+    Class by class: the samples with the smallest hashes of (seed, split, sample id), so that the
+    choice depends on nothing but the class's own members, at least one of each class.
+
+    Raises:
+        UserError: a class has too few samples.
+    """
+    shares = {VALIDATION: params.validation_fraction, TEST: params.test_fraction}
+    lacking = sorted((s for s in shares if not (samples.splits == s).any()), key=SPLITS.__getitem__)
+    if not lacking:
+        return samples
+    splits = samples.splits.copy()
+    labelled = np.flatnonzero((samples.splits == TRAIN) & (samples.labels != UNLABELLED))
+    labelled = labelled[np.argsort(samples.labels[labelled], kind="stable")]
+    starts = np.flatnonzero(np.diff(samples.labels[labelled])) + 1
+    for members in np.split(labelled, starts):
+        if len(members) <= len(lacking):
+            raise UserError(
+                f"the class of `{samples.ids[members[0]]}` has {len(members)} training samples; "
+                f"expected at least {len(lacking) + 1}, for training and to split off "
+                f"{' and '.join(SPLITS[split] for split in lacking)}."
+            )
+        ranked = sorted(members, key=lambda n: _rank(params.split_seed, samples.ids[n]))
+        start = 0
+        for split in lacking:
+            count = max(1, round(shares[split] * len(members)))
+            splits[ranked[start : start + count]] = split
+            start += count
+    return replace(samples, splits=splits)
+
+
+def _rank(seed: int, sample_id: str) -> tuple[int, str]:
+    digest = hashlib.sha256(sample_id.encode()).digest()
+    return int(hash64(seed, int.from_bytes(digest[:8], "little"))), sample_id

@@ -1,0 +1,318 @@
+"""What a student takes from its teacher's logits: one plain function of tensors per method.
+
+docs/losses.md has their formulas, sources and defaults. They agree with their authors' code to
+1e-10 in float64 (tests/distillation/test_golden_losses.py), and stay finite where that does not:
+probabilities are never formed before their logarithm. Throughout, student_logits and teacher_logits are [B, C]
+raw scores and labels [B] int64 in 0 ... C - 1; a loss is a mean over B, in nats where it is one.
+Half-precision logits are computed in float32, inside an autocast region too.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_STANDARDIZATION_EPSILON = 1e-7  # as in the authors' code, added to the standard deviation
+_CORRELATION_EPSILON = 1e-8  # likewise, to the product of the norms
+
+
+def kd(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperature: float,
+    standardize: bool = False,
+    kept: Tensor | None = None,
+) -> Tensor:
+    """T² · KL(teacher || student), both at temperature T.
+
+    T² keeps the gradients' scale beside the label term (Hinton et al. 2015, arXiv:1503.02531,
+    section 2).
+
+    Args:
+        standardize: of both rows' `standardized` logits.
+        kept: [B, C] bool; if given, the classes of a row that are not kept count as one, with the
+            sum of their probabilities, in the teacher and in the student.
+    """
+    student, teacher = _prepared(student_logits, teacher_logits, standardize)
+    student, teacher = _log_probabilities(student, teacher, temperature, kept)
+    return temperature**2 * _kl(student, teacher).mean()
+
+
+def soft_cross_entropy(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperature: float,
+    kept: Tensor | None = None,
+) -> Tensor:
+    """T² · cross-entropy of the student to the teacher's probabilities, both at temperature T.
+
+    Its gradient is that of `kd`; its value keeps the teacher's entropy (Beyer et al. 2022,
+    arXiv:2106.05237: function matching, at T = 1 and without labels).
+
+    Args:
+        kept: as in `kd`.
+    """
+    student, teacher = _prepared(student_logits, teacher_logits)
+    student, teacher = _log_probabilities(student, teacher, temperature, kept)
+    return -(temperature**2) * (teacher.exp() * student).sum(1).mean()
+
+
+def logit_mse(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Squared difference of the logits, mean over B and C.
+
+    Ba and Caruana 2014, arXiv:1312.6184, have C / 2 times this: half the sum over C.
+    """
+    return F.mse_loss(*_prepared(student_logits, teacher_logits))
+
+
+def dkd(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    *,
+    alpha: float,
+    beta: float,
+    temperature: float,
+    standardize: bool = False,
+) -> Tensor:
+    """T² · (alpha · KL of (label, all others) + beta · KL among the others).
+
+    Zhao et al. 2022, arXiv:2203.08679: knowledge about the target class, and about the
+    classes that are not.
+    """
+    student, teacher = _prepared(student_logits, teacher_logits, standardize)
+    student, teacher = student / temperature, teacher / temperature
+    target = _one_hot(labels, student)
+    target_class = _kl(_in_or_out(student, target), _in_or_out(teacher, target))
+    other_classes = _kl(
+        _log_softmax_outside(student, target), _log_softmax_outside(teacher, target)
+    )
+    return temperature**2 * (alpha * target_class + beta * other_classes).mean()
+
+
+def nkd(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    *,
+    gamma: float,
+    temperature: float,
+) -> Tensor:
+    """Cross-entropy to the teacher's probability of the label (T = 1), and gamma · T² ·
+    cross-entropy among the other classes, their probabilities normalised.
+
+    Yang et al. 2023, arXiv:2303.13005, less its cross-entropy to the label.
+    """
+    student, teacher = _prepared(student_logits, teacher_logits)
+    target = _one_hot(labels, student)
+    student_label, teacher_label = (
+        F.log_softmax(logits, 1).gather(1, labels[:, None])[:, 0] for logits in (student, teacher)
+    )
+    target_class = teacher_label.exp() * student_label
+    others = _log_softmax_outside(teacher / temperature, target).exp()
+    other_classes = (others * _log_softmax_outside(student / temperature, target)).sum(1)
+    return -(target_class + gamma * temperature**2 * other_classes).mean()
+
+
+def dist(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    beta: float,
+    gamma: float,
+    temperature: float,
+) -> Tensor:
+    """T² · (beta · (1 - mean correlation of rows) + gamma · (1 - mean correlation of columns)) of
+    the probabilities at temperature T.
+
+    Huang et al. 2022, arXiv:2205.10536: Pearson's correlation between classes
+    for each sample, and between samples for each class. Computed in float64: rows and columns
+    without contrast are all rounding in less.
+    """
+    student, teacher = (
+        F.softmax(logits.double() / temperature, 1) for logits in (student_logits, teacher_logits)
+    )
+    rows = 1 - _correlation(student, teacher).mean()
+    columns = 1 - _correlation(student.T, teacher.T).mean()
+    loss = temperature**2 * (beta * rows + gamma * columns)
+    return loss.to(_at_least_float32(student_logits).dtype)
+
+
+def ttm(student_logits: Tensor, teacher_logits: Tensor, *, gamma: float) -> Tensor:
+    """KL(teacher's probabilities to the power gamma, normalised || student at T = 1).
+
+    Zheng and Yang 2024, arXiv:2402.11148: temperature 1 / gamma for the teacher alone.
+    """
+    student, teacher = _prepared(student_logits, teacher_logits)
+    return _kl(F.log_softmax(student, 1), F.log_softmax(gamma * teacher, 1)).mean()
+
+
+def wttm(student_logits: Tensor, teacher_logits: Tensor, *, gamma: float) -> Tensor:
+    """`ttm` with each sample weighted by the sum of the teacher's probabilities to the power gamma.
+
+    Zheng and Yang 2024, arXiv:2402.11148: the flatter the teacher's answer, the heavier.
+    """
+    student, teacher = _prepared(student_logits, teacher_logits)
+    weights = (gamma * F.log_softmax(teacher, 1)).logsumexp(1).exp()
+    return (weights * _kl(F.log_softmax(student, 1), F.log_softmax(gamma * teacher, 1))).mean()
+
+
+def rld(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    *,
+    alpha: float,
+    beta: float,
+    temperature: float,
+    alpha_temperature: float,
+    standardize: bool = False,
+) -> Tensor:
+    """alpha · Tₐ² · KL of (teacher's first class, all others) from the student's (label, all
+    others) at Tₐ, and beta · T² · KL among the classes that the teacher ranks below the label.
+
+    Sun et al. 2025, arXiv:2408.07703, refined logit distillation: what the teacher says against
+    the label is left out. A row where it ranks nothing below the label has no second term.
+    """
+    student, teacher = _prepared(student_logits, teacher_logits, standardize)
+    label, first = _one_hot(labels, student), _one_hot(teacher.argmax(1), student)
+    confidence = _kl(
+        _in_or_out(student / alpha_temperature, label),
+        _in_or_out(teacher / alpha_temperature, first),
+    )
+    misleading = teacher >= teacher.gather(1, labels[:, None])
+    ranking = _kl(
+        _log_softmax_outside(student / temperature, misleading),
+        _log_softmax_outside(teacher / temperature, misleading),
+    )
+    return (alpha * alpha_temperature**2 * confidence + beta * temperature**2 * ranking).mean()
+
+
+def mlkd(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperatures: Sequence[float],
+    standardize: bool = False,
+) -> Tensor:
+    """The sum over temperatures of `kd`, `class_correlation` and `batch_correlation`.
+
+    Jin et al. 2023, CVPR, multi-level logit distillation: instances, classes and the batch.
+
+    Args:
+        standardize: in `kd` alone, as in the code of Sun et al. 2024.
+    """
+    return sum(
+        kd(student_logits, teacher_logits, temperature=temperature, standardize=standardize)
+        + class_correlation(student_logits, teacher_logits, temperature=temperature)
+        + batch_correlation(student_logits, teacher_logits, temperature=temperature)
+        for temperature in temperatures
+    )
+
+
+def class_correlation(
+    student_logits: Tensor, teacher_logits: Tensor, *, temperature: float
+) -> Tensor:
+    """||Pₜ'Pₜ - Pₛ'Pₛ||² / C of the probabilities P [B, C] at temperature T, without T²."""
+    student, teacher = _prepared(student_logits, teacher_logits)
+    return _gram_difference(
+        F.softmax(student / temperature, 1).T, F.softmax(teacher / temperature, 1).T
+    )
+
+
+def batch_correlation(
+    student_logits: Tensor, teacher_logits: Tensor, *, temperature: float
+) -> Tensor:
+    """||PₜPₜ' - PₛPₛ'||² / B of the probabilities P [B, C] at temperature T, without T²."""
+    student, teacher = _prepared(student_logits, teacher_logits)
+    return _gram_difference(
+        F.softmax(student / temperature, 1), F.softmax(teacher / temperature, 1)
+    )
+
+
+def standardized(logits: Tensor) -> Tensor:
+    """Each row less its mean, over its standard deviation (of C - 1) plus 1e-7.
+
+    Sun et al. 2024, arXiv:2403.01427, as in their code. Computed in float64: on a row without
+    contrast the division magnifies rounding ten million times.
+    """
+    rows = logits.double()
+    rows = (rows - rows.mean(1, keepdim=True)) / (
+        rows.std(1, keepdim=True) + _STANDARDIZATION_EPSILON
+    )
+    return rows.to(_at_least_float32(logits).dtype)
+
+
+def _prepared(student: Tensor, teacher: Tensor, standardize: bool = False) -> tuple[Tensor, Tensor]:
+    if standardize:
+        return standardized(student), standardized(teacher)
+    return _at_least_float32(student), _at_least_float32(teacher)
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits if logits.dtype.itemsize >= 4 else logits.float()
+
+
+def _log_probabilities(
+    student: Tensor, teacher: Tensor, temperature: float, kept: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    student, teacher = (
+        F.log_softmax(student / temperature, 1),
+        F.log_softmax(teacher / temperature, 1),
+    )
+    if kept is not None:
+        student, teacher = _with_bucket(student, kept), _with_bucket(teacher, kept)
+    return student, teacher
+
+
+def _kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher || student) of log-probabilities, [B, C] -> [B]."""
+    return F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
+
+
+def _one_hot(labels: Tensor, like: Tensor) -> Tensor:
+    """[B] -> [B, C] bool."""
+    return torch.zeros_like(like, dtype=torch.bool).scatter_(1, labels[:, None], True)
+
+
+# Where a class is to have no probability it gets the lowest finite logit: exp gives 0, and
+# 0 · log 0 and its gradient are 0 instead of not a number.
+
+
+def _without(logits: Tensor, mask: Tensor) -> Tensor:
+    return logits.masked_fill(mask, torch.finfo(logits.dtype).min)
+
+
+def _log_softmax_outside(logits: Tensor, mask: Tensor) -> Tensor:
+    """Log-probabilities of the classes outside the mask, [B, C]; equal ones where there is none."""
+    return F.log_softmax(_without(logits, mask), 1)
+
+
+def _in_or_out(logits: Tensor, mask: Tensor) -> Tensor:
+    """[B, C] -> [B, 2]: log of the probability inside the mask, and outside it."""
+    log_probabilities = F.log_softmax(logits, 1)
+    parts = [_without(log_probabilities, ~mask), _without(log_probabilities, mask)]
+    return torch.stack([part.logsumexp(1) for part in parts], 1)
+
+
+def _with_bucket(log_probabilities: Tensor, kept: Tensor) -> Tensor:
+    """[B, C] -> [B, C + 1]: kept classes as they are, and last the sum of the others."""
+    bucket = _without(log_probabilities, kept).logsumexp(1, keepdim=True)
+    return torch.cat([_without(log_probabilities, ~kept), bucket], dim=1)
+
+
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's correlation of each row of a with that of b, [N, M] -> [N]; 0 without contrast."""
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    norms = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
+    return (a * b).sum(1) / (norms + _CORRELATION_EPSILON)
+
+
+def _gram_difference(student: Tensor, teacher: Tensor) -> Tensor:
+    """||TT' - SS'||² / N of [N, M] matrices."""
+    with torch.autocast(student.device.type, enabled=False):  # it would multiply in bfloat16
+        difference = teacher @ teacher.T - student @ student.T
+    return difference.square().sum() / len(student)

@@ -1,0 +1,254 @@
+"""`distillation`: what a student takes from the teacher, by method.
+
+Each method has the parameters of its authors, with their defaults (docs/losses.md), and refuses
+all others.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.runtime.errors import UserError, did_you_mean
+from pipeline.runtime.params import PARAMS_FILE, Section, read_params
+from pipeline.students.params import load_with_overrides
+
+Weight = Annotated[float, Field(ge=0)]
+Temperature = Annotated[float, Field(gt=0)]
+
+
+class DistillationParams(Section):
+    """What every method says; `students.NAME.distillation` overrides the section key by key."""
+
+    needs_labels: ClassVar[bool] = False  # of every training image, and one alone
+    needs_every_logit: ClassVar[str] = ""  # why, where `top_k` does not do
+
+    method: str
+    hard_label_weight: Weight  # of cross-entropy to the labels
+
+    @model_validator(mode="after")
+    def _something_to_learn_from(self) -> "DistillationParams":
+        if getattr(self, "soft_label_weight", 1) == 0 and self.hard_label_weight == 0:
+            raise ValueError(
+                "soft_label_weight and hard_label_weight are both 0: nothing is left to learn from"
+            )
+        return self
+
+    @property
+    def decoding_temperature(self) -> float:
+        """The softmax that rows of `top_k` are decoded for."""
+        return getattr(self, "temperature", 1.0)
+
+
+class Standardizable(Section):
+    """Methods that Sun et al. 2024 (or, for `rld`, its authors) define on standardised logits."""
+
+    standardized_defaults: ClassVar[Mapping[str, Any]] = {}  # the authors', where they differ
+
+    standardize: bool = False  # logits: each row less its mean, over its standard deviation
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_standardized_logits(cls, content: Any) -> Any:
+        if isinstance(content, dict) and content.get("standardize") is True:
+            return {**cls.standardized_defaults, **content}
+        return content
+
+
+class KD(Standardizable, DistillationParams):
+    standardized_defaults: ClassVar = {"temperature": 2.0, "soft_label_weight": 9.0}
+
+    method: Literal["kd"] = "kd"
+    temperature: Temperature = 4.0
+    soft_label_weight: Weight = 0.9
+    hard_label_weight: Weight = 0.1
+    tail: Literal["spread", "bucket"] = "spread"  # the classes whose logits `top_k` did not keep
+
+
+class SoftCrossEntropy(DistillationParams):
+    method: Literal["soft_cross_entropy"]
+    temperature: Temperature = 1.0
+    soft_label_weight: Weight = 1.0
+    hard_label_weight: Weight = 0.0
+    tail: Literal["spread", "bucket"] = "spread"
+
+
+class LogitMSE(DistillationParams):
+    needs_every_logit = "it compares every logit with the teacher's"
+
+    method: Literal["logit_mse"]
+    soft_label_weight: Weight = 1.0
+    hard_label_weight: Weight = 0.0
+
+
+class DKD(Standardizable, DistillationParams):
+    needs_labels = True
+    standardized_defaults: ClassVar = {"temperature": 2.0, "alpha": 9.0, "beta": 72.0}
+
+    method: Literal["dkd"]
+    alpha: Weight = 1.0  # of the target class's term
+    beta: Weight = 8.0  # of the other classes' term
+    temperature: Temperature = 4.0
+    warmup_epochs: int = Field(default=20, ge=0)  # of linear increase of both terms' weight
+    hard_label_weight: Weight = 1.0
+
+
+class NKD(DistillationParams):
+    needs_labels = True
+
+    method: Literal["nkd"]
+    gamma: Weight = 1.5  # of the other classes' term
+    temperature: Temperature = 1.0
+    hard_label_weight: Weight = 1.0
+
+
+class DIST(DistillationParams):
+    needs_every_logit = (
+        "it correlates each class over the batch, and what a rarely kept class has is filled in"
+    )
+
+    method: Literal["dist"]
+    beta: Weight = 1.0  # of the correlation between classes
+    gamma: Weight = 1.0  # of the correlation between samples
+    temperature: Temperature = 1.0
+    soft_label_weight: Weight = 2.0
+    hard_label_weight: Weight = 1.0
+
+
+class TTM(DistillationParams):
+    method: Literal["ttm"]
+    gamma: float = Field(default=0.1, gt=0)  # exponent of the teacher's probabilities
+    soft_label_weight: Weight = 45.0
+    hard_label_weight: Weight = 1.0
+
+    @property
+    def decoding_temperature(self) -> float:
+        return 1 / self.gamma
+
+
+class WTTM(TTM):
+    method: Literal["wttm"]
+    gamma: float = Field(default=0.2, gt=0)
+    soft_label_weight: Weight = 4.0
+
+
+class RLD(Standardizable, DistillationParams):
+    needs_labels = True
+    needs_every_logit = (
+        "it leaves out every class that the teacher ranks above the label, and where the label is "
+        "not among the k these are not known"
+    )
+
+    method: Literal["rld"]
+    alpha: Weight = 1.0  # of the term of the teacher's confidence
+    beta: Weight = 8.0  # of the term of the classes ranked below the label
+    temperature: Temperature = 4.0  # of the classes ranked below the label
+    alpha_temperature: Temperature = 1.0  # of the teacher's confidence
+    warmup_epochs: int = Field(default=20, ge=0)
+    hard_label_weight: Weight = 1.0
+
+
+class MLKD(Standardizable, DistillationParams):
+    needs_every_logit = "it multiplies every class's probability with every other's"
+    standardized_defaults: ClassVar = {
+        "temperatures": [2.0, 3.0, 5.0, 2.0, 6.0],
+        "soft_label_weight": 9.0,
+    }
+
+    method: Literal["mlkd"]
+    temperatures: list[Temperature] = Field(default=[4.0, 3.0, 5.0, 2.0, 6.0], min_length=1)
+    soft_label_weight: Weight = 0.9
+    hard_label_weight: Weight = 0.1
+
+
+METHODS: dict[str, type[DistillationParams]] = {
+    "kd": KD,
+    "soft_cross_entropy": SoftCrossEntropy,
+    "logit_mse": LogitMSE,
+    "dkd": DKD,
+    "nkd": NKD,
+    "dist": DIST,
+    "ttm": TTM,
+    "wttm": WTTM,
+    "rld": RLD,
+    "mlkd": MLKD,
+}
+
+
+def load_distillation(
+    overrides: Mapping[str, Any] | None = None, student: str = ""
+) -> DistillationParams:
+    """The section, overridden key by key with what a student says; a student that names another
+    method starts from that method's defaults instead.
+
+    Raises:
+        UserError: no such method, or a key that it does not have.
+    """
+    overrides = dict(overrides or {})
+    section = read_params().get("distillation")
+    defaults = section if isinstance(section, Mapping) else {}
+    inherited = defaults.get("method", "kd")
+    method = overrides.get("method", inherited)
+    where = f"students.{student}.distillation" if "method" in overrides else "distillation"
+    if not isinstance(method, str) or method not in METHODS:
+        suggestion = did_you_mean(str(method), list(METHODS)) or "."
+        raise UserError(
+            f"`{PARAMS_FILE}: {where}.method` is {method!r}{suggestion} "
+            f"Known: {', '.join(METHODS)}."
+        )
+    try:
+        return load_with_overrides(
+            METHODS[method],
+            "distillation",
+            overrides,
+            student,
+            inherit=method == inherited,
+        )
+    except UserError as error:
+        of_method = f" Method `{method}`'s own: docs/losses.md."
+        lines = str(error).splitlines()
+        raise UserError(
+            "\n".join(line + of_method if " is unknown" in line else line for line in lines)
+        ) from None
+
+
+def check_method(
+    params: DistillationParams,
+    student: str,
+    *,
+    encoding: str,
+    mixed: bool = False,
+    labels: Sequence[int] = (),
+) -> None:
+    """Refuse what the method's mathematics does not allow.
+
+    Args:
+        encoding: of the store.
+        mixed: whether views are mixed images, with two labels.
+        labels: of the training images.
+
+    Raises:
+        UserError: says why, and what would do.
+    """
+    problems = []
+    why = params.needs_every_logit
+    if getattr(params, "standardize", False):
+        why = "`standardize` takes the deviation over all logits"
+    if encoding == "top_k" and why:
+        able = [name for name, model in METHODS.items() if not model.needs_every_logit]
+        problems.append(
+            f"needs every logit, but `soft_targets.encoding` is top_k: {why}. Set `encoding: "
+            f"dense`, or take one of {', '.join(able)}, not standardised."
+        )
+    unlabelled = sum(int(label) < 0 for label in labels)
+    able = f"Take one of {', '.join(name for name, m in METHODS.items() if not m.needs_labels)}."
+    if params.needs_labels and mixed:
+        problems.append(f"needs one label for each image, but `views.mix` gives it two. {able}")
+    if params.needs_labels and unlabelled:
+        problems.append(
+            f"needs a label for each image, but {unlabelled:,} of {len(labels):,} training images "
+            f"have none. {able}"
+        )
+    if problems:
+        where = f"student `{student}`: method `{params.method}`"
+        raise UserError("\n".join(f"{where} {problem}" for problem in problems))

@@ -1,0 +1,187 @@
+"""An exported student: one ONNX file that takes images as they are, and says all of itself.
+
+Imports no torch: what ships needs none.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Annotated, Literal, NotRequired
+
+import numpy as np
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
+from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on
+
+from pipeline.data.prepared.image_decoding import CLEAN_RATIO
+from pipeline.data.sources.params import Quality
+from pipeline.runtime.errors import UserError
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # else it reports its use to its makers once it is loaded
+import onnxruntime
+
+FORMAT_VERSION = 1
+IMAGE, LOGITS = "image", "logits"  # the names of the graph's input and output
+_VERSION_KEY = "teach_once_format_version"
+_TEXTS = ("student", "fingerprint")  # the other entries of the metadata are JSON
+
+
+Side = Annotated[int, Field(ge=1, le=4096)]  # pixels
+
+
+class Reading(TypedDict):
+    """How an image file becomes a square: as the keys of `dataset` say."""
+
+    storage: Literal["pixels", "encoded"]
+    image_size: Side
+    quality: NotRequired[Quality | Literal["original"]]
+
+
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
+class Card:
+    """What an exported file says of itself, in its metadata."""
+
+    student: str
+    fingerprint: str  # of the trained network, its input and its weights
+    class_names: list[str]  # in the order of the logits
+    opset: int
+    channels: Literal[1, 3]  # 3: RGB, 1: greyscale
+    image_size: Side  # of the square images that the graph takes
+    reading: Reading
+
+    def metadata(self) -> dict[str, str]:
+        fields = asdict(self)
+        texts = {
+            key: value if key in _TEXTS else json.dumps(value, ensure_ascii=False)
+            for key, value in fields.items()
+        }
+        return {_VERSION_KEY: str(FORMAT_VERSION), **texts}
+
+    def in_words(self) -> str:
+        """What goes in, how an image becomes it, and what comes out: for the file's description."""
+        side, colour = self.image_size, "RGB" if self.channels == 3 else "greyscale"
+        return (
+            f"{IMAGE}: uint8 [batch, {self.channels}, {side}, {side}], {colour}, 0 to 255; the "
+            "network's own size and normalisation are inside. An image becomes it so: upright by "
+            f"its EXIF orientation, 8 bits a channel, transparent pixels white, {colour}; "
+            f"{self._square_in_words()}. {LOGITS}: float32 [batch, {len(self.class_names)}], one "
+            "for each of class_names; their softmax gives probabilities."
+        )
+
+    def _square_in_words(self) -> str:
+        side, stored = self.image_size, self.reading["image_size"]
+        if self.reading["storage"] == "pixels":
+            again = "" if stored == side else f", which is resized to {side} pixels (likewise)"
+            return (
+                f"its shorter side resized to {stored} pixels (bicubic, antialiased) and the "
+                f"middle square cut out{again}"
+            )
+        quality = self.reading["quality"]
+        kept = (
+            ""
+            if quality == "original"
+            else f"its shorter side reduced to {stored} pixels where it is longer (bicubic, "
+            f"antialiased), and encoded as JPEG of quality {quality}; "
+        )
+        return (
+            f"{kept}the middle {side} x {side} pixels, after its shorter side was resized to "
+            f"{round(side * CLEAN_RATIO)} (bilinear, antialiased)"
+        )
+
+
+class Exported:
+    """An exported student, ready to answer on the CPU."""
+
+    def __init__(self, content: bytes, origin: str, threads: int):
+        """
+        Args:
+            content: of the file.
+            origin: its name, for messages.
+
+        Raises:
+            UserError: it is no ONNX file, or not one that `export` writes.
+        """
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = threads
+        settings.log_severity_level = 3  # errors alone
+        try:
+            self._session = onnxruntime.InferenceSession(
+                content, settings, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's have no common class of their own
+            raise UserError(
+                f"`{origin}` cannot be loaded by onnxruntime ({_line(error)}). {_EXPECTED}"
+            ) from None
+        self._origin = origin
+        self.card = _card(self._session.get_modelmeta().custom_metadata_map, origin)
+        _check_graph(self._session, self.card, origin)
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """[B, C, S, S] uint8 -> [B, num_classes] float32 raw scores, S being the card's size.
+
+        Raises:
+            UserError: the graph cannot compute them.
+        """
+        try:
+            found = self._session.run([LOGITS], {IMAGE: images})[0]
+            if found.shape == (len(images), len(self.card.class_names)):
+                return found
+            problem = f"it gives {list(found.shape)}"
+        except Exception as error:  # onnxruntime's have no common class of their own
+            problem = _line(error)
+        raise UserError(f"`{self._origin}` fails on images ({problem}). {_EXPECTED}")
+
+
+_EXPECTED = (
+    "Expected a student that `dvc repro export@NAME` wrote, such as `models/exported/NAME.onnx`."
+)
+
+
+def _check_graph(session: onnxruntime.InferenceSession, card: Card, origin: str) -> None:
+    """Raises: UserError: it takes or gives something else than its metadata say."""
+    found = [
+        [(each.name, each.type, list(each.shape)[1:]) for each in side]
+        for side in (session.get_inputs(), session.get_outputs())
+    ]
+    pixels, classes = [card.channels, card.image_size, card.image_size], [len(card.class_names)]
+    expected = [[(IMAGE, "tensor(uint8)", pixels)], [(LOGITS, "tensor(float)", classes)]]
+    if found != expected:
+        taken, given = (
+            ", ".join(f"{each.name} {each.shape}" for each in side)
+            for side in (session.get_inputs(), session.get_outputs())
+        )
+        raise UserError(
+            f"`{origin}` takes {taken} and gives {given}, but its metadata say {IMAGE} {pixels} "
+            f"and {LOGITS} {classes} for each image. {_EXPECTED}"
+        )
+
+
+def _card(metadata: Mapping[str, str], origin: str) -> Card:
+    if _VERSION_KEY not in metadata:
+        raise UserError(
+            f"`{origin}` is an ONNX file of another making: it does not say how an image becomes "
+            f"its input, nor what its classes are. {_EXPECTED}"
+        )
+    if metadata[_VERSION_KEY] != str(FORMAT_VERSION):
+        raise UserError(
+            f"`{origin}` has format version {metadata[_VERSION_KEY]}; expected {FORMAT_VERSION}. "
+            "Export the student again with this version of the project, or read it with that one."
+        )
+    try:
+        return Card(
+            **{
+                key: metadata[key] if key in _TEXTS else json.loads(metadata[key])
+                for key in Card.__dataclass_fields__
+            }
+        )
+    except ValidationError as error:  # which is a ValueError, too
+        first = error.errors()[0]
+        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except (KeyError, ValueError, RecursionError) as error:
+        problem = str(error)
+    raise UserError(f"`{origin}` has damaged metadata ({problem}). {_EXPECTED}")
+
+
+def _line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

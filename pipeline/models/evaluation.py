@@ -1,0 +1,107 @@
+"""What a network answers, how well, and at what cost: the figures that every model reports.
+
+Contract code, for the teacher measures itself with it: an edit here runs the teacher again.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save as serialised
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.data.prepared.dataset import AnySplit
+from pipeline.models.checkpoint import InputSpec
+from pipeline.runtime.files import canonical_json, write_bytes
+from pipeline.views.loader import views_of
+from pipeline.views.plan import Policy
+
+PREDICTIONS, METRICS = Path("predictions"), Path("metrics")
+BATCH_SIZE = 256
+
+
+@torch.inference_mode()
+def predict(
+    network: nn.Module,
+    spec: InputSpec,
+    views: Tensor,
+    *,
+    precision: str = "float32",
+) -> Tensor:
+    """Raw logits of one batch of views, in evaluation mode.
+
+    Args:
+        views: [B, C, H, W] uint8, on the network's device.
+        precision: of the forward pass; below float32 by autocast.
+
+    Returns:
+        [B, num_classes] float32, on the same device.
+    """
+    network.eval()
+    dtype = getattr(torch, precision)
+    with torch.autocast(views.device.type, dtype, enabled=dtype != torch.float32):
+        return network(spec.apply(views)).float()
+
+
+def predict_all(
+    network: nn.Module,
+    spec: InputSpec,
+    split: AnySplit,
+    *,
+    device: torch.device,
+    samples: np.ndarray | None = None,
+) -> Tensor:
+    """Raw logits of a split's images, without augmentation: [N, num_classes] float32, CPU.
+
+    Args:
+        samples: [N] sample numbers; None: all of the split.
+    """
+    samples = np.arange(len(split)) if samples is None else samples
+    order = np.split(samples, range(BATCH_SIZE, len(samples), BATCH_SIZE))
+    batches = views_of(split, Policy("none"), 0, device).batches(0, order)
+    return torch.cat([predict(network, spec, batch.pixels).cpu() for batch in batches])
+
+
+def measures(logits: Tensor, labels: Tensor, prefix: str) -> dict[str, float]:
+    """Accuracy, top-5 accuracy (the label is among the 5 largest logits) and NLL in nats, mean.
+
+    Args:
+        logits: [N, num_classes] float32.
+        labels: [N] int64.
+        prefix: of the names, as in `test_accuracy`.
+    """
+    top5 = logits.topk(min(5, logits.shape[1])).indices  # [N, 5]
+    return {
+        f"{prefix}_accuracy": (logits.argmax(1) == labels).double().mean().item(),
+        f"{prefix}_top5_accuracy": (top5 == labels[:, None]).any(1).double().mean().item(),
+        f"{prefix}_nll": F.cross_entropy(logits.double(), labels).item(),
+    }
+
+
+def cost(network: nn.Module, spec: InputSpec) -> Mapping[str, int]:
+    """Parameters, and multiply-accumulates of convolutions and matrix products for one image; of a
+    network that is not torch's, by its own method `cost(channels, size)`."""
+    if hasattr(network, "cost"):
+        return network.cost(spec.channels, spec.size)
+    device = next(network.parameters()).device
+    network.eval()
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, spec.channels, spec.size, spec.size, device=device))
+    return {
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "macs": counter.get_total_flops() // 2,
+    }
+
+
+def write_predictions(path: Path, made_from: Mapping[str, Any], **logits: Tensor) -> None:
+    """Keep raw logits by split, [N, num_classes] float32 each, for comparisons.
+
+    Args:
+        made_from: the parameters, as JSON has them; they are kept beside the logits.
+    """
+    tensors = {split: values.contiguous() for split, values in logits.items()}
+    write_bytes(path, serialised(tensors, {"made_from": canonical_json(made_from)}))

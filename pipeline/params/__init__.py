@@ -1,1 +1,0 @@
-# Kept without code: every stage that imports from this package executes it.

@@ -1,0 +1,219 @@
+"""Load one section of params.yaml and validate it against the model of its owner."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.runtime.errors import UserError, did_you_mean
+
+PARAMS_FILE = Path("params.yaml")
+
+
+class Section(BaseModel):
+    """A section of params.yaml: typed, frozen, unknown keys refused, nothing converted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+Model = TypeVar("Model", bound=Section)
+
+
+_MOST_VALUES = 100_000  # in one file, each alias counted as all that it repeats
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers, as DVC reads them: `5e-4` is a number, not text. Keys that stand twice are
+    refused, and aliases that would make a small file a large one."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            _check_node(node, {})
+        return node
+
+
+def _check_node(node: yaml.Node, counts: dict[int, int]) -> int:
+    """How many values a node stands for.
+
+    Args:
+        counts: by id, of the nodes that were looked at; 0 while their parts are.
+
+    Raises:
+        yaml.MarkedYAMLError: they are too many, a node holds itself, or a key stands twice.
+    """
+
+    def refuse(problem: str, at: yaml.Node = node) -> NoReturn:
+        raise yaml.MarkedYAMLError(None, None, problem, at.start_mark)
+
+    if id(node) in counts:
+        return counts[id(node)] or refuse("an alias stands within what it names")
+    counts[id(node)] = 0
+    parts = node.value if isinstance(node, yaml.CollectionNode) else []
+    if isinstance(node, yaml.MappingNode):
+        parts, keys = [part for pair in node.value for part in pair], set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
+                if (key.tag, key.value) in keys:
+                    refuse(f"the key `{key.value}` stands twice: remove one", key)
+                keys.add((key.tag, key.value))
+    counts[id(node)] = 1 + sum(_check_node(part, counts) for part in parts)
+    if counts[id(node)] > _MOST_VALUES:
+        refuse(f"it stands for more than {_MOST_VALUES:,} values, with all that aliases repeat")
+    return counts[id(node)]
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), "-+0123456789"
+)
+
+
+#: What PyYAML raises where a text is no value of its type, `2024-13-45`, or where nesting is deep.
+_NOT_A_VALUE = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError)
+
+
+def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
+    """All of params.yaml, not yet validated.
+
+    Raises:
+        UserError: the file is absent, is not YAML, or is not a mapping of sections.
+    """
+    try:
+        content = yaml.load(path.read_text("utf-8"), _Loader)  # a subclass of SafeLoader
+    except FileNotFoundError:
+        raise UserError(f"`{path}` is absent. Run this from the project's folder.") from None
+    except OSError as error:
+        raise UserError(f"`{path}` cannot be read ({error.strerror}).") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        said = str(error).replace('in "<unicode string>", line', "at line")
+        raise UserError(f"`{path}` is not valid YAML: {said}") from None
+    except _NOT_A_VALUE as error:
+        raise UserError(
+            f"`{path}` is not valid YAML: a value is nested too deep, or is not what it looks like "
+            f"({error})."
+        ) from None
+    if not isinstance(content, dict):
+        raise UserError(f"`{path}` holds {_shown(content)}; expected a mapping of sections.")
+    return content
+
+
+def load_section(model: type[Model], name: str, *, path: Path = PARAMS_FILE) -> Model:
+    """Section `name` of params.yaml as its model.
+
+    Raises:
+        UserError: lists every problem of the section, each with the key's full name.
+    """
+    params = read_params(path)
+    if name not in params:
+        raise UserError(f"`{path}: {name}` is missing; expected a section of that name.")
+    return validate(model, params[name], f"{path}: {name}")
+
+
+def validate(
+    model: type[Model], content: Any, where: str, *, origins: dict[str, str] | None = None
+) -> Model:
+    """Content as its model.
+
+    Args:
+        where: the content's place, for messages: `params.yaml: teacher`.
+        origins: for merged content, the place that each top-level key came from.
+
+    Raises:
+        UserError: lists every problem.
+    """
+    if not isinstance(content, dict):
+        raise UserError(f"`{where}` is {_shown(content)}; expected a mapping.")
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise UserError(
+            "\n".join(_message(model, e, where, origins or {}) for e in error.errors())
+        ) from None
+
+
+def _message(model: type[BaseModel], error: Any, where: str, origins: dict[str, str]) -> str:
+    *parents, key = names = _names(model, error["loc"]) or [""]
+    place = ".".join(
+        str(part) for part in (origins.get(str(names[0]), where), *names) if part != ""
+    )
+    if error["type"] == "extra_forbidden":
+        known = sorted(_fields_at(model, parents))
+        suggestion = did_you_mean(str(key), known) or "."
+        return f"`{place}` is unknown{suggestion} Known: {', '.join(known)}."
+    if error["type"] == "missing":
+        return f"`{place}` is missing."
+    if error["type"] == "value_error":  # of several keys together
+        return f"`{place}`: {error['msg'].removeprefix('Value error, ')}."
+    expected = error["msg"].removeprefix("Input should be ")
+    return f"`{place}` is {_shown(error['input'])}; expected {expected}."
+
+
+def _names(model: type[BaseModel], location: Sequence[int | str]) -> list[int | str]:
+    """The location without pydantic's marks of the branches of a union."""
+    names: list[int | str] = []
+    for part in location:
+        if names and not isinstance(part, int) and not _fields_at(model, names):
+            break  # a branch of a union: `int`, `literal['all']`
+        names.append(part)
+    return names
+
+
+def _fields_at(model: type[BaseModel], names: Sequence[int | str]) -> dict[str, Any]:
+    """The fields of the model that stands at a nested key; none where no model stands."""
+    fields = model.model_fields
+    for name in names:
+        annotation = fields[str(name)].annotation if str(name) in fields else None
+        models = [
+            kind
+            for kind in (annotation, *get_args(annotation))
+            if isinstance(kind, type) and issubclass(kind, BaseModel)
+        ]
+        fields = models[0].model_fields if models else {}
+    return fields
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "empty"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+
+
+def student_names() -> list[str]:
+    """The students' names, in the order of the file.
+
+    Raises:
+        UserError: there are none, or a name cannot be one.
+    """
+    students = read_params().get("students")
+    if not isinstance(students, Mapping) or not students:
+        raise UserError(
+            f"`{PARAMS_FILE}: students` names no student; expected a mapping of at least one "
+            "`NAME: {family, network, training: {}, distillation: {}}`."
+        )
+    problems = [
+        f"`{PARAMS_FILE}: students` has the name {name!r}; expected lower-case letters, "
+        "digits, `_` and `-`, the first a letter or a digit."
+        for name in students
+        if not isinstance(name, str) or not _NAME.fullmatch(name)
+    ]
+    if problems:
+        raise UserError("\n".join(problems))
+    return list(students)
+
+
+def check_student(name: str) -> None:
+    """Raises: UserError: params.yaml has no such student (names the nearest)."""
+    known = student_names()
+    if name not in known:
+        raise UserError(
+            f"`{PARAMS_FILE}: students` has no `{name}`{did_you_mean(name, known) or '.'} "
+            f"Known: {', '.join(known)}."
+        )

@@ -1,0 +1,89 @@
+"""The soft-target store: what a shard says of itself, and how it is written.
+
+The normative description is docs/soft_targets_format.md. Contract code: an edit here runs the
+teacher again. One shard's file is read by shards.py; readers of the store live in replay.py.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+FORMAT_VERSION = 2
+STORE = Path("data/soft_targets")
+INDEX = "store.json"
+SHARD_SAMPLES = 16_384
+CANARIES = 4  # images per shard
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the rows of a store are: equal for all its shards, and for any number of views."""
+
+    dataset_fingerprint: str
+    teacher_fingerprint: str
+    policy: str  # of the training split's views, a Policy's text; the other splits are as they are
+    seed: int
+    image_size: int  # pixels, the side of a view
+    encoding: str  # dense | top_k
+    k: int | None  # of top_k
+    precision: str  # of the teacher's forward pass
+    num_classes: int
+
+    def identity(self) -> dict[str, int | str]:
+        """As it is written: `k` stands with top_k alone."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class ShardPlace:
+    """Which rows a shard holds."""
+
+    split: str
+    view: int
+    first_sample: int
+    num_samples: int
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.split}_view{self.view:05d}_sample{self.first_sample:09d}.h5"
+
+
+def shard_places(split_sizes: Mapping[str, int], num_views: int) -> Iterator[ShardPlace]:
+    """Every shard of a store: each view of `train`, and the other splits once."""
+    for split, size in split_sizes.items():
+        for view in range(num_views if split == "train" else 1):
+            for first in range(0, size, SHARD_SAMPLES):
+                yield ShardPlace(split, view, first, min(SHARD_SAMPLES, size - first))
+
+
+def policy_of(contents: Contents, split: str) -> str:
+    return contents.policy if split == "train" else "none"
+
+
+def attributes(contents: Contents, place: ShardPlace) -> dict[str, int | str]:
+    """A shard's attributes, but for the checksums of its datasets, in their order."""
+    return {
+        "format_version": FORMAT_VERSION,
+        **contents.identity(),
+        "policy": policy_of(contents, place.split),
+        **asdict(place),
+    }
+
+
+def canary_samples(place: ShardPlace) -> np.ndarray:
+    """Sample numbers of the shard's canaries, evenly spread, [<= CANARIES] int64."""
+    count = min(CANARIES, place.num_samples)
+    return place.first_sample + np.arange(count) * (place.num_samples - 1) // max(1, count - 1)
+
+
+def canary_digests(pixels: np.ndarray) -> np.ndarray:
+    """[K, C, H, W] uint8 -> [K, 32] uint8, the SHA-256 of each image's pixels."""
+    digests = b"".join(hashlib.sha256(image).digest() for image in np.ascontiguousarray(pixels))
+    return np.frombuffer(digests, np.uint8).reshape(len(pixels), 32)
+
+
+def sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()

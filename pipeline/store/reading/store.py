@@ -1,0 +1,420 @@
+"""The students' side of the store: open it, verify it, gather soft targets by view and sample.
+
+docs/soft_targets_format.md is normative. Reads formats 1 and 2.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from pipeline.data.prepared.dataset import SPLITS, Dataset
+from pipeline.runtime.derived_random import permutation
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import read_json
+from pipeline.store.format.encodings import columns, decode, unpack_ids
+from pipeline.store.format.schema import (
+    FORMAT_VERSION,
+    INDEX,
+    SHARD_SAMPLES,
+    STORE,
+    Contents,
+    ShardPlace,
+    attributes,
+    canary_digests,
+    canary_samples,
+    policy_of,
+    shard_places,
+)
+from pipeline.store.format.shards import (
+    ArrayPlace,
+    Header,
+    ShardError,
+    check_attributes,
+    check_shapes,
+    check_shard,
+    check_sum,
+    read_header,
+    row_shapes,
+)
+from pipeline.views.loader import views_of
+from pipeline.views.params import ViewsParams
+from pipeline.views.plan import Policy
+
+AGAIN = "dvc repro soft_targets"
+_SHOWN = 10  # problems in one message
+_COUNTED = 1000  # problems of a store; an index may ask for any number of shards
+
+
+class Targets(NamedTuple):
+    logits: np.ndarray  # [B, C], float16 of a dense store, float32 of a top_k one
+    kept: np.ndarray | None  # [B, C] bool: the others share the tail's mass; None: all kept
+
+
+@dataclass(frozen=True)
+class Index:
+    """What `store.json` says."""
+
+    format_version: int
+    contents: Contents
+    split_sizes: Mapping[str, int]
+    num_views: int
+    class_names: Sequence[str]  # empty for format 1, where each shard has them
+    fidelity: Mapping[str, float]  # as measured when it was written; empty for format 1
+
+    def places(self) -> Iterator[ShardPlace]:
+        return shard_places(self.split_sizes, self.num_views)
+
+
+class MappedArrays:
+    """Arrays in a file, mapped into memory when first used; pickled as their places."""
+
+    def __init__(self, places: Mapping[str, ArrayPlace]):
+        self.places = places
+
+    @cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {name: place.map() for name, place in self.places.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"places": self.places}
+
+
+@dataclass(frozen=True)
+class Store:
+    """An open store, and a dataset for a DataLoader: no file stays open, a forked worker shares
+    the mapped pages, and a spawned one maps them again.
+
+    As a dataset, it has the training samples of view 0, then those of view 1, and so on.
+    """
+
+    directory: Path
+    index: Index
+    shards: Mapping[tuple[str, int], Sequence[MappedArrays]]  # (split, view) -> by sample
+    labels: Mapping[str, np.ndarray]  # of a top_k store, by split: rows are decoded with them
+    temperature: float = 1.0  # of the softmax that the logits are for: gives top_k its tail
+
+    @property
+    def contents(self) -> Contents:
+        return self.index.contents
+
+    @property
+    def num_views(self) -> int:
+        return self.index.num_views
+
+    def at(self, temperature: float) -> "Store":
+        """The store for a softmax at another temperature; of dense rows, no matter."""
+        return replace(self, temperature=temperature)
+
+    def gather(self, view: int, samples: np.ndarray, *, split: str = "train") -> Targets:
+        """Soft targets of samples in one view: any number, in any order, repeated or not."""
+        return self.gather_pairs(samples, np.broadcast_to(view, np.shape(samples)), split=split)
+
+    def gather_pairs(
+        self, samples: np.ndarray, views: np.ndarray, *, split: str = "train"
+    ) -> Targets:
+        """Soft targets of (sample, view) pairs, both [B] integers.
+
+        Raises:
+            IndexError: there is no such sample or view.
+        """
+        arrays = self.encoded(samples, views, split=split)
+        if self.contents.encoding == "dense":
+            return Targets(arrays["logits"], None)
+        labels, classes = self.labels[split][samples], self.contents.num_classes
+        return Targets(*decode(arrays, labels, classes, temperature=self.temperature))
+
+    def encoded(
+        self, samples: np.ndarray, views: np.ndarray, *, split: str = "train"
+    ) -> dict[str, np.ndarray]:
+        """The rows of (sample, view) pairs as they are stored, [B, ...] each."""
+        samples, views = np.asarray(samples, np.int64), np.asarray(views, np.int64)
+        _check_range("sample", samples, self.index.split_sizes[split])
+        _check_range("view", views, self.num_views if split == "train" else 1)
+        number, rows = np.divmod(samples, SHARD_SAMPLES)
+        shard = views * len(self.shards[split, 0]) + number  # [B]
+        order = np.argsort(shard, kind="stable")
+        starts = np.flatnonzero(np.diff(shard[order], prepend=-1)).tolist()
+        if len(starts) == 1:
+            arrays = self.shards[split, int(views[0])][number[0]].arrays
+            return {name: array[rows] for name, array in arrays.items()}
+        contents = self.contents
+        gathered = {
+            name: np.empty((len(samples), width), dtype)
+            for name, (width, dtype) in columns(
+                contents.encoding, contents.num_classes, contents.k
+            ).items()
+        }
+        for start, stop in pairwise([*starts, len(order)]):
+            wanted = order[start:stop]
+            shard_of_view = self.shards[split, int(views[wanted[0]])][number[wanted[0]]]
+            for name, array in shard_of_view.arrays.items():
+                gathered[name][wanted] = array[rows[wanted]]
+        return gathered
+
+    def __len__(self) -> int:
+        return self.num_views * self.index.split_sizes["train"]
+
+    def __getitem__(self, position: int) -> dict[str, np.ndarray]:
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: Sequence[int]) -> list[dict[str, np.ndarray]]:
+        """What a DataLoader asks a batch by: one gather, and each row's `logits`, and `kept` of
+        a top_k store. Whole batches come faster from `gather` and `gather_pairs`."""
+        _check_range("position", np.asarray(positions), len(self))
+        views, samples = np.divmod(positions, self.index.split_sizes["train"])
+        logits, kept = self.gather_pairs(samples, views)
+        if kept is None:
+            return [{"logits": row} for row in logits]
+        return [{"logits": row, "kept": mask} for row, mask in zip(logits, kept, strict=True)]
+
+    def verify(self, dataset: Dataset) -> None:
+        """Check every byte: each shard's checksums, and that its canaries' pixels are those that
+        this code augments now. Once per run, in the parent process.
+
+        Args:
+            dataset: at the size of the views.
+
+        Raises:
+            UserError: names what differs, and what to do.
+        """
+        _refuse(self.directory, list(differences(self.directory, self.index, dataset)))
+
+
+def _check_range(name: str, numbers: np.ndarray, count: int) -> None:
+    if numbers.size and not 0 <= numbers.min() <= numbers.max() < count:
+        worst = numbers.min() if numbers.min() < 0 else numbers.max()
+        raise IndexError(f"{name} {worst} of {count}")
+
+
+def view_of_epoch(epoch: int, num_views: int, seed: int) -> int:
+    """Which cached view an epoch uses: a seeded permutation of all, drawn anew for each cycle."""
+    cycle, position = divmod(epoch, num_views)
+    return int(permutation(num_views, seed, cycle)[position])
+
+
+def open_store(
+    dataset: Dataset, views: ViewsParams, teacher_fingerprint: str, directory: Path = STORE
+) -> Store:
+    """Open the store: check what it is for, and that every shard is there and says that it is
+    the right one. Reads headers and no row; `Store.verify` reads all.
+
+    Args:
+        dataset: at the size of the views.
+
+    Raises:
+        UserError: anything is not as expected; says which, and what to do.
+    """
+    index = read_index(directory)
+    check_purpose(directory, index, dataset, views, teacher_fingerprint)
+    return open_shards(
+        directory, index, {name: split.labels for name, split in dataset.splits.items()}
+    )
+
+
+def read_index(directory: Path = STORE) -> Index:
+    """What the store is, by its index.
+
+    Raises:
+        UserError: absent, of a version that is not known, or not an index.
+    """
+    path = directory / INDEX
+    content = read_json(path, made_by=AGAIN)
+    version = content.get("format_version")
+    if version not in range(1, FORMAT_VERSION + 1):
+        newer = isinstance(version, int) and version > FORMAT_VERSION
+        remedy = "Update Teach Once" if newer else f"Run `{AGAIN}`"
+        raise UserError(
+            f"`{path}` has format version {version}; expected 1 to {FORMAT_VERSION}. {remedy}."
+        )
+    expected = {field.name: field.type for field in fields(Contents)}
+    expected |= {"splits": dict, "num_views": int}
+    expected |= {"class_names": list, "fidelity": dict} if version > 1 else {}
+    for key, kind in expected.items():
+        if key not in content and key != "k":
+            raise UserError(f"`{path}` lacks '{key}'. Run `{AGAIN}`.")
+        if not isinstance(content.get(key), kind):
+            name = getattr(kind, "__name__", kind)
+            raise UserError(f"`{path}` has {key} {content[key]!r}; expected {name}. Run `{AGAIN}`.")
+    contents = Contents(**{field.name: content.get(field.name) for field in fields(Contents)})
+    index = Index(
+        version,
+        contents,
+        content["splits"],
+        content["num_views"],
+        content.get("class_names", []),
+        content.get("fidelity", {}),
+    )
+    names = index.class_names
+    if version > 1 and (
+        len(names) != contents.num_classes or not all(isinstance(name, str) for name in names)
+    ):
+        raise UserError(
+            f"`{path}` has num_classes {contents.num_classes} and {len(names)} class_names; "
+            f"expected a text for each. Run `{AGAIN}`."
+        )
+    counts = [index.num_views, contents.num_classes, *index.split_sizes.values()]
+    if not index.split_sizes.keys() <= set(SPLITS) or not all(_is_count(n) for n in counts):
+        raise UserError(
+            f"`{path}` has num_views {index.num_views}, num_classes {contents.num_classes} and "
+            f"splits {index.split_sizes}; expected whole numbers from 1, of {', '.join(SPLITS)}. "
+            f"Run `{AGAIN}`."
+        )
+    known = ("dense",) if version == 1 else ("dense", "top_k")
+    if contents.encoding not in known:
+        raise UserError(
+            f"`{path}` has encoding {contents.encoding}; known in format {version}: "
+            f"{', '.join(known)}. Run `{AGAIN}`."
+        )
+    if (contents.encoding == "top_k") != (contents.k in range(1, contents.num_classes + 1)):
+        raise UserError(
+            f"`{path}` has k {contents.k}; expected 1 to {contents.num_classes} for top_k, none "
+            f"for dense. Run `{AGAIN}`."
+        )
+    return index
+
+
+def _is_count(number: Any) -> bool:
+    return type(number) is int and number > 0
+
+
+def check_purpose(
+    directory: Path,
+    index: Index,
+    dataset: Dataset,
+    views: ViewsParams,
+    teacher_fingerprint: str,
+) -> None:
+    """Raises: UserError: the store is for another dataset, teacher or view plan."""
+    contents = index.contents
+    sizes = {name: len(split) for name, split in dataset.splits.items()}
+    names = list(dataset.class_names) if index.format_version > 1 else []
+    prepared, params = "data/prepared has", "params.yaml says"
+    mismatches = [
+        f"`{directory}` was written for {what} {_short(found)}, but {where} {_short(expected)}."
+        for what, found, where, expected in (
+            ("dataset", contents.dataset_fingerprint, "data/prepared is", dataset.fingerprint),
+            ("teacher", contents.teacher_fingerprint, "models/teacher is", teacher_fingerprint),
+            ("view policy", contents.policy, params, str(views.plan)),
+            ("views.seed", contents.seed, params, views.seed),
+            ("views.image_size", contents.image_size, params, views.image_size),
+            ("views.count", index.num_views, params, views.num_views),
+            ("splits", index.split_sizes, prepared, sizes),
+            ("num_classes", contents.num_classes, prepared, dataset.num_classes),
+            ("class_names", index.class_names, prepared, names),
+        )
+        if found != expected
+    ]
+    if mismatches:
+        raise UserError("\n".join([*mismatches, f"Run `{AGAIN}`."]))
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, str) and len(value) == 64:
+        return f"{value[:12]}…"
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def open_shards(directory: Path, index: Index, labels: Mapping[str, np.ndarray]) -> Store:
+    """Open a store for what its own index says it is.
+
+    Args:
+        labels: by split, [N] integers, -1 for none: needed to decode top_k rows alone.
+
+    Raises:
+        UserError: a shard is absent, cannot be read, or is not the one that it should be.
+    """
+    shards: dict[tuple[str, int], list[MappedArrays]] = {}
+    problems = []
+    for place in index.places():
+        path = directory / place.file_name
+        try:
+            arrays = MappedArrays(_checked_rows(read_header(path), index, place))
+        except ShardError as error:
+            problems.append(f"`{path}` {error}.")
+            if len(problems) > _COUNTED:
+                break
+            continue
+        shards.setdefault((place.split, place.view), []).append(arrays)
+    _refuse(directory, problems)
+    # They are pickled for every worker that is spawned: none where not needed, and short ones.
+    short = np.int16 if index.contents.num_classes <= 2**15 else np.int32
+    needed = labels if index.contents.encoding == "top_k" else {}
+    return Store(directory, index, shards, {k: v.astype(short) for k, v in needed.items()})
+
+
+def _checked_rows(header: Header, index: Index, place: ShardPlace) -> dict[str, ArrayPlace]:
+    """Where a shard's rows are, if the header says that it is this one of this store."""
+    expected = attributes(index.contents, place) | {"format_version": index.format_version}
+    check_attributes(header, expected)
+    shapes = row_shapes(index.contents, place)
+    check_shapes(header, shapes)
+    return {name: header.arrays[name] for name in shapes}
+
+
+def _refuse(directory: Path, problems: Sequence[str]) -> None:
+    if problems:
+        more = len(problems) - _SHOWN
+        shown = [*problems[:_SHOWN], *([f"... and {more} more like it."] if more > 0 else [])]
+        raise UserError("\n".join([*shown, f"Remove `{directory}` and run `{AGAIN}`."]))
+
+
+def differences(directory: Path, index: Index, dataset: Dataset) -> Iterator[str]:
+    """Whatever in the shards is not as written, or not as this code augments it now."""
+    seed, cpu = index.contents.seed, torch.device("cpu")
+    views = {
+        name: views_of(split, Policy.from_text(policy_of(index.contents, name)), seed, cpu)
+        for name, split in dataset.splits.items()
+    }
+    for place in index.places():
+        path = directory / place.file_name
+        (batch,) = views[place.split].batches(place.view, [canary_samples(place)])
+        pixels = batch.pixels.numpy()
+        try:
+            if index.format_version == 1:
+                _check_shard_1(path, index, place, pixels)
+            else:
+                check_shard(path, index.contents, place, canary_digests(pixels))
+            _check_rows(read_header(path), index.contents)
+        except ShardError as error:
+            yield f"`{path}` {error}."
+
+
+def _check_rows(header: Header, contents: Contents) -> None:
+    """What a writer of somebody else's may have missed: each row must have a meaning."""
+    for name in columns(contents.encoding, contents.num_classes, contents.k):
+        array = header.arrays[name].map()
+        if name == "class_ids":
+            ids = np.sort(unpack_ids(array, contents.k, contents.num_classes))
+            bad = (ids[:, -1] >= contents.num_classes) | (np.diff(ids) == 0).any(1)
+            what = f"{contents.k} different classes of {contents.num_classes}"
+        else:
+            exponent = np.uint16(0x7C00)  # all ones where float16 is infinite or not a number
+            bad = ((array.view(np.uint16) & exponent) == exponent).any(1)
+            what = "finite numbers"
+        if bad.any():
+            raise ShardError(f"is wrong in row {bad.argmax()}: its {name} are not {what}")
+
+
+def _check_shard_1(path: Path, index: Index, place: ShardPlace, pixels: np.ndarray) -> None:
+    """`check_shard` for format 1, which kept the canaries' pixels themselves."""
+    header, samples = read_header(path), canary_samples(place)
+    _checked_rows(header, index, place)
+    check_shapes(
+        header,
+        {
+            "canary_samples": (samples.shape, samples.dtype),
+            "canary_pixels": (pixels.shape, pixels.dtype),
+        },
+    )
+    check_sum(header, "logits")
+    check_sum(header, "canary_pixels", "canaries_sha256")
+    found = (header.arrays["canary_samples"].map(), header.arrays["canary_pixels"].map())
+    if not (np.array_equal(found[0], samples) and np.array_equal(found[1], pixels)):
+        raise ShardError("has canaries that differ: the images or the augmentation have changed")

@@ -1,0 +1,116 @@
+"""(split from pipeline/store/format/schema.py)"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import write_bytes, write_json
+from pipeline.store.format.encodings import FLOAT16, columns, encode
+from pipeline.store.format.schema import (
+    FORMAT_VERSION,
+    INDEX,
+    Contents,
+    ShardPlace,
+    attributes,
+    canary_samples,
+    sha256,
+)
+
+
+def write_shard(
+    path: Path,
+    contents: Contents,
+    place: ShardPlace,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    canaries: np.ndarray,
+) -> None:
+    """Write one shard: complete and flushed to disk under its name, or absent.
+
+    Args:
+        logits: [num_samples, num_classes] float32, raw.
+        labels: [num_samples] int64, -1 for none: top_k keeps the label's logit.
+        canaries: [<= CANARIES, 32] uint8, the digests of `canary_samples(place)`.
+
+    Raises:
+        UserError: a logit that float16 cannot hold, or that is not a number; or the disk cannot
+            be written.
+    """
+    _check_finite(place, logits)
+    arrays = encode(logits, labels, contents.encoding, contents.k)
+    write_bytes(path, _file_image(contents, place, arrays, canaries))
+
+
+def _check_finite(place: ShardPlace, logits: np.ndarray) -> None:
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(logits.astype(FLOAT16))
+    if not finite.all():
+        bad_rows = ~finite.all(1)
+        bad = int(np.argmax(bad_rows))
+        value = logits[bad][~finite[bad]][0]
+        raise UserError(
+            f"the teacher answers {value} for sample {place.first_sample + bad} of {place.split}, "
+            f"view {place.view} ({int(bad_rows.sum())} such samples in this shard); expected "
+            f"finite logits within float16's ±65504. Look at the teacher's weights, its `mean` and "
+            "`std`, and `soft_targets.precision`."
+        )
+
+
+def shard_bytes(contents: Contents, place: ShardPlace) -> int:
+    """The exact size of a shard's file, before there are rows for it."""
+    return _size_of(contents, replace(place, view=0, first_sample=0))
+
+
+@lru_cache  # a store has few kinds of shards, and HDF5's overhead follows no simple rule
+def _size_of(contents: Contents, place: ShardPlace) -> int:
+    widths = columns(contents.encoding, contents.num_classes, contents.k)
+    arrays = {
+        name: np.zeros((place.num_samples, width), dtype) for name, (width, dtype) in widths.items()
+    }
+    canaries = np.zeros((len(canary_samples(place)), 32), np.uint8)
+    return len(_file_image(contents, place, arrays, canaries))
+
+
+def _file_image(
+    contents: Contents, place: ShardPlace, arrays: Mapping[str, np.ndarray], canaries: np.ndarray
+) -> bytes:
+    """The HDF5 file, made in memory: on a full disk h5py's own writing fails without an error."""
+    with h5py.File("shard", "w", driver="core", backing_store=False) as file:
+        for key, value in attributes(contents, place).items():
+            text = isinstance(value, str)
+            file.attrs[key] = np.bytes_(value.encode()) if text else np.int64(value)
+        checked = {**arrays, "canaries": canaries}
+        for name, array in checked.items():
+            file.attrs[f"{name}_sha256"] = np.bytes_(sha256(array))
+        for name, array in {**checked, "canary_samples": canary_samples(place)}.items():
+            file.create_dataset(name, data=array, track_times=False)
+        file.flush()
+        return file.id.get_file_image()
+
+
+def write_index(
+    directory: Path,
+    contents: Contents,
+    class_names: Sequence[str],
+    split_sizes: Mapping[str, int],
+    num_views: int,
+    fidelity: Mapping[str, float],
+) -> None:
+    """Write what tells a complete store from one that lacks shards, and how faithful its rows are
+    to the teacher's answers."""
+    write_json(
+        directory / INDEX,
+        {
+            "format_version": FORMAT_VERSION,
+            **contents.identity(),
+            "splits": dict(split_sizes),
+            "num_views": num_views,
+            "fidelity": dict(fidelity),
+            "class_names": list(class_names),
+        },
+    )

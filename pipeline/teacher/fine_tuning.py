@@ -1,0 +1,39 @@
+"""Which parts of a pretrained network an epoch of training leaves as they are.
+
+Contract code: an edit here runs the teacher again.
+"""
+
+from collections.abc import Collection
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pipeline.teacher.params import TeacherTraining
+
+
+def mark_last_layer(network: nn.Module, keys: Collection[str]) -> None:
+    """Say which tensors of the state dict are the new ones, that `freeze_epochs` trains alone."""
+    network.last_layer_keys = frozenset(keys)
+
+
+def begin_epoch(network: nn.Module, params: TeacherTraining, epoch: int) -> None:
+    """To be called on the network itself, in training mode, at the start of every epoch.
+
+    In the first `freeze_epochs` only the last layer learns, and all else is as in evaluation;
+    `freeze_batch_norm` keeps the statistics of batch norm for good.
+
+    Args:
+        epoch: counted from 0.
+    """
+    if not (params.freeze_epochs or params.freeze_batch_norm):
+        return
+    head_only = epoch < params.freeze_epochs
+    last_layer: Collection[str] = getattr(network, "last_layer_keys", ())
+    for key, parameter in network.named_parameters():
+        parameter.requires_grad_(not head_only or key in last_layer)
+    for name, module in network.named_modules():
+        is_last_layer = any(key.rpartition(".")[0] == name for key in last_layer)
+        if head_only and not is_last_layer and not list(module.children()):
+            module.eval()  # dropout and statistics of the frozen part
+        if isinstance(module, _BatchNorm) and params.freeze_batch_norm:
+            module.eval()

@@ -1,0 +1,66 @@
+"""`teacher`: the classifier whose knowledge is distilled."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.models.params import Family, Network, NetworkParams
+from pipeline.runtime.params import Section
+from pipeline.training.params import OptimisationParams
+from pipeline.views.params import Geometry
+
+
+class TeacherTraining(OptimisationParams):
+    """`weights: train`, or `pretrained` for other classes than its own: as students are trained, on
+    the cross-entropy."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    # A fresh view of every sample in every epoch.
+    policy: Geometry
+    seed: int = Field(ge=0, lt=2**63)  # of weights, views and order
+    freeze_epochs: int = Field(default=0, ge=0)  # pretrained: the first, of the last layer alone
+    freeze_batch_norm: bool = False  # pretrained: keep the statistics of batch norm
+
+    @model_validator(mode="after")
+    def _thaws(self) -> "TeacherTraining":
+        if self.freeze_epochs > self.epochs:
+            raise ValueError(
+                f"freeze_epochs is {self.freeze_epochs}, but training ends after {self.epochs} "
+                "epochs: set as many at most"
+            )
+        return self
+
+
+class TeacherParams(Section):
+    family: Family
+    network: Network
+    weights: Literal["train", "checkpoint", "pretrained", "logits"]
+    # checkpoint: the file (.pt, .pth, .th, .safetensors); logits: the table or the store
+    checkpoint: str
+    minimum_accuracy: float | None = Field(default=None, gt=0, le=1)  # on validation, to go on
+    training: TeacherTraining
+
+    @model_validator(mode="after")
+    def _freezes_what_is_pretrained(self) -> "TeacherParams":
+        if self.weights == "train" and (
+            self.training.freeze_epochs or self.training.freeze_batch_norm
+        ):
+            raise ValueError(
+                "training.freeze_epochs and training.freeze_batch_norm keep pretrained weights, "
+                "but weights is `train`: leave them away, or set weights: pretrained"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _logits_have_no_network(self) -> "TeacherParams":
+        if (self.family == "logits") != (self.weights == "logits"):
+            raise ValueError(
+                f"family is `{self.family}` and weights is `{self.weights}`, but a teacher that is "
+                "a table or a store of logits has `logits` for both: set both so, or neither"
+            )
+        if self.weights == "logits" and self.network != NetworkParams(name=self.network.name):
+            raise ValueError(
+                "network has more than a name, but weights is `logits`, which no network is run "
+                "for: set network to a name alone"
+            )
+        return self

@@ -1,0 +1,129 @@
+"""From a loss to the next weights: optimiser, learning rate, clipping and the weights' average.
+
+Contract code, for the teacher is trained by it: an edit here runs the teacher again.
+"""
+
+import copy
+import math
+from bisect import bisect_right
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from pipeline.training.params import OptimisationParams
+
+
+class Optimisation:
+    """What changes a network's weights, step by step; nothing in it waits for the device."""
+
+    def __init__(self, network: nn.Module, params: OptimisationParams, steps_per_epoch: int):
+        self.optimizer = make_optimizer(network, params)
+        self.schedule = LambdaLR(
+            self.optimizer, lambda step: learning_rate_factor(step, params, steps_per_epoch)
+        )
+        self._network, self._clip_norm = network, params.gradient_clip_norm
+        self._average = None if params.ema_decay is None else Average(network, params.ema_decay)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is measured and saved: the average, or the one that is trained."""
+        return self._network if self._average is None else self._average.network
+
+    def learning_rate(self, step: int) -> float:
+        """At a step counted from 0."""
+        return self.schedule.base_lrs[0] * self.schedule.lr_lambdas[0](step)
+
+    def step(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad()
+        loss.backward()
+        if self._clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._network.parameters(), self._clip_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        if self._average is not None:
+            self._average.update(self._network)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "average": None if self._average is None else self._average.network.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self._average is not None:
+            self._average.network.load_state_dict(state["average"])
+
+
+class Average:
+    """Exponential moving average of a network's weights, from its first weights on:
+    average = decay · average + (1 - decay) · weights after each step; buffers are copied.
+
+    torch's own arithmetic, but not its AveragedModel, which copies a counter to the device at
+    every step and waits for it.
+    """
+
+    def __init__(self, network: nn.Module, decay: float):
+        self.network = copy.deepcopy(network).requires_grad_(False)
+        self._update = get_ema_multi_avg_fn(decay)
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        self._update(list(self.network.parameters()), list(network.parameters()), None)
+        if buffers := list(self.network.buffers()):
+            torch._foreach_copy_(buffers, list(network.buffers()))
+
+
+def make_optimizer(network: nn.Module, params: OptimisationParams) -> torch.optim.Optimizer:
+    groups = parameter_groups(network, params)
+    if params.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=params.learning_rate)
+    return torch.optim.SGD(
+        groups,
+        lr=params.learning_rate,
+        momentum=params.momentum,
+        nesterov=params.nesterov and params.momentum > 0,
+    )
+
+
+def parameter_groups(network: nn.Module, params: OptimisationParams) -> list[dict[str, Any]]:
+    """All parameters with weight decay; or those of one dimension, which are the weights of
+    normalisation layers and every bias, in a group of their own and without."""
+    parameters, decay = list(network.parameters()), params.weight_decay
+    if params.weight_decay_exclusions == "none":
+        return [{"params": parameters, "weight_decay": decay}]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def learning_rate_factor(step: int, params: OptimisationParams, steps_per_epoch: int) -> float:
+    """Of the peak, at a step counted from 0: linear up over the warm-up; then by the schedule.
+
+    cosine: half a cosine down to 0 at the end (Loshchilov, Hutter 2017, arXiv:1608.03983, without
+    restarts); step: times `decay_factor` from the first step after each milestone; constant: 1.
+    """
+    steps, warmup_steps = params.epochs * steps_per_epoch, params.warmup_epochs * steps_per_epoch
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if params.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps)))
+    if params.schedule == "step":
+        return params.decay_factor ** bisect_right(params.milestones, step // steps_per_epoch)
+    return 1.0
+
+
+def batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """The order in batches; a last one of a single sample, which batch norm refuses, joins the
+    one before it."""
+    parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [np.concatenate(parts[-2:])]
+    return parts

@@ -1,0 +1,77 @@
+"""`views`: the augmented views that the teacher labels and that students train on."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from pipeline.runtime.params import Section
+from pipeline.views.plan import POLICIES, Policy
+
+#: How a view is cut out of its image.
+Geometry = Literal[tuple(POLICIES)]
+
+
+class RandAugmentParams(Section):
+    """RandAugment (Cubuk et al. 2020): so many operations of 14 one after another."""
+
+    operations: int = Field(default=2, ge=1, le=14)
+    magnitude: int = Field(default=9, ge=0, le=30)  # the strength of each
+
+
+class MixParams(Section):
+    """Each view mixed with the same view of another sample."""
+
+    method: Literal["mixup", "cutmix"]  # a weighted mean, or a box of the other's pixels
+    alpha: float = Field(default=1.0, gt=0)  # the sample's own share follows Beta(alpha, alpha)
+
+
+def _none_or_mapping(value: Any) -> Any:
+    if value == "none":
+        return None
+    if not isinstance(value, Mapping):
+        raise ValueError(f"it is {value!r}; expected `none`, or a mapping of its parameters")
+    return value
+
+
+class ViewsParams(Section):
+    """The view plan's inputs."""
+
+    policy: Geometry
+    # Both stand in every file: DVC refuses a stage's parameter that is absent.
+    rand_augment: Annotated[RandAugmentParams | None, BeforeValidator(_none_or_mapping)]
+    mix: Annotated[MixParams | None, BeforeValidator(_none_or_mapping)]
+    count: int | Literal["all"]  # cached views of every training sample
+    seed: int = Field(ge=0, lt=2**63)
+    image_size: int = Field(ge=8, le=4096)  # pixels, the side of a view
+
+    @model_validator(mode="after")
+    def _no_more_views_than_there_are(self) -> "ViewsParams":
+        distinct = self.plan.distinct
+        if distinct is None:
+            if self.count == "all" or self.count < 1:
+                raise ValueError(
+                    f"count is {self.count}, but the views of `{self.plan}` have no end: set count "
+                    "to a number, 1 or more"
+                )
+        elif self.count != "all" and not 1 <= self.count <= distinct:
+            raise ValueError(
+                f"count is {self.count}, but policy `{self.policy}` has "
+                f"{distinct} distinct view{'s' if distinct > 1 else ''}: "
+                f"set count to {'1 ... ' if distinct > 1 else ''}{distinct}, or to `all`"
+            )
+        return self
+
+    @property
+    def plan(self) -> Policy:
+        """How a view is made, all of it."""
+        augmented, mixed = self.rand_augment, self.mix
+        return Policy(
+            self.policy,
+            (augmented.operations, augmented.magnitude) if augmented else None,
+            (mixed.method, mixed.alpha) if mixed else None,
+        )
+
+    @property
+    def num_views(self) -> int:
+        return self.plan.distinct if self.count == "all" else self.count

@@ -1,0 +1,250 @@
+"""The command `predict` sees an image file as the pipeline does, and needs no torch."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import prepare, run_every_stage, run_stage, write_images
+from import_closure import ROOT
+from PIL import Image
+from safetensors.numpy import load_file
+from test_encoded import encoded_params, write_pictures
+
+from pipeline.commands import predict
+from pipeline.data.prepared.dataset import EncodedSplit, open_dataset
+from pipeline.export.onnx_model import Card
+from pipeline.runtime.errors import UserError
+from pipeline.views.loader import views_of
+from pipeline.views.plan import Policy
+
+MODEL = "models/exported/small.onnx"
+
+
+def exported(project: Path) -> Path:
+    """The finished project, with its student exported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project)
+        run_stage("export", "small")
+    return project
+
+
+@pytest.fixture(scope="module")
+def of_pixels(finished_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pixels") / "project"
+    shutil.copytree(finished_project, root)
+    return exported(root)
+
+
+@pytest.fixture(scope="module")
+def of_encoded_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("encoded")
+    write_pictures(root / "images")
+    run_every_stage(root, encoded_params())
+    return exported(root)
+
+
+@pytest.fixture
+def here(of_pixels: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The exported project, to be read, as the current folder."""
+    monkeypatch.chdir(of_pixels)
+    return of_pixels
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["predict", *arguments])
+    predict.main()
+
+
+@pytest.mark.parametrize("kind", ["of_pixels", "of_encoded_images"])
+def test_files_of_the_test_split_are_classified_as_the_student_was_tested(
+    kind, request, monkeypatch, capsys
+):
+    monkeypatch.chdir(request.getfixturevalue(kind))
+    dataset = open_dataset()
+    test = dataset.splits["test"]
+    assert isinstance(test, EncodedSplit) == (kind == "of_encoded_images")
+    files = [f"images/{sample_id}" for sample_id in test.sample_ids]
+    capsys.readouterr()  # what the stages said
+    run(monkeypatch, MODEL, *files, "--json", "--top", "3")
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    logits = load_file("predictions/students/small.safetensors")["test"].astype(np.float64)
+    assert [answer["file"] for answer in answers] == files
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    for answer, row in zip(answers, probabilities, strict=True):
+        found = {entry["class"]: entry["probability"] for entry in answer["classes"]}
+        assert list(found) == [dataset.class_names[label] for label in np.argsort(-row)]
+        assert list(found.values()) == pytest.approx(sorted(row, reverse=True), abs=1e-5)
+
+
+def write_odd_images(root: Path) -> None:
+    """All of the modes and shapes that images come in."""
+    noise = np.random.default_rng(0).integers(0, 256, (60, 90, 4), np.uint8)
+    smooth = Image.fromarray(noise[:6, :9, :3]).resize((90, 60), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright
+    deep = Image.fromarray(noise[..., 0].astype(np.uint16) * 257)
+    for name in ("ant", "bee", "cat"):
+        folder = root / "train" / name
+        folder.mkdir(parents=True)
+        smooth.save(folder / "0.jpg", exif=exif)
+        Image.fromarray(noise).save(folder / "1.png")  # transparent here and there
+        smooth.convert("CMYK").save(folder / "2.jpg")
+        smooth.convert("P").save(folder / "3.png")
+        smooth.convert("L").resize((11, 9)).save(folder / "4.png")
+        deep.save(folder / "5.png")
+
+
+@pytest.mark.parametrize(
+    ("reading", "side"),
+    [
+        ({"storage": "pixels", "image_size": 16}, 16),
+        ({"storage": "pixels", "image_size": 24}, 16),
+        ({"storage": "encoded", "image_size": 40, "quality": 80}, 16),
+        ({"storage": "encoded", "image_size": 40, "quality": "original"}, 24),
+    ],
+)
+@pytest.mark.parametrize("channels", [3, 1])
+def test_any_file_becomes_the_pixels_that_the_pipeline_makes_of_it(folder, reading, side, channels):
+    write_odd_images(folder / "images")
+    split = prepare(**reading, channels=channels).at(side).splits["train"]
+    views = views_of(split, Policy("none"), 0, torch.device("cpu"), num_workers=0)
+    (batch,) = views.batches(0, [np.arange(len(split))])
+    card = Card("mine", "-", ["a", "b"], 18, channels, side, reading)
+    assert len(split) >= 6
+    for sample_id, expected in zip(split.sample_ids, batch.pixels.numpy(), strict=True):
+        found = predict.square((folder / "images" / sample_id).read_bytes(), card)
+        assert np.array_equal(found, expected), sample_id
+
+
+def shell(
+    *arguments: str, folder: Path, options: Sequence[str] = ()
+) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *options, "-m", "pipeline.commands.predict", *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_it_prints_a_line_per_file_names_the_unreadable_at_the_end_and_fails(here, tmp_path):
+    write_images(tmp_path, per_class=1)
+    pictures = tmp_path / "train"
+    (pictures / "ant/.hidden.png").write_bytes(b"")
+    (pictures / "notes.txt").write_text("no image")
+    whole = (pictures / "ant/000.png").read_bytes()
+    (pictures / "bee/cut.png").write_bytes(whole[: len(whole) // 2])
+    result = shell(str(here / MODEL), "train", "nowhere.png", "--top", "2", folder=tmp_path)
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        f"train/{c}/000.png" for c in ("ant", "bee", "cat")
+    ]
+    for line in lines:
+        share = r"(ant|bee|cat) +\d+\.\d\d%"
+        assert re.fullmatch(rf"train/\w+/000\.png  {share}  {share}", line)
+    assert len({len(line) for line in lines}) == 1  # they are aligned
+    assert result.returncode == 1
+    assert result.stderr.splitlines() == [
+        "error: 3 of 6 files are not images that can be read:",
+        "  train/bee/cut.png: image file is truncated",
+        "  train/notes.txt: not an image of a kind that is known",
+        "  nowhere.png: No such file or directory",
+    ]
+
+
+def test_it_succeeds_where_every_file_is_an_image_and_imports_no_torch(here):
+    result = shell(MODEL, "images/train/ant", folder=here, options=["-X", "importtime"])
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 20
+    imported = set(re.findall(r"^import time:.*\| +(\w+)", result.stderr, re.MULTILINE))
+    assert {"numpy", "onnxruntime"} <= imported
+    assert not imported & {"torch", "torchvision", "onnx", "pandas", "scipy"}
+
+
+def test_more_files_than_a_batch_are_answered_in_their_order(here, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "BATCH_SIZE", 7)
+    run(monkeypatch, MODEL, "images")
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == sorted(str(path) for path in Path("images").rglob("*.png"))
+    assert len(names) == 60
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("nowhere.onnx", "images"),
+            r"`nowhere.onnx` cannot be read \(No such file or directory\)",
+        ),
+        (("params.yaml", "images"), "`params.yaml` cannot be loaded by onnxruntime"),
+        ((MODEL, "images", "--top", "0"), "`--top` is `0`; expected how many classes .* 1 to 3"),
+        ((MODEL, "images", "--top", "4"), "`--top` is `4`"),
+        ((MODEL, "images", "--top", "all"), "`--top` is `all`"),
+        ((MODEL, "empty"), "there is no file in empty; expected images"),
+    ],
+)
+def test_a_mistake_in_the_command_is_told(here, monkeypatch, arguments, message):
+    Path("empty").mkdir(exist_ok=True)
+    with pytest.raises(UserError, match=message):
+        run(monkeypatch, *arguments)
+
+
+def changed_metadata(path: Path, **entries: str | None) -> str:
+    """A copy of the model with entries of its metadata set, or None removed."""
+    model = onnx.load(MODEL)
+    metadata = {entry.key: entry.value for entry in model.metadata_props} | entries
+    del model.metadata_props[:]
+    for key, value in metadata.items():
+        if value is not None:
+            model.metadata_props.add(key=key, value=value)
+    onnx.save(model, path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"teach_once_format_version": None}, "is an ONNX file of another making"),
+        ({"teach_once_format_version": "2"}, "has format version 2; expected 1"),
+        ({"class_names": None}, r"has damaged metadata \('class_names'\)"),
+        ({"reading": "{"}, r"has damaged metadata \(Expecting property name"),
+        ({"reading": "7"}, r"has damaged metadata \(reading: .* valid dictionary"),
+        ({"reading": '{"storage": "pixels"}'}, r"has damaged metadata \(reading.image_size: "),
+        ({"channels": "2"}, r"has damaged metadata \(channels: Input should be 1 or 3"),
+        ({"class_names": "[1, 2, 3]"}, r"has damaged metadata \(class_names.0: .* valid string"),
+        (
+            {"image_size": "1000000"},
+            r"has damaged metadata \(image_size: Input should be less than or equal to 4096",
+        ),
+        (
+            {"class_names": '["a", "b"]'},
+            r"takes image \['batch', 3, 16, 16\] and gives logits \['batch', 3\], but its metadata",
+        ),
+    ],
+)
+def test_a_file_that_export_did_not_write_is_refused(here, tmp_path, monkeypatch, entries, message):
+    path = changed_metadata(tmp_path / "other.onnx", **entries)
+    with pytest.raises(UserError, match=rf"`{path}` {message}"):
+        run(monkeypatch, path, "images")
+
+
+def test_a_file_whose_graph_fails_is_refused(here, tmp_path, monkeypatch):
+    model = onnx.load(MODEL)
+    path = tmp_path / "other.onnx"
+    weights = next(each for each in model.graph.initializer if len(each.dims) == 4)
+    weights.raw_data = b""
+    weights.dims[:] = [0, 3, 3, 3]
+    onnx.save(model, path)
+    with pytest.raises(UserError, match=rf"`{path}` (cannot be loaded|fails on images)"):
+        run(monkeypatch, str(path), "images")

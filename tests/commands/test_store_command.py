@@ -1,0 +1,227 @@
+"""`python -m pipeline.commands.store`: what a store is, and whether it is what it should be."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from conftest import change_params, run_stage
+from import_closure import ROOT
+
+from pipeline.commands.store import inspect, main, verify
+from pipeline.data.prepared.dataset import open_dataset
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import read_json
+from pipeline.store.format.schema import STORE
+
+SHARD = STORE / "train_view00001_sample000000000.h5"
+VERSION_1 = ROOT / "tests/files/store_v1"
+
+
+@pytest.fixture
+def top_k(project: Path) -> None:
+    change_params("soft_targets", encoding="top_k", k=1)
+    run_stage("soft_targets")
+
+
+def store_command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline.commands.store", *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def tamper(name: str, change) -> None:
+    """Change an array of a shard, and mend its checksum."""
+    with h5py.File(SHARD, "r+") as file:
+        array = file[name][:]
+        change(array)
+        file[name][...] = array
+        file.attrs[f"{name}_sha256"] = np.bytes_(hashlib.sha256(array.tobytes()).hexdigest())
+
+
+def test_inspect_prints_what_a_store_is(project, top_k):
+    index = read_json(STORE / "store.json", made_by="-")
+    result = store_command("inspect")
+    assert result.returncode == 0, result.stderr
+    printed = result.stdout
+    for key in ("dataset_fingerprint", "teacher_fingerprint"):
+        assert index[key] in printed
+    assert "crop_flip, seed 7, 16 pixels" in printed
+    assert "top_k, k = 1, of 3 classes" in printed
+    assert "forward pass in float32" in printed
+    assert "train 36 x 3 views, validation 12, test 12: 132 in all, in 5 shards" in printed
+    size = sum(path.stat().st_size for path in STORE.glob("*.h5"))
+    per_view = sum(path.stat().st_size for path in STORE.glob("train*.h5")) / (3 * 36)
+    assert f"{size:,} bytes; {per_view:,.1f} per view of an image, 9 of them its row" in printed
+    for key, value in index["fidelity"].items():
+        assert f"{key} {value}" in printed
+    assert "kl_at_temperature_4" in printed
+    rows = [line for line in printed.splitlines() if " sample " in line]
+    assert [line.split(":")[0].strip() for line in rows] == [
+        "train view 0 sample 0",
+        "train view 2 sample 35",
+        "validation view 0 sample 0",
+        "validation view 0 sample 11",
+        "test view 0 sample 0",
+        "test view 0 sample 11",
+    ]
+
+
+def test_the_rows_that_inspect_prints_are_the_largest_logits_by_class_name(project):
+    with h5py.File(STORE / "train_view00000_sample000000000.h5", "r") as file:
+        row = file["logits"][0]
+    names = open_dataset().class_names
+    shown = ", ".join(f"{names[c]} {row[c]:.2f}" for c in np.argsort(-row))
+    assert f"  train view 0 sample 0: {shown}" in list(inspect(STORE))
+
+
+@pytest.mark.parametrize("directory", ["soft_targets", "copy/of/it"])
+def test_inspect_needs_neither_dataset_nor_teacher_nor_parameters(
+    project, tmp_path, monkeypatch, directory
+):
+    shutil.copytree(STORE, tmp_path / directory)
+    monkeypatch.chdir(tmp_path)
+    assert next(inspect(Path(directory))) == f"{directory}: format 2"
+
+
+def test_inspect_shows_a_store_of_format_1(project):
+    lines = list(inspect(VERSION_1 / "soft_targets"))
+    assert lines[0].endswith(": format 1")
+    assert "  fidelity  not measured" in lines
+    assert any("train view 1 sample 5: " in line and "bee " in line for line in lines)
+
+
+def test_verify_accepts_a_sound_store(project):
+    result = store_command("verify", "--recompute", "20")
+    assert result.returncode == 0, result.stderr
+    assert "all 132 rows are as written" in result.stdout
+    assert "; 20 of them are the teacher's answers" in result.stdout
+    assert "; 108 of them are" in verify(STORE, 9999, seed=0)  # all there are
+
+
+def test_verify_accepts_a_sound_top_k_store(project, top_k):
+    assert "108 of them are the teacher's answers" in verify(STORE, 108, seed=0)
+
+
+def test_verify_names_every_difference_and_exits_with_a_code_that_is_not_0(project):
+    SHARD.unlink()
+    other = STORE / "train_view00002_sample000000000.h5"
+    content = bytearray(other.read_bytes())
+    with h5py.File(other, "r") as file:
+        content[file["logits"].id.get_offset()] ^= 1
+    other.write_bytes(content)
+    shutil.copy(
+        STORE / "test_view00000_sample000000000.h5",
+        STORE / "validation_view00000_sample000000000.h5",
+    )
+    (STORE / "left_over.h5").touch()
+    result = store_command("verify", "--recompute", "5")
+    assert result.returncode == 1
+    assert result.stdout == ""
+    for told in (
+        f"`{SHARD}` is absent.",
+        f"`{other}` is damaged: its logits do not match their checksum.",
+        "`data/soft_targets/validation_view00000_sample000000000.h5` says split test; expected",
+        "`data/soft_targets/left_over.h5` is no part of the store",
+        "4 differences.",
+    ):
+        assert told in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_verify_refuses_a_store_for_another_view_plan(project):
+    change_params("views", seed=8)
+    with pytest.raises(UserError, match="written for views.seed 7, but params.yaml says 8"):
+        verify(STORE, 0, seed=0)
+
+
+def raise_by(amount: float):
+    def change(array: np.ndarray) -> None:
+        array[17, 0] += amount
+
+    return change
+
+
+def test_recompute_catches_a_row_that_was_changed_with_its_checksum(project):
+    tamper("logits", raise_by(0.1))
+    assert "all 132 rows are as written" in verify(STORE, 0, seed=0)
+    with pytest.raises(UserError) as refusal:
+        verify(STORE, 108, seed=0)
+    message = str(refusal.value)
+    assert "train view 1 sample 17: the logit of ant is " in message
+    assert "1 differences." in message
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (0, "the logit of"),
+        (1, "the logit of"),
+        (2, "the tail's log-sum-exp is"),
+        (3, "the tail's mean is"),
+    ],
+)
+def test_recompute_catches_any_number_of_a_top_k_row(project, top_k, column, message):
+    """k = 1 of 3 classes: the largest, the label's, the tail's log-sum-exp and mean."""
+    sample = sample_whose_label_is_the_largest(column > 1)
+
+    def change(array: np.ndarray) -> None:
+        array[sample, column] -= 0.5
+
+    tamper("values", change)
+    with pytest.raises(UserError, match=f"train view 1 sample {sample}: {message}"):
+        verify(STORE, 108, seed=0)
+
+
+def test_recompute_catches_a_changed_class(project, top_k):
+    sample = sample_whose_label_is_the_largest(False)
+
+    def change(array: np.ndarray) -> None:
+        array[sample] = (array[sample] + 1) % 3
+
+    tamper("class_ids", change)
+    with pytest.raises(UserError, match=f"train view 1 sample {sample}: "):
+        verify(STORE, 108, seed=0)
+
+
+def sample_whose_label_is_the_largest(wanted: bool) -> int:
+    """If so, two classes are left to the tail, and its mean is not its log-sum-exp."""
+    with h5py.File(SHARD, "r") as file:
+        largest = file["class_ids"][:, 0]
+    is_largest = largest == open_dataset().splits["train"].labels
+    return int(np.flatnonzero(is_largest == wanted)[0])
+
+
+def test_another_seed_asks_for_other_rows(project):
+    tamper("logits", raise_by(0.1))
+    caught = []
+    for seed in range(20):
+        try:
+            verify(STORE, 30, seed=seed)
+        except UserError:
+            caught.append(seed)
+    assert 0 < len(caught) < 20
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_recompute_asks_in_the_precision_of_the_store(project, precision):
+    change_params("soft_targets", precision=precision)
+    run_stage("soft_targets")
+    assert "108 of them" in verify(STORE, 108, seed=0)
+
+
+def test_a_number_of_rows_that_is_none_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["store", "verify", "--recompute=-3"])
+    with pytest.raises(SystemExit) as refusal:
+        main()
+    assert refusal.value.code == 2
+    assert "-3 is not a number of rows; expected 0 or more" in capsys.readouterr().err

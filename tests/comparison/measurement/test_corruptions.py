@@ -1,0 +1,167 @@
+"""Each corruption does what its name says, as an independent computation has it."""
+
+import colorsys
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from pipeline.comparison.measurement.corruptions import (
+    CORRUPTIONS,
+    MOST_IMAGES,
+    PUBLISHED,
+    SEVERITIES,
+    chosen_samples,
+    corrupted,
+    strength,
+)
+
+ALL_SEVERITIES = (1, 2, 3, 4, 5)
+
+
+def photograph(side: int, channels: int = 3, width: int | None = None) -> np.ndarray:
+    """[C, H, W] uint8: soft shapes with edges and some texture, from black to white."""
+    rng = np.random.default_rng(side)
+    shape = (channels, side, width or side)
+    soft = gaussian_filter(rng.normal(size=shape), (0, side / 10, side / 10))
+    soft = (soft - soft.min()) / (soft.max() - soft.min())
+    edged = np.where(soft > 0.6, soft, 0.7 * soft)
+    textured = 255 * edged + rng.normal(0, 6, shape)
+    return np.clip(textured, 0, 255).astype(np.uint8)
+
+
+def apply(name: str, image: np.ndarray, severity: int, sample: int = 0) -> np.ndarray:
+    return corrupted(image, sample, corruption=name, severity=severity)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("side", [16, 32, 96, 224])
+def test_a_higher_severity_is_farther_from_the_image(name, channels, side):
+    """Of those that networks are shown. (Published shares of pixels that divide a side evenly shift
+    a pixelated image more than the next severity does: 96 pixels to 64, say.)"""
+    image = photograph(side, channels)
+    before = image.copy()
+    distances = []
+    for severity in SEVERITIES:
+        changed = apply(name, image, severity)
+        assert changed.shape == image.shape
+        assert changed.dtype == np.uint8
+        distances.append(((changed.astype(float) - image) ** 2).mean())
+    assert distances[0] > 0
+    assert (np.diff(distances) > 0).all()
+    assert np.array_equal(image, before)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_an_image_that_is_no_square_keeps_its_shape(name):
+    image = photograph(40, width=56)
+    assert apply(name, image, 3).shape == (3, 40, 56)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_strengths_are_the_published_ones_at_their_sizes_and_between_them_in_between(name):
+    small, large = PUBLISHED[name]
+    for severity in ALL_SEVERITIES:
+        at = severity - 1
+        assert strength(name, severity, 32) == strength(name, severity, 16) == small[at]
+        assert strength(name, severity, 224) == strength(name, severity, 512) == large[at]
+        # Half-way over the logarithm; 84 and 85 are the whole numbers around it.
+        around = sorted(strength(name, severity, side) for side in (84, 85))
+        assert around[0] <= (small[at] + large[at]) / 2 <= around[1]
+
+
+@pytest.mark.parametrize("severity", ALL_SEVERITIES)
+def test_noise_has_mean_0_and_its_standard_deviation(severity):
+    image = np.full((3, 32, 32), 128, np.uint8)  # 5 standard deviations from black and white
+    drawn = np.stack([apply("noise", image, severity, sample) for sample in range(100)])
+    difference = drawn.astype(float) - 128
+    deviation = 255 * PUBLISHED["noise"][0][severity - 1]
+    count = difference.size
+    assert abs(difference.mean()) < 4 * deviation / count**0.5
+    assert difference.std() == pytest.approx(deviation, rel=4 / (2 * count) ** 0.5 + 0.002)
+
+
+def test_noise_of_one_image_says_nothing_of_another_channel_sample_or_severity():
+    image = np.full((3, 64, 64), 128, np.uint8)
+    draws = [
+        apply("noise", image, severity, sample).astype(float) - 128
+        for severity in (1, 3)
+        for sample in (0, 1, 2**31)
+    ]
+    planes = np.stack([plane.ravel() for draw in draws for plane in draw])
+    correlations = np.corrcoef(planes) - np.eye(len(planes))
+    assert np.abs(correlations).max() < 5 / 64
+
+
+@pytest.mark.parametrize("side", [16, 32, 100, 224])
+@pytest.mark.parametrize("severity", ALL_SEVERITIES)
+def test_blur_is_scipys_gaussian_within_a_level(side, severity):
+    image = photograph(side, width=side + 3)
+    deviation = strength("blur", severity, side)
+    expected = gaussian_filter(image.astype(float), (0, deviation, deviation), mode="nearest")
+    assert np.abs(apply("blur", image, severity) - expected).max() <= 0.51
+
+
+@pytest.mark.parametrize("severity", ALL_SEVERITIES)
+def test_contrast_moves_each_channel_towards_its_own_mean(severity):
+    image = photograph(32)
+    remaining = PUBLISHED["contrast"][0][severity - 1]
+    for channel, changed in zip(image, apply("contrast", image, severity), strict=True):
+        mean = channel.sum() / channel.size
+        expected = [remaining * level + (1 - remaining) * mean for level in channel.ravel()]
+        np.testing.assert_allclose(changed.ravel(), expected, atol=0.5001)
+
+
+@pytest.mark.parametrize("severity", ALL_SEVERITIES)
+def test_brightness_adds_to_the_value_and_keeps_hue_and_saturation(severity):
+    image = photograph(16)
+    image[:, 0, :3] = 0  # black has no hue
+    added = PUBLISHED["brightness"][0][severity - 1]
+    changed = apply("brightness", image, severity)
+    for pixel, got in zip(image.reshape(3, -1).T, changed.reshape(3, -1).T, strict=True):
+        hue, saturation, value = colorsys.rgb_to_hsv(*(pixel / 255))
+        expected = colorsys.hsv_to_rgb(hue, saturation, min(1, value + added))
+        np.testing.assert_allclose(got, 255 * np.array(expected), atol=0.5001)
+
+
+def test_brightness_of_a_grey_image_is_a_sum():
+    image = photograph(32, channels=1)
+    expected = np.minimum(image + 255 * 0.3, 255)
+    np.testing.assert_allclose(apply("brightness", image, 5), expected, atol=0.5001)
+
+
+@pytest.mark.parametrize(("severity", "block"), [(2, 2), (5, 4)])
+def test_pixelation_shows_the_means_of_blocks(severity, block):
+    image = photograph(224)
+    blocks = image.reshape(3, 224 // block, block, 224 // block, block)
+    means = blocks.mean((2, 4)).repeat(block, 1).repeat(block, 2)
+    assert np.abs(apply("pixelation", image, severity) - means).max() <= 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("severity", ALL_SEVERITIES)
+def test_jpeg_is_pillows_at_the_published_quality(channels, severity):
+    image = photograph(32, channels)
+    pixels = image[0] if channels == 1 else image.transpose(1, 2, 0).copy()
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=(80, 65, 58, 50, 40)[severity - 1])
+    decoded = np.asarray(Image.open(file)).reshape(32, 32, channels).transpose(2, 0, 1)
+    assert np.array_equal(apply("jpeg", image, severity), decoded)
+
+
+@pytest.mark.parametrize("count", [0, 1, 359, 2_000, 2_001, 10_000, 50_000])
+def test_few_test_images_are_all_taken_and_many_evenly(count):
+    samples = chosen_samples(count)
+    assert len(samples) == min(count, MOST_IMAGES)
+    if count <= MOST_IMAGES:
+        assert samples.tolist() == list(range(count))
+        return
+    assert samples[0] == 0
+    classes = np.bincount(samples * 10 // count)  # ten classes, one after the other
+    np.testing.assert_allclose(classes, MOST_IMAGES / 10, atol=1)
+    gaps = np.diff(samples)
+    assert gaps.min() >= 1
+    assert gaps.max() - gaps.min() <= 1

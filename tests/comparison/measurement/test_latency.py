@@ -1,0 +1,209 @@
+"""Networks are timed in turn, on what they would answer; and what a clock says stays apart.
+
+No test here asserts a time, or a ratio of times that were measured.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import PARAMS, run_stage, write_params
+
+from pipeline.comparison.measurement.latency import SPEED, median_interval, network_speed
+from pipeline.data.prepared.dataset import open_dataset
+from pipeline.models import checkpoint
+from pipeline.models.checkpoint import TEACHER, LogitSource
+from pipeline.models.evaluation import predict
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import read_json, write_json
+from pipeline.stages import speed
+
+OUTPUT = Path("metrics/speed.json")
+
+
+def test_a_median_interval_is_between_the_order_statistics_of_the_binomial_table():
+    assert median_interval(np.arange(20, 0, -1)) == (10.5, 6, 15)  # sign test: 5 of 20, p = 0.041
+    assert median_interval(range(1, 7)) == (3.5, 1, 6)  # 2 / 64 = 0.031 outside
+    assert median_interval([3, 1, 2]) == (2, 1, 3)
+    assert median_interval([7]) == (7, 7, 7)
+
+
+def test_a_median_interval_holds_the_median_at_its_rate():
+    draws = np.random.default_rng(0).exponential(size=(4000, 20))
+    held = [low <= np.log(2) <= high for _, low, high in map(median_interval, draws)]
+    assert 0.95 <= np.mean(held) <= 0.97  # 95.86 % exactly
+
+
+def test_the_figures_are_those_of_the_times():
+    latencies = np.full((6, 2), 0.004)
+    latencies[0, 0] = 0.008  # one of 12 calls
+    batches = np.array([0.1, 0.2, 0.3])
+    slower = 0.004 * np.arange(1, 7)[:, None].repeat(2, 1)  # 1, 2, ... 6 times, but for one call
+    figures = network_speed(latencies, batches, 64, slower)
+    assert figures.latency_ms == 4
+    assert figures.latency_p95_ms == float(f"{4 + 4 * (0.95 * 11 - 10):.4g}")  # the last but one
+    assert figures.images_per_second == 320
+    assert (figures.speedup_low, figures.speedup_high) == (0.6667, 6)  # 4 / 6 in the first round
+    assert figures.speedup == 3.5
+    assert network_speed(latencies, batches, 64).speedup is None
+
+
+def test_every_network_is_timed_in_every_round_and_another_begins_each():
+    calls = []
+    tasks = [lambda name=name: calls.append(name) for name in "abc"]
+    times = speed.in_turns(tasks, calls=2, least=speed.ROUNDS, seconds=0)
+    assert times.shape == (3, speed.ROUNDS, 2)
+    assert (times >= 0).all()
+    said = "".join(calls)
+    assert said.startswith("abc" + "aaabbbccc" + "bbbcccaaa" + "cccaaabbb")
+    assert len(said) == 3 + 3 * 3 * speed.ROUNDS
+    calls.clear()
+    assert speed.in_turns(tasks, calls=1, least=3, seconds=0).shape == (3, 3, 1)
+    assert "".join(calls) == "abc" + "abc" + "bca" + "cab"
+    assert speed.in_turns(tasks, calls=1, least=3, seconds=1e9).shape == (3, speed.ROUNDS, 1)
+
+
+def test_100_calls_make_a_latency_and_never_too_few_rounds_for_an_interval():
+    assert speed.ROUNDS * speed.CALLS >= 100
+    least = speed.OF_ONE_IMAGE["least"]
+    assert 2 / 2**least <= 0.05 < 2 / 2 ** (least - 1)  # outside all values; of one round fewer
+
+
+def test_what_is_timed_is_what_the_network_answers(project):
+    subject = speed.read_network("small", speed.STUDENTS / "small", "-")
+    views = torch.randint(256, (5, 3, 16, 16), dtype=torch.uint8)
+    torch.testing.assert_close(
+        subject.answer(views), predict(subject.network, subject.spec, views), rtol=0, atol=0
+    )
+
+
+def test_the_teacher_and_every_student_have_figures_on_every_device(finished_project):
+    content = json.loads((finished_project / OUTPUT).read_text("utf-8"))
+    assert list(content) == [device.type for device in speed.devices()]
+    for device in SPEED.validate_python(content).values():
+        assert device.batch_size == speed.BATCH_SIZE
+        assert device.torch == torch.__version__
+        assert list(device.students) == ["small"]
+        student = device.students["small"]
+        assert device.teacher.speedup is None
+        assert student.speedup_low <= student.speedup <= student.speedup_high
+        for figures in (device.teacher, student):
+            assert figures.latency_ms <= figures.latency_p95_ms
+    assert content["cpu"]["threads"] == torch.get_num_threads()
+    for figure in content["cpu"]["students"]["small"].values():
+        assert figure == float(f"{figure:.4g}")
+
+
+def test_every_student_of_the_parameters_is_measured_and_no_other(project, capsys):
+    students = PARAMS["students"]
+    write_params(project, PARAMS | {"students": students | {"teacher": students["small"]}})
+    with pytest.raises(UserError, match=r"`models/students/teacher/network.json` is absent\. Run"):
+        run_stage("speed")
+    shutil.copytree("models/students/small", "models/students/teacher")  # a student so called
+    run_stage("speed")
+    found = json.loads(OUTPUT.read_text("utf-8"))["cpu"]
+    assert list(found["students"]) == ["small", "teacher"]
+    assert "speedup" in found["students"]["teacher"]
+    assert "speedup" not in found["teacher"]
+    assert "small: " in capsys.readouterr().out
+    write_params(project, PARAMS)
+    run_stage("speed")
+    assert list(json.loads(OUTPUT.read_text("utf-8"))["cpu"]["students"]) == ["small"]
+
+
+def test_a_teacher_that_is_a_table_of_answers_is_left_out(project):
+    classes = open_dataset().class_names
+    source = LogitSource("logits", "mine", classes, "mine.npz", 64 * "0")
+    checkpoint.save_source(TEACHER, source)
+    run_stage("speed")
+    found = json.loads(OUTPUT.read_text("utf-8"))["cpu"]
+    assert "teacher" not in found
+    assert set(found["students"]["small"]) == {
+        "latency_ms",
+        "latency_p95_ms",
+        "images_per_second",
+    }
+    run_stage("compare")
+    page = Path("reports/index.html").read_text("utf-8")
+    drawing = page.partition('aria-label="Accuracy against latency on the CPU"')[2]
+    assert 'class="teacher"' not in drawing.partition("</svg>")[0]
+    assert "time in the teacher" not in page
+
+
+CLOCKED = {"index.html", "comparison.md"}  # of reports/
+
+
+def timeless() -> dict[Path, bytes]:
+    files = [*Path("metrics").glob("*.*"), *Path("reports").iterdir()]
+    return {path: path.read_bytes() for path in files if path.name not in {*CLOCKED, OUTPUT.name}}
+
+
+def test_a_clock_changes_the_report_and_nothing_else_of_the_comparison(project, capsys):
+    run_stage("compare")
+    before, printed = timeless(), capsys.readouterr().out
+    clocked = {name: (Path("reports") / name).read_bytes() for name in CLOCKED}
+    assert {path.name for path in before} >= {
+        "comparison.json",
+        "comparison.csv",
+        "training_curves.csv",
+        "class_accuracy.csv",
+    }
+    content = json.loads(OUTPUT.read_text("utf-8"))
+    for device in content.values():
+        device |= {"name": "a machine of another kind", "threads": 77}
+        for figures in (device["teacher"], *device["students"].values()):
+            figures |= {name: 3.25 * value for name, value in figures.items()}
+    write_json(OUTPUT, content)
+    run_stage("compare")
+    assert timeless() == before
+    assert capsys.readouterr().out == printed
+    for name, content in clocked.items():
+        now = (Path("reports") / name).read_bytes()
+        assert now != content
+        assert b"a machine of another kind, 77 threads" in now
+
+
+def test_the_comparison_has_the_passes_of_the_store_and_of_the_histories(project):
+    index = read_json("data/soft_targets/store.json", made_by="-")
+    found = read_json("metrics/comparison.json", made_by="-")["cache"]
+    train, validation, test = (index["splits"][n] for n in ("train", "validation", "test"))
+    epochs = len(Path("metrics/history/students/small.csv").read_text("utf-8").splitlines()) - 1
+    made = PARAMS["views"]["count"] * train + validation + test
+    assert found["teacher_passes"] == made
+    assert found["passes_saved"] == epochs * train - made
+    stored = sum(path.stat().st_size for path in Path("data/soft_targets").glob("train_*.h5"))
+    per_row = stored / (PARAMS["views"]["count"] * train)
+    assert found["store_bytes"] == pytest.approx(made * per_row, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda c: c["cpu"]["students"].pop("small"), "has no figures of small"),
+        (lambda c: c["cpu"]["teacher"].update(latency_ms=-1), "`cpu.teacher.latency_ms`: Input"),
+        (lambda c: c["cpu"].pop("torch"), "`cpu.torch`: Field required"),
+        (lambda c: c["cpu"]["students"]["small"].pop("speedup_low"), "belong together"),
+        (lambda c: c.pop("cpu"), "should have at least 1 item"),
+    ],
+)
+def test_figures_that_are_not_what_the_stage_writes_are_refused(project, edit, message):
+    content = json.loads(OUTPUT.read_text("utf-8"))
+    content = {"cpu": content["cpu"]}
+    edit(content)
+    write_json(OUTPUT, content)
+    with pytest.raises(UserError) as refusal:
+        run_stage("compare")
+    assert "`metrics/speed.json`" in str(refusal.value)
+    assert message in str(refusal.value)
+    assert "Run `dvc repro --force speed`." in str(refusal.value)
+
+
+@pytest.mark.parametrize("edit", [{"num_views": "3"}, {"splits": {"train": 5}}, {"fidelity": None}])
+def test_a_store_that_does_not_say_how_much_it_holds_is_refused(project, edit):
+    path = "data/soft_targets/store.json"
+    write_json(path, read_json(path, made_by="-") | edit)
+    with pytest.raises(UserError, match="does not say how many views of how many images"):
+        run_stage("compare")

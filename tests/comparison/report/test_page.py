@@ -1,0 +1,332 @@
+"""The report opens without a network, draws what the figures say, and fits a phone."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from browser import CHROMIUM, Page, browser
+
+from pipeline.comparison.cache_economics import Economics
+from pipeline.comparison.compare import Answers, Comparison, compare
+from pipeline.comparison.measurement.corruptions import CORRUPTIONS
+from pipeline.comparison.measurement.latency import DeviceSpeed, NetworkSpeed
+from pipeline.comparison.report import charts
+from pipeline.comparison.report.costs import Costs
+from pipeline.comparison.report.page import MOST_CLASSES, Origin, html_report
+from pipeline.comparison.report.summary import markdown
+from pipeline.comparison.robustness import Decisions, compare_robustness
+
+HOSTILE = "</style><script src='https://example.org/x.js'></script>&"
+
+
+def invented(num_classes: int, students: list[str], count: int = 300) -> Comparison:
+    """Networks of different sizes and skills, over classes with long and hostile names."""
+    rng = np.random.default_rng(0)
+    labels = {name: rng.integers(0, num_classes, count) for name in ("validation", "test")}
+
+    def answers(name: str, role: str, skill: float, parameters: int) -> Answers:
+        logits = {}
+        for split, classes in labels.items():
+            logits[split] = rng.normal(0, 1, (count, num_classes)).astype(np.float32)
+            logits[split][np.arange(count), classes] += skill
+        return Answers(
+            name,
+            role,
+            **logits,
+            parameters=parameters,
+            macs=9 * parameters,
+            size_bytes=4 * parameters,
+        )
+
+    def decisions(seed: int) -> Decisions:
+        chosen = np.random.default_rng(seed).integers(
+            0, num_classes, (1 + len(CORRUPTIONS), 3, count)
+        )
+        return Decisions(labels["test"], np.where(chosen[1:] > 1, chosen[1:], labels["test"]))
+
+    names = [f"a class of a long name {i}" for i in range(num_classes)]
+    names[1] = HOSTILE
+    comparison = compare(
+        answers("teacher", "teacher", 4, 20_000_000),
+        {
+            name: (
+                answers(name, "distilled", 2 + i % 3, 50_000 * 3**i),
+                answers(name, "baseline", 1.5 + i % 4, 50_000 * 3**i),
+            )
+            for i, name in enumerate(students)
+        },
+        labels,
+        names,
+    )
+    robustness = compare_robustness(
+        None if len(students) == 1 else decisions(0),  # a teacher without a network
+        {name: (decisions(1), decisions(2 + i)) for i, name in enumerate(students)},
+        labels["test"],
+    )
+    return replace(comparison, robustness=robustness)
+
+
+def costs_of(comparison: Comparison, *devices: str) -> Costs:
+    """Times that go with the networks' sizes."""
+
+    def speed(model) -> NetworkSpeed:
+        latency = model.parameters / 1e6
+        figures = {"latency_ms": latency, "latency_p95_ms": 1.5 * latency}
+        if model.role == "distilled":
+            ratio = comparison.teacher.parameters / model.parameters
+            figures |= {"speedup": ratio, "speedup_low": 0.9 * ratio, "speedup_high": 1.1 * ratio}
+        return NetworkSpeed(images_per_second=1000 / latency, **figures)
+
+    measured = DeviceSpeed(
+        name="A processor of a long name, 8275CL at 3.00 GHz",
+        threads=2,
+        torch="2.15.0",
+        batch_size=64,
+        teacher=speed(comparison.teacher),
+        students={name: speed(gain.first) for name, gain in comparison.gains.items()},
+    )
+    economics = Economics(
+        views=8,
+        training_images=45_000,
+        held_out_images=15_000,
+        epochs=dict.fromkeys(comparison.gains, 240),
+        bytes_per_row=200.3,
+    )
+    return Costs(dict.fromkeys(devices, measured), economics)
+
+
+def page_of(comparison: Comparison, costs: Costs, size: int, channels: int = 3) -> str:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (len(comparison.labels), channels, size, size), np.uint8)
+    curves = pd.DataFrame(
+        [
+            {"student": name, "role": role, "epoch": epoch, "validation_accuracy": 1 - 0.9**epoch}
+            for name in comparison.gains
+            for role in ("distilled", "baseline")
+            for epoch in range(1, 41)
+        ]
+    )
+    origin = Origin({"students": {name: {} for name in comparison.gains}}, {"dataset": "ab" * 32})
+    corrupted = dict.fromkeys(CORRUPTIONS, images[0])
+    return html_report(comparison, curves, images.__getitem__, corrupted, origin, costs)
+
+
+FOUR = ["mobilenet-v2-half", "resnet8", "b", "a_student_of_a_long_name"]
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory, finished_project: Path) -> dict[str, Path]:
+    """Of a real run; of few classes and four students; of many classes and one."""
+    folder = tmp_path_factory.mktemp("pages")
+    few, many = invented(5, FOUR), invented(MOST_CLASSES + 10, ["solo"])
+    costs = costs_of(few, "cpu", "cuda"), costs_of(many, "cpu")
+    (folder / "few.html").write_text(page_of(few, costs[0], size=16, channels=1), "utf-8")
+    (folder / "many.html").write_text(page_of(many, costs[1], size=200), "utf-8")
+    return {
+        "real": finished_project / "reports/index.html",
+        "few": folder / "few.html",
+        "many": folder / "many.html",
+    }
+
+
+NAMES = ("real", "few", "many")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_page_refers_to_nothing_outside_itself_and_holds_no_script(pages, name):
+    page = pages[name].read_text("utf-8")
+    assert not re.search(r"<(script|link|iframe|object)\b", page)
+    assert set(re.findall(r'\b(?:src|href)="([^"]{,11})', page)) <= {"data:image/"}
+    assert "url(" not in page
+    assert "@import" not in page
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_drawing_is_well_formed_and_named(pages, name):
+    drawings = re.findall(r"<svg .*?</svg>", pages[name].read_text("utf-8"), re.DOTALL)
+    for drawing in drawings:
+        root = ElementTree.fromstring(drawing)
+        assert root.attrib["aria-label"]
+        assert "nan" not in drawing
+    students = 4 if name == "few" else 1
+    heat_maps = 0 if name == "many" else students
+    robust = 1 + students
+    devices = 2 if name == "few" else 1
+    if name == "real":
+        devices += torch.cuda.is_available()
+    costs = 3 + devices
+    assert len(drawings) == costs + students + (1 + students) + robust + students + heat_maps
+
+
+@pytest.mark.parametrize(("name", "lines"), [("few", 4 * 3), ("many", 2), ("real", 3)])
+def test_accuracy_under_corruption_is_drawn_for_each_network_that_was_shown_it(pages, name, lines):
+    page = pages[name].read_text("utf-8")
+    text = page.partition("<h2>Under corruption</h2>")[2].partition("</section>")[0]
+    assert text.count("<polyline") == lines
+    assert text.count("<img") == len(CORRUPTIONS)
+    rows = {"few": 1 + 2 * 4, "many": 2, "real": 1 + 2}[name]
+    assert text.count("<tr>") == 1 + rows
+
+
+def test_many_classes_are_told_by_their_extremes(pages):
+    page = pages["many"].read_text("utf-8")
+    assert "class_accuracy.csv" in page
+    bars = re.search(r'aria-label="Gain of solo by class".*?</svg>', page, re.DOTALL)[0]
+    assert bars.count("<rect") == 16
+
+
+def test_every_image_on_which_they_disagree_is_counted_and_the_first_are_shown(pages):
+    comparison = invented(5, FOUR)
+    page = pages["few"].read_text("utf-8")
+    for name, gain in comparison.gains.items():
+        decisions = np.stack(
+            [m.decisions for m in (comparison.teacher, gain.first, gain.second)], 1
+        )
+        differ = sum(len(set(row)) > 1 for row in decisions.tolist())
+        assert f'{name} <span class="muted">{differ:,} of 300 images' in page
+    strips = page.partition("on which they disagree</h2>")[2]
+    assert strips.count("<img") == 4 * 9
+
+
+def test_the_markdown_holds_the_sentences_and_one_row_per_student_and_model():
+    comparison = invented(5, FOUR)
+    text = markdown(comparison, costs_of(comparison, "cpu"))
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert [len(table.splitlines()) - 2 for table in tables] == [4, 5, 3, 9]
+    for table in tables:
+        assert len({line.count("|") for line in table.splitlines()}) == 1
+    assert "- On 300 test images" in text
+    assert "- The cache took 375,000 teacher passes" in text
+
+
+def test_accuracy_is_drawn_against_the_latency_of_each_device_with_its_front(pages):
+    page = pages["few"].read_text("utf-8")
+    for where in ("CPU", "GPU"):
+        name = f"Accuracy against latency on the {where}"
+        (drawn,) = re.findall(rf'aria-label="{name}".*?</svg>', page, re.DOTALL)
+        assert drawn.count("<circle") == 1 + 2 * len(FOUR)
+        assert drawn.count('class="front"') == 1
+        assert "teacher, teacher: " in drawn
+        assert ", 20</title>" in drawn  # of 20 M parameters: 20 ms
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [
+        ([0.1, 0.99], [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        ([0.95, 0.98], [0.95, 0.96, 0.97, 0.98]),
+        ([-0.03, 0.02], [-0.03, -0.02, -0.01, 0, 0.01, 0.02]),
+        ([0.5, 0.5], [0.49, 0.495, 0.5, 0.505, 0.51]),
+    ],
+)
+def test_an_axis_marks_round_values_around_all(values, ticks):
+    axis = charts.linear_axis(values, 0, 100, str)
+    assert axis.ticks == pytest.approx(ticks)
+    assert (axis(axis.ticks[0]), axis(axis.ticks[-1])) == (0, 100)
+
+
+def test_a_logarithmic_axis_places_equal_ratios_at_equal_distances():
+    axis = charts.log_axis([1e3, 1e6], 0, 300, charts.amount)
+    assert axis(1e4) - axis(1e3) == pytest.approx(axis(1e6) - axis(1e5))
+    assert [charts.amount(tick) for tick in axis.ticks] == ["1 k", "10 k", "100 k", "1 M"]
+
+
+@pytest.mark.parametrize("ratio", [1, 3, 20, 100, 5000])
+def test_a_logarithmic_axis_has_some_marks_for_any_costs_and_not_too_many(ratio):
+    for low in np.geomspace(1e4, 1e7, 40):
+        axis = charts.log_axis([low, low * ratio], 44, 332, charts.amount)
+        assert 2 <= len(axis.ticks) <= 7
+        assert all(axis(b) - axis(a) > 30 for a, b in pairwise(axis.ticks))
+
+
+def test_labels_that_would_lie_on_one_another_are_moved_apart():
+    labels = [(10, 50, "first", "start"), (12, 52, "second", "start"), (200, 51, "far", "start")]
+    heights = {name: y for _, y, name, _ in charts.apart(labels, 300)}
+    assert heights == {"first": 50, "second": 50 + charts.LINE, "far": 51}
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Page]:
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
+    with browser() as page:
+        yield page
+
+
+OUTSIDE = """
+[...document.querySelectorAll('body *')].filter(element => {
+  const box = element.getBoundingClientRect();
+  return box.width && (box.left < -0.5 || box.right > innerWidth + 0.5);
+}).map(element => element.outerHTML.slice(0, 120))
+"""
+CUT_TEXT = """
+[...document.querySelectorAll('svg text')].filter(text => {
+  const box = text.getBoundingClientRect();
+  const frame = text.closest('svg').getBoundingClientRect();
+  return box.left < frame.left - 1 || box.right > frame.right + 1
+      || box.top < frame.top - 1 || box.bottom > frame.bottom + 1;
+}).map(text => text.closest('svg').getAttribute('aria-label') + ': ' + text.textContent)
+"""
+SMALLEST_TEXT = """
+Math.min(...[...document.querySelectorAll('svg text')].map(text =>
+  parseFloat(getComputedStyle(text).fontSize)
+    * text.closest('svg').getBoundingClientRect().width
+    / text.closest('svg').viewBox.baseVal.width))
+"""
+EMPTY = """
+[...document.querySelectorAll('svg, img')].filter(shown => {
+  const box = shown.getBoundingClientRect();
+  return box.width < 50 || box.height < 50 || shown.naturalWidth === 0;
+}).length
+"""
+PAINT = "getComputedStyle(document.body).backgroundColor"
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_the_page_without_complaint_request_or_sideways_scrolling(
+    pages, chromium, name, width
+):
+    chromium.requests.clear()
+    chromium.complaints.clear()
+    chromium.show(pages[name], width=width)
+    assert chromium.evaluate("innerWidth") == width
+    assert chromium.evaluate("document.documentElement.scrollWidth") <= width
+    assert chromium.evaluate(OUTSIDE) == []
+    assert chromium.evaluate(CUT_TEXT) == []
+    assert chromium.evaluate(SMALLEST_TEXT) >= 9
+    assert chromium.evaluate("document.querySelectorAll('svg').length") >= 7
+    assert chromium.evaluate(EMPTY) == 0
+    asked = {url for url in chromium.requests if not url.startswith("data:image/png;")}
+    assert asked == {pages[name].absolute().as_uri()}
+    assert chromium.complaints == []
+
+
+def test_the_page_is_dark_where_the_reader_prefers_dark(pages, chromium):
+    chromium.show(pages["real"], width=390)
+    light = chromium.evaluate(PAINT)
+    chromium.show(pages["real"], width=390, dark=True)
+    assert light != chromium.evaluate(PAINT)
+
+
+def test_the_browser_notices_what_the_tests_above_ask_of_it(tmp_path, chromium):
+    """A page with a request, an error and an overflow is caught: the checks can fail."""
+    chromium.requests.clear()
+    chromium.complaints.clear()
+    page = tmp_path / "bad.html"
+    page.write_text(
+        "<body><p style='width: 3000px'>wide</p><img src='http://example.org/a.png'>"
+        "<script>console.error('oh')</script>"
+    )
+    chromium.show(page, width=1280)
+    assert "http://example.org/a.png" in chromium.requests
+    assert len(chromium.complaints) >= 2
+    assert len(chromium.evaluate(OUTSIDE)) == 1
+    assert chromium.evaluate(EMPTY) == 1

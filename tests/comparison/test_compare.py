@@ -1,0 +1,329 @@
+"""What the comparison says is the arithmetic of its parts, and noise is called noise."""
+
+import json
+from dataclasses import replace
+from operator import attrgetter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import run_stage, write_params
+from safetensors.numpy import load_file, save_file
+
+from pipeline.comparison.compare import Answers, compare, pareto_front, within_noise
+from pipeline.comparison.report.summary import gain_sentence, sentences
+from pipeline.comparison.statistics import holm, mcnemar
+from pipeline.data.prepared.dataset import open_dataset
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import write_json
+
+CLASSES = 4
+RNG = np.random.default_rng(0)
+LABELS = {"validation": RNG.integers(0, CLASSES, 100), "test": RNG.integers(0, CLASSES, 400)}
+
+
+def read(path: str) -> dict:
+    return json.loads(Path(path).read_text("utf-8"))
+
+
+def answers(name: str, role: str, accuracy: float, seed: int, parameters: int = 100) -> Answers:
+    """A network that is right on so many of the images, chosen by the seed."""
+    rng = np.random.default_rng(seed)
+
+    def logits(labels: np.ndarray) -> np.ndarray:
+        wrong = rng.permutation(len(labels)) >= round(accuracy * len(labels))
+        scores = rng.normal(0, 0.5, (len(labels), CLASSES)).astype(np.float32)
+        scores[np.arange(len(labels)), (labels + wrong) % CLASSES] += 5
+        return scores
+
+    return Answers(
+        name=name,
+        role=role,
+        validation=logits(LABELS["validation"]),
+        test=logits(LABELS["test"]),
+        parameters=parameters,
+        macs=10 * parameters,
+        size_bytes=4 * parameters,
+    )
+
+
+TEACHER = answers("teacher", "teacher", 0.95, 1, parameters=1000)
+NAMES = ["ant", "bee", "cat", "dog"]
+
+
+def compared(**students: tuple[Answers, Answers]):
+    return compare(TEACHER, students, LABELS, NAMES)
+
+
+def test_a_model_compared_with_itself_gains_nothing_agrees_and_is_no_different():
+    twin = replace(TEACHER, name="twin", role="distilled")
+    comparison = compared(twin=(twin, replace(twin, role="baseline")))
+    gain = comparison.gains["twin"]
+    assert (gain.gain, gain.low, gain.high, gain.p_value) == (0, 0, 0, 1)
+    assert gain.within_noise
+    assert (gain.first.agreement, gain.first.kl) == (1, 0)
+    assert "the gain of twin is within noise" in sentences(comparison)[0]
+
+
+def test_a_large_gain_is_called_a_gain_and_a_large_loss_a_loss():
+    good, bad = (answers("s", "distilled", a, i) for i, a in enumerate((0.9, 0.6)))
+    comparison = compared(
+        up=(replace(good, name="up"), replace(bad, name="up", role="baseline")),
+        down=(replace(bad, name="down"), replace(good, name="down", role="baseline")),
+    )
+    up, down = comparison.gains.values()
+    assert up.gain == pytest.approx(0.3)
+    assert up.low < 0.3 < up.high
+    assert up.p_value < 1e-6
+    assert not up.within_noise
+    assert down.gain == pytest.approx(-0.3)
+    assert "raised the accuracy of up by 30.00 points" in sentences(comparison)[0]
+    assert "lowered the accuracy of down by 30.00 points" in sentences(comparison)[0]
+    assert "noise" not in sentences(comparison)[0]
+
+
+def test_a_gain_whose_interval_holds_0_is_within_noise():
+    one, other = answers("s", "distilled", 0.90, 2), answers("s", "baseline", 0.89, 3)
+    comparison = compared(s=(one, other))
+    assert comparison.gains["s"].low < 0 < comparison.gains["s"].high
+    assert "the gain of s is within noise" in sentences(comparison)[0]
+
+
+def test_the_stricter_of_interval_and_test_decides():
+    assert within_noise(-0.01, 0.02, 0.01)
+    assert within_noise(0, 0.02, 0.01)
+    assert within_noise(0.001, 0.02, 0.125)
+    assert not within_noise(0.001, 0.02, 0.01)
+    assert not within_noise(-0.02, -0.001, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("gains", "expected"),
+    [
+        ({"a": (0.01, -0.01, 0.03, 0.4)}, "On 1 test image, the gain of a is within noise."),
+        (
+            dict.fromkeys("ab", (0.01, -0.01, 0.03, 0.4)),
+            "On 1 test image, every gain is within noise.",
+        ),
+        (
+            {"a": (0.04, 0.01, 0.07, 0.01)} | dict.fromkeys("bc", (0, -0.01, 0.01, 1)),
+            "On 1 test image, distillation raised the accuracy of a by 4.00 points (1.00 to 7.00); "
+            "the gains of b and c are within noise.",
+        ),
+    ],
+)
+def test_the_summary_says_gains_in_words(gains, expected):
+    assert gain_sentence(gains, 1) == expected
+
+
+def test_the_smallest_network_that_cannot_be_told_from_the_best_is_named_to_ship():
+    best = answers("big", "distilled", 0.92, 4, parameters=500)
+    close = answers("small", "distilled", 0.91, 5, parameters=50)
+    worse = answers("tiny", "distilled", 0.5, 6, parameters=5)
+    comparison = compared(
+        **{m.name: (m, replace(worse, name=m.name, role="baseline")) for m in (best, close)},
+        tiny=(worse, replace(worse, role="baseline")),
+    )
+    assert comparison.ship.best.name == "big"
+    assert comparison.ship.chosen.name == "small"
+    assert comparison.ship.chosen.role == "distilled"
+    assert "To ship: small, distilled: 91.00%" in sentences(comparison)[1]
+
+
+def test_pairs_of_students_are_told_apart_by_p_values_adjusted_for_their_number():
+    models = [
+        answers(name, "distilled", a, i)
+        for i, (name, a) in enumerate((("a", 0.90), ("b", 0.90), ("c", 0.70)))
+    ]
+    comparison = compared(**{m.name: (m, replace(m, role="baseline")) for m in models})
+    pairs = {(p.first.name, p.second.name): p for p in comparison.pairs}
+    assert list(pairs) == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert [p.within_noise for p in pairs.values()] == [True, False, False]
+    raw = [mcnemar(pair.first.right, pair.second.right) for pair in pairs.values()]
+    adjusted = [pair.p_value for pair in pairs.values()]
+    assert adjusted == pytest.approx(holm(raw), rel=1e-9, abs=0)
+    assert all(p > 1.9 * alone for p, alone in zip(adjusted[1:], raw[1:], strict=True))
+
+
+def test_the_pareto_front_holds_what_no_other_model_matches():
+    accuracies = {"a": (0.7, 10), "b": (0.6, 20), "c": (0.8, 30), "d": (0.8, 40), "e": (0.9, 50)}
+    models = [
+        answers(name, "distilled", accuracy, i, parameters=size)
+        for i, (name, (accuracy, size)) in enumerate(accuracies.items())
+    ]
+    comparison = compared(**{m.name: (m, replace(m, role="baseline")) for m in models})
+    distilled = [gain.first for gain in comparison.gains.values()]
+    assert [m.name for m in pareto_front(distilled, attrgetter("parameters"))] == ["a", "c", "e"]
+
+
+def test_the_json_is_the_arithmetic_of_the_predictions(project):
+    comparison = read("metrics/comparison.json")
+    labels = open_dataset().splits["test"].labels
+    decisions = {
+        name: load_file(f"predictions/{name}.safetensors")["test"].argmax(1)
+        for name in ("teacher", "students/small", "baselines/small")
+    }
+    accuracy = {name: (chosen == labels).mean() for name, chosen in decisions.items()}
+    student = comparison["students"]["small"]
+    assert comparison["test_images"] == len(labels)
+    for name, path in (
+        ("teacher", "metrics/teacher.json"),
+        ("students/small", "metrics/students/small.json"),
+        ("baselines/small", "metrics/baselines/small.json"),
+    ):
+        assert read(path)["test_accuracy"] == pytest.approx(accuracy[name])
+    assert student["accuracy"] == pytest.approx(accuracy["students/small"], abs=1e-6)
+    assert student["baseline"] == pytest.approx(accuracy["baselines/small"], abs=1e-6)
+    gain = accuracy["students/small"] - accuracy["baselines/small"]
+    assert student["gain"] == pytest.approx(gain, abs=1e-6)
+    assert student["gain_low"] <= student["gain"] <= student["gain_high"]
+    agreement = (decisions["teacher"] == decisions["students/small"]).mean()
+    assert student["agreement"] == pytest.approx(agreement, abs=1e-6)
+
+
+def test_the_csv_has_every_measure_of_every_model_as_its_own_stage_measured_it(project):
+    table = pd.read_csv("metrics/comparison.csv")
+    assert list(table["role"]) == ["teacher", "distilled", "baseline"]
+    files = ["metrics/teacher.json", "metrics/students/small.json", "metrics/baselines/small.json"]
+    for (_, row), path in zip(table.iterrows(), files, strict=True):
+        measured = read(path)
+        for column, key in (
+            ("accuracy", "test_accuracy"),
+            ("top5", "test_top5_accuracy"),
+            ("nll", "test_nll"),
+            ("parameters", "parameters"),
+            ("macs", "macs"),
+            ("size_bytes", "size_bytes"),
+        ):
+            assert row[column] == pytest.approx(measured[key]), (path, column)
+    size = Path("models/students/small/weights.safetensors").stat().st_size
+    assert table["size_bytes"][1] == size
+
+
+def test_class_accuracies_average_to_the_accuracy(project):
+    table = pd.read_csv("reports/class_accuracy.csv")
+    assert list(table["class"]) == ["ant", "bee", "cat"]
+    assert list(table.columns[2:]) == ["teacher", "distilled/small", "baseline/small"]
+    mean = (table["distilled/small"] * table["test_images"]).sum() / table["test_images"].sum()
+    assert mean == pytest.approx(read("metrics/students/small.json")["test_accuracy"])
+
+
+def test_the_comparison_is_printed_as_a_table_with_interval_and_verdict(project, capsys):
+    run_stage("compare")
+    printed = capsys.readouterr().out
+    assert "teacher: test accuracy" in printed
+    assert "95% interval" in printed
+    assert printed.isascii()  # for any terminal
+    head, row = printed.splitlines()[1:3]
+    assert head.split()[0] == "student"
+    assert row.split()[0] == "small"
+    assert any(word in row for word in ("within noise", "a gain", "a loss"))
+    run_stage("compare", "--show")
+    assert capsys.readouterr().out == printed
+
+
+@pytest.mark.parametrize(
+    ("path", "stage"),
+    [
+        ("metrics/students/small.json", "student@small"),
+        ("metrics/teacher.json", "teacher"),
+        ("predictions/students/small.safetensors", "student@small"),
+        ("predictions/baselines/small.safetensors", "baseline@small"),
+        ("predictions/robustness/students/small.safetensors", "robustness@small"),
+        ("predictions/robustness/baselines/small.safetensors", "robustness@small"),
+        ("predictions/robustness/teacher.safetensors", "robustness_teacher"),
+        ("metrics/history/baselines/small.csv", "baseline@small"),
+        ("data/prepared/dataset.json", "prepare"),
+        ("data/soft_targets/store.json", "soft_targets"),
+        ("metrics/speed.json", "speed"),
+    ],
+)
+@pytest.mark.parametrize("damage", ["absent", "damaged"])
+def test_an_absent_or_damaged_part_is_named_with_the_stage_that_makes_it(
+    project, path, stage, damage
+):
+    before = Path("reports/index.html").read_bytes()
+    if damage == "absent":
+        Path(path).unlink()
+    else:
+        Path(path).write_bytes(b"")
+    with pytest.raises(UserError) as refusal:
+        run_stage("compare")
+    assert path in str(refusal.value)
+    assert stage in str(refusal.value)
+    assert Path("reports/index.html").read_bytes() == before
+
+
+PREDICTIONS = Path("predictions/students/small.safetensors")
+
+
+def test_predictions_for_other_images_are_refused(project):
+    logits = load_file(PREDICTIONS)
+    save_file(logits | {"test": logits["test"][1:]}, PREDICTIONS)
+    with pytest.raises(UserError, match=r"holds \[11, 3\] for test; expected logits \[12, 3\]"):
+        run_stage("compare")
+
+
+def test_predictions_without_a_split_are_refused(project):
+    save_file({"test": load_file(PREDICTIONS)["test"]}, PREDICTIONS)
+    with pytest.raises(UserError, match="holds nothing for validation") as refusal:
+        run_stage("compare")
+    assert "dvc repro --force student@small" in str(refusal.value)
+
+
+def test_a_comparison_on_other_images_than_the_students_learned_from_is_refused(project):
+    index = read("data/soft_targets/store.json")
+    write_json("data/soft_targets/store.json", index | {"dataset_fingerprint": "0" * 64})
+    with pytest.raises(UserError, match=r"for dataset 0{12}…, but data/prepared is \w{12}…"):
+        run_stage("compare")
+    del index["teacher_fingerprint"]
+    write_json("data/soft_targets/store.json", index)
+    with pytest.raises(UserError, match="lacks teacher_fingerprint"):
+        run_stage("compare")
+
+
+def test_logits_that_are_not_finite_are_refused(project):
+    logits = load_file(PREDICTIONS)
+    logits["test"][3, 1] = np.nan
+    save_file(logits, PREDICTIONS)
+    with pytest.raises(UserError, match="logits for test that are not finite"):
+        run_stage("compare")
+
+
+def test_a_teacher_that_is_never_right_is_refused_with_where_to_look(project):
+    path = Path("predictions/teacher.safetensors")
+    logits = load_file(path)
+    labels = open_dataset().splits["test"].labels
+    logits["test"][:] = 0
+    logits["test"][np.arange(len(labels)), (labels + 1) % 3] = 1
+    save_file(logits, path)
+    with pytest.raises(UserError, match="the order of the classes"):
+        run_stage("compare")
+
+
+def test_results_of_a_student_that_is_no_longer_named_are_left_out(project):
+    Path("metrics/students/old.json").write_text("{}")
+    run_stage("compare")
+    assert list(read("metrics/comparison.json")["students"]) == ["small"]
+
+
+def test_an_unknown_student_is_named_with_its_stage(project):
+    params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))
+    params["students"]["new"] = params["students"]["small"]
+    write_params(project, params)
+    with pytest.raises(UserError, match="student@new"):
+        run_stage("compare")
+
+
+def test_equal_inputs_give_equal_bytes(project):
+    outputs = [*Path("reports").iterdir(), *Path("metrics").glob("*.*")]
+    before = {path: path.read_bytes() for path in outputs}
+    run_stage("compare")
+    assert {path: path.read_bytes() for path in outputs} == before
+    assert {path.name for path in Path("reports").iterdir()} == {
+        "class_accuracy.csv",
+        "comparison.md",
+        "index.html",
+    }

@@ -1,0 +1,284 @@
+"""What networks answer on corrupted images, and what the comparison makes of it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import prepare, run_stage, write_images
+from safetensors.numpy import load_file, save_file
+from torch import nn
+
+from pipeline.comparison.measurement import corruptions
+from pipeline.comparison.measurement.corruptions import CORRUPTIONS, SEVERITIES, corrupted
+from pipeline.comparison.report.summary import robust_sentence
+from pipeline.comparison.robustness import Decisions, compare_robustness, robustness
+from pipeline.data.prepared.dataset import open_dataset
+from pipeline.data.prepared.image_decoding import clean_boxes, decode_view
+from pipeline.models import checkpoint
+from pipeline.models.checkpoint import InputSpec, LogitSource
+from pipeline.models.evaluation import predict
+from pipeline.runtime.errors import UserError
+from pipeline.stages import robustness as stage
+from pipeline.stages.robustness import decide
+
+FOLDER = Path("predictions/robustness")
+STUDENT = FOLDER / "students/small.safetensors"
+TEACHER = FOLDER / "teacher.safetensors"
+PLACES = ("teacher", "students/small", "baselines/small")
+RNG = np.random.default_rng(0)
+
+
+def invented(right: np.ndarray, labels: np.ndarray) -> Decisions:
+    """Decisions that are right where `right` [K, S, N] says so; clean all are right."""
+    return Decisions(labels, np.where(right, labels, labels + 1))
+
+
+def comparison() -> dict:
+    return json.loads(Path("metrics/comparison.json").read_text("utf-8"))
+
+
+def test_shares_by_hand():
+    """2 corruptions at 1 severity, 4 images: one of 4 and three of 4 are right."""
+    labels = np.array([0, 1, 2, 3])
+    corrupt = np.array([[[0, 0, 0, 0]], [[0, 1, 2, 0]]])
+    found = robustness(Decisions(np.array([0, 1, 2, 0]), corrupt), labels)
+    assert found.clean == 0.75
+    assert found.table.tolist() == [[0.25], [0.75]]
+    assert found.shares.tolist() == [1, 0.5, 0.5, 0]
+    assert found.accuracy == 0.5
+    assert found.relative == pytest.approx(2 / 3)
+
+
+def test_a_network_that_is_never_right_clean_has_no_relative_robustness():
+    found = robustness(Decisions(np.array([1]), np.zeros((1, 1, 1))), np.array([0]))
+    assert (found.clean, found.relative) == (0, None)
+
+
+def test_a_model_compared_with_itself_gains_nothing():
+    labels = RNG.integers(0, 4, 300)
+    model = invented(RNG.random((6, 3, 300)) < 0.7, labels)
+    gain = compare_robustness(None, {"twin": (model, model)}, labels).gains["twin"]
+    assert (gain.gain, gain.low, gain.high) == (0, 0, 0)
+
+
+def test_a_gains_interval_is_that_of_the_mean_of_shares_image_by_image():
+    """The variants of an image are no new images: were they, intervals would be 4 times as narrow
+    where an image is right in all of them or in none."""
+    labels = np.zeros(1_000, int)
+    right = np.broadcast_to(RNG.random(1_000) < 0.8, (6, 3, 1_000))
+    worse = np.broadcast_to(RNG.random(1_000) < 0.7, (6, 3, 1_000))
+    students = {"s": (invented(right, labels), invented(worse, labels))}
+    gain = compare_robustness(None, students, labels).gains["s"]
+    differences = right[0, 0].astype(float) - worse[0, 0]
+    half = 1.96 * differences.std() / 1_000**0.5
+    assert gain.gain == pytest.approx(differences.mean())
+    assert gain.low == pytest.approx(differences.mean() - half, abs=0.1 * half)
+    assert gain.high == pytest.approx(differences.mean() + half, abs=0.1 * half)
+
+
+@pytest.mark.parametrize(
+    ("gains", "expected"),
+    [
+        (
+            {"a": (0.04, 0.01, 0.07), "b": (-0.02, -0.03, -0.01), "c": (0.01, -0.01, 0.03)},
+            "Under common corruptions, distillation raised the robust accuracy of a by 4.00 points "
+            "(1.00 to 7.00); distillation lowered the robust accuracy of b by 2.00 points (1.00 to "
+            "3.00); the gain of c is within noise.",
+        ),
+        ({"a": (0.0, 0.0, 0.0)}, "Under common corruptions, the gain of a is within noise."),
+    ],
+)
+def test_the_summary_says_in_words_whether_students_became_more_robust(gains, expected):
+    assert robust_sentence(gains) == expected
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_decisions_are_those_of_the_network_for_the_corrupted_test_images(project, place):
+    network, description = checkpoint.load(Path("models") / place, made_by="-")
+    test = open_dataset().splits["test"]
+    found = load_file(FOLDER / f"{place}.safetensors")
+    assert found["samples"].tolist() == list(range(len(test)))
+    assert found["decisions"].dtype == np.int32
+    assert found["decisions"].shape == (len(CORRUPTIONS), len(SEVERITIES), len(test))
+
+    def answers(corrupt: Callable[[np.ndarray, int], np.ndarray]) -> list[int]:
+        images = [corrupt(image, i) for i, image in enumerate(test.images)]
+        logits = predict(network, description.input, torch.from_numpy(np.stack(images)))
+        return logits.argmax(1).tolist()
+
+    assert found["clean"].tolist() == answers(lambda image, sample: image)
+    for corruption, of_corruption in zip(CORRUPTIONS, found["decisions"], strict=True):
+        for severity, decisions in zip(SEVERITIES, of_corruption, strict=True):
+            kind = {"corruption": corruption, "severity": severity}
+            assert decisions.tolist() == answers(lambda i, s, kind=kind: corrupted(i, s, **kind))
+
+
+class Recorder(nn.Module):
+    """A network that keeps what it is shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.seen.append(images.clone())
+        return images.mean((2, 3))
+
+
+def shown(split, samples: np.ndarray) -> np.ndarray:
+    """[1 + 18, N, C, S, S] what a network gets, as it is."""
+    recorder, spec = Recorder(), InputSpec(3, split_side(split), [0, 0, 0], [1, 1, 1])
+    decide([(recorder, spec)], split, samples, torch.device("cpu"))
+    batches = [torch.stack(recorder.seen[i : i + 19]) for i in range(0, len(recorder.seen), 19)]
+    return (torch.cat(batches, 1) * 255).round().to(torch.uint8).numpy()
+
+
+def split_side(split) -> int:
+    return getattr(split, "image_size", None) or split.images.shape[-1]
+
+
+def test_an_image_is_corrupted_alike_in_any_batch_in_any_order_and_alone(project, monkeypatch):
+    test = open_dataset().splits["test"]
+    whole = shown(test, np.arange(len(test)))
+    monkeypatch.setattr(stage, "BATCH_SIZE", 5)
+    order = np.random.default_rng(0).permutation(len(test))
+    assert np.array_equal(shown(test, order), whole[:, order])
+    assert np.array_equal(shown(test, order[:1]), whole[:, order[:1]])
+
+
+def test_encoded_images_are_corrupted_as_clean_views_of_the_datasets_size(folder):
+    write_images(folder / "images", size=48)
+    test = prepare(storage="encoded", image_size=40, quality=90).splits["test"]
+    samples = np.array([3, 0])
+    (clean, noisy, *_) = shown(test, samples)
+    for row, sample in enumerate(samples):
+        size = test.sizes[sample]
+        (box,) = clean_boxes(size[None], 40)
+        view = decode_view(test.content(sample), size, box, 40, 3)
+        assert np.array_equal(clean[row], view)
+        noise = corrupted(view, sample, corruption="noise", severity=1)
+        assert np.array_equal(noisy[row], noise)
+
+
+def test_of_more_test_images_than_the_most_some_evenly_spread_are_shown(project, monkeypatch):
+    before = load_file(STUDENT)
+    monkeypatch.setattr(corruptions, "MOST_IMAGES", 5)
+    run_stage("robustness", "small")
+    found = load_file(STUDENT)
+    assert found["samples"].tolist() == [0, 2, 4, 7, 9]
+    assert np.array_equal(found["decisions"], before["decisions"][..., found["samples"]])
+    with pytest.raises(UserError, match="expected .*, of 5 test images"):
+        run_stage("compare")
+
+
+def test_a_run_again_gives_equal_bytes(project):
+    before = {place: (FOLDER / f"{place}.safetensors").read_bytes() for place in PLACES}
+    for models in ("--teacher", "small"):
+        run_stage("robustness", models)
+    assert before == {place: (FOLDER / f"{place}.safetensors").read_bytes() for place in PLACES}
+
+
+def test_the_comparison_is_the_arithmetic_of_the_decisions(project):
+    labels = open_dataset().splits["test"].labels
+    found = {place: load_file(FOLDER / f"{place}.safetensors")["decisions"] for place in PLACES}
+    accuracy = {place: (decisions == labels).mean() for place, decisions in found.items()}
+    student, teacher = comparison()["students"]["small"], comparison()["teacher"]
+    assert teacher["robust_accuracy"] == pytest.approx(accuracy["teacher"], abs=1e-6)
+    assert student["robust_accuracy"] == pytest.approx(accuracy["students/small"], abs=1e-6)
+    gain = accuracy["students/small"] - accuracy["baselines/small"]
+    assert student["robust_gain"] == pytest.approx(gain, abs=1e-6)
+    assert student["robust_gain_low"] <= gain <= student["robust_gain_high"]
+    table = pd.read_csv("metrics/comparison.csv")
+    assert table["robust_accuracy"].tolist() == pytest.approx(list(accuracy.values()))
+
+
+def test_a_baseline_with_the_students_answers_is_within_noise_everywhere(project, capsys):
+    (FOLDER / "baselines/small.safetensors").write_bytes(STUDENT.read_bytes())
+    run_stage("compare")
+    student = comparison()["students"]["small"]
+    assert [student[f"robust_gain{end}"] for end in ("", "_low", "_high")] == [0, 0, 0]
+    sentence = "Under common corruptions, the gain of small is within noise."
+    assert sentence in capsys.readouterr().out
+    assert sentence in Path("reports/comparison.md").read_text("utf-8")
+    assert sentence in Path("reports/index.html").read_text("utf-8")
+
+
+def test_a_teacher_without_a_network_is_left_out(project):
+    classes = open_dataset().class_names
+    source = LogitSource("logits", "mine", classes, "mine.npz", 64 * "0")
+    checkpoint.save_source(checkpoint.TEACHER, source)
+    run_stage("robustness", "--teacher")
+    run_stage("compare")
+    assert "robust_accuracy" not in comparison()["teacher"]
+    assert "robust_accuracy" in comparison()["students"]["small"]
+    assert pd.read_csv("metrics/comparison.csv")["robust_accuracy"].isna().tolist() == [
+        True,
+        False,
+        False,
+    ]
+
+
+@pytest.mark.parametrize("kind", ["student", "baseline"])
+def test_a_model_that_is_absent_is_named_with_the_stage_that_makes_it(project, kind):
+    Path(f"models/{kind}s/small/network.json").unlink()
+    before = STUDENT.read_bytes()
+    with pytest.raises(UserError, match=f"models/{kind}s/small.* `dvc repro {kind}@small`"):
+        run_stage("robustness", "small")
+    assert STUDENT.read_bytes() == before
+
+
+def test_an_unknown_student_is_refused_with_the_nearest(project):
+    with pytest.raises(UserError, match="no `smal`; did you mean `small`"):
+        run_stage("robustness", "smal")
+
+
+@pytest.mark.parametrize("arguments", [(), ("small", "--teacher")])
+def test_the_stage_asks_for_either_a_student_or_the_teacher(project, capsys, arguments):
+    with pytest.raises(SystemExit):
+        run_stage("robustness", *arguments)
+    assert "expected either the name of a student or --teacher" in capsys.readouterr().err
+
+
+def without_last_severity(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return found | {"decisions": np.ascontiguousarray(found["decisions"][:, :2])}
+
+
+def of_other_samples(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return found | {"samples": found["samples"] + 1}
+
+
+def of_a_table(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {"samples": found["samples"]}
+
+
+def as_shares(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return found | {"clean": found["clean"].astype(np.float32)}
+
+
+def empty(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {"else": found["samples"]}
+
+
+HELD = "clean int32 [12], decisions int32 [6, 3, 12], samples int32 [12]"
+
+
+@pytest.mark.parametrize(
+    ("change", "held"),
+    [
+        (without_last_severity, HELD.replace("[6, 3, 12]", "[6, 2, 12]")),
+        (of_other_samples, f"{HELD}, of other test images"),
+        (as_shares, HELD.replace("clean int32", "clean float32")),
+        (of_a_table, "samples int32 [12]"),
+        (empty, "else int32 [12]"),
+    ],
+)
+def test_decisions_for_other_images_or_corruptions_are_refused(project, change, held):
+    save_file(change(load_file(STUDENT)), STUDENT)
+    with pytest.raises(UserError) as refusal:
+        run_stage("compare")
+    assert f"`{STUDENT}` holds {held}; expected {HELD}, of 12 test images" in str(refusal.value)
+    assert "dvc repro --force robustness@small" in str(refusal.value)

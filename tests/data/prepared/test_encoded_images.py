@@ -1,0 +1,582 @@
+"""Large images, kept as encoded bytes: the same views in every stage, whoever decodes them."""
+
+import io
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import (
+    PARAMS,
+    bytes_of,
+    change_params,
+    opened,
+    run_every_stage,
+    run_stage,
+    write_params,
+)
+from import_closure import ROOT
+from PIL import Image
+
+from pipeline.commands.store import verify
+from pipeline.comparison.report.html import THUMBNAIL
+from pipeline.data.prepared.dataset import Dataset, encoded_path, open_dataset
+from pipeline.data.prepared.image_decoding import clean_boxes, decode_view, eight_bits
+from pipeline.data.sources.image_reading import ahead
+from pipeline.runtime.derived_random import permutation
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import read_json
+from pipeline.stages.compare import clean_pixels
+from pipeline.views import loader as views_module
+from pipeline.views.loader import EncodedViews, views_of
+from pipeline.views.plan import Policy, apply_views, boxes, mirrored
+
+CPU = torch.device("cpu")
+PREPARED, STORE = Path("data/prepared"), Path("data/soft_targets")
+PHOTOGRAPHS = ROOT.parent / "shared/data/imagenet_samples.tar"
+
+
+def picture(label: int, index: int, size: tuple[int, int]) -> Image.Image:
+    """Smooth, as photographs are, in a colour of its class's own; (height, width)."""
+    rng = np.random.default_rng([label, index])
+    small = rng.integers(0, 120, (4, 5, 3), dtype=np.uint8)
+    small[..., label] += 120
+    return Image.fromarray(small).resize(size[::-1], Image.Resampling.BICUBIC)
+
+
+def write_pictures(root: Path, per_class: int = 10) -> None:
+    """JPEG and PNG of many sizes, from smaller than a view to eight times as large."""
+    for label, name in enumerate(("ant", "bee", "cat")):
+        folder = root / "train" / name
+        folder.mkdir(parents=True)
+        for index in range(per_class):
+            height, width = 12 + 17 * index, 140 - 11 * index
+            suffix, options = ((".jpg", {"quality": 95}), (".png", {}))[index % 2]
+            picture(label, index, (height, width)).save(folder / f"{index}{suffix}", **options)
+
+
+ENCODED = {"storage": "encoded", "image_size": 64, "quality": 90}
+RESIZED = {
+    "policy": "random_resized_crop",
+    "rand_augment": "none",
+    "mix": "none",
+    "count": 2,
+    "seed": 7,
+    "image_size": 16,
+}
+
+
+def encoded_params(**dataset: object) -> dict:
+    teacher = PARAMS["teacher"]
+    return PARAMS | {
+        "dataset": PARAMS["dataset"] | ENCODED | dataset,
+        "views": RESIZED,
+        "teacher": teacher
+        | {
+            "network": {"name": "resnet8", "input_size": 16},
+            "training": teacher["training"] | {"policy": "random_resized_crop"},
+        },
+    }
+
+
+@pytest.fixture(scope="session")
+def finished_encoded_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("encoded")
+    write_pictures(root / "images")
+    run_every_stage(root, encoded_params())
+    return root
+
+
+@pytest.fixture
+def encoded_project(
+    finished_encoded_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    root = tmp_path / "project"
+    shutil.copytree(finished_encoded_project, root)
+    monkeypatch.chdir(root)
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def prepare(**dataset: object) -> Dataset:
+    write_params(Path(), encoded_params(**dataset))
+    run_stage("prepare")
+    return open_dataset()
+
+
+# What `prepare` keeps.
+
+
+def test_images_are_reduced_to_their_bound_never_enlarged_and_keep_their_aspect_ratio(folder):
+    write_pictures(folder / "images")
+    split = prepare().splits["train"]
+    for sample, sample_id in enumerate(split.sample_ids):
+        source = Image.open(folder / "images" / sample_id)
+        image = Image.open(io.BytesIO(split.content(sample)))
+        assert image.format == "JPEG"
+        assert image.size == tuple(split.sizes[sample][::-1])
+        assert min(image.size) == min(64, *source.size)
+        ratio = source.width / source.height
+        assert image.width / image.height == pytest.approx(ratio, rel=0.5 / min(image.size))
+        shown = np.asarray(image.resize((8, 8), Image.Resampling.BOX), int)
+        there = np.asarray(source.resize((8, 8), Image.Resampling.BOX), int)
+        assert np.abs(shown - there).mean() < 3
+
+
+def test_quality_original_keeps_the_sources_bytes(folder):
+    write_pictures(folder / "images")
+    split = prepare(quality="original").splits["test"]
+    for sample, sample_id in enumerate(split.sample_ids):
+        path = folder / "images" / sample_id
+        assert split.content(sample) == path.read_bytes()
+        assert tuple(split.sizes[sample]) == Image.open(path).size[::-1]
+
+
+def test_a_lower_quality_takes_fewer_bytes(folder):
+    write_pictures(folder / "images")
+    high, low = (
+        prepare(quality=quality).splits["train"].offsets[-1].item() for quality in (95, 30)
+    )
+    assert low < high
+
+
+@pytest.mark.parametrize("quality", [90, "original"])
+def test_preparing_twice_and_in_another_order_gives_equal_bytes(folder, quality):
+    write_pictures(folder / "images")
+    before = prepare(quality=quality), bytes_of(PREPARED)
+    assert prepare(quality=quality).fingerprint == before[0].fingerprint
+    assert bytes_of(PREPARED) == before[1]
+    with tarfile.open(folder / "images.tar", "w") as archive:
+        for path in sorted((folder / "images").rglob("*.*"), reverse=True):
+            archive.add(path, path.relative_to(folder / "images"))
+    prepare(root="images.tar", quality=quality)
+    assert bytes_of(PREPARED) == before[1]
+
+
+def test_the_fingerprint_covers_one_encoded_byte(folder):
+    write_pictures(folder / "images")
+    path = folder / "images/train/bee/3.png"
+    content = path.read_bytes()
+    path.write_bytes(content + b"\0")  # after the image's end
+    before = prepare(quality="original").fingerprint
+    path.write_bytes(content + b"\1")
+    assert prepare(quality="original").fingerprint != before
+
+
+def test_statistics_are_those_of_the_same_images_kept_as_pixels(folder):
+    write_pictures(folder / "images")
+    encoded, pixels = prepare(), prepare(storage="pixels")
+    assert (encoded.mean, encoded.std) == (pixels.mean, pixels.std)
+    assert encoded.fingerprint != pixels.fingerprint
+
+
+def test_the_digits_can_be_kept_encoded_but_have_no_original_files(folder):
+    dataset = prepare(source="digits", quality=75)
+    assert sum(len(split) for split in dataset.splits.values()) == 1797
+    with pytest.raises(UserError, match="quality is `original`, but the embedded digits are pix"):
+        prepare(source="digits", quality="original")
+
+
+@pytest.mark.parametrize("quality", [0, 101, "best"])
+def test_a_quality_that_is_none_is_refused(folder, quality):
+    with pytest.raises(UserError, match=r"dataset.quality` is .*; expected"):
+        prepare(quality=quality)
+
+
+@pytest.mark.parametrize("quality", [90, "original"])
+def test_damaged_files_are_all_listed_and_nothing_is_written(folder, quality):
+    write_pictures(folder / "images")
+    for name in ("ant/2.jpg", "cat/5.png"):
+        path = folder / "images/train" / name
+        path.write_bytes(path.read_bytes()[:-40])
+    (folder / "images/train/bee/notes.txt").write_text("no image")
+    with pytest.raises(UserError) as refusal:
+        prepare(quality=quality)
+    for name in ("train/ant/2.jpg", "train/cat/5.png", "train/bee/notes.txt"):
+        assert name in str(refusal.value)
+    assert list((folder / "data").iterdir()) == []
+
+
+def test_an_image_too_long_for_jpeg_is_listed_with_the_damaged_ones(folder):
+    write_pictures(folder / "images")
+    Image.new("L", (70_000, 9)).save(folder / "images/train/ant/long.png")
+    with pytest.raises(UserError, match="1 files of `images`(.|\n)*train/ant/long.png: "):
+        prepare()
+
+
+def test_a_file_of_another_length_than_was_written_is_refused_on_opening(encoded_project):
+    path = PREPARED / "train_images.bin"
+    content = path.read_bytes()
+    for other in (content[:-1], content + b"x", (PREPARED / "test_images.bin").read_bytes()):
+        path.write_bytes(other)
+        with pytest.raises(UserError, match=rf"holds {len(other):,} bytes; expected .* Run `dvc"):
+            run_stage("baseline", "small")
+    path.unlink()
+    with pytest.raises(UserError, match="train_images.bin` cannot be read"):
+        open_dataset()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_damaged_after_preparing_is_named_without_a_traceback(encoded_project, workers):
+    path, split = PREPARED / "train_images.bin", open_dataset().splits["train"]
+    content = bytearray(path.read_bytes())
+    content[split.offsets[3] : split.offsets[3] + 20] = bytes(20)
+    path.write_bytes(content)
+    split = open_dataset().splits["train"]
+    views = views_of(split, Policy("none"), 0, CPU, num_workers=workers)
+    with pytest.raises(UserError) as refusal:
+        list(views.batches(0, np.split(np.arange(len(split)), 3)))
+    message = str(refusal.value)
+    assert "cannot be decoded, sample 3 (" in message
+    assert "Traceback" not in message
+
+
+def test_images_pass_through_memory_few_at_a_time_and_in_order(monkeypatch):
+    monkeypatch.setattr("pipeline.data.sources.image_reading.available_cores", lambda: 3)
+    taken = []
+    results = ahead(lambda number: -number, (taken.append(n) or n for n in range(100)))
+    for expected in range(20):
+        assert next(results) == -expected
+        assert len(taken) <= expected + 1 + 2 * 3
+    assert list(results) == [-number for number in range(20, 100)]
+
+
+def test_a_worker_that_is_killed_is_told_without_a_traceback(encoded_project, monkeypatch):
+    monkeypatch.setattr("pipeline.views.loader.decode_view", lambda *_: os._exit(9))
+    split = open_dataset().splits["train"]
+    views = views_of(split, Policy("none"), 0, CPU, num_workers=1)
+    with pytest.raises(UserError, match="a process that decodes images has ended"):
+        list(views.batches(0, np.split(np.arange(len(split)), 3)))
+
+
+# What a view shows.
+
+
+def upright_view(image: Image.Image, box: np.ndarray, side: int, channels: int) -> np.ndarray:
+    """The definition: all of the image decoded, upright, cut out and resized by Pillow."""
+    top, left, height, width = box
+    image = eight_bits(image).convert("RGB" if channels == 3 else "L")
+    corners = (left, top, left + width, top + height)
+    view = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=corners))
+    return view.transpose(2, 0, 1) if channels == 3 else view[None]
+
+
+def saved(image: Image.Image, file_format: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 57, 3), dtype=np.uint8))
+DEEP = Image.fromarray(np.arange(40 * 57, dtype=np.uint16).reshape(40, 57) * 28)
+FORMS = {
+    "RGB": (NOISE, "PNG"),
+    "greyscale": (NOISE.convert("L"), "JPEG"),
+    "CMYK": (NOISE.convert("CMYK"), "JPEG"),
+    "palette": (NOISE.convert("P"), "PNG"),
+    "16-bit": (DEEP, "PNG"),
+    "transparent": (NOISE.convert("RGBA"), "WEBP"),
+    "one pixel": (NOISE.crop((0, 0, 1, 1)), "PNG"),
+    "one row": (NOISE.crop((0, 0, 57, 1)), "JPEG"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_any_mode_and_size_are_shown_as_pillow_shows_them(form, channels):
+    image, file_format = FORMS[form]
+    content = saved(image, file_format)
+    size = np.array([image.size[::-1]])
+    for box in (
+        clean_boxes(size, 32)[0],
+        boxes(Policy("random_resized_crop"), 0, 3, np.arange(1), size)[0],
+    ):
+        view = decode_view(content, size[0], box, 32, channels)
+        assert view.shape == (channels, 32, 32)
+        expected = upright_view(Image.open(io.BytesIO(content)), box, 32, channels)
+        assert np.array_equal(view, expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("side", [9, 24, 70])  # decoded at 1/8, 1/4 and whole
+def test_a_view_of_a_reduced_and_turned_jpeg_is_that_of_the_whole_image(orientation, side):
+    """Within 2.5 levels of 255 on average, 12 at most, on a smooth image of odd sides."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = saved(picture(0, 1, (203, 150)), "JPEG", quality=95, exif=exif)
+    image = Image.open(io.BytesIO(content))
+    size = np.array([eight_bits(image).size[::-1]])
+    for box in (clean_boxes(size, side)[0], np.array([0, 0, 100, 80]), np.array([size[0, 0] - 99,
+            size[0, 1] - 98, 99, 98])):  # fmt: skip
+        view = decode_view(content, size[0], box, side, 3).astype(int)
+        difference = np.abs(view - upright_view(Image.open(io.BytesIO(content)), box, side, 3))
+        assert difference.mean() < 2.5
+        assert difference.max() <= 12
+
+
+@pytest.mark.parametrize(
+    ("part", "side", "reduction"), [(127, 16, 4), (128, 16, 8), (31, 16, 1), (33, 16, 2)]
+)
+def test_a_jpeg_is_decoded_no_smaller_than_the_view(monkeypatch, part, side, reduction):
+    content = saved(picture(0, 1, (150, 203)), "JPEG")
+    decoded = []
+
+    def watched(image):
+        image.load()
+        decoded.append(image.size)
+        return eight_bits(image)
+
+    monkeypatch.setattr("pipeline.data.prepared.image_decoding.eight_bits", watched)
+    decode_view(content, (150, 203), (10, 20, part, part), side, 3)
+    assert decoded == [(-(-203 // reduction), -(-150 // reduction))]
+    assert part / reduction >= side or reduction == 1
+
+
+def test_the_clean_view_is_the_imagenet_standard():
+    """The shorter side resized to 256, the middle 224 cut out. Ours is not rounded to whole pixels
+    of the resized image: within 3 levels on smooth images."""
+    for size in ((300, 400), (500, 353), (200, 231)):
+        image = picture(1, 2, size)
+        width, height = (round(length * 256 / min(size)) for length in image.size)
+        resized = image.resize((width, height), Image.Resampling.BILINEAR)
+        left, top = (width - 224) // 2, (height - 224) // 2
+        expected = np.asarray(resized.crop((left, top, left + 224, top + 224)))
+        box = clean_boxes(np.array([size]), 224)[0]
+        view = decode_view(saved(image, "PNG"), size, box, 224, 3).transpose(1, 2, 0)
+        assert np.abs(view.astype(int) - expected).max() <= 3
+
+
+@pytest.mark.parametrize("policy", ["none", "crop", "crop_flip", "random_resized_crop"])
+def test_each_policy_shows_its_part_of_the_image(encoded_project, policy):
+    split = open_dataset().at(16).splits["train"]
+    samples = np.array([5, 0, 11])
+    (batch,) = views_of(split, Policy(policy), 3, CPU).batches(2, [samples])
+    contents = [split.content(sample) for sample in samples]
+    if policy == "random_resized_crop":
+        parts = boxes(Policy(policy), 3, 2, samples, split.sizes[samples])
+        flips = mirrored(Policy(policy), 3, 2, samples)
+    else:
+        parts, flips = clean_boxes(split.sizes[samples], 16), [False] * 3
+    expected = [
+        decode_view(content, size, part, 16, 3)[:, :, :: -1 if flip else 1]
+        for content, size, part, flip in zip(
+            contents, split.sizes[samples], parts, flips, strict=True
+        )
+    ]
+    expected = torch.from_numpy(np.stack(expected))
+    if policy.startswith("crop"):
+        expected = apply_views(expected, Policy(policy), 3, 2, samples)
+    assert torch.equal(batch.pixels, expected)
+    assert np.array_equal(batch.samples, samples)
+
+
+# The same for everyone.
+
+
+def all_views(order: list[np.ndarray], workers: int, policy: str = "random_resized_crop"):
+    split = open_dataset().at(16).splits["train"]
+    views = views_of(split, Policy.from_text(policy), 5, CPU, num_workers=workers)
+    pixels = np.empty((len(split), 3, 16, 16), np.uint8)
+    for batch in views.batches(1, order):
+        pixels[batch.samples] = batch.pixels.numpy()
+    return pixels
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "random_resized_crop",
+        "crop_flip",
+        "random_resized_crop+rand_augment(2,9)+mixup(0.4)",
+        "crop_flip+cutmix(1.0)",
+    ],
+)
+def test_replay_is_identical_for_any_batch_size_order_and_number_of_workers(
+    encoded_project, policy
+):
+    count = len(open_dataset().splits["train"])
+    whole = all_views([np.arange(count)], 0, policy)
+    for batch_size, workers in ((1, 0), (5, 0), (5, 1), (7, 2)):
+        order = permutation(count, batch_size)
+        parts = np.split(order, range(batch_size, count, batch_size))
+        assert np.array_equal(all_views(parts, workers, policy), whole)
+
+
+def test_replay_is_identical_in_workers_that_are_spawned(encoded_project, monkeypatch):
+    count = len(open_dataset().splits["train"])
+    parts = np.split(np.arange(count), range(5, count, 5))
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        spawned = all_views(parts, 1)
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert np.array_equal(spawned, all_views(parts, 0))
+
+
+def test_batches_come_in_the_order_given_and_leave_torchs_generator_alone(encoded_project):
+    split = open_dataset().at(16).splits["train"]
+    order = np.split(permutation(len(split), 1), 6)
+    before = torch.random.get_rng_state()
+    views = views_of(split, Policy("none"), 0, CPU, num_workers=2)
+    found = [batch.samples for batch in views.batches(0, order)]
+    assert all(np.array_equal(*pair) for pair in zip(found, order, strict=True))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_two_passes_at_the_same_time_do_not_disturb_each_other(encoded_project):
+    split = open_dataset().at(16).splits["train"]
+    views = views_of(split, Policy("random_resized_crop"), 0, CPU, num_workers=1)
+    order = np.split(np.arange(len(split)), 3)
+    apart = [[b.pixels for b in views.batches(view, order)] for view in (0, 1)]
+    together = list(zip(views.batches(0, order), views.batches(1, order), strict=True))
+    for view in (0, 1):
+        assert all(
+            torch.equal(pair[view].pixels, pixels)
+            for pair, pixels in zip(together, apart[view], strict=True)
+        )
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "workers"), [(8, None, 8), (8, "4", 2), (2, "4", 1)]
+)
+def test_the_cores_are_shared_among_the_processes(monkeypatch, cores, processes, workers):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert views_module.default_workers() == workers
+
+
+@pytest.mark.parametrize(("free", "fits"), [(2 * 96, True), (2 * 96 - 1, False)])
+def test_images_go_to_the_device_where_half_of_its_free_memory_holds_them(monkeypatch, free, fits):
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (free, 10 * free))
+    images = torch.zeros((2, 3, 4, 4), dtype=torch.uint8)
+    assert views_module._fits(images, torch.device("cuda")) == fits
+
+
+# A whole project.
+
+
+def test_the_teacher_and_the_students_take_views_of_the_size_that_they_ask_for(encoded_project):
+    for model in ("teacher", "students/small", "baselines/small"):
+        assert read_json(f"models/{model}/network.json", made_by="-")["input"]["size"] == 16
+    dataset = open_dataset()
+    assert dataset.image_size == 64
+    assert dataset.at(24).splits["test"].image_size == 24
+
+
+def test_the_store_holds_the_teachers_answers_to_the_views_of_encoded_images(encoded_project):
+    assert "of them are the teacher's answers" in verify(STORE, recompute=30, seed=1)
+
+
+@pytest.mark.parametrize("stage", ["student", "baseline"])
+def test_a_repeated_training_on_encoded_images_writes_the_same_bytes(encoded_project, stage):
+    before = bytes_of(Path(f"models/{stage}s/small"))
+    run_stage(stage, "small")
+    assert bytes_of(Path(f"models/{stage}s/small")) == before
+
+
+def test_two_processes_make_the_store_of_encoded_images_in_the_same_bytes(encoded_project):
+    before = bytes_of(STORE)
+    result = subprocess.run(
+        [sys.executable, "-m", "pipeline.stages.soft_targets"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PROCESSES": "2"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert bytes_of(STORE) == before
+
+
+def test_a_store_of_other_images_is_refused(encoded_project):
+    path = Path("images/train/bee/3.png")
+    picture(1, 99, (63, 107)).save(path)
+    run_stage("prepare")
+    with pytest.raises(UserError, match="was written for dataset"):
+        run_stage("student", "small")
+
+
+def test_canaries_tell_images_that_another_decoder_made(encoded_project):
+    """The fingerprint is as it was, the bytes of one image, a canary, are not."""
+    split, path = open_dataset().splits["train"], PREPARED / "train_images.bin"
+    content = bytearray(path.read_bytes())
+    image = content[split.offsets[0] : split.offsets[1]]
+    middle = split.offsets[0] + 3 * len(image) // 4
+    content[middle : middle + 8] = bytes(8)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="has canaries that differ"):
+        opened()
+
+
+def test_pixels_and_encoded_images_of_one_source_make_different_stores(encoded_project):
+    change_params("dataset", storage="pixels")
+    run_stage("prepare")
+    with pytest.raises(UserError, match="was written for dataset"):
+        run_stage("student", "small")
+
+
+# Photographs.
+
+
+@pytest.mark.skipif(not PHOTOGRAPHS.exists(), reason=f"photographs are not at {PHOTOGRAPHS}")
+@pytest.mark.parametrize("quality", [90, "original"])
+def test_photographs_are_prepared_and_shown(folder, quality):
+    with tarfile.open(PHOTOGRAPHS) as source, tarfile.open("images.tar", "w") as target:
+        for number, member in enumerate(m for m in source if m.isreg()):
+            content = source.extractfile(member)
+            member.name = f"train/{'ab'[number % 2]}/{Path(member.name).name}"
+            target.addfile(member, content)
+    dataset = prepare(root="images.tar", quality=quality, image_size=256)
+    split = dataset.at(64).splits["train"]
+    assert sum(len(s) for s in dataset.splits.values()) == 62
+    if quality == 90:
+        assert split.sizes.min(1).max() == 256
+    else:
+        assert split.sizes.min(1).max() > 256
+    (batch,) = views_of(split, Policy("none"), 0, CPU).batches(0, [np.arange(len(split))])
+    for sample in range(0, len(split), 7):
+        image = Image.open(io.BytesIO(split.content(sample)))
+        box = clean_boxes(split.sizes[[sample]], 64)[0]
+        expected = upright_view(image, box, 64, 3)
+        assert np.abs(batch.pixels[sample].numpy() - expected.astype(int)).mean() < 4
+    assert isinstance(views_of(split, Policy("none"), 0, CPU), EncodedViews)
+
+
+# What `compare` shows.
+
+
+def test_the_report_shows_encoded_images_as_networks_are_tested_on_them(encoded_project):
+    split = open_dataset().splits["test"]
+    for sample in range(len(split)):
+        pixels = clean_pixels(split, sample)
+        assert pixels.shape == (3, THUMBNAIL, THUMBNAIL)
+        image = Image.open(io.BytesIO(split.content(sample))).convert("RGB")
+        side = min(image.size) * 64 / round(64 * 256 / 224)  # the middle square
+        left, top = ((length - side) / 2 for length in image.size)
+        small = image.resize((8, 8), Image.Resampling.BOX, (left, top, left + side, top + side))
+        shown = Image.fromarray(pixels.transpose(1, 2, 0)).resize((8, 8), Image.Resampling.BOX)
+        difference = np.asarray(small).astype(int) - np.asarray(shown)
+        assert np.abs(difference).mean() < 3  # levels; JPEG at a part of its size, and bilinear
+
+
+def test_an_encoded_image_that_cannot_be_shown_is_named(encoded_project):
+    split = open_dataset().splits["test"]
+    path = encoded_path(split.directory, "test")
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(
+        UserError, match=r"`train/\w+/\d\.\w+` of test cannot .* `dvc repro prepare`"
+    ):
+        clean_pixels(open_dataset().splits["test"], 0)

@@ -1,0 +1,278 @@
+"""prepare: every source ends in the same few files."""
+
+import io
+import shutil
+import tarfile
+import zipfile
+from collections import Counter
+
+import numpy as np
+import pytest
+from conftest import PARAMS, prepare, write_images
+from PIL import Image
+
+from pipeline.data.prepared.dataset import Dataset, open_dataset
+from pipeline.data.prepared.image_decoding import eight_bits
+from pipeline.data.sources.image_reading import to_pixels
+from pipeline.data.sources.params import DatasetParams
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.params import validate
+from pipeline.stages.prepare import Statistics
+
+
+def splits(dataset: Dataset) -> dict[str, list[str]]:
+    return {name: list(split.sample_ids) for name, split in dataset.splits.items()}
+
+
+def test_digits_are_packed_whole_and_in_their_classes(folder):
+    dataset = prepare(source="digits", image_size=32, validation_fraction=0.1)
+    assert sum(len(split) for split in dataset.splits.values()) == 1797
+    assert list(dataset.class_names) == [str(digit) for digit in range(10)]
+    for split in dataset.splits.values():
+        assert split.images.shape == (len(split), 3, 32, 32)
+        shares = np.bincount(split.labels, minlength=10) / len(split)
+        assert shares.min() > 0.09
+        assert shares.max() < 0.11
+
+
+def test_split_off_samples_are_stratified_seeded_and_disjoint(folder):
+    write_images(folder / "images", per_class=20)
+    dataset = prepare()
+    assert {name: len(split) for name, split in dataset.splits.items()} == {
+        "train": 36,
+        "validation": 12,
+        "test": 12,
+    }
+    for split in dataset.splits.values():
+        assert len(set(Counter(split.labels.tolist()).values())) == 1
+    ids = [sample for split in splits(dataset).values() for sample in split]
+    assert len(set(ids)) == 60
+    assert splits(prepare()) == splits(dataset)
+    assert splits(prepare(split_seed=1)) != splits(dataset)
+
+
+def test_splits_that_the_source_brings_are_kept(folder):
+    write_images(folder / "images", per_class=10)
+    write_images(folder / "images", per_class=2, split="val")
+    write_images(folder / "images", per_class=3, split="test")
+    dataset = prepare()
+    assert splits(dataset)["validation"][0] == "val/ant/000.png"
+    assert {name: len(split) for name, split in dataset.splits.items()} == {
+        "train": 30,
+        "validation": 6,
+        "test": 9,
+    }
+
+
+def test_a_folder_and_its_archives_are_the_same_dataset(folder):
+    write_images(folder / "images", per_class=6)
+    (folder / "images/train/ant/.DS_Store").write_text("not an image")
+    shutil.copytree(folder / "images", folder / "wrapped/some_name")
+    with tarfile.open(folder / "images.tar.gz", "w:gz") as archive:
+        archive.add(folder / "images", ".")
+    with tarfile.open(folder / "wrapped.tar", "w") as archive:
+        archive.add(folder / "wrapped/some_name", "some_name")
+    with zipfile.ZipFile(folder / "images.zip", "w") as archive:
+        for path in sorted((folder / "images").rglob("*.png"), reverse=True):
+            archive.write(path, path.relative_to(folder / "images"))
+    fingerprints = {
+        prepare(root=root).fingerprint
+        for root in ("images", "images.tar.gz", "wrapped.tar", "images.zip")
+    }
+    assert len(fingerprints) == 1
+
+
+def test_the_fingerprint_covers_one_pixel(folder):
+    write_images(folder / "images", per_class=6)
+    before = prepare().fingerprint
+    path = folder / "images/train/bee/003.png"
+    pixels = np.asarray(Image.open(path)).copy()
+    pixels[0, 0, 0] ^= 1
+    Image.fromarray(pixels).save(path)
+    assert prepare().fingerprint != before
+
+
+RGB = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+
+
+def reread(image: Image.Image, file_format: str, **options: object) -> Image.Image:
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return eight_bits(Image.open(file))
+
+
+@pytest.mark.parametrize(
+    ("mode", "file_format", "tolerance"),
+    [("RGB", "PNG", 0), ("CMYK", "TIFF", 0), ("RGBA", "PNG", 0), ("P", "PNG", 60)],
+)
+def test_images_of_any_mode_become_rgb_and_grey(mode, file_format, tolerance):
+    image = reread(RGB.convert(mode), file_format)
+    difference = to_pixels(image, 16, 3).astype(int) - np.asarray(RGB).transpose(2, 0, 1)
+    assert np.abs(difference).mean() <= tolerance
+    assert to_pixels(image, 16, 1).shape == (1, 16, 16)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA"])
+def test_greyscale_images_become_rgb_with_equal_channels(mode):
+    grey = np.asarray(RGB.convert("1" if mode == "1" else "L").convert("L"))
+    pixels = to_pixels(reread(RGB.convert(mode), "PNG"), 16, 3)
+    assert np.array_equal(pixels, np.stack([grey] * 3))
+
+
+def test_sixteen_bits_keep_their_brightness():
+    values = np.array([[0, 257, 25_700, 65_535]] * 4, np.uint16)
+    pixels = to_pixels(reread(Image.fromarray(values), "PNG"), 4, 1)
+    assert pixels[0, 0].tolist() == [0, 1, 100, 255]
+
+
+def test_transparent_pixels_are_white_whatever_colour_they_hide():
+    image = np.zeros((16, 16, 4), np.uint8)
+    image[:, 8:, 3] = 255
+    for picture in (Image.fromarray(image), Image.fromarray(image).convert("PA")):
+        pixels = to_pixels(eight_bits(picture), 16, 3)
+        assert pixels[:, :, :8].min() == 255
+        assert pixels[:, :, 8:].max() == 0
+    palette = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16) // 128)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    pixels = to_pixels(reread(palette, "PNG", transparency=0), 16, 3)
+    assert pixels[:, 0, 0].tolist() == [255, 255, 255]
+    assert pixels[:, 15, 0].tolist() == [10, 20, 30]
+
+
+def test_exif_orientation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise to see it upright
+    upright = np.asarray(RGB.transpose(Image.Transpose.ROTATE_270)).transpose(2, 0, 1)
+    assert np.array_equal(to_pixels(reread(RGB, "PNG", exif=exif), 16, 3), upright)
+
+
+def test_pixels_of_unknown_range_are_refused_as_unreadable(folder):
+    write_images(folder / "images", per_class=6)
+    for name, dtype in (("a", np.float32), ("b", np.int32)):
+        pixels = np.full((16, 16), 70_000, dtype)
+        Image.fromarray(pixels).save(folder / f"images/train/ant/{name}.tiff")
+    with pytest.raises(UserError) as refusal:
+        prepare()
+    assert "train/ant/a.tiff: it has floating-point pixels" in str(refusal.value)
+    assert "train/ant/b.tiff: it has more than 16 bits a channel" in str(refusal.value)
+
+
+def test_other_sizes_keep_their_aspect_and_lose_their_margins():
+    wide = np.zeros((16, 48, 3), np.uint8)
+    wide[:, 16:32] = 255
+    assert to_pixels(Image.fromarray(wide), 16, 3).min() == 255
+
+
+def test_statistics_are_those_of_the_pixels():
+    images = np.random.default_rng(0).integers(0, 256, (50, 3, 8, 8), dtype=np.uint8)
+    statistics = Statistics(3)
+    statistics.add(images[:20])
+    statistics.add(images[20:])
+    mean, std = statistics.mean_and_std()
+    np.testing.assert_allclose(mean, (images / 255).mean((0, 2, 3)), atol=1e-6)
+    np.testing.assert_allclose(std, (images / 255).std((0, 2, 3)), atol=1e-6)
+
+
+def test_broken_images_are_all_listed_and_nothing_is_written(folder):
+    write_images(folder / "images", per_class=6)
+    for name in ("ant/001.png", "cat/004.png"):
+        path = folder / "images/train" / name
+        path.write_bytes(path.read_bytes()[:100])
+    (folder / "images/train/bee/notes.txt").write_text("no image")
+    with pytest.raises(UserError) as refusal:
+        prepare()
+    message = str(refusal.value)
+    assert message.startswith("3 files of `images`")
+    for name in ("train/ant/001.png", "train/cat/004.png", "train/bee/notes.txt"):
+        assert name in message
+    assert not (folder / "data/prepared").exists()
+    assert list((folder / "data").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda root: None, "does not exist"),
+        (lambda root: root.mkdir(), "has no `train/<class>/<image>`; found nothing"),
+        (lambda root: (root / "pictures").mkdir(parents=True), "has no `train/<class>/<image>`"),
+        (lambda root: root.write_text("x"), "is a file of another kind"),
+    ],
+)
+def test_a_root_without_images_is_refused(folder, make, message):
+    make(folder / "images")
+    with pytest.raises(UserError, match=message):
+        prepare()
+
+
+@pytest.mark.parametrize("root", ["images", "images.tar", "images.zip"])
+def test_a_class_folder_without_images_is_refused(folder, root):
+    write_images(folder / "images")
+    (folder / "images/train/dog").mkdir()
+    (folder / "images/train/dog/.hidden").write_text("")
+    if root != "images":
+        shutil.make_archive("images", root.partition(".")[2], "images")
+    with pytest.raises(UserError, match="has class folders without images: `train/dog`"):
+        prepare(root=root)
+
+
+def test_a_single_class_is_refused(folder):
+    write_images(folder / "images")
+    for name in ("bee", "cat"):
+        shutil.rmtree(folder / "images/train" / name)
+    with pytest.raises(UserError, match="has one class, `ant`; expected at least 2"):
+        prepare()
+
+
+def test_test_classes_that_train_lacks_are_refused(folder):
+    write_images(folder / "images")
+    write_images(folder / "images", split="test")
+    (folder / "images/test/ant").rename(folder / "images/test/dog")
+    with pytest.raises(UserError, match="that `train/` lacks: `dog`"):
+        prepare()
+
+
+def test_a_class_too_small_to_split_is_refused(folder):
+    write_images(folder / "images", per_class=2)
+    with pytest.raises(UserError, match="has 2 training samples; expected at least 3"):
+        prepare()
+
+
+def test_a_truncated_archive_is_refused(folder):
+    write_images(folder / "images")
+    with tarfile.open(folder / "images.tar.gz", "w:gz") as archive:
+        archive.add(folder / "images", ".")
+    content = (folder / "images.tar.gz").read_bytes()
+    (folder / "images.tar.gz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"images.tar.gz.* cannot be read"):
+        prepare(root="images.tar.gz")
+
+
+def test_a_failed_run_keeps_the_prepared_data_of_the_run_before(folder):
+    write_images(folder / "images", per_class=6)
+    before = prepare().fingerprint
+    (folder / "images/train/ant/000.png").write_text("no image")
+    with pytest.raises(UserError, match="1 files of"):
+        prepare()
+    assert open_dataset().fingerprint == before
+
+
+def test_images_at_another_size_are_resized_and_at_their_own_are_mapped(folder):
+    write_images(folder / "images", per_class=6)
+    dataset = prepare()
+    images = dataset.splits["train"].images
+    assert dataset.at(16) is dataset
+    resized = dataset.at(8).splits["train"].images
+    assert resized.shape == (len(images), 3, 8, 8)
+    expected = Image.fromarray(images[2].transpose(1, 2, 0)).resize(
+        (8, 8), Image.Resampling.BICUBIC
+    )
+    assert np.array_equal(resized[2].transpose(1, 2, 0), np.asarray(expected))
+
+
+def test_fractions_that_leave_nothing_to_train_on_are_refused():
+    with pytest.raises(UserError, match="leave nothing to train on"):
+        validate(
+            DatasetParams,
+            PARAMS["dataset"] | {"validation_fraction": 0.5, "test_fraction": 0.5},
+            "params.yaml: dataset",
+        )

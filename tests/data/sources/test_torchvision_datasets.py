@@ -1,0 +1,372 @@
+"""Image sets as people have them: torchvision's, partly unlabelled, uneven, with duplicates."""
+
+import gzip
+import pickle
+import shutil
+import struct
+import tarfile
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from conftest import (
+    PARAMS,
+    bytes_of,
+    change_params,
+    opened,
+    prepare,
+    run_stage,
+    write_images,
+    write_params,
+)
+from PIL import Image
+
+from pipeline.commands import check
+from pipeline.commands.store import verify
+from pipeline.data.prepared.dataset import open_dataset
+from pipeline.data.sources import image_folder
+from pipeline.data.sources.torchvision_catalog import SETS
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import read_json
+from pipeline.students.loop import Course
+
+PREPARED, STORE = Path("data/prepared"), Path("data/soft_targets")
+RNG = np.random.default_rng(0)
+TRAIN_PIXELS = RNG.integers(0, 256, (60, 28, 28), dtype=np.uint8)
+TEST_PIXELS = RNG.integers(0, 256, (20, 28, 28), dtype=np.uint8)
+
+
+# torchvision's datasets.
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    """A gzipped file of the MNIST family: magic number, shape, bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = struct.pack(f">I{array.ndim}I", 0x800 + array.ndim, *array.shape)
+    with gzip.open(path, "wb") as file:
+        file.write(header + array.tobytes())
+
+
+def unpacked(path: Path) -> None:
+    with gzip.open(path) as source, open(path.with_suffix(""), "wb") as target:
+        shutil.copyfileobj(source, target)
+    path.unlink()
+
+
+def write_fashion_mnist(root: Path) -> None:
+    raw = root / "FashionMNIST/raw"
+    for name, pixels in (("train", TRAIN_PIXELS), ("t10k", TEST_PIXELS)):
+        labels = (np.arange(len(pixels)) % 10).astype(np.uint8)
+        for kind, array in (("images-idx3", pixels), ("labels-idx1", labels)):
+            path = raw / f"{name}-{kind}-ubyte.gz"
+            write_idx(path, array)
+            unpacked(path)
+
+
+FASHION = {"source": "torchvision", "name": "FashionMNIST", "root": "sets", "image_size": 28}
+
+
+def test_a_torchvision_set_keeps_its_splits_classes_and_pixels(folder):
+    write_fashion_mnist(folder / "sets")
+    dataset = prepare(**FASHION, channels=1)
+    assert list(dataset.class_names)[:3] == ["T-shirt/top", "Trouser", "Pullover"]
+    assert {name: len(split) for name, split in dataset.splits.items()} == {
+        "train": 50,  # a fifth of each of 10 classes of 6 is split off
+        "validation": 10,
+        "test": 20,
+    }
+    test = dataset.splits["test"]
+    assert list(test.sample_ids) == [f"test/{index:06d}" for index in range(20)]
+    assert np.array_equal(test.images[:, 0], TEST_PIXELS)
+    assert test.labels.tolist() == list(range(10)) * 2
+    for pixels, label, sample_id in zip(
+        dataset.splits["train"].images,
+        dataset.splits["train"].labels,
+        dataset.splits["train"].sample_ids,
+        strict=True,
+    ):
+        index = int(sample_id.removeprefix("train/"))
+        assert np.array_equal(pixels[0], TRAIN_PIXELS[index])
+        assert label == index % 10
+
+
+def test_a_torchvision_set_of_pickled_batches_is_read(folder, monkeypatch):
+    """CIFAR-10's layout; its files' published checksums are replaced by those of these files."""
+    base = folder / "sets/cifar-10-batches-py"
+    base.mkdir(parents=True)
+    pixels = RNG.integers(0, 256, (40, 3, 32, 32), dtype=np.uint8)
+    for name, rows in (("data_batch_1", slice(0, 30)), ("test_batch", slice(30, 40))):
+        content = {
+            "data": pixels[rows].reshape(-1, 3072),
+            "labels": [n % 3 for n in range(40)][rows],
+        }
+        (base / name).write_bytes(pickle.dumps(content))
+    (base / "batches.meta").write_bytes(pickle.dumps({"label_names": ["plane", "car", "bird"]}))
+    made = torchvision.datasets.CIFAR10
+    monkeypatch.setattr(made, "train_list", [["data_batch_1", None]])
+    monkeypatch.setattr(made, "test_list", [["test_batch", None]])
+    monkeypatch.setattr(made, "meta", made.meta | {"md5": None})
+    dataset = prepare(source="torchvision", name="CIFAR10", root="sets", image_size=32)
+    assert dataset.class_names == ["plane", "car", "bird"]
+    assert np.array_equal(dataset.splits["test"].images, pixels[30:])
+
+
+def test_a_torchvision_set_may_have_unlabelled_images(folder, monkeypatch):
+    base = folder / "sets/stl10_binary"
+    base.mkdir(parents=True)
+    for name, count in (("train", 30), ("test", 10), ("unlabeled", 7)):
+        pixels = RNG.integers(0, 256, (count, 3, 96, 96), dtype=np.uint8)
+        (base / f"{name}_X.bin").write_bytes(pixels.tobytes())
+        if name != "unlabeled":
+            (base / f"{name}_y.bin").write_bytes(
+                (np.arange(count) % 10 + 1).astype(np.uint8).tobytes()
+            )
+    (base / "class_names.txt").write_text("\n".join("abcdefghij"))
+    monkeypatch.setattr(torchvision.datasets.STL10, "_check_integrity", lambda self: True)
+    dataset = prepare(source="torchvision", name="STL10", root="sets")
+    labels = dataset.splits["train"].labels
+    assert labels[-7:].tolist() == [-1] * 7
+    assert labels[:-7].min() == 0
+    assert dataset.splits["train"].sample_ids[-1] == "unlabeled/000006"
+    assert min(dataset.splits[name].labels.min() for name in ("validation", "test")) == 0
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("split", ["train", "validation", "test", "unlabeled"])
+def test_every_named_set_takes_the_splits_that_are_asked_of_it(folder, name, split):
+    """Without files: an unknown split or argument would be a TypeError or a ValueError."""
+    if split in SETS[name].splits:
+        with pytest.raises((RuntimeError, FileNotFoundError)):
+            getattr(torchvision.datasets, name)(folder, **SETS[name].splits[split], download=False)
+
+
+def test_a_set_that_cannot_be_downloaded_says_what_to_put_where(folder, monkeypatch):
+    (folder / "sets").mkdir()
+
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", no_network)
+    with pytest.raises(UserError) as refusal:
+        prepare(source="torchvision", name="CIFAR100", root="sets")
+    message = str(refusal.value)
+    assert "`sets` (`dataset.root`) has no whole `CIFAR100` (train)" in message
+    assert "Put into `sets`: cifar-100-python.tar.gz" in message
+    assert not PREPARED.exists()
+
+
+def test_a_packed_file_that_lies_below_the_root_is_unpacked_without_a_network(folder, monkeypatch):
+    """What `what to put where` promises: torchvision unpacks what it finds."""
+    write_fashion_mnist(folder / "elsewhere")
+    raw = folder / "elsewhere/FashionMNIST/raw"
+    (folder / "sets/FashionMNIST/raw").mkdir(parents=True)
+    for path in raw.iterdir():
+        with gzip.open(folder / f"sets/FashionMNIST/raw/{path.name}.gz", "wb") as file:
+            file.write(path.read_bytes())
+    made = torchvision.datasets.FashionMNIST
+    monkeypatch.setattr(made, "resources", [(name, None) for name, _ in made.resources])
+    assert len(prepare(**FASHION, channels=1).splits["test"]) == 20
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"name": "CIFAR1OO"},
+            "name is `CIFAR1OO`, which is not known; did you mean `CIFAR10` or `CI",
+        ),
+        ({"name": None}, "name is missing. Known: CIFAR10, CIFAR100, MNIST"),
+        ({"source": "image_folder", "name": "CIFAR10"}, "which belongs to source `torchvision`"),
+        (
+            {"name": "CIFAR10", "storage": "encoded", "quality": "original"},
+            "torchvision's images are pixels and have no files",
+        ),
+        (
+            {"name": "CIFAR10", "root": "nowhere"},
+            "the folder where `CIFAR10` lies or is downloaded",
+        ),
+    ],
+)
+def test_a_set_that_is_not_known_or_not_there_is_refused_before_a_run(folder, values, message):
+    (folder / "sets").mkdir()
+    dataset = PARAMS["dataset"] | {"source": "torchvision", "root": "sets"} | values
+    write_params(folder, PARAMS | {"dataset": dataset})
+    assert message in "\n".join(check.problems())
+
+
+# Unlabelled images.
+
+
+def write_unlabelled(root: Path, count: int = 9) -> None:
+    """Here and there, black and white: no class looks like them."""
+    for index in range(count):
+        path = root / ("deep/er" if index % 2 else "") / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng([9, index]).integers(0, 2, (16, 16, 3), np.uint8) * 255
+        Image.fromarray(pixels).save(path)
+
+
+@pytest.mark.parametrize("name", ["unlabeled", "unlabelled"])
+def test_unlabelled_images_join_the_training_split_and_no_other(folder, name):
+    write_images(folder / "images", per_class=10)
+    before = prepare()
+    write_unlabelled(folder / "images" / name)
+    dataset = prepare()
+    train = dataset.splits["train"]
+    assert {n: len(s) for n, s in dataset.splits.items()} == {
+        "train": len(before.splits["train"]) + 9,
+        "validation": 6,
+        "test": 6,
+    }
+    assert train.labels.tolist() == [*before.splits["train"].labels.tolist(), *[-1] * 9]
+    assert next(i for i in train.sample_ids if "deep" in i) == f"{name}/deep/er/1.png"
+    assert list(dataset.class_names) == ["ant", "bee", "cat"]
+
+
+@pytest.mark.parametrize("storage", ["pixels", "encoded"])
+def test_unlabelled_images_have_no_part_in_the_normalisation(folder, storage):
+    write_images(folder / "images", per_class=10)
+    before = prepare(storage=storage)
+    write_unlabelled(folder / "images/unlabeled")
+    after = prepare(storage=storage)
+    assert (after.mean, after.std) == (before.mean, before.std)
+    assert after.fingerprint != before.fingerprint
+
+
+@pytest.fixture
+def project_with_unlabelled(project: Path) -> Path:
+    write_unlabelled(project / "images/unlabeled", 20)
+    run_stage("prepare")
+    return project
+
+
+def test_the_teacher_is_the_one_of_the_labelled_images_alone(project_with_unlabelled):
+    before = bytes_of(Path("models/teacher"))
+    run_stage("teacher")
+    assert bytes_of(Path("models/teacher")) == before
+
+
+def seen_by(monkeypatch: pytest.MonkeyPatch, stage: str) -> np.ndarray:
+    seen, step = [], Course.step
+
+    def watched(course, samples, *arguments):
+        seen.append(course.labels[torch.from_numpy(samples)].numpy())
+        return step(course, samples, *arguments)
+
+    monkeypatch.setattr(Course, "step", watched)
+    run_stage(stage, "small")
+    return np.concatenate(seen)
+
+
+@pytest.mark.parametrize(
+    "soft_targets", [{"encoding": "dense"}, {"encoding": "top_k", "k": 2}], ids=str
+)
+def test_a_student_learns_from_unlabelled_images_and_its_baseline_does_not(
+    project_with_unlabelled, monkeypatch, soft_targets
+):
+    change_params("soft_targets", **soft_targets)
+    run_stage("teacher")
+    run_stage("soft_targets")
+    store = opened()
+    train = open_dataset().splits["train"]
+    unlabelled = np.flatnonzero(train.labels < 0)
+    logits, kept = store.at(1.0).gather(1, unlabelled)
+    assert np.isfinite(logits).all()
+    if kept is not None:  # 2 of 3 classes: in a label's place is the largest, which is kept anyway
+        assert kept.sum(1).tolist() == [2] * len(unlabelled)
+    assert "20 of them are the teacher's answers" in verify(STORE, recompute=20, seed=0)
+    with monkeypatch.context() as patch:
+        labels = seen_by(patch, "student")
+    assert len(labels) == 2 * len(train)  # epochs
+    assert (labels < 0).sum() == 2 * len(unlabelled)
+    baseline = seen_by(monkeypatch, "baseline")
+    assert len(baseline) == 2 * (len(train) - len(unlabelled))
+    assert baseline.min() == 0
+    run_stage("compare")
+
+
+def test_a_method_that_needs_labels_refuses_unlabelled_images(project_with_unlabelled):
+    run_stage("teacher")
+    run_stage("soft_targets")
+    student = PARAMS["students"]["small"] | {"distillation": {"method": "dkd"}}
+    change_params("students", small=student)
+    with pytest.raises(UserError, match="needs a label for each image, but 20 of 56 training im"):
+        run_stage("student", "small")
+
+
+# What is odd and no mistake.
+
+
+def test_unequal_classes_are_told_and_equal_ones_are_not(folder, capsys):
+    write_images(folder / "images", per_class=10)
+    for path in sorted((folder / "images/train/bee").iterdir())[5:]:
+        path.unlink()
+    prepare()
+    said = capsys.readouterr().out
+    assert "classes are unequal: 3 training images of `bee`, 6 of `ant`, 2.0 times as many" in said
+    write_images(folder / "images", per_class=10)
+    prepare()
+    assert "unequal" not in capsys.readouterr().out
+
+
+def test_duplicates_across_splits_and_contradicting_labels_are_told_and_kept(folder, capsys):
+    images = folder / "images"
+    write_images(images, per_class=6)
+    write_images(images, per_class=8, split="test")  # whose first 6 are the same
+    (images / "val/ant").mkdir(parents=True)
+    shutil.copy(images / "test/ant/006.png", images / "val/ant/other name.png")
+    shutil.copy(images / "train/ant/000.png", images / "train/bee/again.png")
+    before = prepare().fingerprint
+    said = capsys.readouterr().out
+    assert "warning: 19 of 25 validation and test images have the same bytes" in said
+    assert "`train/ant/001.png` = `test/ant/001.png`" in said
+    assert "warning: 1 times the same bytes have several labels: `train" in said
+    assert "`train/ant/000.png` = `train/bee/again.png`" in said
+    found = read_json(PREPARED / "dataset.json", made_by="-")["duplicates"]
+    assert found["across_splits"]["count"] == 19
+    assert len(found["across_splits"]["first"]) == 5
+    assert found["contradicting_labels"] == {
+        "count": 1,
+        "first": [["train/ant/000.png", "train/bee/again.png"]],
+    }
+    content = bytes_of(PREPARED)
+    assert prepare().fingerprint == before
+    assert bytes_of(PREPARED) == content
+
+
+def test_without_duplicates_nothing_is_said_of_them(folder, capsys):
+    write_images(folder / "images", per_class=6)
+    prepare()
+    assert "warning" not in capsys.readouterr().out
+    assert "duplicates" not in read_json(PREPARED / "dataset.json", made_by="-")
+
+
+def test_files_outside_the_known_folders_are_counted_not_silently_left_out(folder, capsys):
+    write_images(folder / "images", per_class=6)
+    (folder / "images/valid").mkdir()
+    (folder / "images/valid/x.png").write_bytes(b"")
+    (folder / "images/train/readme.txt").write_text("")
+    prepare()
+    assert "prepare: 2 files of `images` lie outside" in capsys.readouterr().out
+
+
+def test_an_image_that_goes_while_others_are_read_is_named(folder, monkeypatch):
+    write_images(folder / "images", per_class=6)
+    everything = image_folder.read_files
+    monkeypatch.setattr(image_folder, "read_files", lambda *a: islice(everything(*a), 17))
+    with pytest.raises(UserError, match="1 images that were there are gone, the first `train/cat/"):
+        prepare()
+    assert not PREPARED.exists()
+
+
+def test_a_file_that_an_archive_holds_twice_is_one_sample(folder):
+    write_images(folder / "images", per_class=6)
+    with tarfile.open("images.tar", "w") as archive:
+        archive.add("images/train/ant/003.png", "train/bee/002.png")  # overwritten below
+        archive.add("images", ".")
+    dataset = prepare(root="images.tar")
+    assert sum(len(split) for split in dataset.splits.values()) == 18
+    assert prepare(root="images").fingerprint == dataset.fingerprint

@@ -1,0 +1,330 @@
+"""A student as an ONNX file answers as it does in PyTorch, or is refused."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from conftest import PARAMS, run_stage, write_params
+from import_closure import ROOT
+from safetensors.numpy import load_file
+from torch import nn
+
+from pipeline.data.prepared.dataset import open_dataset
+from pipeline.export.onnx_model import Card, Exported
+from pipeline.export.to_onnx import OPSET, to_onnx
+from pipeline.models import checkpoint
+from pipeline.models.checkpoint import Description, InputSpec
+from pipeline.models.evaluation import predict
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import read_json
+from pipeline.stages.export import TOLERANCE, compared, rounding
+
+FILE, METRICS = Path("models/exported/small.onnx"), Path("metrics/export/small.json")
+STUDENT = Path("models/students/small")
+
+
+@pytest.fixture(scope="module")
+def exported_project(finished_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("exported") / "project"
+    shutil.copytree(finished_project, root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        run_stage("export", "small")
+    return root
+
+
+@pytest.fixture
+def here(exported_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The exported project, to be read, as the current folder."""
+    monkeypatch.chdir(exported_project)
+    return exported_project
+
+
+def near(found: np.ndarray, expected: np.ndarray) -> bool:
+    scale = np.maximum(1, np.abs(expected).max(1, keepdims=True))
+    return bool((np.abs(found - expected) <= TOLERANCE * scale).all())
+
+
+def test_plain_onnxruntime_gives_the_students_predictions_of_the_test_images(here):
+    session = onnxruntime.InferenceSession(FILE)
+    test = open_dataset().splits["test"]
+    (logits,) = session.run(None, {"image": np.array(test.images)})
+    expected = load_file("predictions/students/small.safetensors")["test"]
+    assert logits.dtype == np.float32
+    assert near(logits, expected)
+    assert np.array_equal(logits.argmax(1), expected.argmax(1))
+
+
+def test_the_metrics_are_what_was_measured(here):
+    metrics = read_json(METRICS, made_by="-")
+    student = read_json("metrics/students/small.json", made_by="-")
+    assert metrics == {
+        "opset": 18,
+        "size_bytes": FILE.stat().st_size,
+        "test_images": len(open_dataset().splits["test"]),
+        "torch_accuracy": student["test_accuracy"],
+        "onnx_accuracy": student["test_accuracy"],
+        "largest_difference": metrics["largest_difference"],
+        "decisions_that_differ": 0,
+    }
+    assert 0 <= metrics["largest_difference"] < 1e-4
+
+
+def test_the_file_says_all_of_itself(here):
+    model = onnx.load(FILE)
+    onnx.checker.check_model(model, full_check=True)
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", OPSET)]
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert metadata == {
+        "teach_once_format_version": "1",
+        "student": "small",
+        "fingerprint": checkpoint.fingerprint(STUDENT, made_by="-"),
+        "class_names": '["ant", "bee", "cat"]',
+        "opset": str(OPSET),
+        "channels": "3",
+        "image_size": "16",
+        "reading": '{"storage": "pixels", "image_size": 16}',
+    }
+    (image,), (logits,) = model.graph.input, model.graph.output
+    shapes = [
+        [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (image, logits)
+    ]
+    assert (image.name, image.type.tensor_type.elem_type) == ("image", onnx.TensorProto.UINT8)
+    assert (logits.name, logits.type.tensor_type.elem_type) == ("logits", onnx.TensorProto.FLOAT)
+    assert shapes == [["batch", 3, 16, 16], ["batch", 3]]
+    assert "uint8 [batch, 3, 16, 16], RGB, 0 to 255" in model.doc_string
+    assert "shorter side resized to 16 pixels (bicubic, antialiased)" in model.doc_string
+
+
+def test_another_process_writes_the_same_bytes_and_nothing_of_this_machine(here, tmp_path):
+    shutil.copytree(here, tmp_path / "copy")
+    (tmp_path / "copy" / FILE).unlink()
+    settings = {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "5", "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [sys.executable, "-m", "pipeline.stages.export", "small"],
+        cwd=tmp_path / "copy",
+        env=os.environ | settings,
+        check=True,
+    )
+    assert (tmp_path / "copy" / FILE).read_bytes() == FILE.read_bytes()
+    assert (tmp_path / "copy" / METRICS).read_bytes() == METRICS.read_bytes()
+    for path in (ROOT, here, Path(torch.__file__).parent):
+        assert str(path).encode() not in FILE.read_bytes()
+
+
+def test_the_readmes_program_classifies_and_the_page_names_all_metadata(here):
+    readme = (ROOT / "README.md").read_text("utf-8")
+    program = re.search(r"^    session = (?:.|\n    )+", readme, re.MULTILINE)[0]
+    images = np.array(open_dataset().splits["test"].images)
+    names = {"json": json, "onnxruntime": onnxruntime, "images": images}
+    exec(re.sub(r"^    ", "", program, flags=re.MULTILINE).replace("resnet8", "small"), names)
+    assert names["class_names"] == ["ant", "bee", "cat"]
+    assert names["logits"].shape == (len(images), 3)
+    page = (ROOT / "docs/exporting.md").read_text("utf-8")
+    for key in names["session"].get_modelmeta().custom_metadata_map:
+        assert f"`{key}`" in page
+
+
+NETWORKS = [
+    ("cifar_resnet", "resnet8", {}, 16, 16, 3),  # ..., view's size, network's size, channels
+    ("cifar_resnet", "resnet8", {}, 33, 16, 1),  # shrinks, with antialiasing
+    ("torchvision", "mobilenet_v2", {"width_mult": 0.25}, 32, 64, 3),
+    ("torchvision", "squeezenet1_1", {}, 32, 64, 3),
+    ("torchvision", "mobilenet_v3_small", {"width_mult": 0.25}, 32, 64, 3),
+    ("timm", "test_resnet", {}, 40, 64, 3),
+]
+
+
+@pytest.mark.parametrize(("family", "name", "options", "side", "size", "channels"), NETWORKS)
+def test_every_family_gives_pytorchs_logits_in_batches_of_any_size(
+    family, name, options, side, size, channels
+):
+    if family == "timm":
+        pytest.importorskip("timm", reason="the extra `timm` is not installed")
+    spec = InputSpec(channels, size, [0.4] * channels, [0.2] * channels)
+    torch.manual_seed(0)
+    network = checkpoint.build(Description(family, name, options, list("abcde"), spec))
+    views = torch.randint(0, 256, (64, channels, side, side), dtype=torch.uint8)
+    with_statistics_of(network, spec.apply(views))
+    expected = predict(network, spec, views).numpy()
+    spread = np.ptp(expected, 0).max()
+    assert spread > 1e-2  # the logits depend on the image
+    reading = {"storage": "pixels", "image_size": side}
+    card = Card("mine", "-", list("abcde"), OPSET, channels, side, reading)
+    exported = Exported(to_onnx(network, spec, card), "mine.onnx", 1)
+    assert exported.card == card
+    for batch in (1, 7, 64):
+        parts = [exported.logits(part.numpy()) for part in views.split(batch)]
+        assert np.abs(np.concatenate(parts) - expected).max() < 1e-3 * spread
+
+
+def with_statistics_of(network: nn.Module, inputs: torch.Tensor) -> None:
+    """Batch norm's statistics, in place: else a fresh network's logits are all but 0."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the mean of all that it sees
+    network.train()
+    with torch.no_grad():
+        network(inputs)
+    network.eval()
+
+
+@pytest.mark.parametrize(
+    ("reading", "words"),
+    [
+        ({"storage": "pixels", "image_size": 32}, "square cut out, which is resized to 16 pixels"),
+        (
+            {"storage": "encoded", "image_size": 64, "quality": 80},
+            "64 pixels where it is longer (bicubic, antialiased), and encoded as JPEG of quality "
+            "80; the middle 16 x 16 pixels, after its shorter side was resized to 18 (",
+        ),
+        (
+            {"storage": "encoded", "image_size": 64, "quality": "original"},
+            "transparent pixels white, RGB; the middle 16 x 16 pixels, after its shorter side",
+        ),
+    ],
+)
+def test_the_description_says_how_an_image_becomes_the_square(reading, words):
+    card = Card("mine", "-", ["a", "b"], OPSET, 3, 16, reading)
+    assert words in card.in_words()
+
+
+# Refusals.
+
+
+class Otherwise(nn.Module):
+    """A network that does something else when it is exported."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+        self.layer = nn.Linear(3 * 16 * 16, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        scores = self.layer(images.flatten(1))
+        exporting = torch.compiler.is_exporting()
+        if self.kind == "other logits":
+            return scores + 0.01 * exporting
+        if self.kind == "not a number":
+            return scores * (float("nan") if exporting else 1)
+        if self.kind == "other decisions":  # by logits so near that their order is within tolerance
+            return 1000 + (-0.001 if exporting else 0.001) * scores.tanh()
+        return scores if scores.sum() > 0 else -scores  # "pixels decide"
+
+
+@pytest.fixture
+def odd_student(project, monkeypatch):
+    """Make the project's student one of such networks."""
+    family = ModuleType("pipeline.networks.otherwise")
+    family.build = lambda network, num_classes, in_channels: Otherwise(network)
+    monkeypatch.setitem(sys.modules, family.__name__, family)
+
+    def make(kind: str) -> None:
+        _, description = checkpoint.load(STUDENT, made_by="-")
+        torch.manual_seed(0)
+        odd = Description("otherwise", kind, {}, description.class_names, description.input)
+        checkpoint.save(STUDENT, checkpoint.build(odd), odd)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            "other logits",
+            r"student `small` answers otherwise as an ONNX file: of test image \d+, the logit of "
+            r"class \d is \S+ where PyTorch's is \S+ \(tolerance 0\.00\d+\)\. Nothing was written",
+        ),
+        ("not a number", r"the logit of class \d is nan where PyTorch's is"),
+        ("other decisions", r"file: 12 of 12 test images have another class \(tolerance 1\)"),
+    ],
+)
+def test_a_file_that_answers_otherwise_is_refused_and_nothing_is_written(
+    odd_student, kind, message
+):
+    odd_student(kind)
+    FILE.parent.mkdir(parents=True)
+    FILE.write_text("the file of before")
+    with pytest.raises(UserError, match=message):
+        run_stage("export", "small")
+    assert FILE.read_text() == "the file of before"
+    assert [path.name for path in FILE.parent.iterdir()] == [FILE.name]
+    assert not METRICS.exists()
+
+
+def test_a_network_that_the_exporter_cannot_take_is_told_once_and_with_its_reason(
+    odd_student, capfd
+):
+    odd_student("pixels decide")
+    with pytest.raises(UserError) as refusal:
+        run_stage("export", "small")
+    message = str(refusal.value)
+    assert "\n" not in message
+    assert re.match(
+        r"student `small` cannot become an ONNX file: torch's exporter says \(", message
+    )
+    assert "data-dependent" in message
+    assert capfd.readouterr() == ("", "")
+    assert not FILE.exists()
+
+
+def test_logits_that_float32_moves_far_may_differ_as_far_and_no_further():
+    expected = np.array([[4.0, 1.0], [5.0, 2.0]], np.float32)
+    found = expected + np.array([[0, 0], [0.03, 0]], np.float32)
+    labels = np.array([0, 0])
+    figures = compared("mine", expected, found, labels, lambda: 0.01)
+    assert figures["largest_difference"] == 3e-2
+    with pytest.raises(UserError, match=r"of test image 1, the logit of class 0 is 5\.05 where"):
+        compared("mine", expected, found + np.float32([[0, 0], [0.02, 0]]), labels, lambda: 0.01)
+    with pytest.raises(UserError, match=r"of test image 1, the logit of class 0 is 5\.03 where"):
+        compared("mine", expected, found, labels, lambda: 0.0)
+
+
+def test_how_far_float32_moves_logits_is_measured_against_float64(project):
+    network, description = checkpoint.load(STUDENT, made_by="-")
+    dataset = open_dataset()
+    moved = rounding(network, description, dataset)
+    assert 0 < moved < 1e-4
+    with torch.no_grad():  # a last layer that multiplies its errors
+        network.fc.weight *= 1e4
+    assert rounding(network, description, dataset) > 100 * moved
+
+
+def test_one_decision_may_differ_where_two_logits_are_as_good_as_equal():
+    expected = np.array([[1, 0.9999], [2, 1], [0, 3]], np.float32)
+    found = expected + np.array([[0, 0.0002], [0, 0], [0, 0]], np.float32)
+    figures = compared("mine", expected, found, np.array([0, 0, 0]), lambda: 0.0)
+    assert figures == {
+        "torch_accuracy": 2 / 3,
+        "onnx_accuracy": 1 / 3,
+        "largest_difference": 2e-4,
+        "decisions_that_differ": 1,
+    }
+
+
+def test_an_unknown_student_and_one_of_other_classes_are_refused(project):
+    with pytest.raises(UserError, match=r"has no `smal`; did you mean `small`"):
+        run_stage("export", "smal")
+    shutil.move("images/train/cat", "images/train/cow")
+    run_stage("prepare")
+    with pytest.raises(UserError, match=r"classes, of these or other names.*dvc repro student@sma"):
+        run_stage("export", "small")
+    write_params(project, PARAMS)
+    shutil.rmtree(STUDENT)
+    with pytest.raises(
+        UserError,
+        match=r"absent.*dvc pull models/students/small/network.json.*or `dvc repro student@small`",
+    ):
+        run_stage("export", "small")

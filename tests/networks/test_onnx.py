@@ -1,0 +1,231 @@
+"""An ONNX file teaches as the network does that it was made of."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import PARAMS, bytes_of, opened, run_stage, write_params
+from torch import nn
+
+from pipeline.data.prepared.dataset import open_dataset
+from pipeline.models import checkpoint
+from pipeline.models.checkpoint import TEACHER, Description, InputSpec
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import read_json
+from pipeline.teacher import foreign_checkpoint
+
+TOLERANCE = 1e-3  # of a row's largest logit, as docs/teachers.md says
+
+
+class ChannelsLast(nn.Module):
+    """As other frameworks have it: [B, H, W, C] to probabilities."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network(images.permute(0, 3, 1, 2)).softmax(1)
+
+
+def export(network: nn.Module, images: torch.Tensor, dynamic: bool) -> None:
+    torch.onnx.export(
+        network.eval(),
+        (images,),
+        "mine.onnx",
+        dynamic_shapes=({0: torch.export.Dim("batch")},) if dynamic else None,
+        external_data=False,
+        verbose=False,
+    )
+
+
+def set_teacher(**network: object) -> None:
+    teacher = deepcopy(PARAMS["teacher"]) | {"family": "onnx", "weights": "checkpoint"}
+    teacher |= {"network": {"name": "mine", **network}, "checkpoint": "mine.onnx"}
+    write_params(Path(), PARAMS | {"teacher": teacher})
+
+
+def store_rows() -> np.ndarray:
+    store = opened()
+    return np.concatenate([store.gather(v, np.arange(36))[0] for v in range(3)]).astype(float)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "example", "dynamic"),
+    [
+        (lambda network: network, torch.zeros(2, 3, 16, 16), True),
+        (ChannelsLast, torch.zeros(5, 16, 16, 3), False),  # and batches of 5 alone
+    ],
+)
+def test_the_onnx_route_and_the_torch_route_give_the_same_store(project, wrap, example, dynamic):
+    expected, measured = store_rows(), read_json("metrics/teacher.json", made_by="-")
+    network, _ = checkpoint.load(TEACHER, made_by="-")
+    export(wrap(network), example, dynamic)
+    set_teacher()
+    run_stage("teacher")
+    run_stage("soft_targets")
+    found = store_rows()
+    scale = np.maximum(1, np.abs(expected).max(1, keepdims=True))
+    assert (np.abs(found - expected) <= TOLERANCE * scale).all()
+    run_stage("speed")
+    assert "teacher" in read_json("metrics/speed.json", made_by="-")["cpu"]
+    metrics = read_json("metrics/teacher.json", made_by="-")
+    for name in ("validation_accuracy", "test_accuracy", "macs"):
+        assert metrics[name] == measured[name]
+    # Batch norm may be folded into the convolutions, whose biases then take its place.
+    assert abs(metrics["parameters"] - measured["parameters"]) < 0.02 * measured["parameters"]
+    Path("mine.onnx").unlink()
+    rebuilt, _ = checkpoint.load(TEACHER, made_by="-")  # of its saved weights alone
+    assert list(rebuilt.state_dict()) == ["onnx"]
+
+
+def test_the_fingerprint_covers_the_file(project):
+    network, _ = checkpoint.load(TEACHER, made_by="-")
+    prints = set()
+    for factor in (1, 2):
+        with torch.no_grad():
+            network.fc.weight.mul_(factor)
+        export(network, torch.zeros(2, 3, 16, 16), True)
+        set_teacher()
+        run_stage("teacher")
+        prints.add(checkpoint.fingerprint(TEACHER, made_by="-"))
+    assert len(prints) == 2
+
+
+def graph(*, shape=("n", 3, 8, 8), output=("n", 3), nodes=None, kind=None) -> None:
+    """mine.onnx: the mean of each channel is the logit of a class."""
+    float32 = onnx.TensorProto.FLOAT
+    nodes = nodes or [onnx.helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=0)]
+    axes = onnx.helper.make_tensor("axes", onnx.TensorProto.INT64, [2], [2, 3])
+    made = onnx.helper.make_graph(
+        nodes,
+        "mine",
+        [onnx.helper.make_tensor_value_info("x", kind or float32, shape)],
+        [onnx.helper.make_tensor_value_info("y", float32, output)],
+        [axes],
+    )
+    opset = [onnx.helper.make_opsetid("", 18)]
+    onnx.save(onnx.helper.make_model(made, opset_imports=opset, ir_version=9), "mine.onnx")
+
+
+def bring(size: int = 8, classes: int = 3, **options: object) -> nn.Module:
+    names = [str(c) for c in range(classes)]
+    spec = InputSpec(3, size, [0.5] * 3, [0.2] * 3)
+    return foreign_checkpoint.bring(
+        Description("onnx", "mine", options, names, spec), Path("mine.onnx")
+    )
+
+
+def test_a_small_graph_answers_in_either_layout(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images = torch.randn(4, 3, 8, 8)
+    graph()
+    torch.testing.assert_close(bring()(images), images.mean((2, 3)))
+    graph(shape=("n", "c", "h", "w"))
+    with pytest.raises(UserError, match=r"set `options: \{layout: nchw\}` or `nhwc`"):
+        bring()
+    torch.testing.assert_close(bring(layout="nchw")(images), images.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("changed", "size", "message"),
+    [
+        ({"output": ("n", 4)}, 8, r"outputs `y` \['n', 4\]; expected exactly one of \[batch, 3\]"),
+        ({}, 16, r"takes images of 8 x 8 pixels, but gets 16 x 16. Set `input_size: 8`"),
+        ({"shape": ("n", 5, 8, 8)}, 8, r"takes an input of \['n', 5, 8, 8\]; expected \[batch, 3,"),
+        ({"kind": 11}, 8, r"inputs `x` tensor\(double\); expected one of tensor\(float\)"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(tmp_path, monkeypatch, changed, size, message):
+    monkeypatch.chdir(tmp_path)
+    if "kind" in changed:
+        nodes = [
+            onnx.helper.make_node("Cast", ["x"], ["z"], to=1),
+            onnx.helper.make_node("ReduceMean", ["z", "axes"], ["y"], keepdims=0),
+        ]
+        changed = changed | {"nodes": nodes}
+    graph(**changed)
+    with pytest.raises(UserError, match=message) as refusal:
+        bring(size)
+    assert str(refusal.value).startswith("`mine.onnx`: ")
+
+
+def test_probabilities_that_no_softmax_made_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    graph(
+        nodes=[
+            onnx.helper.make_node("ReduceMean", ["x", "axes"], ["m"], keepdims=0),
+            onnx.helper.make_node("Softmax", ["m"], ["s"]),
+            onnx.helper.make_node("Neg", ["s"], ["t"]),
+            onnx.helper.make_node("Neg", ["t"], ["y"]),
+        ]
+    )
+    with pytest.raises(UserError, match="answers with probabilities"):
+        bring()
+
+
+@pytest.mark.parametrize("content", [b"", b"no file of that kind"])
+def test_a_file_that_is_not_onnx_is_refused(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.onnx").write_bytes(content)
+    with pytest.raises(UserError, match="`mine.onnx`: it is not an ONNX file"):
+        bring()
+
+
+def test_a_file_cannot_be_trained_and_computes_in_float32_alone(project):
+    graph(shape=("n", 3, 16, 16))
+    params = deepcopy(PARAMS)
+    params["teacher"] |= {"family": "onnx", "network": "mine"}
+    write_params(Path(), params)
+    before = bytes_of(TEACHER)
+    with pytest.raises(UserError, match="is a file that cannot be trained. It can be a teacher"):
+        run_stage("teacher")
+    assert bytes_of(TEACHER) == before
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(UserError, match="set soft_targets.precision so"),
+    ):
+        bring(16)(torch.zeros(1, 3, 16, 16))
+
+
+KERAS = """
+import numpy as np, keras
+images, labels = np.load("images.npy"), np.load("labels.npy")
+keras.utils.set_random_seed(0)
+model = keras.Sequential([
+    keras.Input((16, 16, 3)),
+    keras.layers.Conv2D(8, 3, strides=2, activation="relu"),
+    keras.layers.Conv2D(16, 3, strides=2, activation="relu"),
+    keras.layers.Flatten(),
+    keras.layers.Dense(3, activation="softmax"),
+])
+model.compile("adam", "sparse_categorical_crossentropy")
+model.fit(images / 255, labels, epochs=60, batch_size=12, verbose=0)
+model.export("mine.onnx", format="onnx", verbose=False)
+np.save("answers.npy", model.predict(images / 255, verbose=0))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("keras") is None, reason="keras is not installed")
+def test_a_keras_model_by_its_own_export_teaches(project):
+    split = open_dataset().splits["train"]
+    np.save("images.npy", split.images.transpose(0, 2, 3, 1).astype(np.float32))
+    np.save("labels.npy", split.labels)
+    subprocess.run(
+        [sys.executable, "-c", KERAS], env=os.environ | {"KERAS_BACKEND": "torch"}, check=True
+    )
+    set_teacher(mean=[0.0] * 3, std=[1.0] * 3)
+    run_stage("teacher")
+    run_stage("soft_targets")
+    network, description = checkpoint.load(TEACHER, made_by="-")
+    views = torch.from_numpy(np.array(split.images))
+    answers = network(description.input.apply(views)).softmax(1).numpy()
+    np.testing.assert_allclose(answers, np.load("answers.npy"), atol=1e-4)

@@ -1,0 +1,83 @@
+"""timm's networks, by the same rules as torchvision's."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pipeline.models import checkpoint
+from pipeline.models.checkpoint import Description, InputSpec
+from pipeline.runtime.errors import UserError
+from pipeline.teacher import pretrained
+
+timm = pytest.importorskip("timm", reason="the extra `timm` is not installed")
+
+
+def describe(class_names: list[str], network: str = "test_resnet") -> Description:
+    return Description("timm", network, {}, class_names, InputSpec(3, 96, [0.5] * 3, [0.2] * 3))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Empty caches, and no network."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    folder = tmp_path / "hub/hub/checkpoints"
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_network_of_timm_takes_any_number_of_channels_and_classes(channels):
+    spec = InputSpec(channels, 64, [0.5] * channels, [0.2] * channels)
+    description = Description("timm", "test_resnet", {}, ["a", "b", "c"], spec)
+    views = torch.randint(0, 256, (2, channels, 64, 64), dtype=torch.uint8)
+    assert checkpoint.build(description).train()(spec.apply(views)).shape == (2, 3)
+
+
+def test_its_input_is_that_of_its_pretrained_cfg():
+    # timm documents these for the two tags.
+    assert checkpoint.native_input("timm", "resnet18.a1_in1k") == InputSpec(
+        3, 224, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    )
+    inception = checkpoint.native_input("timm", "inception_v3.tf_in1k")
+    assert inception == InputSpec(3, 299, [0.5] * 3, [0.5] * 3)
+
+
+def test_its_published_weights_keep_the_rows_of_known_classes(hub):
+    torch.manual_seed(0)
+    whole = timm.create_model("test_resnet", num_classes=1000).eval()
+    state = {key: value.contiguous() for key, value in whole.state_dict().items()}
+    save_file(state, hub / "timm_test_resnet.r160_in1k.safetensors")
+    network, description = pretrained.load(describe(["n02123045", "tench"]))
+    assert description.pretrained_classes == [281, 0]
+    images = torch.randn(2, 3, 96, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(network.eval()(images), whole(images)[:, [281, 0]])
+    network, description = pretrained.load(describe(["unicorn", "tench"]))
+    assert description.pretrained_classes is None
+    assert torch.equal(network.conv1[0].weight, whole.conv1[0].weight)
+
+
+def test_weights_that_cannot_be_downloaded_are_asked_for_by_place(hub):
+    with pytest.raises(UserError) as refusal:
+        pretrained.load(describe(["ant", "bee"]))
+    message = str(refusal.value)
+    assert "the pretrained weights of `test_resnet` cannot be had (" in message
+    assert f"put it at `{hub}/timm_test_resnet.r160_in1k.safetensors`." in message
+    assert (
+        "Get `model.safetensors` from https://huggingface.co/timm/test_resnet.r160_in1k" in message
+    )
+
+
+def test_unknown_networks_tags_and_absent_weights_are_refused():
+    with pytest.raises(UserError, match="has no network `resnet19`; did you mean `resnet1"):
+        checkpoint.build(describe(["a", "b"], "resnet19"))
+    with pytest.raises(
+        UserError, match=r"no weights `x` of `resnet18`. Known: .*resnet18\.a1_in1k"
+    ):
+        checkpoint.build(describe(["a", "b"], "resnet18.x"))
+    with pytest.raises(UserError, match="timm publishes no weights of `botnet50ts_256`"):
+        pretrained.load(describe(["a", "b"], "botnet50ts_256"))

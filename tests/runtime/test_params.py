@@ -1,0 +1,279 @@
+"""params.yaml: every mistake is named where it stands."""
+
+import os
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import PARAMS, write_images, write_params
+from import_closure import ROOT
+
+from pipeline.commands import check
+from pipeline.distillation.params import load_distillation
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.params import load_section, read_params
+from pipeline.students.params import TrainingParams, load_student, load_with_overrides
+from pipeline.views.params import ViewsParams
+
+
+@pytest.fixture
+def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "images", per_class=3)
+    return deepcopy(PARAMS)
+
+
+def found(params: dict) -> str:
+    write_params(Path(), params)
+    return "\n".join(check.problems())
+
+
+def test_a_mistake_ends_with_one_message_and_no_traceback(params):
+    params["views"]["seed"] = "x"
+    write_params(Path(), params)
+    result = subprocess.run(
+        [sys.executable, "-m", "pipeline.commands.check"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert result.stderr == "error: `params.yaml: views.seed` is 'x'; expected a valid integer.\n"
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.name)
+def test_a_recipe_has_no_problems_but_the_files_that_a_user_brings(params, recipe):
+    params = yaml.safe_load(recipe.read_text("utf-8"))
+    params["teacher"]["family"] = "cifar_resnet"  # a recipe may bring a family of its own
+    problems = [line for line in found(params).splitlines() if "not a file" not in line]
+    assert all("does not exist" in line for line in problems)
+
+
+def test_the_committed_params_have_no_problems(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert check.problems() == []
+
+
+def test_good_params_have_no_problems(params):
+    assert found(params) == ""
+
+
+def test_an_unknown_key_is_named_with_the_nearest_known_one(params):
+    params["students"]["small"]["training"]["epoch"] = 3
+    params["views"]["sed"] = 1
+    params["distilation"] = {}
+    message = found(params)
+    assert (
+        "`params.yaml: students.small.training.epoch` is unknown; did you mean `epochs`? "
+        "Known: batch_size, decay_factor, " in message
+    )
+    assert "`params.yaml: views.sed` is unknown; did you mean `seed`?" in message
+    assert "`params.yaml: distilation` is unknown; did you mean `distillation`?" in message
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("views", "count", 163, "count is 163, but policy `crop_flip` has 162 distinct views"),
+        ("views", "count", 0, "count is 0, but policy"),
+        ("views", "count", "many", "`params.yaml: views.count` is 'many'"),
+        (
+            "views",
+            "policy",
+            "flip",
+            "views.policy` is 'flip'; expected 'none', 'crop', 'crop_flip' or",
+        ),
+        ("views", "seed", -1, "views.seed` is -1; expected greater than or equal to 0"),
+        ("views", "seed", True, "views.seed` is True; expected a valid integer"),
+        ("teacher", "family", "resnet", "teacher.family`: there is no `pipeline/networks/resnet"),
+        ("teacher", "weights", "train ", "teacher.weights` is 'train '"),
+        ("teacher", "checkpoint", None, "teacher.checkpoint` is empty"),
+        ("training", "learning_rate", float("nan"), "learning_rate` is nan; expected"),
+        ("training", "warmup_epochs", 2, "warmup_epochs is 2, but training ends after 2 epochs"),
+        ("distillation", "temperature", 0, "temperature` is 0; expected greater than 0"),
+        ("soft_targets", "encoding", "sparse", "encoding` is 'sparse'; expected 'dense'"),
+        ("dataset", "root", "elsewhere", "dataset.root` is `elsewhere`, which does not exist"),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_what_was_expected(params, section, key, value, message):
+    params[section][key] = value
+    assert message in found(params)
+
+
+def test_all_problems_are_told_at_once(params):
+    params["views"]["seed"] = "x"
+    params["training"]["epochs"] = 0
+    params["students"]["small"]["network"] = {"name": "resnet8", "input_size": 2}
+    message = found(params)
+    assert message.count("\n") == 2
+    assert "`params.yaml: students.small.network.input_size` is 2" in message
+
+
+def test_a_missing_section_is_named(params):
+    del params["soft_targets"]
+    assert "`params.yaml: soft_targets` is missing" in found(params)
+
+
+@pytest.mark.parametrize("name", ["-small", "Small", "a b", "a/b", "..", 3])
+def test_a_name_that_cannot_be_a_students_is_refused(params, name):
+    params["students"][name] = params["students"].pop("small")
+    assert f"`params.yaml: students` has the name {name!r}" in found(params)
+
+
+def test_weights_from_a_checkpoint_need_a_file(params):
+    params["teacher"]["weights"] = "checkpoint"
+    assert "teacher.checkpoint` is `models/imported/none`, which is not a file" in found(params)
+
+
+def test_an_unknown_student_is_named_with_the_nearest(params):
+    write_params(Path(), params)
+    with pytest.raises(UserError, match="has no `smal`; did you mean `small`"):
+        load_student("smal")
+
+
+def test_a_students_values_override_the_defaults_key_by_key(params):
+    write_params(Path(), params)
+    training = load_with_overrides(TrainingParams, "training", {"epochs": 7}, "small")
+    assert training.epochs == 7
+    assert training.learning_rate == PARAMS["training"]["learning_rate"]
+    params["training"]["epochs"] = "x"
+    write_params(Path(), params)
+    with pytest.raises(UserError, match=r"`params.yaml: training.epochs` is 'x'"):
+        load_with_overrides(TrainingParams, "training", {"seed": 1}, "small")
+
+
+def test_numbers_in_scientific_notation_are_numbers(params):
+    write_params(Path(), params)
+    path = Path("params.yaml")
+    path.write_text(path.read_text().replace("learning_rate: 0.05", "learning_rate: 5e-4"))
+    assert load_section(TrainingParams, "training").learning_rate == 5e-4
+
+
+def test_a_loss_without_any_term_is_refused(params):
+    params["distillation"] |= {"soft_label_weight": 0, "hard_label_weight": 0}
+    write_params(Path(), params)
+    with pytest.raises(UserError, match="nothing is left to learn from"):
+        load_distillation()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: [", "is not valid YAML"),
+        ("- 1", "expected a mapping of sections"),
+        ("", "holds"),
+    ],
+)
+def test_a_file_that_is_not_params_is_refused(params, content, message):
+    Path("params.yaml").write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_params()
+
+
+def test_an_absent_file_is_refused(params):
+    with pytest.raises(UserError, match="`params.yaml` is absent"):
+        read_params()
+
+
+@pytest.mark.parametrize(("policy", "count"), [("crop_flip", 162), ("crop", 81), ("none", 1)])
+def test_count_all_is_every_view_of_the_policy(params, policy, count):
+    params["views"] |= {"policy": policy, "count": "all"}
+    write_params(Path(), params)
+    assert load_section(ViewsParams, "views").num_views == count
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"policy": "random_resized_crop"},
+        {"rand_augment": {"operations": 1}},
+        {"mix": {"method": "mixup"}},
+    ],
+)
+def test_views_without_end_are_counted_in_numbers(params, changed):
+    params["views"] |= changed | {"count": 1000}
+    assert found(params) == ""
+    params["views"]["count"] = "all"
+    assert "count is all, but the views of `" in found(params)
+    assert "have no end: set count to a number" in found(params)
+    params["views"]["count"] = 0
+    assert "count is 0, but the views of `" in found(params)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("rand_augment", "yes", "rand_augment`: it is 'yes'; expected `none`, or a mapping"),
+        ("rand_augment", None, "rand_augment`: it is None; expected `none`, or a mapping"),
+        ("rand_augment", {"operations": 0}, "views.rand_augment.operations` is 0; expected"),
+        ("rand_augment", {"magnitude": 31}, "views.rand_augment.magnitude` is 31; expected less"),
+        ("rand_augment", {"magnitud": 3}, "rand_augment.magnitud` is unknown; did you mean"),
+        ("mix", {"method": "cut"}, "views.mix.method` is 'cut'; expected 'mixup' or 'cutmix'"),
+        ("mix", {"method": "mixup", "alpha": 0}, "views.mix.alpha` is 0; expected greater than 0"),
+        ("mix", {}, "views.mix.method` is missing"),
+    ],
+)
+def test_a_mistake_in_rand_augment_or_mix_is_named(params, key, value, message):
+    params["views"][key] = value
+    assert message in found(params)
+
+
+@pytest.mark.parametrize("key", ["rand_augment", "mix"])
+def test_rand_augment_and_mix_stand_in_every_file(params, key):
+    del params["views"][key]
+    assert found(params) == f"`params.yaml: views.{key}` is missing."
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"optimizer": "adamw", "momentum": 0.8}, "momentum belongs to optimizer `sgd`, but"),
+        ({"optimizer": "adamw", "nesterov": True}, "nesterov belongs to optimizer `sgd`, but"),
+        ({"milestones": [1]}, "milestones belongs to schedule `step`, but schedule is `cosine`"),
+        (
+            {"schedule": "constant", "milestones": [1], "decay_factor": 0.2},
+            "milestones and decay_factor belong to schedule `step`, but schedule is `constant`: "
+            "remove them (a student takes a default away by `milestones: null`)",
+        ),
+        ({"momentum": 0.0, "nesterov": True}, "nesterov is true, but momentum is 0"),
+        ({"schedule": "step"}, "schedule `step` needs `milestones`"),
+        ({"schedule": "step", "milestones": []}, "schedule `step` needs `milestones`"),
+        ({"schedule": "step", "milestones": [4, 2]}, "milestones are [4, 2]; expected rising"),
+        ({"schedule": "step", "milestones": [2, 2]}, "milestones are [2, 2]; expected rising"),
+        ({"schedule": "step", "milestones": [0]}, "rising epochs from 1 (the warm-up's end"),
+        ({"schedule": "step", "milestones": [9]}, "to 8 (the last but one)"),
+        (
+            {"schedule": "step", "milestones": [2], "warmup_epochs": 3},
+            "milestones are [2]; expected rising epochs from 3",
+        ),
+        ({"schedule": "step", "milestones": ["a"]}, "training.milestones.0` is 'a'; expected"),
+        ({"ema_decay": 1.0}, "training.ema_decay` is 1.0; expected less than 1"),
+        ({"gradient_clip_norm": 0.0}, "training.gradient_clip_norm` is 0.0; expected greater"),
+        ({"label_smoothing": 1.0}, "training.label_smoothing` is 1.0; expected less than 1"),
+        ({"weight_decay_exclusions": "bias"}, "is 'bias'; expected 'none' or 'norm_and_bias'"),
+    ],
+)
+def test_training_options_that_contradict_one_another_are_refused_by_name(params, values, message):
+    for section in (params["training"], params["teacher"]["training"]):
+        section |= {"epochs": 9}
+    params["training"] |= values
+    assert message in found(params)
+    if "label_smoothing" not in values:
+        params["teacher"]["training"] |= values
+        del params["training"]
+        assert message.replace("training.", "teacher.training.") in found(params)
+
+
+def test_a_student_takes_a_default_away_with_null(params):
+    params["training"] |= {"momentum": 0.8, "gradient_clip_norm": 1.0}
+    overrides = {"optimizer": "adamw", "momentum": None, "gradient_clip_norm": None}
+    params["students"]["small"]["training"] = overrides
+    assert found(params) == ""
+    training = load_with_overrides(TrainingParams, "training", overrides, "small")
+    assert (training.optimizer, training.gradient_clip_norm) == ("adamw", None)
+    params["students"]["small"]["training"] = {"epochs": None}
+    assert found(params) == "`params.yaml: students.small.training.epochs` is missing."

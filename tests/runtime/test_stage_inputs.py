@@ -1,0 +1,99 @@
+"""What a stage notes of a folder of code: the content of its Python files, as DVC does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from dvc.repo import Repo
+from import_closure import ROOT
+
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.stage_inputs import Inputs
+
+DVC_YAML = "stages:\n  measure:\n    cmd: measure\n    deps: [pipeline/networks]\n"
+
+#: Files that appear in a folder of code and are no code of it.
+NO_CODE = [
+    "pipeline/networks/__pycache__/small.cpython-311.pyc",
+    "pipeline/networks/.small.py.swp",
+    "pipeline/networks/._small.py",
+    "pipeline/networks/.ipynb_checkpoints/small-checkpoint.py",
+    "pipeline/networks/small.py~",
+    "pipeline/networks/notes.txt",
+]
+
+
+@pytest.fixture
+def network(folder: Path) -> Path:
+    """The one network of a project whose stage depends on the folder."""
+    Path("dvc.yaml").write_text(DVC_YAML, "utf-8")
+    Path("params.yaml").write_text("{}\n", "utf-8")
+    path = Path("pipeline/networks/small.py")
+    path.parent.mkdir(parents=True)
+    path.write_text("def build():\n    pass\n", "utf-8")
+    return path
+
+
+def write(path: str | Path, text: str = "") -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(text, "utf-8")
+
+
+@pytest.mark.parametrize("name", NO_CODE)
+def test_a_file_that_is_no_code_does_not_refuse_a_result(network, name):
+    inputs = Inputs("measure")
+    write(name, "def build():\n    return 1\n")
+    inputs.check()
+
+
+def test_bytecode_that_python_writes_while_a_stage_runs_does_not_refuse_its_result(network):
+    inputs = Inputs("measure")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, "-c", "import pipeline.networks.small"]
+    subprocess.run(command, check=True, env=environment | {"PYTHONPATH": "."})
+    assert list(network.parent.rglob("*.pyc"))
+    inputs.check()
+
+
+def test_a_file_of_code_that_is_changed_and_changed_back_does_not_refuse_a_result(network):
+    inputs = Inputs("measure")
+    before = network.read_text("utf-8")
+    network.write_text("broken", "utf-8")
+    network.unlink()
+    write(network, before)
+    os.utime(network, (1, 1))
+    inputs.check()
+
+
+@pytest.mark.parametrize(
+    "disturb",
+    [
+        lambda path: path.write_text("def build():\n    raise\n", "utf-8"),
+        lambda path: path.unlink(),
+        lambda path: write(path.with_name("other.py")),
+        lambda path: write(path.parent / "deeper/other.py"),
+    ],
+    ids=["edited", "removed", "added", "added below"],
+)
+def test_code_that_changes_while_a_stage_runs_refuses_its_result(network, disturb):
+    inputs = Inputs("measure")
+    disturb(network)
+    with pytest.raises(UserError, match="`pipeline/networks` changed while this stage ran"):
+        inputs.check()
+
+
+def test_dvc_takes_the_same_files_for_code(network, monkeypatch):
+    for name in [*NO_CODE, "pipeline/networks/deeper/other.py", "pipeline/networks/__init__.py"]:
+        write(name)
+    write(".dvcignore", (ROOT / ".dvcignore").read_text("utf-8"))
+    Repo.init(no_scm=True)
+    with Repo() as repo:
+        seen = {
+            str(Path(file).relative_to(Path.cwd()))
+            for file in repo.dvcignore.find(repo.fs, str(Path("pipeline").absolute()))
+        }
+    (noted,) = Inputs("measure")._states.values()
+    assert seen == set(noted)
+    assert len(seen) == 3

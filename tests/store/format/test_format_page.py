@@ -1,0 +1,167 @@
+"""docs/soft_targets_format.md is enough to read a store, and to write one that trains students."""
+
+import ast
+import hashlib
+import shutil
+from pathlib import Path
+
+import foreign
+import foreign_views
+import h5py
+import numpy as np
+import pytest
+import torch
+from conftest import bytes_of, change_params, opened, run_stage
+from import_closure import ROOT
+
+from pipeline.data.prepared.dataset import open_dataset
+from pipeline.models import checkpoint
+from pipeline.models.checkpoint import TEACHER
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import read_json, write_json
+
+STORE = Path("data/soft_targets")
+VERSION_1 = ROOT / "tests/files/store_v1"
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        (foreign, {"hashlib", "json", "math", "pathlib", "h5py", "numpy", "foreign_views"}),
+        (foreign_views, {"math", "re", "numpy", "scipy.special"}),
+    ],
+)
+def test_the_foreign_reader_and_writer_know_nothing_of_ours(module, expected):
+    source = Path(module.__file__).read_text("utf-8")
+    imported = {
+        node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    assert imported == expected
+
+
+ENCODINGS = [{}, {"encoding": "top_k", "k": 1}, {"encoding": "top_k", "k": 2}]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_a_store_is_read_with_hdf5_and_numpy_alone_by_the_page(project, encoding, temperature):
+    if encoding:
+        change_params("soft_targets", **encoding)
+        run_stage("soft_targets")
+    store = opened().at(temperature)
+    for split, view in (("train", 0), ("train", 2), ("validation", 0), ("test", 0)):
+        labels = open_dataset().splits[split].labels
+        theirs = foreign.read(STORE, split, view, labels, temperature)
+        logits = store.gather(view, np.arange(len(labels)), split=split).logits.astype(np.float64)
+        ours = torch.softmax(torch.from_numpy(logits) / temperature, 1).numpy()
+        np.testing.assert_allclose(theirs, ours, rtol=1e-5)
+
+
+@pytest.mark.parametrize("encoding", [{"encoding": "dense"}, {"encoding": "top_k", "k": 2}])
+def test_a_store_that_somebody_else_wrote_by_the_page_trains_a_student(project, encoding):
+    """Of a teacher that is not in PyTorch: this one knows the labels, and is never quite sure."""
+    dataset, index = open_dataset(), read_json(STORE / "store.json", made_by="-")
+    keys = ("dataset_fingerprint", "teacher_fingerprint", "policy", "seed", "image_size")
+    identity = {key: index[key] for key in (*keys, "precision", "num_classes")} | encoding
+    rng = np.random.default_rng(0)
+    splits = {
+        name: (
+            split.images,
+            split.labels,
+            (4 * np.eye(3)[split.labels] + rng.standard_normal((3, len(split), 3))).astype("f4"),
+        )
+        for name, split in dataset.splits.items()
+    }
+    before = bytes_of(Path("models/students/small"))
+    shutil.rmtree(STORE)
+    foreign.write(STORE, identity, list(dataset.class_names), splits, num_views=3)
+    rows = opened().gather(1, np.arange(36)).logits
+    np.testing.assert_allclose(rows, splits["train"][2][1], rtol=2e-3, atol=2e-3)
+    run_stage("student", "small")
+    assert bytes_of(Path("models/students/small")) != before
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "message"),
+    [
+        ("logits", np.nan, "its logits are not finite numbers"),
+        ("logits", -np.inf, "its logits are not finite numbers"),
+        ("values", np.inf, "its values are not finite numbers"),
+        ("class_ids", 3, "its class_ids are not 1 different classes of 3"),
+    ],
+)
+def test_rows_of_somebody_elses_that_mean_nothing_are_refused(project, name, number, message):
+    if name != "logits":
+        change_params("soft_targets", encoding="top_k", k=1)
+        run_stage("soft_targets")
+    with h5py.File(STORE / "train_view00001_sample000000000.h5", "r+") as file:
+        file[name][7, 0] = number
+        digest = hashlib.sha256(file[name][:].tobytes()).hexdigest()
+        file.attrs[f"{name}_sha256"] = np.bytes_(digest)
+    with pytest.raises(UserError, match=f"sample000000000.h5` is wrong in row 7: {message}"):
+        run_stage("student", "small")
+
+
+def test_a_row_that_names_a_class_twice_is_refused(project):
+    change_params("soft_targets", encoding="top_k", k=2)
+    run_stage("soft_targets")
+    with h5py.File(STORE / "train_view00001_sample000000000.h5", "r+") as file:
+        file["class_ids"][7] = 0b1010  # class 2, and class 2 again
+        digest = hashlib.sha256(file["class_ids"][:].tobytes()).hexdigest()
+        file.attrs["class_ids_sha256"] = np.bytes_(digest)
+    with pytest.raises(UserError, match="its class_ids are not 2 different classes of 3"):
+        opened()
+
+
+@pytest.fixture
+def project_of_version_1(project: Path) -> Path:
+    """The checked-in store and its dataset, relabelled for the project's teacher."""
+    for name in ("prepared", "soft_targets"):
+        shutil.rmtree(f"data/{name}")
+        shutil.copytree(VERSION_1 / name, f"data/{name}")
+    change_params("views", count=2, image_size=8)
+    teacher = checkpoint.fingerprint(TEACHER, made_by="-")
+    index = read_json(STORE / "store.json", made_by="-")
+    write_json(STORE / "store.json", index | {"teacher_fingerprint": teacher})
+    for path in STORE.glob("*.h5"):
+        with h5py.File(path, "r+") as file:
+            file.attrs["teacher_fingerprint"] = np.bytes_(teacher)
+    return project
+
+
+def test_a_store_of_format_1_still_opens_and_trains(project_of_version_1):
+    store = opened()
+    assert store.index.format_version == 1
+    written = np.load(VERSION_1 / "logits.npz")
+    for view in (0, 1):
+        rows = store.gather(view, np.arange(6)).logits
+        assert np.array_equal(rows, written[f"train_view0000{view}"].astype(np.float16))
+    rows = store.gather(0, np.arange(3), split="test").logits
+    assert np.array_equal(rows, written["test_view00000"].astype(np.float16))
+    before = bytes_of(Path("models/students/small"))
+    run_stage("student", "small")
+    assert bytes_of(Path("models/students/small")) != before
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("logits", "its logits do not match their checksum"),
+        ("canary_pixels", "its canary_pixels do not match their checksum"),
+        ("canary_samples", "has canaries that differ"),
+    ],
+)
+def test_damage_to_a_store_of_format_1_is_refused(project_of_version_1, name, message):
+    with h5py.File(STORE / "train_view00001_sample000000000.h5", "r+") as file:
+        file[name][...] = file[name][:][::-1]
+    with pytest.raises(UserError, match=message):
+        opened()
+
+
+def test_a_store_of_format_1_for_other_images_is_refused_by_its_canaries(project_of_version_1):
+    path = Path("data/prepared/train_images.npy")
+    np.save(path, 255 - np.load(path))
+    with pytest.raises(UserError, match="has canaries that differ"):
+        opened()

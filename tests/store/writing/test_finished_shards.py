@@ -1,0 +1,375 @@
+"""A run that ends early goes on where it was, and what it leaves is what one run leaves."""
+
+import io
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import pytest
+import torch
+from conftest import (
+    PARAMS,
+    bytes_of,
+    change_params,
+    opened,
+    run_stage,
+    small_file_system,
+    write_images,
+)
+from import_closure import ROOT
+from stage_process import (
+    SCRATCH,
+    finish,
+    kill,
+    passes,
+    resumed,
+    shards_in_scratch,
+    start,
+    wait_for_shards,
+)
+
+from pipeline.models import checkpoint
+from pipeline.models.checkpoint import TEACHER
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import read_json
+from pipeline.stages import soft_targets as stage
+from pipeline.store.writing import finished_shards
+
+STORE = Path("data/soft_targets")
+VIEWS = 40
+SHARDS = VIEWS + 2  # validation and test
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    finished_project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
+    """The bytes of a store of VIEWS views, made in one go by one process."""
+    root = tmp_path_factory.mktemp("uninterrupted") / "project"
+    shutil.copytree(finished_project, root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        change_params("views", count=VIEWS)
+        assert resumed(finish(start())) == 0
+        return bytes_of(STORE)
+
+
+def test_a_run_killed_at_any_moments_ends_with_the_bytes_of_an_uninterrupted_one(
+    project, uninterrupted
+):
+    change_params("views", count=VIEWS)
+    moments = random.Random(5)
+    kept = 0
+    for kills in range(8):
+        process = start()
+        if kills % 4:
+            wait_for_shards(process, kept + moments.randint(1, 8))
+            time.sleep(moments.uniform(0, 0.03))
+        else:  # while it loads, looks through what is finished, or writes
+            time.sleep(moments.uniform(0.5, 3))
+        kill(process)
+        assert len(shards_in_scratch()) >= kept
+        kept = len(shards_in_scratch())
+    output = finish(start())
+    assert resumed(output) == kept > 0
+    assert "made again" not in output  # whatever had its name was whole
+    assert bytes_of(STORE) == uninterrupted
+    assert not list(SCRATCH.rglob("*.partial"))
+    opened()
+
+
+def test_the_number_of_processes_may_change_between_a_kill_and_the_resume(project, uninterrupted):
+    change_params("views", count=VIEWS)
+    process = start(processes=2)
+    wait_for_shards(process, 5)
+    kill(process, group=False)  # the launcher alone: its processes end by themselves
+    process = start(processes=1)
+    wait_for_shards(process, 12)
+    kill(process)
+    kept = len(shards_in_scratch())
+    assert kept < SHARDS
+    output = finish(start(processes=2))
+    assert resumed(output) == kept >= 12
+    assert bytes_of(STORE) == uninterrupted
+
+
+def test_a_run_resumes_without_the_teacher_for_what_is_finished(project, monkeypatch, capsys):
+    asked = watched_shards(monkeypatch)
+    run_stage("soft_targets")
+    assert len(asked) == 5
+    shutil.rmtree(STORE)
+    asked.clear()
+    before = capsys.readouterr().out
+    run_stage("soft_targets")
+    output = capsys.readouterr().out
+    assert asked == []
+    assert (resumed(before), passes(before)) == (0, 3 * 36 + 2 * 12)
+    assert (resumed(output), passes(output)) == (5, 0)
+
+
+def watched_shards(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the shards that the teacher is asked for, from now on."""
+    asked, original = [], stage.shard_logits
+
+    def watched(*arguments):
+        asked.append(arguments[1].file_name)
+        return original(*arguments)
+
+    monkeypatch.setattr(stage, "shard_logits", watched)
+    return asked
+
+
+def test_more_views_run_the_teacher_on_the_new_ones_alone(project, monkeypatch, capsys):
+    run_stage("soft_targets")
+    asked = watched_shards(monkeypatch)
+    change_params("views", count=5)
+    run_stage("soft_targets")
+    assert asked == [f"train_view{view:05d}_sample000000000.h5" for view in (3, 4)]
+    assert passes(capsys.readouterr().out.rpartition("soft targets:")[2]) == 2 * 36
+    more = bytes_of(STORE)
+    asked.clear()
+    change_params("views", count=3)
+    run_stage("soft_targets")
+    assert asked == []
+    fewer = bytes_of(STORE)
+    assert fewer.keys() < more.keys()
+    assert all(more[name] == content for name, content in fewer.items() if name != "store.json")
+    shutil.rmtree(SCRATCH)
+    change_params("views", count=5)
+    run_stage("soft_targets")
+    assert bytes_of(STORE) == more
+
+
+def test_without_finished_shards_all_are_made_and_the_stage_says_so_first(
+    project, monkeypatch, capsys
+):
+    change_params("views", count=2)
+    said = []
+    monkeypatch.setattr(
+        stage, "make_shard", lambda *_: said.append(capsys.readouterr().out) or pytest.skip("said")
+    )
+    with pytest.raises(pytest.skip.Exception):
+        run_stage("soft_targets")
+    assert STORE.is_dir()  # of three views, in place
+    assert f"`{SCRATCH}` holds no shard of these: all are made" in said[0]
+    assert passes(said[0]) == 2 * 36 + 2 * 12
+
+
+SHARD = "train_view00001_sample000000000.h5"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda p: p.write_bytes(p.read_bytes()[:1000]), "is damaged and cannot be read"),
+        (lambda p: p.write_bytes(b""), "is damaged and cannot be read"),
+        (
+            lambda p: p.write_bytes(p.with_name(SHARD.replace("1", "2", 1)).read_bytes()),
+            "says view 2; expected 1",
+        ),
+    ],
+)
+def test_damaged_scratch_is_made_again_and_said(project, monkeypatch, capsys, damage, message):
+    run_stage("soft_targets")
+    expected = bytes_of(STORE)
+    damage(next(SCRATCH.glob(f"*/{SHARD}")))
+    asked = watched_shards(monkeypatch)
+    run_stage("soft_targets")
+    assert asked == [SHARD]
+    assert message in capsys.readouterr().out
+    assert bytes_of(STORE) == expected
+
+
+def test_a_flipped_bit_anywhere_in_scratch_never_reaches_the_store(project, monkeypatch):
+    run_stage("soft_targets")
+    expected = bytes_of(STORE)
+    shard = next(SCRATCH.glob(f"*/{SHARD}"))
+    whole = shard.read_bytes()
+    bits = random.Random(3)
+    for _ in range(20):
+        content = bytearray(whole)
+        content[bits.randrange(len(whole))] ^= 1 << bits.randrange(8)
+        shard.unlink()  # it is linked to the store's
+        shard.write_bytes(content)
+        run_stage("soft_targets")
+        rows = opened().gather(1, [0, 17, 35]).logits
+        assert bytes_of(STORE)["store.json"] == expected["store.json"]
+        assert rows.tobytes() == expected_rows(expected)
+
+
+def expected_rows(store: dict[str, bytes]) -> bytes:
+    with h5py.File(io.BytesIO(store[SHARD]), "r") as file:
+        return file["logits"][[0, 17, 35]].tobytes()
+
+
+CHANGES = {
+    "seed": lambda: change_params("views", seed=8),
+    "policy": lambda: change_params("views", policy="crop"),
+    "size": lambda: change_params("views", image_size=12),
+    "encoding": lambda: change_params("soft_targets", encoding="top_k", k=2),
+    "precision": lambda: change_params("soft_targets", precision="bfloat16"),
+    "batch size": lambda: change_params("soft_targets", batch_size=14),
+    "dataset": lambda: (write_images(Path("images"), per_class=21), run_stage("prepare")),
+    "teacher": lambda: (
+        change_params("teacher", training=TRAINING | {"seed": 99}),
+        run_stage("teacher"),
+    ),
+}
+TRAINING = PARAMS["teacher"]["training"]
+
+
+@pytest.mark.parametrize("changed", CHANGES)
+def test_nothing_of_other_inputs_is_reused_and_their_scratch_goes(
+    project, monkeypatch, capsys, changed
+):
+    run_stage("soft_targets")
+    (before,) = SCRATCH.glob("*/")
+    CHANGES[changed]()
+    asked = watched_shards(monkeypatch)
+    capsys.readouterr()
+    run_stage("soft_targets")
+    assert len(asked) == 5
+    assert resumed(capsys.readouterr().out) == 0
+    (after,) = SCRATCH.glob("*/")
+    assert before != after
+    opened()
+
+
+def test_another_k_reuses_nothing(project, monkeypatch):
+    change_params("soft_targets", encoding="top_k", k=2)
+    run_stage("soft_targets")
+    change_params("soft_targets", k=1)
+    asked = watched_shards(monkeypatch)
+    run_stage("soft_targets")
+    assert len(asked) == 5
+    assert opened().contents.k == 1
+
+
+def test_an_edit_of_the_teachers_network_reuses_nothing(project, tmp_path):
+    code = tmp_path / "code"
+    shutil.copytree(ROOT / "pipeline", code / "pipeline")
+    finish(start(code=code))
+    free = code / "pipeline/distillation/losses.py"
+    free.write_text(free.read_text("utf-8") + "# edited\n", "utf-8")
+    assert resumed(finish(start(code=code))) == 5
+    family = code / "pipeline/networks/cifar_resnet.py"
+    family.write_text(family.read_text("utf-8") + "# edited\n", "utf-8")
+    assert resumed(finish(start(code=code))) == 0
+
+
+@pytest.fixture
+def other_disk(project: Path) -> Iterator[Path]:
+    with small_file_system(project / ".scratch") as folder:
+        yield folder
+
+
+def test_where_scratch_cannot_be_linked_it_is_copied(other_disk):
+    expected = bytes_of(STORE)
+    shutil.rmtree(STORE)
+    run_stage("soft_targets")
+    assert bytes_of(STORE) == expected
+    assert len(shards_in_scratch()) == 5
+
+
+def test_a_store_that_cannot_fit_is_refused_before_the_teacher_runs(other_disk, monkeypatch):
+    change_params("views", count=VIEWS)
+    asked = watched_shards(monkeypatch)
+    before = bytes_of(STORE)
+    with pytest.raises(UserError, match=r"need 2\d\d,\d{3} bytes in `.scratch/soft_targets`, but"):
+        run_stage("soft_targets")
+    assert asked == []
+    assert bytes_of(STORE) == before
+
+
+def test_the_announced_bytes_are_those_of_the_shards(project, capsys):
+    run_stage("soft_targets")
+    size = sum(path.stat().st_size for path in STORE.glob("*.h5"))
+    assert f"; {size:,} bytes to write, " in capsys.readouterr().out
+
+
+def overflow_the_teacher() -> None:
+    network, description = checkpoint.load(TEACHER, made_by="-")
+    with torch.no_grad():
+        network.fc.weight.zero_()
+        network.fc.bias.fill_(1e6)
+    checkpoint.save(TEACHER, network, description)
+
+
+def test_a_failing_process_ends_the_run_with_its_message_and_without_a_traceback(project):
+    overflow_the_teacher()
+    before = bytes_of(STORE)
+    process = start(processes=2)
+    stderr = process.communicate()[1]
+    assert process.returncode == 1
+    assert "error: the teacher answers 1000000" in stderr
+    assert "Traceback" not in stderr
+    assert len(stderr.splitlines()) <= 2  # both may have come to one
+    assert bytes_of(STORE) == before
+
+
+def test_a_killed_process_ends_the_run_with_a_message_that_says_so(project, uninterrupted):
+    change_params("views", count=VIEWS)
+    process = start(processes=2)
+    wait_for_shards(process, 3)
+    ranks = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert len(ranks) == 2
+    os.kill(int(ranks[1]), signal.SIGKILL)
+    stderr = process.communicate()[1]
+    assert process.returncode == 1
+    assert "of 2 was ended by SIGKILL" in stderr
+    assert "Traceback" not in stderr
+    assert resumed(finish(start())) >= 3
+    assert bytes_of(STORE) == uninterrupted
+
+
+def test_processes_end_whose_launcher_was_killed_while_they_loaded(project):
+    process = start(processes=2)
+    children = ["pgrep", "-P", str(process.pid), "-f", "stages.soft_targets"]
+    ranks: list[str] = []
+    while len(ranks) < 2:
+        found = subprocess.run(children, capture_output=True, text=True, check=False)
+        ranks = found.stdout.split()
+    os.kill(process.pid, signal.SIGKILL)  # they import for seconds yet
+    process.communicate(timeout=60)  # until both have ended, and nothing holds its output
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "two", "1.5", "²"])
+def test_a_bad_number_of_processes_is_refused(project, monkeypatch, count):
+    monkeypatch.setenv("PROCESSES", count)
+    with pytest.raises(UserError, match=f"PROCESSES is `{count}`; expected the number"):
+        run_stage("soft_targets")
+
+
+def test_two_runs_at_once_are_refused(project):
+    with (
+        finished_shards.reserved(),
+        pytest.raises(UserError, match="another run of this stage is writing"),
+    ):
+        run_stage("soft_targets")
+
+
+def test_more_classes_than_there_are_cannot_be_kept(project):
+    change_params("soft_targets", encoding="top_k", k=4)
+    with pytest.raises(UserError, match=r"soft_targets.k` is 4, but data/prepared has 3 classes"):
+        run_stage("soft_targets")
+
+
+def test_the_index_says_how_faithful_and_how_large_the_rows_are(project):
+    fidelity = read_json(STORE / "store.json", made_by="-")["fidelity"]
+    size = sum(path.stat().st_size for path in STORE.glob("train_*.h5"))
+    assert fidelity["rows"] == 3 * 36
+    assert fidelity["bytes_per_row"] == round(size / (3 * 36), 2)
+    assert fidelity["agreement"] == 1
+    assert all(0 <= fidelity[f"kl_at_temperature_{t}"] < 1e-6 for t in (1, 2, 4))
+    change_params("soft_targets", encoding="top_k", k=1)
+    run_stage("soft_targets")
+    sparse = read_json(STORE / "store.json", made_by="-")["fidelity"]
+    assert sparse["kl_at_temperature_1"] > fidelity["kl_at_temperature_1"]

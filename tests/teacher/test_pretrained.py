@@ -1,0 +1,348 @@
+"""Published weights: found, fitted to the data set's classes, or fine-tuned to them."""
+
+import pickle
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from conftest import PARAMS, bytes_of, run_stage, write_params
+from torch import nn
+
+from pipeline.data.prepared.dataset import open_dataset
+from pipeline.models import checkpoint
+from pipeline.models.checkpoint import TEACHER, Description, InputSpec
+from pipeline.models.params import NetworkParams
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import read_json
+from pipeline.stages import teacher as stage
+from pipeline.teacher import auxiliary_heads, pretrained
+from pipeline.teacher.imagenet_classes import WORDNET_IDS
+from pipeline.teacher.params import TeacherTraining
+
+CATEGORIES = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
+CPU = torch.device("cpu")
+
+
+def whole(rows: torch.Tensor) -> torch.Tensor:
+    return rows  # one process has them all
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of torch's hub, and no network."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    folder = tmp_path / "hub/hub/checkpoints"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def file_of(network: str) -> str:
+    return Path(torchvision.models.get_model_weights(network).DEFAULT.url).name
+
+
+def publish(hub: Path, name: str, network: nn.Module) -> None:
+    torch.save(network.state_dict(), hub / file_of(name))
+
+
+def describe(class_names: list[str], network: str = "resnet18", size: int = 32) -> Description:
+    spec = InputSpec(3, size, [0.5] * 3, [0.2] * 3)
+    return Description("torchvision", network, {}, class_names, spec)
+
+
+def test_a_subset_of_imagenets_classes_keeps_their_rows(hub):
+    torch.manual_seed(0)
+    whole = torchvision.models.resnet18().eval()
+    publish(hub, "resnet18", whole)
+    images = torch.randn(2, 3, 64, 64)
+    for names, numbers in (
+        (["n02123045", "n01440764"], [281, 0]),
+        (["Tench", "great_white_shark", "toilet-tissue"], [0, 2, 999]),
+        (["n01440764", "goldfish"], [0, 1]),
+    ):
+        network, description = pretrained.load(describe(names))
+        assert description.pretrained_classes == numbers
+        with torch.inference_mode():
+            torch.testing.assert_close(network.eval()(images), whole(images)[:, numbers])
+
+
+@pytest.mark.parametrize("names", [list(WORDNET_IDS), list(reversed(CATEGORIES))])
+def test_all_of_imagenets_classes_in_any_order_keep_their_rows(hub, names):
+    torch.manual_seed(0)
+    whole = torchvision.models.squeezenet1_1()
+    publish(hub, "squeezenet1_1", whole)
+    network, description = pretrained.load(describe(names, "squeezenet1_1"))
+    order = list(range(1000)) if names[0] == WORDNET_IDS[0] else list(reversed(range(1000)))
+    assert description.pretrained_classes == order
+    assert torch.equal(network.classifier[1].weight, whole.classifier[1].weight[order])
+
+
+def test_classes_of_which_one_is_not_imagenets_start_with_a_new_last_layer(hub):
+    torch.manual_seed(0)
+    whole = torchvision.models.resnet18()
+    publish(hub, "resnet18", whole)
+    network, description = pretrained.load(describe(["ant", "bee", "unicorn"]))
+    assert description.pretrained_classes is None
+    assert network.fc.weight.shape == (3, 512)
+    assert not torch.equal(network.fc.weight, whole.fc.weight[[310, 309, 0]])
+    assert torch.equal(network.layer4[1].bn2.weight, whole.layer4[1].bn2.weight)
+    assert torch.equal(network.conv1.weight, whole.conv1.weight)
+
+
+def test_a_name_that_two_classes_have_or_two_folders_of_one_class_match_nothing():
+    assert pretrained.classes_among(["crane"], ["crane", "goose", "crane"]) is None
+    assert pretrained.classes_among(["goose"], ["crane", "goose", "crane"]) == [1]
+    assert pretrained.classes_among(["goose", "Goose"], ["crane", "goose"]) is None
+    assert pretrained.classes_among(["cardigan", "Cardigan"], ["Cardigan", "cardigan"]) == [1, 0]
+    assert pretrained.classes_among(["n01440764"], ["crane", "goose"]) is None  # not ImageNet
+
+
+def test_the_wordnet_ids_are_in_the_order_of_the_categories():
+    assert len(set(WORDNET_IDS)) == len(CATEGORIES) == 1000
+    assert list(WORDNET_IDS) == sorted(WORDNET_IDS)
+    known = {"n01440764": "tench", "n02123045": "tabby", "n07747607": "orange", "n15075141": None}
+    for wordnet_id, name in known.items():
+        assert name in (CATEGORIES[WORDNET_IDS.index(wordnet_id)], None)
+
+
+def test_weights_that_cannot_be_downloaded_are_asked_for_by_file_and_place(hub):
+    with pytest.raises(UserError) as refusal:
+        pretrained.load(describe(["ant", "bee"]))
+    message = str(refusal.value)
+    assert "the pretrained weights of `resnet18` cannot be downloaded (" in message
+    assert (
+        "Get https://download.pytorch.org/models/resnet18-f37072fd.pth by any other way, and put "
+        f"`resnet18-f37072fd.pth` at `{hub}/resnet18-f37072fd.pth`." in message
+    )
+    publish(hub, "resnet18", torchvision.models.resnet18())
+    pretrained.load(describe(["ant", "bee"]))  # as the message says
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing", pickle.dumps({"conv1.weight": print}, 2)])
+def test_a_file_in_its_place_that_is_no_state_dict_is_refused(hub, content):
+    (hub / file_of("resnet18")).write_bytes(content)
+    with pytest.raises(UserError, match="pretrained weights of `resnet18` cannot be read"):
+        pretrained.load(describe(["ant", "bee"]))
+
+
+def test_options_that_the_published_weights_do_not_fit_are_refused(hub):
+    publish(hub, "mobilenet_v2", torchvision.models.mobilenet_v2())
+    description = describe(["ant", "bee"], "mobilenet_v2")
+    description = Description(**{**vars(description), "options": {"width_mult": 0.5}})
+    with pytest.raises(UserError, match="pretrained weights of `mobilenet_v2` does not fit"):
+        pretrained.load(description)
+
+
+def test_a_family_without_published_weights_is_refused():
+    spec = InputSpec(3, 32, [0.5] * 3, [0.2] * 3)
+    with pytest.raises(UserError, match="family `cifar_resnet` has no pretrained weights"):
+        pretrained.load(Description("cifar_resnet", "resnet8", {}, ["a", "b"], spec))
+
+
+def test_the_input_is_that_of_the_pretraining_unless_the_parameters_say_otherwise(project):
+    dataset = open_dataset()
+
+    def spec(**network: object) -> InputSpec:
+        params = NetworkParams(**network)
+        return checkpoint.describe("torchvision", params, dataset, pretrained=True).input
+
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    assert spec(name="resnet18") == InputSpec(3, 224, mean, std)
+    assert spec(name="efficientnet_b3") == InputSpec(3, 300, mean, std)
+    own = spec(name="resnet18", input_size=64, mean=[0.5] * 3)
+    assert own == InputSpec(3, 64, [0.5] * 3, std)
+    grey = type(dataset)(**{**vars(dataset), "channels": 1})
+    with pytest.raises(UserError, match="pretrained on images of 3 channels, but `dataset.chan"):
+        checkpoint.describe("torchvision", NetworkParams(name="resnet18"), grey, pretrained=True)
+    with pytest.raises(UserError, match="no network `resnet9`"):
+        spec(name="resnet9")
+
+
+def test_googlenet_gets_the_pixels_that_its_weights_were_made_with(hub):
+    """torchvision's own, built with weights, turns ImageNet's normalisation into -1 to 1 itself."""
+    torch.manual_seed(0)
+    whole = torchvision.models.googlenet(init_weights=True, aux_logits=True)
+    for module in whole.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # statistics of what comes, so that answers differ in size
+    with torch.no_grad():
+        whole.train()(torch.randn(8, 3, 64, 64))
+    publish(hub, "googlenet", whole)
+    own = torchvision.models.googlenet(init_weights=False, aux_logits=True, transform_input=True)
+    own.load_state_dict(whole.state_dict())
+    family = checkpoint.family_module("torchvision")
+    size, mean, std = family.pretrained_input("googlenet")
+    spec = InputSpec(3, 64, mean, std)
+    imagenet = InputSpec(3, 64, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    network, _ = pretrained.load(describe(CATEGORIES, "googlenet", 64))
+    views = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    with torch.inference_mode():
+        expected = own.eval()(imagenet.apply(views))
+        torch.testing.assert_close(network.eval()(spec.apply(views)), expected, atol=1e-4, rtol=0)
+    assert size == 224
+
+
+def set_teacher(**changed: object) -> None:
+    teacher = deepcopy(PARAMS["teacher"]) | {"family": "torchvision", "weights": "pretrained"}
+    teacher["network"] = {"name": "resnet18", "input_size": 16}
+    teacher["training"] |= {"learning_rate": 0.003, "batch_size": 12}
+    write_params(Path(), PARAMS | {"teacher": teacher | changed})
+
+
+def publish_what_knows_the_images(hub: Path) -> nn.Module:
+    """A network trained on the project's images, by ImageNet's normalisation, as ImageNet's."""
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    network = {"name": "resnet18", "input_size": 16, "mean": mean, "std": std}
+    set_teacher(weights="train", network=network)
+    run_stage("teacher")
+    known, _ = checkpoint.load(TEACHER, made_by="-")
+    whole, state = torchvision.models.resnet18(), known.state_dict()
+    for key in ("fc.weight", "fc.bias"):
+        rows = whole.state_dict()[key].clone()
+        rows[[310, 309, 281]] = state[key]  # ant, bee, tabby
+        state[key] = rows
+    torch.save(state, hub / file_of("resnet18"))
+    return known
+
+
+def test_a_pretrained_teacher_is_taken_as_it_is_for_its_classes_and_fine_tuned_for_others(
+    project, hub, capsys
+):
+    known = publish_what_knows_the_images(hub)
+    training = {"epochs": 3, "freeze_epochs": 2, "learning_rate": 0.01}
+    set_teacher(training=PARAMS["teacher"]["training"] | training)
+    run_stage("teacher")
+    said = capsys.readouterr().out
+    assert "its classes are not all among the pretraining's: its last layer is new" in said
+    assert "pretrained_classes" not in read_json(TEACHER / "network.json", made_by="-")
+
+    Path("images/train/cat").rename("images/train/tabby")
+    run_stage("prepare")
+    set_teacher()
+    capsys.readouterr()
+    run_stage("teacher")
+    said = capsys.readouterr().out
+    assert "its classes are all among the pretraining's: it is taken as it is" in said
+    assert "epoch" not in said
+    assert read_json(TEACHER / "network.json", made_by="-")["pretrained_classes"] == [310, 309, 281]
+    taken, description = checkpoint.load(TEACHER, made_by="-")
+    assert description.pretrained_classes == [310, 309, 281]
+    assert torch.equal(taken.fc.weight, known.fc.weight)
+    assert read_json("metrics/teacher.json", made_by="-")["validation_accuracy"] == 1.0
+
+
+def fine_tuned(hub: Path, **training: object) -> tuple[nn.Module, nn.Module]:
+    """Before, published for other classes, and after."""
+    torch.manual_seed(0)
+    whole = torchvision.models.resnet18()
+    publish(hub, "resnet18", whole)
+    dataset = open_dataset()
+    params = NetworkParams(name="resnet18", input_size=16)
+    teacher = stage.TeacherParams(
+        family="torchvision",
+        network=params,
+        weights="pretrained",
+        checkpoint="",
+        training=PARAMS["teacher"]["training"] | training,
+    )
+    network, description = stage.build(teacher, dataset)
+    stage.train(network, description.input, dataset, teacher.training, CPU)
+    return whole, network
+
+
+def same(before: nn.Module, after: nn.Module, name: str) -> bool:
+    return torch.equal(before.state_dict()[name], after.state_dict()[name])
+
+
+def test_frozen_epochs_train_the_last_layer_alone(project, hub):
+    before, after = fine_tuned(hub, epochs=2, freeze_epochs=2, weight_decay=0.1)
+    body = [key for key in before.state_dict() if not key.startswith("fc.")]
+    assert all(same(before, after, key) for key in body)  # statistics of batch norm, too
+    assert not torch.equal(after.fc.bias, torch.zeros(3))
+    for parameter in after.fc.parameters():
+        assert parameter.grad is not None
+
+
+def test_after_the_frozen_epochs_all_layers_train(project, hub):
+    before, after = fine_tuned(hub, epochs=2, freeze_epochs=1)
+    assert not same(before, after, "conv1.weight")
+    assert not same(before, after, "bn1.running_mean")
+
+
+def test_frozen_batch_norm_keeps_its_statistics_alone(project, hub):
+    before, after = fine_tuned(hub, epochs=1, freeze_batch_norm=True, learning_rate=0.001)
+    assert same(before, after, "bn1.running_mean")
+    assert same(before, after, "layer4.1.bn2.running_var")
+    assert not same(before, after, "conv1.weight")
+    assert not same(before, after, "bn1.weight")
+
+
+def test_a_teacher_whose_weights_cannot_be_had_leaves_all_as_it_was(project, hub):
+    set_teacher()
+    before = bytes_of(TEACHER)
+    with pytest.raises(UserError, match="cannot be downloaded"):
+        run_stage("teacher")
+    assert bytes_of(TEACHER) == before
+
+
+@pytest.mark.parametrize(
+    ("network", "names", "weight", "size"),
+    [("googlenet", ("aux1", "aux2"), 0.3, 64), ("inception_v3", ("AuxLogits",), 0.4, 299)],
+)
+def test_auxiliary_heads_are_there_in_training_and_gone_after_it(network, names, weight, size):
+    torch.manual_seed(0)
+    description = describe(["a", "b", "c"], network, size)
+    built = checkpoint.build(description)
+    keys = list(built.state_dict())
+    inputs, labels = torch.randn(2, 3, size, size), torch.tensor([0, 2])
+    assert auxiliary_heads.loss(built, labels, whole) == 0
+    with auxiliary_heads.heads(built, description):
+        assert {key.partition(".")[0] for key in built.state_dict()} > set(names)
+        logits = built.train()(inputs)
+        assert logits.shape == (2, 3)
+        of_heads = [values for _, values in built.auxiliary_logits]
+        assert len(of_heads) == len(names)
+        expected = sum(nn.functional.cross_entropy(values, labels) for values in of_heads)
+        loss = auxiliary_heads.loss(nn.Sequential(built), labels, whole)  # within a wrapper, too
+        torch.testing.assert_close(loss, weight * expected)
+        loss.backward()
+        for name in names:
+            assert all(p.grad is not None for p in getattr(built, name).parameters())
+        with torch.inference_mode():
+            assert built.eval()(inputs).shape == (2, 3)
+    assert list(built.state_dict()) == keys
+    assert auxiliary_heads.loss(built, labels, whole) == 0
+    assert built.train()(inputs).shape == (2, 3)
+
+
+def test_where_images_are_too_small_for_the_auxiliary_head_it_is_left_out(capsys):
+    description = describe(["a", "b", "c"], "inception_v3", 80)
+    built = checkpoint.build(description)
+    with auxiliary_heads.heads(built, description):
+        assert "80 pixels are too few for the auxiliary heads of inception_v3" in (
+            capsys.readouterr().out
+        )
+        assert built.train()(torch.randn(2, 3, 80, 80)).shape == (2, 3)
+        assert auxiliary_heads.loss(built, torch.tensor([0, 2]), whole) == 0
+
+
+def test_the_teachers_training_trains_the_auxiliary_heads(project):
+    torch.manual_seed(0)
+    description = describe(["a", "b", "c"], "googlenet", 32)
+    network = checkpoint.build(description)
+    training = TeacherTraining(epochs=1, batch_size=18, learning_rate=0.05, policy="none", seed=0)
+    with auxiliary_heads.heads(network, description):
+        head = network.aux1.fc2.weight
+        before = head.detach().clone()
+        stage.train(network, description.input, open_dataset(), training, CPU)
+        assert not torch.equal(head, before)
+
+
+def test_auxiliary_heads_are_not_an_option():
+    description = describe(["a", "b"], "googlenet", 64)
+    with pytest.raises(UserError, match="Remove the option"):
+        checkpoint.build(Description(**{**vars(description), "options": {"aux_logits": True}}))

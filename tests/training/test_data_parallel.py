@@ -1,0 +1,169 @@
+"""Several processes train as one does."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import change_params, write_params
+from import_closure import ROOT
+from safetensors.numpy import load_file
+from stage_process import finish, start
+from torch import nn
+
+from pipeline.compute.distributed import Group
+from pipeline.training.data_parallel import SynchronisedBatchNorm, share, synchronise_batch_norm
+
+STAGES = ["student:small", "baseline:small", "teacher"]
+MODELS = ["students/small", "baselines/small", "teacher"]
+RANKS = 3
+
+
+def run_in_float64(ranks: int) -> None:
+    """STAGES in the current folder, in so many processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, ROOT / "tests/float64_stages.py", *STAGES],
+            env=common | (group | {"RANK": str(r), "LOCAL_RANK": str(r)} if ranks > 1 else {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for r in range(ranks)
+    ]
+    try:
+        outputs = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
+    assert not any(outputs[1:])  # rank 0 speaks for all
+
+
+def test_several_processes_end_with_the_weights_and_measures_of_one(project):
+    # 36 training images in batches of 17: shares of 6, 6, 5 rows, and of 1, 1, none.
+    training = {"batch_size": 17, "warmup_epochs": 1, "ema_decay": 0.5, "gradient_clip_norm": 1.0}
+    params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))
+    params["training"] |= training
+    params["teacher"]["training"] |= training | {"epochs": 2}
+    write_params(Path(), params)
+    teacher, results = Path("models/teacher"), []
+    shutil.copytree(teacher, "teacher")  # whose soft targets the student has
+    for ranks in (1, RANKS):
+        run_in_float64(ranks)
+        results.append(
+            {
+                model: (
+                    load_file(f"models/{model}/weights.safetensors"),
+                    load_file(f"predictions/{model}.safetensors"),
+                    yaml.safe_load(Path(f"metrics/{model}.json").read_text("utf-8")),
+                )
+                for model in MODELS
+            }
+        )
+        shutil.rmtree(teacher)
+        shutil.copytree("teacher", teacher)
+    for model in MODELS:
+        (weights, predictions, metrics), (others, other_predictions, other_metrics) = (
+            result[model] for result in results
+        )
+        assert list(weights) == list(others)
+        for name, values in weights.items():
+            np.testing.assert_allclose(others[name], values, rtol=0, atol=1e-6, err_msg=name)
+        for split, values in predictions.items():
+            np.testing.assert_allclose(other_predictions[split], values, rtol=0, atol=1e-5)
+        assert other_metrics == pytest.approx(metrics, rel=1e-5)
+
+
+def test_a_stage_starts_its_processes_and_counts_each_sample_once(project):
+    output = finish(start(2, ROOT, "student", "small"))
+    assert output.count("epoch 2/2") == 1
+    assert output.count("test accuracy") == 1
+    logits = load_file("predictions/students/small.safetensors")
+    assert {split: len(rows) for split, rows in logits.items()} == {"validation": 12, "test": 12}
+
+
+def message_of(*arguments: str) -> str:
+    process = start(2, ROOT, *arguments)
+    stderr = process.communicate(timeout=120)[1]
+    assert process.returncode == 1
+    return stderr
+
+
+@pytest.mark.parametrize("stage", ["student", "teacher"])
+def test_a_training_that_diverges_in_several_processes_is_told_once(project, stage):
+    change_params("training", learning_rate=1e30)
+    params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))
+    params["teacher"]["training"]["learning_rate"] = 1e30
+    write_params(Path(), params)
+    stderr = message_of(stage, *(["small"] if stage != "teacher" else []))
+    assert len(stderr.splitlines()) == 1
+    assert re.search(r"training loss is nan at step \d+ of \d+ in epoch", stderr)
+
+
+def test_a_mistake_is_told_by_one_process(project):
+    assert message_of("student", "smal").splitlines() == [
+        "error: `params.yaml: students` has no `smal`; did you mean `small`? Known: small."
+    ]
+
+
+def test_shares_are_a_batch_in_its_order():
+    for count in (1, 2, 16, 17):
+        shares = [share(np.arange(count), Group(rank, 3)) for rank in range(3)]
+        assert np.array_equal(np.concatenate(shares), np.arange(count))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.fixture
+def alone_in_a_group(tmp_path):
+    """A process group of this process."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("options", [{}, {"affine": False}, {"momentum": None}])
+@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 4), (6, 5, 3, 2)])
+def test_synchronised_batch_norm_of_one_process_is_that_of_torch(alone_in_a_group, shape, options):
+    kind = nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d
+    torch.manual_seed(0)
+    theirs, ours = (nn.Sequential(kind(5, **options)).double() for _ in range(2))
+    names = list(ours.state_dict())
+    synchronise_batch_norm(ours)
+    assert type(ours[0]) is SynchronisedBatchNorm
+    assert list(ours.state_dict()) == names
+    for _ in range(3):
+        features = 100 + 3 * torch.randn(shape, dtype=torch.float64)
+        inputs = [features.clone().requires_grad_() for _ in range(2)]
+        outputs = [norm(x) for norm, x in zip((theirs, ours), inputs, strict=True)]
+        torch.testing.assert_close(outputs[1], outputs[0])
+        for output in outputs:
+            (output * torch.arange(5).view(-1, *[1] * (len(shape) - 2))).square().sum().backward()
+        torch.testing.assert_close(inputs[1].grad, inputs[0].grad, rtol=1e-5, atol=1e-7)
+    for (name, a), b in zip(theirs.state_dict().items(), ours.state_dict().values(), strict=True):
+        torch.testing.assert_close(b, a, msg=name)
+    for norm in (theirs, ours):
+        norm.eval()
+    torch.testing.assert_close(ours(features), theirs(features))
+
+
+def test_synchronised_batch_norm_keeps_a_small_variance_beside_a_large_mean(alone_in_a_group):
+    norm = SynchronisedBatchNorm(1, eps=0)
+    features = 1000 + torch.tensor([[-0.25], [0.25]]) * torch.ones(2, 64)[:, :1]
+    torch.testing.assert_close(norm(features), torch.tensor([[-1.0], [1.0]]))
+    half = norm(features.bfloat16() - 1000)
+    assert half.dtype == torch.bfloat16

@@ -1,0 +1,255 @@
+"""A killed training goes on from its last finished epoch, and ends with the bytes of one that was
+never killed."""
+
+import io
+import random
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import bytes_of, change_params, run_stage, write_params
+from import_closure import ROOT
+from stage_process import finish, kill, start
+from test_training import OUTPUTS
+
+from pipeline.compute import provenance
+from pipeline.compute.distributed import ALONE, Group
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.locks import reserved
+from pipeline.students import loop
+from pipeline.training import resume
+
+SCRATCH = Path(".scratch/training")
+
+#: A network that draws random numbers in training, and is quick to load and to train.
+DROPOUT_FAMILY = """
+from torch import nn
+
+
+def build(network, num_classes, in_channels):
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3),
+        nn.Conv2d(8, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3),
+        nn.Linear(72, num_classes),
+    )
+"""
+TRAINING = {
+    "schedule": "step",
+    "milestones": [8, 16],
+    "warmup_epochs": 3,
+    "ema_decay": 0.9,
+}
+
+
+def states(kind: str = "students") -> list[Path]:
+    return list((SCRATCH / kind / "small").glob("*.state"))
+
+
+def read(path: Path) -> dict:
+    """A state, of which the first 32 bytes are a checksum."""
+    return torch.load(io.BytesIO(path.read_bytes()[32:]), weights_only=True)
+
+
+def finished_epochs() -> int:
+    return max((len(read(path)["trained"]["history"]) for path in states()), default=0)
+
+
+def wait_for_epochs(process, count: int) -> None:
+    """Until so many more have been finished, or the run has ended."""
+    changes, last = 0, None
+    while changes < count and process.poll() is None:
+        try:
+            now = [path.stat().st_ino for path in states()]
+        except FileNotFoundError:  # it was replaced between the two
+            continue
+        changes, last = changes + (now != last), now
+        time.sleep(0.001)
+
+
+def outputs(kind: str = "students") -> list[bytes]:
+    return [Path(path.format(kind=kind)).read_bytes() for path in OUTPUTS]
+
+
+def resumed_after(output: str) -> int:
+    said = re.search(r"resumes after epoch (\d+) of", output)
+    return int(said[1]) if said else 0
+
+
+@pytest.mark.parametrize(("processes", "kills", "epochs"), [(1, 3, 60), (2, 1, 20)])
+def test_a_training_killed_at_any_moments_ends_with_the_bytes_of_an_uninterrupted_one(
+    project, tmp_path, processes, kills, epochs
+):
+    code = tmp_path / "code"
+    shutil.copytree(ROOT / "pipeline", code / "pipeline")
+    (code / "pipeline/networks/dropout.py").write_text(DROPOUT_FAMILY, "utf-8")
+    params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))
+    params["training"] |= TRAINING | {"epochs": epochs}
+    params["students"]["small"] |= {"family": "dropout", "network": "any"}
+    write_params(Path(), params)
+    arguments = (processes, code, "student", "small")
+    uninterrupted = finish(start(*arguments))
+    assert resumed_after(uninterrupted) == 0
+    expected = outputs()
+    assert not states()
+
+    moments = random.Random(processes)
+    kept = 0
+    for _ in range(kills):
+        process = start(*arguments)
+        wait_for_epochs(process, moments.randint(2, 12))
+        time.sleep(moments.uniform(0, 0.02))
+        kill(process)
+        assert kept < finished_epochs() < epochs
+        kept = finished_epochs()
+    output = finish(start(*arguments))
+    assert resumed_after(output) == kept
+    assert outputs() == expected
+    assert not states()
+    assert not list(SCRATCH.rglob("*.partial"))
+
+
+@pytest.fixture
+def interrupted(project, monkeypatch):
+    """Three epochs of which the run ends in the second: the folder, and the function to call
+    before running on."""
+    change_params("training", epochs=3)
+    original, calls = loop.evaluate, []
+
+    def failing(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    def interrupt(stage: str) -> None:
+        calls.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "evaluate", failing)
+            with pytest.raises(KeyboardInterrupt):
+                run_stage(stage, "small")
+
+    return interrupt
+
+
+@pytest.mark.parametrize(("stage", "kind"), [("student", "students"), ("baseline", "baselines")])
+def test_a_run_says_what_it_goes_on_from_and_leaves_nothing(interrupted, capsys, stage, kind):
+    run_stage(stage, "small")
+    expected = outputs(kind)
+    interrupted(stage)
+    (path,) = states(kind)
+    assert "conv.weight" in read(path)["network"]
+    capsys.readouterr()
+    run_stage(stage, "small")
+    assert "  resumes after epoch 1 of 3\n" in capsys.readouterr().out
+    assert outputs(kind) == expected
+    assert not states(kind)
+
+
+def change_network() -> None:
+    params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))
+    params["students"]["small"]["network"] = {"name": "resnet8", "input_size": 12}
+    write_params(Path(), params)
+
+
+CHANGES = {
+    "training": lambda: change_params("training", learning_rate=0.04),
+    "distillation": lambda: change_params("distillation", temperature=2.0),
+    "network": change_network,
+    "view order": lambda: change_params("training", seed=3),
+}
+
+
+@pytest.mark.parametrize("changed", CHANGES)
+def test_a_change_of_a_parameter_starts_anew_and_removes_the_old_state(
+    interrupted, capsys, changed
+):
+    interrupted("student")
+    (before,) = states()
+    CHANGES[changed]()
+    interrupted("student")
+    assert "resumes" not in capsys.readouterr().out
+    (after,) = states()
+    assert after != before
+
+
+def test_another_students_state_stays(interrupted):
+    interrupted("student")
+    interrupted("baseline")
+    other = SCRATCH / "students/other/0.state"
+    other.parent.mkdir()
+    other.write_bytes(b"")
+    run_stage("student", "small")
+    assert other.exists()
+    assert states("baselines")
+
+
+def test_another_store_starts_anew(interrupted, capsys):
+    interrupted("student")
+    change_params("soft_targets", precision="bfloat16")
+    run_stage("soft_targets")
+    run_stage("student", "small")
+    assert "resumes" not in capsys.readouterr().out
+
+
+def flipped(content: bytes) -> bytes:
+    """One bit of a weight."""
+    changed = bytearray(content)
+    changed[len(content) // 2] ^= 1
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("damage", [lambda c: b"", lambda c: c[:-1], flipped])
+def test_a_damaged_state_is_said_and_not_used(interrupted, capsys, damage):
+    run_stage("student", "small")
+    expected = outputs()
+    interrupted("student")
+    (path,) = states()
+    path.write_bytes(damage(path.read_bytes()))
+    run_stage("student", "small")
+    assert "is damaged: training starts anew" in capsys.readouterr().out
+    assert outputs() == expected
+
+
+def test_whatever_moves_a_trainings_bytes_is_in_the_name_of_its_state(monkeypatch, project):
+    cpu = torch.device("cpu")
+    inputs = {"training": {"seed": 1}, "dataset": "x"}
+    found = {resume.fingerprint(inputs, cpu, ALONE)}
+    found.add(resume.fingerprint(inputs | {"dataset": "y"}, cpu, ALONE))
+    found.add(resume.fingerprint(inputs | {"training": {"seed": 2}}, cpu, ALONE))
+    found.add(resume.fingerprint(inputs, cpu, Group(0, 2)))
+    for target, name, value in (
+        (torch, "__version__", "3"),
+        (torch, "get_num_threads", lambda: 77),
+        (torch.backends.cpu, "get_cpu_capability", lambda: "other"),
+        (resume, "computes_in_bfloat16", lambda _: None),
+        (resume, "device_name", lambda _: "other"),
+        (resume, "loaded_code", lambda: {"training.py": "edited"}),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, value)
+            found.add(resume.fingerprint(inputs, cpu, ALONE))
+    assert len(found) == 10
+    assert resume.fingerprint(inputs, cpu, Group(1, 2)) in found  # of any rank
+    assert resume.fingerprint(inputs, cpu, ALONE) in found
+
+
+def test_the_code_that_is_loaded_counts_and_no_other():
+    code = provenance.loaded_code()
+    assert {"training.py", "resume.py"} <= code.keys()
+    modules = {f"pipeline.{name.removesuffix('.py').replace('/', '.')}" for name in code}
+    assert {name.removesuffix(".__init__") for name in modules} <= sys.modules.keys()
+
+
+def test_two_trainings_of_one_student_at_once_are_refused(project):
+    before = bytes_of(Path("models/students/small"))
+    with (
+        reserved(SCRATCH / "students/small"),
+        pytest.raises(UserError, match="another run of this stage is writing to `.scratch/train"),
+    ):
+        run_stage("student", "small")
+    assert bytes_of(Path("models/students/small")) == before
