@@ -89,9 +89,9 @@ def main() -> None:
     # The first optimiser of a process makes torch import its compiler.
     optimisation = importlib.import_module("pipeline.training.optimisation")
     clock.around(optimisation, "make_optimizer", "make the optimiser")
-    clock.around(stage, "views_of", "take the images")
-    views_of = stage.views_of
-    stage.views_of = lambda *arguments: ShortViews(views_of(*arguments), clock)
+    clock.around(stage, "open_views", "take the images")
+    open_views = stage.open_views
+    stage.open_views = lambda *arguments: ShortViews(open_views(*arguments), clock)
     sys.argv = ["student", name]
     with suppress(Enough):
         stage.main()

@@ -31,8 +31,8 @@ from pipeline.data.sources.archives import read_files
 from pipeline.data.sources.params import DatasetParams
 from pipeline.runtime.errors import UserError, reported
 from pipeline.stages.prepare import write_dataset
-from pipeline.views.loader import RESIZED_CROP, views_of
-from pipeline.views.plan import Policy, boxes, mirrored
+from pipeline.views.loader import RESIZED_CROP, open_views
+from pipeline.views.plan import ViewPolicy, crop_boxes, flips
 
 SEED = 0
 SIDES = (224, 112)
@@ -70,7 +70,7 @@ def kept(folder: Path, prepared: Path, quality: int | str) -> EncodedSplit:
 
 def ours(split: EncodedSplit, side: int) -> Callable[[int], torch.Tensor]:
     split = replace(split, image_size=side)
-    views = views_of(split, Policy(RESIZED_CROP), SEED, torch.device("cpu"), num_workers=0)
+    views = open_views(split, ViewPolicy(RESIZED_CROP), SEED, torch.device("cpu"), num_workers=0)
     return lambda view: next(views.batches(view, [np.arange(len(split))])).pixels
 
 
@@ -79,13 +79,15 @@ def decoded_whole(split: EncodedSplit, side: int) -> Callable[[int], torch.Tenso
 
     def views(view: int) -> torch.Tensor:
         pixels = np.empty((len(split), 3, side, side), np.uint8)
-        parts = boxes(Policy(RESIZED_CROP), SEED, view, samples, split.sizes)
-        flips = mirrored(Policy(RESIZED_CROP), SEED, view, samples)
+        parts = crop_boxes(ViewPolicy(RESIZED_CROP), SEED, view, samples, split.sizes)
+        flipped = flips(ViewPolicy(RESIZED_CROP), SEED, view, samples)
         for sample, (top, left, height, width) in enumerate(parts):
             image = eight_bits(Image.open(io.BytesIO(split.content(sample)))).convert("RGB")
             corners = (left, top, left + width, top + height)
             image = image.resize((side, side), Image.Resampling.BILINEAR, box=corners)
-            pixels[sample] = np.asarray(image)[:, :: -1 if flips[sample] else 1].transpose(2, 0, 1)
+            pixels[sample] = np.asarray(image)[:, :: -1 if flipped[sample] else 1].transpose(
+                2, 0, 1
+            )
         return torch.from_numpy(pixels)
 
     return views

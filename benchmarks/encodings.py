@@ -24,7 +24,7 @@ from benchmarks.pairs import median
 from pipeline.data.prepared.dataset import PREPARED, open_dataset
 from pipeline.runtime.errors import UserError, reported
 from pipeline.store.format.encodings import decode, encode
-from pipeline.store.format.schema import SHARD_SAMPLES, STORE, Contents, ShardPlace
+from pipeline.store.format.schema import SHARD_SAMPLES, STORE, ShardKey, StoreIdentity
 from pipeline.store.reading.store import open_shards, read_index
 from pipeline.store.writing.shard_writer import shard_bytes
 
@@ -90,8 +90,10 @@ def mean_of_finite(divergences: np.ndarray) -> tuple[float, float]:
 
 def bytes_per_view(encoding: str, k: int | None, classes: int) -> float:
     """Of a full shard, with all that its file holds."""
-    contents = Contents("0" * 64, "0" * 64, "crop_flip", 0, 32, encoding, k, "float32", classes)
-    place = ShardPlace("train", 0, 0, SHARD_SAMPLES)
+    contents = StoreIdentity(
+        "0" * 64, "0" * 64, "crop_flip", 0, 32, encoding, k, "float32", classes
+    )
+    place = ShardKey("train", 0, 0, SHARD_SAMPLES)
     return shard_bytes(contents, place) / SHARD_SAMPLES
 
 

@@ -40,7 +40,7 @@ from torch.utils.data import RandomSampler
 
 from benchmarks import loops
 from benchmarks.loops import Loop
-from benchmarks.pairs import in_turns, median
+from benchmarks.pairs import median, time_interleaved
 from benchmarks.reading import write_store
 from pipeline.compute.device import default_device, training_autocast
 from pipeline.data.prepared.dataset import Dataset
@@ -178,7 +178,7 @@ def main() -> None:
     dataset = cifar100(arguments.archive, arguments.images)
     split = dataset.splits["train"]
     logits = 3 * np.random.default_rng(0).standard_normal((len(split), CLASSES), np.float32)
-    views = loops.views_of(dataset, device)
+    views = loops.training_views(dataset, device)
     version, theirs = torchdistill_slices(dataset, steps, arguments.workers, device)
 
     def theirs_by_rule(_: int) -> None:
@@ -187,7 +187,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         store = write_store(Path(folder) / "store", logits, split.labels, None)
-        lesson = loops.cached(views, store.at(loops.TEMPERATURE).gather)
+        lesson = loops.cached(views, store.decoded_at(loops.TEMPERATURE).gather)
         loop = Loop("cifar_resnet", "resnet20", dataset, lesson, BATCH, device)
         sides = {
             "ours": lambda _: loop.run(steps),
@@ -196,8 +196,8 @@ def main() -> None:
             "teacher, float32": teacher_alone(steps, device, by_rule=False),
             "teacher, by our rule": teacher_alone(steps, device, by_rule=True),
         }
-        in_turns(sides, 1)  # the first passes set things up
-        times = in_turns(sides, pairs)
+        time_interleaved(sides, 1)  # the first passes set things up
+        times = time_interleaved(sides, pairs)
     ours, plain, ruled = (times[name] for name in list(sides)[:3])
     ratios = {
         "torchdistill": plain / ours,

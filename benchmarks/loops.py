@@ -28,7 +28,7 @@ from pipeline.students.loop import Course, Lesson, SoftTargets
 from pipeline.students.params import TrainingParams
 from pipeline.training.optimisation import Optimisation, batches
 from pipeline.views.loader import Batch, Views
-from pipeline.views.plan import Policy
+from pipeline.views.plan import ViewPolicy
 
 TEMPERATURE, SOFT, HARD = 4.0, 0.9, 0.1
 VIEW = 0  # the one that is cached
@@ -77,15 +77,15 @@ def in_memory(images: np.ndarray, labels: np.ndarray, classes: int) -> Dataset:
     return Dataset("0" * 64, names, 3, images.shape[-1], *statistics, {"train": split})
 
 
-def views_of(dataset: Dataset, device: torch.device) -> Views:
-    return Views(dataset.splits["train"], Policy("crop_flip"), 0, device)
+def training_views(dataset: Dataset, device: torch.device) -> Views:
+    return Views(dataset.splits["train"], ViewPolicy("crop_flip"), 0, device)
 
 
 def build(
     family: str, name: str, dataset: Dataset, device: torch.device
 ) -> tuple[nn.Module, InputSpec]:
     torch.manual_seed(0)
-    description = checkpoint.describe(family, NetworkParams(name=name), dataset)
+    description = checkpoint.model_spec(family, NetworkParams(name=name), dataset)
     return checkpoint.build(description).to(device), description.input
 
 

@@ -45,11 +45,13 @@ def alternate(
     Args:
         ours, theirs: take the number of the pair.
     """
-    times = in_turns({"theirs": theirs, "ours": ours}, pairs)
+    times = time_interleaved({"theirs": theirs, "ours": ours}, pairs)
     return times["ours"], times["theirs"]
 
 
-def in_turns(sides: Mapping[str, Callable[[int], object]], rounds: int) -> dict[str, np.ndarray]:
+def time_interleaved(
+    sides: Mapping[str, Callable[[int], object]], rounds: int
+) -> dict[str, np.ndarray]:
     """Seconds of each side, [rounds]: all of them in every round, another one first each time.
 
     Args:

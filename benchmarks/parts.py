@@ -60,8 +60,8 @@ class Step:
     ):
         self._device = default_device()
         self._case, self._dataset, self._encoded = case, dataset, encoded
-        self._views = loops.views_of(dataset, self._device)
-        self._stores = {name: store.at(loops.TEMPERATURE) for name, store in stores.items()}
+        self._views = loops.training_views(dataset, self._device)
+        self._stores = {name: store.decoded_at(loops.TEMPERATURE) for name, store in stores.items()}
         self._labels = torch.from_numpy(dataset.splits["train"].labels).to(self._device)
         self._network, self._spec = loops.build(case.family, case.student, dataset, self._device)
         params = TrainingParams(
@@ -139,7 +139,9 @@ def measure_parts(case: Case, dataset: Dataset, encoded: list[bytes], rounds: in
             for name, k in (("dense", None), ("top_k", K))
         }
         step = Step(case, dataset, stores, encoded)
-        lesson = loops.cached(loops.views_of(dataset, default_device()), stores["dense"].gather)
+        lesson = loops.cached(
+            loops.training_views(dataset, default_device()), stores["dense"].gather
+        )
         arguments = (case.family, case.student, dataset, lesson, case.batch_size, default_device())
         loop = Loop(*arguments)
         times: dict[str, list[float]] = {}

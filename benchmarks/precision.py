@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.pairs import in_turns, median
+from benchmarks.pairs import median, time_interleaved
 from pipeline.compute.device import (
     Float32Conv2d,
     default_device,
@@ -83,7 +83,7 @@ def main() -> None:
         depthwise_in_float32(module, default_device())
         if any(isinstance(m, Float32Conv2d) for m in module.modules()):
             sides["depthwise in float32"] = stepper(case, module, by_rule=True)
-        times = in_turns(sides, pairs)
+        times = time_interleaved(sides, pairs)
         plain = times.pop("float32")
         ratios = {name: median(plain / seconds) for name, seconds in times.items()}
         print(f"{case:<32}{''.join(f'{ratio!s:>26}' for ratio in ratios.values())}", flush=True)

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from benchmarks.pairs import alternate, median, seconds
 from pipeline.runtime.errors import reported
 from pipeline.runtime.progress import bar
-from pipeline.store.format.schema import SHARD_SAMPLES, Contents, canary_samples, shard_places
+from pipeline.store.format.schema import SHARD_SAMPLES, StoreIdentity, canary_samples, shard_keys
 from pipeline.store.reading.store import Store, open_shards, read_index
 from pipeline.store.writing.shard_writer import write_index, write_shard
 
@@ -35,16 +35,16 @@ Read = Callable[[np.ndarray], object]
 def write_store(directory: Path, logits: np.ndarray, labels: np.ndarray, k: int | None) -> Store:
     """A store of one view, opened. Args: logits: [N, C]; labels: [N]; k: of `top_k`, or None."""
     encoding, classes = "top_k" if k else "dense", logits.shape[1]
-    contents = Contents("0" * 64, "0" * 64, "crop", 0, 32, encoding, k, "float32", classes)
+    contents = StoreIdentity("0" * 64, "0" * 64, "crop", 0, 32, encoding, k, "float32", classes)
     sizes = {"train": len(logits)}
-    for place in shard_places(sizes, 1):
+    for place in shard_keys(sizes, 1):
         rows = slice(place.first_sample, place.first_sample + place.num_samples)
         canaries = np.zeros((len(canary_samples(place)), 32), np.uint8)
         path = directory / place.file_name
         write_shard(path, contents, place, logits[rows].astype("f4"), labels[rows], canaries)
     names = [str(number) for number in range(classes)]
     write_index(directory, contents, names, sizes, 1, {})
-    return open_shards(directory, read_index(directory), {"train": labels}).at(4.0)
+    return open_shards(directory, read_index(directory), {"train": labels}).decoded_at(4.0)
 
 
 def with_h5py(directory: Path) -> Read:

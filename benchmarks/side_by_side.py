@@ -38,7 +38,7 @@ def train_when_told(network: str, orders: Connection) -> None:
         labels = dataset.splits["train"].labels
         store = write_store(Path(folder) / "store", logits, labels, None)
         device = default_device()
-        lesson = loops.cached(loops.views_of(dataset, device), store.gather)
+        lesson = loops.cached(loops.training_views(dataset, device), store.gather)
         loop = Loop("cifar_resnet", network, dataset, lesson, BATCH, device)
         orders.send(torch.get_num_threads())
         while steps := orders.recv():

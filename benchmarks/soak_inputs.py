@@ -45,7 +45,7 @@ from pipeline.commands.store import inspect
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.data.sources.params import DatasetParams
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import TEACHER, Description, InputSpec
+from pipeline.models.checkpoint import TEACHER, InputSpec, ModelSpec
 from pipeline.models.evaluation import predict
 from pipeline.networks import cifar_resnet, logits
 from pipeline.runtime.errors import UserError, reported
@@ -65,8 +65,9 @@ from pipeline.stages import (
 from pipeline.store.format.schema import STORE
 from pipeline.store.reading.store import open_store
 from pipeline.teacher import foreign_checkpoint
-from pipeline.views.loader import Policy, views_of
+from pipeline.views.loader import open_views
 from pipeline.views.params import ViewsParams
+from pipeline.views.plan import ViewPolicy
 
 SECONDS = 30  # for one input
 SIZE, CLASSES, IMAGES = 16, ("ant", "bee", "cat"), 12  # pixels; images of a class
@@ -133,14 +134,14 @@ def look_at(dataset: Any) -> None:
     """Have every image made into a view, and every label and id read."""
     for split in dataset.splits.values():
         expect(len(split.sample_ids) == len(split.labels), "ids and labels")
-        views = views_of(split, Policy("crop"), 0, torch.device("cpu"))
+        views = open_views(split, ViewPolicy("crop"), 0, torch.device("cpu"))
         for batch in views.batches(0, [np.arange(len(split))]):
             expect(batch.pixels.shape[0] == len(split), "views")
 
 
 def read_checkpoint(path: Path) -> None:
     if path.suffix == ".onnx":
-        network = foreign_checkpoint.bring(description("onnx"), path)
+        network = foreign_checkpoint.load_foreign(description("onnx"), path)
     else:
         network = cifar_resnet.build("resnet8", len(CLASSES), 3)
         foreign_checkpoint.load_foreign_weights(network, path)
@@ -148,13 +149,13 @@ def read_checkpoint(path: Path) -> None:
     expect(list(answers.shape) == [2, len(CLASSES)], f"logits {list(answers.shape)}")
 
 
-def description(family: str) -> Description:
-    return Description(family, "resnet8", {}, CLASSES, InputSpec(3, SIZE, [0.5] * 3, [0.2] * 3))
+def description(family: str) -> ModelSpec:
+    return ModelSpec(family, "resnet8", {}, CLASSES, InputSpec(3, SIZE, [0.5] * 3, [0.2] * 3))
 
 
 def read_store() -> None:
     views, dataset = load_section(ViewsParams, "views"), open_dataset()
-    fingerprint = checkpoint.fingerprint(TEACHER, made_by="-")
+    fingerprint = checkpoint.fingerprint(TEACHER, produced_by="-")
     list(inspect(STORE))
     store = open_store(dataset, views, fingerprint)
     store.verify(dataset)
@@ -180,8 +181,8 @@ def read_results() -> None:
 
 
 def read_teacher() -> None:
-    checkpoint.fingerprint(TEACHER, made_by="-")
-    network, said = checkpoint.load(TEACHER, made_by="-")
+    checkpoint.fingerprint(TEACHER, produced_by="-")
+    network, said = checkpoint.load(TEACHER, produced_by="-")
     answers = predict(network, said.input, torch.zeros(2, said.input.channels, SIZE, SIZE).byte())
     expect(list(answers.shape) == [2, said.num_classes], f"logits {list(answers.shape)}")
 
@@ -285,7 +286,7 @@ def make_project(root: Path) -> None:
         store = open_store(
             open_dataset(),
             load_section(ViewsParams, "views"),
-            checkpoint.fingerprint(TEACHER, made_by="-"),
+            checkpoint.fingerprint(TEACHER, produced_by="-"),
         )
         Path("rows").write_bytes(rows_of(store))
         write_answers()

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks import loops
 from benchmarks.loops import Case, Loop, Teacher
-from benchmarks.pairs import in_turns, median
+from benchmarks.pairs import median, time_interleaved
 from benchmarks.reading import write_store
 from pipeline.compute.device import default_device
 from pipeline.data.prepared.dataset import Dataset
@@ -34,7 +34,7 @@ def measure(case: Case, dataset: Dataset, device: torch.device, pairs: int, step
     split = dataset.splits["train"]
     rng = np.random.default_rng(0)
     logits = 3 * rng.standard_normal((len(split), dataset.num_classes), np.float32)
-    views = loops.views_of(dataset, device)
+    views = loops.training_views(dataset, device)
     teacher = Teacher(case.family, case.teacher, dataset, device)
     ready = next(views.batches(loops.VIEW, [np.arange(case.batch_size)])).pixels
 
@@ -48,13 +48,13 @@ def measure(case: Case, dataset: Dataset, device: torch.device, pairs: int, step
         sides = {"teacher": teacher_alone}
         for name, lesson in (
             ("supervised", loops.supervised(views)),
-            ("cached", loops.cached(views, store.at(loops.TEMPERATURE).gather)),
+            ("cached", loops.cached(views, store.decoded_at(loops.TEMPERATURE).gather)),
             ("online", loops.online(views, teacher)),
         ):
             loop = Loop(case.family, case.student, dataset, lesson, case.batch_size, device)
             sides[name] = lambda _, loop=loop: loop.run(steps)
-        in_turns(sides, 2)  # the first passes set things up
-        times = in_turns(sides, pairs)
+        time_interleaved(sides, 2)  # the first passes set things up
+        times = time_interleaved(sides, pairs)
     bound = 1 + times["teacher"] / times["supervised"]
     ratios = {
         "cached over supervised": times["cached"] / times["supervised"],

@@ -17,8 +17,8 @@ from torchvision.transforms import v2
 
 from benchmarks.pairs import alternate, median
 from pipeline.compute.device import default_device
-from pipeline.views.loader import view_of
-from pipeline.views.plan import Policy
+from pipeline.views.loader import make_view
+from pipeline.views.plan import ViewPolicy
 
 BATCH = {32: 256, 224: 32}  # by the side in pixels
 POLICIES = (
@@ -31,16 +31,16 @@ POLICIES = (
 )
 
 
-def ours(policy: Policy, images: torch.Tensor, device: torch.device) -> Callable[[int], None]:
+def ours(policy: ViewPolicy, images: torch.Tensor, device: torch.device) -> Callable[[int], None]:
     samples = np.arange(len(images))
 
     def make(number: int = 0) -> None:
-        view_of(images, policy, 0, number, samples, device).pixels[0].sum().item()  # waits
+        make_view(images, policy, 0, number, samples, device).pixels[0].sum().item()  # waits
 
     return make
 
 
-def theirs(policy: Policy, images: torch.Tensor) -> Callable[[int], None]:
+def theirs(policy: ViewPolicy, images: torch.Tensor) -> Callable[[int], None]:
     size = images.shape[-1]
     crop = {
         "crop_flip": lambda: v2.RandomCrop(size, padding=4),
@@ -73,7 +73,7 @@ def main() -> None:
     for size, batch in BATCH.items():
         images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
         for text in POLICIES:
-            policy = Policy.from_text(text)
+            policy = ViewPolicy.parse(text)
             mine, other = ours(policy, images.to(device), device), theirs(policy, images)
             mine(), other()
             seconds, other_seconds = alternate(mine, other, pairs)

@@ -24,16 +24,16 @@ from pipeline.data.prepared.dataset import Dataset, Split
 from pipeline.models.checkpoint import InputSpec
 from pipeline.networks import cifar_resnet
 from pipeline.runtime.errors import reported
-from pipeline.stages.soft_targets import Job, make_shard
-from pipeline.store.format.schema import Contents, ShardPlace
-from pipeline.store.writing.teacher_logits import NetworkAnswers, all_views
+from pipeline.stages.soft_targets import StoreJob, make_shard
+from pipeline.store.format.schema import ShardKey, StoreIdentity
+from pipeline.store.writing.teacher_logits import TeacherForward, open_views_by_split
 
 ROWS, CLASSES, BATCH, SIZE = 1024, 100, 256, 32
 TARGET = 0.95
 ENCODINGS = {"dense": None, "top_k": 10}
 
 
-def make_job() -> Job:
+def make_job() -> StoreJob:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (ROWS, 3, SIZE, SIZE), dtype=np.uint8)
     labels = rng.integers(0, CLASSES, ROWS)
@@ -43,11 +43,13 @@ def make_job() -> Job:
     torch.manual_seed(0)
     network = cifar_resnet.build("resnet56", CLASSES, 3).to(memory_format=torch.channels_last)
     device = default_device()
-    contents = Contents("0" * 64, "0" * 64, "crop_flip", 0, SIZE, "dense", None, "float32", CLASSES)
+    contents = StoreIdentity(
+        "0" * 64, "0" * 64, "crop_flip", 0, SIZE, "dense", None, "float32", CLASSES
+    )
     dataset = Dataset("0" * 64, names, 3, SIZE, *statistics, {"train": split})
-    views, spec = all_views(dataset, contents, device), InputSpec(3, SIZE, *statistics)
-    return Job(
-        teacher=NetworkAnswers(network.to(device).eval(), spec, views, "float32", BATCH),
+    views, spec = open_views_by_split(dataset, contents, device), InputSpec(3, SIZE, *statistics)
+    return StoreJob(
+        teacher=TeacherForward(network.to(device).eval(), spec, views, "float32", BATCH),
         dataset=dataset,
         contents=contents,
         views=views,
@@ -57,13 +59,13 @@ def make_job() -> Job:
     )
 
 
-def ready_batches(job: Job) -> list[torch.Tensor]:
+def ready_batches(job: StoreJob) -> list[torch.Tensor]:
     (batch,) = job.views["train"].batches(0, [np.arange(ROWS)])
     return list(job.teacher.spec.apply(batch.pixels).split(BATCH))
 
 
 @torch.inference_mode()
-def bare_forward(job: Job, batches: list[torch.Tensor]) -> None:
+def bare_forward(job: StoreJob, batches: list[torch.Tensor]) -> None:
     for batch in batches:
         logits = job.teacher.network(batch)
     logits.cpu()  # on CUDA, waits for all
@@ -88,8 +90,8 @@ def main() -> None:
             contents = replace(job.contents, encoding=encoding, k=k)
             writer = replace(job, contents=contents)
 
-            def make(pair: int, writer: Job = writer) -> None:
-                place = ShardPlace("train", pair % writer.num_views, 0, ROWS)
+            def make(pair: int, writer: StoreJob = writer) -> None:
+                place = ShardKey("train", pair % writer.num_views, 0, ROWS)
                 make_shard(writer, Path(folder), place)
 
             ours, theirs = alternate(make, forward, pairs)

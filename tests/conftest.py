@@ -116,9 +116,9 @@ def run_stage(name: str, *arguments: str) -> None:
 
 def opened() -> Store:
     """The current folder's store, every byte verified."""
-    teacher = checkpoint.fingerprint(TEACHER, made_by="-")
+    teacher = checkpoint.fingerprint(TEACHER, produced_by="-")
     views = load_section(ViewsParams, "views")
-    dataset = open_dataset().at(views.image_size)
+    dataset = open_dataset().resized(views.image_size)
     store = open_store(dataset, views, teacher)
     store.verify(dataset)
     return store

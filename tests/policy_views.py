@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from pipeline.runtime.derived_random import hash64
-from pipeline.views.loader import Batch, view_of
-from pipeline.views.plan import Policy
+from pipeline.views.loader import Batch, make_view
+from pipeline.views.plan import ViewPolicy
 
 TEXTS = [
     "none",
@@ -33,7 +33,7 @@ def images(channels: int = 3, size: int = 16, count: int = 40) -> torch.Tensor:
 
 def views(text: str, samples: np.ndarray, everything: torch.Tensor | None = None) -> Batch:
     everything = images() if everything is None else everything
-    return view_of(everything, Policy.from_text(text), 3, 1, samples)
+    return make_view(everything, ViewPolicy.parse(text), 3, 1, samples)
 
 
 def digests() -> dict[str, str]:

@@ -25,7 +25,7 @@ from pipeline.data.sources.params import DatasetParams
 from pipeline.data.sources.torchvision_catalog import SETS
 from pipeline.distillation.params import METHODS
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import Description, InputSpec
+from pipeline.models.checkpoint import InputSpec, ModelSpec
 from pipeline.models.params import NetworkParams
 from pipeline.runtime.errors import UserError
 from pipeline.stages.compare import on_screen
@@ -189,14 +189,14 @@ def test_the_example_ensemble_answers_with_the_mean_of_its_members(tmp_path, mon
     save_file(members[1].state_dict(), "second.safetensors")
     example.pack(["first.pth", "second.safetensors"], "packed.safetensors")
     spec = InputSpec(3, 32, [0.5] * 3, [0.2] * 3)
-    description = Description("ensemble", "+".join(names), {}, ["a", "b", "c"], spec)
-    ensemble = foreign_checkpoint.bring(description, Path("packed.safetensors"))
+    description = ModelSpec("ensemble", "+".join(names), {}, ["a", "b", "c"], spec)
+    ensemble = foreign_checkpoint.load_foreign(description, Path("packed.safetensors"))
     images = torch.randn(4, 3, 32, 32)
     with torch.inference_mode():
         expected = (members[0](images) + members[1](images)) / 2
         torch.testing.assert_close(ensemble.eval()(images), expected)
         checkpoint.save(tmp_path, ensemble, description)
-        again, _ = checkpoint.load(tmp_path, made_by="-")
+        again, _ = checkpoint.load(tmp_path, produced_by="-")
         torch.testing.assert_close(again.eval()(images), expected)
 
 

@@ -32,8 +32,8 @@ from benchmarks.soak_inputs import Watch, write_onnx
 from pipeline.commands import check, predict
 from pipeline.commands.store import inspect, verify
 from pipeline.data.prepared.dataset import open_dataset
-from pipeline.export.onnx_model import Card
-from pipeline.models.checkpoint import TEACHER, Description, InputSpec
+from pipeline.export.onnx_model import OnnxMetadata
+from pipeline.models.checkpoint import TEACHER, InputSpec, ModelSpec
 from pipeline.networks import cifar_resnet
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json, write_json
@@ -436,7 +436,7 @@ def brought(content: object, name: str = "mine.pth", **options: object) -> None:
         torch.save(content, path, **options)
     spec = InputSpec(3, 16, [0.5] * 3, [0.2] * 3)
     family = "onnx" if path.suffix == ".onnx" else "cifar_resnet"
-    foreign_checkpoint.bring(Description(family, "resnet8", {}, ["a", "b", "c"], spec), path)
+    foreign_checkpoint.load_foreign(ModelSpec(family, "resnet8", {}, ["a", "b", "c"], spec), path)
 
 
 def state(**changed: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -553,7 +553,7 @@ for _row, _make in {
 
 
 def with_index(**values: object) -> None:
-    write_json(STORE / "store.json", read_json(STORE / "store.json", made_by="-") | values)
+    write_json(STORE / "store.json", read_json(STORE / "store.json", produced_by="-") | values)
     opened()
 
 
@@ -725,7 +725,7 @@ def write_exported(**metadata: str) -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     reading = {"storage": "pixels", "image_size": 16}
-    card = Card("mine", "-", ["ant", "bee", "cat"], 17, 3, 16, reading)
+    card = OnnxMetadata("mine", "-", ["ant", "bee", "cat"], 17, 3, 16, reading)
     helper.set_model_props(model, card.metadata() | metadata)
     onnx.save(model, "mine.onnx")
 
@@ -772,7 +772,7 @@ def _():
 @mistake("`dataset.json` changed")
 def _():
     path = Path("data/prepared/dataset.json")
-    write_json(path, read_json(path, made_by="-") | {"std": [0.0, 1.0, 1.0]})
+    write_json(path, read_json(path, produced_by="-") | {"std": [0.0, 1.0, 1.0]})
     open_dataset()
 
 
@@ -795,7 +795,7 @@ def _():
 @mistake("`network.json` changed")
 def _():
     path = TEACHER / "network.json"
-    content = read_json(path, made_by="-")
+    content = read_json(path, produced_by="-")
     write_json(path, content | {"input": content["input"] | {"size": 10**9}})
     run_stage("soft_targets")
 
@@ -815,7 +815,7 @@ def _():
 @mistake("metrics changed")
 def _():
     path = Path("metrics/students/small.json")
-    write_json(path, read_json(path, made_by="-") | {"parameters": "many"})
+    write_json(path, read_json(path, produced_by="-") | {"parameters": "many"})
     run_stage("compare")
 
 

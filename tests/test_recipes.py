@@ -50,7 +50,7 @@ def bring_weights(teacher: TeacherParams, hub: Path) -> None:
     """Fresh weights of the teacher's network, where they are looked for."""
     name = teacher.network.name
     if teacher.weights == "checkpoint":
-        description = checkpoint.describe(teacher.family, teacher.network, open_dataset())
+        description = checkpoint.model_spec(teacher.family, teacher.network, open_dataset())
         path = Path(teacher.checkpoint)
         path.parent.mkdir(parents=True)
         torch.save(checkpoint.build(description).state_dict(), path)

@@ -13,7 +13,7 @@ import yaml
 from clone import Clone, cloned, stages_run, timeless
 from conftest import write_params
 
-from pipeline.runtime.stage_inputs import Inputs
+from pipeline.runtime.stage_inputs import StageInputs
 
 MAKING = {
     *("prepare", "teacher", "soft_targets", "baseline@small", "student@small"),
@@ -69,7 +69,7 @@ def recorded(clone: Clone, stage: str) -> dict:
 def test_a_stage_looks_at_all_that_dvc_records_of_it(finished, monkeypatch, stage):
     monkeypatch.chdir(finished.root)
     name, _, student = stage.partition("@")
-    inputs = Inputs(name, student or None)
+    inputs = StageInputs(name, student or None)
     entry = recorded(finished, stage)
     params = entry.get("params", {"params.yaml": {}})["params.yaml"]
     assert inputs.params.keys() == params.keys()

@@ -41,15 +41,21 @@ from pipeline.models.params import NetworkParams
 from pipeline.runtime.errors import UserError, reported
 from pipeline.runtime.files import atomic_directory, canonical_json
 from pipeline.runtime.params import read_params, validate
-from pipeline.store.format.schema import INDEX, STORE, shard_places
+from pipeline.store.format.schema import INDEX, STORE, shard_keys
 from pipeline.store.format.shards import read_header
-from pipeline.store.reading.store import Store, Targets, open_shards, read_index, view_of_epoch
+from pipeline.store.reading.store import (
+    SoftTargetBatch,
+    Store,
+    open_shards,
+    read_index,
+    view_of_epoch,
+)
 from pipeline.store.writing.shard_writer import shard_bytes, write_index, write_shard
 from pipeline.students.loop import Lesson, evaluate, train
 from pipeline.students.params import TrainingParams
-from pipeline.views.loader import views_of
+from pipeline.views.loader import open_views
 from pipeline.views.params import ViewsParams
-from pipeline.views.plan import Policy
+from pipeline.views.plan import ViewPolicy
 
 RESULTS = Path(__file__).with_name("runs.csv")
 WORKSPACE = ".scratch/accuracy"  # in the project
@@ -91,7 +97,7 @@ BUDGETS = {
         # As many views as epochs: each epoch sees its own, as with a teacher at every step.
         Budget("cpu", True, {**views.TRAINING, "epochs": 16}, 16, (0, 1)),
         # All the views that there are, and so those of a teacher at every step.
-        Budget("gpu", False, TABLES, Policy(POLICY).distinct, (0, 1, 2)),
+        Budget("gpu", False, TABLES, ViewPolicy(POLICY).distinct, (0, 1, 2)),
     )
 }
 
@@ -315,7 +321,7 @@ def lesson(
     stores: Sequence[Store], dataset: Dataset, plan: ViewsParams, run: Run, device: torch.device
 ) -> Lesson:
     """What the run's student is taught; without distillation, by fresh views and labels alone."""
-    batches = views_of(dataset.splits["train"], plan.plan, plan.seed, device).batches
+    batches = open_views(dataset.splits["train"], plan.plan, plan.seed, device).batches
     if not run.distillation:
         return Lesson("baselines", view_of_epoch=lambda epoch: epoch, batches=batches)
     params = params_of(run.distillation)
@@ -327,13 +333,13 @@ def lesson(
             mixed=plan.mix is not None,
             labels=dataset.splits["train"].labels,
         )
-    stores = [store.at(params.decoding_temperature) for store in stores]
+    stores = [store.decoded_at(params.decoding_temperature) for store in stores]
 
-    def mean(view: int, samples: np.ndarray) -> Targets:
+    def mean(view: int, samples: np.ndarray) -> SoftTargetBatch:
         if len(stores) == 1:
             return stores[0].gather(view, samples)
         members = [store.gather(view, samples).logits.astype(np.float32) for store in stores]
-        return Targets(np.mean(members, axis=0), None)
+        return SoftTargetBatch(np.mean(members, axis=0), None)
 
     return Lesson(
         "students",
@@ -360,7 +366,7 @@ def write_sparse(dense: Store, dataset: Dataset, k: int, directory: Path) -> Non
     dense rows."""
     contents, sizes = replace(dense.contents, encoding="top_k", k=k), dense.index.split_sizes
     with atomic_directory(directory) as target:
-        for place in shard_places(sizes, dense.num_views):
+        for place in shard_keys(sizes, dense.num_views):
             arrays = read_header(dense.directory / place.file_name).arrays
             labels = dataset.splits[place.split].labels[place.first_sample :][: place.num_samples]
             write_shard(
@@ -377,7 +383,7 @@ def write_sparse(dense: Store, dataset: Dataset, k: int, directory: Path) -> Non
 def bytes_per_view(store: Store) -> float:
     """Of a training image, with all that the files hold."""
     images = store.index.split_sizes["train"]
-    places = shard_places({"train": images}, 1)
+    places = shard_keys({"train": images}, 1)
     return sum(shard_bytes(store.contents, place) for place in places) / images
 
 
@@ -397,7 +403,7 @@ def train_one(run: Run, project: Path) -> dict[str, object]:
     opened = [_opened(project, run.budget, cache) for cache in run.caches]
     stores, (_, dataset, plan) = [store for store, _, _ in opened], opened[0]
     torch.manual_seed(run.seed)
-    description = checkpoint.describe(
+    description = checkpoint.model_spec(
         run.student.family, NetworkParams(name=run.student.name), dataset
     )
     network, spec = checkpoint.build(description).to(device), description.input

@@ -34,12 +34,12 @@ from pipeline.distillation.losses import kd
 from pipeline.models import checkpoint
 from pipeline.models.evaluation import predict
 from pipeline.models.params import NetworkParams
-from pipeline.store.reading.store import Targets, open_store, view_of_epoch
+from pipeline.store.reading.store import SoftTargetBatch, open_store, view_of_epoch
 from pipeline.students.loop import Lesson, evaluate, train
 from pipeline.students.params import TrainingParams
 from pipeline.views.loader import Batch, Views
 from pipeline.views.params import ViewsParams
-from pipeline.views.plan import Policy
+from pipeline.views.plan import ViewPolicy
 
 RESULTS = Path(__file__).with_suffix(".csv")
 WORKSPACE = ".scratch/accuracy_views"  # in the project
@@ -118,7 +118,7 @@ class Study:
         self.dataset = open_dataset(project / "data/prepared")
         size = self.dataset.image_size
         teacher = project / "models/teacher"
-        fingerprint = checkpoint.fingerprint(teacher, made_by="dvc repro teacher")
+        fingerprint = checkpoint.fingerprint(teacher, produced_by="dvc repro teacher")
         self.stores = {
             policy: open_store(
                 self.dataset,
@@ -138,8 +138,8 @@ class Study:
         for store in self.stores.values():
             store.verify(self.dataset)
         train, cpu = self.dataset.splits["train"], torch.device("cpu")
-        self.views = {policy: Views(train, Policy(policy), SEED, cpu) for policy in CACHED}
-        self.teacher, self.description = checkpoint.load(teacher, made_by="dvc repro teacher")
+        self.views = {policy: Views(train, ViewPolicy(policy), SEED, cpu) for policy in CACHED}
+        self.teacher, self.description = checkpoint.load(teacher, produced_by="dvc repro teacher")
 
     def lesson(self, way: Way, seed: int) -> Lesson:
         fresh = partial(
@@ -155,7 +155,7 @@ class Study:
             return fresh()
         entries = [(policy, view) for policy, count in way.cached for view in range(count)]
 
-        def rows(number: int, samples: np.ndarray) -> Targets:
+        def rows(number: int, samples: np.ndarray) -> SoftTargetBatch:
             policy, view = entries[number]
             return self.stores[policy].gather(view, samples)
 
@@ -176,10 +176,12 @@ class Study:
             soft_targets=rows,
         )
 
-    def answer(self, view: int, samples: np.ndarray) -> Targets:
+    def answer(self, view: int, samples: np.ndarray) -> SoftTargetBatch:
         (batch,) = self.views[POLICY].batches(view, [samples])
         spec = self.description.input
-        return Targets(predict(self.teacher, spec, batch.pixels, precision=PRECISION).numpy(), None)
+        return SoftTargetBatch(
+            predict(self.teacher, spec, batch.pixels, precision=PRECISION).numpy(), None
+        )
 
     def passes(self, way: Way, epochs: int) -> int:
         """Teacher passes over training images that the way asks for."""
@@ -190,7 +192,7 @@ class Study:
         """Train one student; test is measured for its last epoch and for its best on validation."""
         way, cpu = (CURVE | BEYOND)[name], torch.device("cpu")
         torch.manual_seed(seed)
-        description = checkpoint.describe("cifar_resnet", STUDENT, self.dataset)
+        description = checkpoint.model_spec("cifar_resnet", STUDENT, self.dataset)
         network = Jitter(checkpoint.build(description), way.jitter)
         if not way.jitter:
             network = network.network

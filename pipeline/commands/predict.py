@@ -28,16 +28,16 @@ from pipeline.data.prepared.image_decoding import (
 )
 from pipeline.data.sources.archives import names_in
 from pipeline.data.sources.image_encoding import encode
-from pipeline.data.sources.image_reading import ahead, to_pixels
+from pipeline.data.sources.image_reading import map_in_threads, to_pixels
 from pipeline.data.sources.params import DatasetParams
-from pipeline.export.onnx_model import Card, Exported
+from pipeline.export.onnx_model import OnnxMetadata, OnnxStudent
 from pipeline.runtime.errors import UserError
 
 BATCH_SIZE = 64  # images
 Classes = list[tuple[str, float]]  # names and probabilities
 
 
-def square(content: bytes, card: Card) -> np.ndarray:
+def square(content: bytes, card: OnnxMetadata) -> np.ndarray:
     """An image as the student was tested on such: [C, S, S] uint8, of the card's size.
 
     Args:
@@ -79,7 +79,7 @@ def files_of(places: Sequence[str]) -> list[Path]:
 
 
 def classified(
-    model: Exported, files: Sequence[Path], unreadable: list[str]
+    model: OnnxStudent, files: Sequence[Path], unreadable: list[str]
 ) -> Iterator[tuple[Path, np.ndarray]]:
     """Each file that is an image, in order, with its probabilities, [num_classes] float64.
 
@@ -95,7 +95,7 @@ def classified(
         except UNREADABLE as error:
             return path, getattr(error, "strerror", None) or str(error)
 
-    done = ahead(read, files)
+    done = map_in_threads(read, files)
     while part := list(islice(done, BATCH_SIZE)):
         unreadable += [f"{path}: {result}" for path, result in part if isinstance(result, str)]
         images = [(path, pixels) for path, pixels in part if isinstance(pixels, np.ndarray)]
@@ -134,7 +134,7 @@ def count_of_classes(text: str, most: int) -> int:
     return int(text)
 
 
-def opened(path: str) -> Exported:
+def opened(path: str) -> OnnxStudent:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
@@ -142,7 +142,7 @@ def opened(path: str) -> Exported:
             f"`{path}` cannot be read ({error.strerror}); expected a student that `dvc repro "
             "export@NAME` wrote, such as `models/exported/NAME.onnx`."
         ) from None
-    return Exported(content, path, available_cores())
+    return OnnxStudent(content, path, available_cores())
 
 
 def main() -> None:

@@ -24,8 +24,8 @@ from pipeline.store.format.encodings import decode, row_bytes
 from pipeline.store.format.schema import INDEX, STORE
 from pipeline.store.format.shards import read_header
 from pipeline.store.reading.store import (
-    Index,
     Store,
+    StoreIndex,
     check_purpose,
     differences,
     open_shards,
@@ -33,10 +33,10 @@ from pipeline.store.reading.store import (
     read_index,
 )
 from pipeline.store.writing.teacher_logits import (
-    GivenAnswers,
-    NetworkAnswers,
-    all_views,
-    open_answers,
+    ImportedLogits,
+    TeacherForward,
+    open_teacher_logits,
+    open_views_by_split,
 )
 from pipeline.views.params import ViewsParams
 
@@ -119,8 +119,8 @@ def verify(directory: Path, recompute: int, seed: int) -> str:
         UserError: names every difference.
     """
     views = load_section(ViewsParams, "views")
-    dataset = open_dataset().at(views.image_size)
-    fingerprint = checkpoint.fingerprint(TEACHER, made_by="dvc repro teacher")
+    dataset = open_dataset().resized(views.image_size)
+    fingerprint = checkpoint.fingerprint(TEACHER, produced_by="dvc repro teacher")
     index = read_index(directory)
     check_purpose(directory, index, dataset, views, fingerprint)
     found = [*differences(directory, index, dataset), *_surplus(directory, index)]
@@ -129,11 +129,11 @@ def verify(directory: Path, recompute: int, seed: int) -> str:
     if recompute and not found:
         store = open_store(dataset, views, fingerprint, directory)
         device, contents = default_device(), store.contents
-        teacher = open_answers(
+        teacher = open_teacher_logits(
             dataset,
             contents,
             store.num_views,
-            all_views(dataset, contents, device),
+            open_views_by_split(dataset, contents, device),
             batch_size=BATCH_SIZE,
             device=device,
         )
@@ -146,7 +146,7 @@ def verify(directory: Path, recompute: int, seed: int) -> str:
     return f"{verified}."
 
 
-def _surplus(directory: Path, index: Index) -> Iterator[str]:
+def _surplus(directory: Path, index: StoreIndex) -> Iterator[str]:
     expected = {INDEX, *(place.file_name for place in index.places())}
     for path in sorted(directory.iterdir()):
         if path.name not in expected:
@@ -154,7 +154,7 @@ def _surplus(directory: Path, index: Index) -> Iterator[str]:
 
 
 def differences_to_teacher(
-    store: Store, teacher: NetworkAnswers | GivenAnswers, positions: list[int]
+    store: Store, teacher: TeacherForward | ImportedLogits, positions: list[int]
 ) -> Iterator[str]:
     """Rows that are not the teacher's answers now, within TOLERANCE.
 
@@ -177,8 +177,8 @@ def _row_differences(
 ) -> Iterator[str | None]:
     """For each row, what differs most, if anything does."""
     names, tolerance = _class_names(store), TOLERANCE[store.contents.precision]
-    stored, kept = store.at(1.0).gather(view, samples)
-    flat = store.at(_FLAT).gather(view, samples).logits
+    stored, kept = store.decoded_at(1.0).gather(view, samples)
+    flat = store.decoded_at(_FLAT).gather(view, samples).logits
     kept = np.ones_like(answers, bool) if kept is None else kept
     scale = np.maximum(1, np.abs(answers).max(1))
     for i, answer in enumerate(answers):

@@ -18,7 +18,7 @@ ALPHA = 1 - statistics.LEVEL
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """What one network answers, and what it costs."""
 
     name: str  # of the student; or "teacher"
@@ -32,7 +32,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ModelMetrics:
     """One network's figures on the test images. Shares are in [0, 1], NLL and KL in nats."""
 
     name: str
@@ -64,11 +64,11 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """The accuracy of `first` less that of `second`, on the same test images."""
 
-    first: Measured
-    second: Measured
+    first: ModelMetrics
+    second: ModelMetrics
     gain: float
     low: float  # of the gain's 95 % interval
     high: float
@@ -83,26 +83,26 @@ class Difference:
 class Comparison:
     class_names: Sequence[str]
     labels: np.ndarray  # [N] of the test images
-    teacher: Measured
-    gains: Mapping[str, Difference]  # by student: distilled less baseline
-    pairs: Sequence[Difference]  # of distilled students; p-values adjusted for being several
-    ship: "Choice"
+    teacher: ModelMetrics
+    gains: Mapping[str, PairedDifference]  # by student: distilled less baseline
+    pairs: Sequence[PairedDifference]  # of distilled students; p-values adjusted for being several
+    ship: "Recommendation"
     robustness: RobustComparison | None = None  # None: no network was shown corrupted images
 
     @property
-    def models(self) -> list[Measured]:
+    def models(self) -> list[ModelMetrics]:
         """The teacher, then each student's distilled and baseline networks."""
         students = [(gain.first, gain.second) for gain in self.gains.values()]
         return [self.teacher, *(model for pair in students for model in pair)]
 
 
 @dataclass(frozen=True)
-class Choice:
+class Recommendation:
     """The smallest network that cannot be told from the most accurate one."""
 
-    chosen: Measured
-    best: Measured
-    difference: Difference  # chosen less best
+    chosen: ModelMetrics
+    best: ModelMetrics
+    difference: PairedDifference  # chosen less best
 
 
 def within_noise(low: float, high: float, p_value: float) -> bool:
@@ -114,7 +114,9 @@ def within_noise(low: float, high: float, p_value: float) -> bool:
     return low <= 0 <= high or p_value >= ALPHA
 
 
-def measure(model: Answers, teacher: Answers, labels: Mapping[str, np.ndarray]) -> Measured:
+def model_metrics(
+    model: Predictions, teacher: Predictions, labels: Mapping[str, np.ndarray]
+) -> ModelMetrics:
     """All but the interval, which needs every model's resamples: `low` and `high` are NaN.
 
     Args:
@@ -125,7 +127,7 @@ def measure(model: Answers, teacher: Answers, labels: Mapping[str, np.ndarray]) 
     right = decisions == test
     divergences = measures.kl_divergence(teacher.test, model.test)
     temperature = measures.fitted_temperature(model.validation, labels["validation"])
-    return Measured(
+    return ModelMetrics(
         name=model.name,
         role=model.role,
         accuracy=float(right.mean()),
@@ -153,8 +155,8 @@ def measure(model: Answers, teacher: Answers, labels: Mapping[str, np.ndarray]) 
 
 
 def compare(
-    teacher: Answers,
-    students: Mapping[str, tuple[Answers, Answers]],
+    teacher: Predictions,
+    students: Mapping[str, tuple[Predictions, Predictions]],
     labels: Mapping[str, np.ndarray],
     class_names: Sequence[str],
 ) -> Comparison:
@@ -165,7 +167,7 @@ def compare(
         labels: `validation` and `test`, [N] each.
     """
     answers = [teacher, *(model for pair in students.values() for model in pair)]
-    measured = [measure(model, teacher, labels) for model in answers]
+    measured = [model_metrics(model, teacher, labels) for model in answers]
     means = statistics.bootstrap_means(np.stack([model.right for model in measured], 1))
     measured = [
         replace(model, low=float(low), high=float(high))
@@ -173,10 +175,10 @@ def compare(
     ]
     columns = {(model.name, model.role): i for i, model in enumerate(measured)}
 
-    def difference(first: Measured, second: Measured) -> Difference:
+    def difference(first: ModelMetrics, second: ModelMetrics) -> PairedDifference:
         one, two = (columns[model.name, model.role] for model in (first, second))
         low, high = statistics.interval(means[:, one] - means[:, two])
-        return Difference(
+        return PairedDifference(
             first=first,
             second=second,
             # Of whole numbers, so that 0.1 is not 0.09999999999999998.
@@ -198,13 +200,15 @@ def compare(
         teacher=measured[0],
         gains=gains,
         pairs=[replace(pair, p_value=p) for pair, p in zip(pairs, adjusted, strict=True)],
-        ship=Choice(chosen, best, difference(chosen, best)),
+        ship=Recommendation(chosen, best, difference(chosen, best)),
     )
 
 
-def pareto_front(models: Sequence[Measured], cost: Callable[[Measured], float]) -> list[Measured]:
+def pareto_front(
+    models: Sequence[ModelMetrics], cost: Callable[[ModelMetrics], float]
+) -> list[ModelMetrics]:
     """The models that no other matches or beats in both accuracy and cost, cheapest first."""
-    front: list[Measured] = []
+    front: list[ModelMetrics] = []
     known = [model for model in models if cost(model) is not None]
     for model in sorted(known, key=lambda model: (cost(model), -model.accuracy)):
         if not front or model.accuracy > front[-1].accuracy:

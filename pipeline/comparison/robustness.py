@@ -12,7 +12,7 @@ from pipeline.comparison import statistics
 
 
 @dataclass(frozen=True)
-class Decisions:
+class CorruptionPredictions:
     """The class numbers that one network names for the same images, clean and corrupted."""
 
     clean: np.ndarray  # [N]
@@ -64,7 +64,7 @@ class RobustComparison:
         return self.teacher if role == "teacher" else getattr(self.gains[name], role)
 
 
-def robustness(decisions: Decisions, labels: np.ndarray) -> Robustness:
+def robustness(decisions: CorruptionPredictions, labels: np.ndarray) -> Robustness:
     """Args: labels: [N] of the same images."""
     right = decisions.corrupted == labels
     return Robustness(
@@ -75,8 +75,8 @@ def robustness(decisions: Decisions, labels: np.ndarray) -> Robustness:
 
 
 def compare_robustness(
-    teacher: Decisions | None,
-    students: Mapping[str, tuple[Decisions, Decisions]],
+    teacher: CorruptionPredictions | None,
+    students: Mapping[str, tuple[CorruptionPredictions, CorruptionPredictions]],
     labels: np.ndarray,
 ) -> RobustComparison:
     """Args:

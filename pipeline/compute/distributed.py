@@ -27,28 +27,28 @@ _PATIENCE = 10  # seconds in which the launcher ends this process when another h
 
 
 @dataclass(frozen=True)
-class Group:
+class ProcessGroup:
     """The processes that share the work; rank 0 speaks for all."""
 
     rank: int
     size: int
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
     @contextmanager
-    def leader_first(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """Rank 0 goes through this block first, and the others after it has succeeded: what it
         refuses is said once."""
-        if not self.leads:
+        if not self.is_main:
             self.broadcast(None)
         yield
-        if self.leads:
+        if self.is_main:
             self.broadcast(None)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def report_peer_failure(self) -> Iterator[None]:
         """Around work with collectives: where another process has failed, the launcher ends this
         one, too, before it complains of that. What fails here by itself is raised as it is."""
         try:
@@ -77,7 +77,7 @@ class Group:
         return values
 
 
-ALONE = Group(0, 1)
+SINGLE_PROCESS = ProcessGroup(0, 1)
 
 
 def launch(module: str, *arguments: str) -> bool:
@@ -136,10 +136,10 @@ def _process_count() -> int:
 
 
 @contextmanager
-def joined() -> Iterator[Group]:
+def process_group() -> Iterator[ProcessGroup]:
     """This process's place in the group: alone, where torchrun has not started it."""
     if "RANK" not in os.environ:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     backend = "gloo"
     if torch.cuda.is_available():
@@ -147,7 +147,7 @@ def joined() -> Iterator[Group]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     with _failing_together():
         distributed.init_process_group(backend, timeout=_TIMEOUT)
-    yield Group(distributed.get_rank(), distributed.get_world_size())
+    yield ProcessGroup(distributed.get_rank(), distributed.get_world_size())
     distributed.destroy_process_group()
 
 

@@ -1,8 +1,8 @@
-"""What a student takes from its teacher's logits: one plain function of tensors per method.
+"""Distillation losses: one plain function of tensors per method.
 
-docs/losses.md has their formulas, sources and defaults. They agree with their authors' code to
-1e-10 in float64 (tests/distillation/test_golden_losses.py), and stay finite where that does not:
-probabilities are never formed before their logarithm. Throughout, student_logits and teacher_logits are [B, C]
+Formulas, sources and defaults: docs/losses.md. Each agrees with its authors' code to 1e-10 in
+float64 (tests/distillation/test_golden_losses.py) and stays finite where that code overflows: no
+probability is formed before its logarithm. Throughout, student_logits and teacher_logits are [B, C]
 raw scores and labels [B] int64 in 0 ... C - 1; a loss is a mean over B, in nats where it is one.
 Half-precision logits are computed in float32, inside an autocast region too.
 """

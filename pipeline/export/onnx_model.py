@@ -39,7 +39,7 @@ class Reading(TypedDict):
 
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
-class Card:
+class OnnxMetadata:
     """What an exported file says of itself, in its metadata."""
 
     student: str
@@ -90,7 +90,7 @@ class Card:
         )
 
 
-class Exported:
+class OnnxStudent:
     """An exported student, ready to answer on the CPU."""
 
     def __init__(self, content: bytes, origin: str, threads: int):
@@ -138,7 +138,7 @@ _EXPECTED = (
 )
 
 
-def _check_graph(session: onnxruntime.InferenceSession, card: Card, origin: str) -> None:
+def _check_graph(session: onnxruntime.InferenceSession, card: OnnxMetadata, origin: str) -> None:
     """Raises: UserError: it takes or gives something else than its metadata say."""
     found = [
         [(each.name, each.type, list(each.shape)[1:]) for each in side]
@@ -157,7 +157,7 @@ def _check_graph(session: onnxruntime.InferenceSession, card: Card, origin: str)
         )
 
 
-def _card(metadata: Mapping[str, str], origin: str) -> Card:
+def _card(metadata: Mapping[str, str], origin: str) -> OnnxMetadata:
     if _VERSION_KEY not in metadata:
         raise UserError(
             f"`{origin}` is an ONNX file of another making: it does not say how an image becomes "
@@ -169,10 +169,10 @@ def _card(metadata: Mapping[str, str], origin: str) -> Card:
             "Export the student again with this version of the project, or read it with that one."
         )
     try:
-        return Card(
+        return OnnxMetadata(
             **{
                 key: metadata[key] if key in _TEXTS else json.loads(metadata[key])
-                for key in Card.__dataclass_fields__
+                for key in OnnxMetadata.__dataclass_fields__
             }
         )
     except ValidationError as error:  # which is a ValueError, too

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.export.onnx_model import IMAGE, LOGITS, Card
+from pipeline.export.onnx_model import IMAGE, LOGITS, OnnxMetadata
 from pipeline.models.checkpoint import InputSpec
 from pipeline.runtime.errors import UserError
 
@@ -29,7 +29,7 @@ class _FromPixels(nn.Module):
         return self.network(self.spec.apply(image)).float()
 
 
-def to_onnx(network: nn.Module, spec: InputSpec, card: Card) -> bytes:
+def to_onnx(network: nn.Module, spec: InputSpec, card: OnnxMetadata) -> bytes:
     """The file's content: input `image`, [batch, C, S, S] uint8 of the card's size, in batches of
     any size; output `logits`, [batch, num_classes] float32. Equal networks give equal bytes.
 

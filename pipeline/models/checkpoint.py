@@ -24,8 +24,8 @@ from pipeline.models.params import LARGEST_INPUT, NetworkParams
 from pipeline.runtime.errors import UserError, did_you_mean
 from pipeline.runtime.files import (
     canonical_json,
-    fetched_or_made,
     read_json,
+    recovery_hint,
     sha256_of_file,
     write_bytes,
     write_json,
@@ -64,7 +64,7 @@ def _per_channel(values: Sequence[float], device: torch.device) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Description:
+class ModelSpec:
     """Everything but the weights that it takes to rebuild a network."""
 
     family: str
@@ -91,9 +91,9 @@ class LogitSource:
     contents_sha256: str  # of the logits, as the family says
 
 
-def describe(
+def model_spec(
     family: str, params: NetworkParams, dataset: Dataset, *, pretrained: bool = False
-) -> Description:
+) -> ModelSpec:
     """A network for the dataset's classes; its input defaults to the images as they are, or to
     that of its pretraining.
 
@@ -113,7 +113,7 @@ def describe(
                 f"network `{params.name}`: `{name}` has {len(values)} values; expected "
                 f"{dataset.channels}, one per channel of the dataset."
             )
-    return Description(
+    return ModelSpec(
         family=family,
         network=params.name,
         options=params.options,
@@ -127,7 +127,7 @@ def describe(
     )
 
 
-def build(description: Description) -> nn.Module:
+def build(description: ModelSpec) -> nn.Module:
     """The network with fresh weights (from torch's global generator), tried on one blank image.
 
     Raises:
@@ -137,13 +137,13 @@ def build(description: Description) -> nn.Module:
     return _built(description, family_module(description.family).build, description.network)
 
 
-def build_whole(description: Description, state: Mapping[str, Tensor]) -> nn.Module:
-    """A network of a family whose files are whole networks: `read_whole(path)` reads the state
-    that `build_whole(state, num_classes, in_channels, **options)` is made of."""
-    return _built(description, family_module(description.family).build_whole, state)
+def build_from_file(description: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
+    """A network of a family whose files are whole networks: `read_file(path)` reads the state
+    that `build_from_file(state, num_classes, in_channels, **options)` is made of."""
+    return _built(description, family_module(description.family).build_from_file, state)
 
 
-def _built(description: Description, make: Callable[..., nn.Module], first: Any) -> nn.Module:
+def _built(description: ModelSpec, make: Callable[..., nn.Module], first: Any) -> nn.Module:
     name, options = description.network, dict(description.options)
     try:
         network = make(first, description.num_classes, description.input.channels, **options)
@@ -187,7 +187,7 @@ def native_input(family: str, network: str) -> InputSpec | None:
     return InputSpec(len(mean), size, list(mean), list(std))
 
 
-def _try_on_blank_image(network: nn.Module, description: Description) -> None:
+def _try_on_blank_image(network: nn.Module, description: ModelSpec) -> None:
     spec, expected = description.input, [1, description.num_classes]
     network.eval()
     try:
@@ -225,7 +225,7 @@ def _size_advice(network: nn.Module, spec: InputSpec) -> str:
     return f"No multiple of 8 up to {_LARGEST_TRIED} does for it: look at its options."
 
 
-def save(directory: Path, network: nn.Module, description: Description) -> None:
+def save(directory: Path, network: nn.Module, description: ModelSpec) -> None:
     """Write weights and description. Equal networks give equal bytes."""
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     write_bytes(directory / WEIGHTS, serialised(state))
@@ -245,64 +245,64 @@ def save_source(directory: Path, source: LogitSource) -> None:
     write_json(directory / DESCRIPTION, {"format_version": FORMAT_VERSION, **asdict(source)})
 
 
-def logit_source(directory: Path, *, made_by: str) -> LogitSource | None:
+def logit_source(directory: Path, *, produced_by: str) -> LogitSource | None:
     """What `save_source` wrote; None where a network is described.
 
     Raises:
         UserError: absent, or of another format version.
     """
-    content = _read_description(directory, made_by)
+    content = _read_description(directory, produced_by)
     if "contents_sha256" not in content:
         return None
     return _SOURCE.validate_python(content)
 
 
-def load(directory: Path, *, made_by: str) -> tuple[nn.Module, Description]:
+def load(directory: Path, *, produced_by: str) -> tuple[nn.Module, ModelSpec]:
     """What `save` wrote.
 
     Raises:
         UserError: absent, of another format version, weights that are not the described ones, or
             no network at all.
     """
-    content = _read_description(directory, made_by)
+    content = _read_description(directory, produced_by)
     if "weights_sha256" not in content:
         raise UserError(
             f"`{directory}` is no network, but the logits of `{content.get('path')}`; expected a "
             "teacher with weights. Set another `teacher.weights` than logits and run "
-            f"`{made_by}`."
+            f"`{produced_by}`."
         )
     weights = directory / WEIGHTS
     if not weights.is_file() or sha256_of_file(weights) != content.get("weights_sha256"):
         found = "not the file" if weights.is_file() else "absent; expected the file"
         raise UserError(
             f"`{weights}` is {found} that `{DESCRIPTION}` beside it describes. "
-            f"{fetched_or_made(weights, made_by)}"
+            f"{recovery_hint(weights, produced_by)}"
         )
     description = _DESCRIPTION.validate_python(content)
     state = load_file(directory / WEIGHTS)
-    if hasattr(family_module(description.family), "build_whole"):
-        return build_whole(description, state), description
+    if hasattr(family_module(description.family), "build_from_file"):
+        return build_from_file(description, state), description
     network = build(description)
     load_state(network, state, f"`{directory / WEIGHTS}`")
     return network, description
 
 
-def fingerprint(directory: Path, *, made_by: str) -> str:
+def fingerprint(directory: Path, *, produced_by: str) -> str:
     """Of the network, its input and its weights, or of the logits in their place; from the
     description alone."""
-    content = _read_description(directory, made_by)
+    content = _read_description(directory, produced_by)
     return hashlib.sha256(canonical_json(content).encode(errors="replace")).hexdigest()
 
 
-_DESCRIPTION, _SOURCE = TypeAdapter(Description), TypeAdapter(LogitSource)
+_DESCRIPTION, _SOURCE = TypeAdapter(ModelSpec), TypeAdapter(LogitSource)
 
 
-def _read_description(directory: Path, made_by: str) -> dict[str, Any]:
-    content = read_json(directory / DESCRIPTION, made_by=made_by)
+def _read_description(directory: Path, produced_by: str) -> dict[str, Any]:
+    content = read_json(directory / DESCRIPTION, produced_by=produced_by)
     if content.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"`{directory / DESCRIPTION}` has format version {content.get('format_version')}; "
-            f"expected {FORMAT_VERSION}. Run `{made_by}`."
+            f"expected {FORMAT_VERSION}. Run `{produced_by}`."
         )
     try:
         if "contents_sha256" in content:
@@ -312,7 +312,7 @@ def _read_description(directory: Path, made_by: str) -> dict[str, Any]:
     except ValueError as error:  # pydantic's is one
         raise UserError(
             f"`{directory / DESCRIPTION}` is not as it was written ({_first_line(error)}). Run "
-            f"`{made_by}`."
+            f"`{produced_by}`."
         ) from None
     return content
 

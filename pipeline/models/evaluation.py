@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.data.prepared.dataset import AnySplit
 from pipeline.models.checkpoint import InputSpec
 from pipeline.runtime.files import canonical_json, write_bytes
-from pipeline.views.loader import views_of
-from pipeline.views.plan import Policy
+from pipeline.views.loader import open_views
+from pipeline.views.plan import ViewPolicy
 
 PREDICTIONS, METRICS = Path("predictions"), Path("metrics")
 BATCH_SIZE = 256
@@ -62,11 +62,11 @@ def predict_all(
     """
     samples = np.arange(len(split)) if samples is None else samples
     order = np.split(samples, range(BATCH_SIZE, len(samples), BATCH_SIZE))
-    batches = views_of(split, Policy("none"), 0, device).batches(0, order)
+    batches = open_views(split, ViewPolicy("none"), 0, device).batches(0, order)
     return torch.cat([predict(network, spec, batch.pixels).cpu() for batch in batches])
 
 
-def measures(logits: Tensor, labels: Tensor, prefix: str) -> dict[str, float]:
+def classification_metrics(logits: Tensor, labels: Tensor, prefix: str) -> dict[str, float]:
     """Accuracy, top-5 accuracy (the label is among the 5 largest logits) and NLL in nats, mean.
 
     Args:
@@ -82,10 +82,10 @@ def measures(logits: Tensor, labels: Tensor, prefix: str) -> dict[str, float]:
     }
 
 
-def cost(network: nn.Module, spec: InputSpec) -> Mapping[str, int]:
+def count_parameters_and_macs(network: nn.Module, spec: InputSpec) -> Mapping[str, int]:
     """Parameters, and multiply-accumulates of convolutions and matrix products for one image; of a
     network that is not torch's, by its own method `cost(channels, size)`."""
-    if hasattr(network, "cost"):
+    if hasattr(network, "count_parameters_and_macs"):
         return network.cost(spec.channels, spec.size)
     device = next(network.parameters()).device
     network.eval()

@@ -32,17 +32,17 @@ def build(network: str, num_classes: int, in_channels: int, **options: Any) -> n
     )
 
 
-def read_whole(path: Path) -> dict[str, Tensor]:
+def read_file(path: Path) -> dict[str, Tensor]:
     """The file as the state of a network."""
     return {"onnx": torch.from_numpy(np.fromfile(path, np.uint8))}
 
 
-def build_whole(
+def build_from_file(
     state: Mapping[str, Tensor], num_classes: int, in_channels: int, layout: str | None = None
 ) -> nn.Module:
     """
     Args:
-        state: as `read_whole` makes it.
+        state: as `read_file` makes it.
         layout: nchw or nhwc, of the input, where its shape does not tell.
 
     Raises:

@@ -54,7 +54,8 @@ def build(network: str, num_classes: int, in_channels: int, **options: Any) -> n
 
 @contextmanager
 def auxiliary_heads(module: nn.Module, network: str, num_classes: int, size: int) -> Iterator[None]:
-    """Train the network with its auxiliary heads (teacher/auxiliary_heads.py) while open; if its images are too small for them, say so and train without."""
+    """Train the network with its auxiliary heads (teacher/auxiliary_heads.py) while open; if its
+    images are too small for them, say so and train without."""
     names, weight = _WITH_AUXILIARY_HEADS.get(network, ((), 0.0))
     if not names:
         yield

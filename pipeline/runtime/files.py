@@ -174,31 +174,31 @@ def write_json(path: Path | str, value: Any) -> None:
     write_bytes(path, content.getbuffer())
 
 
-def read_json(path: Path | str, *, made_by: str) -> dict[str, Any]:
+def read_json(path: Path | str, *, produced_by: str) -> dict[str, Any]:
     """A JSON file that a stage wrote.
 
     Raises:
         UserError: it is absent or is not a mapping in JSON; names the command that makes it.
     """
     if not Path(path).is_file():  # a device would be read without end
-        raise UserError(f"`{path}` is absent. {fetched_or_made(path, made_by)}")
+        raise UserError(f"`{path}` is absent. {recovery_hint(path, produced_by)}")
     try:
         content = json.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # a number may be too long, too
         raise UserError(
-            f"`{path}` is not a JSON file ({error}). Remove it and run `{made_by}`."
+            f"`{path}` is not a JSON file ({error}). Remove it and run `{produced_by}`."
         ) from None
     if not isinstance(content, dict):
         raise UserError(
             f"`{path}` holds no mapping but a {type(content).__name__}. Remove it and run "
-            f"`{made_by}`."
+            f"`{produced_by}`."
         )
     return content
 
 
-def fetched_or_made(path: Path | str, made_by: str) -> str:
+def recovery_hint(path: Path | str, produced_by: str) -> str:
     """How to have an output again: a clone that pulls may lack what the command runs on."""
-    return f"Run `dvc pull {path}` if a remote holds it, or `{made_by}`."
+    return f"Run `dvc pull {path}` if a remote holds it, or `{produced_by}`."
 
 
 def sha256_of_file(path: Path | str) -> str:

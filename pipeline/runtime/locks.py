@@ -11,7 +11,7 @@ from pipeline.runtime.errors import UserError
 
 
 @contextmanager
-def reserved(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path) -> Iterator[None]:
     """Keep other runs out of the folder; the system lifts this when the process ends, however.
 
     Raises:

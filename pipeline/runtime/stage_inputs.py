@@ -25,17 +25,17 @@ _READ_WHOLE = 2**24  # bytes; of a larger file, size and time are enough
 _SHOWN = 5  # changes in one message
 
 
-class Inputs:
+class StageInputs:
     """All that DVC records of a stage, as it is now; nothing where there is no dvc.yaml.
 
     `params` are its parameters: what stands in params.yaml at each key that dvc.yaml names.
     """
 
-    def __init__(self, stage: str, name: str | None = None, *, but: Path | None = None):
+    def __init__(self, stage: str, name: str | None = None, *, exclude: Path | None = None):
         """
         Args:
             name: of the student, for the stages that are one for each.
-            but: what the stage itself may write to.
+            exclude: a dependency that the stage itself writes into.
         """
         params = read_params()
         content = _definition(stage)
@@ -45,7 +45,7 @@ class Inputs:
             content, params = content.get("do", {}), params | {"key": name, "item": item}
         self._keys = [_filled(key, params) for key in content.get("params", [])]
         paths = (Path(_filled(path, params)) for path in content.get("deps", []))
-        self._paths = [path for path in paths if path != but]
+        self._paths = [path for path in paths if path != exclude]
         self.params, self._states = self._now()
 
     def check(self) -> None:

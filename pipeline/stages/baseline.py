@@ -12,26 +12,26 @@ import argparse
 
 from pipeline.compute import distributed
 from pipeline.compute.device import default_device
-from pipeline.compute.distributed import Group
+from pipeline.compute.distributed import ProcessGroup
 from pipeline.data.prepared.dataset import open_dataset, verify_dataset
 from pipeline.runtime.params import load_section
-from pipeline.runtime.stage_inputs import Inputs
+from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.students.loop import Lesson, run
 from pipeline.students.params import TrainingParams, load_student, load_with_overrides
-from pipeline.views.loader import views_of
+from pipeline.views.loader import open_views
 from pipeline.views.params import ViewsParams
 
 
-def train_baseline(name: str, group: Group) -> None:
-    with group.leader_first():
-        given = Inputs("baseline", name)
+def train_baseline(name: str, group: ProcessGroup) -> None:
+    with group.main_process_first():
+        given = StageInputs("baseline", name)
         student = load_student(name)
         training = load_with_overrides(TrainingParams, "training", student.training, name)
         views = load_section(ViewsParams, "views")
-        dataset = open_dataset().at(views.image_size)
-        if group.leads:  # once is enough
+        dataset = open_dataset().resized(views.image_size)
+        if group.is_main:  # once is enough
             verify_dataset()
-    train = views_of(dataset.splits["train"], views.plan, views.seed, default_device())
+    train = open_views(dataset.splits["train"], views.plan, views.seed, default_device())
     lesson = Lesson(
         kind="baselines",
         view_of_epoch=lambda epoch: epoch,
@@ -48,7 +48,7 @@ def main() -> None:
     name = parser.parse_args().name
     if distributed.launch("pipeline.stages.baseline", name):
         return
-    with distributed.joined() as group:
+    with distributed.process_group() as group:
         train_baseline(name, group)
 
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from pipeline.comparison.cache_economics import Economics
-from pipeline.comparison.compare import Answers, Comparison, compare
+from pipeline.comparison.compare import Comparison, Predictions, compare
 from pipeline.comparison.measurement.corruptions import (
     CORRUPTIONS,
     SEVERITIES,
@@ -34,8 +34,17 @@ from pipeline.comparison.report.costs import Costs
 from pipeline.comparison.report.html import THUMBNAIL
 from pipeline.comparison.report.page import Origin, html_report
 from pipeline.comparison.report.robustness import SHOWN_SEVERITY
-from pipeline.comparison.report.summary import compact, markdown, on_screen, robust_figures
-from pipeline.comparison.robustness import Decisions, RobustComparison, compare_robustness
+from pipeline.comparison.report.summary import (
+    console_table,
+    headline_figures,
+    markdown,
+    robust_figures,
+)
+from pipeline.comparison.robustness import (
+    CorruptionPredictions,
+    RobustComparison,
+    compare_robustness,
+)
 from pipeline.data.prepared.dataset import (
     AGAIN,
     AnySplit,
@@ -49,13 +58,13 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import (
     atomic_directory,
     canonical_json,
-    fetched_or_made,
     read_json,
+    recovery_hint,
     write_bytes,
     write_json,
 )
 from pipeline.runtime.params import PARAMS_FILE, read_params, student_names
-from pipeline.runtime.stage_inputs import Inputs
+from pipeline.runtime.stage_inputs import StageInputs
 
 METRICS, PREDICTIONS, REPORTS = Path("metrics"), Path("predictions"), Path("reports")
 STORE_INDEX = Path("data/soft_targets/store.json")
@@ -71,7 +80,7 @@ def read_costs(path: Path, stage: str) -> dict[str, int]:
     Raises:
         UserError: the file, or one of them, is absent or damaged; names the stage that writes it.
     """
-    metrics = read_json(path, made_by=f"dvc repro {stage}")
+    metrics = read_json(path, produced_by=f"dvc repro {stage}")
     missing = [name for name in COSTS if name not in metrics]
     if missing:
         raise UserError(f"`{path}` lacks {', '.join(missing)}. Run `dvc repro --force {stage}`.")
@@ -86,7 +95,7 @@ def read_costs(path: Path, stage: str) -> dict[str, int]:
 
 def remedy(path: Path, stage: str) -> str:
     """How to have a stage's predictions again."""
-    return fetched_or_made(path, f"dvc repro --force {stage}")
+    return recovery_hint(path, f"dvc repro --force {stage}")
 
 
 def read_tensors(path: Path, again: str) -> dict[str, np.ndarray]:
@@ -126,7 +135,7 @@ def read_logits(path: Path, stage: str, dataset: Dataset) -> dict[str, np.ndarra
     return logits
 
 
-def check_made_from(path: Path, stage: str, inputs: Inputs) -> None:
+def check_made_from(path: Path, stage: str, inputs: StageInputs) -> None:
     """Args: inputs: of the stage that writes the predictions, as they are now.
 
     Raises:
@@ -143,19 +152,19 @@ def check_made_from(path: Path, stage: str, inputs: Inputs) -> None:
             )
 
 
-def read_answers(name: str, role: str, dataset: Dataset) -> Answers:
+def read_answers(name: str, role: str, dataset: Dataset) -> Predictions:
     if role == "teacher":
-        place, stage, inputs = "teacher", "teacher", Inputs("teacher")
+        place, stage, inputs = "teacher", "teacher", StageInputs("teacher")
     else:
         kind = KINDS[role]
         singular = kind.removesuffix("s")
-        place, stage, inputs = f"{kind}/{name}", f"{singular}@{name}", Inputs(singular, name)
+        place, stage, inputs = f"{kind}/{name}", f"{singular}@{name}", StageInputs(singular, name)
     no_network = role == "teacher" and read_params()["teacher"]["weights"] == "logits"
     costs = dict.fromkeys(COSTS) if no_network else read_costs(METRICS / f"{place}.json", stage)
     predictions = PREDICTIONS / f"{place}.safetensors"
     logits = read_logits(predictions, stage, dataset)
     check_made_from(predictions, stage, inputs)
-    return Answers(name, role, **{split: logits[split] for split in COMPARED}, **costs)
+    return Predictions(name, role, **{split: logits[split] for split in COMPARED}, **costs)
 
 
 def read_history(path: Path, kind: str, name: str) -> pd.DataFrame:
@@ -181,7 +190,7 @@ def read_history(path: Path, kind: str, name: str) -> pd.DataFrame:
     return history
 
 
-def read_decisions(place: str, stage: str, dataset: Dataset) -> Decisions | None:
+def read_decisions(place: str, stage: str, dataset: Dataset) -> CorruptionPredictions | None:
     """What a network names for corrupted test images; None for a teacher without a network.
 
     Raises:
@@ -206,7 +215,7 @@ def read_decisions(place: str, stage: str, dataset: Dataset) -> Decisions | None
             f"`{path}` holds {told(held)}{other}; expected {told(expected)}, of "
             f"{len(samples):,} test images of data/prepared, evenly spread. {again}"
         )
-    return Decisions(found["clean"], found["decisions"])
+    return CorruptionPredictions(found["clean"], found["decisions"])
 
 
 def told(arrays: Mapping[str, str]) -> str:
@@ -247,7 +256,7 @@ def read_store(dataset: Dataset) -> dict[str, Any]:
         UserError: the students learned from a store of other images than these.
     """
     again = "dvc repro soft_targets"
-    index = read_json(STORE_INDEX, made_by=again)
+    index = read_json(STORE_INDEX, produced_by=again)
     missing = [key for key in ORIGIN_KEYS if not isinstance(index.get(key), str)]
     if missing:
         raise UserError(f"`{STORE_INDEX}` lacks {', '.join(missing)}. Run `{again}`.")
@@ -293,7 +302,7 @@ def read_speed(names: list[str]) -> dict[str, DeviceSpeed]:
         UserError: the file is absent, no such file, or of other students.
     """
     path, stage = METRICS / "speed.json", "speed"
-    content = read_json(path, made_by=f"dvc repro {stage}")
+    content = read_json(path, produced_by=f"dvc repro {stage}")
     again = f"Run `dvc repro --force {stage}`."
     try:
         speed = SPEED.validate_python(content)
@@ -366,9 +375,11 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m pipeline.stages.compare", description=__doc__)
     parser.add_argument("--show", action="store_true", help="print the last comparison again")
     if parser.parse_args().show:
-        print(on_screen(read_json(METRICS / "comparison.json", made_by="dvc repro compare")))
+        print(
+            console_table(read_json(METRICS / "comparison.json", produced_by="dvc repro compare"))
+        )
         return
-    inputs = Inputs("compare")
+    inputs = StageInputs("compare")
     names, dataset = student_names(), open_dataset()
     verify_dataset()
     index = read_store(dataset)
@@ -399,11 +410,11 @@ def main() -> None:
         write_table(folder / "class_accuracy.csv", class_table(comparison))
     write_table(METRICS / "training_curves.csv", curves)
     write_table(METRICS / "comparison.csv", models_table(comparison))
-    figures = compact(comparison)
+    figures = headline_figures(comparison)
     if costs.economics is not None:
         figures["cache"] = costs.economics.figures
     write_json(METRICS / "comparison.json", figures)
-    print(on_screen(figures))
+    print(console_table(figures))
 
 
 if __name__ == "__main__":

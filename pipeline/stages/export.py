@@ -18,18 +18,18 @@ import torch
 
 from pipeline.data.prepared.dataset import Dataset, open_dataset, verify_dataset
 from pipeline.data.sources.params import DatasetParams
-from pipeline.export.onnx_model import Card, Exported
+from pipeline.export.onnx_model import OnnxMetadata, OnnxStudent
 from pipeline.export.to_onnx import OPSET, to_onnx
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import Description
+from pipeline.models.checkpoint import ModelSpec
 from pipeline.models.evaluation import BATCH_SIZE, METRICS, predict
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import write_bytes, write_json
 from pipeline.runtime.params import check_student, load_section
-from pipeline.runtime.stage_inputs import Inputs
-from pipeline.views.loader import views_of
+from pipeline.runtime.stage_inputs import StageInputs
+from pipeline.views.loader import open_views
 from pipeline.views.params import ViewsParams
-from pipeline.views.plan import Policy
+from pipeline.views.plan import ViewPolicy
 
 STUDENTS, EXPORTED = Path("models/students"), Path("models/exported")
 
@@ -44,7 +44,9 @@ ROUNDINGS = 4
 DECISIONS_PER_IMAGE = 1e-3  # at least one image
 
 
-def card_of(name: str, description: Description, dataset: Dataset, params: DatasetParams) -> Card:
+def card_of(
+    name: str, description: ModelSpec, dataset: Dataset, params: DatasetParams
+) -> OnnxMetadata:
     """What the file will say of itself.
 
     Raises:
@@ -59,9 +61,9 @@ def card_of(name: str, description: Description, dataset: Dataset, params: Datas
             f"classes, of these or other names, and {dataset.channels} channels. Run `{again}`."
         )
     keys = ("storage", "image_size") + (("quality",) if params.storage == "encoded" else ())
-    return Card(
+    return OnnxMetadata(
         student=name,
-        fingerprint=checkpoint.fingerprint(directory, made_by=again),
+        fingerprint=checkpoint.fingerprint(directory, produced_by=again),
         class_names=list(dataset.class_names),
         opset=OPSET,
         channels=dataset.channels,
@@ -70,32 +72,32 @@ def card_of(name: str, description: Description, dataset: Dataset, params: Datas
     )
 
 
-def answers(
-    network: torch.nn.Module, description: Description, exported: Exported, dataset: Dataset
+def both_logits(
+    network: torch.nn.Module, description: ModelSpec, exported: OnnxStudent, dataset: Dataset
 ) -> tuple[np.ndarray, np.ndarray]:
     """Raw logits of the test images, [N, num_classes] float32 each: PyTorch's, and the file's."""
     split = dataset.splits["test"]
     order = np.split(np.arange(len(split)), range(BATCH_SIZE, len(split), BATCH_SIZE))
     torchs, files = [], []
-    for batch in views_of(split, Policy("none"), 0, torch.device("cpu")).batches(0, order):
+    for batch in open_views(split, ViewPolicy("none"), 0, torch.device("cpu")).batches(0, order):
         torchs.append(predict(network, description.input, batch.pixels).numpy())
         files.append(exported.logits(batch.pixels.numpy()))
     return np.concatenate(torchs), np.concatenate(files)
 
 
-def rounding(network: torch.nn.Module, description: Description, dataset: Dataset) -> float:
+def float32_error(network: torch.nn.Module, description: ModelSpec, dataset: Dataset) -> float:
     """How far float32 moves PyTorch's logits from those in float64: the furthest of at most
     BATCH_SIZE test images, evenly spread."""
     split, cpu = dataset.splits["test"], torch.device("cpu")
     samples = np.unique(np.linspace(0, len(split) - 1, BATCH_SIZE).astype(int))
-    (batch,) = views_of(split, Policy("none"), 0, cpu).batches(0, [samples])
+    (batch,) = open_views(split, ViewPolicy("none"), 0, cpu).batches(0, [samples])
     logits = predict(network, description.input, batch.pixels).double()
     with torch.inference_mode():
         exact = copy.deepcopy(network).double()(description.input.apply(batch.pixels).double())
     return (logits - exact).abs().max().item()
 
 
-def compared(
+def verify_logits(
     name: str,
     expected: np.ndarray,
     found: np.ndarray,
@@ -148,21 +150,21 @@ def compared(
 
 def export(name: str) -> None:
     check_student(name)  # or says which students there are
-    inputs = Inputs("export", name)
+    inputs = StageInputs("export", name)
     params = load_section(DatasetParams, "dataset")
-    dataset = open_dataset().at(load_section(ViewsParams, "views").image_size)
+    dataset = open_dataset().resized(load_section(ViewsParams, "views").image_size)
     verify_dataset()
-    network, description = checkpoint.load(STUDENTS / name, made_by=f"dvc repro student@{name}")
+    network, description = checkpoint.load(STUDENTS / name, produced_by=f"dvc repro student@{name}")
     card = card_of(name, description, dataset, params)
     content = to_onnx(network, description.input, card)
     path = EXPORTED / f"{name}.onnx"
-    exported = Exported(content, str(path), torch.get_num_threads())
+    exported = OnnxStudent(content, str(path), torch.get_num_threads())
     labels = dataset.splits["test"].labels
-    figures = compared(
+    figures = verify_logits(
         name,
-        *answers(network, description, exported, dataset),
+        *both_logits(network, description, exported, dataset),
         labels,
-        partial(rounding, network, description, dataset),
+        partial(float32_error, network, description, dataset),
     )
     inputs.check()
     write_bytes(path, content)

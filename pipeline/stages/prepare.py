@@ -26,28 +26,28 @@ from pipeline.data.prepared.dataset import (
 from pipeline.data.sources import data_quality as findings
 from pipeline.data.sources.image_encoding import EncodedFile
 from pipeline.data.sources.image_folder import image_folder
-from pipeline.data.sources.image_reading import DIGEST_BYTES, Picture, picture_of
+from pipeline.data.sources.image_reading import DIGEST_BYTES, DecodedImage, picture_of
 from pipeline.data.sources.params import DatasetParams
-from pipeline.data.sources.splits import TRAIN, UNLABELLED, Samples, Source, split_off
+from pipeline.data.sources.splits import TRAIN, UNLABELLED, ImageSource, SampleTable, split_off
 from pipeline.data.sources.torchvision_datasets import torchvision_set
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_directory, reserve, write_bytes, write_json
-from pipeline.runtime.locks import reserved
+from pipeline.runtime.locks import exclusive
 from pipeline.runtime.params import load_section
 from pipeline.runtime.progress import bar
-from pipeline.runtime.stage_inputs import Inputs
+from pipeline.runtime.stage_inputs import StageInputs
 
 SCRATCH = Path(".scratch/prepare")  # nothing but its lock
 
 
-def digits(params: DatasetParams) -> Source:
+def digits(params: DatasetParams) -> ImageSource:
     """scikit-learn's handwritten digits: 1,797 greyscale images of 8 x 8 pixels, 17 levels."""
     from sklearn.datasets import load_digits  # noqa: PLC0415  (takes seconds; image folders need none)
 
     bunch = load_digits()
     pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # [1797, 8, 8]
     count = len(pixels)
-    samples = Samples(
+    samples = SampleTable(
         [f"{index:04d}" for index in range(count)],
         bunch.target.astype(np.int64),
         np.full(count, TRAIN, np.int8),
@@ -56,14 +56,14 @@ def digits(params: DatasetParams) -> Source:
         picture_of(n, Image.fromarray(image), None, params) for n, image in enumerate(pixels)
     )
     class_names = [str(digit) for digit in range(10)]
-    return Source(class_names, split_off(samples, params), pictures, "the same pixels")
+    return ImageSource(class_names, split_off(samples, params), pictures, "the same pixels")
 
 
 SOURCES = {"digits": digits, "image_folder": image_folder, "torchvision": torchvision_set}
 
 
 def pack(
-    source: Source, params: DatasetParams, directory: Path
+    source: ImageSource, params: DatasetParams, directory: Path
 ) -> tuple[dict[str, int], "Statistics", np.ndarray]:
     """Write each split's images, labels and sample ids.
 
@@ -103,7 +103,7 @@ def pack(
 
 
 #: (split, place in it, picture, whether it has a label)
-Placed = Iterator[tuple[str, int, Picture, bool]]
+Placed = Iterator[tuple[str, int, DecodedImage, bool]]
 
 
 def pack_pixels(
@@ -207,7 +207,7 @@ def write_dataset(params: DatasetParams, directory: Path) -> tuple[dict[str, obj
     return header, identity
 
 
-def tell(source: Source, found: Mapping[str, object]) -> None:
+def tell(source: ImageSource, found: Mapping[str, object]) -> None:
     """Print what is odd about the dataset."""
     unlabelled = np.count_nonzero(source.samples.labels == UNLABELLED)
     if unlabelled:
@@ -222,8 +222,8 @@ def main() -> None:
     argparse.ArgumentParser("python -m pipeline.stages.prepare", description=__doc__).parse_args()
     params = load_section(DatasetParams, "dataset")
     downloads = Path(params.root) if params.source == "torchvision" else None
-    inputs = Inputs("prepare", but=downloads)
-    with reserved(SCRATCH), atomic_directory(PREPARED) as directory:
+    inputs = StageInputs("prepare", exclude=downloads)
+    with exclusive(SCRATCH), atomic_directory(PREPARED) as directory:
         header, identity = write_dataset(params, directory)
         inputs.check()
     counts = ", ".join(f"{count:,} {split}" for split, count in header["splits"].items())

@@ -33,9 +33,9 @@ from pipeline.models.evaluation import BATCH_SIZE, PREDICTIONS, predict
 from pipeline.runtime.files import write_bytes
 from pipeline.runtime.params import check_student
 from pipeline.runtime.progress import bar
-from pipeline.runtime.stage_inputs import Inputs
-from pipeline.views.loader import views_of
-from pipeline.views.plan import Policy
+from pipeline.runtime.stage_inputs import StageInputs
+from pipeline.views.loader import open_views
+from pipeline.views.plan import ViewPolicy
 
 
 def variants(pixels: np.ndarray, samples: np.ndarray) -> Iterator[np.ndarray]:
@@ -63,7 +63,7 @@ def decide(
     variant of each sample. All see the same: images are corrupted at the dataset's size, before
     they become a network's own input."""
     order = np.split(samples, range(BATCH_SIZE, len(samples), BATCH_SIZE))
-    batches = views_of(split, Policy("none"), 0, torch.device("cpu")).batches(0, order)
+    batches = open_views(split, ViewPolicy("none"), 0, torch.device("cpu")).batches(0, order)
     decisions = []
     for batch in bar(batches, "corrupted images", total=len(order)):
         answers = []
@@ -97,31 +97,35 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.teacher == (asked.name is not None):
         parser.error("expected either the name of a student or --teacher")
-    inputs = Inputs("robustness_teacher") if asked.teacher else Inputs("robustness", asked.name)
+    inputs = (
+        StageInputs("robustness_teacher")
+        if asked.teacher
+        else StageInputs("robustness", asked.name)
+    )
     test, device = open_dataset().splits["test"], default_device()
     verify_dataset()
     samples = chosen_samples(len(test))
     if asked.teacher:
-        made_by = {"teacher": "dvc repro teacher"}
-        if checkpoint.logit_source(TEACHER, made_by=made_by["teacher"]) is not None:
+        produced_by = {"teacher": "dvc repro teacher"}
+        if checkpoint.logit_source(TEACHER, produced_by=produced_by["teacher"]) is not None:
             inputs.check()
             write("teacher", samples, None)
             print("robustness: the teacher is a table of answers; it has none for other pixels")
             return
     else:
         check_student(asked.name)
-        made_by = {
+        produced_by = {
             f"{kind}s/{asked.name}": f"dvc repro {kind}@{asked.name}"
             for kind in ("student", "baseline")
         }
     networks = []
-    for place, command in made_by.items():
-        network, description = checkpoint.load(Path("models") / place, made_by=command)
+    for place, command in produced_by.items():
+        network, description = checkpoint.load(Path("models") / place, produced_by=command)
         networks.append((network.to(device), description.input))
     labels = np.asarray(test.labels)[samples]
     decided = decide(networks, test, samples, device)
     inputs.check()
-    for place, decisions in zip(made_by, decided, strict=True):
+    for place, decisions in zip(produced_by, decided, strict=True):
         write(place, samples, decisions)
         right = decisions == labels
         print(

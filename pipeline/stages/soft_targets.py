@@ -23,7 +23,7 @@ import torch
 
 from pipeline.compute import distributed
 from pipeline.compute.device import default_device
-from pipeline.compute.distributed import Group
+from pipeline.compute.distributed import ProcessGroup
 from pipeline.data.prepared.dataset import Dataset, open_dataset, verify_dataset
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import TEACHER
@@ -31,9 +31,9 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_directory
 from pipeline.runtime.params import load_section
 from pipeline.runtime.progress import bar, bar_or_tenths
-from pipeline.runtime.stage_inputs import Inputs
+from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.store.format.encodings import columns
-from pipeline.store.format.schema import STORE, Contents, ShardPlace, shard_places
+from pipeline.store.format.schema import STORE, ShardKey, StoreIdentity, shard_keys
 from pipeline.store.format.shards import ShardError, check_shard, read_header
 from pipeline.store.writing import fidelity
 from pipeline.store.writing import finished_shards as scratch
@@ -42,12 +42,12 @@ from pipeline.store.writing.params import SoftTargetsParams
 from pipeline.store.writing.shard_writer import shard_bytes, write_index, write_shard
 from pipeline.store.writing.teacher_logits import (
     AGAIN,
-    AllViews,
-    GivenAnswers,
-    NetworkAnswers,
-    all_views,
+    ImportedLogits,
+    TeacherForward,
+    ViewsBySplit,
     canaries_of,
-    open_answers,
+    open_teacher_logits,
+    open_views_by_split,
 )
 from pipeline.views.params import ViewsParams
 
@@ -55,13 +55,13 @@ FIDELITY_ROWS = 512
 
 
 @dataclass(frozen=True)
-class Job:
+class StoreJob:
     """What it takes to make any shard of the store."""
 
-    teacher: NetworkAnswers | GivenAnswers
+    teacher: TeacherForward | ImportedLogits
     dataset: Dataset  # at the size of the views
-    contents: Contents
-    views: AllViews  # those that the store is about, on the device
+    contents: StoreIdentity
+    views: ViewsBySplit  # those that the store is about, on the device
     num_views: int
     batch_size: int
     device: torch.device
@@ -71,22 +71,22 @@ class Job:
         return {name: len(split) for name, split in self.dataset.splits.items()}
 
     @property
-    def places(self) -> list[ShardPlace]:
-        return list(shard_places(self.split_sizes, self.num_views))
+    def places(self) -> list[ShardKey]:
+        return list(shard_keys(self.split_sizes, self.num_views))
 
 
 @dataclass(frozen=True)
-class Plan:
+class PendingShards:
     """Which shards are to be made, and where finished ones are kept."""
 
     folder: Path
-    pending: Sequence[ShardPlace]
+    pending: Sequence[ShardKey]
 
 
-def open_job() -> Job:
+def open_job() -> StoreJob:
     views = load_section(ViewsParams, "views")
     params = load_section(SoftTargetsParams, "soft_targets")
-    dataset = open_dataset().at(views.image_size)
+    dataset = open_dataset().resized(views.image_size)
     if params.k is not None and params.k > dataset.num_classes:
         raise UserError(
             f"`params.yaml: soft_targets.k` is {params.k}, but data/prepared has "
@@ -94,9 +94,9 @@ def open_job() -> Job:
             "encoding: dense."
         )
     device = default_device()
-    contents = Contents(
+    contents = StoreIdentity(
         dataset_fingerprint=dataset.fingerprint,
-        teacher_fingerprint=checkpoint.fingerprint(TEACHER, made_by=AGAIN),
+        teacher_fingerprint=checkpoint.fingerprint(TEACHER, produced_by=AGAIN),
         policy=str(views.plan),
         seed=views.seed,
         image_size=views.image_size,
@@ -105,14 +105,14 @@ def open_job() -> Job:
         precision=params.precision,
         num_classes=dataset.num_classes,
     )
-    shown = all_views(dataset, contents, device)
-    teacher = open_answers(
+    shown = open_views_by_split(dataset, contents, device)
+    teacher = open_teacher_logits(
         dataset, contents, views.num_views, shown, batch_size=params.batch_size, device=device
     )
-    return Job(teacher, dataset, contents, shown, views.num_views, params.batch_size, device)
+    return StoreJob(teacher, dataset, contents, shown, views.num_views, params.batch_size, device)
 
 
-def plan_ahead(job: Job) -> Plan:
+def plan_ahead(job: StoreJob) -> PendingShards:
     """Find the finished shards, and say what is ahead before any of it is done.
 
     Raises:
@@ -143,17 +143,19 @@ def plan_ahead(job: Job) -> Plan:
     for line in job.teacher.told:
         print(f"  {line}", flush=True)
     STORE.parent.mkdir(parents=True, exist_ok=True)
-    check_room(SCRATCH, needed)
+    require_free_space(SCRATCH, needed)
     if os.stat(SCRATCH).st_dev != os.stat(STORE.parent).st_dev:  # no hard links: a second copy
-        check_room(STORE.parent, sum(shard_bytes(job.contents, place) for place in job.places))
-    return Plan(folder, pending)
+        require_free_space(
+            STORE.parent, sum(shard_bytes(job.contents, place) for place in job.places)
+        )
+    return PendingShards(folder, pending)
 
 
-def rows_of(places: Sequence[ShardPlace]) -> int:
+def rows_of(places: Sequence[ShardKey]) -> int:
     return sum(place.num_samples for place in places)
 
 
-def check_room(directory: Path, needed: int) -> None:
+def require_free_space(directory: Path, needed: int) -> None:
     free = shutil.disk_usage(directory).free
     if needed > free:
         raise UserError(
@@ -162,7 +164,7 @@ def check_room(directory: Path, needed: int) -> None:
         )
 
 
-def make_shard(job: Job, folder: Path, place: ShardPlace) -> None:
+def make_shard(job: StoreJob, folder: Path, place: ShardKey) -> None:
     split = job.dataset.splits[place.split]
     logits = shard_logits(job, place)
     labels = split.labels[place.first_sample : place.first_sample + place.num_samples]
@@ -170,13 +172,13 @@ def make_shard(job: Job, folder: Path, place: ShardPlace) -> None:
     write_shard(folder / place.file_name, job.contents, place, logits, labels, canaries)
 
 
-def shard_logits(job: Job, place: ShardPlace) -> np.ndarray:
+def shard_logits(job: StoreJob, place: ShardKey) -> np.ndarray:
     """[num_samples, num_classes] float32."""
     samples = place.first_sample + np.arange(place.num_samples)
     return job.teacher.logits(place.split, place.view, samples)
 
 
-def measure_fidelity(job: Job, folder: Path) -> dict[str, float]:
+def measure_fidelity(job: StoreJob, folder: Path) -> dict[str, float]:
     """Ask the teacher again for rows spread evenly over the training views, and compare."""
     split = job.dataset.splits["train"]
     total = len(split) * job.num_views
@@ -198,7 +200,7 @@ def measure_fidelity(job: Job, folder: Path) -> dict[str, float]:
             arrays = read_header(path).arrays
             for name, parts in stored.items():
                 parts.append(arrays[name].map()[samples[here] - place.first_sample])
-    measured = fidelity.measure(
+    measured = fidelity.store_fidelity(
         np.concatenate(answers),
         split.labels[samples],
         {name: np.concatenate(parts) for name, parts in stored.items()},
@@ -207,7 +209,10 @@ def measure_fidelity(job: Job, folder: Path) -> dict[str, float]:
 
 
 def finish(
-    job: Job, plan: Plan, shares: Sequence[tuple[float | None, float]], inputs: Inputs
+    job: StoreJob,
+    plan: PendingShards,
+    shares: Sequence[tuple[float | None, float]],
+    inputs: StageInputs,
 ) -> None:
     """Measure the store, put it in place and say what it is.
 
@@ -218,7 +223,7 @@ def finish(
     measured = measure_fidelity(job, plan.folder)
     inputs.check()
     with atomic_directory(STORE) as directory:
-        scratch.place_in(directory, (plan.folder / place.file_name for place in job.places))
+        scratch.link_shards(directory, (plan.folder / place.file_name for place in job.places))
         write_index(
             directory,
             job.contents,
@@ -228,7 +233,7 @@ def finish(
             measured,
         )
         size = sum(file.stat().st_size for file in directory.iterdir())
-    scratch.remove_others(plan.folder)
+    scratch.prune(plan.folder)
     print(f"{STORE}: {size:,} bytes, {measured['bytes_per_row']} per view of an image")
     if plan.pending:
         forward, seconds = zip(*shares, strict=True)
@@ -249,10 +254,10 @@ def finish(
     )
 
 
-def run(group: Group) -> None:
+def run(group: ProcessGroup) -> None:
     leads = group.rank == 0
-    with scratch.reserved() if leads else nullcontext():
-        inputs = Inputs("soft_targets")
+    with scratch.exclusive() if leads else nullcontext():
+        inputs = StageInputs("soft_targets")
         job = open_job() if leads else None
         if leads:  # once is enough
             verify_dataset()
@@ -273,7 +278,7 @@ def main() -> None:
     ).parse_args()
     if distributed.launch("pipeline.stages.soft_targets"):
         return
-    with distributed.joined() as group:
+    with distributed.process_group() as group:
         run(group)
 
 

@@ -23,7 +23,7 @@ from pipeline.models import checkpoint
 from pipeline.models.checkpoint import TEACHER, InputSpec
 from pipeline.runtime.files import write_json
 from pipeline.runtime.params import load_section, student_names
-from pipeline.runtime.stage_inputs import Inputs
+from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.views.params import ViewsParams
 
 STUDENTS, OUTPUT = Path("models/students"), Path("metrics/speed.json")
@@ -34,7 +34,7 @@ OF_A_BATCH = {"calls": 1, "least": 3, "seconds": 10}
 
 
 @dataclass(frozen=True)
-class Subject:
+class TimedNetwork:
     """A network to be measured."""
 
     name: str
@@ -51,17 +51,17 @@ class Subject:
         return logits
 
 
-def read_teacher() -> Subject | None:
+def read_teacher() -> TimedNetwork | None:
     """None where the teacher is no network."""
-    made_by = "dvc repro teacher"
-    if checkpoint.logit_source(TEACHER, made_by=made_by) is not None:
+    produced_by = "dvc repro teacher"
+    if checkpoint.logit_source(TEACHER, produced_by=produced_by) is not None:
         return None
-    return read_network("teacher", TEACHER, made_by)
+    return read_network("teacher", TEACHER, produced_by)
 
 
-def read_network(name: str, directory: Path, made_by: str) -> Subject:
-    network, description = checkpoint.load(directory, made_by=made_by)
-    return Subject(name, network.eval(), description.input)
+def read_network(name: str, directory: Path, produced_by: str) -> TimedNetwork:
+    network, description = checkpoint.load(directory, produced_by=produced_by)
+    return TimedNetwork(name, network.eval(), description.input)
 
 
 def devices() -> list[torch.device]:
@@ -79,7 +79,7 @@ def device_name(device: torch.device) -> str:
     return next(filter(None, names), platform.processor() or platform.machine())
 
 
-def in_turns(
+def time_interleaved(
     tasks: Sequence[Callable[[], object]], *, calls: int, least: int, seconds: float
 ) -> np.ndarray:
     """[tasks, rounds, calls] seconds of each call: all tasks in every round, another one first each
@@ -108,8 +108,8 @@ def in_turns(
     return np.stack(times, 1)
 
 
-def measure(
-    teacher: Subject | None, students: Sequence[Subject], size: int, device: torch.device
+def time_networks(
+    teacher: TimedNetwork | None, students: Sequence[TimedNetwork], size: int, device: torch.device
 ) -> DeviceSpeed:
     """The speed of all networks, which are moved to the device.
 
@@ -126,8 +126,8 @@ def measure(
         views = torch.randint(256, shape, generator=generator, dtype=torch.uint8).to(device)
         for count, of_count in tasks.items():
             of_count.append(lambda s=subject, v=views[:count]: s.answer(v))
-    latencies = in_turns(tasks[1], **OF_ONE_IMAGE)
-    batches = in_turns(tasks[BATCH_SIZE], **OF_A_BATCH)[..., 0]
+    latencies = time_interleaved(tasks[1], **OF_ONE_IMAGE)
+    batches = time_interleaved(tasks[BATCH_SIZE], **OF_A_BATCH)[..., 0]
     of_teacher = latencies[0] if teacher else None
     figures = [
         network_speed(*times, BATCH_SIZE, None if subject is teacher else of_teacher)
@@ -156,13 +156,13 @@ def told(name: str, speed: NetworkSpeed) -> str:
 
 def main() -> None:
     argparse.ArgumentParser("python -m pipeline.stages.speed", description=__doc__).parse_args()
-    inputs = Inputs("speed")
+    inputs = StageInputs("speed")
     size = load_section(ViewsParams, "views").image_size
     names, teacher = student_names(), read_teacher()
     students = [read_network(name, STUDENTS / name, f"dvc repro student@{name}") for name in names]
     speed = {}
     for device in devices():
-        measured = measure(teacher, students, size, device)
+        measured = time_networks(teacher, students, size, device)
         speed[device.type] = measured
         print(f"speed of one image, and in batches of {BATCH_SIZE}, on {measured.described}:")
         if measured.teacher:

@@ -13,31 +13,31 @@ from dataclasses import asdict
 
 from pipeline.compute import distributed
 from pipeline.compute.device import default_device
-from pipeline.compute.distributed import Group
+from pipeline.compute.distributed import ProcessGroup
 from pipeline.data.prepared.dataset import open_dataset, verify_dataset
 from pipeline.distillation.objective import distillation_loss
 from pipeline.distillation.params import check_method, load_distillation
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import TEACHER
 from pipeline.runtime.params import load_section
-from pipeline.runtime.stage_inputs import Inputs
+from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.store.reading.store import open_store, view_of_epoch
 from pipeline.students.loop import Lesson, run
 from pipeline.students.params import TrainingParams, load_student, load_with_overrides
-from pipeline.views.loader import views_of
+from pipeline.views.loader import open_views
 from pipeline.views.params import ViewsParams
 
 
-def train_student(name: str, group: Group) -> None:
-    with group.leader_first():
-        given = Inputs("student", name)
+def train_student(name: str, group: ProcessGroup) -> None:
+    with group.main_process_first():
+        given = StageInputs("student", name)
         student = load_student(name)
         training = load_with_overrides(TrainingParams, "training", student.training, name)
         distillation = load_distillation(student.distillation, name)
         views = load_section(ViewsParams, "views")
-        dataset = open_dataset().at(views.image_size)
-        teacher = checkpoint.fingerprint(TEACHER, made_by="dvc repro teacher")
-        store = open_store(dataset, views, teacher).at(distillation.decoding_temperature)
+        dataset = open_dataset().resized(views.image_size)
+        teacher = checkpoint.fingerprint(TEACHER, produced_by="dvc repro teacher")
+        store = open_store(dataset, views, teacher).decoded_at(distillation.decoding_temperature)
         check_method(
             distillation,
             name,
@@ -45,10 +45,10 @@ def train_student(name: str, group: Group) -> None:
             mixed=views.mix is not None,
             labels=dataset.splits["train"].labels,
         )
-        if group.leads:  # once is enough
+        if group.is_main:  # once is enough
             verify_dataset()
             store.verify(dataset)
-    train = views_of(dataset.splits["train"], views.plan, views.seed, default_device())
+    train = open_views(dataset.splits["train"], views.plan, views.seed, default_device())
     lesson = Lesson(
         kind="students",
         view_of_epoch=lambda epoch: view_of_epoch(epoch, store.num_views, training.seed),
@@ -71,7 +71,7 @@ def main() -> None:
     name = parser.parse_args().name
     if distributed.launch("pipeline.stages.student", name):
         return
-    with distributed.joined() as group:
+    with distributed.process_group() as group:
         train_student(name, group)
 
 

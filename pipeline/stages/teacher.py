@@ -29,35 +29,41 @@ from pipeline.compute.device import (
     to_device,
     training_autocast,
 )
-from pipeline.compute.distributed import ALONE, Group
+from pipeline.compute.distributed import SINGLE_PROCESS, ProcessGroup
 from pipeline.data.prepared.dataset import Dataset, open_dataset, verify_dataset
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import TEACHER, WEIGHTS, Description, InputSpec, LogitSource
-from pipeline.models.evaluation import METRICS, PREDICTIONS, cost, measures, write_predictions
+from pipeline.models.checkpoint import TEACHER, WEIGHTS, InputSpec, LogitSource, ModelSpec
+from pipeline.models.evaluation import (
+    METRICS,
+    PREDICTIONS,
+    classification_metrics,
+    count_parameters_and_macs,
+    write_predictions,
+)
 from pipeline.runtime.derived_random import permutation
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_directory, write_json
-from pipeline.runtime.locks import reserved
+from pipeline.runtime.locks import exclusive
 from pipeline.runtime.params import load_section
 from pipeline.runtime.progress import EpochLog, bar
-from pipeline.runtime.stage_inputs import Inputs
+from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.teacher import accuracy_gate as gate
 from pipeline.teacher import auxiliary_heads as auxiliary
 from pipeline.teacher import fine_tuning, foreign_checkpoint, pretrained
 from pipeline.teacher.params import TeacherParams, TeacherTraining
 from pipeline.training.data_parallel import (
-    for_own_share,
-    parallel,
-    predict_together,
-    seed_apart,
-    share,
-    whole,
+    gather_rows,
+    local_rows,
+    predict_distributed,
+    scale_for_ddp,
+    seed_rank,
+    wrap_ddp,
 )
-from pipeline.training.divergence import StepLosses
+from pipeline.training.divergence import LossMonitor
 from pipeline.training.optimisation import Optimisation, batches
-from pipeline.training.resume import SCRATCH, Progress, fingerprint
-from pipeline.views.loader import views_of
-from pipeline.views.plan import Policy
+from pipeline.training.resume import SCRATCH, ResumeState, fingerprint
+from pipeline.views.loader import open_views
+from pipeline.views.plan import ViewPolicy
 
 MEASURED = ("validation", "test")
 #: What to do about a low accuracy that neither order, normalisation nor size explains.
@@ -77,8 +83,8 @@ def train(
     dataset: Dataset,
     params: TeacherTraining,
     device: torch.device,
-    group: Group = ALONE,
-    progress: Progress | None = None,
+    group: ProcessGroup = SINGLE_PROCESS,
+    progress: ResumeState | None = None,
 ) -> None:
     """Train in place: a fresh view of every labelled sample in every epoch, as the policy has them.
     The network ends with the last weights, or their average where `ema_decay` asks for one.
@@ -90,57 +96,57 @@ def train(
         UserError: the loss is no longer finite.
     """
     split, validation = dataset.splits["train"], dataset.splits["validation"]
-    views = views_of(split, Policy(params.policy), params.seed, device)
+    views = open_views(split, ViewPolicy(params.policy), params.seed, device)
     labels = torch.from_numpy(split.labels).to(device)
     validation_labels = torch.from_numpy(validation.labels)
     labelled = np.flatnonzero(split.labels >= 0)  # the others are for students alone
     steps_per_epoch = len(batches(labelled, params.batch_size))
     optimisation = Optimisation(network, params, steps_per_epoch)
     depthwise_in_float32(network, device)
-    forward = compiled(parallel(network, group), device, params.epochs * steps_per_epoch)
-    seed_apart(params.seed, group)
+    forward = compiled(wrap_ddp(network, group), device, params.epochs * steps_per_epoch)
+    seed_rank(params.seed, group)
     finished = 0
     if progress is not None and (state := progress.load()) is not None:
         network.load_state_dict(state["network"])
         optimisation.load_state_dict(state["optimisation"])
         finished = state["epochs"]
-        if group.leads:
+        if group.is_main:
             print(f"  resumes after epoch {finished} of {params.epochs}", flush=True)
     log = EpochLog(params.epochs)
     for epoch in range(finished, params.epochs):
         network.train()
         fine_tuning.begin_epoch(network, params, epoch)
-        losses = StepLosses(
+        losses = LossMonitor(
             "the teacher's training loss",
             epoch + 1,
             optimisation.learning_rate,
             steps=steps_per_epoch,
             device=device,
-            tells=group.leads,
+            tells=group.is_main,
             kept=None if progress is None else progress.folder,
             advice="Set a lower `teacher.training.learning_rate`, or more `warmup_epochs`.",
         )
         order = labelled[permutation(len(labelled), params.seed, epoch)]
         parts = batches(order, params.batch_size)
-        own_batches = views.batches(epoch, [share(samples, group) for samples in parts])
-        if group.leads:
+        own_batches = views.batches(epoch, [local_rows(samples, group) for samples in parts])
+        if group.is_main:
             own_batches = bar(own_batches, f"epoch {epoch + 1}", total=len(parts))
         for samples, batch in zip(parts, own_batches, strict=True):
             inputs = spec.apply(batch.pixels)
             with training_autocast(device):
                 own_logits = forward(inputs)
-            logits = whole(own_logits.float(), len(samples), group)
+            logits = gather_rows(own_logits.float(), len(samples), group)
             targets = labels[to_device(samples, device)]
             loss = F.cross_entropy(logits, targets)
             loss = loss + auxiliary.loss(
-                network, targets, partial(whole, count=len(samples), group=group)
+                network, targets, partial(gather_rows, count=len(samples), group=group)
             )
-            optimisation.step(for_own_share(loss, group))
+            optimisation.step(scale_for_ddp(loss, group))
             losses.add(loss.detach(), len(samples))
         train_loss = losses.mean(len(labelled))
         evaluated = optimisation.evaluated
-        logits = predict_together(evaluated, spec, validation, device=device, group=group)
-        measured = measures(logits, validation_labels, "validation")
+        logits = predict_distributed(evaluated, spec, validation, device=device, group=group)
+        measured = classification_metrics(logits, validation_labels, "validation")
         losses.check_validation(measured["validation_nll"])
         if progress is not None:
             progress.save(
@@ -150,7 +156,7 @@ def train(
                     "epochs": epoch + 1,
                 }
             )
-        if group.leads:
+        if group.is_main:
             log.line(
                 epoch + 1,
                 train_loss=train_loss,
@@ -160,9 +166,9 @@ def train(
         network.load_state_dict(optimisation.evaluated.state_dict())
 
 
-def build(params: TeacherParams, dataset: Dataset) -> tuple[nn.Module, Description]:
+def build(params: TeacherParams, dataset: Dataset) -> tuple[nn.Module, ModelSpec]:
     """The network with the weights that there are before any training, on the CPU."""
-    description = checkpoint.describe(
+    description = checkpoint.model_spec(
         params.family, params.network, dataset, pretrained=params.weights == "pretrained"
     )
     if params.weights == "pretrained":
@@ -171,11 +177,11 @@ def build(params: TeacherParams, dataset: Dataset) -> tuple[nn.Module, Descripti
             fine_tuning.mark_last_layer(network, pretrained.last_layer(description))
         return network, description
     if params.weights == "checkpoint":
-        return foreign_checkpoint.bring(description, Path(params.checkpoint)), description
+        return foreign_checkpoint.load_foreign(description, Path(params.checkpoint)), description
     return checkpoint.build(description), description
 
 
-def take_logits(params: TeacherParams, dataset: Dataset, inputs: Inputs) -> None:
+def take_logits(params: TeacherParams, dataset: Dataset, inputs: StageInputs) -> None:
     """A teacher that is a table or a store of logits: nothing is run."""
     source = checkpoint.family_module(params.family).open_source(Path(params.checkpoint), dataset)
     print(f"teacher: {params.network.name}, the logits of {source.path}", flush=True)
@@ -206,14 +212,16 @@ def take_logits(params: TeacherParams, dataset: Dataset, inputs: Inputs) -> None
 
 def write_outcome(
     dataset: Dataset,
-    inputs: Inputs,
+    inputs: StageInputs,
     logits: Mapping[str, torch.Tensor],
     costs: Mapping[str, int],
 ) -> None:
     """The teacher's answers and measures. Args: logits: of MEASURED, [N, C] float32."""
     metrics: dict[str, float] = {}
     for name in MEASURED:
-        metrics |= measures(logits[name], torch.from_numpy(dataset.splits[name].labels), name)
+        metrics |= classification_metrics(
+            logits[name], torch.from_numpy(dataset.splits[name].labels), name
+        )
     write_predictions(PREDICTIONS / "teacher.safetensors", inputs.params, **logits)
     write_json(METRICS / "teacher.json", {**metrics, **costs})
     print(f"  test accuracy {metrics['test_accuracy']:.4f}")
@@ -221,11 +229,11 @@ def write_outcome(
 
 def name_of_progress(
     network: nn.Module,
-    description: Description,
+    description: ModelSpec,
     params: TeacherTraining,
     dataset: Dataset,
     device: torch.device,
-    group: Group,
+    group: ProcessGroup,
 ) -> str:
     """Of all that the training's bytes depend on, the weights that it begins with, too."""
     first = hashlib.sha256()
@@ -240,16 +248,16 @@ def name_of_progress(
     return fingerprint(inputs, device, group)
 
 
-def make_teacher(group: Group) -> None:
+def make_teacher(group: ProcessGroup) -> None:
     device = default_device()
-    with group.leader_first():
-        inputs = Inputs("teacher")
+    with group.main_process_first():
+        inputs = StageInputs("teacher")
         params = load_section(TeacherParams, "teacher")
         dataset = open_dataset()
-        if group.leads:  # once is enough
+        if group.is_main:  # once is enough
             verify_dataset()
         if params.weights == "logits":
-            if group.leads:
+            if group.is_main:
                 take_logits(params, dataset, inputs)
             return
         if params.training.freeze_epochs and group.size > 1:
@@ -262,10 +270,10 @@ def make_teacher(group: Group) -> None:
         network, description = build(params, dataset)
         spec = description.input
         if dataset.encoded:  # decoded at the size that the network takes
-            dataset = dataset.at(spec.size)
+            dataset = dataset.resized(spec.size)
         network.to(device)
     learns = params.weights != "checkpoint" and description.pretrained_classes is None
-    if group.leads:
+    if group.is_main:
         print(
             f"teacher: {params.family}, {params.network.name}, weights: {params.weights}",
             flush=True,
@@ -280,15 +288,15 @@ def make_teacher(group: Group) -> None:
     progress = None
     if learns:
         name = name_of_progress(network, description, params.training, dataset, device, group)
-        progress = Progress(SCRATCH / "teacher", name, group)
-        with group.together(), auxiliary.heads(network, description):
+        progress = ResumeState(SCRATCH / "teacher", name, group)
+        with group.report_peer_failure(), auxiliary.heads(network, description):
             train(network, spec, dataset, params.training, device, group, progress)
 
     logits = {
-        name: predict_together(network, spec, dataset.splits[name], device=device, group=group)
+        name: predict_distributed(network, spec, dataset.splits[name], device=device, group=group)
         for name in MEASURED
     }
-    if not group.leads:
+    if not group.is_main:
         return
     if not all(torch.isfinite(values).all() for values in logits.values()):
         raise UserError(
@@ -309,7 +317,12 @@ def make_teacher(group: Group) -> None:
     with atomic_directory(TEACHER) as directory:
         checkpoint.save(directory, network, description)
     size_bytes = (TEACHER / WEIGHTS).stat().st_size
-    write_outcome(dataset, inputs, logits, {**cost(network, spec), "size_bytes": size_bytes})
+    write_outcome(
+        dataset,
+        inputs,
+        logits,
+        {**count_parameters_and_macs(network, spec), "size_bytes": size_bytes},
+    )
     if progress is not None:  # kept until now: what the gate refused need not be trained again
         progress.remove()
 
@@ -319,8 +332,8 @@ def main() -> None:
     if distributed.launch("pipeline.stages.teacher"):
         return
     with (
-        distributed.joined() as group,
-        reserved(SCRATCH / "teacher") if group.leads else nullcontext(),
+        distributed.process_group() as group,
+        exclusive(SCRATCH / "teacher") if group.is_main else nullcontext(),
     ):
         make_teacher(group)
 

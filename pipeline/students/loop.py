@@ -22,28 +22,34 @@ from pipeline.compute.device import (
     to_device,
     training_autocast,
 )
-from pipeline.compute.distributed import ALONE, Group
+from pipeline.compute.distributed import SINGLE_PROCESS, ProcessGroup
 from pipeline.data.prepared.dataset import AnySplit, Dataset
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import WEIGHTS, InputSpec
-from pipeline.models.evaluation import METRICS, PREDICTIONS, cost, measures, write_predictions
+from pipeline.models.evaluation import (
+    METRICS,
+    PREDICTIONS,
+    classification_metrics,
+    count_parameters_and_macs,
+    write_predictions,
+)
 from pipeline.runtime.derived_random import permutation
 from pipeline.runtime.files import atomic_directory, write_bytes, write_json
-from pipeline.runtime.locks import reserved
+from pipeline.runtime.locks import exclusive
 from pipeline.runtime.progress import EpochLog, bar
-from pipeline.runtime.stage_inputs import Inputs
+from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.students.params import StudentParams, TrainingParams
 from pipeline.training.data_parallel import (
-    for_own_share,
-    parallel,
-    predict_together,
-    seed_apart,
-    share,
-    whole,
+    gather_rows,
+    local_rows,
+    predict_distributed,
+    scale_for_ddp,
+    seed_rank,
+    wrap_ddp,
 )
-from pipeline.training.divergence import StepLosses
+from pipeline.training.divergence import LossMonitor
 from pipeline.training.optimisation import Optimisation, batches
-from pipeline.training.resume import SCRATCH, Progress, fingerprint
+from pipeline.training.resume import SCRATCH, ResumeState, fingerprint
 from pipeline.views.loader import Batch
 
 #: (student_logits [B, C], teacher_logits [B, C], labels [B], kept [B, C] or None, epoch counted
@@ -81,8 +87,8 @@ def run(
     params: TrainingParams,
     dataset: Dataset,
     lesson: Lesson,
-    group: Group,
-    given: Inputs,
+    group: ProcessGroup,
+    given: StageInputs,
 ) -> None:
     """Build a student's network, train it, and write its model, predictions, metrics and history.
 
@@ -98,10 +104,10 @@ def run(
     """
     device = default_device()
     torch.manual_seed(params.seed)
-    with group.leader_first():
-        description = checkpoint.describe(student.family, student.network, dataset)
+    with group.main_process_first():
+        description = checkpoint.model_spec(student.family, student.network, dataset)
         network, spec = checkpoint.build(description).to(device), description.input
-    if group.leads:
+    if group.is_main:
         print(f"{lesson.kind[:-1]} {name}: {student.family}, {student.network.name}", flush=True)
     inputs = {
         "network": asdict(description),
@@ -110,8 +116,8 @@ def run(
         **lesson.inputs,
     }
     scratch = SCRATCH / lesson.kind / name
-    with reserved(scratch) if group.leads else nullcontext(), group.together():
-        progress = Progress(scratch, fingerprint(inputs, device, group), group)
+    with exclusive(scratch) if group.is_main else nullcontext(), group.report_peer_failure():
+        progress = ResumeState(scratch, fingerprint(inputs, device, group), group)
         trained = train(network, spec, params, dataset, lesson, device, group, progress)
 
         validation, test = dataset.splits["validation"], dataset.splits["test"]
@@ -119,7 +125,7 @@ def run(
         network.load_state_dict(trained.best_state)
         validation_logits, best_validation = evaluate(network, spec, validation, device, group)
         test_logits, best = evaluate(network, spec, test, device, group)
-        if not group.leads:
+        if not group.is_main:
             return
 
         given.check()
@@ -140,7 +146,7 @@ def run(
                 **{f"last_epoch_{key}": value for key, value in last.items()},
                 **best_validation,
                 "best_epoch": trained.best_epoch,
-                **cost(network, spec),
+                **count_parameters_and_macs(network, spec),
                 "size_bytes": (model / WEIGHTS).stat().st_size,
             },
         )
@@ -162,7 +168,7 @@ class Course:
     lesson: Lesson
     labels: Tensor  # [N] of the split, on the device
     device: torch.device
-    group: Group = ALONE
+    group: ProcessGroup = SINGLE_PROCESS
 
     def step(self, samples: np.ndarray, batch: Batch, view: int, epoch: int) -> Tensor:
         """Learn from one global batch; returns its loss, on the device.
@@ -174,9 +180,9 @@ class Course:
         inputs = self.spec.apply(batch.pixels)
         with training_autocast(self.device):
             own_logits = self.forward(inputs)
-        logits = whole(own_logits.float(), len(samples), self.group)
+        logits = gather_rows(own_logits.float(), len(samples), self.group)
         loss = self.loss(logits, samples, batch, view, epoch)
-        self.optimisation.step(for_own_share(loss, self.group))
+        self.optimisation.step(scale_for_ddp(loss, self.group))
         return loss.detach()
 
     def loss(
@@ -192,8 +198,8 @@ class Course:
         partners = weights = None
         if batch.partners is not None:
             own_partners = to_device(batch.partners, device)
-            partners = self.labels[whole(own_partners, len(samples), self.group)]
-            weights = whole(batch.weights, len(samples), self.group)
+            partners = self.labels[gather_rows(own_partners, len(samples), self.group)]
+            weights = gather_rows(batch.weights, len(samples), self.group)
         loss = lesson.hard_label_weight * label_loss(
             logits, targets, partners, weights, label_smoothing=lesson.label_smoothing
         )
@@ -212,8 +218,8 @@ def train(
     dataset: Dataset,
     lesson: Lesson,
     device: torch.device,
-    group: Group = ALONE,
-    progress: Progress | None = None,
+    group: ProcessGroup = SINGLE_PROCESS,
+    progress: ResumeState | None = None,
 ) -> Trained:
     """Train in place; the network ends with the last epoch's weights, or their average where
     `ema_decay` asks for one.
@@ -229,31 +235,31 @@ def train(
     steps = len(batches(chosen, params.batch_size))
     optimisation = Optimisation(network, params, steps)
     depthwise_in_float32(network, device)
-    forward = compiled(parallel(network, group), device, params.epochs * steps)
+    forward = compiled(wrap_ddp(network, group), device, params.epochs * steps)
     course = Course(forward, spec, optimisation, lesson, labels, device, group)
-    seed_apart(params.seed, group)
+    seed_rank(params.seed, group)
     trained = Trained([], 0, {})
     if progress is not None and (state := progress.load()) is not None:
         network.load_state_dict(state["network"])
         optimisation.load_state_dict(state["optimisation"])
         trained = Trained(**state["trained"])
-        if group.leads:
+        if group.is_main:
             print(f"  resumes after epoch {len(trained.history)} of {params.epochs}", flush=True)
     log = EpochLog(params.epochs)
     for epoch in range(len(trained.history) + 1, params.epochs + 1):
         view = lesson.view_of_epoch(epoch - 1)
         order = chosen[permutation(len(chosen), params.seed, epoch)]
         parts = batches(order, params.batch_size)
-        own_batches = lesson.batches(view, [share(samples, group) for samples in parts])
-        if group.leads:
+        own_batches = lesson.batches(view, [local_rows(samples, group) for samples in parts])
+        if group.is_main:
             own_batches = bar(own_batches, f"epoch {epoch}", total=len(parts))
-        losses = StepLosses(
+        losses = LossMonitor(
             "the training loss",
             epoch,
             optimisation.learning_rate,
             steps=steps,
             device=device,
-            tells=group.leads,
+            tells=group.is_main,
             kept=None if progress is None else progress.folder,
             advice="Set a lower `learning_rate` for this student, or more `warmup_epochs`.",
         )
@@ -285,7 +291,7 @@ def train(
                     "trained": vars(trained),
                 }
             )
-        if group.leads:
+        if group.is_main:
             log.line(epoch, train_loss=train_loss, validation_accuracy=accuracy, validation_nll=nll)
     if optimisation.evaluated is not network:
         network.load_state_dict(optimisation.evaluated.state_dict())
@@ -334,12 +340,12 @@ def evaluate(
     spec: InputSpec,
     split: AnySplit,
     device: torch.device,
-    group: Group = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> tuple[Tensor, dict[str, float]]:
     """Logits [N, num_classes] and measures of a split, its images without
     augmentation; on every rank."""
-    logits = predict_together(network, spec, split, device=device, group=group)
-    return logits, measures(logits, torch.from_numpy(split.labels), split.name)
+    logits = predict_distributed(network, spec, split, device=device, group=group)
+    return logits, classification_metrics(logits, torch.from_numpy(split.labels), split.name)
 
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:

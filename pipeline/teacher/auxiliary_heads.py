@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import Description
+from pipeline.models.checkpoint import ModelSpec
 
 
 @contextmanager
-def heads(network: nn.Module, description: Description) -> Iterator[None]:
+def heads(network: nn.Module, description: ModelSpec) -> Iterator[None]:
     """While open, the network has the auxiliary heads that its family gives it, if any. To be
     opened before an optimiser takes the parameters."""
     family = checkpoint.family_module(description.family)

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.models.checkpoint import (
-    Description,
+    ModelSpec,
     _first_line,
     build,
-    build_whole,
+    build_from_file,
     family_module,
     load_state,
 )
@@ -36,7 +36,7 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 _COUNTERS = ("n_averaged",)  # of torch.optim.swa_utils.AveragedModel
 
 
-def bring(description: Description, path: Path) -> nn.Module:
+def load_foreign(description: ModelSpec, path: Path) -> nn.Module:
     """The network with the weights of a file made elsewhere, or the network that the file is.
 
     Raises:
@@ -44,12 +44,12 @@ def bring(description: Description, path: Path) -> nn.Module:
     """
     _check_is_file(path)
     family = family_module(description.family)
-    if not hasattr(family, "build_whole"):
+    if not hasattr(family, "build_from_file"):
         network = build(description)
         load_foreign_weights(network, path)
         return network
     try:
-        return build_whole(description, family.read_whole(path))
+        return build_from_file(description, family.read_file(path))
     except UserError as error:
         raise UserError(f"`{path}`: {error}") from None
 

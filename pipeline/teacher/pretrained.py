@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import Description
+from pipeline.models.checkpoint import ModelSpec
 from pipeline.runtime.errors import UserError
 from pipeline.teacher.imagenet_classes import WORDNET_IDS
 
 
-def load(description: Description) -> tuple[nn.Module, Description]:
+def load(description: ModelSpec) -> tuple[nn.Module, ModelSpec]:
     """The network with its published weights, on the CPU; the description names the classes of the
     pretraining that its logits are for, or None where the last layer is new (from torch's global
     generator).
@@ -77,7 +77,7 @@ def _plain(name: str) -> str:
     return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
 
 
-def last_layer(description: Description) -> frozenset[str]:
+def last_layer(description: ModelSpec) -> frozenset[str]:
     """Keys of the tensors that have one row for each class."""
     with torch.random.fork_rng(devices=[]):
         own, other = (
@@ -87,6 +87,6 @@ def last_layer(description: Description) -> frozenset[str]:
     return frozenset(key for key, shape in own.items() if shape != other[key])
 
 
-def _shapes(description: Description) -> Mapping[str, torch.Size]:
+def _shapes(description: ModelSpec) -> Mapping[str, torch.Size]:
     state: Mapping[str, Tensor] = checkpoint.build(description).state_dict()
     return {key: value.shape for key, value in state.items()}

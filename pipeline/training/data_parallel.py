@@ -13,14 +13,14 @@ from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.compute.distributed import Group
+from pipeline.compute.distributed import ProcessGroup
 from pipeline.data.prepared.dataset import AnySplit
 from pipeline.models.checkpoint import InputSpec
 from pipeline.models.evaluation import BATCH_SIZE, predict_all
 from pipeline.runtime.derived_random import hash64
 
 
-def parallel(network: nn.Module, group: Group) -> nn.Module:
+def wrap_ddp(network: nn.Module, group: ProcessGroup) -> nn.Module:
     """The network as every rank calls it in training: its gradients are averaged over the ranks.
 
     Changes its batch norms in place to synchronised ones, with the same state dict.
@@ -35,18 +35,18 @@ def parallel(network: nn.Module, group: Group) -> nn.Module:
     return DistributedDataParallel(network)
 
 
-def seed_apart(seed: int, group: Group) -> None:
+def seed_rank(seed: int, group: ProcessGroup) -> None:
     """Give every rank but the first random numbers of its own, for dropout."""
-    if not group.leads:
+    if not group.is_main:
         torch.manual_seed(int(hash64(seed, group.rank) >> np.uint64(1)))
 
 
-def share(samples: np.ndarray, group: Group) -> np.ndarray:
+def local_rows(samples: np.ndarray, group: ProcessGroup) -> np.ndarray:
     """This rank's part of a global batch; none of it where it has fewer samples than ranks."""
     return np.array_split(samples, group.size)[group.rank]
 
 
-def whole(own: Tensor, count: int, group: Group) -> Tensor:
+def gather_rows(own: Tensor, count: int, group: ProcessGroup) -> Tensor:
     """The rows of a global batch of `count` samples, of which this rank has computed its share.
 
     Its own rows keep their gradient, those of others have none.
@@ -62,14 +62,19 @@ def whole(own: Tensor, count: int, group: Group) -> Tensor:
     return torch.cat([rows[:start], own, rows[stop:]])
 
 
-def for_own_share(loss: Tensor, group: Group) -> Tensor:
+def scale_for_ddp(loss: Tensor, group: ProcessGroup) -> Tensor:
     """The loss of the whole batch, of which each rank differentiates its own rows: times the
     number of ranks, so that the average of their gradients is the gradient of the loss."""
     return loss * group.size if group.size > 1 else loss
 
 
-def predict_together(
-    network: nn.Module, spec: InputSpec, split: AnySplit, *, device: torch.device, group: Group
+def predict_distributed(
+    network: nn.Module,
+    spec: InputSpec,
+    split: AnySplit,
+    *,
+    device: torch.device,
+    group: ProcessGroup,
 ) -> Tensor:
     """`predict_all`, every image once, on every rank: in the batches of one process, shared."""
     if group.size == 1:

@@ -15,7 +15,7 @@ from pipeline.runtime.errors import UserError
 _EVERY = 50  # steps between two looks at a device that computes on its own: each waits for it
 
 
-class StepLosses:
+class LossMonitor:
     """The losses of one epoch. One process tells of a loss that is not finite; the others go on to
     where they wait for it, and end with it."""
 

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from pipeline.compute.device import computes_in_bfloat16
-from pipeline.compute.distributed import Group
+from pipeline.compute.distributed import ProcessGroup
 from pipeline.compute.provenance import device_name, loaded_code
 from pipeline.runtime.files import canonical_json, write_bytes
 
 SCRATCH = Path(".scratch/training")
 
 
-def fingerprint(inputs: Mapping[str, Any], device: torch.device, group: Group) -> str:
+def fingerprint(inputs: Mapping[str, Any], device: torch.device, group: ProcessGroup) -> str:
     """Of the inputs, and of whatever else moves a training's last bits.
 
     Args:
@@ -50,17 +50,17 @@ def fingerprint(inputs: Mapping[str, Any], device: torch.device, group: Group) -
     return hashlib.sha256(canonical_json(defining).encode()).hexdigest()
 
 
-class Progress:
+class ResumeState:
     """Where one training keeps its state: a file that rank 0 writes and reads for all."""
 
-    def __init__(self, folder: Path, name: str, group: Group):
+    def __init__(self, folder: Path, name: str, group: ProcessGroup):
         """Args: folder: of this training alone; name: the fingerprint."""
         self.folder, self._path, self._group = folder, folder / f"{name}.state", group
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replace the state by that of one more epoch: on disk, whole, when this returns."""
         states = self._group.gather(_random_states())
-        if self._group.leads:
+        if self._group.is_main:
             content = io.BytesIO()
             torch.save({**state, "random": states}, content)
             digest = hashlib.sha256(content.getbuffer()).digest()
@@ -71,14 +71,14 @@ class Progress:
 
         Removes what other inputs or other code left here.
         """
-        state = self._group.broadcast(self._read() if self._group.leads else None)
+        state = self._group.broadcast(self._read() if self._group.is_main else None)
         if state is not None:
             _set_random_states(state.pop("random")[self._group.rank])
         return state
 
     def remove(self) -> None:
         """When the training has ended well."""
-        if self._group.leads:
+        if self._group.is_main:
             self._path.unlink(missing_ok=True)
 
     def _read(self) -> dict[str, Any] | None:

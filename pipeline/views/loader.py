@@ -26,14 +26,14 @@ from pipeline.runtime.errors import UserError
 # Imported here, not where they are first used: `loaded_code` fingerprints the loaded modules.
 from pipeline.views import rand_augment, resampling  # noqa: F401
 from pipeline.views.plan import (
-    Mixing,
-    Policy,
+    MixPlan,
+    ViewPolicy,
+    apply_mix,
     apply_views,
-    boxes,
-    mirrored,
-    mix,
-    mixing,
+    crop_boxes,
+    flips,
     photometry,
+    plan_mix,
 )
 
 RESIZED_CROP = "random_resized_crop"
@@ -52,7 +52,7 @@ class _Request:
     """What it takes to make one batch of a view."""
 
     samples: np.ndarray  # [B]
-    mixing: Mixing | None
+    plan_mix: MixPlan | None
 
     @property
     def everyone(self) -> np.ndarray:
@@ -67,13 +67,13 @@ class _Request:
             return Batch(self.samples, pixels)
         own, others = pixels.tensor_split(2)
         weights = to_device(self.mixing.weights, pixels.device)
-        mixed = mix(own, others, self.mixing)
+        mixed = apply_mix(own, others, self.mixing)
         return Batch(self.samples, mixed, self.mixing.partners, weights)
 
 
-def view_of(
+def make_view(
     images: Tensor,
-    policy: Policy,
+    policy: ViewPolicy,
     seed: int,
     view: int,
     samples: np.ndarray,
@@ -85,7 +85,7 @@ def view_of(
         images: [N, C, S, S] uint8, all of the split's, on the device or on the host.
         samples: [B] sample numbers.
     """
-    plan = mixing(policy, seed, view, samples, len(images), images.shape[-1])
+    plan = plan_mix(policy, seed, view, samples, len(images), images.shape[-1])
     request = _Request(samples, plan)
     chosen = images[to_device(request.everyone, images.device)]
     if chosen.device.type != torch.device(device).type:  # `cuda` and `cuda:0` are not equal
@@ -93,9 +93,9 @@ def view_of(
     return request.batch(apply_views(chosen, policy, seed, view, request.everyone))
 
 
-def views_of(
+def open_views(
     split: AnySplit,
-    policy: Policy,
+    policy: ViewPolicy,
     seed: int,
     device: torch.device,
     *,
@@ -122,7 +122,7 @@ class Views:
     """Every view of a split whose images are of the views' size and lie in memory: the device's,
     where at most half of what is free there holds them, and else the host's."""
 
-    def __init__(self, split: Split, policy: Policy, seed: int, device: torch.device):
+    def __init__(self, split: Split, policy: ViewPolicy, seed: int, device: torch.device):
         images = torch.from_numpy(split.images)
         self._images = images.to(device) if _fits(images, device) else images
         self._policy, self._seed, self._device = policy, seed, device
@@ -130,7 +130,7 @@ class Views:
     def batches(self, view: int, order: Sequence[np.ndarray]) -> Iterator[Batch]:
         """One view of the samples of each batch, in this order."""
         for samples in order:
-            yield view_of(self._images, self._policy, self._seed, view, samples, self._device)
+            yield make_view(self._images, self._policy, self._seed, view, samples, self._device)
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:
@@ -147,7 +147,7 @@ class EncodedViews:
     def __init__(
         self,
         split: EncodedSplit,
-        policy: Policy,
+        policy: ViewPolicy,
         seed: int,
         device: torch.device,
         num_workers: int,
@@ -163,7 +163,7 @@ class EncodedViews:
         """
         count, side = len(self._split), self._split.image_size
         requests = [
-            _Request(s, mixing(self._policy, self._seed, view, s, count, side)) for s in order
+            _Request(s, plan_mix(self._policy, self._seed, view, s, count, side)) for s in order
         ]
         decoded = self._decoded(view, [request.everyone for request in requests])
         for request, pixels in zip(requests, decoded, strict=True):
@@ -203,7 +203,7 @@ class _Decoder:
     """One view's decoded pixels, for a worker process: indexed with a batch's sample numbers."""
 
     split: EncodedSplit
-    policy: Policy
+    policy: ViewPolicy
     seed: int
     view: int
 
@@ -211,10 +211,10 @@ class _Decoder:
         """[B, C, S, S] uint8; or what is wrong, for the parent to raise without a traceback."""
         split, side = self.split, self.split.image_size
         sizes = split.sizes[samples].astype(np.int64)  # [B, 2]
-        parts, flips = clean_boxes(sizes, side), np.zeros(len(samples), bool)
+        parts, flipped = clean_boxes(sizes, side), np.zeros(len(samples), bool)
         if self.policy.geometry == RESIZED_CROP:
-            parts = boxes(self.policy, self.seed, self.view, samples, sizes)
-            flips = mirrored(self.policy, self.seed, self.view, samples)
+            parts = crop_boxes(self.policy, self.seed, self.view, samples, sizes)
+            flipped = flips(self.policy, self.seed, self.view, samples)
         pixels = np.empty((len(samples), split.channels, side, side), np.uint8)
         for row, sample in enumerate(samples.tolist()):
             content = split.content(sample)
@@ -226,7 +226,7 @@ class _Decoder:
                     f"decoded, sample {sample} ({error}); expected it as `prepare` wrote it. "
                     f"Remove `{split.directory}` and run `{AGAIN}`."
                 )
-            pixels[row] = shown[:, :, ::-1] if flips[row] else shown
+            pixels[row] = shown[:, :, ::-1] if flipped[row] else shown
         return torch.from_numpy(pixels)
 
 

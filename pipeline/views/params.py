@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.runtime.params import Section
-from pipeline.views.plan import POLICIES, Policy
+from pipeline.views.plan import POLICIES, ViewPolicy
 
 #: How a view is cut out of its image.
 Geometry = Literal[tuple(POLICIES)]
@@ -63,10 +63,10 @@ class ViewsParams(Section):
         return self
 
     @property
-    def plan(self) -> Policy:
+    def plan(self) -> ViewPolicy:
         """How a view is made, all of it."""
         augmented, mixed = self.rand_augment, self.mix
-        return Policy(
+        return ViewPolicy(
             self.policy,
             (augmented.operations, augmented.magnitude) if augmented else None,
             (mixed.method, mixed.alpha) if mixed else None,

@@ -33,12 +33,12 @@ POLICIES: dict[str, int | None] = {
 
 
 @dataclass(frozen=True)
-class Policy:
+class ViewPolicy:
     """How a view is made: its geometry, then RandAugment, then a mix with another sample's view."""
 
     geometry: str  # one of POLICIES
     rand_augment: tuple[int, int] | None = None  # (operations, magnitude 0 ... 30)
-    mix: tuple[str, float] | None = None  # (mixup | cutmix, alpha of Beta(alpha, alpha))
+    apply_mix: tuple[str, float] | None = None  # (mixup | cutmix, alpha of Beta(alpha, alpha))
 
     def __str__(self) -> str:
         """As a store names it: `crop_flip`, `crop+rand_augment(2,9)+mixup(0.2)`."""
@@ -50,7 +50,7 @@ class Policy:
         return text
 
     @classmethod
-    def from_text(cls, text: str) -> Policy:
+    def parse(cls, text: str) -> ViewPolicy:
         """Raises: ValueError: not the text of any policy."""
         geometry, augmented = f"({'|'.join(POLICIES)})", r"(\+rand_augment\((\d+),(\d+)\))?"
         mixed = r"(\+(mixup|cutmix)\((\d+(?:\.\d+)?(?:e[+-]\d+)?)\))?"
@@ -115,13 +115,13 @@ def _uniform(numbers: np.ndarray) -> np.ndarray:
     return (numbers >> np.uint64(11)) * 2.0**-53
 
 
-def _below(numbers: np.ndarray, count: int | np.ndarray) -> np.ndarray:
+def _uniform_int(numbers: np.ndarray, count: int | np.ndarray) -> np.ndarray:
     """uint64 -> int64 in [0, count)."""
     return (numbers % np.asarray(count).astype(np.uint64)).astype(np.int64)
 
 
-def boxes(
-    policy: Policy, seed: int, view: int, samples: np.ndarray, sizes: np.ndarray
+def crop_boxes(
+    policy: ViewPolicy, seed: int, view: int, samples: np.ndarray, sizes: np.ndarray
 ) -> np.ndarray:
     """What `random_resized_crop` cuts out of each image, and resizes to the view's size.
 
@@ -154,8 +154,8 @@ def boxes(
     wide = np.where(found, wide, np.minimum(widths, np.rint(heights * 4 / 3).astype(np.int64)))
     high = np.where(found, high, np.minimum(heights, np.rint(widths * 4 / 3).astype(np.int64)))
     spare_rows, spare_columns = heights - high, widths - wide
-    top = np.where(found, _below(numbers[:, 2], spare_rows + 1), spare_rows // 2)
-    left = np.where(found, _below(numbers[:, 3], spare_columns + 1), spare_columns // 2)
+    top = np.where(found, _uniform_int(numbers[:, 2], spare_rows + 1), spare_rows // 2)
+    left = np.where(found, _uniform_int(numbers[:, 3], spare_columns + 1), spare_columns // 2)
     return np.stack([top, left, high, wide], 1)
 
 
@@ -168,14 +168,14 @@ def _exp(x: np.ndarray) -> np.ndarray:
     return total
 
 
-def mirrored(policy: Policy, seed: int, view: int, samples: np.ndarray) -> np.ndarray:
+def flips(policy: ViewPolicy, seed: int, view: int, samples: np.ndarray) -> np.ndarray:
     """[B] bool: whether the view is mirrored, of `random_resized_crop`, every other one."""
     assert policy.geometry == "random_resized_crop"
     return _numbers(_MIRROR, seed, view, samples, 1)[0] % 2 == 1
 
 
 def apply_views(
-    images: Tensor, policy: Policy, seed: int, view: int, samples: np.ndarray
+    images: Tensor, policy: ViewPolicy, seed: int, view: int, samples: np.ndarray
 ) -> Tensor:
     """One view of each image: geometry and RandAugment. `mix` is another step, for it needs the
     views of other samples.
@@ -190,15 +190,17 @@ def apply_views(
     return photometry(_geometry(images, policy, seed, view, samples), policy, seed, view, samples)
 
 
-def _geometry(images: Tensor, policy: Policy, seed: int, view: int, samples: np.ndarray) -> Tensor:
+def _geometry(
+    images: Tensor, policy: ViewPolicy, seed: int, view: int, samples: np.ndarray
+) -> Tensor:
     if policy.geometry == "none":
         return images
     if policy.geometry == "random_resized_crop":
         from pipeline.views.resampling import resize_boxes  # noqa: PLC0415
 
         size = images.shape[-1]
-        cut = boxes(policy, seed, view, samples, np.full((len(samples), 2), size))
-        flip = mirrored(policy, seed, view, samples)
+        cut = crop_boxes(policy, seed, view, samples, np.full((len(samples), 2), size))
+        flip = flips(policy, seed, view, samples)
         return resize_boxes(images, cut, flip, size)
     entries = view_entries(policy.geometry, seed, view, samples)
     flip, shift = np.divmod(entries, _SHIFTS**2)  # `crop` has no entry that flips
@@ -243,7 +245,9 @@ def _windows_at_once(padded: Tensor, top: np.ndarray, left: np.ndarray, flip: np
     return torch.where(flip[:, None, None, None] > 0, views.flip(3), views)
 
 
-def photometry(pixels: Tensor, policy: Policy, seed: int, view: int, samples: np.ndarray) -> Tensor:
+def photometry(
+    pixels: Tensor, policy: ViewPolicy, seed: int, view: int, samples: np.ndarray
+) -> Tensor:
     """What comes after the geometry: RandAugment, operation by operation, each of any of the 14.
 
     Args:
@@ -259,24 +263,26 @@ def photometry(pixels: Tensor, policy: Policy, seed: int, view: int, samples: np
     count, magnitude = policy.rand_augment
     numbers = _numbers(_RAND_AUGMENT, seed, view, samples, 2 * count)
     for operation, sign in zip(numbers[::2], numbers[1::2], strict=True):
-        signs = 1 - 2 * _below(sign, 2)
-        operations = _below(operation, len(OPERATIONS))
+        signs = 1 - 2 * _uniform_int(sign, 2)
+        operations = _uniform_int(operation, len(OPERATIONS))
         pixels = apply(pixels, operations, signs, magnitude)
     return pixels
 
 
 @dataclass(frozen=True)
-class Mixing:
+class MixPlan:
     """Which views are mixed, and how: of mixup by weight, of cutmix by area."""
 
     partners: np.ndarray  # [B] int64, sample numbers
     weights: np.ndarray  # [B] float32, the share of the sample itself, and of its label
-    boxes: np.ndarray | None  # cutmix: [B, 4] int64, top, left, bottom, right: the partner's pixels
+    crop_boxes: (
+        np.ndarray | None
+    )  # cutmix: [B, 4] int64, top, left, bottom, right: the partner's pixels
 
 
-def mixing(
-    policy: Policy, seed: int, view: int, samples: np.ndarray, num_samples: int, image_size: int
-) -> Mixing | None:
+def plan_mix(
+    policy: ViewPolicy, seed: int, view: int, samples: np.ndarray, num_samples: int, image_size: int
+) -> MixPlan | None:
     """The partners of a view's samples; None for a policy that does not mix.
 
     A partner is any other sample of the split. The share of the sample itself follows
@@ -292,19 +298,19 @@ def mixing(
     from scipy.special import betaincinv  # noqa: PLC0415
 
     method, alpha = policy.mix
-    others = _below(_numbers(_PARTNER, seed, view, samples, 1)[0], max(1, num_samples - 1))
+    others = _uniform_int(_numbers(_PARTNER, seed, view, samples, 1)[0], max(1, num_samples - 1))
     partners = (samples + 1 + others) % num_samples
     shares = betaincinv(alpha, alpha, _uniform(_numbers(_WEIGHT, seed, view, samples, 1)[0]))
     if method == "mixup":
-        return Mixing(partners, (np.rint(256 * shares) / 256).astype(np.float32), None)
+        return MixPlan(partners, (np.rint(256 * shares) / 256).astype(np.float32), None)
     half = (image_size * np.sqrt(1 - shares)).astype(np.int64) // 2
-    centres = _below(_numbers(_CENTRE, seed, view, samples, 2), image_size)  # [2, B]
+    centres = _uniform_int(_numbers(_CENTRE, seed, view, samples, 2), image_size)  # [2, B]
     begin, end = np.maximum(0, centres - half), np.minimum(image_size, centres + half)
     left = 1 - (end - begin).prod(0) / image_size**2
-    return Mixing(partners, left.astype(np.float32), np.concatenate([begin, end]).T)
+    return MixPlan(partners, left.astype(np.float32), np.concatenate([begin, end]).T)
 
 
-def mix(pixels: Tensor, partner_pixels: Tensor, mixing: Mixing) -> Tensor:
+def apply_mix(pixels: Tensor, partner_pixels: Tensor, mixing: MixPlan) -> Tensor:
     """Views and their partners' views, [B, C, S, S] uint8 each, mixed."""
     import torch  # noqa: PLC0415
 

@@ -115,7 +115,7 @@ def test_answers_are_those_of_the_teachers_to_the_pixels_that_the_student_sees(w
     lesson, dataset = lesson_of(workshop, run)
     samples = np.random.default_rng(0).permutation(len(dataset.splits["train"]))[:8]
     teachers = [
-        study.checkpoint.load(workshop.root / cache.folder / "models/teacher", made_by="-")
+        study.checkpoint.load(workshop.root / cache.folder / "models/teacher", produced_by="-")
         for cache in run.caches
     ]
     for epoch in range(3):
@@ -164,7 +164,10 @@ def test_a_sparse_cache_holds_what_the_stage_would_write(workshop, project):
     assert study.bytes_per_view(ours) == study.bytes_per_view(theirs)
     for view in range(4):
         for t in (1.0, 4.0):
-            rows, expected = ours.at(t).gather(view, samples), theirs.at(t).gather(view, samples)
+            rows, expected = (
+                ours.decoded_at(t).gather(view, samples),
+                theirs.decoded_at(t).gather(view, samples),
+            )
             assert np.array_equal(rows.kept, expected.kept)
             np.testing.assert_allclose(rows.logits, expected.logits, atol=5e-3)
 

@@ -69,7 +69,7 @@ def test_every_benchmark_can_be_imported(path):
 
 def small_loop(soft_targets) -> Loop:
     dataset = loops.noise(40, 16, 3)
-    lesson = loops.cached(loops.views_of(dataset, CPU), soft_targets)
+    lesson = loops.cached(loops.training_views(dataset, CPU), soft_targets)
     return Loop("cifar_resnet", "resnet8", dataset, lesson, 16, CPU)
 
 
@@ -90,7 +90,7 @@ def test_a_loop_takes_the_steps_that_it_is_asked_for():
 
 def test_a_live_teacher_answers_for_the_views_of_its_own_step():
     dataset = loops.noise(32, 16, 3)
-    views = loops.views_of(dataset, CPU)
+    views = loops.training_views(dataset, CPU)
     teacher = loops.Teacher("cifar_resnet", "resnet8", dataset, CPU)
     order = [np.arange(16), np.arange(16, 32)]
     lesson = loops.online(views, teacher)

@@ -21,10 +21,10 @@ from test_encoded import encoded_params, write_pictures
 
 from pipeline.commands import predict
 from pipeline.data.prepared.dataset import EncodedSplit, open_dataset
-from pipeline.export.onnx_model import Card
+from pipeline.export.onnx_model import OnnxMetadata
 from pipeline.runtime.errors import UserError
-from pipeline.views.loader import views_of
-from pipeline.views.plan import Policy
+from pipeline.views.loader import open_views
+from pipeline.views.plan import ViewPolicy
 
 MODEL = "models/exported/small.onnx"
 
@@ -115,10 +115,10 @@ def write_odd_images(root: Path) -> None:
 @pytest.mark.parametrize("channels", [3, 1])
 def test_any_file_becomes_the_pixels_that_the_pipeline_makes_of_it(folder, reading, side, channels):
     write_odd_images(folder / "images")
-    split = prepare(**reading, channels=channels).at(side).splits["train"]
-    views = views_of(split, Policy("none"), 0, torch.device("cpu"), num_workers=0)
+    split = prepare(**reading, channels=channels).resized(side).splits["train"]
+    views = open_views(split, ViewPolicy("none"), 0, torch.device("cpu"), num_workers=0)
     (batch,) = views.batches(0, [np.arange(len(split))])
-    card = Card("mine", "-", ["a", "b"], 18, channels, side, reading)
+    card = OnnxMetadata("mine", "-", ["a", "b"], 18, channels, side, reading)
     assert len(split) >= 6
     for sample_id, expected in zip(split.sample_ids, batch.pixels.numpy(), strict=True):
         found = predict.square((folder / "images" / sample_id).read_bytes(), card)

@@ -49,7 +49,7 @@ def tamper(name: str, change) -> None:
 
 
 def test_inspect_prints_what_a_store_is(project, top_k):
-    index = read_json(STORE / "store.json", made_by="-")
+    index = read_json(STORE / "store.json", produced_by="-")
     result = store_command("inspect")
     assert result.returncode == 0, result.stderr
     printed = result.stdout

@@ -12,7 +12,7 @@ import yaml
 from conftest import run_stage, write_params
 from safetensors.numpy import load_file, save_file
 
-from pipeline.comparison.compare import Answers, compare, pareto_front, within_noise
+from pipeline.comparison.compare import Predictions, compare, pareto_front, within_noise
 from pipeline.comparison.report.summary import gain_sentence, sentences
 from pipeline.comparison.statistics import holm, mcnemar
 from pipeline.data.prepared.dataset import open_dataset
@@ -28,7 +28,7 @@ def read(path: str) -> dict:
     return json.loads(Path(path).read_text("utf-8"))
 
 
-def answers(name: str, role: str, accuracy: float, seed: int, parameters: int = 100) -> Answers:
+def answers(name: str, role: str, accuracy: float, seed: int, parameters: int = 100) -> Predictions:
     """A network that is right on so many of the images, chosen by the seed."""
     rng = np.random.default_rng(seed)
 
@@ -38,7 +38,7 @@ def answers(name: str, role: str, accuracy: float, seed: int, parameters: int = 
         scores[np.arange(len(labels)), (labels + wrong) % CLASSES] += 5
         return scores
 
-    return Answers(
+    return Predictions(
         name=name,
         role=role,
         validation=logits(LABELS["validation"]),
@@ -53,7 +53,7 @@ TEACHER = answers("teacher", "teacher", 0.95, 1, parameters=1000)
 NAMES = ["ant", "bee", "cat", "dog"]
 
 
-def compared(**students: tuple[Answers, Answers]):
+def compared(**students: tuple[Predictions, Predictions]):
     return compare(TEACHER, students, LABELS, NAMES)
 
 

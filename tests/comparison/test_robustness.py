@@ -15,7 +15,7 @@ from torch import nn
 from pipeline.comparison.measurement import corruptions
 from pipeline.comparison.measurement.corruptions import CORRUPTIONS, SEVERITIES, corrupted
 from pipeline.comparison.report.summary import robust_sentence
-from pipeline.comparison.robustness import Decisions, compare_robustness, robustness
+from pipeline.comparison.robustness import CorruptionPredictions, compare_robustness, robustness
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.data.prepared.image_decoding import clean_boxes, decode_view
 from pipeline.models import checkpoint
@@ -32,9 +32,9 @@ PLACES = ("teacher", "students/small", "baselines/small")
 RNG = np.random.default_rng(0)
 
 
-def invented(right: np.ndarray, labels: np.ndarray) -> Decisions:
+def invented(right: np.ndarray, labels: np.ndarray) -> CorruptionPredictions:
     """Decisions that are right where `right` [K, S, N] says so; clean all are right."""
-    return Decisions(labels, np.where(right, labels, labels + 1))
+    return CorruptionPredictions(labels, np.where(right, labels, labels + 1))
 
 
 def comparison() -> dict:
@@ -45,7 +45,7 @@ def test_shares_by_hand():
     """2 corruptions at 1 severity, 4 images: one of 4 and three of 4 are right."""
     labels = np.array([0, 1, 2, 3])
     corrupt = np.array([[[0, 0, 0, 0]], [[0, 1, 2, 0]]])
-    found = robustness(Decisions(np.array([0, 1, 2, 0]), corrupt), labels)
+    found = robustness(CorruptionPredictions(np.array([0, 1, 2, 0]), corrupt), labels)
     assert found.clean == 0.75
     assert found.table.tolist() == [[0.25], [0.75]]
     assert found.shares.tolist() == [1, 0.5, 0.5, 0]
@@ -54,7 +54,7 @@ def test_shares_by_hand():
 
 
 def test_a_network_that_is_never_right_clean_has_no_relative_robustness():
-    found = robustness(Decisions(np.array([1]), np.zeros((1, 1, 1))), np.array([0]))
+    found = robustness(CorruptionPredictions(np.array([1]), np.zeros((1, 1, 1))), np.array([0]))
     assert (found.clean, found.relative) == (0, None)
 
 
@@ -98,7 +98,7 @@ def test_the_summary_says_in_words_whether_students_became_more_robust(gains, ex
 
 @pytest.mark.parametrize("place", PLACES)
 def test_decisions_are_those_of_the_network_for_the_corrupted_test_images(project, place):
-    network, description = checkpoint.load(Path("models") / place, made_by="-")
+    network, description = checkpoint.load(Path("models") / place, produced_by="-")
     test = open_dataset().splits["test"]
     found = load_file(FOLDER / f"{place}.safetensors")
     assert found["samples"].tolist() == list(range(len(test)))

@@ -20,14 +20,14 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from pipeline.data.prepared.dataset import open_dataset
-from pipeline.export.onnx_model import Card, Exported
+from pipeline.export.onnx_model import OnnxMetadata, OnnxStudent
 from pipeline.export.to_onnx import OPSET, to_onnx
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import Description, InputSpec
+from pipeline.models.checkpoint import InputSpec, ModelSpec
 from pipeline.models.evaluation import predict
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
-from pipeline.stages.export import TOLERANCE, compared, rounding
+from pipeline.stages.export import TOLERANCE, float32_error, verify_logits
 
 FILE, METRICS = Path("models/exported/small.onnx"), Path("metrics/export/small.json")
 STUDENT = Path("models/students/small")
@@ -66,8 +66,8 @@ def test_plain_onnxruntime_gives_the_students_predictions_of_the_test_images(her
 
 
 def test_the_metrics_are_what_was_measured(here):
-    metrics = read_json(METRICS, made_by="-")
-    student = read_json("metrics/students/small.json", made_by="-")
+    metrics = read_json(METRICS, produced_by="-")
+    student = read_json("metrics/students/small.json", produced_by="-")
     assert metrics == {
         "opset": 18,
         "size_bytes": FILE.stat().st_size,
@@ -88,7 +88,7 @@ def test_the_file_says_all_of_itself(here):
     assert metadata == {
         "teach_once_format_version": "1",
         "student": "small",
-        "fingerprint": checkpoint.fingerprint(STUDENT, made_by="-"),
+        "fingerprint": checkpoint.fingerprint(STUDENT, produced_by="-"),
         "class_names": '["ant", "bee", "cat"]',
         "opset": str(OPSET),
         "channels": "3",
@@ -154,15 +154,15 @@ def test_every_family_gives_pytorchs_logits_in_batches_of_any_size(
         pytest.importorskip("timm", reason="the extra `timm` is not installed")
     spec = InputSpec(channels, size, [0.4] * channels, [0.2] * channels)
     torch.manual_seed(0)
-    network = checkpoint.build(Description(family, name, options, list("abcde"), spec))
+    network = checkpoint.build(ModelSpec(family, name, options, list("abcde"), spec))
     views = torch.randint(0, 256, (64, channels, side, side), dtype=torch.uint8)
     with_statistics_of(network, spec.apply(views))
     expected = predict(network, spec, views).numpy()
     spread = np.ptp(expected, 0).max()
     assert spread > 1e-2  # the logits depend on the image
     reading = {"storage": "pixels", "image_size": side}
-    card = Card("mine", "-", list("abcde"), OPSET, channels, side, reading)
-    exported = Exported(to_onnx(network, spec, card), "mine.onnx", 1)
+    card = OnnxMetadata("mine", "-", list("abcde"), OPSET, channels, side, reading)
+    exported = OnnxStudent(to_onnx(network, spec, card), "mine.onnx", 1)
     assert exported.card == card
     for batch in (1, 7, 64):
         parts = [exported.logits(part.numpy()) for part in views.split(batch)]
@@ -196,7 +196,7 @@ def with_statistics_of(network: nn.Module, inputs: torch.Tensor) -> None:
     ],
 )
 def test_the_description_says_how_an_image_becomes_the_square(reading, words):
-    card = Card("mine", "-", ["a", "b"], OPSET, 3, 16, reading)
+    card = OnnxMetadata("mine", "-", ["a", "b"], OPSET, 3, 16, reading)
     assert words in card.in_words()
 
 
@@ -231,9 +231,9 @@ def odd_student(project, monkeypatch):
     monkeypatch.setitem(sys.modules, family.__name__, family)
 
     def make(kind: str) -> None:
-        _, description = checkpoint.load(STUDENT, made_by="-")
+        _, description = checkpoint.load(STUDENT, produced_by="-")
         torch.manual_seed(0)
-        odd = Description("otherwise", kind, {}, description.class_names, description.input)
+        odd = ModelSpec("otherwise", kind, {}, description.class_names, description.input)
         checkpoint.save(STUDENT, checkpoint.build(odd), odd)
 
     return make
@@ -284,28 +284,30 @@ def test_logits_that_float32_moves_far_may_differ_as_far_and_no_further():
     expected = np.array([[4.0, 1.0], [5.0, 2.0]], np.float32)
     found = expected + np.array([[0, 0], [0.03, 0]], np.float32)
     labels = np.array([0, 0])
-    figures = compared("mine", expected, found, labels, lambda: 0.01)
+    figures = verify_logits("mine", expected, found, labels, lambda: 0.01)
     assert figures["largest_difference"] == 3e-2
     with pytest.raises(UserError, match=r"of test image 1, the logit of class 0 is 5\.05 where"):
-        compared("mine", expected, found + np.float32([[0, 0], [0.02, 0]]), labels, lambda: 0.01)
+        verify_logits(
+            "mine", expected, found + np.float32([[0, 0], [0.02, 0]]), labels, lambda: 0.01
+        )
     with pytest.raises(UserError, match=r"of test image 1, the logit of class 0 is 5\.03 where"):
-        compared("mine", expected, found, labels, lambda: 0.0)
+        verify_logits("mine", expected, found, labels, lambda: 0.0)
 
 
 def test_how_far_float32_moves_logits_is_measured_against_float64(project):
-    network, description = checkpoint.load(STUDENT, made_by="-")
+    network, description = checkpoint.load(STUDENT, produced_by="-")
     dataset = open_dataset()
-    moved = rounding(network, description, dataset)
+    moved = float32_error(network, description, dataset)
     assert 0 < moved < 1e-4
     with torch.no_grad():  # a last layer that multiplies its errors
         network.fc.weight *= 1e4
-    assert rounding(network, description, dataset) > 100 * moved
+    assert float32_error(network, description, dataset) > 100 * moved
 
 
 def test_one_decision_may_differ_where_two_logits_are_as_good_as_equal():
     expected = np.array([[1, 0.9999], [2, 1], [0, 3]], np.float32)
     found = expected + np.array([[0, 0.0002], [0, 0], [0, 0]], np.float32)
-    figures = compared("mine", expected, found, np.array([0, 0, 0]), lambda: 0.0)
+    figures = verify_logits("mine", expected, found, np.array([0, 0, 0]), lambda: 0.0)
     assert figures == {
         "torch_accuracy": 2 / 3,
         "onnx_accuracy": 1 / 3,

@@ -10,8 +10,8 @@ from torch import nn
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import TEACHER, Description, InputSpec
-from pipeline.models.evaluation import cost, measures
+from pipeline.models.checkpoint import TEACHER, InputSpec, ModelSpec
+from pipeline.models.evaluation import classification_metrics, count_parameters_and_macs
 from pipeline.networks import cifar_resnet
 from pipeline.runtime.errors import UserError
 from pipeline.teacher import foreign_checkpoint
@@ -19,7 +19,7 @@ from pipeline.teacher import foreign_checkpoint
 SPEC = InputSpec(3, 16, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
 
 
-def describe(**changed: object) -> Description:
+def describe(**changed: object) -> ModelSpec:
     values = {
         "family": "cifar_resnet",
         "network": "resnet8",
@@ -27,14 +27,14 @@ def describe(**changed: object) -> Description:
         "class_names": ["a", "b", "c"],
         "input": SPEC,
     }
-    return Description(**(values | changed))
+    return ModelSpec(**(values | changed))
 
 
 def test_a_saved_network_is_rebuilt_with_its_answers(tmp_path):
     torch.manual_seed(0)
     network = checkpoint.build(describe())
     checkpoint.save(tmp_path, network, describe())
-    rebuilt, description = checkpoint.load(tmp_path, made_by="-")
+    rebuilt, description = checkpoint.load(tmp_path, produced_by="-")
     views = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
     assert description == describe()
     network.eval()
@@ -47,7 +47,7 @@ def test_other_weights_under_the_same_description_are_refused(tmp_path):
     other = cifar_resnet.build("resnet8", 3, 3)
     save_file(other.state_dict(), tmp_path / "weights.safetensors")
     with pytest.raises(UserError, match="is not the file that `network.json` beside it describes"):
-        checkpoint.load(tmp_path, made_by="-")
+        checkpoint.load(tmp_path, produced_by="-")
 
 
 def test_the_fingerprint_changes_with_weights_and_input(tmp_path):
@@ -60,7 +60,7 @@ def test_the_fingerprint_changes_with_weights_and_input(tmp_path):
             folder = tmp_path / f"{index}{seed}"
             folder.mkdir()
             checkpoint.save(folder, checkpoint.build(description), description)
-            prints.add(checkpoint.fingerprint(folder, made_by="-"))
+            prints.add(checkpoint.fingerprint(folder, produced_by="-"))
     assert len(prints) == 4
 
 
@@ -271,7 +271,9 @@ def test_a_network_that_does_not_answer_with_logits_is_refused(monkeypatch):
     ],
 )
 def test_parameters_and_macs_are_those_of_the_literature(network, parameters, macs):
-    measured = cost(cifar_resnet.build(network, 100, 3), InputSpec(3, 32, [0] * 3, [1] * 3))
+    measured = count_parameters_and_macs(
+        cifar_resnet.build(network, 100, 3), InputSpec(3, 32, [0] * 3, [1] * 3)
+    )
     assert measured["parameters"] == pytest.approx(parameters, abs=0.5e3)
     assert measured["macs"] == pytest.approx(macs, rel=2e-3)
 
@@ -279,7 +281,7 @@ def test_parameters_and_macs_are_those_of_the_literature(network, parameters, ma
 def test_measures_agree_with_torchmetrics():
     torch.manual_seed(0)
     logits, labels = torch.randn(500, 20), torch.randint(0, 20, (500,))
-    found = measures(logits, labels, "test")
+    found = classification_metrics(logits, labels, "test")
     for name, k in (("test_accuracy", 1), ("test_top5_accuracy", 5)):
         expected = multiclass_accuracy(logits, labels, 20, average="micro", top_k=k).item()
         assert found[name] == pytest.approx(expected, abs=1e-6)
@@ -289,11 +291,11 @@ def test_measures_agree_with_torchmetrics():
 
 def test_top5_of_fewer_than_five_classes_is_everything():
     logits, labels = torch.randn(10, 3), torch.randint(0, 3, (10,))
-    assert measures(logits, labels, "test")["test_top5_accuracy"] == 1
+    assert classification_metrics(logits, labels, "test")["test_top5_accuracy"] == 1
 
 
 def test_a_teacher_from_a_checkpoint_has_its_weights_and_is_not_trained(project):
-    source, _ = checkpoint.load(TEACHER, made_by="-")
+    source, _ = checkpoint.load(TEACHER, produced_by="-")
     with torch.no_grad():
         source.fc.weight.mul_(2)
         source.fc.bias.mul_(2)
@@ -301,7 +303,7 @@ def test_a_teacher_from_a_checkpoint_has_its_weights_and_is_not_trained(project)
     teacher = PARAMS["teacher"] | {"weights": "checkpoint", "checkpoint": "mine.pth"}
     write_params(project, PARAMS | {"teacher": teacher})
     run_stage("teacher")
-    loaded, _ = checkpoint.load(TEACHER, made_by="-")
+    loaded, _ = checkpoint.load(TEACHER, produced_by="-")
     assert torch.equal(loaded.fc.weight, source.fc.weight)
 
 

@@ -38,8 +38,8 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
 from pipeline.stages import soft_targets as stage
 from pipeline.store.format.schema import SHARD_SAMPLES, STORE
-from pipeline.views.loader import views_of
-from pipeline.views.plan import Policy
+from pipeline.views.loader import open_views
+from pipeline.views.plan import ViewPolicy
 
 VIEWS, SPLITS = 3, ("train", "validation", "test")
 IDENTITY = ("dataset_fingerprint", "policy", "seed", "image_size", "precision", "num_classes")
@@ -48,11 +48,11 @@ STUDENT = Path("models/students/small")
 
 def answers_of_the_network() -> dict[str, np.ndarray]:
     """By split, [views, N, C] float32: asked image by image as the stage asks, in its batches."""
-    network, description = checkpoint.load(TEACHER, made_by="-")
+    network, description = checkpoint.load(TEACHER, produced_by="-")
     answers = {}
     for name, split in open_dataset().splits.items():
-        policy = Policy("crop_flip" if name == "train" else "none")
-        views = views_of(split, policy, 7, torch.device("cpu"))
+        policy = ViewPolicy("crop_flip" if name == "train" else "none")
+        views = open_views(split, policy, 7, torch.device("cpu"))
         order = np.split(np.arange(len(split)), range(13, len(split), 13))
         answers[name] = np.stack(
             [
@@ -104,7 +104,7 @@ def write_csv(arrays: dict[str, np.ndarray]) -> str:
 
 def write_store(answers: dict[str, np.ndarray], **identity: object) -> str:
     """By the page of the format alone."""
-    dataset, index = open_dataset(), read_json(STORE / "store.json", made_by="-")
+    dataset, index = open_dataset(), read_json(STORE / "store.json", produced_by="-")
     said = {key: index[key] for key in IDENTITY} | {
         "teacher_fingerprint": "f" * 64,
         "encoding": "dense",
@@ -142,7 +142,7 @@ WRITERS = {
 @pytest.mark.parametrize("kind", WRITERS)
 def test_the_answers_of_a_network_teach_as_the_network_does(project, capsys, kind):
     expected, student = rows(), bytes_of(STUDENT)
-    measured = read_json("metrics/teacher.json", made_by="-")
+    measured = read_json("metrics/teacher.json", produced_by="-")
     teach_with(WRITERS[kind](answers_of_the_network()))
     run_stage("soft_targets")
     assert rows().tobytes() == expected.tobytes()
@@ -157,7 +157,7 @@ def test_the_answers_of_a_network_teach_as_the_network_does(project, capsys, kin
     assert head == "test accuracy 100.00%, logits without a network"
     assert row.split()[-4:] == ["-", "3.1", "M", "-"]  # no compression, no fewer MACs
 
-    metrics = read_json("metrics/teacher.json", made_by="-")
+    metrics = read_json("metrics/teacher.json", produced_by="-")
     costs = {"parameters", "macs", "size_bytes"}
     assert metrics.keys() == measured.keys() - costs
     for name in ("validation_accuracy", "test_accuracy", "test_top5_accuracy"):
@@ -170,10 +170,10 @@ def test_rows_are_encoded_as_this_project_says(project, kind):
     write = WRITERS[kind](answers_of_the_network())
     change_params("soft_targets", encoding="top_k", k=1)
     run_stage("soft_targets")
-    expected = opened().at(2.0).gather(1, np.arange(36))
+    expected = opened().decoded_at(2.0).gather(1, np.arange(36))
     teach_with(write)
     run_stage("soft_targets")
-    found = opened().at(2.0).gather(1, np.arange(36))
+    found = opened().decoded_at(2.0).gather(1, np.arange(36))
     assert np.array_equal(found.kept, expected.kept)
     # The tail's sums of a store's rows are those of numbers in float16.
     tolerance = 2e-3 if kind == "store" else 0
@@ -194,7 +194,7 @@ def test_the_page_shows_the_costs_of_networks_alone(project):
     assert "fewer</small>" not in page
     # No teacher was run for the cache.
     assert "teacher passes" not in summary + page
-    assert "cache" not in read_json("metrics/comparison.json", made_by="-")
+    assert "cache" not in read_json("metrics/comparison.json", produced_by="-")
     comparison = pd.read_csv("metrics/comparison.csv", index_col="model")
     assert np.isnan(comparison.loc["teacher", "parameters"])
     lines = Path("metrics/comparison.csv").read_text("utf-8").splitlines()
@@ -311,7 +311,7 @@ def test_other_logits_than_the_teachers_are_refused_until_it_is_made_again(proje
     answers = answers_of_the_network()
     path = WRITERS[kind](answers)
     teach_with(path)
-    fingerprint = checkpoint.fingerprint(TEACHER, made_by="-")
+    fingerprint = checkpoint.fingerprint(TEACHER, produced_by="-")
     answers["train"][2, 35, 1] += 1
     WRITERS[kind](answers)
     with pytest.raises(UserError) as refusal:
@@ -321,7 +321,7 @@ def test_other_logits_than_the_teachers_are_refused_until_it_is_made_again(proje
         "`dvc repro teacher`."
     )
     run_stage("teacher")
-    assert checkpoint.fingerprint(TEACHER, made_by="-") != fingerprint
+    assert checkpoint.fingerprint(TEACHER, produced_by="-") != fingerprint
     run_stage("soft_targets")
     assert np.array_equal(rows(), answers["train"].astype(np.float16))
 
@@ -556,7 +556,7 @@ def test_views_of_a_text_are_numbers_or_for_validation_and_test_nothing(project)
 def test_an_id_in_two_splits_needs_the_split(project):
     arrays = table(answers_of_the_network(), by_view=False)
     path = Path("data/prepared/test_ids.json")
-    ids = read_json(path, made_by="-")["sample_ids"]
+    ids = read_json(path, produced_by="-")["sample_ids"]
     twin = open_dataset().splits["train"].sample_ids[0]
     old, ids[0] = ids[0], twin
     path.write_text(json.dumps({"sample_ids": ids}), "utf-8")
@@ -849,7 +849,7 @@ def test_logits_are_no_students_network_and_no_network_to_load(project):
         run_stage("student", "small")
     teach_with(write_npz(table(answers_of_the_network())))
     with pytest.raises(UserError, match="`models/teacher` is no network, but the logits of `mine"):
-        checkpoint.load(TEACHER, made_by="-")
+        checkpoint.load(TEACHER, produced_by="-")
 
 
 def test_the_pages_python_writes_a_table_that_teaches(project):

@@ -16,7 +16,7 @@ from torch import nn
 
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import TEACHER, Description, InputSpec
+from pipeline.models.checkpoint import TEACHER, InputSpec, ModelSpec
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
 from pipeline.teacher import foreign_checkpoint
@@ -65,8 +65,8 @@ def store_rows() -> np.ndarray:
     ],
 )
 def test_the_onnx_route_and_the_torch_route_give_the_same_store(project, wrap, example, dynamic):
-    expected, measured = store_rows(), read_json("metrics/teacher.json", made_by="-")
-    network, _ = checkpoint.load(TEACHER, made_by="-")
+    expected, measured = store_rows(), read_json("metrics/teacher.json", produced_by="-")
+    network, _ = checkpoint.load(TEACHER, produced_by="-")
     export(wrap(network), example, dynamic)
     set_teacher()
     run_stage("teacher")
@@ -75,19 +75,19 @@ def test_the_onnx_route_and_the_torch_route_give_the_same_store(project, wrap, e
     scale = np.maximum(1, np.abs(expected).max(1, keepdims=True))
     assert (np.abs(found - expected) <= TOLERANCE * scale).all()
     run_stage("speed")
-    assert "teacher" in read_json("metrics/speed.json", made_by="-")["cpu"]
-    metrics = read_json("metrics/teacher.json", made_by="-")
+    assert "teacher" in read_json("metrics/speed.json", produced_by="-")["cpu"]
+    metrics = read_json("metrics/teacher.json", produced_by="-")
     for name in ("validation_accuracy", "test_accuracy", "macs"):
         assert metrics[name] == measured[name]
     # Batch norm may be folded into the convolutions, whose biases then take its place.
     assert abs(metrics["parameters"] - measured["parameters"]) < 0.02 * measured["parameters"]
     Path("mine.onnx").unlink()
-    rebuilt, _ = checkpoint.load(TEACHER, made_by="-")  # of its saved weights alone
+    rebuilt, _ = checkpoint.load(TEACHER, produced_by="-")  # of its saved weights alone
     assert list(rebuilt.state_dict()) == ["onnx"]
 
 
 def test_the_fingerprint_covers_the_file(project):
-    network, _ = checkpoint.load(TEACHER, made_by="-")
+    network, _ = checkpoint.load(TEACHER, produced_by="-")
     prints = set()
     for factor in (1, 2):
         with torch.no_grad():
@@ -95,7 +95,7 @@ def test_the_fingerprint_covers_the_file(project):
         export(network, torch.zeros(2, 3, 16, 16), True)
         set_teacher()
         run_stage("teacher")
-        prints.add(checkpoint.fingerprint(TEACHER, made_by="-"))
+        prints.add(checkpoint.fingerprint(TEACHER, produced_by="-"))
     assert len(prints) == 2
 
 
@@ -118,8 +118,8 @@ def graph(*, shape=("n", 3, 8, 8), output=("n", 3), nodes=None, kind=None) -> No
 def bring(size: int = 8, classes: int = 3, **options: object) -> nn.Module:
     names = [str(c) for c in range(classes)]
     spec = InputSpec(3, size, [0.5] * 3, [0.2] * 3)
-    return foreign_checkpoint.bring(
-        Description("onnx", "mine", options, names, spec), Path("mine.onnx")
+    return foreign_checkpoint.load_foreign(
+        ModelSpec("onnx", "mine", options, names, spec), Path("mine.onnx")
     )
 
 
@@ -225,7 +225,7 @@ def test_a_keras_model_by_its_own_export_teaches(project):
     set_teacher(mean=[0.0] * 3, std=[1.0] * 3)
     run_stage("teacher")
     run_stage("soft_targets")
-    network, description = checkpoint.load(TEACHER, made_by="-")
+    network, description = checkpoint.load(TEACHER, produced_by="-")
     views = torch.from_numpy(np.array(split.images))
     answers = network(description.input.apply(views)).softmax(1).numpy()
     np.testing.assert_allclose(answers, np.load("answers.npy"), atol=1e-4)

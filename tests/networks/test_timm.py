@@ -7,15 +7,15 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import Description, InputSpec
+from pipeline.models.checkpoint import InputSpec, ModelSpec
 from pipeline.runtime.errors import UserError
 from pipeline.teacher import pretrained
 
 timm = pytest.importorskip("timm", reason="the extra `timm` is not installed")
 
 
-def describe(class_names: list[str], network: str = "test_resnet") -> Description:
-    return Description("timm", network, {}, class_names, InputSpec(3, 96, [0.5] * 3, [0.2] * 3))
+def describe(class_names: list[str], network: str = "test_resnet") -> ModelSpec:
+    return ModelSpec("timm", network, {}, class_names, InputSpec(3, 96, [0.5] * 3, [0.2] * 3))
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_network_of_timm_takes_any_number_of_channels_and_classes(channels):
     spec = InputSpec(channels, 64, [0.5] * channels, [0.2] * channels)
-    description = Description("timm", "test_resnet", {}, ["a", "b", "c"], spec)
+    description = ModelSpec("timm", "test_resnet", {}, ["a", "b", "c"], spec)
     views = torch.randint(0, 256, (2, channels, 64, 64), dtype=torch.uint8)
     assert checkpoint.build(description).train()(spec.apply(views)).shape == (2, 3)
 

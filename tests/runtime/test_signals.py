@@ -27,7 +27,7 @@ from stage_process import finish, kill, start
 from benchmarks import soak_interrupts
 from benchmarks.soak_interrupts import Project, Row, Target
 from pipeline.commands import repair_dvc
-from pipeline.compute.distributed import ALONE
+from pipeline.compute.distributed import SINGLE_PROCESS
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.models import checkpoint
 from pipeline.models.params import NetworkParams
@@ -37,7 +37,7 @@ from pipeline.runtime.files import atomic_directory
 from pipeline.stages import teacher
 from pipeline.teacher import accuracy_gate, fine_tuning
 from pipeline.teacher.params import TeacherTraining
-from pipeline.training.resume import Progress
+from pipeline.training.resume import ResumeState
 
 TEACHER_STATES = Path(".scratch/training/teacher")
 
@@ -277,7 +277,7 @@ def test_a_fine_tuned_teacher_goes_on_frozen_or_thawed_as_it_was(
             **PARAMS["teacher"]["training"] | {"epochs": 4, "freeze_epochs": 2, "ema_decay": 0.5}
         ),
     )
-    description = checkpoint.describe(
+    description = checkpoint.model_spec(
         "cifar_resnet", NetworkParams.model_validate({"name": "resnet8"}), dataset
     )
 
@@ -286,7 +286,7 @@ def test_a_fine_tuned_teacher_goes_on_frozen_or_thawed_as_it_was(
         network = checkpoint.build(description)
         fine_tuning.mark_last_layer(network, ["fc.weight", "fc.bias"])
         Path(folder).mkdir(exist_ok=True)
-        progress = Progress(Path(folder), "any", ALONE)
+        progress = ResumeState(Path(folder), "any", SINGLE_PROCESS)
         device = torch.device("cpu")
         teacher.train(network, description.input, dataset, params, device, progress=progress)
         return network.state_dict()

@@ -10,7 +10,7 @@ from dvc.repo import Repo
 from import_closure import ROOT
 
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.stage_inputs import Inputs
+from pipeline.runtime.stage_inputs import StageInputs
 
 DVC_YAML = "stages:\n  measure:\n    cmd: measure\n    deps: [pipeline/networks]\n"
 
@@ -43,13 +43,13 @@ def write(path: str | Path, text: str = "") -> None:
 
 @pytest.mark.parametrize("name", NO_CODE)
 def test_a_file_that_is_no_code_does_not_refuse_a_result(network, name):
-    inputs = Inputs("measure")
+    inputs = StageInputs("measure")
     write(name, "def build():\n    return 1\n")
     inputs.check()
 
 
 def test_bytecode_that_python_writes_while_a_stage_runs_does_not_refuse_its_result(network):
-    inputs = Inputs("measure")
+    inputs = StageInputs("measure")
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     command = [sys.executable, "-c", "import pipeline.networks.small"]
     subprocess.run(command, check=True, env=environment | {"PYTHONPATH": "."})
@@ -58,7 +58,7 @@ def test_bytecode_that_python_writes_while_a_stage_runs_does_not_refuse_its_resu
 
 
 def test_a_file_of_code_that_is_changed_and_changed_back_does_not_refuse_a_result(network):
-    inputs = Inputs("measure")
+    inputs = StageInputs("measure")
     before = network.read_text("utf-8")
     network.write_text("broken", "utf-8")
     network.unlink()
@@ -78,7 +78,7 @@ def test_a_file_of_code_that_is_changed_and_changed_back_does_not_refuse_a_resul
     ids=["edited", "removed", "added", "added below"],
 )
 def test_code_that_changes_while_a_stage_runs_refuses_its_result(network, disturb):
-    inputs = Inputs("measure")
+    inputs = StageInputs("measure")
     disturb(network)
     with pytest.raises(UserError, match="`pipeline/networks` changed while this stage ran"):
         inputs.check()
@@ -94,6 +94,6 @@ def test_dvc_takes_the_same_files_for_code(network, monkeypatch):
             str(Path(file).relative_to(Path.cwd()))
             for file in repo.dvcignore.find(repo.fs, str(Path("pipeline").absolute()))
         }
-    (noted,) = Inputs("measure")._states.values()
+    (noted,) = StageInputs("measure")._states.values()
     assert seen == set(noted)
     assert len(seen) == 3

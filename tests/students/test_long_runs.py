@@ -12,10 +12,10 @@ from benchmarks.memory import memory_bytes
 from pipeline.runtime.errors import UserError
 from pipeline.stages import teacher
 from pipeline.students import loop
-from pipeline.training.divergence import StepLosses
+from pipeline.training.divergence import LossMonitor
 
 
-def watched(device: str = "cpu", **changes: object) -> StepLosses:
+def watched(device: str = "cpu", **changes: object) -> LossMonitor:
     settings = {
         "steps": 60,
         "device": torch.device(device),
@@ -23,7 +23,7 @@ def watched(device: str = "cpu", **changes: object) -> StepLosses:
         "kept": Path(".scratch/training/x"),
         "advice": "Lower it.",
     }
-    return StepLosses("the loss", 3, lambda step: step / 1000, **settings | changes)
+    return LossMonitor("the loss", 3, lambda step: step / 1000, **settings | changes)
 
 
 def test_a_loss_that_is_no_number_is_told_with_its_step_its_rate_and_what_is_kept():

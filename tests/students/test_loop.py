@@ -201,7 +201,7 @@ def test_the_average_of_the_weights_is_what_is_measured_and_saved(
     if stage == "student":
         metrics = read("metrics/students/small.json")
         assert metrics["last_epoch_test_nll"] == metrics["test_nll"]  # of the average, both
-    description = checkpoint.load(Path(f"models/{model}"), made_by="-")[1]
+    description = checkpoint.load(Path(f"models/{model}"), produced_by="-")[1]
     torch.manual_seed(2 if stage == "student" else 1)
     first = checkpoint.build(description)
     for name, parameter in first.named_parameters():

@@ -12,7 +12,7 @@ from torch import nn
 
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import TEACHER, Description, InputSpec
+from pipeline.models.checkpoint import TEACHER, InputSpec, ModelSpec
 from pipeline.models.params import NetworkParams
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
@@ -49,9 +49,9 @@ def publish(hub: Path, name: str, network: nn.Module) -> None:
     torch.save(network.state_dict(), hub / file_of(name))
 
 
-def describe(class_names: list[str], network: str = "resnet18", size: int = 32) -> Description:
+def describe(class_names: list[str], network: str = "resnet18", size: int = 32) -> ModelSpec:
     spec = InputSpec(3, size, [0.5] * 3, [0.2] * 3)
-    return Description("torchvision", network, {}, class_names, spec)
+    return ModelSpec("torchvision", network, {}, class_names, spec)
 
 
 def test_a_subset_of_imagenets_classes_keeps_their_rows(hub):
@@ -132,7 +132,7 @@ def test_a_file_in_its_place_that_is_no_state_dict_is_refused(hub, content):
 def test_options_that_the_published_weights_do_not_fit_are_refused(hub):
     publish(hub, "mobilenet_v2", torchvision.models.mobilenet_v2())
     description = describe(["ant", "bee"], "mobilenet_v2")
-    description = Description(**{**vars(description), "options": {"width_mult": 0.5}})
+    description = ModelSpec(**{**vars(description), "options": {"width_mult": 0.5}})
     with pytest.raises(UserError, match="pretrained weights of `mobilenet_v2` does not fit"):
         pretrained.load(description)
 
@@ -140,7 +140,7 @@ def test_options_that_the_published_weights_do_not_fit_are_refused(hub):
 def test_a_family_without_published_weights_is_refused():
     spec = InputSpec(3, 32, [0.5] * 3, [0.2] * 3)
     with pytest.raises(UserError, match="family `cifar_resnet` has no pretrained weights"):
-        pretrained.load(Description("cifar_resnet", "resnet8", {}, ["a", "b"], spec))
+        pretrained.load(ModelSpec("cifar_resnet", "resnet8", {}, ["a", "b"], spec))
 
 
 def test_the_input_is_that_of_the_pretraining_unless_the_parameters_say_otherwise(project):
@@ -148,7 +148,7 @@ def test_the_input_is_that_of_the_pretraining_unless_the_parameters_say_otherwis
 
     def spec(**network: object) -> InputSpec:
         params = NetworkParams(**network)
-        return checkpoint.describe("torchvision", params, dataset, pretrained=True).input
+        return checkpoint.model_spec("torchvision", params, dataset, pretrained=True).input
 
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     assert spec(name="resnet18") == InputSpec(3, 224, mean, std)
@@ -157,7 +157,7 @@ def test_the_input_is_that_of_the_pretraining_unless_the_parameters_say_otherwis
     assert own == InputSpec(3, 64, [0.5] * 3, std)
     grey = type(dataset)(**{**vars(dataset), "channels": 1})
     with pytest.raises(UserError, match="pretrained on images of 3 channels, but `dataset.chan"):
-        checkpoint.describe("torchvision", NetworkParams(name="resnet18"), grey, pretrained=True)
+        checkpoint.model_spec("torchvision", NetworkParams(name="resnet18"), grey, pretrained=True)
     with pytest.raises(UserError, match="no network `resnet9`"):
         spec(name="resnet9")
 
@@ -199,7 +199,7 @@ def publish_what_knows_the_images(hub: Path) -> nn.Module:
     network = {"name": "resnet18", "input_size": 16, "mean": mean, "std": std}
     set_teacher(weights="train", network=network)
     run_stage("teacher")
-    known, _ = checkpoint.load(TEACHER, made_by="-")
+    known, _ = checkpoint.load(TEACHER, produced_by="-")
     whole, state = torchvision.models.resnet18(), known.state_dict()
     for key in ("fc.weight", "fc.bias"):
         rows = whole.state_dict()[key].clone()
@@ -218,7 +218,7 @@ def test_a_pretrained_teacher_is_taken_as_it_is_for_its_classes_and_fine_tuned_f
     run_stage("teacher")
     said = capsys.readouterr().out
     assert "its classes are not all among the pretraining's: its last layer is new" in said
-    assert "pretrained_classes" not in read_json(TEACHER / "network.json", made_by="-")
+    assert "pretrained_classes" not in read_json(TEACHER / "network.json", produced_by="-")
 
     Path("images/train/cat").rename("images/train/tabby")
     run_stage("prepare")
@@ -228,11 +228,15 @@ def test_a_pretrained_teacher_is_taken_as_it_is_for_its_classes_and_fine_tuned_f
     said = capsys.readouterr().out
     assert "its classes are all among the pretraining's: it is taken as it is" in said
     assert "epoch" not in said
-    assert read_json(TEACHER / "network.json", made_by="-")["pretrained_classes"] == [310, 309, 281]
-    taken, description = checkpoint.load(TEACHER, made_by="-")
+    assert read_json(TEACHER / "network.json", produced_by="-")["pretrained_classes"] == [
+        310,
+        309,
+        281,
+    ]
+    taken, description = checkpoint.load(TEACHER, produced_by="-")
     assert description.pretrained_classes == [310, 309, 281]
     assert torch.equal(taken.fc.weight, known.fc.weight)
-    assert read_json("metrics/teacher.json", made_by="-")["validation_accuracy"] == 1.0
+    assert read_json("metrics/teacher.json", produced_by="-")["validation_accuracy"] == 1.0
 
 
 def fine_tuned(hub: Path, **training: object) -> tuple[nn.Module, nn.Module]:
@@ -345,4 +349,4 @@ def test_the_teachers_training_trains_the_auxiliary_heads(project):
 def test_auxiliary_heads_are_not_an_option():
     description = describe(["a", "b"], "googlenet", 64)
     with pytest.raises(UserError, match="Remove the option"):
-        checkpoint.build(Description(**{**vars(description), "options": {"aux_logits": True}}))
+        checkpoint.build(ModelSpec(**{**vars(description), "options": {"aux_logits": True}}))

@@ -18,8 +18,12 @@ from safetensors.numpy import load_file
 from stage_process import finish, start
 from torch import nn
 
-from pipeline.compute.distributed import Group
-from pipeline.training.data_parallel import SynchronisedBatchNorm, share, synchronise_batch_norm
+from pipeline.compute.distributed import ProcessGroup
+from pipeline.training.data_parallel import (
+    SynchronisedBatchNorm,
+    local_rows,
+    synchronise_batch_norm,
+)
 
 STAGES = ["student:small", "baseline:small", "teacher"]
 MODELS = ["students/small", "baselines/small", "teacher"]
@@ -121,7 +125,7 @@ def test_a_mistake_is_told_by_one_process(project):
 
 def test_shares_are_a_batch_in_its_order():
     for count in (1, 2, 16, 17):
-        shares = [share(np.arange(count), Group(rank, 3)) for rank in range(3)]
+        shares = [local_rows(np.arange(count), ProcessGroup(rank, 3)) for rank in range(3)]
         assert np.array_equal(np.concatenate(shares), np.arange(count))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 

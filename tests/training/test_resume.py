@@ -18,9 +18,9 @@ from stage_process import finish, kill, start
 from test_training import OUTPUTS
 
 from pipeline.compute import provenance
-from pipeline.compute.distributed import ALONE, Group
+from pipeline.compute.distributed import SINGLE_PROCESS, ProcessGroup
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.locks import reserved
+from pipeline.runtime.locks import exclusive
 from pipeline.students import loop
 from pipeline.training import resume
 
@@ -218,10 +218,10 @@ def test_a_damaged_state_is_said_and_not_used(interrupted, capsys, damage):
 def test_whatever_moves_a_trainings_bytes_is_in_the_name_of_its_state(monkeypatch, project):
     cpu = torch.device("cpu")
     inputs = {"training": {"seed": 1}, "dataset": "x"}
-    found = {resume.fingerprint(inputs, cpu, ALONE)}
-    found.add(resume.fingerprint(inputs | {"dataset": "y"}, cpu, ALONE))
-    found.add(resume.fingerprint(inputs | {"training": {"seed": 2}}, cpu, ALONE))
-    found.add(resume.fingerprint(inputs, cpu, Group(0, 2)))
+    found = {resume.fingerprint(inputs, cpu, SINGLE_PROCESS)}
+    found.add(resume.fingerprint(inputs | {"dataset": "y"}, cpu, SINGLE_PROCESS))
+    found.add(resume.fingerprint(inputs | {"training": {"seed": 2}}, cpu, SINGLE_PROCESS))
+    found.add(resume.fingerprint(inputs, cpu, ProcessGroup(0, 2)))
     for target, name, value in (
         (torch, "__version__", "3"),
         (torch, "get_num_threads", lambda: 77),
@@ -232,10 +232,10 @@ def test_whatever_moves_a_trainings_bytes_is_in_the_name_of_its_state(monkeypatc
     ):
         with monkeypatch.context() as patch:
             patch.setattr(target, name, value)
-            found.add(resume.fingerprint(inputs, cpu, ALONE))
+            found.add(resume.fingerprint(inputs, cpu, SINGLE_PROCESS))
     assert len(found) == 10
-    assert resume.fingerprint(inputs, cpu, Group(1, 2)) in found  # of any rank
-    assert resume.fingerprint(inputs, cpu, ALONE) in found
+    assert resume.fingerprint(inputs, cpu, ProcessGroup(1, 2)) in found  # of any rank
+    assert resume.fingerprint(inputs, cpu, SINGLE_PROCESS) in found
 
 
 def test_the_code_that_is_loaded_counts_and_no_other():
@@ -248,7 +248,7 @@ def test_the_code_that_is_loaded_counts_and_no_other():
 def test_two_trainings_of_one_student_at_once_are_refused(project):
     before = bytes_of(Path("models/students/small"))
     with (
-        reserved(SCRATCH / "students/small"),
+        exclusive(SCRATCH / "students/small"),
         pytest.raises(UserError, match="another run of this stage is writing to `.scratch/train"),
     ):
         run_stage("student", "small")

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.runtime.derived_random import hash64, permutation
 from pipeline.views import plan
-from pipeline.views.plan import PADDING, POLICIES, Policy, apply_views, view_entries
+from pipeline.views.plan import PADDING, POLICIES, ViewPolicy, apply_views, view_entries
 
 IMAGES = torch.from_numpy(
     np.random.default_rng(0).integers(0, 256, (40, 3, 12, 12), dtype=np.uint8)
@@ -39,12 +39,12 @@ def test_views_are_the_pixels_of_their_definition(policy):
         entries = view_entries(policy, 3, view, samples)
         expected = np.stack([by_hand(i, e) for i, e in zip(IMAGES.numpy(), entries, strict=True)])
         assert np.array_equal(
-            apply_views(IMAGES, Policy(policy), 3, view, samples).numpy(), expected
+            apply_views(IMAGES, ViewPolicy(policy), 3, view, samples).numpy(), expected
         )
 
 
 def test_policy_none_shows_the_image_as_it_is():
-    assert torch.equal(apply_views(IMAGES, Policy("none"), 3, 5, np.arange(40)), IMAGES)
+    assert torch.equal(apply_views(IMAGES, ViewPolicy("none"), 3, 5, np.arange(40)), IMAGES)
 
 
 @pytest.mark.parametrize("policy", [name for name, count in POLICIES.items() if count])
@@ -71,18 +71,18 @@ def test_entries_are_uniform_and_independent_of_one_another():
 def test_another_seed_view_or_policy_gives_other_views(changed):
     plan = {"policy": "crop_flip", "seed": 3, "view": 1} | changed
     samples = np.arange(40)
-    views = apply_views(IMAGES, Policy(plan["policy"]), plan["seed"], plan["view"], samples)
-    assert not torch.equal(views, apply_views(IMAGES, Policy("crop_flip"), 3, 1, samples))
+    views = apply_views(IMAGES, ViewPolicy(plan["policy"]), plan["seed"], plan["view"], samples)
+    assert not torch.equal(views, apply_views(IMAGES, ViewPolicy("crop_flip"), 3, 1, samples))
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 40])
 def test_views_are_identical_for_any_batch_size_and_order(batch_size):
-    whole = apply_views(IMAGES, Policy("crop_flip"), 3, 1, np.arange(40))
+    whole = apply_views(IMAGES, ViewPolicy("crop_flip"), 3, 1, np.arange(40))
     order = permutation(40, batch_size)
     for start in range(0, 40, batch_size):
         samples = order[start : start + batch_size]
         assert torch.equal(
-            apply_views(IMAGES[samples], Policy("crop_flip"), 3, 1, samples), whole[samples]
+            apply_views(IMAGES[samples], ViewPolicy("crop_flip"), 3, 1, samples), whole[samples]
         )
 
 
@@ -92,19 +92,19 @@ class _ViewsInWorkers(torch.utils.data.Dataset):
 
     def __getitems__(self, samples):
         samples = np.array(samples)
-        return list(apply_views(IMAGES[samples], Policy("crop_flip"), 3, 1, samples))
+        return list(apply_views(IMAGES[samples], ViewPolicy("crop_flip"), 3, 1, samples))
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_views_are_identical_for_any_worker_count(workers):
     loader = DataLoader(_ViewsInWorkers(), batch_size=6, num_workers=workers)
-    whole = apply_views(IMAGES, Policy("crop_flip"), 3, 1, np.arange(40))
+    whole = apply_views(IMAGES, ViewPolicy("crop_flip"), 3, 1, np.arange(40))
     assert torch.equal(torch.cat(list(loader)), whole)
 
 
 def test_applying_views_leaves_the_images_as_they_were():
     before = IMAGES.clone()
-    apply_views(IMAGES, Policy("crop_flip"), 0, 0, np.arange(40))
+    apply_views(IMAGES, ViewPolicy("crop_flip"), 0, 0, np.arange(40))
     assert torch.equal(IMAGES, before)
 
 

@@ -24,8 +24,16 @@ from pipeline.models.checkpoint import TEACHER
 from pipeline.runtime.derived_random import permutation
 from pipeline.runtime.errors import UserError
 from pipeline.store.reading.store import read_index
-from pipeline.views.loader import view_of
-from pipeline.views.plan import Mixing, Policy, apply_views, boxes, mirrored, mix, mixing
+from pipeline.views.loader import make_view
+from pipeline.views.plan import (
+    MixPlan,
+    ViewPolicy,
+    apply_mix,
+    apply_views,
+    crop_boxes,
+    flips,
+    plan_mix,
+)
 from pipeline.views.rand_augment import OPERATIONS, apply
 from pipeline.views.resampling import ONE, resize_boxes, taps
 
@@ -106,7 +114,7 @@ def test_views_do_not_depend_on_the_precision_that_networks_compute_in(text):
 @pytest.mark.parametrize("changed", [{"seed": 4}, {"view": 2}])
 def test_another_seed_or_view_gives_other_views(text, changed):
     plan = {"seed": 3, "view": 1} | changed
-    other = view_of(images(), Policy.from_text(text), plan["seed"], plan["view"], np.arange(40))
+    other = make_view(images(), ViewPolicy.parse(text), plan["seed"], plan["view"], np.arange(40))
     same = (other.pixels == views(text, np.arange(40)).pixels).flatten(1).all(1)
     assert same.float().mean() < 0.5  # an image without its noise may look alike
 
@@ -114,7 +122,7 @@ def test_another_seed_or_view_gives_other_views(text, changed):
 @pytest.mark.parametrize("text", TEXTS)
 def test_making_views_leaves_the_images_as_they_were(text):
     everything = images()
-    made = apply_views(everything, Policy.from_text(text), 3, 1, np.arange(40))
+    made = apply_views(everything, ViewPolicy.parse(text), 3, 1, np.arange(40))
     assert made.shape == everything.shape
     assert torch.equal(everything, images())
 
@@ -124,7 +132,7 @@ def test_making_views_leaves_the_images_as_they_were(text):
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_policys_text_says_all_of_it(text):
-    assert str(Policy.from_text(text)) == text
+    assert str(ViewPolicy.parse(text)) == text
 
 
 @pytest.mark.parametrize(
@@ -136,11 +144,11 @@ def test_a_policys_text_says_all_of_it(text):
 )
 def test_text_that_names_no_policy_is_refused(text):
     with pytest.raises(ValueError, match="is no view policy"):
-        Policy.from_text(text)
+        ViewPolicy.parse(text)
 
 
 def test_only_geometries_alone_have_finitely_many_views():
-    counts = {text: Policy.from_text(text).distinct for text in TEXTS}
+    counts = {text: ViewPolicy.parse(text).distinct for text in TEXTS}
     assert {k: v for k, v in counts.items() if v} == {"none": 1, "crop": 81, "crop_flip": 162}
 
 
@@ -151,7 +159,7 @@ SAMPLES = np.arange(20_000)
 
 def many_boxes(height: int, width: int) -> np.ndarray:
     sizes = np.tile([height, width], (len(SAMPLES), 1))
-    return boxes(Policy(RRC), 0, 0, SAMPLES, sizes)
+    return crop_boxes(ViewPolicy(RRC), 0, 0, SAMPLES, sizes)
 
 
 @pytest.mark.parametrize("size", [(224, 224), (60, 100), (32, 32)])
@@ -192,19 +200,19 @@ def test_a_box_that_never_fits_is_the_middle_of_the_image(size, expected):
 
 def test_boxes_lie_in_images_of_many_sizes_at_once():
     sizes = np.stack([1 + SAMPLES % 97, 1 + SAMPLES % 89], 1)
-    top, left, height, width = boxes(Policy(RRC), 0, 0, SAMPLES, sizes).T
+    top, left, height, width = crop_boxes(ViewPolicy(RRC), 0, 0, SAMPLES, sizes).T
     assert (top >= 0).all()
     assert (left >= 0).all()
     assert (height > 0).all()
     assert (width > 0).all()
     assert (top + height <= sizes[:, 0]).all()
     assert (left + width <= sizes[:, 1]).all()
-    alone = boxes(Policy(RRC), 0, 0, SAMPLES[1234:1235], sizes[1234:1235])
+    alone = crop_boxes(ViewPolicy(RRC), 0, 0, SAMPLES[1234:1235], sizes[1234:1235])
     assert alone[0].tolist() == [top[1234], left[1234], height[1234], width[1234]]
 
 
 def test_every_other_view_is_mirrored():
-    flags = mirrored(Policy(RRC), 0, 0, SAMPLES)
+    flags = flips(ViewPolicy(RRC), 0, 0, SAMPLES)
     assert abs(flags.mean() - 0.5) < 4 * 0.5 / math.sqrt(len(SAMPLES))
 
 
@@ -218,7 +226,7 @@ def smooth_and_noisy(height: int, width: int) -> torch.Tensor:
 @pytest.mark.parametrize("size", [8, 16, 33, 64, 150])  # shrinks to a sixth, enlarges 15-fold
 def test_resizing_is_pillows_within_one_level(size):
     pair = smooth_and_noisy(51, 67)
-    cut = boxes(Policy(RRC), 1, 0, np.arange(30), np.tile([51, 67], (30, 1)))
+    cut = crop_boxes(ViewPolicy(RRC), 1, 0, np.arange(30), np.tile([51, 67], (30, 1)))
     cut[:4] = [0, 0, 51, 67], [0, 0, 10, 10], [41, 57, 10, 10], [20, 30, 1, 1]
     everything = pair.repeat(15, 1, 1, 1)
     ours = resize_boxes(everything, cut, np.zeros(30, bool), size).numpy().astype(int)
@@ -324,7 +332,7 @@ def test_each_operation_is_as_frequent_as_any_other_in_both_directions(monkeypat
 
     monkeypatch.setattr("pipeline.views.rand_augment.apply", watched)
     everything = torch.zeros(1, 1, 8, 8, dtype=torch.uint8).expand(14_000, -1, -1, -1)
-    view_of(everything, Policy.from_text("none+rand_augment(2,9)"), 0, 0, np.arange(14_000))
+    make_view(everything, ViewPolicy.parse("none+rand_augment(2,9)"), 0, 0, np.arange(14_000))
     first, second = seen
     for values, cells in ((first, 28), (second, 28), (first // 2 * 14 + second // 2, 196)):
         counts = np.bincount(values, minlength=cells)
@@ -339,24 +347,24 @@ def test_each_operation_is_as_frequent_as_any_other_in_both_directions(monkeypat
 def test_mixup_is_the_rounded_weighted_mean():
     pixels = torch.tensor([0, 10, 255, 255], dtype=torch.uint8).reshape(1, 1, 2, 2)
     partner = torch.tensor([255, 20, 0, 255], dtype=torch.uint8).reshape(1, 1, 2, 2)
-    quarter = Mixing(np.array([1]), np.array([0.25], np.float32), None)
+    quarter = MixPlan(np.array([1]), np.array([0.25], np.float32), None)
     # 191.25, 17.5, 63.75, 255
-    assert mix(pixels, partner, quarter).flatten().tolist() == [191, 18, 64, 255]
+    assert apply_mix(pixels, partner, quarter).flatten().tolist() == [191, 18, 64, 255]
     for share, expected in ((1, pixels), (0, partner)):
-        whole = Mixing(np.array([1]), np.array([share], np.float32), None)
-        assert torch.equal(mix(pixels, partner, whole), expected)
+        whole = MixPlan(np.array([1]), np.array([share], np.float32), None)
+        assert torch.equal(apply_mix(pixels, partner, whole), expected)
 
 
 def test_cutmix_takes_the_partners_pixels_in_the_box():
     pixels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
     cut = np.array([[1, 0, 3, 2], [0, 0, 0, 0]])  # top, left, bottom, right
-    mixed = mix(pixels, pixels + 7, Mixing(np.array([1, 0]), np.ones(2, np.float32), cut))
+    mixed = apply_mix(pixels, pixels + 7, MixPlan(np.array([1, 0]), np.ones(2, np.float32), cut))
     assert mixed[0, 2].tolist() == [[0, 0, 0, 0], [7, 7, 0, 0], [7, 7, 0, 0], [0, 0, 0, 0]]
     assert not mixed[1].any()
 
 
-def plan(text: str, samples: np.ndarray = SAMPLES, size: int = 32) -> Mixing:
-    return mixing(Policy.from_text(text), 5, 2, samples, len(SAMPLES), size)
+def plan(text: str, samples: np.ndarray = SAMPLES, size: int = 32) -> MixPlan:
+    return plan_mix(ViewPolicy.parse(text), 5, 2, samples, len(SAMPLES), size)
 
 
 @pytest.mark.parametrize("text", ["none+mixup(0.3)", "none+cutmix(1.0)"])
@@ -379,7 +387,7 @@ def test_partners_are_all_others_alike(text):
 
 def test_two_samples_are_partners_and_one_alone_is_its_own():
     for count, expected in ((2, [1, 0]), (1, [0])):
-        found = mixing(Policy.from_text("none+mixup(1.0)"), 0, 0, np.arange(count), count, 8)
+        found = plan_mix(ViewPolicy.parse("none+mixup(1.0)"), 0, 0, np.arange(count), count, 8)
         assert found.partners.tolist() == expected
 
 
@@ -414,9 +422,9 @@ def test_boxes_of_cutmix_are_those_of_the_paper(alpha):
 MIXUP = {
     "policy": RRC,
     "rand_augment": {"operations": 2, "magnitude": 9},
-    "mix": {"method": "mixup", "alpha": 0.4},
+    "apply_mix": {"method": "mixup", "alpha": 0.4},
 }
-CUTMIX = {"policy": "crop_flip", "mix": {"method": "cutmix", "alpha": 1.0}}
+CUTMIX = {"policy": "crop_flip", "apply_mix": {"method": "cutmix", "alpha": 1.0}}
 
 
 @pytest.mark.parametrize(
@@ -454,9 +462,9 @@ def test_a_teacher_trains_on_resized_boxes(project):
             {"rand_augment": {"operations": 2, "magnitude": 10}},
             r"rand_augment\(2,10\)\+mixup\(0.4\)",
         ),
-        ({"mix": {"method": "mixup", "alpha": 0.5}}, r"rand_augment\(2,9\)\+mixup\(0.5\)"),
-        ({"mix": {"method": "cutmix", "alpha": 0.4}}, r"rand_augment\(2,9\)\+cutmix\(0.4\)"),
-        ({"mix": "none"}, r"rand_augment\(2,9\)"),
+        ({"apply_mix": {"method": "mixup", "alpha": 0.5}}, r"rand_augment\(2,9\)\+mixup\(0.5\)"),
+        ({"apply_mix": {"method": "cutmix", "alpha": 0.4}}, r"rand_augment\(2,9\)\+cutmix\(0.4\)"),
+        ({"apply_mix": "none"}, r"rand_augment\(2,9\)"),
         ({"rand_augment": "none"}, r"mixup\(0.4\)"),
     ],
 )
@@ -475,9 +483,9 @@ def test_a_changed_partner_is_seen_by_the_canaries(project):
     run_stage("soft_targets")
     path = Path("data/prepared/train_images.npy")
     pixels = np.load(path)
-    policy = Policy.from_text("crop_flip+cutmix(1.0)")
+    policy = ViewPolicy.parse("crop_flip+cutmix(1.0)")
     canaries = np.array([0, 11, 23, 35])
-    partners = mixing(policy, 7, 0, canaries, 36, 16).partners
+    partners = plan_mix(policy, 7, 0, canaries, 36, 16).partners
     (changed,) = [p for p in partners if p not in canaries][:1]
     pixels[changed] = 255 - pixels[changed]
     np.save(path, pixels)

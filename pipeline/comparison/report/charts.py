@@ -63,7 +63,7 @@ def log_axis(values: Sequence[float], start: float, end: float, text: Callable) 
     return replace(axis, ticks=inside)
 
 
-def amount(value: float) -> str:
+def si(value: float) -> str:
     """1200000 -> 1.2 M"""
     for size, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if value >= size:
@@ -71,9 +71,9 @@ def amount(value: float) -> str:
     return f"{value:.3g}"
 
 
-def in_three(value: float) -> str:
+def si3(value: float) -> str:
     """As `amount`, always of three digits: 17000000 -> 17.0 M"""
-    number, space, letter = amount(value).partition(" ")
+    number, space, letter = si(value).partition(" ")
     size = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[letter]
     return f"{value / size:#.3g}".rstrip(".") + space + letter if letter else number
 
@@ -181,7 +181,7 @@ def scatter(
 ) -> str:
     """Shares against a cost, logarithmic; `front` is joined as a staircase."""
     left, right, top, bottom = 44, WIDTH - 8, 8, 220
-    x = log_axis([p.x for p in points], left, right, amount)
+    x = log_axis([p.x for p in points], left, right, si)
     y = linear_axis([v for p in points for v in (p.low, p.high)], bottom, top, in_percent)
     parts = [bottom_axis(x, bottom, top, axis_title), left_axis(y, left, right)]
     stairs: list[tuple[float, float]] = []
@@ -192,19 +192,19 @@ def scatter(
     labels = []
     for p in points:  # a network's two trainings have one cost: side by side
         at = x(p.x) + {"distilled": 3.5, "baseline": -3.5}.get(p.role, 0)
-        told = f"{p.name}, {p.role}: {in_percent(p.y)}, {amount(p.x)}"
+        told = f"{p.name}, {p.role}: {in_percent(p.y)}, {si(p.x)}"
         parts.append(line(at, y(p.low), at, y(p.high), f"whisker {p.role}"))
         parts.append(dot(at, y(p.y), p.role, told))
         if p.named:
             length = LETTER * len(p.name)
             anchor = "start" if at + length + 12 < right else "end"
             labels.append((at + (9 if anchor == "start" else -12), y(p.y) + 4, p.name, anchor))
-    for at, height, name, anchor in apart(labels, bottom):
+    for at, height, name, anchor in spread_labels(labels, bottom):
         parts.append(text(at, height, name, "label halo", anchor))
     return svg(bottom + 42, title, *parts)
 
 
-def apart(labels: Sequence[tuple], bottom: float) -> list[tuple]:
+def spread_labels(labels: Sequence[tuple], bottom: float) -> list[tuple]:
     """Labels (x, y, name, anchor), moved down where one would lie on another."""
     placed: list[tuple] = []
     for x, start, name, anchor in sorted(labels, key=lambda label: label[1]):

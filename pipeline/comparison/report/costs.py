@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pipeline.comparison.cache_economics import Economics
 from pipeline.comparison.measurement.latency import DeviceSpeed, NetworkSpeed
-from pipeline.comparison.report.charts import in_three
+from pipeline.comparison.report.charts import si3
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def sentences(costs: Costs) -> list[str]:
             f"{duration(costs.seconds(made))} and {duration(costs.seconds(online))}."
         )
     if economics.store_bytes is not None:
-        cache += f" The store takes about {in_three(economics.store_bytes)}B."
+        cache += f" The store takes about {si3(economics.store_bytes)}B."
     return [*told, cache]
 
 

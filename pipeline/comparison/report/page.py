@@ -14,7 +14,7 @@ import pandas as pd
 import yaml
 
 from pipeline.comparison import metrics as measures
-from pipeline.comparison.compare import Comparison, Difference, Measured, pareto_front
+from pipeline.comparison.compare import Comparison, ModelMetrics, PairedDifference, pareto_front
 from pipeline.comparison.measurement.latency import DeviceSpeed
 from pipeline.comparison.report import charts
 from pipeline.comparison.report.costs import Costs, cache_rows, speed_rows
@@ -35,12 +35,12 @@ from pipeline.comparison.report.html import (
 from pipeline.comparison.report.robustness import under_corruption
 from pipeline.comparison.report.style import STYLE
 from pipeline.comparison.report.summary import (
+    compression,
     optional_percent,
     p_text,
     percent,
     points,
     sentences,
-    times,
     verdict_of,
 )
 
@@ -170,7 +170,7 @@ MEASURES_NOTE = (
 )
 
 
-def verdict_mark(difference: Difference) -> str:
+def verdict_mark(difference: PairedDifference) -> str:
     words = verdict_of(difference)
     return f'<span class="verdict {words.replace(" ", "-")}">{words}</span>'
 
@@ -188,7 +188,7 @@ def students_table(comparison: Comparison) -> str:
             "agreement": percent(gain.first.agreement),
             "parameters": f"{gain.first.parameters:,} "
             + fewer(teacher.parameters, gain.first.parameters),
-            "MACs": f"{charts.in_three(gain.first.macs)} " + fewer(teacher.macs, gain.first.macs),
+            "MACs": f"{charts.si3(gain.first.macs)} " + fewer(teacher.macs, gain.first.macs),
         }
         for name, gain in comparison.gains.items()
     ]
@@ -196,11 +196,11 @@ def students_table(comparison: Comparison) -> str:
 
 
 def fewer(teachers: int | None, students: int) -> str:
-    return "" if teachers is None else f"<small>{times(teachers, students)} fewer</small>"
+    return "" if teachers is None else f"<small>{compression(teachers, students)} fewer</small>"
 
 
 def in_three(number: int | None) -> str:
-    return "-" if number is None else charts.in_three(number)
+    return "-" if number is None else charts.si3(number)
 
 
 def measures_table(comparison: Comparison) -> str:
@@ -226,7 +226,7 @@ def measures_table(comparison: Comparison) -> str:
     return table(rows, "dense")
 
 
-def pairs_table(pairs: Sequence[Difference]) -> str:
+def pairs_table(pairs: Sequence[PairedDifference]) -> str:
     rows = [
         {
             "pair": f"{escape(pair.first.name)} <small>less</small> {escape(pair.second.name)}",
@@ -239,7 +239,7 @@ def pairs_table(pairs: Sequence[Difference]) -> str:
     return table(rows)
 
 
-def told_gain(gain: Difference) -> str:
+def told_gain(gain: PairedDifference) -> str:
     return f"{points(gain.gain)} ({points(gain.low)} to {points(gain.high)})"
 
 
@@ -250,10 +250,10 @@ def speed_tables(costs: Costs) -> list[str]:
     ]
 
 
-def latencies(costs: Costs) -> dict[str, Callable[[Measured], float | None]]:
+def latencies(costs: Costs) -> dict[str, Callable[[ModelMetrics], float | None]]:
     """By the title of an axis: a network's latency in ms; None for a teacher without one."""
 
-    def latency(device: DeviceSpeed, model: Measured) -> float | None:
+    def latency(device: DeviceSpeed, model: ModelMetrics) -> float | None:
         speed = device.teacher if model.role == "teacher" else device.students[model.name]
         return speed and speed.latency_ms
 
@@ -303,7 +303,7 @@ def curve_drawings(comparison: Comparison, curves: pd.DataFrame) -> list[str]:
 
 
 def reliabilities(comparison: Comparison) -> list[str]:
-    def told(m: Measured) -> str:
+    def told(m: ModelMetrics) -> str:
         return f"{m.role} {percent(m.ece)}"
 
     groups = {"teacher": [comparison.teacher]} | {

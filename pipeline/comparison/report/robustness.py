@@ -11,7 +11,7 @@ from pipeline.comparison.report import charts
 from pipeline.comparison.report.html import LEGEND, card, drawing, grid, picture, section, table
 from pipeline.comparison.report.summary import (
     DECIDED_BY_INTERVAL,
-    listed,
+    join_and,
     optional_percent,
     percent,
     points,
@@ -34,7 +34,7 @@ def under_corruption(comparison: Comparison, pictures: Mapping[str, np.ndarray])
         return ""
     note = (
         f"Accuracy on {robustness.images:,} test images under {len(CORRUPTIONS)} common "
-        f"corruptions at severities {listed(map(str, SEVERITIES))} of 5; the curves are means "
+        f"corruptions at severities {join_and(map(str, SEVERITIES))} of 5; the curves are means "
         "over the corruptions. Robust accuracy is the mean over all corruptions and severities; "
         "relative, its share of the accuracy on the same images, clean. The 95 % interval alone "
         "decides whether a gain is more than noise."

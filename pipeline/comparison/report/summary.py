@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.comparison.compare import Comparison, Difference, Measured, within_noise
+from pipeline.comparison.compare import Comparison, ModelMetrics, PairedDifference, within_noise
 from pipeline.comparison.report.costs import Costs, cache_rows, cache_sentence, speed_rows
 from pipeline.comparison.report.costs import sentences as cost_sentences
 from pipeline.comparison.robustness import RobustComparison
@@ -35,17 +35,17 @@ def verdict(gain: float, low: float, high: float, p_value: float) -> str:
     return "a gain" if gain > 0 else "a loss"
 
 
-def verdict_of(difference: Difference) -> str:
+def verdict_of(difference: PairedDifference) -> str:
     return verdict(difference.gain, difference.low, difference.high, difference.p_value)
 
 
-def compact(comparison: Comparison) -> dict[str, Any]:
+def headline_figures(comparison: Comparison) -> dict[str, Any]:
     """The figures of metrics/comparison.json: those that decide, each once, 6 decimals."""
 
     def rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
         return {k: round(v, 6) if isinstance(v, float) else v for k, v in figures.items()}
 
-    def quality(model: Measured) -> dict[str, Any]:
+    def quality(model: ModelMetrics) -> dict[str, Any]:
         names = ("agreement", "kl", "ece", "ece_scaled", "macro_f1", "parameters", "macs")
         return {name: getattr(model, name) for name in names}
 
@@ -73,7 +73,7 @@ def compact(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def robust_figures(model: Measured, robustness: RobustComparison | None) -> dict[str, float]:
+def robust_figures(model: ModelMetrics, robustness: RobustComparison | None) -> dict[str, float]:
     """A network's robust accuracy, and the gain of a distilled one; nothing where there is none."""
     found = robustness.of(model.name, model.role) if robustness else None
     if found is None:
@@ -116,7 +116,7 @@ def told_gains(gains: Mapping[str, tuple[float, float, float, float]], what: str
         named[kind].append(name if kind == "within noise" else name + by)
     noise = named["within noise"]
     parts = [
-        f"distillation {verb} the {what} of {listed(named[kind])}"
+        f"distillation {verb} the {what} of {join_and(named[kind])}"
         for kind, verb in (("a gain", "raised"), ("a loss", "lowered"))
         if named[kind]
     ]
@@ -124,23 +124,23 @@ def told_gains(gains: Mapping[str, tuple[float, float, float, float]], what: str
         many = "gains" if len(noise) > 1 else "gain"
         every = len(noise) == len(gains) > 1
         verb = "are" if len(noise) > 1 and not every else "is"
-        subject = "every gain" if every else f"the {many} of {listed(noise)}"
+        subject = "every gain" if every else f"the {many} of {join_and(noise)}"
         parts.append(f"{subject} {verb} within noise")
     return "; ".join(parts)
 
 
-def listed(items: Iterable[str]) -> str:
+def join_and(items: Iterable[str]) -> str:
     *most, last = items
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def span(values: Iterable[float]) -> str:
+def format_range(values: Iterable[float]) -> str:
     """Shares as `97.49% to 98.33%`, or one where both are."""
     ordered = [percent(value) for value in sorted(values)]
     return ordered[0] if ordered[0] == ordered[-1] else f"{ordered[0]} to {ordered[-1]}"
 
 
-def described(model: Measured) -> str:
+def model_label(model: ModelMetrics) -> str:
     return f"{model.name}, {ROLE_WORDS[model.role]}"
 
 
@@ -149,13 +149,13 @@ def choice_sentence(comparison: Comparison) -> str:
     figures = f"{percent(chosen.accuracy)} with {chosen.parameters:,} parameters"
     if chosen is best:
         return (
-            f"To ship: {described(chosen)}: {figures}. No network here is more accurate; none as "
+            f"To ship: {model_label(chosen)}: {figures}. No network here is more accurate; none as "
             "accurate, up to noise, is smaller."
         )
     return (
-        f"To ship: {described(chosen)}: {figures}. It is the smallest network that cannot be told "
-        f"from the most accurate one ({described(best)}, {percent(best.accuracy)}): the difference "
-        f"is {points(difference.gain)} points, {points(difference.low)} to "
+        f"To ship: {model_label(chosen)}: {figures}. It is the smallest network that cannot be "
+        f"told from the most accurate one ({model_label(best)}, {percent(best.accuracy)}): the "
+        f"difference is {points(difference.gain)} points, {points(difference.low)} to "
         f"{points(difference.high)}."
     )
 
@@ -175,10 +175,11 @@ def sentences(comparison: Comparison, *more: str) -> list[str]:
         *robust_sentences(comparison),
         choice_sentence(comparison),
         f"The teacher has {percent(teacher.accuracy)}{with_parameters(teacher.parameters)}. It "
-        f"agrees with distilled students on {span(m.agreement for m in distilled)} of the images, "
-        f"with baselines on {span(m.agreement for m in baselines)}.",
+        f"agrees with distilled students on {format_range(m.agreement for m in distilled)} of the "
+        f"images, with baselines on {format_range(m.agreement for m in baselines)}.",
         f"Expected calibration error: the teacher {percent(teacher.ece)}, distilled students "
-        f"{span(m.ece for m in distilled)}, baselines {span(m.ece for m in baselines)}.",
+        f"{format_range(m.ece for m in distilled)}, baselines "
+        f"{format_range(m.ece for m in baselines)}.",
     ]
     if comparison.pairs:
         apart = [pair for pair in comparison.pairs if not pair.within_noise]
@@ -197,7 +198,7 @@ CAVEAT = (
 )
 
 
-def on_screen(comparison: Mapping[str, Any]) -> str:
+def console_table(comparison: Mapping[str, Any]) -> str:
     """metrics/comparison.json as a table of text, one line per student, and what it says."""
     teacher, students = comparison["teacher"], comparison["students"]
     figures = {
@@ -214,9 +215,9 @@ def on_screen(comparison: Mapping[str, Any]) -> str:
             "verdict": verdict(*figures[name]),
             "agreement": percent(student["agreement"]),
             "parameters": f"{student['parameters']:,}",
-            "compression": times(teacher["parameters"], student["parameters"]),
+            "compression": compression(teacher["parameters"], student["parameters"]),
             "MACs": millions(student["macs"]),
-            "fewer MACs": times(teacher["macs"], student["macs"]),
+            "fewer MACs": compression(teacher["macs"], student["macs"]),
         }
         for name, student in students.items()
     ]
@@ -244,7 +245,7 @@ def on_screen(comparison: Mapping[str, Any]) -> str:
 def markdown(comparison: Comparison, costs: Costs) -> str:
     """reports/comparison.md: for the text of a pull request."""
     models = {
-        described(m): {
+        model_label(m): {
             "model": m.name,
             "trained": m.role if m.role != "teacher" else "",
             "accuracy": f"{percent(m.accuracy)} ({100 * m.low:.2f} to {100 * m.high:.2f})",
@@ -298,7 +299,7 @@ def millions(number: int | None) -> str:
     return "-" if number is None else f"{number / 1e6:.1f} M"
 
 
-def times(teachers: int | None, students: int) -> str:
+def compression(teachers: int | None, students: int) -> str:
     """How many times the student's cost the teacher's is, if it has one."""
     return "-" if teachers is None else f"{teachers / students:.1f} x"
 

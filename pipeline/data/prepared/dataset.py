@@ -90,7 +90,7 @@ def encoded_path(directory: Path, name: str) -> Path:
 
 def _read_ids(directory: Path, name: str, count: int) -> Sequence[str]:
     path = directory / f"{name}_ids.json"
-    ids = read_json(path, made_by=AGAIN).get("sample_ids")
+    ids = read_json(path, produced_by=AGAIN).get("sample_ids")
     if not (isinstance(ids, list) and len(ids) == count and all(isinstance(i, str) for i in ids)):
         raise UserError(f"`{path}` does not name {count:,} samples. Run `{AGAIN}`.")
     return ids
@@ -117,7 +117,7 @@ class Dataset:
     def encoded(self) -> bool:
         return all(isinstance(split, EncodedSplit) for split in self.splits.values())
 
-    def at(self, image_size: int) -> "Dataset":
+    def resized(self, image_size: int) -> "Dataset":
         """The dataset with images of another size: resized in memory, bicubic with antialiasing;
         encoded images when they are decoded. At the size of the prepared images, itself,
         memory-mapped."""
@@ -182,7 +182,7 @@ def open_dataset(directory: Path = PREPARED) -> Dataset:
     Raises:
         UserError: it is absent, incomplete, or of another format version.
     """
-    description = read_json(directory / "dataset.json", made_by=AGAIN)
+    description = read_json(directory / "dataset.json", produced_by=AGAIN)
     if description.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"`{directory}` has format version {description.get('format_version')}; expected "
@@ -223,7 +223,7 @@ def verify_dataset(directory: Path = PREPARED) -> None:
     Raises:
         UserError: samples, labels or class names are not those that were prepared.
     """
-    description = read_json(directory / "dataset.json", made_by=AGAIN)
+    description = read_json(directory / "dataset.json", produced_by=AGAIN)
     header = {key: description[key] for key in HEADER if key in description}
     if fingerprint_of(directory, header) != description["fingerprint"]:
         raise UserError(

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.sources.splits import TRAIN, UNLABELLED, Samples
+from pipeline.data.sources.splits import TRAIN, UNLABELLED, SampleTable
 
 WORTH_TELLING = 1.5  # the largest class over the smallest
 SHOWN = 5  # pairs of duplicates
 
 
-def imbalance(samples: Samples, class_names: Sequence[str]) -> str | None:
+def imbalance(samples: SampleTable, class_names: Sequence[str]) -> str | None:
     """One line on the sizes of the training classes; None where they are about equal."""
     labels = samples.labels[(samples.splits == TRAIN) & (samples.labels != UNLABELLED)]
     counts = np.bincount(labels, minlength=len(class_names))
@@ -28,7 +28,7 @@ def imbalance(samples: Samples, class_names: Sequence[str]) -> str | None:
     )
 
 
-def duplicates(samples: Samples, digests: np.ndarray) -> dict[str, Any]:
+def duplicates(samples: SampleTable, digests: np.ndarray) -> dict[str, Any]:
     """Which contents are in several splits, or have several labels.
 
     Args:
@@ -62,11 +62,11 @@ def duplicates(samples: Samples, digests: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _ids(samples: Samples, pairs: Sequence[tuple[int, int]]) -> list[list[str]]:
+def _ids(samples: SampleTable, pairs: Sequence[tuple[int, int]]) -> list[list[str]]:
     return [[samples.ids[number] for number in pair] for pair in pairs]
 
 
-def told(found: Mapping[str, Any], samples: Samples, contents: str) -> list[str]:
+def told(found: Mapping[str, Any], samples: SampleTable, contents: str) -> list[str]:
     """Lines on what `duplicates` found.
 
     Args:

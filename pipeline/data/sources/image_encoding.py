@@ -16,13 +16,13 @@ _LONGEST_SIDE = 65_500  # pixels, of a JPEG
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedImage:
     content: bytes
     height: int  # pixels, upright
     width: int
 
 
-def encode(image: Image.Image, source: bytes, params: DatasetParams) -> Encoded | None:
+def encode(image: Image.Image, source: bytes, params: DatasetParams) -> EncodedImage | None:
     """What `storage: encoded` keeps of an image; None for `pixels`.
 
     With a quality, it is encoded once as JPEG (baseline, chroma at half the resolution each way, no
@@ -39,7 +39,7 @@ def encode(image: Image.Image, source: bytes, params: DatasetParams) -> Encoded 
     if params.storage == "pixels":
         return None
     if params.quality == "original":
-        return Encoded(source, image.height, image.width)
+        return EncodedImage(source, image.height, image.width)
     image = image.convert("RGB" if params.channels == 3 else "L")
     ratio = params.image_size / min(image.size)
     if ratio < 1:
@@ -49,7 +49,7 @@ def encode(image: Image.Image, source: bytes, params: DatasetParams) -> Encoded 
         raise ValueError(f"it is {max(image.size):,} pixels long; JPEG takes {_LONGEST_SIDE:,}")
     file = io.BytesIO()
     image.save(file, "JPEG", quality=params.quality, subsampling="4:2:0", comment=b"")
-    return Encoded(file.getvalue(), image.height, image.width)
+    return EncodedImage(file.getvalue(), image.height, image.width)
 
 
 class EncodedFile:
@@ -73,7 +73,7 @@ class EncodedFile:
         """[N + 1] int64: where each image begins in the sorted file, and where the last ends."""
         return np.concatenate([[0], np.cumsum(self._lengths)])
 
-    def write(self, index: int, image: Encoded) -> None:
+    def write(self, index: int, image: EncodedImage) -> None:
         self._starts[index], self._lengths[index] = self._file.tell(), len(image.content)
         self.sizes[index] = image.height, image.width
         self._file.write(image.content)

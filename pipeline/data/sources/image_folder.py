@@ -12,15 +12,15 @@ import numpy as np
 
 from pipeline.data.prepared.image_decoding import eight_bits, open_image
 from pipeline.data.sources.archives import names_in, read_files
-from pipeline.data.sources.image_reading import LISTED, Picture, picture_of, read_all
+from pipeline.data.sources.image_reading import LISTED, DecodedImage, decode_all, picture_of
 from pipeline.data.sources.params import DatasetParams
 from pipeline.data.sources.splits import (
     TEST,
     TRAIN,
     UNLABELLED,
     VALIDATION,
-    Samples,
-    Source,
+    ImageSource,
+    SampleTable,
     split_off,
 )
 from pipeline.runtime.errors import UserError
@@ -30,7 +30,7 @@ _UNLABELLED_FOLDERS = ("unlabeled", "unlabelled")
 _KNOWN = {*_SPLIT_FOLDERS, *_UNLABELLED_FOLDERS}
 
 
-def image_folder(params: DatasetParams) -> Source:
+def image_folder(params: DatasetParams) -> ImageSource:
     """`train/<class>/*`, and `val/`, `test/` and `unlabeled/` if present.
 
     Raises:
@@ -76,13 +76,13 @@ def image_folder(params: DatasetParams) -> Source:
         for name, content in read_files(root, lambda name: number_of(name) is not None):
             yield number_of(name), content
 
-    def read(file: tuple[int, bytes]) -> Picture:
+    def read(file: tuple[int, bytes]) -> DecodedImage:
         sample, content = file
         return picture_of(sample, eight_bits(open_image(content)), content, params)
 
-    pictures = read_all(read, contents(), lambda file: ids[file[0]], params.root)
-    samples = split_off(Samples(ids, labels, splits), params)
-    return Source(class_names, samples, pictures, "the same bytes")
+    pictures = decode_all(read, contents(), lambda file: ids[file[0]], params.root)
+    samples = split_off(SampleTable(ids, labels, splits), params)
+    return ImageSource(class_names, samples, pictures, "the same bytes")
 
 
 def _sample_ids(names: list[str], prefix: str) -> Sequence[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from pipeline.data.prepared.image_decoding import UNREADABLE, available_cores
-from pipeline.data.sources.image_encoding import Encoded, encode
+from pipeline.data.sources.image_encoding import EncodedImage, encode
 from pipeline.data.sources.params import DatasetParams
 from pipeline.runtime.errors import UserError
 
@@ -25,18 +25,18 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Picture:
+class DecodedImage:
     """One image, read."""
 
     number: int  # of the sample
     digest: bytes  # of the content by which duplicates are found
     pixels: np.ndarray  # [channels, image_size, image_size] uint8: kept, or for statistics
-    encoded: Encoded | None  # storage: encoded: what is kept of it
+    encoded: EncodedImage | None  # storage: encoded: what is kept of it
 
 
 def picture_of(
     number: int, image: Image.Image, content: bytes | None, params: DatasetParams
-) -> Picture:
+) -> DecodedImage:
     """Args:
     image: upright and with 8 bits a channel.
     content: the bytes of its file; None where it has none, and its pixels are its content.
@@ -47,7 +47,7 @@ def picture_of(
         known_by = content
     digest = hashlib.sha256(known_by).digest()[:DIGEST_BYTES]
     pixels = to_pixels(image, params.image_size, params.channels)
-    return Picture(number, digest, pixels, encode(image, content or b"", params))
+    return DecodedImage(number, digest, pixels, encode(image, content or b"", params))
 
 
 def to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
@@ -59,12 +59,12 @@ def to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
     return pixels.transpose(2, 0, 1) if channels == 3 else pixels[None]
 
 
-def read_all(
-    read: Callable[[Item], Picture],
+def decode_all(
+    read: Callable[[Item], DecodedImage],
     items: Iterable[Item],
     name_of: Callable[[Item], str],
     where: str,
-) -> Iterator[Picture]:
+) -> Iterator[DecodedImage]:
     """The picture of each item, read by threads.
 
     Args:
@@ -75,15 +75,15 @@ def read_all(
         UserError: after the last: lists the items that cannot be read.
     """
 
-    def attempt(item: Item) -> Picture | str:
+    def attempt(item: Item) -> DecodedImage | str:
         try:
             return read(item)
         except UNREADABLE as error:
             return f"{name_of(item)}: {error}"
 
     broken, count = [], 0
-    for picture in ahead(attempt, items):
-        if isinstance(picture, Picture):
+    for picture in map_in_threads(attempt, items):
+        if isinstance(picture, DecodedImage):
             yield picture
             continue
         count += 1
@@ -97,7 +97,7 @@ def read_all(
         )
 
 
-def ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """The function of each item, in their order, by as many threads as there are cores: Pillow
     lets go of Python's lock. Few are made before they are asked for, so that memory stays flat."""
     Image.init()  # threads that do so at the same time take a format for unknown

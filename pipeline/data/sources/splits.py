@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.data.prepared.dataset import SPLITS
-from pipeline.data.sources.image_reading import Picture
+from pipeline.data.sources.image_reading import DecodedImage
 from pipeline.data.sources.params import DatasetParams
 from pipeline.runtime.derived_random import hash64
 from pipeline.runtime.errors import UserError
@@ -21,7 +21,7 @@ TRAIN, VALIDATION, TEST = range(len(SPLITS))
 
 
 @dataclass(frozen=True)
-class Samples:
+class SampleTable:
     """Every sample of a source, numbered from 0, in the order that each split will have."""
 
     ids: Sequence[str]  # [N]
@@ -34,16 +34,16 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """A dataset as it comes: what there is, and a way to go through the images once."""
 
     class_names: list[str]
-    samples: Samples
-    pictures: Iterator[Picture]  # of every sample, in any order
+    samples: SampleTable
+    pictures: Iterator[DecodedImage]  # of every sample, in any order
     contents: str  # what two duplicates have in common
 
 
-def split_off(samples: Samples, params: DatasetParams) -> Samples:
+def split_off(samples: SampleTable, params: DatasetParams) -> SampleTable:
     """Take the splits that the source lacks from its labelled training samples.
 
     Class by class: the samples with the smallest hashes of (seed, split, sample id), so that the

@@ -12,9 +12,9 @@ import numpy as np
 
 from pipeline.data.prepared.dataset import SPLITS
 from pipeline.data.prepared.image_decoding import eight_bits
-from pipeline.data.sources.image_reading import Picture, picture_of, read_all
+from pipeline.data.sources.image_reading import DecodedImage, decode_all, picture_of
 from pipeline.data.sources.params import DatasetParams
-from pipeline.data.sources.splits import TRAIN, UNLABELLED, Samples, Source, split_off
+from pipeline.data.sources.splits import TRAIN, UNLABELLED, ImageSource, SampleTable, split_off
 from pipeline.data.sources.torchvision_catalog import SETS
 from pipeline.runtime.errors import UserError
 
@@ -22,7 +22,7 @@ UNLABELLED_SPLIT = "unlabeled"
 _LABELS = ("targets", "labels", "_labels")  # where torchvision keeps them, set by set
 
 
-def torchvision_set(params: DatasetParams) -> Source:
+def torchvision_set(params: DatasetParams) -> ImageSource:
     """The dataset `params.name` below `params.root`, downloaded to there if it is absent.
 
     Raises:
@@ -35,7 +35,7 @@ def torchvision_set(params: DatasetParams) -> Source:
         unlabelled = split == UNLABELLED_SPLIT
         labels.append(np.full(len(part), UNLABELLED) if unlabelled else _labels_of(part))
         splits.append(np.full(len(part), TRAIN if unlabelled else SPLITS.index(split), np.int8))
-    samples = Samples(ids, np.concatenate(labels).astype(np.int64), np.concatenate(splits))
+    samples = SampleTable(ids, np.concatenate(labels).astype(np.int64), np.concatenate(splits))
 
     def places() -> Iterator[tuple[int, Any, int]]:
         sample = 0
@@ -44,17 +44,17 @@ def torchvision_set(params: DatasetParams) -> Source:
                 yield sample, part, index
                 sample += 1
 
-    def read(place: tuple[int, Any, int]) -> Picture:
+    def read(place: tuple[int, Any, int]) -> DecodedImage:
         sample, part, index = place
         image, label = part[index]
         expected = samples.labels[sample]
         assert expected in (label, UNLABELLED), f"{ids[sample]}: label {label}, not {expected}"
         return picture_of(sample, eight_bits(image), None, params)
 
-    return Source(
+    return ImageSource(
         _class_names(parts["train"], samples.labels),
         split_off(samples, params),
-        read_all(read, places(), lambda place: ids[place[0]], params.root),
+        decode_all(read, places(), lambda place: ids[place[0]], params.root),
         "the same pixels",
     )
 

@@ -19,7 +19,7 @@ CANARIES = 4  # images per shard
 
 
 @dataclass(frozen=True)
-class Contents:
+class StoreIdentity:
     """What the rows of a store are: equal for all its shards, and for any number of views."""
 
     dataset_fingerprint: str
@@ -38,7 +38,7 @@ class Contents:
 
 
 @dataclass(frozen=True)
-class ShardPlace:
+class ShardKey:
     """Which rows a shard holds."""
 
     split: str
@@ -51,19 +51,19 @@ class ShardPlace:
         return f"{self.split}_view{self.view:05d}_sample{self.first_sample:09d}.h5"
 
 
-def shard_places(split_sizes: Mapping[str, int], num_views: int) -> Iterator[ShardPlace]:
+def shard_keys(split_sizes: Mapping[str, int], num_views: int) -> Iterator[ShardKey]:
     """Every shard of a store: each view of `train`, and the other splits once."""
     for split, size in split_sizes.items():
         for view in range(num_views if split == "train" else 1):
             for first in range(0, size, SHARD_SAMPLES):
-                yield ShardPlace(split, view, first, min(SHARD_SAMPLES, size - first))
+                yield ShardKey(split, view, first, min(SHARD_SAMPLES, size - first))
 
 
-def policy_of(contents: Contents, split: str) -> str:
+def policy_of(contents: StoreIdentity, split: str) -> str:
     return contents.policy if split == "train" else "none"
 
 
-def attributes(contents: Contents, place: ShardPlace) -> dict[str, int | str]:
+def attributes(contents: StoreIdentity, place: ShardKey) -> dict[str, int | str]:
     """A shard's attributes, but for the checksums of its datasets, in their order."""
     return {
         "format_version": FORMAT_VERSION,
@@ -73,7 +73,7 @@ def attributes(contents: Contents, place: ShardPlace) -> dict[str, int | str]:
     }
 
 
-def canary_samples(place: ShardPlace) -> np.ndarray:
+def canary_samples(place: ShardKey) -> np.ndarray:
     """Sample numbers of the shard's canaries, evenly spread, [<= CANARIES] int64."""
     count = min(CANARIES, place.num_samples)
     return place.first_sample + np.arange(count) * (place.num_samples - 1) // max(1, count - 1)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pipeline.store.format.encodings import columns
-from pipeline.store.format.schema import Contents, ShardPlace, attributes, canary_samples, sha256
+from pipeline.store.format.schema import ShardKey, StoreIdentity, attributes, canary_samples, sha256
 
 
 class ShardError(Exception):
@@ -21,7 +21,7 @@ class ShardError(Exception):
 
 
 @dataclass(frozen=True)
-class ArrayPlace:
+class ArrayRef:
     """A contiguous array in a file."""
 
     path: Path
@@ -48,7 +48,7 @@ class ArrayPlace:
 @dataclass(frozen=True)
 class Header:
     attributes: Mapping[str, int | str]
-    arrays: Mapping[str, ArrayPlace]
+    arrays: Mapping[str, ArrayRef]
 
 
 #: What h5py raises for a file that is none of HDF5's, or for a damaged one.
@@ -73,7 +73,7 @@ def read_header(path: Path) -> Header:
             if links:  # HDF5 would open what they name, wherever that is
                 raise ShardError(f"is damaged: `{links[0]}` is a link")
             arrays = {
-                name: ArrayPlace(path, dataset.id.get_offset(), tuple(dataset.shape), dataset.dtype)
+                name: ArrayRef(path, dataset.id.get_offset(), tuple(dataset.shape), dataset.dtype)
                 for name, dataset in file.items()
             }
     except _DAMAGED as error:
@@ -115,14 +115,14 @@ def check_shapes(header: Header, expected: Mapping[str, tuple[tuple[int, ...], n
 
 
 def row_shapes(
-    contents: Contents, place: ShardPlace
+    contents: StoreIdentity, place: ShardKey
 ) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """What `check_shapes` expects of a shard's rows."""
     widths = columns(contents.encoding, contents.num_classes, contents.k)
     return {name: ((place.num_samples, width), dtype) for name, (width, dtype) in widths.items()}
 
 
-def check_arrays(header: Header, contents: Contents, place: ShardPlace) -> None:
+def check_arrays(header: Header, contents: StoreIdentity, place: ShardKey) -> None:
     """Raises: ShardError: an array is absent or has another shape, type or checksum."""
     rows, samples = row_shapes(contents, place), canary_samples(place)
     canaries = {
@@ -142,7 +142,7 @@ def check_sum(header: Header, name: str, attribute: str | None = None) -> None:
         raise ShardError(f"is damaged: its {name} do not match their checksum")
 
 
-def check_shard(path: Path, contents: Contents, place: ShardPlace, canaries: np.ndarray) -> None:
+def check_shard(path: Path, contents: StoreIdentity, place: ShardKey, canaries: np.ndarray) -> None:
     """All of a shard: what it is, that it is undamaged, and that the teacher saw these images.
 
     Args:

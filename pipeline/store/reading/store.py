@@ -23,16 +23,16 @@ from pipeline.store.format.schema import (
     INDEX,
     SHARD_SAMPLES,
     STORE,
-    Contents,
-    ShardPlace,
+    ShardKey,
+    StoreIdentity,
     attributes,
     canary_digests,
     canary_samples,
     policy_of,
-    shard_places,
+    shard_keys,
 )
 from pipeline.store.format.shards import (
-    ArrayPlace,
+    ArrayRef,
     Header,
     ShardError,
     check_attributes,
@@ -42,39 +42,39 @@ from pipeline.store.format.shards import (
     read_header,
     row_shapes,
 )
-from pipeline.views.loader import views_of
+from pipeline.views.loader import open_views
 from pipeline.views.params import ViewsParams
-from pipeline.views.plan import Policy
+from pipeline.views.plan import ViewPolicy
 
 AGAIN = "dvc repro soft_targets"
 _SHOWN = 10  # problems in one message
 _COUNTED = 1000  # problems of a store; an index may ask for any number of shards
 
 
-class Targets(NamedTuple):
+class SoftTargetBatch(NamedTuple):
     logits: np.ndarray  # [B, C], float16 of a dense store, float32 of a top_k one
     kept: np.ndarray | None  # [B, C] bool: the others share the tail's mass; None: all kept
 
 
 @dataclass(frozen=True)
-class Index:
+class StoreIndex:
     """What `store.json` says."""
 
     format_version: int
-    contents: Contents
+    contents: StoreIdentity
     split_sizes: Mapping[str, int]
     num_views: int
     class_names: Sequence[str]  # empty for format 1, where each shard has them
     fidelity: Mapping[str, float]  # as measured when it was written; empty for format 1
 
-    def places(self) -> Iterator[ShardPlace]:
-        return shard_places(self.split_sizes, self.num_views)
+    def places(self) -> Iterator[ShardKey]:
+        return shard_keys(self.split_sizes, self.num_views)
 
 
 class MappedArrays:
     """Arrays in a file, mapped into memory when first used; pickled as their places."""
 
-    def __init__(self, places: Mapping[str, ArrayPlace]):
+    def __init__(self, places: Mapping[str, ArrayRef]):
         self.places = places
 
     @cached_property
@@ -94,30 +94,30 @@ class Store:
     """
 
     directory: Path
-    index: Index
+    index: StoreIndex
     shards: Mapping[tuple[str, int], Sequence[MappedArrays]]  # (split, view) -> by sample
     labels: Mapping[str, np.ndarray]  # of a top_k store, by split: rows are decoded with them
     temperature: float = 1.0  # of the softmax that the logits are for: gives top_k its tail
 
     @property
-    def contents(self) -> Contents:
+    def contents(self) -> StoreIdentity:
         return self.index.contents
 
     @property
     def num_views(self) -> int:
         return self.index.num_views
 
-    def at(self, temperature: float) -> "Store":
+    def decoded_at(self, temperature: float) -> "Store":
         """The store for a softmax at another temperature; of dense rows, no matter."""
         return replace(self, temperature=temperature)
 
-    def gather(self, view: int, samples: np.ndarray, *, split: str = "train") -> Targets:
+    def gather(self, view: int, samples: np.ndarray, *, split: str = "train") -> SoftTargetBatch:
         """Soft targets of samples in one view: any number, in any order, repeated or not."""
         return self.gather_pairs(samples, np.broadcast_to(view, np.shape(samples)), split=split)
 
     def gather_pairs(
         self, samples: np.ndarray, views: np.ndarray, *, split: str = "train"
-    ) -> Targets:
+    ) -> SoftTargetBatch:
         """Soft targets of (sample, view) pairs, both [B] integers.
 
         Raises:
@@ -125,9 +125,9 @@ class Store:
         """
         arrays = self.encoded(samples, views, split=split)
         if self.contents.encoding == "dense":
-            return Targets(arrays["logits"], None)
+            return SoftTargetBatch(arrays["logits"], None)
         labels, classes = self.labels[split][samples], self.contents.num_classes
-        return Targets(*decode(arrays, labels, classes, temperature=self.temperature))
+        return SoftTargetBatch(*decode(arrays, labels, classes, temperature=self.temperature))
 
     def encoded(
         self, samples: np.ndarray, views: np.ndarray, *, split: str = "train"
@@ -217,14 +217,14 @@ def open_store(
     )
 
 
-def read_index(directory: Path = STORE) -> Index:
+def read_index(directory: Path = STORE) -> StoreIndex:
     """What the store is, by its index.
 
     Raises:
         UserError: absent, of a version that is not known, or not an index.
     """
     path = directory / INDEX
-    content = read_json(path, made_by=AGAIN)
+    content = read_json(path, produced_by=AGAIN)
     version = content.get("format_version")
     if version not in range(1, FORMAT_VERSION + 1):
         newer = isinstance(version, int) and version > FORMAT_VERSION
@@ -232,7 +232,7 @@ def read_index(directory: Path = STORE) -> Index:
         raise UserError(
             f"`{path}` has format version {version}; expected 1 to {FORMAT_VERSION}. {remedy}."
         )
-    expected = {field.name: field.type for field in fields(Contents)}
+    expected = {field.name: field.type for field in fields(StoreIdentity)}
     expected |= {"splits": dict, "num_views": int}
     expected |= {"class_names": list, "fidelity": dict} if version > 1 else {}
     for key, kind in expected.items():
@@ -241,8 +241,10 @@ def read_index(directory: Path = STORE) -> Index:
         if not isinstance(content.get(key), kind):
             name = getattr(kind, "__name__", kind)
             raise UserError(f"`{path}` has {key} {content[key]!r}; expected {name}. Run `{AGAIN}`.")
-    contents = Contents(**{field.name: content.get(field.name) for field in fields(Contents)})
-    index = Index(
+    contents = StoreIdentity(
+        **{field.name: content.get(field.name) for field in fields(StoreIdentity)}
+    )
+    index = StoreIndex(
         version,
         contents,
         content["splits"],
@@ -285,7 +287,7 @@ def _is_count(number: Any) -> bool:
 
 def check_purpose(
     directory: Path,
-    index: Index,
+    index: StoreIndex,
     dataset: Dataset,
     views: ViewsParams,
     teacher_fingerprint: str,
@@ -321,7 +323,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def open_shards(directory: Path, index: Index, labels: Mapping[str, np.ndarray]) -> Store:
+def open_shards(directory: Path, index: StoreIndex, labels: Mapping[str, np.ndarray]) -> Store:
     """Open a store for what its own index says it is.
 
     Args:
@@ -349,7 +351,7 @@ def open_shards(directory: Path, index: Index, labels: Mapping[str, np.ndarray])
     return Store(directory, index, shards, {k: v.astype(short) for k, v in needed.items()})
 
 
-def _checked_rows(header: Header, index: Index, place: ShardPlace) -> dict[str, ArrayPlace]:
+def _checked_rows(header: Header, index: StoreIndex, place: ShardKey) -> dict[str, ArrayRef]:
     """Where a shard's rows are, if the header says that it is this one of this store."""
     expected = attributes(index.contents, place) | {"format_version": index.format_version}
     check_attributes(header, expected)
@@ -365,11 +367,11 @@ def _refuse(directory: Path, problems: Sequence[str]) -> None:
         raise UserError("\n".join([*shown, f"Remove `{directory}` and run `{AGAIN}`."]))
 
 
-def differences(directory: Path, index: Index, dataset: Dataset) -> Iterator[str]:
+def differences(directory: Path, index: StoreIndex, dataset: Dataset) -> Iterator[str]:
     """Whatever in the shards is not as written, or not as this code augments it now."""
     seed, cpu = index.contents.seed, torch.device("cpu")
     views = {
-        name: views_of(split, Policy.from_text(policy_of(index.contents, name)), seed, cpu)
+        name: open_views(split, ViewPolicy.parse(policy_of(index.contents, name)), seed, cpu)
         for name, split in dataset.splits.items()
     }
     for place in index.places():
@@ -386,7 +388,7 @@ def differences(directory: Path, index: Index, dataset: Dataset) -> Iterator[str
             yield f"`{path}` {error}."
 
 
-def _check_rows(header: Header, contents: Contents) -> None:
+def _check_rows(header: Header, contents: StoreIdentity) -> None:
     """What a writer of somebody else's may have missed: each row must have a meaning."""
     for name in columns(contents.encoding, contents.num_classes, contents.k):
         array = header.arrays[name].map()
@@ -402,7 +404,7 @@ def _check_rows(header: Header, contents: Contents) -> None:
             raise ShardError(f"is wrong in row {bad.argmax()}: its {name} are not {what}")
 
 
-def _check_shard_1(path: Path, index: Index, place: ShardPlace, pixels: np.ndarray) -> None:
+def _check_shard_1(path: Path, index: StoreIndex, place: ShardKey, pixels: np.ndarray) -> None:
     """`check_shard` for format 1, which kept the canaries' pixels themselves."""
     header, samples = read_header(path), canary_samples(place)
     _checked_rows(header, index, place)

@@ -12,7 +12,7 @@ from pipeline.store.format.encodings import decode
 TEMPERATURES = (1, 2, 4)
 
 
-def measure(
+def store_fidelity(
     logits: np.ndarray, labels: np.ndarray, stored: Mapping[str, np.ndarray]
 ) -> dict[str, float]:
     """KL(teacher || stored) in nats, mean over rows, and the share of rows with the same argmax.

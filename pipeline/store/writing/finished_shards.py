@@ -19,14 +19,14 @@ import PIL
 import torch
 
 from pipeline.compute.provenance import device_name, loaded_code
-from pipeline.runtime import locks as locking
+from pipeline.runtime import locks
 from pipeline.runtime.files import canonical_json
-from pipeline.store.format.schema import FORMAT_VERSION, Contents
+from pipeline.store.format.schema import FORMAT_VERSION, StoreIdentity
 
 SCRATCH = Path(".scratch/soft_targets")
 
 
-def folder(contents: Contents, batch_size: int, device: torch.device) -> Path:
+def folder(contents: StoreIdentity, batch_size: int, device: torch.device) -> Path:
     """Where the shards of these contents are kept while the store is made, and after."""
     defining = {
         "format_version": FORMAT_VERSION,
@@ -45,12 +45,12 @@ def folder(contents: Contents, batch_size: int, device: torch.device) -> Path:
     return SCRATCH / hashlib.sha256(canonical_json(defining).encode()).hexdigest()
 
 
-def reserved() -> AbstractContextManager[None]:
-    """Keep other runs out of the scratch: `locking.reserved`."""
-    return locking.reserved(SCRATCH)
+def exclusive() -> AbstractContextManager[None]:
+    """Keep other runs out of the scratch: `locks.exclusive`."""
+    return locks.exclusive(SCRATCH)
 
 
-def place_in(directory: Path, shards: Iterator[Path]) -> None:
+def link_shards(directory: Path, shards: Iterator[Path]) -> None:
     """Put shards into a directory: as hard links, or as copies where there are none."""
     for shard in shards:
         target = directory / shard.name
@@ -62,7 +62,7 @@ def place_in(directory: Path, shards: Iterator[Path]) -> None:
             shutil.copyfile(shard, target)
 
 
-def remove_others(kept: Path) -> None:
+def prune(kept: Path) -> None:
     """Remove the scratch of other inputs, and what killed runs left half-written in this."""
     for path in SCRATCH.iterdir():
         if path.is_dir() and path != kept:

@@ -14,8 +14,8 @@ from pipeline.store.format.encodings import FLOAT16, columns, encode
 from pipeline.store.format.schema import (
     FORMAT_VERSION,
     INDEX,
-    Contents,
-    ShardPlace,
+    ShardKey,
+    StoreIdentity,
     attributes,
     canary_samples,
     sha256,
@@ -24,8 +24,8 @@ from pipeline.store.format.schema import (
 
 def write_shard(
     path: Path,
-    contents: Contents,
-    place: ShardPlace,
+    contents: StoreIdentity,
+    place: ShardKey,
     logits: np.ndarray,
     labels: np.ndarray,
     canaries: np.ndarray,
@@ -46,7 +46,7 @@ def write_shard(
     write_bytes(path, _file_image(contents, place, arrays, canaries))
 
 
-def _check_finite(place: ShardPlace, logits: np.ndarray) -> None:
+def _check_finite(place: ShardKey, logits: np.ndarray) -> None:
     with np.errstate(over="ignore"):
         finite = np.isfinite(logits.astype(FLOAT16))
     if not finite.all():
@@ -61,13 +61,13 @@ def _check_finite(place: ShardPlace, logits: np.ndarray) -> None:
         )
 
 
-def shard_bytes(contents: Contents, place: ShardPlace) -> int:
+def shard_bytes(contents: StoreIdentity, place: ShardKey) -> int:
     """The exact size of a shard's file, before there are rows for it."""
     return _size_of(contents, replace(place, view=0, first_sample=0))
 
 
 @lru_cache  # a store has few kinds of shards, and HDF5's overhead follows no simple rule
-def _size_of(contents: Contents, place: ShardPlace) -> int:
+def _size_of(contents: StoreIdentity, place: ShardKey) -> int:
     widths = columns(contents.encoding, contents.num_classes, contents.k)
     arrays = {
         name: np.zeros((place.num_samples, width), dtype) for name, (width, dtype) in widths.items()
@@ -77,7 +77,7 @@ def _size_of(contents: Contents, place: ShardPlace) -> int:
 
 
 def _file_image(
-    contents: Contents, place: ShardPlace, arrays: Mapping[str, np.ndarray], canaries: np.ndarray
+    contents: StoreIdentity, place: ShardKey, arrays: Mapping[str, np.ndarray], canaries: np.ndarray
 ) -> bytes:
     """The HDF5 file, made in memory: on a full disk h5py's own writing fails without an error."""
     with h5py.File("shard", "w", driver="core", backing_store=False) as file:
@@ -95,7 +95,7 @@ def _file_image(
 
 def write_index(
     directory: Path,
-    contents: Contents,
+    contents: StoreIdentity,
     class_names: Sequence[str],
     split_sizes: Mapping[str, int],
     num_views: int,

@@ -21,43 +21,50 @@ from pipeline.models.evaluation import predict
 from pipeline.runtime.errors import UserError
 from pipeline.store.format.schema import (
     SHARD_SAMPLES,
-    Contents,
-    ShardPlace,
+    ShardKey,
+    StoreIdentity,
     canary_digests,
     canary_samples,
     policy_of,
 )
 from pipeline.store.format.shards import ShardError, check_shard
-from pipeline.views.loader import EncodedViews, Views, views_of
-from pipeline.views.plan import Policy
+from pipeline.views.loader import EncodedViews, Views, open_views
+from pipeline.views.plan import ViewPolicy
 
 AGAIN = "dvc repro teacher"
 #: Of each split, all views that a store is about, on a device.
-AllViews = Mapping[str, Views | EncodedViews]
+ViewsBySplit = Mapping[str, Views | EncodedViews]
 
 
-def all_views(dataset: Dataset, contents: Contents, device: torch.device) -> AllViews:
+def open_views_by_split(
+    dataset: Dataset, contents: StoreIdentity, device: torch.device
+) -> ViewsBySplit:
     """Args: dataset: at the size of the views."""
     return {
-        name: views_of(split, Policy.from_text(policy_of(contents, name)), contents.seed, device)
+        name: open_views(split, ViewPolicy.parse(policy_of(contents, name)), contents.seed, device)
         for name, split in dataset.splits.items()
     }
 
 
-def canaries_of(views: AllViews, place: ShardPlace) -> np.ndarray:
+def canaries_of(views: ViewsBySplit, place: ShardKey) -> np.ndarray:
     """[K, 32] uint8, the digests of the shard's canaries as they are seen now."""
     (batch,) = views[place.split].batches(place.view, [canary_samples(place)])
     return canary_digests(batch.pixels.cpu().numpy())
 
 
-class NetworkAnswers:
+class TeacherForward:
     """By a forward pass for each view of an image."""
 
     unit = "teacher passes"
     told: Sequence[str] = ()
 
     def __init__(
-        self, network: nn.Module, spec: InputSpec, views: AllViews, precision: str, batch_size: int
+        self,
+        network: nn.Module,
+        spec: InputSpec,
+        views: ViewsBySplit,
+        precision: str,
+        batch_size: int,
     ):
         """Args: network: on the device of the views."""
         self.network, self.spec = network, spec
@@ -80,14 +87,14 @@ class NetworkAnswers:
         return self._clock.seconds()
 
 
-class GivenAnswers:
+class ImportedLogits:
     """By looking them up in a table, or in a store whose every shard is verified first."""
 
-    def __init__(self, source: Any, views: AllViews, contents: Contents):
+    def __init__(self, source: Any, views: ViewsBySplit, contents: StoreIdentity):
         """Args: source: of `open_source` in pipeline/networks/logits.py."""
         self.unit, self.told = f"rows of `{source.path}`", source.told
         self._source, self._views, self._contents = source, views, contents
-        self._verified: set[ShardPlace] = set()
+        self._verified: set[ShardKey] = set()
 
     def logits(self, split: str, view: int, samples: np.ndarray) -> np.ndarray:
         """[n, num_classes] float32, raw: of one view of n samples.
@@ -98,10 +105,10 @@ class GivenAnswers:
         if self._source.identity is not None:
             for first in np.unique(samples // SHARD_SAMPLES * SHARD_SAMPLES).tolist():
                 count = min(SHARD_SAMPLES, self._source.sizes[split] - first)
-                self._verify(ShardPlace(split, view, first, count))
+                self._verify(ShardKey(split, view, first, count))
         return self._source.rows(split, view, samples)
 
-    def _verify(self, place: ShardPlace) -> None:
+    def _verify(self, place: ShardKey) -> None:
         if place in self._verified:
             return
         path = self._source.path / place.file_name
@@ -119,15 +126,15 @@ class GivenAnswers:
         return None
 
 
-def open_answers(
+def open_teacher_logits(
     dataset: Dataset,
-    contents: Contents,
+    contents: StoreIdentity,
     num_views: int,
-    views: AllViews,
+    views: ViewsBySplit,
     *,
     batch_size: int,
     device: torch.device,
-) -> NetworkAnswers | GivenAnswers:
+) -> TeacherForward | ImportedLogits:
     """The teacher of models/teacher, whatever it is.
 
     Args:
@@ -136,15 +143,15 @@ def open_answers(
     Raises:
         UserError: it is absent, for other classes, or logits that are not for these views.
     """
-    source = checkpoint.logit_source(TEACHER, made_by=AGAIN)
+    source = checkpoint.logit_source(TEACHER, produced_by=AGAIN)
     if source is not None:
         check_classes(source.class_names, dataset.class_names)
         given = _open_source(source, dataset)
         _check_views(given, contents, num_views)
-        return GivenAnswers(given, views, contents)
-    network, description = checkpoint.load(TEACHER, made_by=AGAIN)
+        return ImportedLogits(given, views, contents)
+    network, description = checkpoint.load(TEACHER, produced_by=AGAIN)
     check_classes(description.class_names, dataset.class_names)
-    return NetworkAnswers(
+    return TeacherForward(
         network.to(device), description.input, views, contents.precision, batch_size
     )
 
@@ -168,13 +175,13 @@ def _open_source(source: LogitSource, dataset: Dataset) -> Any:
     return given
 
 
-def _check_views(given: Any, contents: Contents, num_views: int) -> None:
+def _check_views(given: Any, contents: StoreIdentity, num_views: int) -> None:
     if given.num_views is not None and given.num_views < num_views:
         raise UserError(
             f"`{given.path}` answers {given.num_views} views of the training images, but "
             f"`views.count` asks for {num_views}. Set it to {given.num_views}, or bring more."
         )
-    if given.num_views is None and Policy.from_text(contents.policy).mix is not None:
+    if given.num_views is None and ViewPolicy.parse(contents.policy).mix is not None:
         raise UserError(
             f"`{given.path}` has one answer for an image, but `views.mix` mixes two images in a "
             "view, which that is no answer to. Set `views.mix: none`, or bring the answers to "

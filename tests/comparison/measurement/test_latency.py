@@ -54,16 +54,20 @@ def test_the_figures_are_those_of_the_times():
 def test_every_network_is_timed_in_every_round_and_another_begins_each():
     calls = []
     tasks = [lambda name=name: calls.append(name) for name in "abc"]
-    times = speed.in_turns(tasks, calls=2, least=speed.ROUNDS, seconds=0)
+    times = speed.time_interleaved(tasks, calls=2, least=speed.ROUNDS, seconds=0)
     assert times.shape == (3, speed.ROUNDS, 2)
     assert (times >= 0).all()
     said = "".join(calls)
     assert said.startswith("abc" + "aaabbbccc" + "bbbcccaaa" + "cccaaabbb")
     assert len(said) == 3 + 3 * 3 * speed.ROUNDS
     calls.clear()
-    assert speed.in_turns(tasks, calls=1, least=3, seconds=0).shape == (3, 3, 1)
+    assert speed.time_interleaved(tasks, calls=1, least=3, seconds=0).shape == (3, 3, 1)
     assert "".join(calls) == "abc" + "abc" + "bca" + "cab"
-    assert speed.in_turns(tasks, calls=1, least=3, seconds=1e9).shape == (3, speed.ROUNDS, 1)
+    assert speed.time_interleaved(tasks, calls=1, least=3, seconds=1e9).shape == (
+        3,
+        speed.ROUNDS,
+        1,
+    )
 
 
 def test_100_calls_make_a_latency_and_never_too_few_rounds_for_an_interval():
@@ -167,8 +171,8 @@ def test_a_clock_changes_the_report_and_nothing_else_of_the_comparison(project, 
 
 
 def test_the_comparison_has_the_passes_of_the_store_and_of_the_histories(project):
-    index = read_json("data/soft_targets/store.json", made_by="-")
-    found = read_json("metrics/comparison.json", made_by="-")["cache"]
+    index = read_json("data/soft_targets/store.json", produced_by="-")
+    found = read_json("metrics/comparison.json", produced_by="-")["cache"]
     train, validation, test = (index["splits"][n] for n in ("train", "validation", "test"))
     epochs = len(Path("metrics/history/students/small.csv").read_text("utf-8").splitlines()) - 1
     made = PARAMS["views"]["count"] * train + validation + test
@@ -204,6 +208,6 @@ def test_figures_that_are_not_what_the_stage_writes_are_refused(project, edit, m
 @pytest.mark.parametrize("edit", [{"num_views": "3"}, {"splits": {"train": 5}}, {"fidelity": None}])
 def test_a_store_that_does_not_say_how_much_it_holds_is_refused(project, edit):
     path = "data/soft_targets/store.json"
-    write_json(path, read_json(path, made_by="-") | edit)
+    write_json(path, read_json(path, produced_by="-") | edit)
     with pytest.raises(UserError, match="does not say how many views of how many images"):
         run_stage("compare")

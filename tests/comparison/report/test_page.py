@@ -14,14 +14,14 @@ import torch
 from browser import CHROMIUM, Page, browser
 
 from pipeline.comparison.cache_economics import Economics
-from pipeline.comparison.compare import Answers, Comparison, compare
+from pipeline.comparison.compare import Comparison, Predictions, compare
 from pipeline.comparison.measurement.corruptions import CORRUPTIONS
 from pipeline.comparison.measurement.latency import DeviceSpeed, NetworkSpeed
 from pipeline.comparison.report import charts
 from pipeline.comparison.report.costs import Costs
 from pipeline.comparison.report.page import MOST_CLASSES, Origin, html_report
 from pipeline.comparison.report.summary import markdown
-from pipeline.comparison.robustness import Decisions, compare_robustness
+from pipeline.comparison.robustness import CorruptionPredictions, compare_robustness
 
 HOSTILE = "</style><script src='https://example.org/x.js'></script>&"
 
@@ -31,12 +31,12 @@ def invented(num_classes: int, students: list[str], count: int = 300) -> Compari
     rng = np.random.default_rng(0)
     labels = {name: rng.integers(0, num_classes, count) for name in ("validation", "test")}
 
-    def answers(name: str, role: str, skill: float, parameters: int) -> Answers:
+    def answers(name: str, role: str, skill: float, parameters: int) -> Predictions:
         logits = {}
         for split, classes in labels.items():
             logits[split] = rng.normal(0, 1, (count, num_classes)).astype(np.float32)
             logits[split][np.arange(count), classes] += skill
-        return Answers(
+        return Predictions(
             name,
             role,
             **logits,
@@ -45,11 +45,13 @@ def invented(num_classes: int, students: list[str], count: int = 300) -> Compari
             size_bytes=4 * parameters,
         )
 
-    def decisions(seed: int) -> Decisions:
+    def decisions(seed: int) -> CorruptionPredictions:
         chosen = np.random.default_rng(seed).integers(
             0, num_classes, (1 + len(CORRUPTIONS), 3, count)
         )
-        return Decisions(labels["test"], np.where(chosen[1:] > 1, chosen[1:], labels["test"]))
+        return CorruptionPredictions(
+            labels["test"], np.where(chosen[1:] > 1, chosen[1:], labels["test"])
+        )
 
     names = [f"a class of a long name {i}" for i in range(num_classes)]
     names[1] = HOSTILE
@@ -233,22 +235,22 @@ def test_an_axis_marks_round_values_around_all(values, ticks):
 
 
 def test_a_logarithmic_axis_places_equal_ratios_at_equal_distances():
-    axis = charts.log_axis([1e3, 1e6], 0, 300, charts.amount)
+    axis = charts.log_axis([1e3, 1e6], 0, 300, charts.si)
     assert axis(1e4) - axis(1e3) == pytest.approx(axis(1e6) - axis(1e5))
-    assert [charts.amount(tick) for tick in axis.ticks] == ["1 k", "10 k", "100 k", "1 M"]
+    assert [charts.si(tick) for tick in axis.ticks] == ["1 k", "10 k", "100 k", "1 M"]
 
 
 @pytest.mark.parametrize("ratio", [1, 3, 20, 100, 5000])
 def test_a_logarithmic_axis_has_some_marks_for_any_costs_and_not_too_many(ratio):
     for low in np.geomspace(1e4, 1e7, 40):
-        axis = charts.log_axis([low, low * ratio], 44, 332, charts.amount)
+        axis = charts.log_axis([low, low * ratio], 44, 332, charts.si)
         assert 2 <= len(axis.ticks) <= 7
         assert all(axis(b) - axis(a) > 30 for a, b in pairwise(axis.ticks))
 
 
 def test_labels_that_would_lie_on_one_another_are_moved_apart():
     labels = [(10, 50, "first", "start"), (12, 52, "second", "start"), (200, 51, "far", "start")]
-    heights = {name: y for _, y, name, _ in charts.apart(labels, 300)}
+    heights = {name: y for _, y, name, _ in charts.spread_labels(labels, 300)}
     assert heights == {"first": 50, "second": 50 + charts.LINE, "far": 51}
 
 

@@ -28,14 +28,14 @@ from pipeline.commands.store import verify
 from pipeline.comparison.report.html import THUMBNAIL
 from pipeline.data.prepared.dataset import Dataset, encoded_path, open_dataset
 from pipeline.data.prepared.image_decoding import clean_boxes, decode_view, eight_bits
-from pipeline.data.sources.image_reading import ahead
+from pipeline.data.sources.image_reading import map_in_threads
 from pipeline.runtime.derived_random import permutation
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
 from pipeline.stages.compare import clean_pixels
 from pipeline.views import loader as views_module
-from pipeline.views.loader import EncodedViews, views_of
-from pipeline.views.plan import Policy, apply_views, boxes, mirrored
+from pipeline.views.loader import EncodedViews, open_views
+from pipeline.views.plan import ViewPolicy, apply_views, crop_boxes, flips
 
 CPU = torch.device("cpu")
 PREPARED, STORE = Path("data/prepared"), Path("data/soft_targets")
@@ -234,7 +234,7 @@ def test_an_image_damaged_after_preparing_is_named_without_a_traceback(encoded_p
     content[split.offsets[3] : split.offsets[3] + 20] = bytes(20)
     path.write_bytes(content)
     split = open_dataset().splits["train"]
-    views = views_of(split, Policy("none"), 0, CPU, num_workers=workers)
+    views = open_views(split, ViewPolicy("none"), 0, CPU, num_workers=workers)
     with pytest.raises(UserError) as refusal:
         list(views.batches(0, np.split(np.arange(len(split)), 3)))
     message = str(refusal.value)
@@ -245,7 +245,7 @@ def test_an_image_damaged_after_preparing_is_named_without_a_traceback(encoded_p
 def test_images_pass_through_memory_few_at_a_time_and_in_order(monkeypatch):
     monkeypatch.setattr("pipeline.data.sources.image_reading.available_cores", lambda: 3)
     taken = []
-    results = ahead(lambda number: -number, (taken.append(n) or n for n in range(100)))
+    results = map_in_threads(lambda number: -number, (taken.append(n) or n for n in range(100)))
     for expected in range(20):
         assert next(results) == -expected
         assert len(taken) <= expected + 1 + 2 * 3
@@ -255,7 +255,7 @@ def test_images_pass_through_memory_few_at_a_time_and_in_order(monkeypatch):
 def test_a_worker_that_is_killed_is_told_without_a_traceback(encoded_project, monkeypatch):
     monkeypatch.setattr("pipeline.views.loader.decode_view", lambda *_: os._exit(9))
     split = open_dataset().splits["train"]
-    views = views_of(split, Policy("none"), 0, CPU, num_workers=1)
+    views = open_views(split, ViewPolicy("none"), 0, CPU, num_workers=1)
     with pytest.raises(UserError, match="a process that decodes images has ended"):
         list(views.batches(0, np.split(np.arange(len(split)), 3)))
 
@@ -300,7 +300,7 @@ def test_images_of_any_mode_and_size_are_shown_as_pillow_shows_them(form, channe
     size = np.array([image.size[::-1]])
     for box in (
         clean_boxes(size, 32)[0],
-        boxes(Policy("random_resized_crop"), 0, 3, np.arange(1), size)[0],
+        crop_boxes(ViewPolicy("random_resized_crop"), 0, 3, np.arange(1), size)[0],
     ):
         view = decode_view(content, size[0], box, 32, channels)
         assert view.shape == (channels, 32, 32)
@@ -359,24 +359,24 @@ def test_the_clean_view_is_the_imagenet_standard():
 
 @pytest.mark.parametrize("policy", ["none", "crop", "crop_flip", "random_resized_crop"])
 def test_each_policy_shows_its_part_of_the_image(encoded_project, policy):
-    split = open_dataset().at(16).splits["train"]
+    split = open_dataset().resized(16).splits["train"]
     samples = np.array([5, 0, 11])
-    (batch,) = views_of(split, Policy(policy), 3, CPU).batches(2, [samples])
+    (batch,) = open_views(split, ViewPolicy(policy), 3, CPU).batches(2, [samples])
     contents = [split.content(sample) for sample in samples]
     if policy == "random_resized_crop":
-        parts = boxes(Policy(policy), 3, 2, samples, split.sizes[samples])
-        flips = mirrored(Policy(policy), 3, 2, samples)
+        parts = crop_boxes(ViewPolicy(policy), 3, 2, samples, split.sizes[samples])
+        flipped = flips(ViewPolicy(policy), 3, 2, samples)
     else:
-        parts, flips = clean_boxes(split.sizes[samples], 16), [False] * 3
+        parts, flipped = clean_boxes(split.sizes[samples], 16), [False] * 3
     expected = [
         decode_view(content, size, part, 16, 3)[:, :, :: -1 if flip else 1]
         for content, size, part, flip in zip(
-            contents, split.sizes[samples], parts, flips, strict=True
+            contents, split.sizes[samples], parts, flipped, strict=True
         )
     ]
     expected = torch.from_numpy(np.stack(expected))
     if policy.startswith("crop"):
-        expected = apply_views(expected, Policy(policy), 3, 2, samples)
+        expected = apply_views(expected, ViewPolicy(policy), 3, 2, samples)
     assert torch.equal(batch.pixels, expected)
     assert np.array_equal(batch.samples, samples)
 
@@ -385,8 +385,8 @@ def test_each_policy_shows_its_part_of_the_image(encoded_project, policy):
 
 
 def all_views(order: list[np.ndarray], workers: int, policy: str = "random_resized_crop"):
-    split = open_dataset().at(16).splits["train"]
-    views = views_of(split, Policy.from_text(policy), 5, CPU, num_workers=workers)
+    split = open_dataset().resized(16).splits["train"]
+    views = open_views(split, ViewPolicy.parse(policy), 5, CPU, num_workers=workers)
     pixels = np.empty((len(split), 3, 16, 16), np.uint8)
     for batch in views.batches(1, order):
         pixels[batch.samples] = batch.pixels.numpy()
@@ -426,18 +426,18 @@ def test_replay_is_identical_in_workers_that_are_spawned(encoded_project, monkey
 
 
 def test_batches_come_in_the_order_given_and_leave_torchs_generator_alone(encoded_project):
-    split = open_dataset().at(16).splits["train"]
+    split = open_dataset().resized(16).splits["train"]
     order = np.split(permutation(len(split), 1), 6)
     before = torch.random.get_rng_state()
-    views = views_of(split, Policy("none"), 0, CPU, num_workers=2)
+    views = open_views(split, ViewPolicy("none"), 0, CPU, num_workers=2)
     found = [batch.samples for batch in views.batches(0, order)]
     assert all(np.array_equal(*pair) for pair in zip(found, order, strict=True))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_two_passes_at_the_same_time_do_not_disturb_each_other(encoded_project):
-    split = open_dataset().at(16).splits["train"]
-    views = views_of(split, Policy("random_resized_crop"), 0, CPU, num_workers=1)
+    split = open_dataset().resized(16).splits["train"]
+    views = open_views(split, ViewPolicy("random_resized_crop"), 0, CPU, num_workers=1)
     order = np.split(np.arange(len(split)), 3)
     apart = [[b.pixels for b in views.batches(view, order)] for view in (0, 1)]
     together = list(zip(views.batches(0, order), views.batches(1, order), strict=True))
@@ -471,10 +471,10 @@ def test_images_go_to_the_device_where_half_of_its_free_memory_holds_them(monkey
 
 def test_the_teacher_and_the_students_take_views_of_the_size_that_they_ask_for(encoded_project):
     for model in ("teacher", "students/small", "baselines/small"):
-        assert read_json(f"models/{model}/network.json", made_by="-")["input"]["size"] == 16
+        assert read_json(f"models/{model}/network.json", produced_by="-")["input"]["size"] == 16
     dataset = open_dataset()
     assert dataset.image_size == 64
-    assert dataset.at(24).splits["test"].image_size == 24
+    assert dataset.resized(24).splits["test"].image_size == 24
 
 
 def test_the_store_holds_the_teachers_answers_to_the_views_of_encoded_images(encoded_project):
@@ -540,19 +540,19 @@ def test_photographs_are_prepared_and_shown(folder, quality):
             member.name = f"train/{'ab'[number % 2]}/{Path(member.name).name}"
             target.addfile(member, content)
     dataset = prepare(root="images.tar", quality=quality, image_size=256)
-    split = dataset.at(64).splits["train"]
+    split = dataset.resized(64).splits["train"]
     assert sum(len(s) for s in dataset.splits.values()) == 62
     if quality == 90:
         assert split.sizes.min(1).max() == 256
     else:
         assert split.sizes.min(1).max() > 256
-    (batch,) = views_of(split, Policy("none"), 0, CPU).batches(0, [np.arange(len(split))])
+    (batch,) = open_views(split, ViewPolicy("none"), 0, CPU).batches(0, [np.arange(len(split))])
     for sample in range(0, len(split), 7):
         image = Image.open(io.BytesIO(split.content(sample)))
         box = clean_boxes(split.sizes[[sample]], 64)[0]
         expected = upright_view(image, box, 64, 3)
         assert np.abs(batch.pixels[sample].numpy() - expected.astype(int)).mean() < 4
-    assert isinstance(views_of(split, Policy("none"), 0, CPU), EncodedViews)
+    assert isinstance(open_views(split, ViewPolicy("none"), 0, CPU), EncodedViews)
 
 
 # What `compare` shows.

@@ -260,8 +260,8 @@ def test_images_at_another_size_are_resized_and_at_their_own_are_mapped(folder):
     write_images(folder / "images", per_class=6)
     dataset = prepare()
     images = dataset.splits["train"].images
-    assert dataset.at(16) is dataset
-    resized = dataset.at(8).splits["train"].images
+    assert dataset.resized(16) is dataset
+    resized = dataset.resized(8).splits["train"].images
     assert resized.shape == (len(images), 3, 8, 8)
     expected = Image.fromarray(images[2].transpose(1, 2, 0)).resize(
         (8, 8), Image.Resampling.BICUBIC

@@ -273,7 +273,7 @@ def test_a_student_learns_from_unlabelled_images_and_its_baseline_does_not(
     store = opened()
     train = open_dataset().splits["train"]
     unlabelled = np.flatnonzero(train.labels < 0)
-    logits, kept = store.at(1.0).gather(1, unlabelled)
+    logits, kept = store.decoded_at(1.0).gather(1, unlabelled)
     assert np.isfinite(logits).all()
     if kept is not None:  # 2 of 3 classes: in a label's place is the largest, which is kept anyway
         assert kept.sum(1).tolist() == [2] * len(unlabelled)
@@ -325,7 +325,7 @@ def test_duplicates_across_splits_and_contradicting_labels_are_told_and_kept(fol
     assert "`train/ant/001.png` = `test/ant/001.png`" in said
     assert "warning: 1 times the same bytes have several labels: `train" in said
     assert "`train/ant/000.png` = `train/bee/again.png`" in said
-    found = read_json(PREPARED / "dataset.json", made_by="-")["duplicates"]
+    found = read_json(PREPARED / "dataset.json", produced_by="-")["duplicates"]
     assert found["across_splits"]["count"] == 19
     assert len(found["across_splits"]["first"]) == 5
     assert found["contradicting_labels"] == {
@@ -341,7 +341,7 @@ def test_without_duplicates_nothing_is_said_of_them(folder, capsys):
     write_images(folder / "images", per_class=6)
     prepare()
     assert "warning" not in capsys.readouterr().out
-    assert "duplicates" not in read_json(PREPARED / "dataset.json", made_by="-")
+    assert "duplicates" not in read_json(PREPARED / "dataset.json", produced_by="-")
 
 
 def test_files_outside_the_known_folders_are_counted_not_silently_left_out(folder, capsys):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pipeline.store.format.encodings import columns, decode, encode, id_bits, row_bytes
-from pipeline.store.writing.fidelity import measure
+from pipeline.store.writing.fidelity import store_fidelity
 
 LARGEST = 65504.0  # of float16
 
@@ -190,9 +190,9 @@ def test_ten_of_1000_classes_take_39_bytes():
 def test_fidelity_is_the_divergence_of_what_a_student_is_given():
     logits = np.random.default_rng(0).normal(0, 3, (200, 50)).astype(np.float32)
     labels = np.arange(200) % 50
-    dense = measure(logits, labels, encode(logits, labels, "dense", None))
-    kept_all = measure(logits, labels, encode(logits, labels, "top_k", 50))
-    few = measure(logits, labels, encode(logits, labels, "top_k", 5))
+    dense = store_fidelity(logits, labels, encode(logits, labels, "dense", None))
+    kept_all = store_fidelity(logits, labels, encode(logits, labels, "top_k", 50))
+    few = store_fidelity(logits, labels, encode(logits, labels, "top_k", 5))
     assert dense == kept_all
     assert dense["kl_at_temperature_1"] < 1e-5
     assert dense["agreement"] == few["agreement"] == 1.0

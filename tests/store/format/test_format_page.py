@@ -50,7 +50,7 @@ def test_a_store_is_read_with_hdf5_and_numpy_alone_by_the_page(project, encoding
     if encoding:
         change_params("soft_targets", **encoding)
         run_stage("soft_targets")
-    store = opened().at(temperature)
+    store = opened().decoded_at(temperature)
     for split, view in (("train", 0), ("train", 2), ("validation", 0), ("test", 0)):
         labels = open_dataset().splits[split].labels
         theirs = foreign.read(STORE, split, view, labels, temperature)
@@ -62,7 +62,7 @@ def test_a_store_is_read_with_hdf5_and_numpy_alone_by_the_page(project, encoding
 @pytest.mark.parametrize("encoding", [{"encoding": "dense"}, {"encoding": "top_k", "k": 2}])
 def test_a_store_that_somebody_else_wrote_by_the_page_trains_a_student(project, encoding):
     """Of a teacher that is not in PyTorch: this one knows the labels, and is never quite sure."""
-    dataset, index = open_dataset(), read_json(STORE / "store.json", made_by="-")
+    dataset, index = open_dataset(), read_json(STORE / "store.json", produced_by="-")
     keys = ("dataset_fingerprint", "teacher_fingerprint", "policy", "seed", "image_size")
     identity = {key: index[key] for key in (*keys, "precision", "num_classes")} | encoding
     rng = np.random.default_rng(0)
@@ -122,8 +122,8 @@ def project_of_version_1(project: Path) -> Path:
         shutil.rmtree(f"data/{name}")
         shutil.copytree(VERSION_1 / name, f"data/{name}")
     change_params("views", count=2, image_size=8)
-    teacher = checkpoint.fingerprint(TEACHER, made_by="-")
-    index = read_json(STORE / "store.json", made_by="-")
+    teacher = checkpoint.fingerprint(TEACHER, produced_by="-")
+    index = read_json(STORE / "store.json", produced_by="-")
     write_json(STORE / "store.json", index | {"teacher_fingerprint": teacher})
     for path in STORE.glob("*.h5"):
         with h5py.File(path, "r+") as file:

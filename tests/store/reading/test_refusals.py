@@ -12,7 +12,7 @@ from conftest import bytes_of, change_params, opened, run_stage, write_images, w
 
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json, write_json
-from pipeline.store.format.schema import Contents, ShardPlace
+from pipeline.store.format.schema import ShardKey, StoreIdentity
 from pipeline.store.reading.store import Store, open_shards, read_index
 from pipeline.views import plan
 
@@ -21,7 +21,7 @@ SHARD = STORE / "train_view00001_sample000000000.h5"
 
 
 def change_index(**values: object) -> None:
-    index = read_json(STORE / "store.json", made_by="-") | values
+    index = read_json(STORE / "store.json", produced_by="-") | values
     write_json(STORE / "store.json", {k: v for k, v in index.items() if v is not None})
 
 
@@ -95,7 +95,9 @@ def test_a_store_relabelled_for_another_view_plan_is_caught_by_the_canaries(proj
     for path in STORE.glob("train_*.h5"):
         with h5py.File(path, "r+") as file:
             file.attrs[key] = np.bytes_(value) if isinstance(value, str) else value
-    write_json(STORE / "store.json", read_json(STORE / "store.json", made_by="-") | {key: value})
+    write_json(
+        STORE / "store.json", read_json(STORE / "store.json", produced_by="-") | {key: value}
+    )
     for path in (*STORE.glob("validation_*.h5"), *STORE.glob("test_*.h5")):
         with h5py.File(path, "r+") as file:
             file.attrs["seed"] = 8 if key == "seed" else 7
@@ -159,7 +161,7 @@ def test_a_version_that_never_was_is_refused_with_the_command_that_writes_anew(p
         opened()
 
 
-FIELDS = [field.name for cls in (Contents, ShardPlace) for field in fields(cls)]
+FIELDS = [field.name for cls in (StoreIdentity, ShardKey) for field in fields(cls)]
 
 
 @pytest.mark.parametrize("field", ["format_version", *(name for name in FIELDS if name != "k")])
@@ -201,7 +203,7 @@ CHANGES = {
 
 
 def test_every_field_of_the_identity_is_changed_below():
-    assert {field.name for field in fields(Contents)} < CHANGES.keys()
+    assert {field.name for field in fields(StoreIdentity)} < CHANGES.keys()
 
 
 @pytest.mark.parametrize("field", CHANGES)

@@ -16,7 +16,7 @@ from pipeline.models.checkpoint import TEACHER
 from pipeline.runtime.params import load_section
 from pipeline.store.reading.store import open_store, view_of_epoch
 from pipeline.students.loop import label_loss
-from pipeline.views.loader import views_of
+from pipeline.views.loader import open_views
 from pipeline.views.params import ViewsParams
 from pipeline.views.plan import apply_views
 
@@ -51,7 +51,7 @@ def test_a_student_sees_the_pixels_that_the_teacher_saw(
 
     def watched_views(*arguments):
         def batches(view, order):
-            for batch in views_of(*arguments).batches(view, order):
+            for batch in open_views(*arguments).batches(view, order):
                 student_saw.extend(pixels.tobytes() for pixels in batch.pixels.numpy())
                 yield batch
 
@@ -59,7 +59,7 @@ def test_a_student_sees_the_pixels_that_the_teacher_saw(
 
     monkeypatch.setattr("pipeline.store.writing.teacher_logits.predict", watched_predict)
     run_stage("soft_targets")
-    monkeypatch.setattr("pipeline.stages.student.views_of", watched_views)
+    monkeypatch.setattr("pipeline.stages.student.open_views", watched_views)
     run_stage("student", "small")
     training_views = teacher_saw[: 3 * 36]  # validation and test follow
     assert len(student_saw) == 3 * 36
@@ -69,8 +69,8 @@ def test_a_student_sees_the_pixels_that_the_teacher_saw(
 
 def test_one_step_from_the_store_is_one_step_with_the_live_teacher(project):
     dataset, views = open_dataset(), load_section(ViewsParams, "views")
-    store = open_store(dataset, views, checkpoint.fingerprint(TEACHER, made_by="-"))
-    teacher, description = checkpoint.load(TEACHER, made_by="-")
+    store = open_store(dataset, views, checkpoint.fingerprint(TEACHER, produced_by="-"))
+    teacher, description = checkpoint.load(TEACHER, produced_by="-")
     samples = np.random.default_rng(1).permutation(36)[:16]
     view = view_of_epoch(0, store.num_views, seed=2)
     split = dataset.splits["train"]

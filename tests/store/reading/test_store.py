@@ -12,7 +12,7 @@ from conftest import change_params, opened, run_stage
 from torch.utils.data import DataLoader
 
 from pipeline.store.format.encodings import decode, encode
-from pipeline.store.format.schema import Contents, canary_samples, shard_places
+from pipeline.store.format.schema import StoreIdentity, canary_samples, shard_keys
 from pipeline.store.reading.store import Store, open_shards, read_index
 from pipeline.store.writing.shard_writer import write_index, write_shard
 
@@ -34,8 +34,8 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A store of each encoding, of several shards a view."""
     root = tmp_path_factory.mktemp("stores")
     for encoding, k in (("dense", None), ("top_k", 2)):
-        contents = Contents("d" * 64, "t" * 64, "crop", 0, 8, encoding, k, "float32", CLASSES)
-        for place in shard_places(SIZES, VIEWS):
+        contents = StoreIdentity("d" * 64, "t" * 64, "crop", 0, 8, encoding, k, "float32", CLASSES)
+        for place in shard_keys(SIZES, VIEWS):
             rows = slice(place.first_sample, place.first_sample + place.num_samples)
             write_shard(
                 root / encoding / place.file_name,
@@ -53,7 +53,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def store(request, directories) -> Store:
     directory = directories[request.param]
     labels = {split: labels_of(split) for split in SIZES}
-    return open_shards(directory, read_index(directory), labels).at(4.0)
+    return open_shards(directory, read_index(directory), labels).decoded_at(4.0)
 
 
 def expected(store: Store, samples: np.ndarray, views: np.ndarray) -> np.ndarray:

@@ -294,7 +294,7 @@ def test_the_announced_bytes_are_those_of_the_shards(project, capsys):
 
 
 def overflow_the_teacher() -> None:
-    network, description = checkpoint.load(TEACHER, made_by="-")
+    network, description = checkpoint.load(TEACHER, produced_by="-")
     with torch.no_grad():
         network.fc.weight.zero_()
         network.fc.bias.fill_(1e6)
@@ -350,7 +350,7 @@ def test_a_bad_number_of_processes_is_refused(project, monkeypatch, count):
 
 def test_two_runs_at_once_are_refused(project):
     with (
-        finished_shards.reserved(),
+        finished_shards.exclusive(),
         pytest.raises(UserError, match="another run of this stage is writing"),
     ):
         run_stage("soft_targets")
@@ -363,7 +363,7 @@ def test_more_classes_than_there_are_cannot_be_kept(project):
 
 
 def test_the_index_says_how_faithful_and_how_large_the_rows_are(project):
-    fidelity = read_json(STORE / "store.json", made_by="-")["fidelity"]
+    fidelity = read_json(STORE / "store.json", produced_by="-")["fidelity"]
     size = sum(path.stat().st_size for path in STORE.glob("train_*.h5"))
     assert fidelity["rows"] == 3 * 36
     assert fidelity["bytes_per_row"] == round(size / (3 * 36), 2)
@@ -371,5 +371,5 @@ def test_the_index_says_how_faithful_and_how_large_the_rows_are(project):
     assert all(0 <= fidelity[f"kl_at_temperature_{t}"] < 1e-6 for t in (1, 2, 4))
     change_params("soft_targets", encoding="top_k", k=1)
     run_stage("soft_targets")
-    sparse = read_json(STORE / "store.json", made_by="-")["fidelity"]
+    sparse = read_json(STORE / "store.json", produced_by="-")["fidelity"]
     assert sparse["kl_at_temperature_1"] > fidelity["kl_at_temperature_1"]

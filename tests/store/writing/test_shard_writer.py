@@ -19,14 +19,14 @@ from pipeline.runtime.files import read_json
 from pipeline.store.format import schema
 from pipeline.store.format.schema import (
     SHARD_SAMPLES,
-    Contents,
-    ShardPlace,
+    ShardKey,
+    StoreIdentity,
     canary_digests,
-    shard_places,
+    shard_keys,
 )
 from pipeline.store.reading.store import view_of_epoch
 from pipeline.store.writing.shard_writer import shard_bytes, write_shard
-from pipeline.views.plan import Policy, apply_views
+from pipeline.views.plan import ViewPolicy, apply_views
 
 STORE = Path("data/soft_targets")
 SHARD = STORE / "train_view00001_sample000000000.h5"
@@ -42,12 +42,12 @@ def test_a_repeated_run_writes_the_same_bytes(project):
 
 def test_the_rows_are_the_teachers_logits_for_the_views(project):
     store, dataset = opened(), open_dataset()
-    network, description = checkpoint.load(TEACHER, made_by="-")
+    network, description = checkpoint.load(TEACHER, produced_by="-")
     network.eval()
     samples = np.array([5, 0, 30])
     views = apply_views(
         torch.from_numpy(dataset.splits["train"].images[samples]),
-        Policy("crop_flip"),
+        ViewPolicy("crop_flip"),
         7,
         2,
         samples,
@@ -84,11 +84,11 @@ def test_any_hdf5_reader_sees_the_same_rows_as_the_memory_map(project):
     with h5py.File(SHARD, "r") as file:
         assert file["logits"].chunks is None
         assert np.array_equal(file["logits"][:], opened().gather(1, np.arange(36)).logits)
-    assert read_json(STORE / "store.json", made_by="-")["class_names"] == ["ant", "bee", "cat"]
+    assert read_json(STORE / "store.json", produced_by="-")["class_names"] == ["ant", "bee", "cat"]
 
 
-CONTENTS = Contents("d" * 64, "t" * 64, "crop_flip", 0, 8, "dense", None, "float32", 3)
-PLACE = ShardPlace("train", 0, 0, 2)
+CONTENTS = StoreIdentity("d" * 64, "t" * 64, "crop_flip", 0, 8, "dense", None, "float32", 3)
+PLACE = ShardKey("train", 0, 0, 2)
 LABELS = np.array([2, 0])
 CANARIES = canary_digests(np.zeros((2, 3, 8, 8), np.uint8))
 
@@ -120,7 +120,7 @@ def test_a_full_disk_is_told_with_the_bytes_needed_and_leaves_nothing(small_disk
         write_shard(
             small_disk / "shard.h5",
             replace(CONTENTS, num_classes=4),
-            ShardPlace("train", 0, 0, 16_384),
+            ShardKey("train", 0, 0, 16_384),
             np.zeros((16_384, 4), np.float32),
             np.zeros(16_384, np.int64),
             np.zeros((4, 32), np.uint8),
@@ -184,7 +184,7 @@ def test_the_size_of_a_shard_is_known_before_it_is_written(
     tmp_path, encoding, k, num_samples, split
 ):
     contents = replace(CONTENTS, encoding=encoding, k=k, num_classes=17)
-    place = ShardPlace(split, 161, 16_384, num_samples)
+    place = ShardKey(split, 161, 16_384, num_samples)
     labels = np.zeros(num_samples, np.int64)
     logits = np.random.default_rng(0).standard_normal((num_samples, 17), np.float32)
     canaries = np.zeros((min(4, num_samples), 32), np.uint8)
@@ -194,13 +194,13 @@ def test_the_size_of_a_shard_is_known_before_it_is_written(
 
 def test_a_full_shard_of_1000_classes_costs_40_bytes_a_row_at_most():
     contents = replace(CONTENTS, encoding="top_k", k=10, num_classes=1000, image_size=224)
-    place = ShardPlace("train", 0, 0, SHARD_SAMPLES)
+    place = ShardKey("train", 0, 0, SHARD_SAMPLES)
     assert shard_bytes(contents, place) <= 40 * SHARD_SAMPLES
 
 
 def test_shards_cover_every_row_once():
     covered = np.zeros((3, 40_000), int)
-    for place in shard_places({"train": 40_000, "test": 5}, num_views=3):
+    for place in shard_keys({"train": 40_000, "test": 5}, num_views=3):
         if place.split == "train":
             covered[place.view, place.first_sample : place.first_sample + place.num_samples] += 1
         assert place.num_samples <= 16_384
@@ -229,7 +229,9 @@ def test_count_all_caches_each_of_the_162_views_of_a_sample(project, monkeypatch
     dataset = open_dataset()
     image = torch.from_numpy(dataset.splits["train"].images[3:4])
     seen = {
-        apply_views(image, Policy("crop_flip"), 7, view_of_epoch(epoch, 162, seed=2), np.array([3]))
+        apply_views(
+            image, ViewPolicy("crop_flip"), 7, view_of_epoch(epoch, 162, seed=2), np.array([3])
+        )
         .numpy()
         .tobytes()
         for epoch in range(162)
@@ -242,5 +244,5 @@ def test_views_of_another_size_than_the_prepared_images_are_cached_and_replayed(
     run_stage("soft_targets")
     assert opened().contents.image_size == 12
     run_stage("student", "small")
-    assert checkpoint.load(Path("models/students/small"), made_by="-")[1].input.size == 12
-    assert checkpoint.load(TEACHER, made_by="-")[1].input.size == 16
+    assert checkpoint.load(Path("models/students/small"), produced_by="-")[1].input.size == 12
+    assert checkpoint.load(TEACHER, produced_by="-")[1].input.size == 16

@@ -1,0 +1,57 @@
+"""The files of each model: the paths that one stage writes and others read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+#: `distilled` and `baseline` are one student's network, trained with and without the teacher.
+Role = Literal["teacher", "distilled", "baseline"]
+
+_FOLDERS: dict[Role, str] = {"distilled": "students", "baseline": "baselines"}
+_STAGES: dict[Role, str] = {"teacher": "teacher", "distilled": "student", "baseline": "baseline"}
+
+
+@dataclass(frozen=True)
+class ModelOutputs:
+    """What the stage of one model writes."""
+
+    role: Role
+    name: str | None = None  # the student's; None for the teacher
+
+    @property
+    def stage(self) -> str:
+        """As DVC names it: `teacher`, `student@NAME`, `baseline@NAME`."""
+        return _STAGES[self.role] if self.name is None else f"{_STAGES[self.role]}@{self.name}"
+
+    @property
+    def model(self) -> Path:
+        """The folder of the weights and of the file that rebuilds the network."""
+        return Path("models") / self._place
+
+    @property
+    def metrics(self) -> Path:
+        return Path("metrics") / f"{self._place}.json"
+
+    @property
+    def history(self) -> Path:
+        return Path("metrics/history") / f"{self._place}.csv"
+
+    @property
+    def predictions(self) -> Path:
+        return Path("predictions") / f"{self._place}.safetensors"
+
+    @property
+    def corrupted_predictions(self) -> Path:
+        return Path("predictions/robustness") / f"{self._place}.safetensors"
+
+    @property
+    def scratch(self) -> Path:
+        """Where the training keeps its state to resume from."""
+        return Path(".scratch/training") / self._place
+
+    @property
+    def _place(self) -> Path:
+        return Path(self.role) if self.name is None else Path(_FOLDERS[self.role]) / self.name
+
+
+TEACHER = ModelOutputs("teacher")
