@@ -52,7 +52,7 @@ class _Request:
     """What it takes to make one batch of a view."""
 
     samples: np.ndarray  # [B]
-    plan_mix: MixPlan | None
+    mixing: MixPlan | None
 
     @property
     def everyone(self) -> np.ndarray:

@@ -38,7 +38,7 @@ class ViewPolicy:
 
     geometry: str  # one of POLICIES
     rand_augment: tuple[int, int] | None = None  # (operations, magnitude 0 ... 30)
-    apply_mix: tuple[str, float] | None = None  # (mixup | cutmix, alpha of Beta(alpha, alpha))
+    mix: tuple[str, float] | None = None  # (mixup | cutmix, alpha of Beta(alpha, alpha))
 
     def __str__(self) -> str:
         """As a store names it: `crop_flip`, `crop+rand_augment(2,9)+mixup(0.2)`."""
@@ -275,7 +275,7 @@ class MixPlan:
 
     partners: np.ndarray  # [B] int64, sample numbers
     weights: np.ndarray  # [B] float32, the share of the sample itself, and of its label
-    crop_boxes: (
+    boxes: (
         np.ndarray | None
     )  # cutmix: [B, 4] int64, top, left, bottom, right: the partner's pixels
 
