@@ -85,7 +85,7 @@ def classification_metrics(logits: Tensor, labels: Tensor, prefix: str) -> dict[
 def count_parameters_and_macs(network: nn.Module, spec: InputSpec) -> Mapping[str, int]:
     """Parameters, and multiply-accumulates of convolutions and matrix products for one image; of a
     network that is not torch's, by its own method `cost(channels, size)`."""
-    if hasattr(network, "count_parameters_and_macs"):
+    if hasattr(network, "cost"):
         return network.cost(spec.channels, spec.size)
     device = next(network.parameters()).device
     network.eval()

@@ -422,9 +422,9 @@ def test_boxes_of_cutmix_are_those_of_the_paper(alpha):
 MIXUP = {
     "policy": RRC,
     "rand_augment": {"operations": 2, "magnitude": 9},
-    "apply_mix": {"method": "mixup", "alpha": 0.4},
+    "mix": {"method": "mixup", "alpha": 0.4},
 }
-CUTMIX = {"policy": "crop_flip", "apply_mix": {"method": "cutmix", "alpha": 1.0}}
+CUTMIX = {"policy": "crop_flip", "mix": {"method": "cutmix", "alpha": 1.0}}
 
 
 @pytest.mark.parametrize(
@@ -462,9 +462,9 @@ def test_a_teacher_trains_on_resized_boxes(project):
             {"rand_augment": {"operations": 2, "magnitude": 10}},
             r"rand_augment\(2,10\)\+mixup\(0.4\)",
         ),
-        ({"apply_mix": {"method": "mixup", "alpha": 0.5}}, r"rand_augment\(2,9\)\+mixup\(0.5\)"),
-        ({"apply_mix": {"method": "cutmix", "alpha": 0.4}}, r"rand_augment\(2,9\)\+cutmix\(0.4\)"),
-        ({"apply_mix": "none"}, r"rand_augment\(2,9\)"),
+        ({"mix": {"method": "mixup", "alpha": 0.5}}, r"rand_augment\(2,9\)\+mixup\(0.5\)"),
+        ({"mix": {"method": "cutmix", "alpha": 0.4}}, r"rand_augment\(2,9\)\+cutmix\(0.4\)"),
+        ({"mix": "none"}, r"rand_augment\(2,9\)"),
         ({"rand_augment": "none"}, r"mixup\(0.4\)"),
     ],
 )
