@@ -9,6 +9,8 @@ with `quality: original` and with quality 90 and a shorter side of at most 256 p
 with RandomResizedCrop, RandomHorizontalFlip and PILToTensor on the source's files.
 """
 
+from pipeline.runtime.command import run_command
+
 import argparse
 import io
 import json
@@ -29,7 +31,7 @@ from pipeline.data.prepared.dataset import EncodedSplit, open_dataset
 from pipeline.data.prepared.image_decoding import eight_bits
 from pipeline.data.sources.archives import read_files
 from pipeline.data.sources.params import DatasetParams
-from pipeline.runtime.errors import UserError, reported
+from pipeline.runtime.errors import UserError
 from pipeline.stages.prepare import write_dataset
 from pipeline.views.loader import RESIZED_CROP, open_views
 from pipeline.views.plan import ViewPolicy, crop_boxes, flips
@@ -138,5 +140,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported():
-        main()
+    run_command(main)

@@ -14,6 +14,8 @@ its probabilities is sometimes 0 or less, and KL not finite: the mean is over th
 their share is told.
 """
 
+from pipeline.runtime.command import run_command
+
 import argparse
 import json
 from pathlib import Path
@@ -22,7 +24,7 @@ import numpy as np
 
 from benchmarks.pairs import median
 from pipeline.data.prepared.dataset import PREPARED, open_dataset
-from pipeline.runtime.errors import UserError, reported
+from pipeline.runtime.errors import UserError
 from pipeline.store.format.encodings import decode, encode
 from pipeline.store.format.schema import SHARD_SAMPLES, STORE, ShardKey, StoreIdentity
 from pipeline.store.reading.store import open_shards, read_index
@@ -175,5 +177,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported():
-        main()
+    run_command(main)

@@ -22,6 +22,8 @@ of its own:
     PYTHONPATH=FOLDER python -m benchmarks.epoch data/raw/cifar100.tar.gz
 """
 
+from pipeline.runtime.command import run_command
+
 import argparse
 import io
 import json
@@ -46,7 +48,7 @@ from pipeline.compute.device import default_device, training_autocast
 from pipeline.data.prepared.dataset import Dataset
 from pipeline.data.sources.archives import read_files
 from pipeline.networks import cifar_resnet
-from pipeline.runtime.errors import UserError, reported
+from pipeline.runtime.errors import UserError
 
 BATCH, CLASSES, EPOCH = 128, 100, 50_000  # CIFAR-100's training images
 TARGET = 3.5
@@ -229,5 +231,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported():
-        main()
+    run_command(main)

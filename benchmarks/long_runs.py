@@ -13,6 +13,8 @@ Data: peak memory of each stage for each count of images, 2 views, one epoch, an
 image takes. A pixel image of this size is 192 bytes and its 2 views' logits 40.
 """
 
+from pipeline.runtime.command import run_command
+
 import argparse
 import importlib
 import io
@@ -29,7 +31,7 @@ import yaml
 from PIL import Image
 
 from benchmarks.memory import memory_bytes
-from pipeline.runtime.errors import UserError, reported
+from pipeline.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 CLASSES, SIDE = 10, 8
@@ -227,5 +229,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported():
-        main()
+    run_command(main)

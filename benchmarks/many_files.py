@@ -10,6 +10,8 @@ once everything was imported (Linux). The index is all that `prepare` writes bes
 proportional, and less where a fixed cost is shared by more.
 """
 
+from pipeline.runtime.command import run_command
+
 import argparse
 import io
 import json
@@ -26,7 +28,7 @@ from PIL import Image
 
 from benchmarks.memory import memory_bytes
 from pipeline.data.sources.params import DatasetParams
-from pipeline.runtime.errors import UserError, reported
+from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_directory
 from pipeline.stages.prepare import write_dataset
 
@@ -129,5 +131,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported():
-        main()
+    run_command(main)

@@ -9,6 +9,8 @@ once. The cold start is that of the real stage, in a fresh process, in a project
 stages have made: with files in the page cache, and an untrained teacher, which matters to no speed.
 """
 
+from pipeline.runtime.command import run_command
+
 import argparse
 import io
 import json
@@ -37,7 +39,7 @@ from pipeline.data.sources.archives import read_files
 from pipeline.data.sources.image_reading import to_pixels
 from pipeline.distillation.losses import kd
 from pipeline.networks import cifar_resnet
-from pipeline.runtime.errors import UserError, reported
+from pipeline.runtime.errors import UserError
 from pipeline.store.reading.store import Store
 from pipeline.students.loop import label_loss
 from pipeline.students.params import TrainingParams
@@ -305,5 +307,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported():
-        main()
+    run_command(main)

@@ -8,6 +8,8 @@ to dense float32. Everything is in the page cache, and on one thread. The logits
 they are does not matter to reading. Needs about 400 MB of disk in the temporary folder.
 """
 
+from pipeline.runtime.command import run_command
+
 import argparse
 import json
 import tempfile
@@ -20,7 +22,6 @@ import torch
 from torch.utils.data import Dataset
 
 from benchmarks.pairs import alternate, median, seconds
-from pipeline.runtime.errors import reported
 from pipeline.runtime.progress import bar
 from pipeline.store.format.schema import SHARD_SAMPLES, StoreIdentity, canary_samples, shard_keys
 from pipeline.store.reading.store import Store, open_shards, read_index
@@ -184,5 +185,4 @@ def decoding_rates(store: Store, pairs: int):
 
 
 if __name__ == "__main__":
-    with reported():
-        main()
+    run_command(main)

@@ -14,6 +14,8 @@ differ (but for two reports that hold measured seconds), where a killed pull led
 than the origin's, or where the teacher's weights were fetched for a student.
 """
 
+from pipeline.runtime.command import run_command
+
 import argparse
 import contextlib
 import json
@@ -34,7 +36,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks.long_runs import ROOT, write_images, write_params
-from pipeline.runtime.errors import UserError, reported
+from pipeline.runtime.errors import UserError
 
 OUTPUTS = ("data/prepared", "data/soft_targets", "models", "predictions", "reports")
 DVC = (sys.executable, "-m", "dvc")
@@ -268,5 +270,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported():
-        main()
+    run_command(main)

@@ -8,6 +8,8 @@ The loop that students run, from cached soft targets, batches of 64, in processe
 happens side by side.
 """
 
+from pipeline.runtime.command import run_command
+
 import argparse
 import json
 import multiprocessing
@@ -25,7 +27,7 @@ from benchmarks.loops import Loop
 from benchmarks.pairs import alternate, median
 from benchmarks.reading import write_store
 from pipeline.compute.device import default_device
-from pipeline.runtime.errors import UserError, reported
+from pipeline.runtime.errors import UserError
 
 CLASSES, SAMPLES, BATCH = 100, 10_000, 64
 
@@ -121,5 +123,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported():
-        main()
+    run_command(main)

@@ -10,6 +10,8 @@ program or a connection that is started, a file written outside the copy. Ends w
 is one; `--only KIND --first N --inputs 1` tries the input numbered N again.
 """
 
+from pipeline.runtime.command import run_command
+
 import argparse
 import contextlib
 import io
@@ -48,7 +50,7 @@ from pipeline.models import checkpoint
 from pipeline.models.checkpoint import TEACHER, InputSpec, ModelSpec
 from pipeline.models.evaluation import predict
 from pipeline.networks import cifar_resnet, logits
-from pipeline.runtime.errors import UserError, reported
+from pipeline.runtime.errors import UserError
 from pipeline.runtime.params import load_section, student_names
 from pipeline.runtime.progress import bar
 from pipeline.stages import (
@@ -541,5 +543,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported():
-        main()
+    run_command(main)

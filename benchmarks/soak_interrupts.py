@@ -14,6 +14,8 @@ one line on SIGINT and SIGTERM. Ends with code 1 if anything was not so. Needs L
 than an hour.
 """
 
+from pipeline.runtime.command import run_command
+
 import argparse
 import json
 import os
@@ -34,7 +36,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from pipeline.runtime.errors import UserError, reported
+from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import sha256_of_file
 
 ROOT = Path(__file__).parents[1]
@@ -463,5 +465,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported():
-        main()
+    run_command(main)

@@ -10,6 +10,8 @@ stands in the same loop, where the store stands otherwise. A fourth side is the 
 pass alone, on views that are ready: a live teacher cannot cost less than that.
 """
 
+from pipeline.runtime.command import run_command
+
 import argparse
 import json
 import tempfile
@@ -24,7 +26,6 @@ from benchmarks.pairs import median, time_interleaved
 from benchmarks.reading import write_store
 from pipeline.compute.device import default_device
 from pipeline.data.prepared.dataset import Dataset
-from pipeline.runtime.errors import reported
 
 CACHED_TARGET = 1.03  # cached over supervised, at most
 ONLINE_TARGET = 0.05  # how far online over cached may be from (student + teacher) over student
@@ -106,5 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported():
-        main()
+    run_command(main)

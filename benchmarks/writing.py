@@ -9,6 +9,8 @@ are 1,024 rows, a sixteenth of a full one, so what a shard costs once counts six
 images and the weights are random: what they are does not matter to speed.
 """
 
+from pipeline.runtime.command import run_command
+
 import argparse
 import json
 import tempfile
@@ -23,7 +25,6 @@ from pipeline.compute.device import default_device
 from pipeline.data.prepared.dataset import Dataset, Split
 from pipeline.models.checkpoint import InputSpec
 from pipeline.networks import cifar_resnet
-from pipeline.runtime.errors import reported
 from pipeline.stages.soft_targets import StoreJob, make_shard
 from pipeline.store.format.schema import ShardKey, StoreIdentity
 from pipeline.store.writing.teacher_logits import TeacherForward, open_views_by_split
@@ -105,5 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported():
-        main()
+    run_command(main)

@@ -87,6 +87,16 @@ PARAMS = {
 }
 
 
+#: What a training writes; `kind` is students or baselines.
+OUTPUTS = [
+    "models/{kind}/small/weights.safetensors",
+    "models/{kind}/small/network.json",
+    "predictions/{kind}/small.safetensors",
+    "metrics/{kind}/small.json",
+    "metrics/history/{kind}/small.csv",
+]
+
+
 def write_images(root: Path, per_class: int = 20, size: int = 16, split: str = "train") -> None:
     """Noise around a colour and a corner of the class's own."""
     for label, name in enumerate(("ant", "bee", "cat")):

@@ -28,7 +28,7 @@ from pipeline.models import checkpoint
 from pipeline.models.checkpoint import InputSpec, ModelSpec
 from pipeline.models.params import NetworkParams
 from pipeline.runtime.errors import UserError
-from pipeline.stages.compare import on_screen
+from pipeline.stages.compare import console_table
 from pipeline.store.writing.params import SoftTargetsParams
 from pipeline.students.params import StudentParams, TrainingParams
 from pipeline.teacher import foreign_checkpoint
@@ -141,7 +141,7 @@ def test_the_table_in_the_readme_is_that_of_the_committed_run():
     """Not of one that was made here since: another processor's has other figures."""
     show = ["git", "show", ":metrics/comparison.json"]
     comparison = json.loads(subprocess.run(show, cwd=ROOT, check=True, capture_output=True).stdout)
-    shown = "\n".join(f"    {line}" for line in on_screen(comparison).splitlines())
+    shown = "\n".join(f"    {line}" for line in console_table(comparison).splitlines())
     assert shown in README
 
 

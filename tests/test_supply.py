@@ -77,7 +77,7 @@ def test_the_guard_notes_what_asks_for_the_network(attempts):
     assert "example.org" in attempts.read_text("utf-8")
 
 
-@pytest.mark.parametrize("module", ["exported", "networks.onnx", "stages.export"])
+@pytest.mark.parametrize("module", ["export.onnx_model", "networks.onnx", "stages.export"])
 def test_onnxruntime_is_kept_from_reporting_its_use(tmp_path, module):
     """It does so in a thread of its own, of which Python hears nothing: its files show it."""
     names = ("CI", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")  # the first alone would keep it from it

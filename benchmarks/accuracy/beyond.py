@@ -10,6 +10,8 @@ an ensemble, asks for mixed views, or for images without labels. Appends to
 benchmarks/accuracy/runs.csv; study.py says how.
 """
 
+from pipeline.runtime.command import run_command
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -150,4 +152,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

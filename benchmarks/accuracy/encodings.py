@@ -9,6 +9,8 @@ own. (benchmarks/encodings.py measures what an encoding costs and loses without 
 Appends to benchmarks/accuracy/runs.csv; study.py says how.
 """
 
+from pipeline.runtime.command import run_command
+
 from collections.abc import Iterator
 
 from benchmarks.accuracy.methods import SMALL, TABLE
@@ -91,4 +93,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

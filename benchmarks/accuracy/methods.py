@@ -8,6 +8,8 @@ At the GPU budget the pairs, teachers and recipe of the published CIFAR-100 tabl
 budget two small pairs. Appends to benchmarks/accuracy/runs.csv; study.py says how.
 """
 
+from pipeline.runtime.command import run_command
+
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -207,4 +209,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -38,7 +38,7 @@ from pipeline.distillation.params import METHODS, DistillationParams, check_meth
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import TEACHER
 from pipeline.models.params import NetworkParams
-from pipeline.runtime.errors import UserError, reported
+from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_directory, canonical_json
 from pipeline.runtime.params import read_params, validate
 from pipeline.store.format.schema import INDEX, STORE, shard_keys
@@ -494,19 +494,18 @@ def command(
     parser.add_argument("--workers", type=int, help="trainings at a time (CPU: cores; GPU: 1)")
     parser.add_argument("--tables", action="store_true", help="print the page's tables and end")
     arguments = parser.parse_args()
-    with reported():
-        if arguments.tables:
-            print("\n\n".join(tables()))
-            return
-        if arguments.project is None:
-            raise UserError(
-                "no PROJECT was named; expected the folder of a project in which `prepare` has "
-                "run, and `teacher` for the CPU budget. Name it, or ask for --tables."
-            )
-        budget = BUDGETS[arguments.budget]
-        workers = arguments.workers or (os.cpu_count() if budget.subset else 1)
-        conduct(plan(budget), Workshop(arguments.project, budget), workers,
-                partial(print, flush=True))  # fmt: skip
+    if arguments.tables:
+        print("\n\n".join(tables()))
+        return
+    if arguments.project is None:
+        raise UserError(
+            "no PROJECT was named; expected the folder of a project in which `prepare` has "
+            "run, and `teacher` for the CPU budget. Name it, or ask for --tables."
+        )
+    budget = BUDGETS[arguments.budget]
+    workers = arguments.workers or (os.cpu_count() if budget.subset else 1)
+    conduct(plan(budget), Workshop(arguments.project, budget), workers,
+            partial(print, flush=True))  # fmt: skip
 
 
 # What the tables are made of.

@@ -275,9 +275,7 @@ class MixPlan:
 
     partners: np.ndarray  # [B] int64, sample numbers
     weights: np.ndarray  # [B] float32, the share of the sample itself, and of its label
-    boxes: (
-        np.ndarray | None
-    )  # cutmix: [B, 4] int64, top, left, bottom, right: the partner's pixels
+    boxes: np.ndarray | None  # cutmix: [B, 4] int64, top, left, bottom, right: the partner's pixels
 
 
 def plan_mix(

@@ -14,10 +14,10 @@ import onnx
 import pytest
 import torch
 from conftest import prepare, run_every_stage, run_stage, write_images
+from encoded_photographs import encoded_params, write_pictures
 from import_closure import ROOT
 from PIL import Image
 from safetensors.numpy import load_file
-from test_encoded import encoded_params, write_pictures
 
 from pipeline.commands import predict
 from pipeline.data.prepared.dataset import EncodedSplit, open_dataset

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import change_params, run_stage, write_params
+from conftest import OUTPUTS, change_params, run_stage, write_params
 from safetensors.numpy import load_file
 
 from pipeline.compute import device
@@ -20,14 +20,6 @@ from pipeline.runtime.errors import UserError
 from pipeline.students.loop import Course, Lesson, label_loss
 from pipeline.training.optimisation import batches
 from pipeline.views.loader import Batch
-
-OUTPUTS = [
-    "models/{kind}/small/weights.safetensors",
-    "models/{kind}/small/network.json",
-    "predictions/{kind}/small.safetensors",
-    "metrics/{kind}/small.json",
-    "metrics/history/{kind}/small.csv",
-]
 
 
 def read(path: str) -> dict:

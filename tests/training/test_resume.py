@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import bytes_of, change_params, run_stage, write_params
+from conftest import OUTPUTS, bytes_of, change_params, run_stage, write_params
 from import_closure import ROOT
 from stage_process import finish, kill, start
-from test_training import OUTPUTS
 
 from pipeline.compute import provenance
 from pipeline.compute.distributed import SINGLE_PROCESS, ProcessGroup
