@@ -122,13 +122,11 @@ def test_a_signal_after_all_is_done_makes_no_failure_of_it(project, tmp_path, si
 def test_every_command_sets_its_handlers_before_anything_else_is_imported():
     sources = {path: path.read_text("utf-8") for path in (ROOT / "pipeline").rglob("*.py")}
     commands = {path: text for path, text in sources.items() if '__name__ == "__main__"' in text}
-    assert {f"pipeline.{path.stem}" for path in commands} >= {
-        "pipeline.commands.store",
-        "pipeline.commands.check",
-    }
+    assert {path.parent.name for path in commands} == {"stages", "commands"}
     for path, text in commands.items():
         first = re.search(r"^(?:from|import) .*", text, re.MULTILINE)[0]
-        assert first.startswith("from pipeline import interruption"), path
+        assert first == "from pipeline.runtime.command import run_command", path
+        assert text.endswith('if __name__ == "__main__":\n    run_command(main)\n'), path
 
 
 def teacher_has_saved() -> bool:
@@ -292,7 +290,7 @@ def test_a_fine_tuned_teacher_goes_on_frozen_or_thawed_as_it_was(
         return network.state_dict()
 
     expected = train("uninterrupted")
-    original, calls = teacher.measures, []
+    original, calls = teacher.classification_metrics, []
 
     def failing(*arguments):
         calls.append(arguments)
@@ -301,7 +299,7 @@ def test_a_fine_tuned_teacher_goes_on_frozen_or_thawed_as_it_was(
         return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(teacher, "measures", failing)
+        patch.setattr(teacher, "classification_metrics", failing)
         with pytest.raises(KeyboardInterrupt):
             train("interrupted")
     found = train("interrupted")

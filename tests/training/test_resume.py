@@ -239,7 +239,7 @@ def test_whatever_moves_a_trainings_bytes_is_in_the_name_of_its_state(monkeypatc
 
 def test_the_code_that_is_loaded_counts_and_no_other():
     code = provenance.loaded_code()
-    assert {"training.py", "resume.py"} <= code.keys()
+    assert {"students/loop.py", "training/resume.py"} <= code.keys()
     modules = {f"pipeline.{name.removesuffix('.py').replace('/', '.')}" for name in code}
     assert {name.removesuffix(".__init__") for name in modules} <= sys.modules.keys()
 
