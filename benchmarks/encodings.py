@@ -23,10 +23,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.pairs import median
-from pipeline.data.prepared.dataset import PREPARED, open_dataset
+from pipeline.data.prepared.dataset import open_dataset
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.outputs import PREPARED, STORE
 from pipeline.store.format.encodings import decode, encode
-from pipeline.store.format.schema import SHARD_SAMPLES, STORE, ShardKey, StoreIdentity
+from pipeline.store.format.schema import SHARD_SAMPLES, ShardKey, StoreIdentity
 from pipeline.store.reading.store import open_shards, read_index
 from pipeline.store.writing.shard_writer import shard_bytes
 

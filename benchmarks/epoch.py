@@ -189,8 +189,8 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         store = write_store(Path(folder) / "store", logits, split.labels, None)
-        lesson = loops.cached(views, store.decoded_at(loops.TEMPERATURE).gather)
-        loop = Loop("cifar_resnet", "resnet20", dataset, lesson, BATCH, device)
+        setup = loops.cached(views, store.decoded_at(loops.TEMPERATURE).gather, device)
+        loop = Loop("cifar_resnet", "resnet20", dataset, setup, BATCH, device)
         sides = {
             "ours": lambda _: loop.run(steps),
             "torchdistill": lambda _: theirs(),

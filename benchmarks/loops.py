@@ -19,12 +19,14 @@ from pipeline.data.prepared.dataset import Dataset, Split
 from pipeline.data.prepared.image_decoding import eight_bits
 from pipeline.data.sources.archives import read_files
 from pipeline.data.sources.image_reading import to_pixels
-from pipeline.distillation.losses import kd
+from pipeline.distillation.objective import SoftTargetLookup, student_loss
+from pipeline.distillation.params import KD
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import InputSpec
 from pipeline.models.params import NetworkParams
 from pipeline.runtime.derived_random import permutation
-from pipeline.students.loop import Course, Lesson, SoftTargets
+from pipeline.students.label_loss import label_loss
+from pipeline.students.loop import Loss, ViewBatches, train_step, whole_batch
 from pipeline.students.params import TrainingParams
 from pipeline.training.optimisation import Optimisation, batches
 from pipeline.views.loader import Batch, Views
@@ -103,49 +105,53 @@ class Teacher:
             return self._network(self._spec.apply(pixels)).float()
 
 
-def supervised(views: Views) -> Lesson:
-    return Lesson("baselines", lambda epoch: VIEW, views.batches)
+@dataclass(frozen=True)
+class Setup:
+    """What a student trains on."""
+
+    views: ViewBatches
+    loss: Loss
 
 
-def cached(views: Views, soft_targets: SoftTargets) -> Lesson:
-    return Lesson(
-        "students",
-        lambda epoch: VIEW,
-        views.batches,
-        hard_label_weight=HARD,
-        distillation_loss=lambda student_logits, teacher_logits, labels, kept, epoch: (
-            SOFT * kd(student_logits, teacher_logits, temperature=TEMPERATURE)
-        ),
-        soft_targets=soft_targets,
-    )
+def supervised(views: Views) -> Setup:
+    return Setup(views, lambda logits, batch: label_loss(logits, batch.labels))
 
 
-def online(views: Views, teacher: Teacher) -> Lesson:
-    """The cached lesson, but that a teacher's answers take the place of the store's rows."""
-    current: list[Batch] = []
+def cached(views: ViewBatches, soft_targets: SoftTargetLookup, device: torch.device) -> Setup:
+    params = KD(temperature=TEMPERATURE, soft_label_weight=SOFT, hard_label_weight=HARD)
+    return Setup(views, student_loss(params, soft_targets, device))
 
-    def batches(view: int, order: Sequence[np.ndarray]) -> Iterator[Batch]:
-        for batch in views.batches(view, order):
-            current[:] = [batch]
+
+class LiveTeacher:
+    """Views, and the teacher's logits for the last batch of them."""
+
+    def __init__(self, views: Views, teacher: Teacher):
+        self._views, self._teacher = views, teacher
+
+    def batches(self, view: int, order: Sequence[np.ndarray]) -> Iterator[Batch]:
+        for batch in self._views.batches(view, order):
+            self._pixels = batch.pixels
             yield batch
 
-    def answers(view: int, samples: np.ndarray) -> tuple[np.ndarray, None]:
-        return teacher.answer(current[0].pixels).cpu().numpy(), None
+    def soft_targets(self, view: int, samples: np.ndarray) -> tuple[np.ndarray, None]:
+        return self._teacher.answer(self._pixels).cpu().numpy(), None
 
-    lesson = cached(views, answers)
-    return Lesson(**{**vars(lesson), "batches": batches})
+
+def online(views: Views, teacher: Teacher, device: torch.device) -> Setup:
+    """As `cached`, with the logits of a live teacher instead of the store's rows."""
+    live = LiveTeacher(views, teacher)
+    return cached(live, live.soft_targets, device)
 
 
 class Loop:
-    """What `pipeline.students.loop.train` does for batch after batch, some steps at a time, in
-    epochs without evaluation: the view, the soft targets, and the course's own step."""
+    """The steps of `pipeline.students.loop.fit`, some at a time, without evaluation."""
 
     def __init__(
         self,
         family: str,
         network: str,
         dataset: Dataset,
-        lesson: Lesson,
+        setup: Setup,
         batch_size: int,
         device: torch.device,
     ):
@@ -157,24 +163,24 @@ class Loop:
             weight_decay=5e-4,
             seed=0,
         )
-        module, spec = build(family, network, dataset, device)
+        module, self._spec = build(family, network, dataset, device)
         split = dataset.splits["train"]
         self._order = batches(permutation(len(split), params.seed), batch_size)
-        optimisation = Optimisation(module.train(), params, len(self._order))
+        self._optimisation = Optimisation(module.train(), params, len(self._order))
         depthwise_in_float32(module, device)
-        forward = compiled(module, device, params.epochs * len(self._order))
-        labels = torch.from_numpy(split.labels).to(device)
-        self._course = Course(forward, spec, optimisation, lesson, labels, device)
-        self._steps, self._device = self._endless(), device
+        self._forward = compiled(module, device, params.epochs * len(self._order))
+        self._labels = torch.from_numpy(split.labels).to(device)
+        self._setup, self._device, self._steps = setup, device, self._endless()
 
     def run(self, steps: int) -> None:
-        """So many steps more, all that they do on the device too."""
-        for samples, batch in islice(self._steps, steps):
-            self._course.step(samples, batch, VIEW, epoch=1)
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        """Take as many steps more, and wait for the device."""
+        loss, optimisation, device = self._setup.loss, self._optimisation, self._device
+        for samples, views in islice(self._steps, steps):
+            batch = whole_batch(1, VIEW, samples, views, self._labels)
+            train_step(self._forward, self._spec, views, batch, loss, optimisation, device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
     def _endless(self) -> Iterator[tuple[np.ndarray, Batch]]:
         while True:
-            batches_of_view = self._course.lesson.batches(VIEW, self._order)
-            yield from zip(self._order, batches_of_view, strict=True)
+            yield from zip(self._order, self._setup.views.batches(VIEW, self._order), strict=True)

@@ -14,7 +14,7 @@ import torch
 from benchmarks.pairs import alternate, median
 from benchmarks.precision import CASES, CLASSES, build, stepper
 from pipeline.compute.device import default_device
-from pipeline.distillation.objective import distillation_loss
+from pipeline.distillation.objective import method_loss
 from pipeline.distillation.params import METHODS, DistillationParams
 
 STUDENT = "ResNet-20"  # of benchmarks.precision
@@ -44,11 +44,12 @@ def main() -> None:
     print(f"{device.type}, {torch.get_num_threads()} threads, {pairs} alternating pairs")
     print("loss and gradient as a fraction of a ResNet-20 step (95 %)")
     for name, params in variants().items():
-        loss = distillation_loss(params)
+        loss = method_loss(params)
+        tensors = {"labels": labels} if params.needs_labels else {}
 
-        def learn(_: int, loss=loss) -> None:
+        def learn(_: int, loss=loss, tensors=tensors) -> None:
             student.grad = None
-            loss(student, teacher, labels, None, 1000).backward()
+            loss(student, teacher, **tensors).backward()
             student.grad[0, 0].item()  # waits for the device
 
         learn(0)

@@ -41,7 +41,7 @@ from pipeline.distillation.losses import kd
 from pipeline.networks import cifar_resnet
 from pipeline.runtime.errors import UserError
 from pipeline.store.reading.store import Store
-from pipeline.students.loop import label_loss
+from pipeline.students.label_loss import label_loss
 from pipeline.students.params import TrainingParams
 from pipeline.training.optimisation import make_optimizer
 
@@ -49,7 +49,7 @@ ROOT = Path(__file__).parents[1]
 K = 10  # of the top_k store
 #: The teacher's stage, but that its gate lets a teacher pass that knows nothing.
 UNTRAINED = (
-    "from pipeline import gate; gate.check = lambda *_, **__: None; "
+    "from pipeline.teacher import accuracy_gate; accuracy_gate.check = lambda *_, **__: None; "
     "from pipeline.stages import teacher; teacher.main()"
 )
 
@@ -141,11 +141,10 @@ def measure_parts(case: Case, dataset: Dataset, encoded: list[bytes], rounds: in
             for name, k in (("dense", None), ("top_k", K))
         }
         step = Step(case, dataset, stores, encoded)
-        lesson = loops.cached(
-            loops.training_views(dataset, default_device()), stores["dense"].gather
-        )
-        arguments = (case.family, case.student, dataset, lesson, case.batch_size, default_device())
-        loop = Loop(*arguments)
+        device = default_device()
+        views = loops.training_views(dataset, device)
+        setup = loops.cached(views, stores["dense"].gather, device)
+        loop = Loop(case.family, case.student, dataset, setup, case.batch_size, device)
         times: dict[str, list[float]] = {}
         for number in range(-2, rounds):  # the first two set things up
             begin = time.perf_counter()

@@ -40,8 +40,8 @@ def train_when_told(network: str, orders: Connection) -> None:
         labels = dataset.splits["train"].labels
         store = write_store(Path(folder) / "store", logits, labels, None)
         device = default_device()
-        lesson = loops.cached(loops.training_views(dataset, device), store.gather)
-        loop = Loop("cifar_resnet", network, dataset, lesson, BATCH, device)
+        setup = loops.cached(loops.training_views(dataset, device), store.gather, device)
+        loop = Loop("cifar_resnet", network, dataset, setup, BATCH, device)
         orders.send(torch.get_num_threads())
         while steps := orders.recv():
             loop.run(steps)

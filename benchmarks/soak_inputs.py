@@ -51,6 +51,7 @@ from pipeline.models.checkpoint import TEACHER, InputSpec, ModelSpec
 from pipeline.models.evaluation import predict
 from pipeline.networks import cifar_resnet, logits
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.outputs import STORE
 from pipeline.runtime.params import load_section, student_names
 from pipeline.runtime.progress import bar
 from pipeline.stages import (
@@ -64,7 +65,6 @@ from pipeline.stages import (
     student,
     teacher,
 )
-from pipeline.store.format.schema import STORE
 from pipeline.store.reading.store import open_store
 from pipeline.teacher import foreign_checkpoint
 from pipeline.views.loader import open_views

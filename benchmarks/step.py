@@ -47,12 +47,12 @@ def measure(case: Case, dataset: Dataset, device: torch.device, pairs: int, step
     with tempfile.TemporaryDirectory() as folder:
         store = write_store(Path(folder) / "store", logits, split.labels, None)
         sides = {"teacher": teacher_alone}
-        for name, lesson in (
+        for name, setup in (
             ("supervised", loops.supervised(views)),
-            ("cached", loops.cached(views, store.decoded_at(loops.TEMPERATURE).gather)),
-            ("online", loops.online(views, teacher)),
+            ("cached", loops.cached(views, store.decoded_at(loops.TEMPERATURE).gather, device)),
+            ("online", loops.online(views, teacher, device)),
         ):
-            loop = Loop(case.family, case.student, dataset, lesson, case.batch_size, device)
+            loop = Loop(case.family, case.student, dataset, setup, case.batch_size, device)
             sides[name] = lambda _, loop=loop: loop.run(steps)
         time_interleaved(sides, 2)  # the first passes set things up
         times = time_interleaved(sides, pairs)

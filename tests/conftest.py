@@ -17,9 +17,10 @@ import yaml
 from hypothesis import settings
 from PIL import Image
 
-from pipeline.data.prepared.dataset import HEADER, PREPARED, Dataset, fingerprint_of, open_dataset
+from pipeline.data.prepared.dataset import HEADER, Dataset, fingerprint_of, open_dataset
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import TEACHER
+from pipeline.runtime.outputs import PREPARED
 from pipeline.runtime.params import load_section
 from pipeline.store.reading.store import Store, open_store
 from pipeline.views.params import ViewsParams

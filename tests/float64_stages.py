@@ -8,27 +8,30 @@ enough to be compared.
 
 import sys
 from contextlib import nullcontext
-from dataclasses import replace
 
 import torch
 from conftest import run_stage
 
 from pipeline.compute import device, distributed
+from pipeline.compute.device import to_device
 from pipeline.stages import student
 from pipeline.teacher import accuracy_gate
 
 
-def relate_rows(run):
-    """A student's loss gets a term that relates the rows of a batch, and so tells a whole batch
-    from its parts."""
+def relate_rows(student_loss):
+    """Add a term to a student's loss that relates the rows of a batch, so that a whole batch and
+    its parts differ."""
 
-    def related(name, params, training, dataset, lesson, *others):
-        def loss(student_logits, teacher_logits, *rest):
-            products = student_logits @ student_logits.T - teacher_logits @ teacher_logits.T
-            own = lesson.distillation_loss(student_logits, teacher_logits, *rest)
-            return own + 0.01 * products.square().mean()
+    def related(params, soft_targets, device):
+        loss = student_loss(params, soft_targets, device)
 
-        run(name, params, training, dataset, replace(lesson, distillation_loss=loss), *others)
+        def loss_of_rows(logits, batch):
+            rows, _ = soft_targets(batch.view, batch.samples)
+            teacher_logits = to_device(rows, device).to(logits.dtype)
+            products = logits @ logits.T - teacher_logits @ teacher_logits.T
+            return loss(logits, batch) + 0.01 * products.square().mean()
+
+        return loss_of_rows
 
     return related
 
@@ -37,7 +40,7 @@ if __name__ == "__main__":
     torch.set_default_dtype(torch.float64)
     device.computes_in_bfloat16 = lambda _: False
     accuracy_gate.check = lambda *_, **__: None  # so few steps teach little
-    student.run = relate_rows(student.run)
+    student.student_loss = relate_rows(student.student_loss)
     with distributed.process_group() as group:
         distributed.process_group = lambda: nullcontext(group)  # a process joins once
         for stage in sys.argv[1:]:

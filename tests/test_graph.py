@@ -59,7 +59,7 @@ MAY_IMPORT = {
     "store/writing": {*MODELS, "store/format"},
     "store/reading": {*MODELS, "store/format"},
     "students": {*MODELS, "training"},
-    "distillation": {*GROUND, "students"},
+    "distillation": {*GROUND, "compute", "students"},
     "comparison": {*DATA, "comparison/measurement"},
     "comparison/measurement": set(),
     "comparison/report": {*DATA, "comparison", "comparison/measurement"},

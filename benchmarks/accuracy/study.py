@@ -32,16 +32,17 @@ from scipy import stats
 from benchmarks.accuracy import views
 from benchmarks.accuracy.views_project import append, run_stage, write_subset
 from pipeline.compute.device import default_device
-from pipeline.data.prepared.dataset import PREPARED, Dataset, open_dataset
-from pipeline.distillation.objective import distillation_loss
+from pipeline.data.prepared.dataset import Dataset, open_dataset
+from pipeline.distillation.objective import SoftTargetLookup, student_loss
 from pipeline.distillation.params import METHODS, DistillationParams, check_method
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import TEACHER
 from pipeline.models.params import NetworkParams
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_directory, canonical_json
+from pipeline.runtime.outputs import PREPARED, STORE
 from pipeline.runtime.params import read_params, validate
-from pipeline.store.format.schema import INDEX, STORE, shard_keys
+from pipeline.store.format.schema import INDEX, shard_keys
 from pipeline.store.format.shards import read_header
 from pipeline.store.reading.store import (
     SoftTargetBatch,
@@ -51,7 +52,8 @@ from pipeline.store.reading.store import (
     view_of_epoch,
 )
 from pipeline.store.writing.shard_writer import shard_bytes, write_index, write_shard
-from pipeline.students.loop import Lesson, evaluate, train
+from pipeline.students.label_loss import label_loss
+from pipeline.students.loop import TrainingData, evaluate, fit
 from pipeline.students.params import TrainingParams
 from pipeline.views.loader import open_views
 from pipeline.views.params import ViewsParams
@@ -317,13 +319,16 @@ def params_of(distillation: Mapping[str, Any]) -> DistillationParams:
     return validate(method, dict(distillation), f"method {distillation['method']}")
 
 
-def lesson(
+def training_data(
     stores: Sequence[Store], dataset: Dataset, plan: ViewsParams, run: Run, device: torch.device
-) -> Lesson:
-    """What the run's student is taught; without distillation, by fresh views and labels alone."""
-    batches = open_views(dataset.splits["train"], plan.plan, plan.seed, device).batches
+) -> tuple[TrainingData, SoftTargetLookup | None]:
+    """The views and soft targets of the run's student; without distillation, fresh views of the
+    labelled images and no soft targets."""
+    split = dataset.splits["train"]
+    views = open_views(split, plan.plan, plan.seed, device)
     if not run.distillation:
-        return Lesson("baselines", view_of_epoch=lambda epoch: epoch, batches=batches)
+        labelled = np.flatnonzero(split.labels >= 0)
+        return TrainingData(dataset, views, lambda epoch: epoch - 1, labelled), None
     params = params_of(run.distillation)
     for store in stores:
         check_method(
@@ -331,7 +336,7 @@ def lesson(
             run.student.name,
             encoding=store.contents.encoding,
             mixed=plan.mix is not None,
-            labels=dataset.splits["train"].labels,
+            labels=split.labels,
         )
     stores = [store.decoded_at(params.decoding_temperature) for store in stores]
 
@@ -341,14 +346,10 @@ def lesson(
         members = [store.gather(view, samples).logits.astype(np.float32) for store in stores]
         return SoftTargetBatch(np.mean(members, axis=0), None)
 
-    return Lesson(
-        "students",
-        view_of_epoch=lambda epoch: view_of_epoch(epoch, stores[0].num_views, run.seed),
-        batches=batches,
-        hard_label_weight=params.hard_label_weight,
-        distillation_loss=distillation_loss(params),
-        soft_targets=mean,
-    )
+    def view(epoch: int) -> int:
+        return view_of_epoch(epoch, stores[0].num_views, run.seed)
+
+    return TrainingData(dataset, views, view, np.arange(len(split))), mean
 
 
 def training_of(run: Run) -> TrainingParams:
@@ -409,14 +410,15 @@ def train_one(run: Run, project: Path) -> dict[str, object]:
     network, spec = checkpoint.build(description).to(device), description.input
     start = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
-        trained = train(
-            network,
-            spec,
-            training_of(run),
-            dataset,
-            lesson(stores, dataset, plan, run, device),
-            device,
+        data, soft_targets = training_data(stores, dataset, plan, run, device)
+        loss = (
+            student_loss(params_of(run.distillation), soft_targets, device)
+            if soft_targets
+            else lambda logits, batch: label_loss(
+                logits, batch.labels, batch.partner_labels, batch.weights
+            )
         )
+        trained = fit(network, spec, data, loss, training_of(run), device)
     seconds, test = time.perf_counter() - start, dataset.splits["test"]
     last = evaluate(network, spec, test, device)[1]["test_accuracy"]
     best = last

@@ -22,6 +22,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -30,12 +31,14 @@ from torch.nn import functional as F
 
 from benchmarks.accuracy.views_project import append, make_projects
 from pipeline.data.prepared.dataset import open_dataset
-from pipeline.distillation.losses import kd
+from pipeline.distillation.objective import SoftTargetLookup, student_loss
+from pipeline.distillation.params import KD
 from pipeline.models import checkpoint
 from pipeline.models.evaluation import predict
 from pipeline.models.params import NetworkParams
 from pipeline.store.reading.store import SoftTargetBatch, open_store, view_of_epoch
-from pipeline.students.loop import Lesson, evaluate, train
+from pipeline.students.label_loss import label_loss
+from pipeline.students.loop import TrainingData, evaluate, fit
 from pipeline.students.params import TrainingParams
 from pipeline.views.loader import Batch, Views
 from pipeline.views.params import ViewsParams
@@ -55,7 +58,7 @@ TRAINING = {
     "warmup_epochs": 1,
     "weight_decay": 5e-4,
 }
-TEMPERATURE, SOFT_LABEL_WEIGHT, HARD_LABEL_WEIGHT = 4.0, 0.9, 0.1
+METHOD = KD(temperature=4.0, soft_label_weight=0.9, hard_label_weight=0.1)
 
 
 @dataclass(frozen=True)
@@ -141,18 +144,14 @@ class Study:
         self.views = {policy: Views(train, ViewPolicy(policy), SEED, cpu) for policy in CACHED}
         self.teacher, self.description = checkpoint.load(teacher, produced_by="dvc repro teacher")
 
-    def lesson(self, way: Way, seed: int) -> Lesson:
-        fresh = partial(
-            Lesson,
-            "students",
-            view_of_epoch=lambda epoch: epoch,
-            batches=self.views[POLICY].batches,
-        )
-        taught = {"hard_label_weight": HARD_LABEL_WEIGHT, "distillation_loss": soft_label_loss}
+    def training_data(self, way: Way, seed: int) -> tuple[TrainingData, SoftTargetLookup | None]:
+        """The views and soft targets of a way; no soft targets for labels alone."""
+        everyone = np.arange(len(self.dataset.splits["train"]))
+        fresh = TrainingData(self.dataset, self.views[POLICY], lambda epoch: epoch - 1, everyone)
         if way.live:
-            return fresh(**taught, soft_targets=self.answer)
+            return fresh, self.answer
         if not way.cached:
-            return fresh()
+            return fresh, None
         entries = [(policy, view) for policy, count in way.cached for view in range(count)]
 
         def rows(number: int, samples: np.ndarray) -> SoftTargetBatch:
@@ -164,17 +163,13 @@ class Study:
             return self.views[policy].batches(view, order)
 
         if way.inexact:
-            return fresh(
-                **taught,
-                soft_targets=lambda epoch, samples: rows(epoch % len(entries), samples),
-            )
-        return Lesson(
-            "students",
-            view_of_epoch=lambda epoch: view_of_epoch(epoch, len(entries), seed),
-            batches=batches,
-            **taught,
-            soft_targets=rows,
-        )
+            return fresh, lambda view, samples: rows(view % len(entries), samples)
+
+        def entry(epoch: int) -> int:
+            return view_of_epoch(epoch, len(entries), seed)
+
+        views = SimpleNamespace(batches=batches)
+        return TrainingData(self.dataset, views, entry, everyone), rows
 
     def answer(self, view: int, samples: np.ndarray) -> SoftTargetBatch:
         (batch,) = self.views[POLICY].batches(view, [samples])
@@ -199,7 +194,13 @@ class Study:
         spec, test = description.input, self.dataset.splits["test"]
         params = TrainingParams(**TRAINING, epochs=epochs, seed=seed)
         with contextlib.redirect_stdout(io.StringIO()):
-            trained = train(network, spec, params, self.dataset, self.lesson(way, seed), cpu)
+            data, soft_targets = self.training_data(way, seed)
+            loss = (
+                student_loss(METHOD, soft_targets, cpu)
+                if soft_targets
+                else lambda logits, batch: label_loss(logits, batch.labels)
+            )
+            trained = fit(network, spec, data, loss, params, cpu)
         last = evaluate(network, spec, test, cpu)[1]["test_accuracy"]
         network.load_state_dict(trained.best_state)
         best = evaluate(network, spec, test, cpu)[1]["test_accuracy"]
@@ -216,13 +217,6 @@ class Study:
             "torch": torch.__version__,
             "hardware": processor(),
         }
-
-
-def soft_label_loss(
-    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, kept: Tensor | None, epoch: int
-) -> Tensor:
-    loss = kd(student_logits, teacher_logits, temperature=TEMPERATURE)
-    return SOFT_LABEL_WEIGHT * loss
 
 
 def processor() -> str:

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.data.prepared.dataset import PREPARED, open_dataset
+from pipeline.data.prepared.dataset import open_dataset
 from pipeline.data.sources.archives import read_files
+from pipeline.runtime.outputs import PREPARED
 from pipeline.runtime.params import read_params
 
 ROOT = Path(__file__).resolve().parents[2]

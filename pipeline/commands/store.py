@@ -19,9 +19,10 @@ from pipeline.models import checkpoint
 from pipeline.models.checkpoint import TEACHER
 from pipeline.models.evaluation import BATCH_SIZE
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.outputs import STORE
 from pipeline.runtime.params import load_section
 from pipeline.store.format.encodings import decode, row_bytes
-from pipeline.store.format.schema import INDEX, STORE
+from pipeline.store.format.schema import INDEX
 from pipeline.store.format.shards import read_header
 from pipeline.store.reading.store import (
     Store,

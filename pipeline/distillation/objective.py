@@ -1,35 +1,53 @@
-"""A student's `distillation` parameters as the loss that the training loop adds."""
+"""The loss of a student, made from its `distillation` parameters."""
 
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
 from torch import Tensor
 
+from pipeline.compute.device import to_device
 from pipeline.distillation import losses
 from pipeline.distillation.params import DistillationParams
-from pipeline.students.loop import DistillationLoss
+from pipeline.students.label_loss import label_loss
+from pipeline.students.loop import Loss, TrainingBatch
 
-#: Parameters that are not the loss function's own.
-_AROUND = {"method", "hard_label_weight", "soft_label_weight", "warmup_epochs", "tail"}
+#: (view, samples [B]) -> (teacher_logits [B, C], kept_classes [B, C] bool, or None for all).
+SoftTargetLookup = Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray | None]]
+
+#: Parameters that are not arguments of the method's function.
+_NOT_ARGUMENTS = {"method", "hard_label_weight", "soft_label_weight", "warmup_epochs", "tail"}
 
 
-def distillation_loss(params: DistillationParams) -> DistillationLoss:
-    """The method's loss, weighted; its weight grows linearly over `warmup_epochs`, if it has any:
-    in epoch e, counted from 1, it is min(e / warmup_epochs, 1) of it."""
-    function = getattr(losses, params.method)
-    arguments = params.model_dump(exclude=_AROUND)
-    weight = getattr(params, "soft_label_weight", 1.0)
+def method_loss(params: DistillationParams) -> Callable[..., Tensor]:
+    """The function of `losses` that computes the method's loss, with its parameters."""
+    arguments = params.model_dump(exclude=_NOT_ARGUMENTS)
+    return partial(getattr(losses, params.method), **arguments)
+
+
+def student_loss(
+    params: DistillationParams, soft_targets: SoftTargetLookup, device: torch.device
+) -> Loss:
+    """hard_label_weight · cross-entropy to the labels + soft_label_weight · the method's loss.
+
+    During `warmup_epochs`, if the method has them, its loss grows linearly: in epoch e, counted
+    from 1, it counts min(e / warmup_epochs, 1).
+    """
+    method = method_loss(params)
+    soft_label_weight = getattr(params, "soft_label_weight", 1.0)
     warmup_epochs = getattr(params, "warmup_epochs", 0)
-    bucket = getattr(params, "tail", "spread") == "bucket"
+    uses_kept_classes = getattr(params, "tail", "spread") == "bucket"
 
-    def loss(
-        student_logits: Tensor,
-        teacher_logits: Tensor,
-        labels: Tensor,
-        kept: Tensor | None,
-        epoch: int,
-    ) -> Tensor:
-        tensors = {"labels": labels} if params.needs_labels else {}
-        if bucket:
-            tensors["kept"] = kept
-        warmed_up = min(epoch / warmup_epochs, 1.0) if warmup_epochs else 1.0
-        return weight * warmed_up * function(student_logits, teacher_logits, **tensors, **arguments)
+    def loss(logits: Tensor, batch: TrainingBatch) -> Tensor:
+        rows, kept_classes = soft_targets(batch.view, batch.samples)
+        teacher_logits = to_device(rows, device)
+        tensors = {"labels": batch.labels} if params.needs_labels else {}
+        if uses_kept_classes:
+            tensors["kept"] = None if kept_classes is None else to_device(kept_classes, device)
+        hard = label_loss(logits, batch.labels, batch.partner_labels, batch.weights)
+        soft = method(logits, teacher_logits, **tensors)
+        warmup = min(batch.epoch / warmup_epochs, 1.0) if warmup_epochs else 1.0
+        return params.hard_label_weight * hard + soft_label_weight * warmup * soft
 
     return loss

@@ -1,7 +1,6 @@
-"""`distillation`: what a student takes from the teacher, by method.
+"""`distillation`: one model of parameters per method.
 
-Each method has the parameters of its authors, with their defaults (docs/losses.md), and refuses
-all others.
+Each method has the parameters and defaults of its authors (docs/losses.md) and refuses all others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,10 +17,10 @@ Temperature = Annotated[float, Field(gt=0)]
 
 
 class DistillationParams(Section):
-    """What every method says; `students.NAME.distillation` overrides the section key by key."""
+    """The keys of every method; `students.NAME.distillation` overrides the section key by key."""
 
-    needs_labels: ClassVar[bool] = False  # of every training image, and one alone
-    needs_every_logit: ClassVar[str] = ""  # why, where `top_k` does not do
+    needs_labels: ClassVar[bool] = False  # exactly one for every training image
+    needs_every_logit: ClassVar[str] = ""  # the reason, if `top_k` is not enough
 
     method: str
     hard_label_weight: Weight  # of cross-entropy to the labels
@@ -36,16 +35,16 @@ class DistillationParams(Section):
 
     @property
     def decoding_temperature(self) -> float:
-        """The softmax that rows of `top_k` are decoded for."""
+        """The temperature of the softmax for which rows of `top_k` are decoded."""
         return getattr(self, "temperature", 1.0)
 
 
 class Standardizable(Section):
-    """Methods that Sun et al. 2024 (or, for `rld`, its authors) define on standardised logits."""
+    """Methods that Sun et al. 2024 define on standardised logits (`rld`: its authors do)."""
 
-    standardized_defaults: ClassVar[Mapping[str, Any]] = {}  # the authors', where they differ
+    standardized_defaults: ClassVar[Mapping[str, Any]] = {}  # the authors' defaults, if they differ
 
-    standardize: bool = False  # logits: each row less its mean, over its standard deviation
+    standardize: bool = False  # each row of logits: minus its mean, over its standard deviation
 
     @model_validator(mode="before")
     @classmethod
@@ -62,7 +61,7 @@ class KD(Standardizable, DistillationParams):
     temperature: Temperature = 4.0
     soft_label_weight: Weight = 0.9
     hard_label_weight: Weight = 0.1
-    tail: Literal["spread", "bucket"] = "spread"  # the classes whose logits `top_k` did not keep
+    tail: Literal["spread", "bucket"] = "spread"  # of the classes whose logits `top_k` dropped
 
 
 class SoftCrossEntropy(DistillationParams):
@@ -104,7 +103,8 @@ class NKD(DistillationParams):
 
 class DIST(DistillationParams):
     needs_every_logit = (
-        "it correlates each class over the batch, and what a rarely kept class has is filled in"
+        "it correlates each class over the batch, and most logits of a rarely kept class are "
+        "estimates"
     )
 
     method: Literal["dist"]
@@ -178,7 +178,7 @@ METHODS: dict[str, type[DistillationParams]] = {
 def load_distillation(
     overrides: Mapping[str, Any] | None = None, student: str = ""
 ) -> DistillationParams:
-    """The section, overridden key by key with what a student says; a student that names another
+    """Load the section, overridden key by key by a student's values. A student that names another
     method starts from that method's defaults instead.
 
     Raises:
@@ -220,15 +220,15 @@ def check_method(
     mixed: bool = False,
     labels: Sequence[int] = (),
 ) -> None:
-    """Refuse what the method's mathematics does not allow.
+    """Refuse a store or labels that the method's formula cannot use.
 
     Args:
         encoding: of the store.
-        mixed: whether views are mixed images, with two labels.
-        labels: of the training images.
+        mixed: views are mixed images, with two labels.
+        labels: of the training images; -1 for none.
 
     Raises:
-        UserError: says why, and what would do.
+        UserError: says why, and which methods can.
     """
     problems = []
     why = params.needs_every_logit

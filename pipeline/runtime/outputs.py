@@ -1,8 +1,11 @@
-"""The files of each model: the paths that one stage writes and others read."""
+"""The paths that one stage writes and others read."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+PREPARED = Path("data/prepared")
+STORE = Path("data/soft_targets")
 
 #: `distilled` and `baseline` are one student's network, trained with and without the teacher.
 Role = Literal["teacher", "distilled", "baseline"]

@@ -1,4 +1,4 @@
-"""baseline: train one student's network on the labels alone, the opponent of its distilled twin.
+"""baseline: train one student's network on the labels alone, the opponent of the distilled one.
 
 The same loop, policy and budget, and a fresh view of every image in every epoch. Reads
 data/prepared/ and `training`, `students.NAME`, `views` of params.yaml; writes
@@ -10,36 +10,57 @@ from pipeline.runtime.command import run_command
 
 import argparse
 
+import numpy as np
+from torch import Tensor
+
 from pipeline.compute import distributed
 from pipeline.compute.device import default_device
 from pipeline.compute.distributed import ProcessGroup
 from pipeline.data.prepared.dataset import open_dataset, verify_dataset
+from pipeline.runtime.outputs import ModelOutputs
 from pipeline.runtime.params import load_section
 from pipeline.runtime.stage_inputs import StageInputs
-from pipeline.students.loop import Lesson, run
+from pipeline.students.label_loss import label_loss
+from pipeline.students.loop import TrainingBatch, TrainingData, fit
 from pipeline.students.params import TrainingParams, load_student, load_with_overrides
+from pipeline.students.training_run import build_network, resumable, write_result
 from pipeline.views.loader import open_views
 from pipeline.views.params import ViewsParams
 
 
 def train_baseline(name: str, group: ProcessGroup) -> None:
     with group.main_process_first():
-        given = StageInputs("baseline", name)
+        inputs = StageInputs("baseline", name)
         student = load_student(name)
         training = load_with_overrides(TrainingParams, "training", student.training, name)
         views = load_section(ViewsParams, "views")
         dataset = open_dataset().resized(views.image_size)
         if group.is_main:  # once is enough
             verify_dataset()
-    train = open_views(dataset.splits["train"], views.plan, views.seed, default_device())
-    lesson = Lesson(
-        kind="baselines",
-        view_of_epoch=lambda epoch: epoch,
-        batches=train.batches,
-        label_smoothing=training.label_smoothing,
-        inputs={"views": views.model_dump(exclude={"count"})},
+
+    device, outputs = default_device(), ModelOutputs("baseline", name)
+    network, spec = build_network(outputs, student, training, dataset, device, group)
+    split = dataset.splits["train"]
+    data = TrainingData(
+        dataset,
+        open_views(split, views.plan, views.seed, device),
+        lambda epoch: epoch - 1,  # a fresh view every epoch; views are numbered from 0
+        np.flatnonzero(split.labels >= 0),  # only a teacher knows what the others show
     )
-    run(name, student, training, dataset, lesson, group, given)
+
+    def loss(logits: Tensor, batch: TrainingBatch) -> Tensor:
+        return label_loss(
+            logits,
+            batch.labels,
+            batch.partner_labels,
+            batch.weights,
+            label_smoothing=training.label_smoothing,
+        )
+
+    defining = {"views": views.model_dump(exclude={"count"})}
+    with resumable(outputs, spec, training, dataset, defining, device, group) as resume:
+        result = fit(network, spec.input, data, loss, training, device, group, resume)
+        write_result(outputs, result, network, spec, dataset, inputs, device, group)
 
 
 def main() -> None:

@@ -16,13 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.data.prepared.dataset import (
-    FORMAT_VERSION,
-    PREPARED,
-    SPLITS,
-    encoded_path,
-    fingerprint_of,
-)
+from pipeline.data.prepared.dataset import FORMAT_VERSION, SPLITS, encoded_path, fingerprint_of
 from pipeline.data.sources import data_quality as findings
 from pipeline.data.sources.image_encoding import EncodedFile
 from pipeline.data.sources.image_folder import image_folder
@@ -33,6 +27,7 @@ from pipeline.data.sources.torchvision_datasets import torchvision_set
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_directory, reserve, write_bytes, write_json
 from pipeline.runtime.locks import exclusive
+from pipeline.runtime.outputs import PREPARED
 from pipeline.runtime.params import load_section
 from pipeline.runtime.progress import bar
 from pipeline.runtime.stage_inputs import StageInputs

@@ -29,11 +29,12 @@ from pipeline.models import checkpoint
 from pipeline.models.checkpoint import TEACHER
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_directory
+from pipeline.runtime.outputs import STORE
 from pipeline.runtime.params import load_section
 from pipeline.runtime.progress import bar, bar_or_tenths
 from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.store.format.encodings import columns
-from pipeline.store.format.schema import STORE, ShardKey, StoreIdentity, shard_keys
+from pipeline.store.format.schema import ShardKey, StoreIdentity, shard_keys
 from pipeline.store.format.shards import ShardError, check_shard, read_header
 from pipeline.store.writing import fidelity
 from pipeline.store.writing import finished_shards as scratch

@@ -11,58 +11,66 @@ from pipeline.runtime.command import run_command
 import argparse
 from dataclasses import asdict
 
+import numpy as np
+
 from pipeline.compute import distributed
 from pipeline.compute.device import default_device
 from pipeline.compute.distributed import ProcessGroup
 from pipeline.data.prepared.dataset import open_dataset, verify_dataset
-from pipeline.distillation.objective import distillation_loss
+from pipeline.distillation.objective import student_loss
 from pipeline.distillation.params import check_method, load_distillation
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import TEACHER
+from pipeline.runtime.outputs import TEACHER, ModelOutputs
 from pipeline.runtime.params import load_section
 from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.store.reading.store import open_store, view_of_epoch
-from pipeline.students.loop import Lesson, run
+from pipeline.students.loop import TrainingData, fit
 from pipeline.students.params import TrainingParams, load_student, load_with_overrides
+from pipeline.students.training_run import build_network, resumable, write_result
 from pipeline.views.loader import open_views
 from pipeline.views.params import ViewsParams
 
 
 def train_student(name: str, group: ProcessGroup) -> None:
     with group.main_process_first():
-        given = StageInputs("student", name)
+        inputs = StageInputs("student", name)
         student = load_student(name)
         training = load_with_overrides(TrainingParams, "training", student.training, name)
         distillation = load_distillation(student.distillation, name)
         views = load_section(ViewsParams, "views")
         dataset = open_dataset().resized(views.image_size)
-        teacher = checkpoint.fingerprint(TEACHER, produced_by="dvc repro teacher")
+        teacher = checkpoint.fingerprint(TEACHER.model, produced_by="dvc repro teacher")
         store = open_store(dataset, views, teacher).decoded_at(distillation.decoding_temperature)
+        split = dataset.splits["train"]
         check_method(
             distillation,
             name,
             encoding=store.contents.encoding,
             mixed=views.mix is not None,
-            labels=dataset.splits["train"].labels,
+            labels=split.labels,
         )
         if group.is_main:  # once is enough
             verify_dataset()
             store.verify(dataset)
-    train = open_views(dataset.splits["train"], views.plan, views.seed, default_device())
-    lesson = Lesson(
-        kind="students",
-        view_of_epoch=lambda epoch: view_of_epoch(epoch, store.num_views, training.seed),
-        batches=train.batches,
-        hard_label_weight=distillation.hard_label_weight,
-        distillation_loss=distillation_loss(distillation),
-        soft_targets=store.gather,
-        inputs={
-            "views": views.model_dump(),
-            "distillation": distillation.model_dump(),
-            "store": asdict(store.index),
-        },
+
+    device, outputs = default_device(), ModelOutputs("distilled", name)
+    network, spec = build_network(outputs, student, training, dataset, device, group)
+    data = TrainingData(
+        dataset,
+        open_views(split, views.plan, views.seed, device),
+        lambda epoch: view_of_epoch(epoch, store.num_views, training.seed),
+        np.arange(len(split)),
     )
-    run(name, student, training, dataset, lesson, group, given)
+    loss = student_loss(distillation, store.gather, device)
+
+    defining = {
+        "views": views.model_dump(),
+        "distillation": distillation.model_dump(),
+        "store": asdict(store.index),
+    }
+    with resumable(outputs, spec, training, dataset, defining, device, group) as resume:
+        result = fit(network, spec.input, data, loss, training, device, group, resume)
+        write_result(outputs, result, network, spec, dataset, inputs, device, group)
 
 
 def main() -> None:

@@ -122,9 +122,9 @@ def train(
             optimisation.learning_rate,
             steps=steps_per_epoch,
             device=device,
-            tells=group.is_main,
-            kept=None if progress is None else progress.folder,
-            advice="Set a lower `teacher.training.learning_rate`, or more `warmup_epochs`.",
+            is_main=group.is_main,
+            state_dir=None if progress is None else progress.folder,
+            hint="Set a lower `teacher.training.learning_rate`, or more `warmup_epochs`.",
         )
         order = labelled[permutation(len(labelled), params.seed, epoch)]
         parts = batches(order, params.batch_size)

@@ -1,4 +1,4 @@
-"""`training`: how students and baselines are trained."""
+"""`students` and `training`: the networks to train, and how to train them and their baselines."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,12 +21,13 @@ from pipeline.training.params import OptimisationParams
 class TrainingParams(OptimisationParams):
     """Defaults for every student; `students.NAME.training` overrides them key by key."""
 
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)  # baselines: students have a teacher
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)  # of baselines alone
     seed: int = Field(ge=0, lt=2**63)  # of weights and order
 
 
 class StudentParams(Section):
-    """`{}` for `training` and `distillation` means the defaults of the sections so named."""
+    """One student. `training: {}` and `distillation: {}` mean the defaults, the sections of these
+    names."""
 
     family: Family
     network: Network
@@ -35,7 +36,7 @@ class StudentParams(Section):
 
 
 def load_student(name: str) -> StudentParams:
-    """One student.
+    """Load one student.
 
     Raises:
         UserError: there is no such student (names the nearest), or it is not valid.
@@ -54,14 +55,14 @@ def load_with_overrides(
     *,
     inherit: bool = True,
 ) -> Model:
-    """A section's defaults, overridden key by key with those of a student; a key that the student
-    sets to null is taken away, so that the model's own default holds.
+    """Load a section, overridden key by key by a student's values. A key that the student sets to
+    null is removed, so the model's default holds.
 
     Args:
-        inherit: False leaves the section's values out.
+        inherit: False ignores the section's values.
 
     Raises:
-        UserError: names each bad key where it stands.
+        UserError: names each bad key by the place where it is written.
     """
     defaults = read_params().get(section)
     if not isinstance(defaults, Mapping):

@@ -1,8 +1,7 @@
 """One training in several processes, with the results of one process up to floating-point order.
 
-Every global batch is shared among the ranks. Batch norm takes its statistics over the whole of it,
-and every rank computes the loss of the whole of it; docs/decisions/0008 says why. Contract code,
-for the teacher trains with it: an edit here runs the teacher again.
+The ranks divide every batch. Batch norm takes its statistics over the whole batch, and every rank
+computes the loss of the whole batch; docs/decisions/0008 says why.
 """
 
 from typing import Any
@@ -21,9 +20,9 @@ from pipeline.runtime.derived_random import hash64
 
 
 def wrap_ddp(network: nn.Module, group: ProcessGroup) -> nn.Module:
-    """The network as every rank calls it in training: its gradients are averaged over the ranks.
+    """The network whose gradients are averaged over the ranks, to call in training.
 
-    Changes its batch norms in place to synchronised ones, with the same state dict.
+    Replaces its batch norms in place by synchronised ones with the same state dict.
     """
     if group.size == 1:
         return network
@@ -36,35 +35,35 @@ def wrap_ddp(network: nn.Module, group: ProcessGroup) -> nn.Module:
 
 
 def seed_rank(seed: int, group: ProcessGroup) -> None:
-    """Give every rank but the first random numbers of its own, for dropout."""
+    """Seed every rank but the first differently, for dropout."""
     if not group.is_main:
         torch.manual_seed(int(hash64(seed, group.rank) >> np.uint64(1)))
 
 
 def local_rows(samples: np.ndarray, group: ProcessGroup) -> np.ndarray:
-    """This rank's part of a global batch; none of it where it has fewer samples than ranks."""
+    """This rank's part of a batch; empty if the batch has fewer samples than there are ranks."""
     return np.array_split(samples, group.size)[group.rank]
 
 
-def gather_rows(own: Tensor, count: int, group: ProcessGroup) -> Tensor:
-    """The rows of a global batch of `count` samples, of which this rank has computed its share.
+def gather_rows(local: Tensor, count: int, group: ProcessGroup) -> Tensor:
+    """All rows of a batch of `count` samples, from every rank's part.
 
-    Its own rows keep their gradient, those of others have none.
+    The rows of this rank keep their gradient; the others have none.
     """
     if group.size == 1:
-        return own
+        return local
     sizes = [len(part) for part in np.array_split(np.empty(count), group.size)]
     start = sum(sizes[: group.rank])
     stop = start + sizes[group.rank]
-    rows = own.new_zeros(count, *own.shape[1:])
-    rows[start:stop] = own.detach()
-    distributed.all_reduce(rows)  # the others' places hold zeros: exact
-    return torch.cat([rows[:start], own, rows[stop:]])
+    rows = local.new_zeros(count, *local.shape[1:])
+    rows[start:stop] = local.detach()
+    distributed.all_reduce(rows)  # every other rank adds zeros here: exact
+    return torch.cat([rows[:start], local, rows[stop:]])
 
 
 def scale_for_ddp(loss: Tensor, group: ProcessGroup) -> Tensor:
-    """The loss of the whole batch, of which each rank differentiates its own rows: times the
-    number of ranks, so that the average of their gradients is the gradient of the loss."""
+    """The loss times the number of ranks. Each rank differentiates its own rows alone, so the
+    average of the ranks' gradients is then the gradient of the loss of the whole batch."""
     return loss * group.size if group.size > 1 else loss
 
 
@@ -76,30 +75,31 @@ def predict_distributed(
     device: torch.device,
     group: ProcessGroup,
 ) -> Tensor:
-    """`predict_all`, every image once, on every rank: in the batches of one process, shared."""
+    """Distributed `predict_all`: the same batch boundaries as in one process, the result on every
+    rank."""
     if group.size == 1:
         return predict_all(network, spec, split, device=device)
     batches = -(-len(split) // BATCH_SIZE)
     bounds = np.minimum(np.arange(group.size + 1) * batches // group.size * BATCH_SIZE, len(split))
     start, stop = bounds[group.rank : group.rank + 2]
-    own = None
+    local = None
     if stop > start:
-        own = predict_all(network, spec, split, device=device, samples=np.arange(start, stop))
-    return torch.cat([part for part in group.gather(own) if part is not None])
+        local = predict_all(network, spec, split, device=device, samples=np.arange(start, stop))
+    return torch.cat([part for part in group.gather(local) if part is not None])
 
 
 def synchronise_batch_norm(network: nn.Module) -> None:
-    """In place: every batch norm takes its statistics over all ranks. For any device and backend;
-    torch's own SyncBatchNorm is for CUDA alone."""
+    """Make every batch norm take its statistics over all ranks, in place, on any device and
+    backend; torch's SyncBatchNorm supports CUDA alone."""
     for module in network.modules():
         if isinstance(module, _BatchNorm):
-            # Another forward is all that changes: weights, buffers and hooks stay where they are.
+            # Only `forward` changes: weights, buffers and hooks stay.
             module.__class__ = SynchronisedBatchNorm
 
 
 class SynchronisedBatchNorm(_BatchNorm):
-    """Batch norm (Ioffe, Szegedy 2015, arXiv:1502.03167) whose batch is that of all ranks, each
-    with any number of rows, none too. In float32 or wider; in evaluation, torch's own."""
+    """Batch norm (Ioffe, Szegedy 2015, arXiv:1502.03167) over the rows of all ranks; a rank may
+    have no row. Computes in float32 or wider; in evaluation it is torch's batch norm."""
 
     def _check_input_dim(self, features: Tensor) -> None:
         pass  # any number of dimensions
@@ -113,15 +113,15 @@ class SynchronisedBatchNorm(_BatchNorm):
             return self._normalised(wide).to(features.dtype)
 
     def _normalised(self, features: Tensor) -> Tensor:
-        others = [d for d in range(features.ndim) if d != 1]
+        reduced = [d for d in range(features.ndim) if d != 1]
         shape = [1, -1, *[1] * (features.ndim - 2)]
-        own = features.new_tensor([features.numel() // features.shape[1]])
-        totals = _SummedOverRanks.apply(torch.cat([features.sum(others), own]))  # [C + 1]
+        local_count = features.new_tensor([features.numel() // features.shape[1]])
+        totals = _SummedOverRanks.apply(torch.cat([features.sum(reduced), local_count]))  # [C + 1]
         count, mean = totals[-1].detach(), totals[:-1] / totals[-1].detach()
         centred = features - mean.view(shape)
         # A second sum, of squared deviations: from squares of the features themselves, a channel
         # whose mean is large would lose its variance to rounding.
-        variance = _SummedOverRanks.apply(centred.square().sum(others)) / count  # [C]
+        variance = _SummedOverRanks.apply(centred.square().sum(reduced)) / count  # [C]
         self._update_statistics(mean.detach(), variance.detach() * count / (count - 1))
         normalised = centred * (variance + self.eps).rsqrt().view(shape)
         if not self.affine:
@@ -140,7 +140,7 @@ class SynchronisedBatchNorm(_BatchNorm):
 
 
 class _SummedOverRanks(torch.autograd.Function):
-    """The sum of every rank's tensor, on every rank; its gradient is the sum of their gradients."""
+    """The sum of every rank's tensor, on every rank. Its gradient is the sum of all gradients."""
 
     @staticmethod
     def forward(context: Any, tensor: Tensor) -> Tensor:

@@ -1,7 +1,4 @@
-"""From a loss to the next weights: optimiser, learning rate, clipping and the weights' average.
-
-Contract code, for the teacher is trained by it: an edit here runs the teacher again.
-"""
+"""Optimizer, learning rate schedule, gradient clipping and the average of the weights (EMA)."""
 
 import copy
 import math
@@ -18,7 +15,7 @@ from pipeline.training.params import OptimisationParams
 
 
 class Optimisation:
-    """What changes a network's weights, step by step; nothing in it waits for the device."""
+    """Updates a network's weights step by step; nothing in it waits for the device."""
 
     def __init__(self, network: nn.Module, params: OptimisationParams, steps_per_epoch: int):
         self.optimizer = make_optimizer(network, params)
@@ -30,11 +27,11 @@ class Optimisation:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The network that is measured and saved: the average, or the one that is trained."""
+        """The network to measure and save: the average if there is one, else the trained one."""
         return self._network if self._average is None else self._average.network
 
     def learning_rate(self, step: int) -> float:
-        """At a step counted from 0."""
+        """The learning rate of a step, counted from 0."""
         return self.schedule.base_lrs[0] * self.schedule.lr_lambdas[0](step)
 
     def step(self, loss: Tensor) -> None:
@@ -62,10 +59,10 @@ class Optimisation:
 
 
 class Average:
-    """Exponential moving average of a network's weights, from its first weights on:
-    average = decay · average + (1 - decay) · weights after each step; buffers are copied.
+    """Exponential moving average of a network's weights, starting from its first weights:
+    average = decay · average + (1 - decay) · weights after each step. Buffers are copied.
 
-    torch's own arithmetic, but not its AveragedModel, which copies a counter to the device at
+    Uses torch's arithmetic but not its AveragedModel, which copies a counter to the device at
     every step and waits for it.
     """
 
@@ -93,8 +90,8 @@ def make_optimizer(network: nn.Module, params: OptimisationParams) -> torch.opti
 
 
 def parameter_groups(network: nn.Module, params: OptimisationParams) -> list[dict[str, Any]]:
-    """All parameters with weight decay; or those of one dimension, which are the weights of
-    normalisation layers and every bias, in a group of their own and without."""
+    """One group of all parameters with weight decay; or two, the second without weight decay for
+    the parameters of one dimension: normalisation weights and biases."""
     parameters, decay = list(network.parameters()), params.weight_decay
     if params.weight_decay_exclusions == "none":
         return [{"params": parameters, "weight_decay": decay}]
@@ -105,10 +102,11 @@ def parameter_groups(network: nn.Module, params: OptimisationParams) -> list[dic
 
 
 def learning_rate_factor(step: int, params: OptimisationParams, steps_per_epoch: int) -> float:
-    """Of the peak, at a step counted from 0: linear up over the warm-up; then by the schedule.
+    """The learning rate of a step, counted from 0, as a fraction of the peak.
 
-    cosine: half a cosine down to 0 at the end (Loshchilov, Hutter 2017, arXiv:1608.03983, without
-    restarts); step: times `decay_factor` from the first step after each milestone; constant: 1.
+    It rises linearly during the warm-up, then follows the schedule. cosine: half a cosine down to 0
+    at the end (Loshchilov, Hutter 2017, arXiv:1608.03983, without restarts); step: multiplied by
+    `decay_factor` from the first step after each milestone; constant: 1.
     """
     steps, warmup_steps = params.epochs * steps_per_epoch, params.warmup_epochs * steps_per_epoch
     if step < warmup_steps:
@@ -121,8 +119,8 @@ def learning_rate_factor(step: int, params: OptimisationParams, steps_per_epoch:
 
 
 def batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """The order in batches; a last one of a single sample, which batch norm refuses, joins the
-    one before it."""
+    """Split the order into batches. A last batch of one sample joins the batch before it, because
+    batch norm refuses one sample."""
     parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     if len(parts) > 1 and len(parts[-1]) == 1:
         parts[-2:] = [np.concatenate(parts[-2:])]

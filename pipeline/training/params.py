@@ -1,7 +1,4 @@
-"""How a network's weights are optimised: what the teacher's `training` and the students' share.
-
-Contract code, for the teacher is trained by it: an edit here runs the teacher again.
-"""
+"""The parameters of optimisation, which `teacher.training` and the students' `training` share."""
 
 from typing import Literal
 
@@ -13,15 +10,15 @@ _SGD, _STEP = ("momentum", "nesterov"), ("milestones", "decay_factor")
 
 
 class OptimisationParams(Section):
-    """One optimiser, one schedule of its learning rate, and what is done at every step."""
+    """Optimizer, learning rate schedule, and options of every step."""
 
     epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=2)  # of a step, however many processes share it
+    batch_size: int = Field(ge=2)  # of one step, divided among the processes
     optimizer: Literal["sgd", "adamw"]
     learning_rate: float = Field(gt=0)  # the peak
     schedule: Literal["cosine", "step", "constant"] = "cosine"  # cosine ends at 0
     milestones: list[int] | None = None  # step: epochs, from 1, after which the rate falls
-    decay_factor: float = Field(default=0.1, gt=0, lt=1)  # step: by what it falls
+    decay_factor: float = Field(default=0.1, gt=0, lt=1)  # step: the factor of each fall
     warmup_epochs: int = Field(default=0, ge=0)  # of linear increase, within `epochs`
     momentum: float = Field(default=0.9, ge=0, lt=1)  # sgd only
     nesterov: bool = True  # sgd only
@@ -31,7 +28,7 @@ class OptimisationParams(Section):
     ema_decay: float | None = Field(default=None, gt=0, lt=1)  # per step, of the weights' average
 
     @model_validator(mode="after")
-    def _what_was_chosen(self) -> "OptimisationParams":
+    def _check_choices(self) -> "OptimisationParams":
         self._refuse(_SGD, "optimizer", self.optimizer, "sgd")
         self._refuse(_STEP, "schedule", self.schedule, "step")
         if self.momentum == 0 and "nesterov" in self.model_fields_set and self.nesterov:
@@ -48,14 +45,14 @@ class OptimisationParams(Section):
         return self
 
     def _refuse(self, keys: tuple[str, ...], choice: str, chosen: str, owner: str) -> None:
-        """What belongs to another choice and was set all the same."""
+        """Refuse keys that belong to another choice than the chosen one."""
         foreign = [key for key in keys if key in self.model_fields_set] if chosen != owner else []
         if foreign:
             verb, them = ("belongs", "it") if len(foreign) == 1 else ("belong", "them")
             raise ValueError(
                 f"{' and '.join(foreign)} {verb} to {choice} `{owner}`, but {choice} is "
-                f"`{chosen}`: remove {them} (a student takes a default away by "
-                f"`{foreign[0]}: null`)"
+                f"`{chosen}`: remove {them} (in a student, "
+                f"`{foreign[0]}: null` removes a default)"
             )
 
     def _check_milestones(self) -> None:
@@ -68,6 +65,6 @@ class OptimisationParams(Section):
         first, last = max(1, self.warmup_epochs), self.epochs - 1
         if milestones != sorted(set(milestones)) or milestones[0] < first or milestones[-1] > last:
             raise ValueError(
-                f"milestones are {milestones}; expected rising epochs from {first} (the warm-up's "
-                f"end, and at least 1) to {last} (the last but one)"
+                f"milestones are {milestones}; expected rising epochs from {first} (the end "
+                f"of the warm-up, at least 1) to {last} (the last epoch but one)"
             )

@@ -1,8 +1,7 @@
-"""A training's state after each epoch, outside DVC's outputs, so that a killed one goes on.
+"""The state of a training after each epoch, kept outside DVC's outputs, to resume from.
 
-A state is named after everything that its bytes depend on: nothing of other inputs or other code
-is ever reused. Contract code, for the teacher's training is kept by it: an edit here runs the
-teacher again.
+The name of a state is a fingerprint of everything that its bytes depend on, so a state of other
+inputs or of other code is never reused.
 """
 
 import hashlib
@@ -26,12 +25,12 @@ SCRATCH = Path(".scratch/training")
 
 
 def fingerprint(inputs: Mapping[str, Any], device: torch.device, group: ProcessGroup) -> str:
-    """Of the inputs, and of whatever else moves a training's last bits.
+    """SHA-256 of the inputs and of everything else that moves the last bits of a training.
 
     Args:
-        inputs: every parameter, and what identifies the data; values as JSON has them.
+        inputs: every parameter, and what identifies the data, as JSON.
     """
-    torchvision = sys.modules.get("torchvision")  # not loaded for this
+    torchvision = sys.modules.get("torchvision")  # loading it takes seconds
     defining = {
         **inputs,
         "device": device_name(device),
@@ -51,14 +50,19 @@ def fingerprint(inputs: Mapping[str, Any], device: torch.device, group: ProcessG
 
 
 class ResumeState:
-    """Where one training keeps its state: a file that rank 0 writes and reads for all."""
+    """The file with the state of one training; the main process writes and reads it for all."""
 
     def __init__(self, folder: Path, name: str, group: ProcessGroup):
-        """Args: folder: of this training alone; name: the fingerprint."""
+        """Name the file.
+
+        Args:
+            folder: for this training alone.
+            name: the fingerprint.
+        """
         self.folder, self._path, self._group = folder, folder / f"{name}.state", group
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Replace the state by that of one more epoch: on disk, whole, when this returns."""
+        """Replace the state by that of one more epoch; it is on disk when this returns."""
         states = self._group.gather(_random_states())
         if self._group.is_main:
             content = io.BytesIO()
@@ -67,17 +71,15 @@ class ResumeState:
             write_bytes(self._path, digest, content.getbuffer())
 
     def load(self) -> dict[str, Any] | None:
-        """The state to go on from, on the CPU, random numbers set back to it; None to start anew.
-
-        Removes what other inputs or other code left here.
-        """
+        """Load the last state, on the CPU, and restore the random number generators; None if there
+        is no state. Removes states of other inputs and other code."""
         state = self._group.broadcast(self._read() if self._group.is_main else None)
         if state is not None:
             _set_random_states(state.pop("random")[self._group.rank])
         return state
 
     def remove(self) -> None:
-        """When the training has ended well."""
+        """Delete the state of a training that has finished."""
         if self._group.is_main:
             self._path.unlink(missing_ok=True)
 
@@ -90,13 +92,13 @@ class ResumeState:
         with open(self._path, "rb") as file:
             digest, content = file.read(hashlib.sha256().digest_size), file.read()
         if hashlib.sha256(content).digest() != digest:
-            print(f"  `{self._path}` is damaged: training starts anew", flush=True)
+            print(f"  `{self._path}` is damaged: the training starts again", flush=True)
             return None
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def _random_states() -> list[Tensor]:
-    """Of what dropout draws from: the CPU's generator, and the CUDA device's."""
+    """The states of the generators that dropout draws from: the CPU's and the CUDA device's."""
     states = [torch.get_rng_state()]
     if torch.cuda.is_available():
         states.append(torch.cuda.get_rng_state())

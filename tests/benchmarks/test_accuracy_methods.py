@@ -50,11 +50,11 @@ def workshop(finished_project: Path, tmp_path_factory: pytest.TempPathFactory):
         yield Workshop(project, tiny)
 
 
-def lesson_of(workshop: Workshop, run: Run):
+def training_data_of(workshop: Workshop, run: Run):
     workshop.make(run.caches)
     caches = [workshop.open(cache) for cache in run.caches]
     (_, dataset, plan), stores = caches[0], [store for store, _, _ in caches]
-    return study.lesson(stores, dataset, plan, run, CPU), dataset
+    return study.training_data(stores, dataset, plan, run, CPU)
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -112,17 +112,17 @@ def test_a_project_that_is_not_there_or_whose_stage_fails_is_named(workshop, tmp
 )
 def test_answers_are_those_of_the_teachers_to_the_pixels_that_the_student_sees(workshop, way):
     run = beyond.run(workshop.budget, 0, beyond.WAYS[way], seed=0)
-    lesson, dataset = lesson_of(workshop, run)
-    samples = np.random.default_rng(0).permutation(len(dataset.splits["train"]))[:8]
+    data, soft_targets = training_data_of(workshop, run)
+    samples = np.random.default_rng(0).permutation(len(data.dataset.splits["train"]))[:8]
     teachers = [
         study.checkpoint.load(workshop.root / cache.folder / "models/teacher", produced_by="-")
         for cache in run.caches
     ]
-    for epoch in range(3):
-        view = lesson.view_of_epoch(epoch)
-        (batch,) = lesson.batches(view, [samples])
+    for epoch in (1, 2, 3):
+        view = data.view_of_epoch(epoch)
+        (batch,) = data.views.batches(view, [samples])
         answers = [predict(net, description.input, batch.pixels) for net, description in teachers]
-        cached = torch.from_numpy(lesson.soft_targets(view, samples).logits).float()
+        cached = torch.from_numpy(soft_targets(view, samples).logits).float()
         torch.testing.assert_close(cached, torch.stack(answers).mean(0), atol=1e-2, rtol=1e-2)
 
 

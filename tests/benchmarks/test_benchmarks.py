@@ -69,8 +69,8 @@ def test_every_benchmark_can_be_imported(path):
 
 def small_loop(soft_targets) -> Loop:
     dataset = loops.noise(40, 16, 3)
-    lesson = loops.cached(loops.training_views(dataset, CPU), soft_targets)
-    return Loop("cifar_resnet", "resnet8", dataset, lesson, 16, CPU)
+    setup = loops.cached(loops.training_views(dataset, CPU), soft_targets, CPU)
+    return Loop("cifar_resnet", "resnet8", dataset, setup, 16, CPU)
 
 
 def test_a_loop_takes_the_steps_that_it_is_asked_for():
@@ -93,9 +93,9 @@ def test_a_live_teacher_answers_for_the_views_of_its_own_step():
     views = loops.training_views(dataset, CPU)
     teacher = loops.Teacher("cifar_resnet", "resnet8", dataset, CPU)
     order = [np.arange(16), np.arange(16, 32)]
-    lesson = loops.online(views, teacher)
-    for batch in lesson.batches(loops.VIEW, order):
-        logits, kept = lesson.soft_targets(loops.VIEW, batch.samples)
+    live = loops.LiveTeacher(views, teacher)
+    for batch in live.batches(loops.VIEW, order):
+        logits, kept = live.soft_targets(loops.VIEW, batch.samples)
         assert np.array_equal(logits, teacher.answer(batch.pixels).numpy())
         assert kept is None
 

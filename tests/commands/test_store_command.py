@@ -17,7 +17,7 @@ from pipeline.commands.store import inspect, main, verify
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
-from pipeline.store.format.schema import STORE
+from pipeline.runtime.outputs import STORE
 
 SHARD = STORE / "train_view00001_sample000000000.h5"
 VERSION_1 = ROOT / "tests/files/store_v1"

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 from import_closure import ROOT
+from method_loss import method_loss
 from torch import Tensor
 
 from pipeline.distillation import losses
-from pipeline.distillation.objective import distillation_loss
 from pipeline.distillation.params import METHODS
-from pipeline.students.loop import label_loss
+from pipeline.students.label_loss import label_loss
 
 FOLDER = Path(os.environ.get("GOLDEN_DIR", ROOT / "../shared/golden"))
 META = json.loads((FOLDER / "meta.json").read_text("utf-8")) if FOLDER.is_dir() else None
@@ -74,7 +74,7 @@ def by_parameters(method: str, **renamed: str) -> Callable[[Rows, Constants], Te
         if given.get("logit_stand"):
             said["standardize"] = True
         params = METHODS[method](method=method, **said)
-        soft = distillation_loss(params)(
+        soft = method_loss(params)(
             rows.student, rows.teacher, rows.labels, None, given.get("epoch", 1)
         )
         return soft + params.hard_label_weight * label_loss(rows.student, rows.labels)

@@ -8,14 +8,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from method_loss import method_loss
 from torch import Tensor
 
 from pipeline.distillation import losses
 from pipeline.distillation.losses import kd, soft_cross_entropy
-from pipeline.distillation.objective import distillation_loss
 from pipeline.distillation.params import METHODS, DistillationParams
 from pipeline.store.format.encodings import decode, encode
-from pipeline.students.loop import label_loss
+from pipeline.students.label_loss import label_loss
 
 #: Every method with its authors' defaults, and standardised where it can be.
 VARIANTS: dict[str, DistillationParams] = {
@@ -31,7 +31,7 @@ FULL = 1000  # an epoch after every warm-up
 
 
 def loss_of(params: DistillationParams) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    function = distillation_loss(params)
+    function = method_loss(params)
     return lambda student, teacher, labels: function(student, teacher, labels, None, FULL)
 
 
@@ -237,11 +237,11 @@ def test_half_precision_logits_are_computed_in_float32(name, params):
 def test_the_weight_grows_over_the_warm_up_as_its_authors_have_it():
     rows = random_rows()
     for method in ("dkd", "rld"):
-        loss = distillation_loss(METHODS[method](method=method, warmup_epochs=20))
+        loss = method_loss(METHODS[method](method=method, warmup_epochs=20))
         whole = loss(*rows, None, 1000).item()
         for epoch, share in ((1, 0.05), (10, 0.5), (20, 1.0), (21, 1.0)):
             assert loss(*rows, None, epoch).item() == pytest.approx(share * whole)
-    no_warm_up = distillation_loss(METHODS["dkd"](method="dkd", warmup_epochs=0))
+    no_warm_up = method_loss(METHODS["dkd"](method="dkd", warmup_epochs=0))
     assert no_warm_up(*rows, None, 1).item() == pytest.approx(no_warm_up(*rows, None, 9).item())
 
 
@@ -303,9 +303,9 @@ def test_top_k_equals_dense_when_k_is_the_number_of_classes(method, tail, temper
     rows, labels = 4 * rng.standard_normal((8, 10)).astype(np.float32), rng.integers(0, 10, 8)
     teacher, kept = decode(encode(rows, labels, "top_k", 10), labels, 10, temperature=temperature)
     student = torch.from_numpy(rng.standard_normal((8, 10)).astype(np.float32))
-    params = METHODS[method](method=method, temperature=temperature, tail=tail)
+    loss = method_loss(METHODS[method](method=method, temperature=temperature, tail=tail))
     dense, sparse = (
-        distillation_loss(params)(student, torch.from_numpy(logits), labels, mask, 1).item()
+        loss(student, torch.from_numpy(logits), torch.from_numpy(labels), mask, 1).item()
         for logits, mask in (
             (rows.astype(np.float16).astype(np.float32), None),
             (teacher, torch.from_numpy(kept)),

@@ -36,8 +36,9 @@ from pipeline.models.checkpoint import TEACHER
 from pipeline.networks import logits as family
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
+from pipeline.runtime.outputs import STORE
 from pipeline.stages import soft_targets as stage
-from pipeline.store.format.schema import SHARD_SAMPLES, STORE
+from pipeline.store.format.schema import SHARD_SAMPLES
 from pipeline.views.loader import open_views
 from pipeline.views.plan import ViewPolicy
 

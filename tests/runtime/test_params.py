@@ -237,15 +237,15 @@ def test_rand_augment_and_mix_stand_in_every_file(params, key):
         (
             {"schedule": "constant", "milestones": [1], "decay_factor": 0.2},
             "milestones and decay_factor belong to schedule `step`, but schedule is `constant`: "
-            "remove them (a student takes a default away by `milestones: null`)",
+            "remove them (in a student, `milestones: null` removes a default)",
         ),
         ({"momentum": 0.0, "nesterov": True}, "nesterov is true, but momentum is 0"),
         ({"schedule": "step"}, "schedule `step` needs `milestones`"),
         ({"schedule": "step", "milestones": []}, "schedule `step` needs `milestones`"),
         ({"schedule": "step", "milestones": [4, 2]}, "milestones are [4, 2]; expected rising"),
         ({"schedule": "step", "milestones": [2, 2]}, "milestones are [2, 2]; expected rising"),
-        ({"schedule": "step", "milestones": [0]}, "rising epochs from 1 (the warm-up's end"),
-        ({"schedule": "step", "milestones": [9]}, "to 8 (the last but one)"),
+        ({"schedule": "step", "milestones": [0]}, "rising epochs from 1 (the end of the warm-up"),
+        ({"schedule": "step", "milestones": [9]}, "to 8 (the last epoch but one)"),
         (
             {"schedule": "step", "milestones": [2], "warmup_epochs": 3},
             "milestones are [2]; expected rising epochs from 3",

@@ -19,9 +19,9 @@ def watched(device: str = "cpu", **changes: object) -> LossMonitor:
     settings = {
         "steps": 60,
         "device": torch.device(device),
-        "tells": True,
-        "kept": Path(".scratch/training/x"),
-        "advice": "Lower it.",
+        "is_main": True,
+        "state_dir": Path(".scratch/training/x"),
+        "hint": "Lower it.",
     }
     return LossMonitor("the loss", 3, lambda step: step / 1000, **settings | changes)
 
@@ -40,13 +40,13 @@ def test_a_loss_that_is_no_number_is_told_with_its_step_its_rate_and_what_is_kep
 
 def test_where_looks_are_rare_the_first_bad_step_is_named_and_no_look_is_left_out():
     losses = watched()
-    losses._every = 50  # as on a device that computes on its own
+    losses._check_every = 50  # as on a device that computes on its own
     for step in range(49):
         losses.add(torch.tensor(float("inf") if step >= 11 else 1.0), 4)
     with pytest.raises(UserError, match="inf at step 12 of 60 in epoch 3"):
         losses.add(torch.tensor(float("nan")), 4)
     losses = watched()
-    losses._every = 50
+    losses._check_every = 50
     losses.add(torch.tensor(float("nan")), 4)
     with pytest.raises(UserError, match="nan at step 1 of 60 in epoch 3"):
         losses.mean(4)
@@ -63,14 +63,14 @@ def test_the_mean_of_an_epoch_is_that_of_its_samples():
 def test_a_training_ends_at_the_step_whose_loss_is_no_number(project, monkeypatch, kind):
     change_params("training", epochs=4, learning_rate=0.05)
     steps = []
-    original = loop.Course.step
+    original = loop.train_step
 
-    def step(self, samples, batch, view, epoch):
-        steps.append(epoch)
-        loss = original(self, samples, batch, view, epoch)
-        return loss * float("nan") if (epoch, steps.count(3)) == (3, 2) else loss
+    def train_step(forward, spec, local, batch, *arguments):
+        steps.append(batch.epoch)
+        loss = original(forward, spec, local, batch, *arguments)
+        return loss * float("nan") if (batch.epoch, steps.count(3)) == (3, 2) else loss
 
-    monkeypatch.setattr(loop.Course, "step", step)
+    monkeypatch.setattr(loop, "train_step", train_step)
     with pytest.raises(UserError) as raised:
         run_stage(kind, "small")
     assert steps.count(3) == 2  # of 3: it did not go on to the epoch's end
@@ -84,18 +84,16 @@ def test_weights_that_the_last_step_of_an_epoch_spoils_are_not_kept_as_a_good_st
     project, monkeypatch
 ):
     change_params("training", epochs=3)
-    original = loop.Course.step
+    original = loop.train_step
 
-    def step(self, samples, batch, view, epoch):
-        loss = original(self, samples, batch, view, epoch)
-        if epoch == 2:
+    def train_step(forward, spec, local, batch, *arguments):
+        loss = original(forward, spec, local, batch, *arguments)
+        if batch.epoch == 2:
             with torch.no_grad():
-                for parameter in self.forward.parameters():
-                    parameter.fill_(float("nan"))
-                    break
+                next(forward.parameters()).fill_(float("nan"))
         return torch.zeros_like(loss)
 
-    monkeypatch.setattr(loop.Course, "step", step)
+    monkeypatch.setattr(loop, "train_step", train_step)
     with pytest.raises(UserError, match=r"nan on validation at step 3 of 3 in epoch 2"):
         run_stage("student", "small")
 
@@ -160,5 +158,5 @@ def test_memory_is_flat_over_epochs(project, monkeypatch):
 
     monkeypatch.setattr(loop, "evaluate", evaluate)
     run_stage("student", "small")
-    assert len(held) == 40 + 3
+    assert len(held) == 40
     assert held[39] - held[9] < 8 * 2**20, [value // 2**20 for value in held]

@@ -17,7 +17,8 @@ from pipeline.compute.device import depthwise_in_float32, training_autocast
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.models import checkpoint
 from pipeline.runtime.errors import UserError
-from pipeline.students.loop import Course, Lesson, label_loss
+from pipeline.students.label_loss import label_loss
+from pipeline.students.loop import whole_batch
 from pipeline.training.optimisation import batches
 from pipeline.views.loader import Batch
 
@@ -146,7 +147,7 @@ def test_label_smoothing_gives_every_class_its_share():
     assert label_loss(LOGITS, labels, label_smoothing=0.1).item() == pytest.approx(expected.item())
 
 
-def test_a_mixed_batch_reaches_the_label_loss_with_its_partners():
+def test_the_loss_sees_the_labels_and_the_partners_labels_of_a_mixed_batch():
     batch = Batch(
         np.array([3, 0, 2, 1]),
         torch.zeros(4, 1, 1, 1),
@@ -154,12 +155,10 @@ def test_a_mixed_batch_reaches_the_label_loss_with_its_partners():
         weights=torch.tensor([0.3, 0.6, 0.9, 0.5]),
     )
     labels = torch.tensor([0, 1, 2, 0])
-    lesson = Lesson("baselines", lambda epoch: epoch, iter, hard_label_weight=2.0)
-    course = Course(None, None, None, lesson, labels, torch.device("cpu"))
-    found = course.loss(LOGITS, batch.samples, batch, view=0, epoch=1)
-    own, others = torch.tensor([0, 0, 2, 1]), torch.tensor([0, 1, 1, 2])
-    expected = 2 * label_loss(LOGITS, own, others, batch.weights)
-    assert found.item() == pytest.approx(expected.item())
+    whole = whole_batch(1, 0, batch.samples, batch, labels)
+    assert whole.labels.tolist() == [0, 0, 2, 1]
+    assert whole.partner_labels.tolist() == [0, 1, 1, 2]
+    assert whole.weights is batch.weights
 
 
 @pytest.mark.parametrize(("stage", "kind"), [("student", "students"), ("baseline", "baselines")])

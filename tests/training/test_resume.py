@@ -210,7 +210,7 @@ def test_a_damaged_state_is_said_and_not_used(interrupted, capsys, damage):
     (path,) = states()
     path.write_bytes(damage(path.read_bytes()))
     run_stage("student", "small")
-    assert "is damaged: training starts anew" in capsys.readouterr().out
+    assert "is damaged: the training starts again" in capsys.readouterr().out
     assert outputs() == expected
 
 

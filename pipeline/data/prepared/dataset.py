@@ -17,10 +17,10 @@ from PIL import Image
 
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import canonical_json, read_json, sha256_of_file
+from pipeline.runtime.outputs import PREPARED
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
-PREPARED = Path("data/prepared")
 AGAIN = "dvc repro prepare"
 #: What dataset.json says and the fingerprint covers; `storage` stands there if it is `encoded`.
 HEADER = ("format_version", "class_names", "channels", "image_size", "splits", "storage")

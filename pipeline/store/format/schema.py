@@ -7,12 +7,10 @@ teacher again. One shard's file is read by shards.py; readers of the store live 
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 
 FORMAT_VERSION = 2
-STORE = Path("data/soft_targets")
 INDEX = "store.json"
 SHARD_SAMPLES = 16_384
 CANARIES = 4  # images per shard

@@ -17,12 +17,12 @@ from pipeline.data.prepared.dataset import SPLITS, Dataset
 from pipeline.runtime.derived_random import permutation
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
+from pipeline.runtime.outputs import STORE
 from pipeline.store.format.encodings import columns, decode, unpack_ids
 from pipeline.store.format.schema import (
     FORMAT_VERSION,
     INDEX,
     SHARD_SAMPLES,
-    STORE,
     ShardKey,
     StoreIdentity,
     attributes,
@@ -193,8 +193,9 @@ def _check_range(name: str, numbers: np.ndarray, count: int) -> None:
 
 
 def view_of_epoch(epoch: int, num_views: int, seed: int) -> int:
-    """Which cached view an epoch uses: a seeded permutation of all, drawn anew for each cycle."""
-    cycle, position = divmod(epoch, num_views)
+    """Which cached view an epoch, counted from 1, uses: a seeded permutation of all, drawn anew
+    for each cycle."""
+    cycle, position = divmod(epoch - 1, num_views)
     return int(permutation(num_views, seed, cycle)[position])
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import torchvision
 from conftest import (
     PARAMS,
@@ -31,7 +30,7 @@ from pipeline.data.sources import image_folder
 from pipeline.data.sources.torchvision_catalog import SETS
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
-from pipeline.students.loop import Course
+from pipeline.students import loop
 
 PREPARED, STORE = Path("data/prepared"), Path("data/soft_targets")
 RNG = np.random.default_rng(0)
@@ -250,13 +249,13 @@ def test_the_teacher_is_the_one_of_the_labelled_images_alone(project_with_unlabe
 
 
 def seen_by(monkeypatch: pytest.MonkeyPatch, stage: str) -> np.ndarray:
-    seen, step = [], Course.step
+    seen, train_step = [], loop.train_step
 
-    def watched(course, samples, *arguments):
-        seen.append(course.labels[torch.from_numpy(samples)].numpy())
-        return step(course, samples, *arguments)
+    def watched(forward, spec, local, batch, *arguments):
+        seen.append(batch.labels.numpy())
+        return train_step(forward, spec, local, batch, *arguments)
 
-    monkeypatch.setattr(Course, "step", watched)
+    monkeypatch.setattr(loop, "train_step", watched)
     run_stage(stage, "small")
     return np.concatenate(seen)
 
