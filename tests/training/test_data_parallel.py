@@ -39,7 +39,7 @@ def run_in_float64(ranks: int) -> None:
     group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
     processes = [
         subprocess.Popen(
-            [sys.executable, ROOT / "tests/float64_stages.py", *STAGES],
+            [sys.executable, ROOT / "tests/float64_stages.py", "--relate-rows", *STAGES],
             env=common | (group | {"RANK": str(r), "LOCAL_RANK": str(r)} if ranks > 1 else {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
