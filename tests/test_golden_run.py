@@ -1,7 +1,8 @@
 """A small run gives the values that it has always given.
 
 Every stage that computes runs in float64, where another processor or library moves a value by
-about 1e-12 and a float16 of the store by one step, rarely. Whoever changes a value on purpose writes the file anew and says why:
+about 1e-12, and rarely a float16 of the store by one step. After a change of a value on purpose,
+write the file again and say why:
 
     python tests/test_golden_run.py
 """
