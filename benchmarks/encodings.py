@@ -107,9 +107,9 @@ def of_a_store(directory: Path, prepared: Path, rows: int) -> tuple[np.ndarray, 
         UserError: the store is not dense.
     """
     index = read_index(directory)
-    if index.contents.encoding != "dense":
+    if index.identity.encoding != "dense":
         raise UserError(
-            f"`{directory}` is encoded as {index.contents.encoding}; expected a dense store, whose "
+            f"`{directory}` is encoded as {index.identity.encoding}; expected a dense store, whose "
             "rows the encodings can be compared with."
         )
     store, labels = open_shards(directory, index, {}), open_dataset(prepared).splits["train"].labels

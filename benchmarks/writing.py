@@ -25,8 +25,8 @@ from pipeline.compute.device import default_device
 from pipeline.data.prepared.dataset import Dataset, Split
 from pipeline.models.checkpoint import InputSpec
 from pipeline.networks import cifar_resnet
-from pipeline.stages.soft_targets import StoreJob, make_shard
 from pipeline.store.format.schema import ShardKey, StoreIdentity
+from pipeline.store.writing.job import StoreJob, make_shard
 from pipeline.store.writing.teacher_logits import TeacherForward, open_views_by_split
 
 ROWS, CLASSES, BATCH, SIZE = 1024, 100, 256, 32
@@ -52,7 +52,7 @@ def make_job() -> StoreJob:
     return StoreJob(
         teacher=TeacherForward(network.to(device).eval(), spec, views, "float32", BATCH),
         dataset=dataset,
-        contents=contents,
+        identity=contents,
         views=views,
         num_views=162,
         batch_size=BATCH,
@@ -88,8 +88,8 @@ def main() -> None:
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         for encoding, k in ENCODINGS.items():
-            contents = replace(job.contents, encoding=encoding, k=k)
-            writer = replace(job, contents=contents)
+            contents = replace(job.identity, encoding=encoding, k=k)
+            writer = replace(job, identity=contents)
 
             def make(pair: int, writer: StoreJob = writer) -> None:
                 place = ShardKey("train", pair % writer.num_views, 0, ROWS)

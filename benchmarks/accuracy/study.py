@@ -334,7 +334,7 @@ def training_data(
         check_method(
             params,
             run.student.name,
-            encoding=store.contents.encoding,
+            encoding=store.identity.encoding,
             mixed=plan.mix is not None,
             labels=split.labels,
         )
@@ -365,7 +365,7 @@ def training_of(run: Run) -> TrainingParams:
 def write_sparse(dense: Store, dataset: Dataset, k: int, directory: Path) -> None:
     """The `top_k` store of a dense one: what the stage would write, but for the float16 of the
     dense rows."""
-    contents, sizes = replace(dense.contents, encoding="top_k", k=k), dense.index.split_sizes
+    contents, sizes = replace(dense.identity, encoding="top_k", k=k), dense.index.split_sizes
     with atomic_directory(directory) as target:
         for place in shard_keys(sizes, dense.num_views):
             arrays = read_header(dense.directory / place.file_name).arrays
@@ -385,7 +385,7 @@ def bytes_per_view(store: Store) -> float:
     """Of a training image, with all that the files hold."""
     images = store.index.split_sizes["train"]
     places = shard_keys({"train": images}, 1)
-    return sum(shard_bytes(store.contents, place) for place in places) / images
+    return sum(shard_bytes(store.identity, place) for place in places) / images
 
 
 def teacher_accuracy(stores: Sequence[Store], dataset: Dataset) -> float:

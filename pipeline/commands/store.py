@@ -52,24 +52,24 @@ _FLAT = 1e9  # a temperature so high that a tail's every class has its mean
 def inspect(directory: Path) -> Iterator[str]:
     """What a store is, line by line, without its dataset or teacher."""
     index = read_index(directory)
-    store, contents = open_shards(directory, index, {}), index.contents
-    places = list(index.places())
-    files = {place: (directory / place.file_name).stat().st_size for place in places}
-    train = [place for place in places if place.split == "train"]
-    per_view = sum(files[place] for place in train) / sum(place.num_samples for place in train)
-    data = row_bytes(contents.encoding, contents.num_classes, contents.k)
-    k = f", k = {contents.k}" if contents.k else ""
+    store, identity = open_shards(directory, index, {}), index.identity
+    keys = list(index.shards())
+    files = {key: (directory / key.file_name).stat().st_size for key in keys}
+    train = [key for key in keys if key.split == "train"]
+    per_view = sum(files[key] for key in train) / sum(key.num_samples for key in train)
+    data = row_bytes(identity.encoding, identity.num_classes, identity.k)
+    k = f", k = {identity.k}" if identity.k else ""
     splits = ", ".join(
         f"{name} {size:,}" + (f" x {index.num_views} views" if name == "train" else "")
         for name, size in index.split_sizes.items()
     )
-    rows = sum(place.num_samples for place in places)
+    rows = sum(key.num_samples for key in keys)
     yield f"{directory}: format {index.format_version}"
-    yield f"  dataset   {contents.dataset_fingerprint}"
-    yield f"  teacher   {contents.teacher_fingerprint}, forward pass in {contents.precision}"
-    yield f"  views     {contents.policy}, seed {contents.seed}, {contents.image_size} pixels"
-    yield f"  encoding  {contents.encoding}{k}, of {contents.num_classes:,} classes"
-    yield f"  rows      {splits}: {rows:,} in all, in {len(places)} shards"
+    yield f"  dataset   {identity.dataset_fingerprint}"
+    yield f"  teacher   {identity.teacher_fingerprint}, forward pass in {identity.precision}"
+    yield f"  views     {identity.policy}, seed {identity.seed}, {identity.image_size} pixels"
+    yield f"  encoding  {identity.encoding}{k}, of {identity.num_classes:,} classes"
+    yield f"  rows      {splits}: {rows:,} in all, in {len(keys)} shards"
     yield (
         f"  size      {sum(files.values()):,} bytes; {per_view:,.1f} per view of an image, "
         f"{data:,} of them its row"
@@ -81,7 +81,7 @@ def inspect(directory: Path) -> Iterator[str]:
 
 def _few_rows(store: Store) -> Iterator[str]:
     """The largest logits of the first and the last row of each split."""
-    contents, names = store.contents, _class_names(store)
+    identity, names = store.identity, _class_names(store)
     for split, size in store.index.split_sizes.items():
         last = store.num_views - 1 if split == "train" else 0
         samples, views = np.array([0, size - 1]), np.array([0, last])
@@ -89,14 +89,14 @@ def _few_rows(store: Store) -> Iterator[str]:
         # Without labels: the k largest have their logits all the same.
         unlabelled = np.full(2, -1)
         try:
-            logits, _ = decode(arrays, unlabelled, contents.num_classes, temperature=1.0)
+            logits, _ = decode(arrays, unlabelled, identity.num_classes, temperature=1.0)
         except ValueError as error:  # rows are not verified here
             raise UserError(
                 f"`{store.directory}` is damaged in {split}: {error}. "
                 "`python -m pipeline.commands.store verify` tells which shards are."
             ) from None
         for row, sample, view in zip(logits, samples, views, strict=True):
-            largest = np.argsort(-row, kind="stable")[: min(3, contents.k or contents.num_classes)]
+            largest = np.argsort(-row, kind="stable")[: min(3, identity.k or identity.num_classes)]
             shown = ", ".join(f"{names[c]} {row[c]:.2f}" for c in largest)
             yield f"{split} view {view} sample {sample}: {shown}"
 
@@ -104,8 +104,8 @@ def _few_rows(store: Store) -> Iterator[str]:
 def _class_names(store: Store) -> list[str]:
     if store.index.format_version > 1:
         return list(store.index.class_names)
-    place = next(store.index.places())
-    names = read_header(store.directory / place.file_name).arrays["class_names"].map()
+    key = next(store.index.shards())
+    names = read_header(store.directory / key.file_name).arrays["class_names"].map()
     return [name.decode() for name in names.tolist()]
 
 
@@ -125,16 +125,16 @@ def verify(directory: Path, recompute: int, seed: int) -> str:
     index = read_index(directory)
     check_purpose(directory, index, dataset, views, fingerprint)
     found = [*differences(directory, index, dataset), *_surplus(directory, index)]
-    rows = sum(place.num_samples for place in index.places())
+    rows = sum(key.num_samples for key in index.shards())
     verified = f"{directory}: all {rows:,} rows are as written, and for these images and views"
     if recompute and not found:
         store = open_store(dataset, views, fingerprint, directory)
-        device, contents = default_device(), store.contents
+        device, identity = default_device(), store.identity
         teacher = open_teacher_logits(
             dataset,
-            contents,
+            identity,
             store.num_views,
-            open_views_by_split(dataset, contents, device),
+            open_views_by_split(dataset, identity, device),
             batch_size=BATCH_SIZE,
             device=device,
         )
@@ -148,7 +148,7 @@ def verify(directory: Path, recompute: int, seed: int) -> str:
 
 
 def _surplus(directory: Path, index: StoreIndex) -> Iterator[str]:
-    expected = {INDEX, *(place.file_name for place in index.places())}
+    expected = {INDEX, *(key.file_name for key in index.shards())}
     for path in sorted(directory.iterdir()):
         if path.name not in expected:
             yield f"`{path}` is no part of the store that `{INDEX}` describes."
@@ -177,7 +177,7 @@ def _row_differences(
     store: Store, view: int, samples: np.ndarray, answers: np.ndarray
 ) -> Iterator[str | None]:
     """For each row, what differs most, if anything does."""
-    names, tolerance = _class_names(store), TOLERANCE[store.contents.precision]
+    names, tolerance = _class_names(store), TOLERANCE[store.identity.precision]
     stored, kept = store.decoded_at(1.0).gather(view, samples)
     flat = store.decoded_at(_FLAT).gather(view, samples).logits
     kept = np.ones_like(answers, bool) if kept is None else kept

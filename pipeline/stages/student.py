@@ -45,7 +45,7 @@ def train_student(name: str, group: ProcessGroup) -> None:
         check_method(
             distillation,
             name,
-            encoding=store.contents.encoding,
+            encoding=store.identity.encoding,
             mixed=views.mix is not None,
             labels=split.labels,
         )

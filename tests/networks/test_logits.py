@@ -37,8 +37,8 @@ from pipeline.networks import logits as family
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
 from pipeline.runtime.outputs import STORE
-from pipeline.stages import soft_targets as stage
 from pipeline.store.format.schema import SHARD_SAMPLES
+from pipeline.store.writing import job as writing_job
 from pipeline.views.loader import open_views
 from pipeline.views.plan import ViewPolicy
 
@@ -279,13 +279,13 @@ def test_finished_shards_are_kept_and_the_output_speaks_of_no_teacher_pass(
     before, output = bytes_of(STORE), capsys.readouterr().out
     assert "ahead: 132 rows of `mine`; " in output
     assert "teacher pass" not in output
-    asked, original = [], stage.shard_logits
+    asked, original = [], writing_job.shard_logits
 
-    def watched(job, place):
-        asked.append((place.split, place.view))
-        return original(job, place)
+    def watched(job, key):
+        asked.append((key.split, key.view))
+        return original(job, key)
 
-    monkeypatch.setattr(stage, "shard_logits", watched)
+    monkeypatch.setattr(writing_job, "shard_logits", watched)
     shutil.rmtree(STORE)
     (second_view,) = Path(".scratch/soft_targets").glob("*/train_view00001_*.h5")
     second_view.unlink()

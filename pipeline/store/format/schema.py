@@ -30,7 +30,7 @@ class StoreIdentity:
     precision: str  # of the teacher's forward pass
     num_classes: int
 
-    def identity(self) -> dict[str, int | str]:
+    def fields(self) -> dict[str, int | str]:
         """As it is written: `k` stands with top_k alone."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
@@ -57,24 +57,24 @@ def shard_keys(split_sizes: Mapping[str, int], num_views: int) -> Iterator[Shard
                 yield ShardKey(split, view, first, min(SHARD_SAMPLES, size - first))
 
 
-def policy_of(contents: StoreIdentity, split: str) -> str:
-    return contents.policy if split == "train" else "none"
+def policy_of(identity: StoreIdentity, split: str) -> str:
+    return identity.policy if split == "train" else "none"
 
 
-def attributes(contents: StoreIdentity, place: ShardKey) -> dict[str, int | str]:
+def attributes(identity: StoreIdentity, key: ShardKey) -> dict[str, int | str]:
     """A shard's attributes, but for the checksums of its datasets, in their order."""
     return {
         "format_version": FORMAT_VERSION,
-        **contents.identity(),
-        "policy": policy_of(contents, place.split),
-        **asdict(place),
+        **identity.fields(),
+        "policy": policy_of(identity, key.split),
+        **asdict(key),
     }
 
 
-def canary_samples(place: ShardKey) -> np.ndarray:
+def canary_samples(key: ShardKey) -> np.ndarray:
     """Sample numbers of the shard's canaries, evenly spread, [<= CANARIES] int64."""
-    count = min(CANARIES, place.num_samples)
-    return place.first_sample + np.arange(count) * (place.num_samples - 1) // max(1, count - 1)
+    count = min(CANARIES, key.num_samples)
+    return key.first_sample + np.arange(count) * (key.num_samples - 1) // max(1, count - 1)
 
 
 def canary_digests(pixels: np.ndarray) -> np.ndarray:

@@ -115,16 +115,16 @@ def check_shapes(header: Header, expected: Mapping[str, tuple[tuple[int, ...], n
 
 
 def row_shapes(
-    contents: StoreIdentity, place: ShardKey
+    identity: StoreIdentity, key: ShardKey
 ) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """What `check_shapes` expects of a shard's rows."""
-    widths = columns(contents.encoding, contents.num_classes, contents.k)
-    return {name: ((place.num_samples, width), dtype) for name, (width, dtype) in widths.items()}
+    widths = columns(identity.encoding, identity.num_classes, identity.k)
+    return {name: ((key.num_samples, width), dtype) for name, (width, dtype) in widths.items()}
 
 
-def check_arrays(header: Header, contents: StoreIdentity, place: ShardKey) -> None:
+def check_arrays(header: Header, identity: StoreIdentity, key: ShardKey) -> None:
     """Raises: ShardError: an array is absent or has another shape, type or checksum."""
-    rows, samples = row_shapes(contents, place), canary_samples(place)
+    rows, samples = row_shapes(identity, key), canary_samples(key)
     canaries = {
         "canaries": ((len(samples), 32), np.dtype(np.uint8)),
         "canary_samples": (samples.shape, samples.dtype),
@@ -142,7 +142,7 @@ def check_sum(header: Header, name: str, attribute: str | None = None) -> None:
         raise ShardError(f"is damaged: its {name} do not match their checksum")
 
 
-def check_shard(path: Path, contents: StoreIdentity, place: ShardKey, canaries: np.ndarray) -> None:
+def check_shard(path: Path, identity: StoreIdentity, key: ShardKey, canaries: np.ndarray) -> None:
     """All of a shard: what it is, that it is undamaged, and that the teacher saw these images.
 
     Args:
@@ -152,7 +152,7 @@ def check_shard(path: Path, contents: StoreIdentity, place: ShardKey, canaries: 
         ShardError: anything is not as expected.
     """
     header = read_header(path)
-    check_attributes(header, attributes(contents, place))
-    check_arrays(header, contents, place)
+    check_attributes(header, attributes(identity, key))
+    check_arrays(header, identity, key)
     if not np.array_equal(header.arrays["canaries"].map(), canaries):
         raise ShardError("has canaries that differ: the images or the augmentation have changed")

@@ -61,28 +61,28 @@ class StoreIndex:
     """What `store.json` says."""
 
     format_version: int
-    contents: StoreIdentity
+    identity: StoreIdentity
     split_sizes: Mapping[str, int]
     num_views: int
     class_names: Sequence[str]  # empty for format 1, where each shard has them
     fidelity: Mapping[str, float]  # as measured when it was written; empty for format 1
 
-    def places(self) -> Iterator[ShardKey]:
+    def shards(self) -> Iterator[ShardKey]:
         return shard_keys(self.split_sizes, self.num_views)
 
 
 class MappedArrays:
-    """Arrays in a file, mapped into memory when first used; pickled as their places."""
+    """Arrays in a file, mapped into memory when first used; pickled as references."""
 
-    def __init__(self, places: Mapping[str, ArrayRef]):
-        self.places = places
+    def __init__(self, references: Mapping[str, ArrayRef]):
+        self.references = references
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
-        return {name: place.map() for name, place in self.places.items()}
+        return {name: reference.map() for name, reference in self.references.items()}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"places": self.places}
+        return {"references": self.references}
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ class Store:
     temperature: float = 1.0  # of the softmax that the logits are for: gives top_k its tail
 
     @property
-    def contents(self) -> StoreIdentity:
-        return self.index.contents
+    def identity(self) -> StoreIdentity:
+        return self.index.identity
 
     @property
     def num_views(self) -> int:
@@ -124,9 +124,9 @@ class Store:
             IndexError: there is no such sample or view.
         """
         arrays = self.encoded(samples, views, split=split)
-        if self.contents.encoding == "dense":
+        if self.identity.encoding == "dense":
             return SoftTargetBatch(arrays["logits"], None)
-        labels, classes = self.labels[split][samples], self.contents.num_classes
+        labels, classes = self.labels[split][samples], self.identity.num_classes
         return SoftTargetBatch(*decode(arrays, labels, classes, temperature=self.temperature))
 
     def encoded(
@@ -143,11 +143,11 @@ class Store:
         if len(starts) == 1:
             arrays = self.shards[split, int(views[0])][number[0]].arrays
             return {name: array[rows] for name, array in arrays.items()}
-        contents = self.contents
+        identity = self.identity
         gathered = {
             name: np.empty((len(samples), width), dtype)
             for name, (width, dtype) in columns(
-                contents.encoding, contents.num_classes, contents.k
+                identity.encoding, identity.num_classes, identity.k
             ).items()
         }
         for start, stop in pairwise([*starts, len(order)]):
@@ -242,12 +242,12 @@ def read_index(directory: Path = STORE) -> StoreIndex:
         if not isinstance(content.get(key), kind):
             name = getattr(kind, "__name__", kind)
             raise UserError(f"`{path}` has {key} {content[key]!r}; expected {name}. Run `{AGAIN}`.")
-    contents = StoreIdentity(
+    identity = StoreIdentity(
         **{field.name: content.get(field.name) for field in fields(StoreIdentity)}
     )
     index = StoreIndex(
         version,
-        contents,
+        identity,
         content["splits"],
         content["num_views"],
         content.get("class_names", []),
@@ -255,28 +255,28 @@ def read_index(directory: Path = STORE) -> StoreIndex:
     )
     names = index.class_names
     if version > 1 and (
-        len(names) != contents.num_classes or not all(isinstance(name, str) for name in names)
+        len(names) != identity.num_classes or not all(isinstance(name, str) for name in names)
     ):
         raise UserError(
-            f"`{path}` has num_classes {contents.num_classes} and {len(names)} class_names; "
+            f"`{path}` has num_classes {identity.num_classes} and {len(names)} class_names; "
             f"expected a text for each. Run `{AGAIN}`."
         )
-    counts = [index.num_views, contents.num_classes, *index.split_sizes.values()]
+    counts = [index.num_views, identity.num_classes, *index.split_sizes.values()]
     if not index.split_sizes.keys() <= set(SPLITS) or not all(_is_count(n) for n in counts):
         raise UserError(
-            f"`{path}` has num_views {index.num_views}, num_classes {contents.num_classes} and "
+            f"`{path}` has num_views {index.num_views}, num_classes {identity.num_classes} and "
             f"splits {index.split_sizes}; expected whole numbers from 1, of {', '.join(SPLITS)}. "
             f"Run `{AGAIN}`."
         )
     known = ("dense",) if version == 1 else ("dense", "top_k")
-    if contents.encoding not in known:
+    if identity.encoding not in known:
         raise UserError(
-            f"`{path}` has encoding {contents.encoding}; known in format {version}: "
+            f"`{path}` has encoding {identity.encoding}; known in format {version}: "
             f"{', '.join(known)}. Run `{AGAIN}`."
         )
-    if (contents.encoding == "top_k") != (contents.k in range(1, contents.num_classes + 1)):
+    if (identity.encoding == "top_k") != (identity.k in range(1, identity.num_classes + 1)):
         raise UserError(
-            f"`{path}` has k {contents.k}; expected 1 to {contents.num_classes} for top_k, none "
+            f"`{path}` has k {identity.k}; expected 1 to {identity.num_classes} for top_k, none "
             f"for dense. Run `{AGAIN}`."
         )
     return index
@@ -294,21 +294,21 @@ def check_purpose(
     teacher_fingerprint: str,
 ) -> None:
     """Raises: UserError: the store is for another dataset, teacher or view plan."""
-    contents = index.contents
+    identity = index.identity
     sizes = {name: len(split) for name, split in dataset.splits.items()}
     names = list(dataset.class_names) if index.format_version > 1 else []
     prepared, params = "data/prepared has", "params.yaml says"
     mismatches = [
         f"`{directory}` was written for {what} {_short(found)}, but {where} {_short(expected)}."
         for what, found, where, expected in (
-            ("dataset", contents.dataset_fingerprint, "data/prepared is", dataset.fingerprint),
-            ("teacher", contents.teacher_fingerprint, "models/teacher is", teacher_fingerprint),
-            ("view policy", contents.policy, params, str(views.plan)),
-            ("views.seed", contents.seed, params, views.seed),
-            ("views.image_size", contents.image_size, params, views.image_size),
+            ("dataset", identity.dataset_fingerprint, "data/prepared is", dataset.fingerprint),
+            ("teacher", identity.teacher_fingerprint, "models/teacher is", teacher_fingerprint),
+            ("view policy", identity.policy, params, str(views.plan)),
+            ("views.seed", identity.seed, params, views.seed),
+            ("views.image_size", identity.image_size, params, views.image_size),
             ("views.count", index.num_views, params, views.num_views),
             ("splits", index.split_sizes, prepared, sizes),
-            ("num_classes", contents.num_classes, prepared, dataset.num_classes),
+            ("num_classes", identity.num_classes, prepared, dataset.num_classes),
             ("class_names", index.class_names, prepared, names),
         )
         if found != expected
@@ -335,28 +335,28 @@ def open_shards(directory: Path, index: StoreIndex, labels: Mapping[str, np.ndar
     """
     shards: dict[tuple[str, int], list[MappedArrays]] = {}
     problems = []
-    for place in index.places():
-        path = directory / place.file_name
+    for key in index.shards():
+        path = directory / key.file_name
         try:
-            arrays = MappedArrays(_checked_rows(read_header(path), index, place))
+            arrays = MappedArrays(_checked_rows(read_header(path), index, key))
         except ShardError as error:
             problems.append(f"`{path}` {error}.")
             if len(problems) > _COUNTED:
                 break
             continue
-        shards.setdefault((place.split, place.view), []).append(arrays)
+        shards.setdefault((key.split, key.view), []).append(arrays)
     _refuse(directory, problems)
     # They are pickled for every worker that is spawned: none where not needed, and short ones.
-    short = np.int16 if index.contents.num_classes <= 2**15 else np.int32
-    needed = labels if index.contents.encoding == "top_k" else {}
+    short = np.int16 if index.identity.num_classes <= 2**15 else np.int32
+    needed = labels if index.identity.encoding == "top_k" else {}
     return Store(directory, index, shards, {k: v.astype(short) for k, v in needed.items()})
 
 
-def _checked_rows(header: Header, index: StoreIndex, place: ShardKey) -> dict[str, ArrayRef]:
+def _checked_rows(header: Header, index: StoreIndex, key: ShardKey) -> dict[str, ArrayRef]:
     """Where a shard's rows are, if the header says that it is this one of this store."""
-    expected = attributes(index.contents, place) | {"format_version": index.format_version}
+    expected = attributes(index.identity, key) | {"format_version": index.format_version}
     check_attributes(header, expected)
-    shapes = row_shapes(index.contents, place)
+    shapes = row_shapes(index.identity, key)
     check_shapes(header, shapes)
     return {name: header.arrays[name] for name in shapes}
 
@@ -370,33 +370,33 @@ def _refuse(directory: Path, problems: Sequence[str]) -> None:
 
 def differences(directory: Path, index: StoreIndex, dataset: Dataset) -> Iterator[str]:
     """Whatever in the shards is not as written, or not as this code augments it now."""
-    seed, cpu = index.contents.seed, torch.device("cpu")
+    seed, cpu = index.identity.seed, torch.device("cpu")
     views = {
-        name: open_views(split, ViewPolicy.parse(policy_of(index.contents, name)), seed, cpu)
+        name: open_views(split, ViewPolicy.parse(policy_of(index.identity, name)), seed, cpu)
         for name, split in dataset.splits.items()
     }
-    for place in index.places():
-        path = directory / place.file_name
-        (batch,) = views[place.split].batches(place.view, [canary_samples(place)])
+    for key in index.shards():
+        path = directory / key.file_name
+        (batch,) = views[key.split].batches(key.view, [canary_samples(key)])
         pixels = batch.pixels.numpy()
         try:
             if index.format_version == 1:
-                _check_shard_1(path, index, place, pixels)
+                _check_shard_1(path, index, key, pixels)
             else:
-                check_shard(path, index.contents, place, canary_digests(pixels))
-            _check_rows(read_header(path), index.contents)
+                check_shard(path, index.identity, key, canary_digests(pixels))
+            _check_rows(read_header(path), index.identity)
         except ShardError as error:
             yield f"`{path}` {error}."
 
 
-def _check_rows(header: Header, contents: StoreIdentity) -> None:
+def _check_rows(header: Header, identity: StoreIdentity) -> None:
     """What a writer of somebody else's may have missed: each row must have a meaning."""
-    for name in columns(contents.encoding, contents.num_classes, contents.k):
+    for name in columns(identity.encoding, identity.num_classes, identity.k):
         array = header.arrays[name].map()
         if name == "class_ids":
-            ids = np.sort(unpack_ids(array, contents.k, contents.num_classes))
-            bad = (ids[:, -1] >= contents.num_classes) | (np.diff(ids) == 0).any(1)
-            what = f"{contents.k} different classes of {contents.num_classes}"
+            ids = np.sort(unpack_ids(array, identity.k, identity.num_classes))
+            bad = (ids[:, -1] >= identity.num_classes) | (np.diff(ids) == 0).any(1)
+            what = f"{identity.k} different classes of {identity.num_classes}"
         else:
             exponent = np.uint16(0x7C00)  # all ones where float16 is infinite or not a number
             bad = ((array.view(np.uint16) & exponent) == exponent).any(1)
@@ -405,10 +405,10 @@ def _check_rows(header: Header, contents: StoreIdentity) -> None:
             raise ShardError(f"is wrong in row {bad.argmax()}: its {name} are not {what}")
 
 
-def _check_shard_1(path: Path, index: StoreIndex, place: ShardKey, pixels: np.ndarray) -> None:
+def _check_shard_1(path: Path, index: StoreIndex, key: ShardKey, pixels: np.ndarray) -> None:
     """`check_shard` for format 1, which kept the canaries' pixels themselves."""
-    header, samples = read_header(path), canary_samples(place)
-    _checked_rows(header, index, place)
+    header, samples = read_header(path), canary_samples(key)
+    _checked_rows(header, index, key)
     check_shapes(
         header,
         {

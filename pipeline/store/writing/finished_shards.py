@@ -1,15 +1,16 @@
-"""Finished shards outside DVC's outputs, so that a killed run goes on where it was.
+"""Finished shards, kept outside DVC's outputs: a killed run resumes from them.
 
-A folder of scratch is named after everything that defines its bytes: nothing of other inputs or
-other code is ever reused. Contract code: an edit here runs the teacher again.
+The name of their folder is a fingerprint of everything that defines their bytes, so a shard of
+other inputs or of other code is never reused.
 """
 
 import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,24 +21,44 @@ import torch
 
 from pipeline.compute.provenance import device_name, loaded_code
 from pipeline.runtime import locks
+from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import canonical_json
-from pipeline.store.format.schema import FORMAT_VERSION, StoreIdentity
+from pipeline.runtime.outputs import STORE
+from pipeline.runtime.progress import bar
+from pipeline.store.format.schema import FORMAT_VERSION, ShardKey, StoreIdentity
+from pipeline.store.format.shards import ShardError, check_shard
+from pipeline.store.writing.job import StoreJob
+from pipeline.store.writing.shard_writer import shard_bytes
+from pipeline.store.writing.teacher_logits import canaries_of
 
 SCRATCH = Path(".scratch/soft_targets")
 
 
-def folder(contents: StoreIdentity, batch_size: int, device: torch.device) -> Path:
-    """Where the shards of these contents are kept while the store is made, and after."""
+@dataclass(frozen=True)
+class PendingShards:
+    """The shards that are still to be made, and the folder of the finished ones."""
+
+    folder: Path
+    keys: Sequence[ShardKey]
+
+
+def exclusive() -> AbstractContextManager[None]:
+    """Keep other runs out of the scratch."""
+    return locks.exclusive(SCRATCH)
+
+
+def folder(identity: StoreIdentity, batch_size: int, device: torch.device) -> Path:
+    """The folder of the shards of one store, while it is made and after."""
     defining = {
         "format_version": FORMAT_VERSION,
-        **contents.identity(),
+        **identity.fields(),
         "batch_size": batch_size,
         "device": device_name(device),
         "versions": {
             "torch": torch.__version__,
             "numpy": np.__version__,
             "hdf5": h5py.version.hdf5_version,
-            "scipy": version("scipy"),  # which is loaded for policies that mix alone
+            "scipy": version("scipy"),  # loaded for policies that mix alone
             "pillow": PIL.__version__,  # resizes, and decodes encoded images
         },
         "code": loaded_code(),
@@ -45,13 +66,66 @@ def folder(contents: StoreIdentity, batch_size: int, device: torch.device) -> Pa
     return SCRATCH / hashlib.sha256(canonical_json(defining).encode()).hexdigest()
 
 
-def exclusive() -> AbstractContextManager[None]:
-    """Keep other runs out of the scratch: `locks.exclusive`."""
-    return locks.exclusive(SCRATCH)
+def find_pending(job: StoreJob) -> PendingShards:
+    """Check the finished shards, and print what is still to be done before any of it is done.
+
+    Raises:
+        UserError: the store does not fit on the disk.
+    """
+    finished = folder(job.identity, job.batch_size, job.device)
+    pending = [
+        key for key in bar(job.shards, "finished shards") if not _is_finished(job, finished, key)
+    ]
+    total, rows = num_rows(job.shards), num_rows(pending)
+    needed = sum(shard_bytes(job.identity, key) for key in pending)
+    resumed = f"resumes {len(job.shards) - len(pending)} finished shards ({total - rows:,} rows)"
+    if rows == total:
+        resumed = f"`{SCRATCH}` has no shard of this store: all are made"
+    print(
+        f"soft targets: {job.num_views} views of {job.split_sizes['train']:,} training images, and "
+        f"validation and test: {total:,} rows in {len(job.shards)} shards\n"
+        f"  {resumed}\n"
+        f"  ahead: {rows:,} {job.teacher.unit}; {needed:,} bytes to write, "
+        f"{shutil.disk_usage(SCRATCH).free:,} free",
+        flush=True,
+    )
+    for line in job.teacher.remarks:
+        print(f"  {line}", flush=True)
+    STORE.parent.mkdir(parents=True, exist_ok=True)
+    _require_free_space(SCRATCH, needed)
+    if os.stat(SCRATCH).st_dev != os.stat(STORE.parent).st_dev:  # no hard links: a second copy
+        everything = sum(shard_bytes(job.identity, key) for key in job.shards)
+        _require_free_space(STORE.parent, everything)
+    return PendingShards(finished, pending)
 
 
-def link_shards(directory: Path, shards: Iterator[Path]) -> None:
-    """Put shards into a directory: as hard links, or as copies where there are none."""
+def num_rows(keys: Iterable[ShardKey]) -> int:
+    return sum(key.num_samples for key in keys)
+
+
+def _is_finished(job: StoreJob, finished: Path, key: ShardKey) -> bool:
+    path = finished / key.file_name
+    if not path.exists():
+        return False
+    try:
+        check_shard(path, job.identity, key, canaries_of(job.views, key))
+    except ShardError as error:
+        print(f"soft targets: `{path}` {error}; it is made again")
+        return False
+    return True
+
+
+def _require_free_space(directory: Path, needed: int) -> None:
+    free = shutil.disk_usage(directory).free
+    if needed > free:
+        raise UserError(
+            f"the soft targets need {needed:,} bytes in `{directory}`, but its file system has "
+            f"{free:,} free. Make room, lower `views.count`, or set `soft_targets.encoding: top_k`."
+        )
+
+
+def link_shards(directory: Path, shards: Iterable[Path]) -> None:
+    """Put shards into a directory as hard links, or as copies on a file system without links."""
     for shard in shards:
         target = directory / shard.name
         try:
@@ -62,10 +136,10 @@ def link_shards(directory: Path, shards: Iterator[Path]) -> None:
             shutil.copyfile(shard, target)
 
 
-def prune(kept: Path) -> None:
-    """Remove the scratch of other inputs, and what killed runs left half-written in this."""
+def prune(current: Path) -> None:
+    """Remove the shards of other stores, and the half-written files of killed runs."""
     for path in SCRATCH.iterdir():
-        if path.is_dir() and path != kept:
+        if path.is_dir() and path != current:
             shutil.rmtree(path, ignore_errors=True)
-    for path in kept.glob(".*.partial"):
+    for path in current.glob(".*.partial"):
         path.unlink(missing_ok=True)

@@ -24,8 +24,8 @@ from pipeline.store.format.schema import (
 
 def write_shard(
     path: Path,
-    contents: StoreIdentity,
-    place: ShardKey,
+    identity: StoreIdentity,
+    key: ShardKey,
     logits: np.ndarray,
     labels: np.ndarray,
     canaries: np.ndarray,
@@ -41,12 +41,12 @@ def write_shard(
         UserError: a logit that float16 cannot hold, or that is not a number; or the disk cannot
             be written.
     """
-    _check_finite(place, logits)
-    arrays = encode(logits, labels, contents.encoding, contents.k)
-    write_bytes(path, _file_image(contents, place, arrays, canaries))
+    _check_finite(key, logits)
+    arrays = encode(logits, labels, identity.encoding, identity.k)
+    write_bytes(path, _file_image(identity, key, arrays, canaries))
 
 
-def _check_finite(place: ShardKey, logits: np.ndarray) -> None:
+def _check_finite(key: ShardKey, logits: np.ndarray) -> None:
     with np.errstate(over="ignore"):
         finite = np.isfinite(logits.astype(FLOAT16))
     if not finite.all():
@@ -54,40 +54,40 @@ def _check_finite(place: ShardKey, logits: np.ndarray) -> None:
         bad = int(np.argmax(bad_rows))
         value = logits[bad][~finite[bad]][0]
         raise UserError(
-            f"the teacher answers {value} for sample {place.first_sample + bad} of {place.split}, "
-            f"view {place.view} ({int(bad_rows.sum())} such samples in this shard); expected "
+            f"the teacher answers {value} for sample {key.first_sample + bad} of {key.split}, "
+            f"view {key.view} ({int(bad_rows.sum())} such samples in this shard); expected "
             f"finite logits within float16's ±65504. Look at the teacher's weights, its `mean` and "
             "`std`, and `soft_targets.precision`."
         )
 
 
-def shard_bytes(contents: StoreIdentity, place: ShardKey) -> int:
+def shard_bytes(identity: StoreIdentity, key: ShardKey) -> int:
     """The exact size of a shard's file, before there are rows for it."""
-    return _size_of(contents, replace(place, view=0, first_sample=0))
+    return _size_of(identity, replace(key, view=0, first_sample=0))
 
 
 @lru_cache  # a store has few kinds of shards, and HDF5's overhead follows no simple rule
-def _size_of(contents: StoreIdentity, place: ShardKey) -> int:
-    widths = columns(contents.encoding, contents.num_classes, contents.k)
+def _size_of(identity: StoreIdentity, key: ShardKey) -> int:
+    widths = columns(identity.encoding, identity.num_classes, identity.k)
     arrays = {
-        name: np.zeros((place.num_samples, width), dtype) for name, (width, dtype) in widths.items()
+        name: np.zeros((key.num_samples, width), dtype) for name, (width, dtype) in widths.items()
     }
-    canaries = np.zeros((len(canary_samples(place)), 32), np.uint8)
-    return len(_file_image(contents, place, arrays, canaries))
+    canaries = np.zeros((len(canary_samples(key)), 32), np.uint8)
+    return len(_file_image(identity, key, arrays, canaries))
 
 
 def _file_image(
-    contents: StoreIdentity, place: ShardKey, arrays: Mapping[str, np.ndarray], canaries: np.ndarray
+    identity: StoreIdentity, key: ShardKey, arrays: Mapping[str, np.ndarray], canaries: np.ndarray
 ) -> bytes:
     """The HDF5 file, made in memory: on a full disk h5py's own writing fails without an error."""
     with h5py.File("shard", "w", driver="core", backing_store=False) as file:
-        for key, value in attributes(contents, place).items():
+        for name, value in attributes(identity, key).items():
             text = isinstance(value, str)
-            file.attrs[key] = np.bytes_(value.encode()) if text else np.int64(value)
+            file.attrs[name] = np.bytes_(value.encode()) if text else np.int64(value)
         checked = {**arrays, "canaries": canaries}
         for name, array in checked.items():
             file.attrs[f"{name}_sha256"] = np.bytes_(sha256(array))
-        for name, array in {**checked, "canary_samples": canary_samples(place)}.items():
+        for name, array in {**checked, "canary_samples": canary_samples(key)}.items():
             file.create_dataset(name, data=array, track_times=False)
         file.flush()
         return file.id.get_file_image()
@@ -95,7 +95,7 @@ def _file_image(
 
 def write_index(
     directory: Path,
-    contents: StoreIdentity,
+    identity: StoreIdentity,
     class_names: Sequence[str],
     split_sizes: Mapping[str, int],
     num_views: int,
@@ -107,7 +107,7 @@ def write_index(
         directory / INDEX,
         {
             "format_version": FORMAT_VERSION,
-            **contents.identity(),
+            **identity.fields(),
             "splits": dict(split_sizes),
             "num_views": num_views,
             "fidelity": dict(fidelity),

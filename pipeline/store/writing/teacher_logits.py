@@ -37,18 +37,18 @@ ViewsBySplit = Mapping[str, Views | EncodedViews]
 
 
 def open_views_by_split(
-    dataset: Dataset, contents: StoreIdentity, device: torch.device
+    dataset: Dataset, identity: StoreIdentity, device: torch.device
 ) -> ViewsBySplit:
     """Args: dataset: at the size of the views."""
     return {
-        name: open_views(split, ViewPolicy.parse(policy_of(contents, name)), contents.seed, device)
+        name: open_views(split, ViewPolicy.parse(policy_of(identity, name)), identity.seed, device)
         for name, split in dataset.splits.items()
     }
 
 
-def canaries_of(views: ViewsBySplit, place: ShardKey) -> np.ndarray:
+def canaries_of(views: ViewsBySplit, key: ShardKey) -> np.ndarray:
     """[K, 32] uint8, the digests of the shard's canaries as they are seen now."""
-    (batch,) = views[place.split].batches(place.view, [canary_samples(place)])
+    (batch,) = views[key.split].batches(key.view, [canary_samples(key)])
     return canary_digests(batch.pixels.cpu().numpy())
 
 
@@ -56,7 +56,7 @@ class TeacherForward:
     """By a forward pass for each view of an image."""
 
     unit = "teacher passes"
-    told: Sequence[str] = ()
+    remarks: Sequence[str] = ()
 
     def __init__(
         self,
@@ -90,10 +90,10 @@ class TeacherForward:
 class ImportedLogits:
     """By looking them up in a table, or in a store whose every shard is verified first."""
 
-    def __init__(self, source: Any, views: ViewsBySplit, contents: StoreIdentity):
+    def __init__(self, source: Any, views: ViewsBySplit, identity: StoreIdentity):
         """Args: source: of `open_source` in pipeline/networks/logits.py."""
-        self.unit, self.told = f"rows of `{source.path}`", source.told
-        self._source, self._views, self._contents = source, views, contents
+        self.unit, self.remarks = f"rows of `{source.path}`", source.told
+        self._source, self._views, self._identity = source, views, identity
         self._verified: set[ShardKey] = set()
 
     def logits(self, split: str, view: int, samples: np.ndarray) -> np.ndarray:
@@ -108,19 +108,19 @@ class ImportedLogits:
                 self._verify(ShardKey(split, view, first, count))
         return self._source.rows(split, view, samples)
 
-    def _verify(self, place: ShardKey) -> None:
-        if place in self._verified:
+    def _verify(self, key: ShardKey) -> None:
+        if key in self._verified:
             return
-        path = self._source.path / place.file_name
-        theirs = replace(self._contents, **self._source.identity, k=None)
+        path = self._source.path / key.file_name
+        theirs = replace(self._identity, **self._source.identity, k=None)
         try:
-            check_shard(path, theirs, place, canaries_of(self._views, place))
+            check_shard(path, theirs, key, canaries_of(self._views, key))
         except ShardError as error:
             raise UserError(
                 f"`{path}` {error}. Have the store written again, as "
                 "docs/soft_targets_format.md says."
             ) from None
-        self._verified.add(place)
+        self._verified.add(key)
 
     def seconds(self) -> float | None:
         return None
@@ -128,7 +128,7 @@ class ImportedLogits:
 
 def open_teacher_logits(
     dataset: Dataset,
-    contents: StoreIdentity,
+    identity: StoreIdentity,
     num_views: int,
     views: ViewsBySplit,
     *,
@@ -147,12 +147,12 @@ def open_teacher_logits(
     if source is not None:
         check_classes(source.class_names, dataset.class_names)
         given = _open_source(source, dataset)
-        _check_views(given, contents, num_views)
-        return ImportedLogits(given, views, contents)
+        _check_views(given, identity, num_views)
+        return ImportedLogits(given, views, identity)
     network, description = checkpoint.load(TEACHER, produced_by=AGAIN)
     check_classes(description.class_names, dataset.class_names)
     return TeacherForward(
-        network.to(device), description.input, views, contents.precision, batch_size
+        network.to(device), description.input, views, identity.precision, batch_size
     )
 
 
@@ -175,13 +175,13 @@ def _open_source(source: LogitSource, dataset: Dataset) -> Any:
     return given
 
 
-def _check_views(given: Any, contents: StoreIdentity, num_views: int) -> None:
+def _check_views(given: Any, identity: StoreIdentity, num_views: int) -> None:
     if given.num_views is not None and given.num_views < num_views:
         raise UserError(
             f"`{given.path}` answers {given.num_views} views of the training images, but "
             f"`views.count` asks for {num_views}. Set it to {given.num_views}, or bring more."
         )
-    if given.num_views is None and ViewPolicy.parse(contents.policy).mix is not None:
+    if given.num_views is None and ViewPolicy.parse(identity.policy).mix is not None:
         raise UserError(
             f"`{given.path}` has one answer for an image, but `views.mix` mixes two images in a "
             "view, which that is no answer to. Set `views.mix: none`, or bring the answers to "
@@ -191,14 +191,14 @@ def _check_views(given: Any, contents: StoreIdentity, num_views: int) -> None:
         return
     differing = [
         f"`{given.path}` was written for {name} {given.identity[key]}, but params.yaml says "
-        f"{getattr(contents, key)}."
+        f"{getattr(identity, key)}."
         for name, key in (
             ("view policy", "policy"),
             ("views.seed", "seed"),
             ("views.image_size", "image_size"),
             ("soft_targets.precision", "precision"),
         )
-        if given.identity[key] != getattr(contents, key)
+        if given.identity[key] != getattr(identity, key)
     ]
     if differing:
         raise UserError(

@@ -179,7 +179,7 @@ def test_a_shard_that_differs_in_any_one_field_is_refused_by_its_name(project, f
 def test_a_top_k_shard_of_another_k_is_refused(project):
     change_params("soft_targets", encoding="top_k", k=2)
     run_stage("soft_targets")
-    assert opened().contents.k == 2
+    assert opened().identity.k == 2
     with h5py.File(SHARD, "r+") as file:
         file.attrs["k"] = 1
     with pytest.raises(UserError, match="says k 1; expected 2"):

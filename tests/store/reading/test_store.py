@@ -59,7 +59,7 @@ def store(request, directories) -> Store:
 def expected(store: Store, samples: np.ndarray, views: np.ndarray) -> np.ndarray:
     """Encoded and decoded in memory."""
     rows = np.stack([logits_of("train", view) for view in range(VIEWS)])[views, samples]
-    labels, contents = labels_of("train")[samples], store.contents
+    labels, contents = labels_of("train")[samples], store.identity
     arrays = encode(rows, labels, contents.encoding, contents.k)
     return decode(arrays, labels, CLASSES, temperature=4.0)[0]
 

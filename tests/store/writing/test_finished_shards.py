@@ -38,8 +38,7 @@ from pipeline.models import checkpoint
 from pipeline.models.checkpoint import TEACHER
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
-from pipeline.stages import soft_targets as stage
-from pipeline.store.writing import finished_shards
+from pipeline.store.writing import finished_shards, job
 
 STORE = Path("data/soft_targets")
 VIEWS = 40
@@ -115,13 +114,13 @@ def test_a_run_resumes_without_the_teacher_for_what_is_finished(project, monkeyp
 
 def watched_shards(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the shards that the teacher is asked for, from now on."""
-    asked, original = [], stage.shard_logits
+    asked, original = [], job.shard_logits
 
     def watched(*arguments):
         asked.append(arguments[1].file_name)
         return original(*arguments)
 
-    monkeypatch.setattr(stage, "shard_logits", watched)
+    monkeypatch.setattr(job, "shard_logits", watched)
     return asked
 
 
@@ -152,12 +151,13 @@ def test_without_finished_shards_all_are_made_and_the_stage_says_so_first(
     change_params("views", count=2)
     said = []
     monkeypatch.setattr(
-        stage, "make_shard", lambda *_: said.append(capsys.readouterr().out) or pytest.skip("said")
+        "pipeline.stages.soft_targets.make_shard",
+        lambda *_: said.append(capsys.readouterr().out) or pytest.skip("said"),
     )
     with pytest.raises(pytest.skip.Exception):
         run_stage("soft_targets")
     assert STORE.is_dir()  # of three views, in place
-    assert f"`{SCRATCH}` holds no shard of these: all are made" in said[0]
+    assert f"`{SCRATCH}` has no shard of this store: all are made" in said[0]
     assert passes(said[0]) == 2 * 36 + 2 * 12
 
 
@@ -248,7 +248,7 @@ def test_another_k_reuses_nothing(project, monkeypatch):
     asked = watched_shards(monkeypatch)
     run_stage("soft_targets")
     assert len(asked) == 5
-    assert opened().contents.k == 1
+    assert opened().identity.k == 1
 
 
 def test_an_edit_of_the_teachers_network_reuses_nothing(project, tmp_path):

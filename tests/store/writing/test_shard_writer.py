@@ -220,8 +220,8 @@ def test_each_cycle_of_epochs_uses_every_cached_view_once_in_an_order_of_its_own
 def test_count_all_caches_each_of_the_162_views_of_a_sample(project, monkeypatch):
     change_params("views", count="all")
     monkeypatch.setattr(
-        "pipeline.stages.soft_targets.shard_logits",  # the views are in question, not the teacher
-        lambda job, place: np.zeros((place.num_samples, 3), np.float32),
+        "pipeline.store.writing.job.shard_logits",  # the views are in question, not the teacher
+        lambda job, key: np.zeros((key.num_samples, 3), np.float32),
     )
     run_stage("soft_targets")
     store = opened()
@@ -242,7 +242,7 @@ def test_count_all_caches_each_of_the_162_views_of_a_sample(project, monkeypatch
 def test_views_of_another_size_than_the_prepared_images_are_cached_and_replayed(project):
     change_params("views", image_size=12)
     run_stage("soft_targets")
-    assert opened().contents.image_size == 12
+    assert opened().identity.image_size == 12
     run_stage("student", "small")
     assert checkpoint.load(Path("models/students/small"), produced_by="-")[1].input.size == 12
     assert checkpoint.load(TEACHER, produced_by="-")[1].input.size == 16
