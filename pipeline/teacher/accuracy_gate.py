@@ -1,7 +1,4 @@
-"""The gate before the cache: a teacher that knows little is stopped, and the numbers tell why.
-
-Contract code: an edit here runs the teacher again.
-"""
+"""The accuracy gate: refuse a teacher that knows little, with the numbers that explain why."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +17,7 @@ from pipeline.runtime.errors import UserError
 SIGNIFICANCE = 1e-3  # of the one-sided binomial tests
 _IMAGES = 256  # of validation, evenly spread, for each other setting that is tried
 _LARGEST_SIZE = 512  # pixels, of the input sizes that are tried
-_PAIRS = 3  # of classes, shown
+_PAIRS = 3  # of classes, in a message
 
 _NORMALISATIONS = {
     "pixels in 0 to 1": ([0.0], [1.0]),
@@ -32,12 +29,12 @@ _NORMALISATIONS = {
 
 @dataclass(frozen=True)
 class Trial:
-    """What the teacher scores under another setting."""
+    """The teacher's accuracy with another setting."""
 
     setting: str
     correct: int
     total: int
-    advice: str  # what to do if this is the cause
+    advice: str  # what to do if this setting is the cause
 
     @property
     def accuracy(self) -> float:
@@ -51,78 +48,93 @@ def check(
     logits: Tensor,
     *,
     minimum_accuracy: float | None,
-    native: InputSpec | None,
-    otherwise: str,
+    pretrained_input: InputSpec | None,
+    fallback_hint: str,
     device: torch.device,
 ) -> None:
-    """Let a teacher pass that is clearly better than always naming the commonest class.
+    """Refuse a teacher that is not significantly better than always predicting the majority class.
 
     Args:
-        network: None for logits that another system made, as `spec`: only the order of their
-            classes can be another.
-        logits: [N, num_classes] float32, of the validation images as they are.
+        network: None for imported logits, like `spec`: then only the order of the classes can be
+            wrong.
+        logits: [N, num_classes] float32, of the validation images without augmentation.
         minimum_accuracy: on validation, between 0 and 1, or None.
-        native: the input that the network's pretraining used, where it is known.
-        otherwise: what to do where no other setting explains a low accuracy.
+        pretrained_input: the input that the network was pretrained with, if it is known.
+        fallback_hint: what to do if no other setting explains a low accuracy.
 
     Raises:
-        UserError: validation accuracy is below the minimum, or not clearly above the share of
-            validation's commonest class; says what it is with classes in another order, other
-            normalisations and other input sizes.
+        UserError: validation accuracy is below the minimum, or not significantly above the share
+            of the majority class; gives the accuracy with classes in another order, with other
+            normalisations and with other input sizes.
     """
     labels = dataset.splits["validation"].labels
     predictions = logits.argmax(1).numpy()
     correct, total = int((predictions == labels).sum()), len(labels)
-    prior = np.bincount(labels).max() / total
-    expected = None
-    if minimum_accuracy is not None and correct < minimum_accuracy * total:
-        expected = f"`teacher.minimum_accuracy`, {minimum_accuracy:.2%}, or more"
-    elif prior**total > SIGNIFICANCE:
-        print(
-            f"  {total} validation images of these classes are too few to tell a good teacher from "
-            "a bad one"
-        )
-    elif binomtest(correct, total, prior, alternative="greater").pvalue > SIGNIFICANCE:
-        expected = (
-            f"clearly more than {prior:.2%}, the share of the commonest class (one-sided binomial "
-            f"test at {SIGNIFICANCE})"
-        )
+    majority = np.bincount(labels).max() / total
+    expected = _unmet_requirement(correct, total, majority, minimum_accuracy)
     if expected is None:
         return
 
-    permuted = _in_another_order(predictions, labels, dataset.class_names, network is not None)
-    as_it_is, normalisations, sizes = correct / total, [], []
+    reordered = _in_another_order(predictions, labels, dataset.class_names, network is not None)
+    accuracy, normalisations, sizes = correct / total, [], []
     if network is not None:
-        base, normalisations, sizes = _other_inputs(network, spec, dataset, native, device)
-        as_it_is = base.accuracy
+        base, normalisations, sizes = _other_inputs(
+            network, spec, dataset, pretrained_input, device
+        )
+        accuracy = base.accuracy
     trials = {
-        "classes in the best other order": [permuted],
+        "classes in the best other order": [reordered],
         "other normalisations": normalisations,
         "other input sizes": sizes,
     }
     entropy = torch.special.entr(logits.double().softmax(1)).sum(1).mean().item()
     lines = [
-        f"the teacher names {correct:,} of {total:,} validation images right "
-        f"({correct / total:.2%}); expected {expected}. `{TEACHER}` is as it was.",
+        f"teacher accuracy on validation: {correct / total:.2%} ({correct:,} of {total:,}); "
+        f"expected {expected}. `{TEACHER}` is unchanged.",
         *(
-            f"  {name}: " + "; ".join(f"{t.setting} {t.accuracy:.2%}" for t in of_kind)
-            for name, of_kind in trials.items()
-            if of_kind
+            f"  {name}: " + "; ".join(f"{trial.setting} {trial.accuracy:.2%}" for trial in group)
+            for name, group in trials.items()
+            if group
         ),
-        f"  entropy of its answers: {entropy:.2f} nats, of at most {np.log(logits.shape[1]):.2f}",
+        f"  mean entropy of its predictions: {entropy:.2f} nats, of at most "
+        f"{np.log(logits.shape[1]):.2f}",
     ]
-    clearly_better = [
+    better = [
         trial
-        for trial in (t for of_kind in trials.values() for t in of_kind)
-        if binomtest(trial.correct, trial.total, max(as_it_is, prior), alternative="greater").pvalue
-        <= SIGNIFICANCE
+        for group in trials.values()
+        for trial in group
+        if _p_value(trial.correct, trial.total, max(accuracy, majority)) <= SIGNIFICANCE
     ]
-    if clearly_better:
-        lines.append(max(clearly_better, key=lambda trial: trial.accuracy).advice)
+    if better:
+        lines.append(max(better, key=lambda trial: trial.accuracy).advice)
     else:
         tried = "order" if network is None else "order, normalisation or size"
-        lines.append(f"No other {tried} explains it. {otherwise}")
+        lines.append(f"No other {tried} explains it. {fallback_hint}")
     raise UserError("\n".join(lines))
+
+
+def _unmet_requirement(
+    correct: int, total: int, majority: float, minimum_accuracy: float | None
+) -> str | None:
+    """What was expected of the accuracy, or None if it is enough."""
+    if minimum_accuracy is not None and correct < minimum_accuracy * total:
+        return f"`teacher.minimum_accuracy`, {minimum_accuracy:.2%}, or more"
+    if majority**total > SIGNIFICANCE:
+        print(
+            f"  {total} validation images of these classes are too few to tell a good teacher from "
+            "a bad one"
+        )
+    elif _p_value(correct, total, majority) > SIGNIFICANCE:
+        return (
+            f"significantly more than {majority:.2%}, the share of the majority class (one-sided "
+            f"binomial test at {SIGNIFICANCE})"
+        )
+    return None
+
+
+def _p_value(correct: int, total: int, accuracy: float) -> float:
+    """Of the one-sided binomial test against an accuracy."""
+    return binomtest(correct, total, accuracy, alternative="greater").pvalue
 
 
 def _in_another_order(
@@ -131,36 +143,37 @@ def _in_another_order(
     class_names: Sequence[str],
     has_network: bool = True,
 ) -> Trial:
-    """The best permutation of classes, found on one half of the images and measured on the other,
-    in turn: on the same images chance alone would find a good one."""
+    """The best permutation of the classes, found on one half of the images and measured on the
+    other half, in turn: on the same images chance alone finds a good one."""
     num_classes = len(class_names)
     half = np.empty(len(labels), int)
     half[np.argsort(labels, kind="stable")] = np.arange(len(labels)) % 2
     correct = 0
     for part in (0, 1):
-        answer_of = _assignment(predictions[half == part], labels[half == part], num_classes)
-        correct += int((answer_of[labels] == predictions)[half != part].sum())
-    answer_of = _assignment(predictions, labels, num_classes)
-    moved = [c for c in np.unique(labels) if answer_of[c] != c][:_PAIRS]
+        predicted_as = _assignment(predictions[half == part], labels[half == part], num_classes)
+        correct += int((predicted_as[labels] == predictions)[half != part].sum())
+    predicted_as = _assignment(predictions, labels, num_classes)
+    moved = [c for c in np.unique(labels) if predicted_as[c] != c][:_PAIRS]
     pairs = ", ".join(
-        f"images of `{class_names[c]}` are called `{class_names[answer_of[c]]}`" for c in moved
+        f"images of `{class_names[c]}` are predicted as `{class_names[predicted_as[c]]}`"
+        for c in moved
     )
     advice = (
         "The likeliest cause is the order of the classes: the teacher's logits must be in the "
-        f"order of the folders' names, {', '.join(class_names[:_PAIRS])}, .... {pairs}. Order the "
-        "rows of its last layer so, or rename the folders."
+        f"order of the folders' names, {', '.join(class_names[:_PAIRS])}, .... {pairs}. Reorder "
+        "the rows of its last layer, or rename the folders."
         if has_network
-        else "The likeliest cause is the names of the classes: they do not stand at their own "
-        f"logits. {pairs}. Name each column of logits after its class."
+        else "The likeliest cause is the names of the classes: they are not those of their "
+        f"columns. {pairs}. Name each column of logits after its class."
     )
     return Trial(pairs or "none is better,", correct, len(labels), advice)
 
 
 def _assignment(predictions: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """[C]: the class that the teacher's answers call each class, one to one."""
+    """For each class the class that the teacher predicts for it, one to one: [C]."""
     confusion = np.zeros((num_classes, num_classes))
     np.add.at(confusion, (labels, predictions), 1)
-    confusion += 1e-6 * np.eye(num_classes)  # classes without an image keep their own name
+    confusion += 1e-6 * np.eye(num_classes)  # a class without images stays itself
     return linear_sum_assignment(confusion, maximize=True)[1]
 
 
@@ -168,55 +181,56 @@ def _other_inputs(
     network: nn.Module,
     spec: InputSpec,
     dataset: Dataset,
-    native: InputSpec | None,
+    pretrained_input: InputSpec | None,
     device: torch.device,
 ) -> tuple[Trial, list[Trial], list[Trial]]:
-    """The accuracy as it is, with other normalisations, and at other input sizes, on the same
-    images."""
+    """The accuracy with the present input, with other normalisations and with other input sizes, on
+    the same images."""
     split = dataset.splits["validation"]
     samples = np.unique(np.linspace(0, len(split) - 1, _IMAGES).astype(int))
     labels = split.labels[samples]
 
-    def tried(other: InputSpec, setting: str, advice: str) -> Trial | None:
+    def trial(other: InputSpec, setting: str, advice: str) -> Trial | None:
         try:
             logits = predict_all(network, other, split, device=device, samples=samples)
         except (RuntimeError, AssertionError, ValueError, UserError):
             return None  # a size that the network cannot take
-        answers = logits.argmax(1).numpy()
-        return Trial(setting, int((answers == labels).sum()), len(labels), advice)
+        predictions = logits.argmax(1).numpy()
+        return Trial(setting, int((predictions == labels).sum()), len(labels), advice)
 
-    base = tried(spec, "", "")
-    assert base is not None, "the network answered these images before"
+    base = trial(spec, "", "")
+    assert base is not None, "the network ran on these images before"
+    pretrained_size = pretrained_input.size if pretrained_input else None
     normalisations = (
-        tried(
+        trial(
             replace(spec, mean=mean, std=std),
             name,
             f"The likeliest cause is the normalisation: the teacher was trained on {name}. Set "
             f"`mean: {_shown(mean)}` and `std: {_shown(std)}` in `teacher.network`.",
         )
-        for name, mean, std in _normalisations(spec, dataset, native)
+        for name, mean, std in _normalisations(spec, dataset, pretrained_input)
     )
     sizes = (
-        tried(
+        trial(
             replace(spec, size=size),
-            f"{size} pixels" + (" (its pretraining's)" if native and native.size == size else ""),
+            f"{size} pixels" + (" (of its pretraining)" if size == pretrained_size else ""),
             f"The likeliest cause is the input size: set `input_size: {size}` in "
             "`teacher.network`.",
         )
-        for size in _sizes(spec, dataset, native)
+        for size in _sizes(spec, dataset, pretrained_input)
     )
     return base, [t for t in normalisations if t], [t for t in sizes if t]
 
 
 def _normalisations(
-    spec: InputSpec, dataset: Dataset, native: InputSpec | None
+    spec: InputSpec, dataset: Dataset, pretrained_input: InputSpec | None
 ) -> Iterator[tuple[str, Sequence[float], Sequence[float]]]:
     known = {
         **_NORMALISATIONS,
         "the training images' mean and std": (dataset.mean, dataset.std),
     }
-    if native:
-        known["its pretraining's mean and std"] = (native.mean, native.std)
+    if pretrained_input:
+        known["its pretraining's mean and std"] = (pretrained_input.mean, pretrained_input.std)
     seen = [(list(spec.mean), list(spec.std))]
     for name, values in known.items():
         mean, std = (list(v) * (spec.channels if len(v) == 1 else 1) for v in values)
@@ -227,10 +241,10 @@ def _normalisations(
             yield name, mean, std
 
 
-def _sizes(spec: InputSpec, dataset: Dataset, native: InputSpec | None) -> list[int]:
+def _sizes(spec: InputSpec, dataset: Dataset, pretrained_input: InputSpec | None) -> list[int]:
     sizes = {dataset.image_size, spec.size // 2, 2 * spec.size}
-    if native:
-        sizes.add(native.size)
+    if pretrained_input:
+        sizes.add(pretrained_input.size)
     return sorted(size for size in sizes - {spec.size} if 8 <= size <= _LARGEST_SIZE)
 
 

@@ -1,11 +1,9 @@
-"""Auxiliary heads: classifiers on inner layers that only training has.
+"""Auxiliary heads: classifiers on inner layers, for training alone.
 
-A family has them by a context manager `auxiliary_heads(network, name, num_classes, size)`. While it
-is open, the network's forward pass in training returns its logits alone, like any other's, and
-leaves the heads' in `network.auxiliary_logits`, [(weight in the loss, logits [B, C]), ...]; when it
-closes, the heads are gone. So they are in no saved weights, no count of parameters and no answer.
-
-Contract code: an edit here runs the teacher again.
+A family that has them defines a context manager `auxiliary_heads(network, name, num_classes,
+size)`. While it is open, the network's forward pass in training returns its logits alone, and puts
+those of the heads into `network.auxiliary_logits`, [(weight in the loss, logits [B, C]), ...]. When
+it closes, it removes the heads: no saved weights, parameter count or prediction includes them.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,28 +18,27 @@ from pipeline.models.checkpoint import ModelSpec
 
 
 @contextmanager
-def heads(network: nn.Module, description: ModelSpec) -> Iterator[None]:
-    """While open, the network has the auxiliary heads that its family gives it, if any. To be
-    opened before an optimiser takes the parameters."""
-    family = checkpoint.family_module(description.family)
+def heads(network: nn.Module, spec: ModelSpec) -> Iterator[None]:
+    """Add the auxiliary heads that the family defines, if any, while open. Open it before the
+    optimizer takes the parameters."""
+    family = checkpoint.family_module(spec.family)
     if not hasattr(family, "auxiliary_heads"):
         yield
         return
-    spec = description.input
-    with family.auxiliary_heads(network, description.network, description.num_classes, spec.size):
+    with family.auxiliary_heads(network, spec.network, spec.num_classes, spec.input.size):
         yield
 
 
-def loss(network: nn.Module, labels: Tensor, whole: Callable[[Tensor], Tensor]) -> Tensor:
-    """The heads' share of the loss of the forward pass just done: their cross-entropies, mean over
-    B, in nats, each times its weight; 0 without heads. The network may be wrapped.
+def loss(network: nn.Module, labels: Tensor, gather: Callable[[Tensor], Tensor]) -> Tensor:
+    """The weighted sum of the heads' cross-entropies in the last forward pass: mean over B, in
+    nats; 0 without heads. The network may be wrapped.
 
     Args:
-        labels: [B] of the global batch.
-        whole: from the rows that this process has computed to those of the global batch.
+        labels: [B], of the whole batch.
+        gather: from the rows of this process to the rows of the whole batch.
     """
     total = torch.zeros((), device=labels.device)
     for module in network.modules():
         for weight, logits in getattr(module, "auxiliary_logits", ()):
-            total = total + weight * F.cross_entropy(whole(logits.float()), labels)
+            total = total + weight * F.cross_entropy(gather(logits.float()), labels)
     return total

@@ -1,7 +1,4 @@
-"""Which parts of a pretrained network an epoch of training leaves as they are.
-
-Contract code: an edit here runs the teacher again.
-"""
+"""Freeze parts of a pretrained network for some epochs of fine-tuning."""
 
 from collections.abc import Collection
 
@@ -12,22 +9,22 @@ from pipeline.teacher.params import TeacherTraining
 
 
 def mark_last_layer(network: nn.Module, keys: Collection[str]) -> None:
-    """Say which tensors of the state dict are the new ones, that `freeze_epochs` trains alone."""
+    """Name the new tensors of the state dict: `freeze_epochs` trains these alone."""
     network.last_layer_keys = frozenset(keys)
 
 
 def begin_epoch(network: nn.Module, params: TeacherTraining, epoch: int) -> None:
-    """To be called on the network itself, in training mode, at the start of every epoch.
+    """Freeze what the epoch does not train. Call it on the unwrapped module after `.train()`.
 
-    In the first `freeze_epochs` only the last layer learns, and all else is as in evaluation;
-    `freeze_batch_norm` keeps the statistics of batch norm for good.
+    In the first `freeze_epochs` only the last layer trains, and the rest is in evaluation mode;
+    `freeze_batch_norm` keeps the statistics of batch norm in every epoch.
 
     Args:
-        epoch: counted from 0.
+        epoch: counted from 1.
     """
     if not (params.freeze_epochs or params.freeze_batch_norm):
         return
-    head_only = epoch < params.freeze_epochs
+    head_only = epoch <= params.freeze_epochs
     last_layer: Collection[str] = getattr(network, "last_layer_keys", ())
     for key, parameter in network.named_parameters():
         parameter.requires_grad_(not head_only or key in last_layer)

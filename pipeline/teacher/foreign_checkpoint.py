@@ -1,4 +1,4 @@
-"""(split from pipeline/models/checkpoint.py)"""
+"""Load weights that were saved elsewhere. No pickled code is executed."""
 
 import pickle
 import re
@@ -24,32 +24,32 @@ from pipeline.models.checkpoint import (
 )
 from pipeline.runtime.errors import UserError
 
-#: Where a checkpoint keeps its state dict, the first that is there: averaged weights (EMA) before
-#: those that training ended with, for they are the ones whose accuracy is published.
+#: The names under which checkpoints keep their state dict; the first present is taken. Averaged
+#: weights (EMA) come first, because published accuracies are theirs.
 _WRAPPERS = (
     *("state_dict_ema", "model_ema", "ema_state_dict", "ema"),
     *("state_dict", "model_state_dict", "model", "net"),
 )
-#: Likewise within one state dict, the prefix of averaged weights.
+#: The prefixes of averaged weights within one state dict.
 _EMA_PREFIXES = ("ema_model.", "model_ema.", "ema.")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 _COUNTERS = ("n_averaged",)  # of torch.optim.swa_utils.AveragedModel
 
 
-def load_foreign(description: ModelSpec, path: Path) -> nn.Module:
-    """The network with the weights of a file made elsewhere, or the network that the file is.
+def load_foreign(spec: ModelSpec, path: Path) -> nn.Module:
+    """Build the network with the weights of a file, or the network that the file holds (ONNX).
 
     Raises:
         UserError: as `build` and `load_foreign_weights`.
     """
     _check_is_file(path)
-    family = family_module(description.family)
+    family = family_module(spec.family)
     if not hasattr(family, "build_from_file"):
-        network = build(description)
+        network = build(spec)
         load_foreign_weights(network, path)
         return network
     try:
-        return build_from_file(description, family.read_file(path))
+        return build_from_file(spec, family.read_file(path))
     except UserError as error:
         raise UserError(f"`{path}`: {error}") from None
 
@@ -63,19 +63,18 @@ def _check_is_file(path: Path) -> None:
 
 
 def load_foreign_weights(network: nn.Module, path: Path) -> None:
-    """Load a checkpoint made elsewhere: a state dict, bare or under one of the usual names, with or
-    without the prefixes that wrapping a network adds. Of averaged weights (EMA) and others, the
-    averaged.
+    """Load a checkpoint: a state dict, bare or under a usual name, with or without the prefixes
+    that wrapping a network adds. Averaged weights (EMA) are preferred.
 
     Raises:
-        UserError: absent, unreadable, pickled code (refused unexecuted), several state dicts of
-            which none has a usual name, or other keys or shapes.
+        UserError: the file is absent or unreadable, holds pickled code (which is not executed) or
+            several state dicts without a usual name, or its keys or shapes differ.
     """
     _check_is_file(path)
-    found, where = _unwrapped(_read_foreign(path), path)
-    if where:
-        print(f"  {path}: the weights under `{where}`", flush=True)
-    load_state(network, _without_prefixes(found, set(network.state_dict())), f"`{path}`")
+    state, location = _unwrapped(_read_foreign(path), path)
+    if location:
+        print(f"  {path}: the weights under `{location}`", flush=True)
+    load_state(network, _without_prefixes(state, set(network.state_dict())), f"`{path}`")
 
 
 def _read_foreign(path: Path) -> Any:
@@ -97,9 +96,9 @@ def _read_foreign(path: Path) -> Any:
         ) from None
 
 
-#: What torch's message names where it would not call what a pickle asks for.
+#: The part of torch's message that names what a pickle asks to call.
 _PICKLED_CODE = re.compile(r"GLOBAL ([\w.]+)")
-#: What reading a damaged checkpoint raises: torch's unpickler has no error of its own.
+#: The errors of a damaged checkpoint: torch's unpickler has no error class.
 _UNREADABLE = (
     *(SafetensorError, OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile),
     *(LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, struct.error),
@@ -108,8 +107,8 @@ _UNREADABLE = (
 
 
 def _check_container(path: Path) -> None:
-    """Raises: ValueError: a zip of compressed parts, which torch.save does not write; or a tar, as
-    it did until 2017, which torch.load would unpack."""
+    """Raise ValueError for a zip of compressed parts, which torch.save does not write, and for a
+    tar, which it wrote until 2017 and torch.load would unpack."""
     if tarfile.is_tarfile(path):
         raise ValueError("it is a tar archive")
     if zipfile.is_zipfile(path):
@@ -117,34 +116,36 @@ def _check_container(path: Path) -> None:
             unpacked = sum(part.file_size for part in archive.infolist())
         size = path.stat().st_size
         if unpacked > size:
-            raise ValueError(f"it unpacks to {unpacked:,} bytes; expected at most its own {size:,}")
+            raise ValueError(
+                f"it unpacks to {unpacked:,} bytes; expected at most its size, {size:,}"
+            )
 
 
 def _unwrapped(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
-    """The state dict, and the keys that lead to it, as in `model_ema.state_dict`."""
-    way: tuple[str, ...] = ()
+    """The state dict and its location, as in `model_ema.state_dict`."""
+    location: tuple[str, ...] = ()
     while not _is_state_dict(content):
-        found = _ways_to_state_dicts(content)
-        usual = [(name,) for name in _WRAPPERS if any(other[0] == name for other in found)]
-        if not usual and len(found) != 1:
-            raise UserError(_not_one_state_dict([way + other for other in found], path))
-        step = usual[0] if usual else found[0]
+        candidates = _locate_state_dicts(content)
+        usual = [(name,) for name in _WRAPPERS if any(keys[0] == name for keys in candidates)]
+        if not usual and len(candidates) != 1:
+            raise UserError(_not_one_state_dict([location + keys for keys in candidates], path))
+        step = usual[0] if usual else candidates[0]
         for key in step:
             content = content[key]
-        way += step
-    return dict(content), ".".join(way)
+        location += step
+    return dict(content), ".".join(location)
 
 
-def _not_one_state_dict(ways: list[tuple[str, ...]], path: Path) -> str:
+def _not_one_state_dict(locations: list[tuple[str, ...]], path: Path) -> str:
     usual = ", ".join(f"`{name}`" for name in _WRAPPERS)
-    if not ways:
+    if not locations:
         return (
             f"`{path}` is not a state dict; expected a mapping from names to tensors, bare or "
             f"under one of {usual}."
         )
-    shown = ", ".join(f"`{'.'.join(way)}`" for way in ways)
+    shown = ", ".join(f"`{'.'.join(keys)}`" for keys in locations)
     return (
-        f"`{path}` holds {len(ways)} state dicts, {shown}; expected one alone, or one under any "
+        f"`{path}` holds {len(locations)} state dicts, {shown}; expected one, or one under any "
         f"of {usual}. Save the teacher's alone."
     )
 
@@ -157,36 +158,37 @@ def _is_state_dict(content: Any) -> bool:
     )
 
 
-def _ways_to_state_dicts(content: Any, seen: set[int] | None = None) -> list[tuple[str, ...]]:
-    """The keys that lead to each, at any depth. An optimiser's tensors are numbered, not named.
+def _locate_state_dicts(content: Any, seen: set[int] | None = None) -> list[tuple[str, ...]]:
+    """The keys that lead to each state dict, at any depth. Tensors of an optimizer have numbers,
+    not names.
 
     Args:
-        seen: ids of the mappings that were looked into: one may stand in several, or in itself.
+        seen: ids of the mappings that were searched: a mapping can be in several, or in itself.
     """
     seen = set() if seen is None else seen
     if not isinstance(content, Mapping) or id(content) in seen:
         return []
     seen.add(id(content))
-    ways = []
+    locations = []
     for key, value in content.items():
         if isinstance(key, str) and _is_state_dict(value):
-            ways.append((key,))
+            locations.append((key,))
         elif isinstance(key, str):
-            ways += [(key, *way) for way in _ways_to_state_dicts(value, seen)]
-    return ways
+            locations += [(key, *keys) for keys in _locate_state_dicts(value, seen)]
+    return locations
 
 
-def _without_prefixes(state: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
-    """The state under the network's own names: of averaged weights and others the averaged; and
-    a prefix of every key is removed where no key is the network's."""
+def _without_prefixes(state: dict[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
+    """The state under the network's keys. Averaged weights are preferred; a prefix that every key
+    has is removed if no key is one of the network's."""
     for prefix in _EMA_PREFIXES:
         averaged = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         if averaged:
-            return _without_prefixes(averaged, own)
-    if own & state.keys():
+            return _without_prefixes(averaged, expected)
+    if expected & state.keys():
         return state
     rest = {key: value for key, value in state.items() if key not in _COUNTERS}
     for prefix in _PREFIXES:
         if rest and all(key.startswith(prefix) for key in rest):
-            return _without_prefixes({k.removeprefix(prefix): v for k, v in rest.items()}, own)
+            return _without_prefixes({k.removeprefix(prefix): v for k, v in rest.items()}, expected)
     return state

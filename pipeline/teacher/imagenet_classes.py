@@ -1,7 +1,4 @@
-"""ImageNet's 1,000 classes (ILSVRC 2012) by their WordNet ids, in the order of networks' logits.
-
-Contract code: an edit here runs the teacher again.
-"""
+"""ImageNet's 1,000 classes (ILSVRC 2012) by their WordNet ids, in the order of networks' logits."""
 
 _OFFSETS = """
 01440764 01443537 01484850 01491361 01494475 01496331 01498041 01514668 01514859 01518878

@@ -1,8 +1,7 @@
 """`weights: pretrained`: a network with its published weights, for the dataset's classes.
 
-Where every class of the dataset is one of the pretraining's, the network keeps the rows of its last
-layer that belong to them, and answers at once; otherwise its last layer starts afresh and it has to
-be trained. Contract code: an edit here runs the teacher again.
+If every class of the dataset is among those of the pretraining, the network keeps their rows of its
+last layer and needs no training. Otherwise its last layer is new and has to be trained.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,44 +16,43 @@ from pipeline.runtime.errors import UserError
 from pipeline.teacher.imagenet_classes import WORDNET_IDS
 
 
-def load(description: ModelSpec) -> tuple[nn.Module, ModelSpec]:
-    """The network with its published weights, on the CPU; the description names the classes of the
-    pretraining that its logits are for, or None where the last layer is new (from torch's global
-    generator).
+def load(spec: ModelSpec) -> tuple[nn.Module, ModelSpec]:
+    """Load the published weights, on the CPU. The returned spec numbers the classes of the
+    pretraining that the logits are for; None if the last layer is new (from torch's generator).
 
     Raises:
-        UserError: the family has no published weights for it, they cannot be had, or they do not
-            fit the network's options.
+        UserError: the family has no published weights for it, they are neither here nor can be
+            downloaded, or they do not fit the network's options.
     """
-    family = checkpoint.family_module(description.family)
+    family = checkpoint.family_module(spec.family)
     if not hasattr(family, "pretrained_state"):
         raise UserError(
-            f"family `{description.family}` has no pretrained weights. Set `weights: train`, or "
+            f"family `{spec.family}` has no pretrained weights. Set `weights: train`, or "
             "`weights: checkpoint` with a file."
         )
-    state, class_names = family.pretrained_state(description.network)
-    classes = classes_among(description.class_names, class_names)
-    description = replace(description, pretrained_classes=classes)
-    network = checkpoint.build(description)
-    head = last_layer(description)
+    state, class_names = family.pretrained_state(spec.network)
+    classes = classes_among(spec.class_names, class_names)
+    spec = replace(spec, pretrained_classes=classes)
+    network = checkpoint.build(spec)
+    head = last_layer(spec)
     unfit = [key for key in head if key not in state or len(state[key]) != len(class_names)]
     if unfit:
         raise UserError(
-            f"the pretrained weights of `{description.network}` have no {len(class_names)} rows "
-            f"for {', '.join(f'`{key}`' for key in unfit)}. Leave the network's `options` away."
+            f"the pretrained weights of `{spec.network}` have no {len(class_names)} rows "
+            f"for {', '.join(f'`{key}`' for key in unfit)}. Remove the network's `options`."
         )
     if classes is None:
-        own = network.state_dict()
-        fitted = {**state, **{key: own[key] for key in head}}
+        fresh = network.state_dict()
+        fitted = {**state, **{key: fresh[key] for key in head}}
     else:
         fitted = {**state, **{key: state[key][classes] for key in head}}
-    checkpoint.load_state(network, fitted, f"the pretrained weights of `{description.network}`")
-    return network, description
+    checkpoint.load_state(network, fitted, f"the pretrained weights of `{spec.network}`")
+    return network, spec
 
 
 def classes_among(class_names: Sequence[str], pretrained: Sequence[str]) -> list[int] | None:
-    """For each class of the dataset its number among the pretraining's, by name or, where those
-    are ImageNet's, by WordNet id; None if any is not among them, or two are the same."""
+    """The number of each class of the dataset among those of the pretraining, by name or, for
+    ImageNet, by WordNet id; None if one is not among them, or two are the same."""
     exact, plain = (_numbers(names) for names in (pretrained, map(_plain, pretrained)))
     if len(pretrained) == len(WORDNET_IDS):
         exact |= _numbers(WORDNET_IDS)
@@ -65,7 +63,7 @@ def classes_among(class_names: Sequence[str], pretrained: Sequence[str]) -> list
 
 
 def _numbers(names: Iterable[str]) -> dict[str, int | None]:
-    """The number of each name; None for a name that several classes have."""
+    """Number the names; None for a name of several classes."""
     numbers: dict[str, int | None] = {}
     for number, name in enumerate(names):
         numbers[name] = None if name in numbers else number
@@ -73,20 +71,19 @@ def _numbers(names: Iterable[str]) -> dict[str, int | None]:
 
 
 def _plain(name: str) -> str:
-    """A name without what folders and lists of classes write differently."""
+    """A name without the differences between folders and lists of classes."""
     return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
 
 
-def last_layer(description: ModelSpec) -> frozenset[str]:
-    """Keys of the tensors that have one row for each class."""
+def last_layer(spec: ModelSpec) -> frozenset[str]:
+    """Keys of the tensors with one row per class."""
     with torch.random.fork_rng(devices=[]):
         own, other = (
-            _shapes(replace(description, class_names=[*description.class_names, *more]))
-            for more in ([], [""])
+            _shapes(replace(spec, class_names=[*spec.class_names, *more])) for more in ([], [""])
         )
     return frozenset(key for key, shape in own.items() if shape != other[key])
 
 
-def _shapes(description: ModelSpec) -> Mapping[str, torch.Size]:
-    state: Mapping[str, Tensor] = checkpoint.build(description).state_dict()
+def _shapes(spec: ModelSpec) -> Mapping[str, torch.Size]:
+    state: Mapping[str, Tensor] = checkpoint.build(spec).state_dict()
     return {key: value.shape for key, value in state.items()}

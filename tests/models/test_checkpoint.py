@@ -140,7 +140,7 @@ def test_several_state_dicts_without_a_usual_name_are_refused_by_their_names(tmp
     content = {"nets": {"student": state_of(0), "teacher": state_of(1)}, "optimizer": OPTIMIZER}
     with pytest.raises(UserError) as refusal:
         brought(content)
-    assert "holds 2 state dicts, `nets.student`, `nets.teacher`; expected one alone" in str(
+    assert "holds 2 state dicts, `nets.student`, `nets.teacher`; expected one, or one" in str(
         refusal.value
     )
 
@@ -315,6 +315,6 @@ def test_a_teacher_with_weights_that_are_not_numbers_is_refused(project):
     teacher = PARAMS["teacher"] | {"weights": "checkpoint", "checkpoint": "mine.pth"}
     write_params(project, PARAMS | {"teacher": teacher})
     before = (TEACHER / "weights.safetensors").read_bytes()
-    with pytest.raises(UserError, match="numbers that are not finite"):
+    with pytest.raises(UserError, match="are not finite"):
         run_stage("teacher")
     assert (TEACHER / "weights.safetensors").read_bytes() == before

@@ -347,7 +347,10 @@ def test_the_gate_names_the_classes_that_stand_at_others_logits(project):
         teach_with("mine.npz")
     assert bytes_of(TEACHER) == before
     message = str(refusal.value)
-    assert "images of `ant` are called `cat`, images of `cat` are called `ant` 100.00%" in message
+    assert (
+        "images of `ant` are predicted as `cat`, images of `cat` are predicted as `ant` 100.00%"
+        in message
+    )
     assert "The likeliest cause is the names of the classes" in message
     assert "Name each column of logits after its class." in message
     assert "normalisation" not in message
@@ -357,7 +360,7 @@ def test_the_gate_names_the_classes_that_stand_at_others_logits(project):
 def test_the_gate_says_where_to_look_where_no_order_explains_it(project):
     arrays = table(answers_of_the_network())
     chance = np.random.default_rng(1).standard_normal(arrays["logits"].shape)
-    with pytest.raises(UserError, match="No other order explains it. Look whether its rows stand"):
+    with pytest.raises(UserError, match="No other order explains it. Check that each row has"):
         teach_with(write_npz(arrays | {"logits": chance}), minimum_accuracy=0.9)
 
 

@@ -34,8 +34,8 @@ from pipeline.models.params import NetworkParams
 from pipeline.runtime import signals
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_directory
-from pipeline.stages import teacher
 from pipeline.teacher import accuracy_gate, fine_tuning
+from pipeline.teacher import loop as teacher_loop
 from pipeline.teacher.params import TeacherTraining
 from pipeline.training.resume import ResumeState
 
@@ -286,11 +286,13 @@ def test_a_fine_tuned_teacher_goes_on_frozen_or_thawed_as_it_was(
         Path(folder).mkdir(exist_ok=True)
         progress = ResumeState(Path(folder), "any", SINGLE_PROCESS)
         device = torch.device("cpu")
-        teacher.train(network, description.input, dataset, params, device, progress=progress)
+        teacher_loop.fit_teacher(
+            network, description.input, dataset, params, device, resume=progress
+        )
         return network.state_dict()
 
     expected = train("uninterrupted")
-    original, calls = teacher.classification_metrics, []
+    original, calls = teacher_loop.classification_metrics, []
 
     def failing(*arguments):
         calls.append(arguments)
@@ -299,7 +301,7 @@ def test_a_fine_tuned_teacher_goes_on_frozen_or_thawed_as_it_was(
         return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(teacher, "classification_metrics", failing)
+        patch.setattr(teacher_loop, "classification_metrics", failing)
         with pytest.raises(KeyboardInterrupt):
             train("interrupted")
     found = train("interrupted")

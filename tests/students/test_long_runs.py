@@ -10,8 +10,8 @@ from conftest import change_params, run_stage
 
 from benchmarks.memory import memory_bytes
 from pipeline.runtime.errors import UserError
-from pipeline.stages import teacher
 from pipeline.students import loop
+from pipeline.teacher import loop as teacher_loop
 from pipeline.training.divergence import LossMonitor
 
 
@@ -100,14 +100,14 @@ def test_weights_that_the_last_step_of_an_epoch_spoils_are_not_kept_as_a_good_st
 
 def test_a_teacher_ends_at_the_step_whose_loss_is_no_number(project, monkeypatch):
     calls = []
-    original = teacher.F.cross_entropy
+    original = teacher_loop.F.cross_entropy
 
     def cross_entropy(*arguments, **options):
         calls.append(1)
         loss = original(*arguments, **options)
         return loss * float("nan") if len(calls) == 2 else loss
 
-    monkeypatch.setattr(teacher.F, "cross_entropy", cross_entropy)
+    monkeypatch.setattr(teacher_loop.F, "cross_entropy", cross_entropy)
     with pytest.raises(UserError, match="teacher's training loss is nan at step 2 of 5"):
         run_stage("teacher")
     assert len(calls) == 2

@@ -15,13 +15,13 @@ from import_closure import ROOT
 from PIL import Image
 from torch import nn
 
-from pipeline.data.prepared.dataset import open_dataset
+from pipeline.data.prepared.dataset import Dataset, open_dataset
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import TEACHER, InputSpec
 from pipeline.networks import cifar_resnet
 from pipeline.runtime.errors import UserError
-from pipeline.stages import teacher as stage
 from pipeline.teacher import accuracy_gate, foreign_checkpoint
+from pipeline.teacher.loop import fit_teacher
 from pipeline.teacher.params import TeacherTraining
 
 CPU = torch.device("cpu")
@@ -74,11 +74,9 @@ def test_a_good_teacher_passes(project):
 def test_a_wrong_class_order_is_named_with_the_first_pairs(project):
     bring(reverse_classes)
     message = refusal_of_stage()
-    assert re.match(
-        r"the teacher names 4 of 12 validation images right \(33.33%\); expected", message
-    )
-    assert "classes in the best other order: images of `ant` are called `cat`" in message
-    assert "`cat` are called `ant` 100.00%" in message
+    assert re.match(r"teacher accuracy on validation: 33.33% \(4 of 12\); expected", message)
+    assert "classes in the best other order: images of `ant` are predicted as `cat`" in message
+    assert "`cat` are predicted as `ant` 100.00%" in message
     assert (
         "The likeliest cause is the order of the classes: the teacher's logits must be in"
         in message
@@ -90,7 +88,7 @@ def trained_with(spec: InputSpec) -> None:
     torch.manual_seed(3)
     network = cifar_resnet.build("resnet8", 3, 3)
     training = TeacherTraining(epochs=8, batch_size=8, learning_rate=0.05, policy="none", seed=0)
-    stage.train(network, spec, open_dataset(), training, CPU)
+    fit_teacher(network, spec, open_dataset(), training, CPU)
     torch.save(network.state_dict(), "mine.pth")
 
 
@@ -135,16 +133,16 @@ def test_the_size_of_the_pretraining_is_among_those_that_are_tried(project):
     network, description = checkpoint.load(TEACHER, produced_by="-")
     native = InputSpec(3, 24, [0.1] * 3, [0.2] * 3)
     with pytest.raises(UserError) as refusal:
-        check(network, description.input, dataset, torch.zeros(12, 3), native=native)
-    assert "24 pixels (its pretraining's)" in str(refusal.value)
+        check(network, description.input, dataset, torch.zeros(12, 3), pretrained_input=native)
+    assert "24 pixels (of its pretraining)" in str(refusal.value)
     assert "its pretraining's mean and std" in str(refusal.value)
 
 
 def check(network, spec, dataset, logits, **changed) -> None:
     settings = {
         "minimum_accuracy": None,
-        "native": None,
-        "otherwise": "Look elsewhere.",
+        "pretrained_input": None,
+        "fallback_hint": "Look elsewhere.",
         "device": CPU,
     }
     accuracy_gate.check(network, spec, dataset, logits, **settings | changed)
@@ -153,8 +151,8 @@ def check(network, spec, dataset, logits, **changed) -> None:
 def test_a_teacher_that_nothing_explains_gets_the_advice_for_its_kind(project):
     bring(lambda network: network.fc.weight.zero_())
     message = refusal_of_stage()
-    assert "No other order, normalisation or size explains it. Look whether" in message
-    assert re.search(r"entropy of its answers: \d\.\d\d nats, of at most 1\.10", message)
+    assert "No other order, normalisation or size explains it. Check that" in message
+    assert re.search(r"mean entropy of its predictions: \d\.\d\d nats, of at most 1\.10", message)
 
 
 def test_a_teacher_below_the_users_minimum_is_stopped(project):
@@ -165,7 +163,7 @@ def test_a_teacher_below_the_users_minimum_is_stopped(project):
     change_params("teacher", minimum_accuracy=0.9)
     assert "expected `teacher.minimum_accuracy`, 90.00%, or more" in refusal_of_stage()
     change_params("teacher", minimum_accuracy=0.5)
-    assert "expected clearly more than 33.33%" in refusal_of_stage()  # 8 of 12 may be chance
+    assert "expected significantly more than 33.33%" in refusal_of_stage()  # 8 of 12 may be chance
     bring()
     change_params("teacher", minimum_accuracy=1.0)
     run_stage("teacher")
@@ -186,14 +184,14 @@ def test_clearly_better_is_a_binomial_test_at_one_in_a_thousand(project, correct
     if passes:
         check(network, description.input, dataset, logits)
     else:
-        with pytest.raises(UserError, match="names 9 of 12"):
+        with pytest.raises(UserError, match="9 of 12"):
             check(network, description.input, dataset, logits)
 
 
 def test_where_validation_is_too_small_to_judge_the_gate_says_so(project, capsys):
     dataset = open_dataset()
     split = dataset.splits["validation"]
-    few = stage.Dataset(
+    few = Dataset(
         **{
             **vars(dataset),
             "splits": {

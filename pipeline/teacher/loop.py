@@ -1,0 +1,127 @@
+"""The training loop of the teacher. It shares no module with the students' loop but `training/`,
+so that an edit of the students' loop never trains the teacher again."""
+
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pipeline.compute.device import compiled, depthwise_in_float32, to_device, training_autocast
+from pipeline.compute.distributed import SINGLE_PROCESS, ProcessGroup
+from pipeline.data.prepared.dataset import Dataset
+from pipeline.models.checkpoint import InputSpec
+from pipeline.models.evaluation import classification_metrics
+from pipeline.runtime.derived_random import permutation
+from pipeline.runtime.progress import EpochLog, bar
+from pipeline.teacher import auxiliary_heads, fine_tuning
+from pipeline.teacher.params import TeacherTraining
+from pipeline.training.data_parallel import (
+    gather_rows,
+    local_rows,
+    predict_distributed,
+    scale_for_ddp,
+    seed_rank,
+    wrap_ddp,
+)
+from pipeline.training.divergence import LossMonitor
+from pipeline.training.optimisation import Optimisation, batches
+from pipeline.training.resume import ResumeState
+from pipeline.views.loader import open_views
+from pipeline.views.plan import ViewPolicy
+
+
+def fit_teacher(
+    network: nn.Module,
+    spec: InputSpec,
+    dataset: Dataset,
+    params: TeacherTraining,
+    device: torch.device,
+    group: ProcessGroup = SINGLE_PROCESS,
+    resume: ResumeState | None = None,
+) -> None:
+    """Train in place on the labels, with a fresh view of every labelled image in every epoch. The
+    network ends with the last weights, or with their average if `ema_decay` is set.
+
+    Args:
+        resume: keeps the state after each epoch, and continues from it; None keeps nothing.
+
+    Raises:
+        UserError: the loss is no longer finite.
+    """
+    split = dataset.splits["train"]
+    views = open_views(split, ViewPolicy(params.policy), params.seed, device)
+    labels = torch.from_numpy(split.labels).to(device)
+    labelled = np.flatnonzero(split.labels >= 0)  # only students see the others
+    steps = len(batches(labelled, params.batch_size))
+    optimisation = Optimisation(network, params, steps)
+    depthwise_in_float32(network, device)
+    forward = compiled(wrap_ddp(network, group), device, params.epochs * steps)
+    seed_rank(params.seed, group)
+    finished = 0
+    if resume is not None and (state := resume.load()) is not None:
+        network.load_state_dict(state["network"])
+        optimisation.load_state_dict(state["optimisation"])
+        finished = state["epochs"]
+        if group.is_main:
+            print(f"  resumes after epoch {finished} of {params.epochs}", flush=True)
+    log = EpochLog(params.epochs)
+    for epoch in range(finished + 1, params.epochs + 1):
+        view = epoch - 1  # views are numbered from 0
+        network.train()
+        fine_tuning.begin_epoch(network, params, epoch)
+        monitor = LossMonitor(
+            "the teacher's training loss",
+            epoch,
+            optimisation.learning_rate,
+            steps=steps,
+            device=device,
+            is_main=group.is_main,
+            state_dir=None if resume is None else resume.folder,
+            hint="Set a lower `teacher.training.learning_rate`, or more `warmup_epochs`.",
+        )
+        order = batches(labelled[permutation(len(labelled), params.seed, view)], params.batch_size)
+        local_batches = views.batches(view, [local_rows(part, group) for part in order])
+        if group.is_main:
+            local_batches = bar(local_batches, f"epoch {epoch}", total=steps)
+        for samples, batch in zip(order, local_batches, strict=True):
+            inputs = spec.apply(batch.pixels)
+            with training_autocast(device):
+                local_logits = forward(inputs)
+            logits = gather_rows(local_logits.float(), len(samples), group)
+            targets = labels[to_device(samples, device)]
+            gather = partial(gather_rows, count=len(samples), group=group)
+            loss = F.cross_entropy(logits, targets)
+            loss = loss + auxiliary_heads.loss(network, targets, gather)
+            optimisation.step(scale_for_ddp(loss, group))
+            monitor.add(loss.detach(), len(samples))
+        train_loss = monitor.mean(len(labelled))
+        metrics = _validate(optimisation.evaluated, spec, dataset, device, group)
+        monitor.check_validation(metrics["validation_nll"])
+        if resume is not None:
+            resume.save(
+                {
+                    "network": network.state_dict(),
+                    "optimisation": optimisation.state_dict(),
+                    "epochs": epoch,
+                }
+            )
+        if group.is_main:
+            accuracy = metrics["validation_accuracy"]
+            log.line(epoch, train_loss=train_loss, validation_accuracy=accuracy)
+    if optimisation.evaluated is not network:
+        network.load_state_dict(optimisation.evaluated.state_dict())
+
+
+def _validate(
+    network: nn.Module,
+    spec: InputSpec,
+    dataset: Dataset,
+    device: torch.device,
+    group: ProcessGroup,
+) -> Mapping[str, float]:
+    split = dataset.splits["validation"]
+    logits = predict_distributed(network, spec, split, device=device, group=group)
+    return classification_metrics(logits, torch.from_numpy(split.labels), "validation")
