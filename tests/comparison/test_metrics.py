@@ -21,7 +21,7 @@ CLASSES = 7
 
 
 @pytest.fixture(params=[0, 1, 2])
-def answers(request) -> tuple[np.ndarray, np.ndarray]:
+def predictions(request) -> tuple[np.ndarray, np.ndarray]:
     """[200, 7] logits that favour the label, and [200] labels."""
     rng = np.random.default_rng(request.param)
     labels = rng.integers(0, CLASSES, 200)
@@ -35,9 +35,9 @@ def tensors(*arrays: np.ndarray) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
-def test_top_k_equals_torchmetrics(answers, k):
-    logits, labels = answers
-    expected = multiclass_accuracy(*tensors(*answers), CLASSES, top_k=k, average="micro")
+def test_top_k_equals_torchmetrics(predictions, k):
+    logits, labels = predictions
+    expected = multiclass_accuracy(*tensors(*predictions), CLASSES, top_k=k, average="micro")
     assert metrics.top_k_correct(logits, labels, k).mean() == pytest.approx(float(expected))
 
 
@@ -48,18 +48,18 @@ def test_top_1_equals_argmax_for_equal_logits():
     assert metrics.top_k_correct(logits, labels, 5).all()  # of 3 classes
 
 
-def test_nll_equals_torch(answers):
-    logits, labels = tensors(*answers)
+def test_nll_equals_torch(predictions):
+    logits, labels = tensors(*predictions)
     expected = F.cross_entropy(logits.double(), labels, reduction="none")
-    np.testing.assert_allclose(metrics.nll(*answers), expected, rtol=1e-9)
+    np.testing.assert_allclose(metrics.nll(*predictions), expected, rtol=1e-9)
 
 
 def test_nll_of_equal_logits_is_the_logarithm_of_the_class_count():
     assert metrics.nll(np.full((2, 8), 1e4), np.array([0, 5])) == pytest.approx([log(8)] * 2)
 
 
-def test_kl_equals_torch_and_is_0_for_equal_logits(answers):
-    logits, _ = answers
+def test_kl_equals_torch_and_is_0_for_equal_logits(predictions):
+    logits, _ = predictions
     other = logits[::-1] * 0.7
     teacher, model = (F.log_softmax(t.double(), 1) for t in tensors(logits, other.copy()))
     expected = F.kl_div(model, teacher, log_target=True, reduction="none").sum(1)
@@ -74,9 +74,9 @@ def test_kl_is_weighted_by_the_teachers_probabilities():
     assert metrics.kl_divergence(teacher, model) == pytest.approx([expected])
 
 
-def test_the_calibration_error_equals_torchmetrics(answers):
-    logits, labels = answers
-    expected = multiclass_calibration_error(*tensors(*answers), CLASSES, n_bins=15, norm="l1")
+def test_the_calibration_error_equals_torchmetrics(predictions):
+    logits, labels = predictions
+    expected = multiclass_calibration_error(*tensors(*predictions), CLASSES, n_bins=15, norm="l1")
     assert metrics.calibration_error(logits, labels) == pytest.approx(float(expected), abs=1e-6)
 
 
@@ -94,16 +94,16 @@ def test_reliability_counts_every_sample_once_and_confidence_1_in_the_last_bin()
     assert (accuracy[7], accuracy[14]) == (1, 0.5)
 
 
-def test_the_fitted_temperature_minimises_nll(answers):
-    logits, labels = answers
+def test_the_fitted_temperature_minimises_nll(predictions):
+    logits, labels = predictions
     temperature = metrics.fitted_temperature(logits, labels)
     candidates = np.geomspace(0.2, 10, 4000)
     losses = [metrics.nll(logits.astype(float) / t, labels).mean() for t in candidates]
     assert temperature == pytest.approx(candidates[np.argmin(losses)], rel=2e-3)
 
 
-def test_the_fitted_temperature_undoes_a_scale(answers):
-    logits, labels = answers
+def test_the_fitted_temperature_undoes_a_scale(predictions):
+    logits, labels = predictions
     scaled = metrics.fitted_temperature(logits * 3, labels)
     assert scaled == pytest.approx(3 * metrics.fitted_temperature(logits, labels), rel=1e-4)
 
@@ -114,8 +114,8 @@ def test_no_temperature_is_fitted_if_all_predictions_are_correct_or_all_wrong(si
     assert metrics.fitted_temperature(logits, labels) is None
 
 
-def test_macro_f1_equals_scikit_learn_and_torchmetrics(answers):
-    logits, labels = answers
+def test_macro_f1_equals_scikit_learn_and_torchmetrics(predictions):
+    logits, labels = predictions
     decisions = logits.argmax(1)
     decisions[labels == 3], labels[labels == 3] = 4, 4  # class 3 is nowhere
     decisions[decisions == 3] = 4
@@ -125,9 +125,9 @@ def test_macro_f1_equals_scikit_learn_and_torchmetrics(answers):
     assert ours == pytest.approx(float(theirs))
 
 
-def test_class_accuracy_equals_torchmetrics(answers):
-    logits, labels = answers
-    expected = multiclass_accuracy(*tensors(*answers), CLASSES, average="none")
+def test_class_accuracy_equals_torchmetrics(predictions):
+    logits, labels = predictions
+    expected = multiclass_accuracy(*tensors(*predictions), CLASSES, average="none")
     ours = metrics.class_accuracy(logits.argmax(1), labels, CLASSES)
     np.testing.assert_allclose(ours, expected, rtol=1e-6)
 
@@ -137,8 +137,8 @@ def test_a_class_without_samples_has_no_accuracy():
     np.testing.assert_array_equal(ours, [0.5, np.nan, np.nan])
 
 
-def test_the_confusion_matrix_equals_torchmetrics(answers):
-    logits, labels = answers
+def test_the_confusion_matrix_equals_torchmetrics(predictions):
+    logits, labels = predictions
     decisions = logits.argmax(1)
     expected = multiclass_confusion_matrix(*tensors(decisions, labels), CLASSES)
     np.testing.assert_array_equal(metrics.confusion(labels, decisions, CLASSES), expected)
@@ -154,11 +154,11 @@ def correct_pairs(rng: np.random.Generator, both: float, first: float, second: f
 def test_mcnemar_equals_scipys_binomial_test():
     rng = np.random.default_rng(0)
     for _ in range(50):
-        right = correct_pairs(rng, 0.6, *rng.uniform(0, 0.2, 2), 120)
-        only_first = int((right[:, 0] > right[:, 1]).sum())
-        differ = int((right[:, 0] != right[:, 1]).sum())
+        correct = correct_pairs(rng, 0.6, *rng.uniform(0, 0.2, 2), 120)
+        only_first = int((correct[:, 0] > correct[:, 1]).sum())
+        differ = int((correct[:, 0] != correct[:, 1]).sum())
         expected = binomtest(only_first, differ).pvalue if differ else 1
-        assert statistics.mcnemar(*right.T) == pytest.approx(expected)
+        assert statistics.mcnemar(*correct.T) == pytest.approx(expected)
 
 
 def test_mcnemar_holds_for_many_samples():
@@ -169,8 +169,8 @@ def test_mcnemar_holds_for_many_samples():
 
 
 def test_mcnemar_of_a_model_with_itself_is_1():
-    right = np.random.default_rng(0).random(50) < 0.7
-    assert statistics.mcnemar(right, right) == 1.0
+    correct = np.random.default_rng(0).random(50) < 0.7
+    assert statistics.mcnemar(correct, correct) == 1.0
 
 
 def test_mcnemar_rejects_equal_models_at_most_at_its_level():
@@ -209,8 +209,8 @@ def test_the_interval_of_a_gain_covers_the_truth_at_its_rate(both, first, second
     """Of 400 test sets of 300 images, 95 % have a paired interval that holds the true gain."""
     rng, hits, trials = np.random.default_rng(5), 0, 400
     for _ in range(trials):
-        right = correct_pairs(rng, both, first, second, 300)
-        means = statistics.bootstrap_means(right, resamples=500)
+        correct = correct_pairs(rng, both, first, second, 300)
+        means = statistics.bootstrap_means(correct, resamples=500)
         low, high = statistics.interval(means[:, 0] - means[:, 1])
         hits += low - 1e-9 <= first - second <= high + 1e-9
     assert 0.92 <= hits / trials <= 0.975  # three standard errors below; counts are discrete

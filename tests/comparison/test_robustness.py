@@ -37,9 +37,9 @@ PLACES = ("teacher", "students/small", "baselines/small")
 RNG = np.random.default_rng(0)
 
 
-def invented(right: np.ndarray, labels: np.ndarray) -> CorruptionPredictions:
-    """Make predictions that are correct where `right` [K, S, N] is true, and all correct clean."""
-    return CorruptionPredictions(labels, np.where(right, labels, labels + 1))
+def invented(correct: np.ndarray, labels: np.ndarray) -> CorruptionPredictions:
+    """Make predictions: correct where `correct` [K, S, N] is true, and all correct clean."""
+    return CorruptionPredictions(labels, np.where(correct, labels, labels + 1))
 
 
 def comparison() -> dict:
@@ -76,11 +76,11 @@ def test_the_interval_of_a_robust_gain_treats_an_image_as_one_sample():
     """An image's variants are not independent: if they counted as images, intervals would be 4
     times too narrow when all or none of an image's variants are correct."""
     labels = np.zeros(1_000, int)
-    right = np.broadcast_to(RNG.random(1_000) < 0.8, (6, 3, 1_000))
+    correct = np.broadcast_to(RNG.random(1_000) < 0.8, (6, 3, 1_000))
     worse = np.broadcast_to(RNG.random(1_000) < 0.7, (6, 3, 1_000))
-    students = {"s": (invented(right, labels), invented(worse, labels))}
+    students = {"s": (invented(correct, labels), invented(worse, labels))}
     gain = compare_robustness(None, students, labels).gains["s"]
-    differences = right[0, 0].astype(float) - worse[0, 0]
+    differences = correct[0, 0].astype(float) - worse[0, 0]
     half = 1.96 * differences.std() / 1_000**0.5
     assert gain.gain == pytest.approx(differences.mean())
     assert gain.low == pytest.approx(differences.mean() - half, abs=0.1 * half)
