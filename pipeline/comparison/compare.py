@@ -1,4 +1,4 @@
-"""Models beside one another: every measure, and which differences are more than noise.
+"""Compare models: every metric, and which differences are significant.
 
 Arithmetic on logits; reads and writes nothing.
 """
@@ -10,30 +10,29 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.comparison import metrics as measures
-from pipeline.comparison import statistics
+from pipeline.comparison import metrics, statistics
 from pipeline.comparison.robustness import RobustComparison
 
 ALPHA = 1 - statistics.LEVEL
+COSTS = ("parameters", "macs", "size_bytes")
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What one network answers, and what it costs."""
+    """One network's logits and costs."""
 
     name: str  # of the student; or "teacher"
     role: str  # teacher | distilled | baseline
     validation: np.ndarray  # [N_validation, C] raw logits
     test: np.ndarray  # [N, C] raw logits
-    # of a teacher that is no network but a table or a store of logits: None
-    parameters: int | None
+    parameters: int | None  # costs are None for imported logits
     macs: int | None
     size_bytes: int | None
 
 
 @dataclass(frozen=True)
 class ModelMetrics:
-    """One network's figures on the test images. Shares are in [0, 1], NLL and KL in nats."""
+    """One network's metrics on the test images. Shares are in [0, 1], NLL and KL in nats."""
 
     name: str
     role: str
@@ -43,29 +42,29 @@ class ModelMetrics:
     top5: float
     nll: float
     ece: float
-    temperature: float | None  # fitted to the validation images; None: it has no minimum
+    temperature: float | None  # fitted to the validation images; None if NLL has no minimum
     ece_scaled: float | None
     macro_f1: float
-    agreement: float  # with the teacher's decisions
+    agreement: float  # share of test images with the teacher's prediction
     kl: float  # KL(teacher || model), mean
-    parameters: int | None  # as of Answers
+    parameters: int | None  # costs are None for imported logits
     macs: int | None
     size_bytes: int | None
     decisions: np.ndarray  # [N]
-    right: np.ndarray  # [N] bool
+    correct: np.ndarray  # [N] bool
     divergences: np.ndarray  # [N] KL(teacher || model)
     class_accuracy: np.ndarray  # [C], NaN for a class without test images
     reliability: np.ndarray  # [15, 3] count, mean confidence, accuracy
 
     @property
     def figures(self) -> dict[str, Any]:
-        """What is not an array."""
+        """All fields that are no arrays."""
         return {k: v for k, v in vars(self).items() if not isinstance(v, np.ndarray)}
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """The accuracy of `first` less that of `second`, on the same test images."""
+    """Accuracy of `first` minus that of `second`, on the same test images."""
 
     first: ModelMetrics
     second: ModelMetrics
@@ -80,14 +79,23 @@ class PairedDifference:
 
 
 @dataclass(frozen=True)
+class Recommendation:
+    """The smallest network that is not significantly less accurate than the best one."""
+
+    chosen: ModelMetrics
+    best: ModelMetrics
+    difference: PairedDifference  # chosen minus best
+
+
+@dataclass(frozen=True)
 class Comparison:
     class_names: Sequence[str]
     labels: np.ndarray  # [N] of the test images
     teacher: ModelMetrics
-    gains: Mapping[str, PairedDifference]  # by student: distilled less baseline
-    pairs: Sequence[PairedDifference]  # of distilled students; p-values adjusted for being several
-    ship: "Recommendation"
-    robustness: RobustComparison | None = None  # None: no network was shown corrupted images
+    gains: Mapping[str, PairedDifference]  # by student: distilled minus baseline
+    pairs: Sequence[PairedDifference]  # of distilled students; p-values adjusted (Holm)
+    recommendation: Recommendation
+    robustness: RobustComparison | None = None  # None if not measured
 
     @property
     def models(self) -> list[ModelMetrics]:
@@ -96,20 +104,10 @@ class Comparison:
         return [self.teacher, *(model for pair in students for model in pair)]
 
 
-@dataclass(frozen=True)
-class Recommendation:
-    """The smallest network that cannot be told from the most accurate one."""
-
-    chosen: ModelMetrics
-    best: ModelMetrics
-    difference: PairedDifference  # chosen less best
-
-
 def within_noise(low: float, high: float, p_value: float) -> bool:
-    """Whether a gain is no more than the choice of test images may give.
+    """Whether a gain is not significant: its interval holds 0, or McNemar's test does not reject.
 
-    Its interval holds 0, or McNemar's test does not reject. (The interval's rate is that of large
-    samples; where few images differ, the test is the stricter of the two.)
+    The interval has its rate for large samples; the test is stricter if few images differ.
     """
     return low <= 0 <= high or p_value >= ALPHA
 
@@ -117,40 +115,40 @@ def within_noise(low: float, high: float, p_value: float) -> bool:
 def model_metrics(
     model: Predictions, teacher: Predictions, labels: Mapping[str, np.ndarray]
 ) -> ModelMetrics:
-    """All but the interval, which needs every model's resamples: `low` and `high` are NaN.
+    """Compute every metric but the interval: `low` and `high` are NaN until all models are drawn.
 
     Args:
         labels: `validation` and `test`, [N] each.
     """
     test, num_classes = labels["test"], model.test.shape[1]
     decisions = model.test.argmax(1)
-    right = decisions == test
-    divergences = measures.kl_divergence(teacher.test, model.test)
-    temperature = measures.fitted_temperature(model.validation, labels["validation"])
+    correct = decisions == test
+    divergences = metrics.kl_divergence(teacher.test, model.test)
+    temperature = metrics.fitted_temperature(model.validation, labels["validation"])
     return ModelMetrics(
         name=model.name,
         role=model.role,
-        accuracy=float(right.mean()),
+        accuracy=float(correct.mean()),
         low=np.nan,
         high=np.nan,
-        top5=float(measures.top_k_correct(model.test, test, 5).mean()),
-        nll=float(measures.nll(model.test, test).mean()),
-        ece=measures.calibration_error(model.test, test),
+        top5=float(metrics.top_k_correct(model.test, test, 5).mean()),
+        nll=float(metrics.nll(model.test, test).mean()),
+        ece=metrics.calibration_error(model.test, test),
         temperature=temperature,
         ece_scaled=None
         if temperature is None
-        else measures.calibration_error(model.test.astype(np.float64) / temperature, test),
-        macro_f1=measures.macro_f1(decisions, test, num_classes),
+        else metrics.calibration_error(model.test.astype(np.float64) / temperature, test),
+        macro_f1=metrics.macro_f1(decisions, test, num_classes),
         agreement=float((decisions == teacher.test.argmax(1)).mean()),
         kl=float(divergences.mean()),
         parameters=model.parameters,
         macs=model.macs,
         size_bytes=model.size_bytes,
         decisions=decisions,
-        right=right,
+        correct=correct,
         divergences=divergences,
-        class_accuracy=measures.class_accuracy(decisions, test, num_classes),
-        reliability=measures.reliability(model.test, test),
+        class_accuracy=metrics.class_accuracy(decisions, test, num_classes),
+        reliability=metrics.reliability(model.test, test),
     )
 
 
@@ -160,57 +158,57 @@ def compare(
     labels: Mapping[str, np.ndarray],
     class_names: Sequence[str],
 ) -> Comparison:
-    """Everything that the report tells.
+    """Compare every student with its baseline, with the teacher, and with the other students.
 
     Args:
         students: by name, the distilled network and its baseline.
         labels: `validation` and `test`, [N] each.
     """
-    answers = [teacher, *(model for pair in students.values() for model in pair)]
-    measured = [model_metrics(model, teacher, labels) for model in answers]
-    means = statistics.bootstrap_means(np.stack([model.right for model in measured], 1))
-    measured = [
+    predictions = [teacher, *(model for pair in students.values() for model in pair)]
+    models = [model_metrics(model, teacher, labels) for model in predictions]
+    means = statistics.bootstrap_means(np.stack([model.correct for model in models], 1))
+    models = [
         replace(model, low=float(low), high=float(high))
-        for model, (low, high) in zip(measured, statistics.interval(means).T, strict=True)
+        for model, (low, high) in zip(models, statistics.interval(means).T, strict=True)
     ]
-    columns = {(model.name, model.role): i for i, model in enumerate(measured)}
+    means_of = {(model.name, model.role): means[:, i] for i, model in enumerate(models)}
 
     def difference(first: ModelMetrics, second: ModelMetrics) -> PairedDifference:
-        one, two = (columns[model.name, model.role] for model in (first, second))
-        low, high = statistics.interval(means[:, one] - means[:, two])
+        first_means, second_means = (means_of[model.name, model.role] for model in (first, second))
+        low, high = statistics.interval(first_means - second_means)
         return PairedDifference(
             first=first,
             second=second,
-            # Of whole numbers, so that 0.1 is not 0.09999999999999998.
-            gain=(int(first.right.sum()) - int(second.right.sum())) / len(first.right),
+            # From integers, so that 0.1 is not 0.09999999999999998.
+            gain=(int(first.correct.sum()) - int(second.correct.sum())) / len(first.correct),
             low=float(low),
             high=float(high),
-            p_value=statistics.mcnemar(first.right, second.right),
+            p_value=statistics.mcnemar(first.correct, second.correct),
         )
 
-    gains = {name: difference(*measured[1 + 2 * i : 3 + 2 * i]) for i, name in enumerate(students)}
+    gains = {name: difference(*models[1 + 2 * i : 3 + 2 * i]) for i, name in enumerate(students)}
     pairs = [difference(a.first, b.first) for a, b in combinations(gains.values(), 2)]
     adjusted = statistics.holm([pair.p_value for pair in pairs])
-    best = max(measured[1:], key=lambda model: (model.accuracy, -model.parameters))
-    equals = [model for model in measured[1:] if difference(model, best).within_noise]
-    chosen = min(equals, key=lambda model: (model.parameters, model.macs, -model.accuracy))
+    best = max(models[1:], key=lambda model: (model.accuracy, -model.parameters))
+    as_good = [model for model in models[1:] if difference(model, best).within_noise]
+    chosen = min(as_good, key=lambda model: (model.parameters, model.macs, -model.accuracy))
     return Comparison(
         class_names=class_names,
         labels=labels["test"],
-        teacher=measured[0],
+        teacher=models[0],
         gains=gains,
         pairs=[replace(pair, p_value=p) for pair, p in zip(pairs, adjusted, strict=True)],
-        ship=Recommendation(chosen, best, difference(chosen, best)),
+        recommendation=Recommendation(chosen, best, difference(chosen, best)),
     )
 
 
 def pareto_front(
     models: Sequence[ModelMetrics], cost: Callable[[ModelMetrics], float]
 ) -> list[ModelMetrics]:
-    """The models that no other matches or beats in both accuracy and cost, cheapest first."""
+    """Select the models that no other matches in both accuracy and cost, cheapest first."""
     front: list[ModelMetrics] = []
-    known = [model for model in models if cost(model) is not None]
-    for model in sorted(known, key=lambda model: (cost(model), -model.accuracy)):
+    with_cost = [model for model in models if cost(model) is not None]
+    for model in sorted(with_cost, key=lambda model: (cost(model), -model.accuracy)):
         if not front or model.accuracy > front[-1].accuracy:
             front.append(model)
     return front

@@ -1,72 +1,78 @@
-"""How good a network's answers are, from its logits: arithmetic in NumPy, no files.
+"""Classification metrics from logits: arithmetic in NumPy, no files.
 
-Computed with NumPy, not torchmetrics: the comparison starts without torch, and the bootstrap needs
-each sample's value, which torchmetrics does not give. The tests compare each with torchmetrics.
+NumPy, not torchmetrics: the comparison starts without torch, and the bootstrap needs each sample's
+value, which torchmetrics does not give. The tests compare each metric with torchmetrics.
 """
 
 import numpy as np
 
-NUM_BINS = 15  # of the calibration error, as in Guo et al. 2017
+NUM_BINS = 15  # of the calibration error, as in Guo et al. 2017 (arXiv:1706.04599)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """[N, C] -> [N, C] float64."""
+    """Normalise rows: [N, C] -> [N, C] float64."""
     shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
 
 
 def top_k_correct(logits: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
-    """[N] whether fewer than k other classes have a logit above the label's; ties go to the lower
-    class, as in argmax."""
+    """Check whether the label is among the k largest logits: [N] bool.
+
+    Ties go to the lower class, as in argmax.
+    """
     rows = np.arange(len(labels))
-    own = logits[rows, labels][:, None]
+    label_logits = logits[rows, labels][:, None]
     lower = np.arange(logits.shape[1])[None, :] < labels[:, None]
-    return ((logits > own) | ((logits == own) & lower)).sum(1) < k
+    return ((logits > label_logits) | ((logits == label_logits) & lower)).sum(1) < k
 
 
 def nll(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """[N] negative log-likelihood of the label, in nats."""
+    """Compute the negative log-likelihood of the label: [N], in nats."""
     return -log_softmax(logits)[np.arange(len(labels)), labels]
 
 
 def kl_divergence(teacher_logits: np.ndarray, model_logits: np.ndarray) -> np.ndarray:
-    """[N] KL(teacher || model) at temperature 1, in nats."""
+    """Compute KL(teacher || model) at temperature 1: [N], in nats."""
     teacher, model = log_softmax(teacher_logits), log_softmax(model_logits)
     return (np.exp(teacher) * (teacher - model)).sum(1)
 
 
 def reliability(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """[NUM_BINS, 3] of equal bins of the largest probability, (0, 1/15], ..., (14/15, 1]:
-    the number of samples, their mean confidence, their accuracy (0 where there is none)."""
+    """Bin samples by their largest probability: (0, 1/15], ..., (14/15, 1].
+
+    Returns:
+        [NUM_BINS, 3]: number of samples, mean confidence, accuracy (0 in an empty bin).
+    """
     confidence = np.exp(log_softmax(logits).max(1))
-    right = logits.argmax(1) == labels
+    correct = logits.argmax(1) == labels
     bins = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
-    sums = [np.bincount(bins, w, NUM_BINS) for w in (np.ones(len(labels)), confidence, right)]
+    sums = [np.bincount(bins, w, NUM_BINS) for w in (np.ones(len(labels)), confidence, correct)]
     counts = np.maximum(sums[0], 1)
     return np.stack([sums[0], sums[1] / counts, sums[2] / counts], 1)
 
 
 def calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Expected calibration error over 15 bins (Guo et al. 2017, arXiv:1706.04599, equation 3)."""
+    """Compute the expected calibration error over 15 bins (Guo et al. 2017, equation 3)."""
     count, confidence, accuracy = reliability(logits, labels).T
     return float((count * np.abs(confidence - accuracy)).sum() / count.sum())
 
 
 def fitted_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
-    """The temperature that minimises the mean NLL of logits / temperature (Guo et al. 2017, 4.2).
+    """Find the temperature that minimises the mean NLL of logits / temperature.
 
-    NLL is convex in 1 / temperature, so the root of its derivative is found by bisection.
+    Section 4.2 of Guo et al. 2017. NLL is convex in 1 / temperature: bisection finds the root of
+    its derivative.
 
     Returns:
-        None where the minimum is not between 0.01 and 100: every label has the largest logit, say,
-        and NLL falls for ever as the temperature does.
+        None if the minimum is not between 0.01 and 100. If every label has the largest logit, for
+        example, a lower temperature always lowers the NLL.
     """
     logits = logits.astype(np.float64)
-    own = logits[np.arange(len(labels)), labels]
+    label_logits = logits[np.arange(len(labels)), labels]
 
     def slope(log_inverse: float) -> float:
         probabilities = np.exp(log_softmax(logits * np.exp(log_inverse)))
-        return float(((probabilities * logits).sum(1) - own).mean())
+        return float(((probabilities * logits).sum(1) - label_logits).mean())
 
     low, high = -np.log(100), np.log(100)
     if slope(low) >= 0 or slope(high) <= 0:
@@ -78,20 +84,20 @@ def fitted_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
 
 
 def confusion(rows: np.ndarray, columns: np.ndarray, num_classes: int) -> np.ndarray:
-    """[C, C] how many samples have class r in `rows` and class c in `columns`."""
+    """Count samples with class r in `rows` and class c in `columns`: [C, C]."""
     flat = np.bincount(rows * num_classes + columns, minlength=num_classes**2)
     return flat.reshape(num_classes, num_classes)
 
 
 def macro_f1(decisions: np.ndarray, labels: np.ndarray, num_classes: int) -> float:
-    """Mean F1 of the classes that are a label or a decision at least once."""
+    """Average F1 over the classes that are a label or a prediction at least once."""
     table = confusion(labels, decisions, num_classes)
     seen = table.sum(0) + table.sum(1)
     return float((2 * table.diagonal()[seen > 0] / seen[seen > 0]).mean())
 
 
 def class_accuracy(decisions: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """[C] share of each class's samples that are right; NaN for a class without a sample."""
+    """Compute each class's accuracy: [C], NaN for a class without samples."""
     counts = np.bincount(labels, minlength=num_classes)
-    right = np.bincount(labels[decisions == labels], minlength=num_classes)
-    return np.divide(right, counts, out=np.full(num_classes, np.nan), where=counts > 0)
+    correct = np.bincount(labels[decisions == labels], minlength=num_classes)
+    return np.divide(correct, counts, out=np.full(num_classes, np.nan), where=counts > 0)

@@ -1,6 +1,6 @@
-"""How accurate networks are on corrupted images, and which differences are more than noise.
+"""Accuracy on corrupted images, and the interval of each gain.
 
-Arithmetic on decisions; reads and writes nothing.
+Arithmetic on predicted classes; reads and writes nothing.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from pipeline.comparison import statistics
 
 @dataclass(frozen=True)
 class CorruptionPredictions:
-    """The class numbers that one network names for the same images, clean and corrupted."""
+    """One network's predicted classes of the same images, clean and corrupted."""
 
     clean: np.ndarray  # [N]
     corrupted: np.ndarray  # [K, S, N] by corruption and severity
@@ -21,29 +21,29 @@ class CorruptionPredictions:
 
 @dataclass(frozen=True)
 class Robustness:
-    """One network's shares of right answers, in [0, 1]."""
+    """One network's accuracies, in [0, 1]."""
 
     clean: float
     table: np.ndarray  # [K, S] by corruption and severity
-    shares: np.ndarray  # [N] of each image's K * S corrupted variants
+    shares: np.ndarray  # [N] of each image's K * S variants that are correct
 
     @property
     def accuracy(self) -> float:
-        """The robust accuracy: the mean over corruptions and severities."""
+        """Robust accuracy: the mean over corruptions and severities."""
         return float(self.table.mean())
 
     @property
     def relative(self) -> float | None:
-        """Robust accuracy over the accuracy on the same images, clean; None where that is 0."""
+        """Robust accuracy over the clean accuracy of the same images; None if that is 0."""
         return self.accuracy / self.clean if self.clean else None
 
 
 @dataclass(frozen=True)
 class RobustGain:
-    """The robust accuracy of a distilled network less that of its baseline.
+    """Robust accuracy of a distilled network minus that of its baseline.
 
-    The interval alone decides whether it is more than noise: McNemar's test takes answers that are
-    right or wrong, and an image's variants give a share.
+    The interval alone decides whether the gain is significant: McNemar's test needs one correct or
+    wrong prediction per image, but an image's variants give a share.
     """
 
     distilled: Robustness
@@ -56,21 +56,21 @@ class RobustGain:
 @dataclass(frozen=True)
 class RobustComparison:
     images: int
-    teacher: Robustness | None  # None: it has no network to show other pixels to
+    teacher: Robustness | None  # None for imported logits: they cover clean images only
     gains: Mapping[str, RobustGain]  # by student
 
     def of(self, name: str, role: str) -> Robustness | None:
-        """Args: role: teacher | distilled | baseline."""
+        """Look up one network by its role: teacher, distilled or baseline."""
         return self.teacher if role == "teacher" else getattr(self.gains[name], role)
 
 
-def robustness(decisions: CorruptionPredictions, labels: np.ndarray) -> Robustness:
-    """Args: labels: [N] of the same images."""
-    right = decisions.corrupted == labels
+def model_robustness(predictions: CorruptionPredictions, labels: np.ndarray) -> Robustness:
+    """Compute one network's accuracies, from predictions and [N] labels of the same images."""
+    correct = predictions.corrupted == labels
     return Robustness(
-        clean=float((decisions.clean == labels).mean()),
-        table=right.mean(2),
-        shares=right.mean((0, 1)),
+        clean=float((predictions.clean == labels).mean()),
+        table=correct.mean(2),
+        shares=correct.mean((0, 1)),
     )
 
 
@@ -79,17 +79,19 @@ def compare_robustness(
     students: Mapping[str, tuple[CorruptionPredictions, CorruptionPredictions]],
     labels: np.ndarray,
 ) -> RobustComparison:
-    """Args:
-    students: by name, the distilled network's and its baseline's.
-    labels: [N] of the images.
+    """Compute every network's robustness, and each student's robust gain.
+
+    Args:
+        students: by name, the distilled network's predictions and its baseline's.
+        labels: [N] of the images.
     """
-    pairs = {name: [robustness(d, labels) for d in pair] for name, pair in students.items()}
-    # Shares of each image, so that its variants, which are much alike, are drawn together.
+    pairs = {name: [model_robustness(p, labels) for p in pair] for name, pair in students.items()}
+    # One share per image: the bootstrap draws an image's variants, which are alike, together.
     differences = np.stack([first.shares - second.shares for first, second in pairs.values()], 1)
     bounds = statistics.interval(statistics.bootstrap_means(differences))  # [2, students]
     return RobustComparison(
         images=len(labels),
-        teacher=None if teacher is None else robustness(teacher, labels),
+        teacher=None if teacher is None else model_robustness(teacher, labels),
         gains={
             name: RobustGain(*pair, pair[0].accuracy - pair[1].accuracy, float(low), float(high))
             for (name, pair), (low, high) in zip(pairs.items(), bounds.T, strict=True)

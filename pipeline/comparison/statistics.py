@@ -1,7 +1,7 @@
-"""How sure the figures are: intervals over the choice of test samples, and paired tests.
+"""Uncertainty over the choice of test samples: bootstrap intervals and paired tests.
 
-They answer one question: would another set of test samples, drawn alike, say the same? What another
-training seed would change is not in them.
+One question: would other test samples of the same distribution give the same result? The effect of
+another training seed is not included.
 """
 
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ import numpy as np
 LEVEL = 0.95
 RESAMPLES = 5_000
 SEED = 0
-CHUNK = 4_000_000  # drawn indices held at once
+CHUNK = 4_000_000  # drawn indices in memory at once
 
 
 def bootstrap_means(values: np.ndarray, *, resamples: int = RESAMPLES) -> np.ndarray:
-    """[resamples, M] the means of M values over samples drawn with replacement: [N, M] -> means.
+    """Average M values over samples drawn with replacement: [N, M] -> [resamples, M].
 
-    All M are of the same draws, so differences of columns are paired. The seed is fixed: equal
-    values give equal means.
+    All M columns share the draws, so their differences are paired. The seed is fixed: equal values
+    give equal means.
     """
     num_samples = len(values)
     rng = np.random.default_rng(SEED)
@@ -34,28 +34,31 @@ def bootstrap_means(values: np.ndarray, *, resamples: int = RESAMPLES) -> np.nda
 
 
 def interval(means: np.ndarray) -> np.ndarray:
-    """[2, ...] the percentile interval at 95 % of [resamples, ...] bootstrap means."""
+    """Compute the 95 % percentile interval of bootstrap means: [resamples, ...] -> [2, ...]."""
     return np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
-    """The exact two-sided p-value of McNemar's test on two models' right answers, [N] bool each.
+    """Compute the exact two-sided p-value of McNemar's test.
 
-    Of the samples that exactly one model has right, either is as likely to be that one under the
-    null hypothesis: a binomial test at 1/2. 1 where there is no such sample.
+    A binomial test at 1/2 on the samples that exactly one model classifies correctly: under the
+    null hypothesis, each model is equally likely to be that one. 1 if there is no such sample.
+
+    Args:
+        first, second: [N] bool, whether each model's prediction is correct.
     """
     only_first = int((first & ~second).sum())
     only_second = int((second & ~first).sum())
     discordant = only_first + only_second
-    tail = ways = 1  # of getting 0 of them
+    tail = ways = 1  # of 0 successes
     for i in range(min(only_first, only_second)):
-        ways = ways * (discordant - i) // (i + 1)  # exact: whole numbers of any size
+        ways = ways * (discordant - i) // (i + 1)  # exact: Python's integers
         tail += ways
     return min(1.0, 2 * tail / 2**discordant)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values adjusted for being several (Holm 1979): each holds at its level for all."""
+    """Adjust p-values for the number of tests, to control the family-wise error (Holm 1979)."""
     adjusted = [0.0] * len(p_values)
     largest = 0.0
     for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):

@@ -1,4 +1,4 @@
-"""What the cache saved is counted in teacher passes, by arithmetic that a reader can repeat."""
+"""The cache's costs and savings in teacher passes, by arithmetic that a reader can repeat."""
 
 import pytest
 from hypothesis import given
@@ -32,7 +32,7 @@ def device(name: str, teacher: NetworkSpeed | None = TEACHER) -> DeviceSpeed:
     )
 
 
-def test_the_passes_of_the_default_run_are_these():
+def test_the_passes_of_the_default_run_equal_hand_computed_ones():
     assert DIGITS.figures == {
         "teacher_passes": 8 * 1259 + 179 + 359,  # 10,610
         "passes_saved": (10 + 14 + 12) * 1259 - 10_610,  # 34,714
@@ -42,7 +42,7 @@ def test_the_passes_of_the_default_run_are_these():
     }
 
 
-def test_as_many_passes_are_not_yet_cheaper():
+def test_an_equal_number_of_passes_is_not_yet_cheaper():
     economics = Economics(
         views=4, training_images=10, held_out_images=0, epochs={"a": 2, "b": 2}, bytes_per_row=None
     )
@@ -81,7 +81,7 @@ def test_the_break_even_is_the_fewest_that_take_more_passes_than_the_cache(
     assert economics.break_even_students == fewest_above(mean * images)
 
 
-def test_the_sentence_says_what_was_saved_or_that_nothing_was():
+def test_the_sentence_states_how_many_passes_were_saved_or_lost():
     assert cache_sentence(DIGITS.figures) == (
         "The cache took 10,610 teacher passes, a live teacher would have taken 45,324: 34,714 "
         "saved. Caching is cheaper from 9 epochs of one student, or from the first student trained "
@@ -92,7 +92,7 @@ def test_the_sentence_says_what_was_saved_or_that_nothing_was():
     assert "or from 4 students trained as long" in cache_sentence(short.figures)
 
 
-def test_the_time_in_the_teacher_is_passes_over_its_measured_rate_on_the_device_that_it_names():
+def test_time_in_the_teacher_is_passes_over_its_measured_rate_on_the_named_device():
     costs = Costs({"cpu": device("a CPU")}, DIGITS)
     times = [row["time in the teacher"] for row in cache_rows(costs)]
     assert times == ["11 s", "45 s", "35 s"]  # at 1,000 images/s
@@ -104,13 +104,13 @@ def test_the_time_in_the_teacher_is_passes_over_its_measured_rate_on_the_device_
     both = Costs({"cpu": device("a CPU"), "cuda": device("a GPU", faster)}, DIGITS)
     assert [row["time in the teacher"] for row in cache_rows(both)] == ["1.1 s", "4.5 s", "3.5 s"]
     assert "(a GPU, batches of 64)" in sentences(both)[-1]
-    assert [told.partition(":")[0] for told in sentences(both)[:2]] == [
+    assert [sentence.partition(":")[0] for sentence in sentences(both)[:2]] == [
         "One image on a CPU",
         "One image on a GPU",
     ]
 
 
-def test_a_teacher_that_is_no_network_has_passes_and_no_time():
+def test_a_teacher_without_a_network_has_passes_and_no_time():
     costs = Costs({"cpu": device("a CPU", None)}, DIGITS)
     assert [list(row) for row in cache_rows(costs)] == [["", "teacher passes"]] * 3
     assert "images/s" not in sentences(costs)[-1]
@@ -130,5 +130,5 @@ def test_a_teacher_that_is_no_network_has_passes_and_no_time():
         (3.6e6, "1,000 h"),
     ],
 )
-def test_a_duration_is_told_in_the_unit_that_fits(seconds, text):
+def test_a_duration_is_shown_in_the_unit_that_fits(seconds, text):
     assert duration(seconds) == text

@@ -1,4 +1,4 @@
-"""What the comparison says is the arithmetic of its parts, and noise is called noise."""
+"""The comparison follows from the predictions, and only significant differences count as such."""
 
 import json
 from dataclasses import replace
@@ -28,8 +28,10 @@ def read(path: str) -> dict:
     return json.loads(Path(path).read_text("utf-8"))
 
 
-def answers(name: str, role: str, accuracy: float, seed: int, parameters: int = 100) -> Predictions:
-    """A network that is right on so many of the images, chosen by the seed."""
+def invented(
+    name: str, role: str, accuracy: float, seed: int, parameters: int = 100
+) -> Predictions:
+    """Make logits of this accuracy; the seed chooses which images are wrong."""
     rng = np.random.default_rng(seed)
 
     def logits(labels: np.ndarray) -> np.ndarray:
@@ -49,7 +51,7 @@ def answers(name: str, role: str, accuracy: float, seed: int, parameters: int = 
     )
 
 
-TEACHER = answers("teacher", "teacher", 0.95, 1, parameters=1000)
+TEACHER = invented("teacher", "teacher", 0.95, 1, parameters=1000)
 NAMES = ["ant", "bee", "cat", "dog"]
 
 
@@ -57,7 +59,7 @@ def compared(**students: tuple[Predictions, Predictions]):
     return compare(TEACHER, students, LABELS, NAMES)
 
 
-def test_a_model_compared_with_itself_gains_nothing_agrees_and_is_no_different():
+def test_a_model_compared_with_itself_gains_nothing_and_agrees_everywhere():
     twin = replace(TEACHER, name="twin", role="distilled")
     comparison = compared(twin=(twin, replace(twin, role="baseline")))
     gain = comparison.gains["twin"]
@@ -67,8 +69,8 @@ def test_a_model_compared_with_itself_gains_nothing_agrees_and_is_no_different()
     assert "the gain of twin is within noise" in sentences(comparison)[0]
 
 
-def test_a_large_gain_is_called_a_gain_and_a_large_loss_a_loss():
-    good, bad = (answers("s", "distilled", a, i) for i, a in enumerate((0.9, 0.6)))
+def test_a_large_gain_or_loss_is_reported_as_one():
+    good, bad = (invented("s", "distilled", a, i) for i, a in enumerate((0.9, 0.6)))
     comparison = compared(
         up=(replace(good, name="up"), replace(bad, name="up", role="baseline")),
         down=(replace(bad, name="down"), replace(good, name="down", role="baseline")),
@@ -84,14 +86,14 @@ def test_a_large_gain_is_called_a_gain_and_a_large_loss_a_loss():
     assert "noise" not in sentences(comparison)[0]
 
 
-def test_a_gain_whose_interval_holds_0_is_within_noise():
-    one, other = answers("s", "distilled", 0.90, 2), answers("s", "baseline", 0.89, 3)
+def test_a_gain_whose_interval_holds_0_is_not_significant():
+    one, other = invented("s", "distilled", 0.90, 2), invented("s", "baseline", 0.89, 3)
     comparison = compared(s=(one, other))
     assert comparison.gains["s"].low < 0 < comparison.gains["s"].high
     assert "the gain of s is within noise" in sentences(comparison)[0]
 
 
-def test_the_stricter_of_interval_and_test_decides():
+def test_a_gain_is_significant_only_by_both_interval_and_test():
     assert within_noise(-0.01, 0.02, 0.01)
     assert within_noise(0, 0.02, 0.01)
     assert within_noise(0.001, 0.02, 0.125)
@@ -114,43 +116,43 @@ def test_the_stricter_of_interval_and_test_decides():
         ),
     ],
 )
-def test_the_summary_says_gains_in_words(gains, expected):
+def test_the_summary_describes_the_gains(gains, expected):
     assert gain_sentence(gains, 1) == expected
 
 
-def test_the_smallest_network_that_cannot_be_told_from_the_best_is_named_to_ship():
-    best = answers("big", "distilled", 0.92, 4, parameters=500)
-    close = answers("small", "distilled", 0.91, 5, parameters=50)
-    worse = answers("tiny", "distilled", 0.5, 6, parameters=5)
+def test_the_smallest_network_that_is_not_significantly_worse_than_the_best_is_recommended():
+    best = invented("big", "distilled", 0.92, 4, parameters=500)
+    close = invented("small", "distilled", 0.91, 5, parameters=50)
+    worse = invented("tiny", "distilled", 0.5, 6, parameters=5)
     comparison = compared(
         **{m.name: (m, replace(worse, name=m.name, role="baseline")) for m in (best, close)},
         tiny=(worse, replace(worse, role="baseline")),
     )
-    assert comparison.ship.best.name == "big"
-    assert comparison.ship.chosen.name == "small"
-    assert comparison.ship.chosen.role == "distilled"
+    assert comparison.recommendation.best.name == "big"
+    assert comparison.recommendation.chosen.name == "small"
+    assert comparison.recommendation.chosen.role == "distilled"
     assert "To ship: small, distilled: 91.00%" in sentences(comparison)[1]
 
 
-def test_pairs_of_students_are_told_apart_by_p_values_adjusted_for_their_number():
+def test_p_values_of_pairs_of_students_are_adjusted_for_their_number():
     models = [
-        answers(name, "distilled", a, i)
+        invented(name, "distilled", a, i)
         for i, (name, a) in enumerate((("a", 0.90), ("b", 0.90), ("c", 0.70)))
     ]
     comparison = compared(**{m.name: (m, replace(m, role="baseline")) for m in models})
     pairs = {(p.first.name, p.second.name): p for p in comparison.pairs}
     assert list(pairs) == [("a", "b"), ("a", "c"), ("b", "c")]
     assert [p.within_noise for p in pairs.values()] == [True, False, False]
-    raw = [mcnemar(pair.first.right, pair.second.right) for pair in pairs.values()]
+    raw = [mcnemar(pair.first.correct, pair.second.correct) for pair in pairs.values()]
     adjusted = [pair.p_value for pair in pairs.values()]
     assert adjusted == pytest.approx(holm(raw), rel=1e-9, abs=0)
     assert all(p > 1.9 * alone for p, alone in zip(adjusted[1:], raw[1:], strict=True))
 
 
-def test_the_pareto_front_holds_what_no_other_model_matches():
+def test_the_pareto_front_holds_the_models_that_no_other_matches():
     accuracies = {"a": (0.7, 10), "b": (0.6, 20), "c": (0.8, 30), "d": (0.8, 40), "e": (0.9, 50)}
     models = [
-        answers(name, "distilled", accuracy, i, parameters=size)
+        invented(name, "distilled", accuracy, i, parameters=size)
         for i, (name, (accuracy, size)) in enumerate(accuracies.items())
     ]
     comparison = compared(**{m.name: (m, replace(m, role="baseline")) for m in models})
@@ -158,7 +160,7 @@ def test_the_pareto_front_holds_what_no_other_model_matches():
     assert [m.name for m in pareto_front(distilled, attrgetter("parameters"))] == ["a", "c", "e"]
 
 
-def test_the_json_is_the_arithmetic_of_the_predictions(project):
+def test_the_json_follows_from_the_predictions(project):
     comparison = read("metrics/comparison.json")
     labels = open_dataset().splits["test"].labels
     decisions = {
@@ -183,7 +185,7 @@ def test_the_json_is_the_arithmetic_of_the_predictions(project):
     assert student["agreement"] == pytest.approx(agreement, abs=1e-6)
 
 
-def test_the_csv_has_every_measure_of_every_model_as_its_own_stage_measured_it(project):
+def test_the_csv_has_the_metrics_of_every_model_as_its_stage_measured_them(project):
     table = pd.read_csv("metrics/comparison.csv")
     assert list(table["role"]) == ["teacher", "distilled", "baseline"]
     files = ["metrics/teacher.json", "metrics/students/small.json", "metrics/baselines/small.json"]
@@ -241,7 +243,7 @@ def test_the_comparison_is_printed_as_a_table_with_interval_and_verdict(project,
     ],
 )
 @pytest.mark.parametrize("damage", ["absent", "damaged"])
-def test_an_absent_or_damaged_part_is_named_with_the_stage_that_makes_it(
+def test_an_absent_or_damaged_input_is_named_with_the_stage_that_writes_it(
     project, path, stage, damage
 ):
     before = Path("reports/index.html").read_bytes()
@@ -273,7 +275,7 @@ def test_predictions_without_a_split_are_refused(project):
     assert "dvc repro --force student@small" in str(refusal.value)
 
 
-def test_a_comparison_on_other_images_than_the_students_learned_from_is_refused(project):
+def test_a_store_of_other_images_is_refused(project):
     index = read("data/soft_targets/store.json")
     write_json("data/soft_targets/store.json", index | {"dataset_fingerprint": "0" * 64})
     with pytest.raises(UserError, match=r"for dataset 0{12}…, but data/prepared is \w{12}…"):
@@ -284,7 +286,7 @@ def test_a_comparison_on_other_images_than_the_students_learned_from_is_refused(
         run_stage("compare")
 
 
-def test_logits_that_are_not_finite_are_refused(project):
+def test_non_finite_logits_are_refused(project):
     logits = load_file(PREDICTIONS)
     logits["test"][3, 1] = np.nan
     save_file(logits, PREDICTIONS)
@@ -292,7 +294,7 @@ def test_logits_that_are_not_finite_are_refused(project):
         run_stage("compare")
 
 
-def test_a_teacher_that_is_never_right_is_refused_with_where_to_look(project):
+def test_a_teacher_that_is_never_correct_is_refused_with_a_hint(project):
     path = Path("predictions/teacher.safetensors")
     logits = load_file(path)
     labels = open_dataset().splits["test"].labels
@@ -303,13 +305,13 @@ def test_a_teacher_that_is_never_right_is_refused_with_where_to_look(project):
         run_stage("compare")
 
 
-def test_results_of_a_student_that_is_no_longer_named_are_left_out(project):
+def test_results_of_a_removed_student_are_left_out(project):
     Path("metrics/students/old.json").write_text("{}")
     run_stage("compare")
     assert list(read("metrics/comparison.json")["students"]) == ["small"]
 
 
-def test_an_unknown_student_is_named_with_its_stage(project):
+def test_a_student_without_results_is_named_with_its_stage(project):
     params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))
     params["students"]["new"] = params["students"]["small"]
     write_params(project, params)

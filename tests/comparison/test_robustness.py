@@ -1,4 +1,4 @@
-"""What networks answer on corrupted images, and what the comparison makes of it."""
+"""Predictions for corrupted images, and the robust accuracy that follows from them."""
 
 import json
 from collections.abc import Callable
@@ -13,17 +13,22 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from pipeline.comparison.measurement import corruptions
-from pipeline.comparison.measurement.corruptions import CORRUPTIONS, SEVERITIES, corrupted
+from pipeline.comparison.measurement.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from pipeline.comparison.report.summary import robust_sentence
-from pipeline.comparison.robustness import CorruptionPredictions, compare_robustness, robustness
+from pipeline.comparison.robustness import (
+    CorruptionPredictions,
+    compare_robustness,
+    model_robustness,
+)
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.data.prepared.image_decoding import clean_boxes, decode_view
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import InputSpec, LogitSource
 from pipeline.models.evaluation import predict
+from pipeline.runtime import outputs
 from pipeline.runtime.errors import UserError
 from pipeline.stages import robustness as stage
-from pipeline.stages.robustness import decide
+from pipeline.stages.robustness import predict_variants
 
 FOLDER = Path("predictions/robustness")
 STUDENT = FOLDER / "students/small.safetensors"
@@ -32,30 +37,32 @@ PLACES = ("teacher", "students/small", "baselines/small")
 RNG = np.random.default_rng(0)
 
 
-def invented(right: np.ndarray, labels: np.ndarray) -> CorruptionPredictions:
-    """Decisions that are right where `right` [K, S, N] says so; clean all are right."""
-    return CorruptionPredictions(labels, np.where(right, labels, labels + 1))
+def invented(correct: np.ndarray, labels: np.ndarray) -> CorruptionPredictions:
+    """Make predictions: correct where `correct` [K, S, N] is true, and all correct clean."""
+    return CorruptionPredictions(labels, np.where(correct, labels, labels + 1))
 
 
 def comparison() -> dict:
     return json.loads(Path("metrics/comparison.json").read_text("utf-8"))
 
 
-def test_shares_by_hand():
-    """2 corruptions at 1 severity, 4 images: one of 4 and three of 4 are right."""
+def test_accuracies_equal_hand_computed_ones():
+    """2 corruptions at 1 severity, 4 images: one and three of 4 are correct."""
     labels = np.array([0, 1, 2, 3])
     corrupt = np.array([[[0, 0, 0, 0]], [[0, 1, 2, 0]]])
-    found = robustness(CorruptionPredictions(np.array([0, 1, 2, 0]), corrupt), labels)
-    assert found.clean == 0.75
-    assert found.table.tolist() == [[0.25], [0.75]]
-    assert found.shares.tolist() == [1, 0.5, 0.5, 0]
-    assert found.accuracy == 0.5
-    assert found.relative == pytest.approx(2 / 3)
+    model = model_robustness(CorruptionPredictions(np.array([0, 1, 2, 0]), corrupt), labels)
+    assert model.clean == 0.75
+    assert model.table.tolist() == [[0.25], [0.75]]
+    assert model.shares.tolist() == [1, 0.5, 0.5, 0]
+    assert model.accuracy == 0.5
+    assert model.relative == pytest.approx(2 / 3)
 
 
-def test_a_network_that_is_never_right_clean_has_no_relative_robustness():
-    found = robustness(CorruptionPredictions(np.array([1]), np.zeros((1, 1, 1))), np.array([0]))
-    assert (found.clean, found.relative) == (0, None)
+def test_relative_robustness_is_undefined_for_a_clean_accuracy_of_0():
+    model = model_robustness(
+        CorruptionPredictions(np.array([1]), np.zeros((1, 1, 1))), np.array([0])
+    )
+    assert (model.clean, model.relative) == (0, None)
 
 
 def test_a_model_compared_with_itself_gains_nothing():
@@ -65,15 +72,15 @@ def test_a_model_compared_with_itself_gains_nothing():
     assert (gain.gain, gain.low, gain.high) == (0, 0, 0)
 
 
-def test_a_gains_interval_is_that_of_the_mean_of_shares_image_by_image():
-    """The variants of an image are no new images: were they, intervals would be 4 times as narrow
-    where an image is right in all of them or in none."""
+def test_the_interval_of_a_robust_gain_treats_an_image_as_one_sample():
+    """An image's variants are not independent: if they counted as images, intervals would be 4
+    times too narrow when all or none of an image's variants are correct."""
     labels = np.zeros(1_000, int)
-    right = np.broadcast_to(RNG.random(1_000) < 0.8, (6, 3, 1_000))
+    correct = np.broadcast_to(RNG.random(1_000) < 0.8, (6, 3, 1_000))
     worse = np.broadcast_to(RNG.random(1_000) < 0.7, (6, 3, 1_000))
-    students = {"s": (invented(right, labels), invented(worse, labels))}
+    students = {"s": (invented(correct, labels), invented(worse, labels))}
     gain = compare_robustness(None, students, labels).gains["s"]
-    differences = right[0, 0].astype(float) - worse[0, 0]
+    differences = correct[0, 0].astype(float) - worse[0, 0]
     half = 1.96 * differences.std() / 1_000**0.5
     assert gain.gain == pytest.approx(differences.mean())
     assert gain.low == pytest.approx(differences.mean() - half, abs=0.1 * half)
@@ -92,33 +99,35 @@ def test_a_gains_interval_is_that_of_the_mean_of_shares_image_by_image():
         ({"a": (0.0, 0.0, 0.0)}, "Under common corruptions, the gain of a is within noise."),
     ],
 )
-def test_the_summary_says_in_words_whether_students_became_more_robust(gains, expected):
+def test_the_summary_states_whether_students_became_more_robust(gains, expected):
     assert robust_sentence(gains) == expected
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_decisions_are_those_of_the_network_for_the_corrupted_test_images(project, place):
-    network, description = checkpoint.load(Path("models") / place, produced_by="-")
+def test_the_stage_writes_the_networks_predictions_for_the_corrupted_test_images(project, place):
+    network, spec = checkpoint.load(Path("models") / place, produced_by="-")
     test = open_dataset().splits["test"]
-    found = load_file(FOLDER / f"{place}.safetensors")
-    assert found["samples"].tolist() == list(range(len(test)))
-    assert found["decisions"].dtype == np.int32
-    assert found["decisions"].shape == (len(CORRUPTIONS), len(SEVERITIES), len(test))
+    tensors = load_file(FOLDER / f"{place}.safetensors")
+    assert tensors["samples"].tolist() == list(range(len(test)))
+    assert tensors["decisions"].dtype == np.int32
+    assert tensors["decisions"].shape == (len(CORRUPTIONS), len(SEVERITIES), len(test))
 
-    def answers(corrupt: Callable[[np.ndarray, int], np.ndarray]) -> list[int]:
+    def classes(corrupt: Callable[[np.ndarray, int], np.ndarray]) -> list[int]:
         images = [corrupt(image, i) for i, image in enumerate(test.images)]
-        logits = predict(network, description.input, torch.from_numpy(np.stack(images)))
+        logits = predict(network, spec.input, torch.from_numpy(np.stack(images)))
         return logits.argmax(1).tolist()
 
-    assert found["clean"].tolist() == answers(lambda image, sample: image)
-    for corruption, of_corruption in zip(CORRUPTIONS, found["decisions"], strict=True):
+    assert tensors["clean"].tolist() == classes(lambda image, sample: image)
+    for corruption, of_corruption in zip(CORRUPTIONS, tensors["decisions"], strict=True):
         for severity, decisions in zip(SEVERITIES, of_corruption, strict=True):
-            kind = {"corruption": corruption, "severity": severity}
-            assert decisions.tolist() == answers(lambda i, s, kind=kind: corrupted(i, s, **kind))
+            variant = {"corruption": corruption, "severity": severity}
+            assert decisions.tolist() == classes(
+                lambda i, s, variant=variant: corrupt(i, s, **variant)
+            )
 
 
 class Recorder(nn.Module):
-    """A network that keeps what it is shown."""
+    """A network that records its inputs."""
 
     def __init__(self):
         super().__init__()
@@ -130,9 +139,9 @@ class Recorder(nn.Module):
 
 
 def shown(split, samples: np.ndarray) -> np.ndarray:
-    """[1 + 18, N, C, S, S] what a network gets, as it is."""
+    """Record a network's inputs: [1 + 18, N, C, S, S] uint8."""
     recorder, spec = Recorder(), InputSpec(3, split_side(split), [0, 0, 0], [1, 1, 1])
-    decide([(recorder, spec)], split, samples, torch.device("cpu"))
+    predict_variants([(recorder, spec)], split, samples, torch.device("cpu"))
     batches = [torch.stack(recorder.seen[i : i + 19]) for i in range(0, len(recorder.seen), 19)]
     return (torch.cat(batches, 1) * 255).round().to(torch.uint8).numpy()
 
@@ -141,16 +150,16 @@ def split_side(split) -> int:
     return getattr(split, "image_size", None) or split.images.shape[-1]
 
 
-def test_an_image_is_corrupted_alike_in_any_batch_in_any_order_and_alone(project, monkeypatch):
+def test_corruption_of_an_image_is_identical_for_any_batch_and_order(project, monkeypatch):
     test = open_dataset().splits["test"]
-    whole = shown(test, np.arange(len(test)))
+    all_at_once = shown(test, np.arange(len(test)))
     monkeypatch.setattr(stage, "BATCH_SIZE", 5)
     order = np.random.default_rng(0).permutation(len(test))
-    assert np.array_equal(shown(test, order), whole[:, order])
-    assert np.array_equal(shown(test, order[:1]), whole[:, order[:1]])
+    assert np.array_equal(shown(test, order), all_at_once[:, order])
+    assert np.array_equal(shown(test, order[:1]), all_at_once[:, order[:1]])
 
 
-def test_encoded_images_are_corrupted_as_clean_views_of_the_datasets_size(folder):
+def test_encoded_images_are_decoded_at_the_datasets_size_and_then_corrupted(folder):
     write_images(folder / "images", size=48)
     test = prepare(storage="encoded", image_size=40, quality=90).splits["test"]
     samples = np.array([3, 0])
@@ -160,32 +169,32 @@ def test_encoded_images_are_corrupted_as_clean_views_of_the_datasets_size(folder
         (box,) = clean_boxes(size[None], 40)
         view = decode_view(test.content(sample), size, box, 40, 3)
         assert np.array_equal(clean[row], view)
-        noise = corrupted(view, sample, corruption="noise", severity=1)
+        noise = corrupt(view, sample, corruption="noise", severity=1)
         assert np.array_equal(noisy[row], noise)
 
 
-def test_of_more_test_images_than_the_most_some_evenly_spread_are_shown(project, monkeypatch):
+def test_at_most_max_images_evenly_spread_are_corrupted(project, monkeypatch):
     before = load_file(STUDENT)
-    monkeypatch.setattr(corruptions, "MOST_IMAGES", 5)
+    monkeypatch.setattr(corruptions, "MAX_IMAGES", 5)
     run_stage("robustness", "small")
-    found = load_file(STUDENT)
-    assert found["samples"].tolist() == [0, 2, 4, 7, 9]
-    assert np.array_equal(found["decisions"], before["decisions"][..., found["samples"]])
+    tensors = load_file(STUDENT)
+    assert tensors["samples"].tolist() == [0, 2, 4, 7, 9]
+    assert np.array_equal(tensors["decisions"], before["decisions"][..., tensors["samples"]])
     with pytest.raises(UserError, match="expected .*, of 5 test images"):
         run_stage("compare")
 
 
-def test_a_run_again_gives_equal_bytes(project):
+def test_a_second_run_gives_equal_bytes(project):
     before = {place: (FOLDER / f"{place}.safetensors").read_bytes() for place in PLACES}
     for models in ("--teacher", "small"):
         run_stage("robustness", models)
     assert before == {place: (FOLDER / f"{place}.safetensors").read_bytes() for place in PLACES}
 
 
-def test_the_comparison_is_the_arithmetic_of_the_decisions(project):
+def test_the_comparison_follows_from_the_predictions(project):
     labels = open_dataset().splits["test"].labels
-    found = {place: load_file(FOLDER / f"{place}.safetensors")["decisions"] for place in PLACES}
-    accuracy = {place: (decisions == labels).mean() for place, decisions in found.items()}
+    tensors = {place: load_file(FOLDER / f"{place}.safetensors") for place in PLACES}
+    accuracy = {place: (t["decisions"] == labels).mean() for place, t in tensors.items()}
     student, teacher = comparison()["students"]["small"], comparison()["teacher"]
     assert teacher["robust_accuracy"] == pytest.approx(accuracy["teacher"], abs=1e-6)
     assert student["robust_accuracy"] == pytest.approx(accuracy["students/small"], abs=1e-6)
@@ -196,7 +205,7 @@ def test_the_comparison_is_the_arithmetic_of_the_decisions(project):
     assert table["robust_accuracy"].tolist() == pytest.approx(list(accuracy.values()))
 
 
-def test_a_baseline_with_the_students_answers_is_within_noise_everywhere(project, capsys):
+def test_a_baseline_with_the_students_predictions_never_differs_significantly(project, capsys):
     (FOLDER / "baselines/small.safetensors").write_bytes(STUDENT.read_bytes())
     run_stage("compare")
     student = comparison()["students"]["small"]
@@ -207,10 +216,10 @@ def test_a_baseline_with_the_students_answers_is_within_noise_everywhere(project
     assert sentence in Path("reports/index.html").read_text("utf-8")
 
 
-def test_a_teacher_without_a_network_is_left_out(project):
+def test_a_teacher_of_imported_logits_is_left_out(project):
     classes = open_dataset().class_names
     source = LogitSource("logits", "mine", classes, "mine.npz", 64 * "0")
-    checkpoint.save_source(checkpoint.TEACHER, source)
+    checkpoint.save_source(outputs.TEACHER.model, source)
     run_stage("robustness", "--teacher")
     run_stage("compare")
     assert "robust_accuracy" not in comparison()["teacher"]
@@ -222,45 +231,45 @@ def test_a_teacher_without_a_network_is_left_out(project):
     ]
 
 
-@pytest.mark.parametrize("kind", ["student", "baseline"])
-def test_a_model_that_is_absent_is_named_with_the_stage_that_makes_it(project, kind):
-    Path(f"models/{kind}s/small/network.json").unlink()
+@pytest.mark.parametrize("model", ["student", "baseline"])
+def test_an_absent_model_is_named_with_the_stage_that_writes_it(project, model):
+    Path(f"models/{model}s/small/network.json").unlink()
     before = STUDENT.read_bytes()
-    with pytest.raises(UserError, match=f"models/{kind}s/small.* `dvc repro {kind}@small`"):
+    with pytest.raises(UserError, match=f"models/{model}s/small.* `dvc repro {model}@small`"):
         run_stage("robustness", "small")
     assert STUDENT.read_bytes() == before
 
 
-def test_an_unknown_student_is_refused_with_the_nearest(project):
+def test_an_unknown_student_is_refused_and_the_nearest_name_suggested(project):
     with pytest.raises(UserError, match="no `smal`; did you mean `small`"):
         run_stage("robustness", "smal")
 
 
 @pytest.mark.parametrize("arguments", [(), ("small", "--teacher")])
-def test_the_stage_asks_for_either_a_student_or_the_teacher(project, capsys, arguments):
+def test_the_stage_takes_either_a_student_or_the_teacher(project, capsys, arguments):
     with pytest.raises(SystemExit):
         run_stage("robustness", *arguments)
     assert "expected either the name of a student or --teacher" in capsys.readouterr().err
 
 
-def without_last_severity(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return found | {"decisions": np.ascontiguousarray(found["decisions"][:, :2])}
+def without_last_severity(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return tensors | {"decisions": np.ascontiguousarray(tensors["decisions"][:, :2])}
 
 
-def of_other_samples(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return found | {"samples": found["samples"] + 1}
+def of_other_samples(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return tensors | {"samples": tensors["samples"] + 1}
 
 
-def of_a_table(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {"samples": found["samples"]}
+def of_a_table(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {"samples": tensors["samples"]}
 
 
-def as_shares(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return found | {"clean": found["clean"].astype(np.float32)}
+def as_shares(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return tensors | {"clean": tensors["clean"].astype(np.float32)}
 
 
-def empty(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {"else": found["samples"]}
+def empty(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {"else": tensors["samples"]}
 
 
 HELD = "clean int32 [12], decisions int32 [6, 3, 12], samples int32 [12]"
@@ -276,7 +285,7 @@ HELD = "clean int32 [12], decisions int32 [6, 3, 12], samples int32 [12]"
         (empty, "else int32 [12]"),
     ],
 )
-def test_decisions_for_other_images_or_corruptions_are_refused(project, change, held):
+def test_predictions_for_other_images_or_corruptions_are_refused(project, change, held):
     save_file(change(load_file(STUDENT)), STUDENT)
     with pytest.raises(UserError) as refusal:
         run_stage("compare")

@@ -1,38 +1,40 @@
 """Common corruptions of test images: noise, blur, contrast, brightness, pixelation, JPEG.
 
-Defined as in Hendrycks and Dietterich 2019 (arXiv:1903.12261), whose published strengths are for
-images of 224 pixels (ImageNet-C) and of 32 (CIFAR-10-C): between the two a strength is interpolated
-over the logarithm of the image's side; smaller and larger images have those of the nearer.
+Defined as in Hendrycks and Dietterich 2019 (arXiv:1903.12261). They published strengths for images
+of 224 pixels (ImageNet-C) and of 32 (CIFAR-10-C). Between the two, a strength is interpolated over
+the logarithm of the image's side; smaller and larger images have those of the nearer size.
 
-Pure: pixels in, pixels out, with NumPy and Pillow; imports nothing of ours. Only noise is random,
-and it is a function of (severity, sample): no batch, order or other image changes it.
+Pure: pixels in, pixels out, with NumPy and Pillow; imports nothing of ours. Only noise is random.
+It is a function of (severity, sample): batch, order and other images do not change it.
 """
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from math import ceil, log
 
 import numpy as np
 from PIL import Image
 
-#: Of the five published: each more costs a forward pass of every network for every image.
+#: Three of the five published: each costs a forward pass of every network for every image.
 SEVERITIES = (1, 3, 5)
-#: Test images that are corrupted, at most, for each is shown to every network once for each
-#: corruption and severity. With 2,000, an accuracy's 95 % interval is within 2.2 points each way.
-MOST_IMAGES = 2_000
+#: Each test image costs a forward pass of every network per corruption and severity. With 2,000
+#: images, an accuracy's 95 % interval is within 2.2 points each way.
+MAX_IMAGES = 2_000
 SEED = 0
 
-#: By corruption, the strengths at severities 1 to 5: at 32 pixels, and at 224.
+#: By corruption: the strengths at severities 1 to 5, for 32 pixels and for 224.
 PUBLISHED: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     # standard deviation, of pixels in [0, 1]
     "noise": ((0.04, 0.06, 0.08, 0.09, 0.10), (0.08, 0.12, 0.18, 0.26, 0.38)),
     # standard deviation of the Gaussian, in pixels
     "blur": ((0.4, 0.6, 0.7, 0.8, 1.0), (1.0, 2.0, 3.0, 4.0, 6.0)),
-    # what remains of each pixel's distance from its channel's mean
+    # remaining share of each pixel's distance from its channel's mean
     "contrast": ((0.75, 0.5, 0.4, 0.3, 0.15), (0.4, 0.3, 0.2, 0.1, 0.05)),
-    # what is added to the value (of hue, saturation, value), in [0, 1]
+    # added to the value (of hue, saturation, value), in [0, 1]
     "brightness": ((0.05, 0.10, 0.15, 0.20, 0.30), (0.1, 0.2, 0.3, 0.4, 0.5)),
-    # pixels that remain of each side's, as a share
+    # remaining share of each side's pixels
     "pixelation": ((0.95, 0.90, 0.85, 0.75, 0.65), (0.60, 0.50, 0.40, 0.30, 0.25)),
     # quality
     "jpeg": ((80, 65, 58, 50, 40), (25, 18, 15, 10, 7)),
@@ -43,19 +45,36 @@ _SIDES = (32, 224)  # pixels
 _TRUNCATE = 4  # standard deviations
 
 
-def chosen_samples(count: int) -> np.ndarray:
-    """[N] int64: which of so many test images are corrupted: all, or MOST_IMAGES evenly spread, so
-    that classes that stand one after the other have their shares."""
-    number = min(count, MOST_IMAGES)
+def samples_to_corrupt(count: int) -> np.ndarray:
+    """Choose which of `count` test images are corrupted: [N] int64 sample numbers.
+
+    All, or MAX_IMAGES evenly spread, so that sorted classes keep their proportions.
+    """
+    number = min(count, MAX_IMAGES)
     return np.arange(number) * count // max(1, number)
 
 
-def corrupted(image: np.ndarray, sample: int, *, corruption: str, severity: int) -> np.ndarray:
-    """One image, corrupted.
+def all_variants(pixels: np.ndarray, samples: np.ndarray, threads: int) -> Iterator[np.ndarray]:
+    """Yield [B, C, H, W] uint8: the clean images, then each corruption at each severity.
+
+    Args:
+        pixels: [B, C, H, W] uint8.
+        samples: [B] sample numbers.
+    """
+    yield pixels
+    with ThreadPoolExecutor(threads) as pool:  # NumPy and Pillow release the GIL
+        for corruption in CORRUPTIONS:
+            for severity in SEVERITIES:
+                variant = partial(corrupt, corruption=corruption, severity=severity)
+                yield np.stack(list(pool.map(variant, pixels, samples.tolist())))
+
+
+def corrupt(image: np.ndarray, sample: int, *, corruption: str, severity: int) -> np.ndarray:
+    """Corrupt one image.
 
     Args:
         image: [C, H, W] uint8, of 1 or 3 channels.
-        sample: the image's number, from which its noise follows.
+        sample: the image's number, which seeds its noise.
         corruption: one of CORRUPTIONS.
         severity: 1 to 5.
 
@@ -65,11 +84,11 @@ def corrupted(image: np.ndarray, sample: int, *, corruption: str, severity: int)
     amount = strength(corruption, severity, min(image.shape[1:]))
     if corruption == "noise":
         return _noise(image, amount, severity, sample)
-    return _BY_NAME[corruption](image, amount)
+    return _DETERMINISTIC[corruption](image, amount)
 
 
 def strength(corruption: str, severity: int, side: int) -> float:
-    """What is published for the severity, at an image's shorter side in pixels."""
+    """Interpolate the published strength for an image's shorter side in pixels."""
     small, large = (values[severity - 1] for values in PUBLISHED[corruption])
     share = log(side / _SIDES[0]) / log(_SIDES[1] / _SIDES[0])
     return small + min(1, max(0, share)) * (large - small)
@@ -81,25 +100,25 @@ def _levels(values: np.ndarray) -> np.ndarray:
 
 def _noise(image: np.ndarray, deviation: float, severity: int, sample: int) -> np.ndarray:
     # Philox counts in the lower words of its counter: the streams of two samples never meet.
-    source = np.random.Philox(key=SEED, counter=[0, 0, severity, sample])
-    drawn = np.random.Generator(source).standard_normal(image.shape, np.float32)
-    return _levels(image + drawn * np.float32(255 * deviation))
+    bits = np.random.Philox(key=SEED, counter=[0, 0, severity, sample])
+    noise = np.random.Generator(bits).standard_normal(image.shape, np.float32)
+    return _levels(image + noise * np.float32(255 * deviation))
 
 
 def _blur(image: np.ndarray, deviation: float) -> np.ndarray:
-    reach = ceil(_TRUNCATE * deviation - 0.5)  # pixels
-    offsets = np.arange(reach + 1)
+    radius = ceil(_TRUNCATE * deviation - 0.5)  # pixels
+    offsets = np.arange(radius + 1)
     weights = np.exp(-0.5 * (offsets / deviation) ** 2)
     weights = (weights / (2 * weights.sum() - weights[0])).astype(np.float32)
     pixels = image.astype(np.float32)
     for axis in (1, 2):
-        padding = [(reach, reach) if i == axis else (0, 0) for i in range(3)]
+        padding = [(radius, radius) if i == axis else (0, 0) for i in range(3)]
         padded = np.moveaxis(np.pad(pixels, padding, "edge"), axis, 0)
         length = image.shape[axis]
-        total = weights[0] * padded[reach : reach + length]
-        for offset in range(1, reach + 1):
-            before = padded[reach - offset : reach - offset + length]
-            total += weights[offset] * (before + padded[reach + offset : reach + offset + length])
+        total = weights[0] * padded[radius : radius + length]
+        for offset in range(1, radius + 1):
+            before = padded[radius - offset : radius - offset + length]
+            total += weights[offset] * (before + padded[radius + offset : radius + offset + length])
         pixels = np.moveaxis(total, 0, axis)
     return _levels(pixels)
 
@@ -110,7 +129,7 @@ def _contrast(image: np.ndarray, remaining: float) -> np.ndarray:
 
 
 def _brightness(image: np.ndarray, added: float) -> np.ndarray:
-    """Hue and saturation stay: all channels of a pixel are multiplied alike; black becomes grey."""
+    """Scale all channels of a pixel alike: hue and saturation stay, and black becomes grey."""
     value = image.max(0, keepdims=True).astype(np.float64)
     brighter = np.minimum(value + 255 * added, 255)
     return _levels(np.where(value == 0, brighter, image * (brighter / np.maximum(value, 1))))
@@ -129,7 +148,7 @@ def _jpeg(image: np.ndarray, quality: float) -> np.ndarray:
     return _from_pillow(Image.open(file))
 
 
-_BY_NAME: Mapping[str, Callable[[np.ndarray, float], np.ndarray]] = {
+_DETERMINISTIC: Mapping[str, Callable[[np.ndarray, float], np.ndarray]] = {
     "blur": _blur,
     "contrast": _contrast,
     "brightness": _brightness,

@@ -1,10 +1,13 @@
-"""How fast networks are: what metrics/speed.json holds, and the arithmetic of its figures.
+"""How fast networks are: timing, the arithmetic of its figures, and what metrics/speed.json holds.
 
-Imports nothing of ours.
+Imports nothing of ours, and no torch.
 """
 
-from collections.abc import Sequence
+import platform
+import time
+from collections.abc import Callable, Sequence
 from math import comb
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -18,6 +21,13 @@ from pydantic import (
     model_validator,
 )
 
+SPEED_FILE = Path("metrics/speed.json")
+BATCH_SIZE = 64
+ROUNDS, CALLS = 20, 5
+#: Arguments of `time_interleaved`. Fewer than 6 rounds give a median no 95 % interval.
+SINGLE_IMAGE = {"calls": CALLS, "min_rounds": 6, "max_seconds": 30}
+FULL_BATCH = {"calls": 1, "min_rounds": 3, "max_seconds": 10}
+
 
 class _Figures(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -29,7 +39,7 @@ class NetworkSpeed(_Figures):
     latency_ms: PositiveFloat  # of one image: the median of all calls
     latency_p95_ms: PositiveFloat
     images_per_second: PositiveFloat  # in batches: the median of all rounds
-    speedup: PositiveFloat | None = None  # the teacher's latency over this one's, median of rounds
+    speedup: PositiveFloat | None = None  # teacher's latency over this one's, median of rounds
     speedup_low: PositiveFloat | None = None  # of its 95 % interval
     speedup_high: PositiveFloat | None = None
 
@@ -41,31 +51,70 @@ class NetworkSpeed(_Figures):
 
 
 class DeviceSpeed(_Figures):
-    """All networks on one device, measured in turn."""
+    """All networks on one device, timed in turn."""
 
     name: str
     threads: PositiveInt | None = None  # of a CPU
     torch: str
     batch_size: PositiveInt  # of `images_per_second`
-    teacher: NetworkSpeed | None = None  # where it is a network
+    teacher: NetworkSpeed | None = None  # None for imported logits
     students: dict[str, NetworkSpeed]
 
     @property
-    def described(self) -> str:
+    def label(self) -> str:
         """`AMD EPYC, 2 threads`"""
-        many = "s" if self.threads != 1 else ""
-        return self.name if self.threads is None else f"{self.name}, {self.threads} thread{many}"
+        plural = "s" if self.threads != 1 else ""
+        return self.name if self.threads is None else f"{self.name}, {self.threads} thread{plural}"
 
 
 #: metrics/speed.json, by the device's type.
 SPEED = TypeAdapter(Annotated[dict[Literal["cpu", "cuda"], DeviceSpeed], Field(min_length=1)])
 
 
+def cpu_name() -> str:
+    """`AMD EPYC 7763 64-Core Processor`"""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(filter(None, names), platform.processor() or platform.machine())
+
+
+def time_interleaved(
+    tasks: Sequence[Callable[[], object]], *, calls: int, min_rounds: int, max_seconds: float
+) -> np.ndarray:
+    """Time every task in every round: [tasks, rounds, calls] seconds of each call.
+
+    Each round starts with another task, so that a disturbance of the machine affects all tasks
+    equally. There are ROUNDS rounds, or fewer if they would take more than `max_seconds` per task,
+    but at least `min_rounds`. A turn of several calls begins with one that is not counted: until
+    then the processor's cache holds another network's weights.
+    """
+    for task in tasks:
+        task()  # allocations and caches of the first call
+    start, times = time.perf_counter(), []
+    while len(times) < ROUNDS and (
+        len(times) < min_rounds or time.perf_counter() - start < max_seconds * len(tasks)
+    ):
+        seconds = np.empty((len(tasks), calls))
+        first = len(times) % len(tasks)
+        for number in [*range(first, len(tasks)), *range(first)]:
+            if calls > 1:
+                tasks[number]()
+            for call in range(calls):
+                begin = time.perf_counter()
+                tasks[number]()
+                seconds[number, call] = time.perf_counter() - begin
+        times.append(seconds)
+    return np.stack(times, 1)
+
+
 def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """The median, and its 95 % interval by order statistics: no distribution is assumed.
+    """Compute the median and its 95 % interval by order statistics, for any distribution.
 
     The interval is from the k-th smallest to the k-th largest of n, k as large as the binomial
-    distribution allows. Of fewer than 6 values it is all of them, and holds less surely.
+    distribution allows. With fewer than 6 values it spans all of them, at less than 95 %.
     """
     ordered = sorted(map(float, values))
     count, k = len(ordered), 0
@@ -79,21 +128,21 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 def network_speed(
     latencies: np.ndarray,
-    batches: np.ndarray,
+    batch_times: np.ndarray,
     batch_size: int,
     teacher_latencies: np.ndarray | None = None,
 ) -> NetworkSpeed:
-    """One network's figures, of four digits.
+    """Compute one network's figures, to four digits.
 
     Args:
         latencies: [rounds, calls] seconds of one image each.
-        batches: [rounds] seconds of one batch each.
+        batch_times: [rounds] seconds of one batch each.
         teacher_latencies: [rounds, calls], of the same rounds.
     """
     figures = {
         "latency_ms": 1000 * np.median(latencies),
         "latency_p95_ms": 1000 * np.quantile(latencies, 0.95),
-        "images_per_second": batch_size / np.median(batches),
+        "images_per_second": batch_size / np.median(batch_times),
     }
     if teacher_latencies is not None:
         ratios = np.median(teacher_latencies, 1) / np.median(latencies, 1)

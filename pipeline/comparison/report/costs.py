@@ -51,7 +51,7 @@ def sentences(costs: Costs) -> list[str]:
         made, online = economics.teacher_passes, economics.online_passes
         cache += (
             f" At the teacher's {device.teacher.images_per_second:,.0f} images/s "
-            f"({device.described}, batches of {device.batch_size}) that is "
+            f"({device.label}, batches of {device.batch_size}) that is "
             f"{duration(costs.seconds(made))} and {duration(costs.seconds(online))}."
         )
     if economics.store_bytes is not None:
@@ -66,7 +66,7 @@ def speed_sentence(device: DeviceSpeed) -> str:
         return f"{name} {speedup(speed)} times as fast"
 
     students = ", ".join(told(name, speed) for name, speed in device.students.items())
-    start = f"One image on {device.described}: "
+    start = f"One image on {device.label}: "
     if device.teacher is None:
         return f"{start}{students}."
     return f"{start}the teacher {milliseconds(device.teacher.latency_ms)}, {students}."

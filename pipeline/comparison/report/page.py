@@ -245,7 +245,7 @@ def told_gain(gain: PairedDifference) -> str:
 
 def speed_tables(costs: Costs) -> list[str]:
     return [
-        drawing(f"{device.described}, torch {device.torch}", plain_table(speed_rows(device)))
+        drawing(f"{device.label}, torch {device.torch}", plain_table(speed_rows(device)))
         for device in costs.speed.values()
     ]
 
@@ -365,7 +365,7 @@ def confusions(comparison: Comparison) -> list[str]:
     for name, gain in comparison.gains.items():
         decisions = comparison.teacher.decisions, gain.first.decisions
         agreed = measures.confusion(*decisions, len(names))
-        right = comparison.teacher.right, gain.first.right
+        right = comparison.teacher.correct, gain.first.correct
         note = (
             f"Both right {(right[0] & right[1]).sum():,}, the teacher alone "
             f"{(right[0] & ~right[1]).sum():,}, the student alone "
@@ -402,9 +402,9 @@ def strips(comparison: Comparison, pixels_of: Callable[[int], np.ndarray]) -> li
         for i in order[:STRIP]:
             label = comparison.labels[i]
             said = "".join(
-                f'{role} <span class="{"right" if model.right[i] else "wrong"}">'
+                f'{role} <span class="{"right" if model.correct[i] else "wrong"}">'
                 f"{escape(charts.shortened(names[model.decisions[i]], 20))}"
-                f"{' ✓' if model.right[i] else ' ✗'}</span><br>"
+                f"{' ✓' if model.correct[i] else ' ✗'}</span><br>"
                 for role, model in voices.items()
             )
             cells.append(

@@ -145,7 +145,7 @@ def model_label(model: ModelMetrics) -> str:
 
 
 def choice_sentence(comparison: Comparison) -> str:
-    chosen, best, difference = vars(comparison.ship).values()
+    chosen, best, difference = vars(comparison.recommendation).values()
     figures = f"{percent(chosen.accuracy)} with {chosen.parameters:,} parameters"
     if chosen is best:
         return (
@@ -281,7 +281,7 @@ def markdown(comparison: Comparison, costs: Costs) -> str:
         f"- {sentence}" for sentence in sentences(comparison, *cost_sentences(costs))
     )
     speed = "".join(
-        f"Speed on {device.described}, in float32:\n\n{table(speed_rows(device))}\n"
+        f"Speed on {device.label}, in float32:\n\n{table(speed_rows(device))}\n"
         for device in costs.speed.values()
     )
     cache = table(cache_rows(costs)) if costs.economics else ""

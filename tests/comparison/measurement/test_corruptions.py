@@ -1,4 +1,4 @@
-"""Each corruption does what its name says, as an independent computation has it."""
+"""Each corruption equals an independent computation of it."""
 
 import colorsys
 import io
@@ -10,11 +10,11 @@ from scipy.ndimage import gaussian_filter
 
 from pipeline.comparison.measurement.corruptions import (
     CORRUPTIONS,
-    MOST_IMAGES,
+    MAX_IMAGES,
     PUBLISHED,
     SEVERITIES,
-    chosen_samples,
-    corrupted,
+    corrupt,
+    samples_to_corrupt,
     strength,
 )
 
@@ -22,7 +22,7 @@ ALL_SEVERITIES = (1, 2, 3, 4, 5)
 
 
 def photograph(side: int, channels: int = 3, width: int | None = None) -> np.ndarray:
-    """[C, H, W] uint8: soft shapes with edges and some texture, from black to white."""
+    """Draw soft shapes with edges and some texture, from black to white: [C, H, W] uint8."""
     rng = np.random.default_rng(side)
     shape = (channels, side, width or side)
     soft = gaussian_filter(rng.normal(size=shape), (0, side / 10, side / 10))
@@ -33,15 +33,15 @@ def photograph(side: int, channels: int = 3, width: int | None = None) -> np.nda
 
 
 def apply(name: str, image: np.ndarray, severity: int, sample: int = 0) -> np.ndarray:
-    return corrupted(image, sample, corruption=name, severity=severity)
+    return corrupt(image, sample, corruption=name, severity=severity)
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("side", [16, 32, 96, 224])
-def test_a_higher_severity_is_farther_from_the_image(name, channels, side):
-    """Of those that networks are shown. (Published shares of pixels that divide a side evenly shift
-    a pixelated image more than the next severity does: 96 pixels to 64, say.)"""
+def test_a_higher_severity_changes_the_image_more(name, channels, side):
+    """For SEVERITIES. (Not for all five: pixelation that divides a side evenly, such as 96 pixels
+    to 64, shifts an image more than the next severity does.)"""
     image = photograph(side, channels)
     before = image.copy()
     distances = []
@@ -56,19 +56,19 @@ def test_a_higher_severity_is_farther_from_the_image(name, channels, side):
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_an_image_that_is_no_square_keeps_its_shape(name):
+def test_a_rectangular_image_keeps_its_shape(name):
     image = photograph(40, width=56)
     assert apply(name, image, 3).shape == (3, 40, 56)
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_strengths_are_the_published_ones_at_their_sizes_and_between_them_in_between(name):
+def test_strengths_are_the_published_ones_at_their_sizes_and_interpolated_between(name):
     small, large = PUBLISHED[name]
     for severity in ALL_SEVERITIES:
         at = severity - 1
         assert strength(name, severity, 32) == strength(name, severity, 16) == small[at]
         assert strength(name, severity, 224) == strength(name, severity, 512) == large[at]
-        # Half-way over the logarithm; 84 and 85 are the whole numbers around it.
+        # 84 and 85 are the integers around the middle of the logarithms.
         around = sorted(strength(name, severity, side) for side in (84, 85))
         assert around[0] <= (small[at] + large[at]) / 2 <= around[1]
 
@@ -84,7 +84,7 @@ def test_noise_has_mean_0_and_its_standard_deviation(severity):
     assert difference.std() == pytest.approx(deviation, rel=4 / (2 * count) ** 0.5 + 0.002)
 
 
-def test_noise_of_one_image_says_nothing_of_another_channel_sample_or_severity():
+def test_noise_is_independent_between_channels_samples_and_severities():
     image = np.full((3, 64, 64), 128, np.uint8)
     draws = [
         apply("noise", image, severity, sample).astype(float) - 128
@@ -98,7 +98,7 @@ def test_noise_of_one_image_says_nothing_of_another_channel_sample_or_severity()
 
 @pytest.mark.parametrize("side", [16, 32, 100, 224])
 @pytest.mark.parametrize("severity", ALL_SEVERITIES)
-def test_blur_is_scipys_gaussian_within_a_level(side, severity):
+def test_blur_equals_scipys_gaussian_within_a_level(side, severity):
     image = photograph(side, width=side + 3)
     deviation = strength("blur", severity, side)
     expected = gaussian_filter(image.astype(float), (0, deviation, deviation), mode="nearest")
@@ -127,7 +127,7 @@ def test_brightness_adds_to_the_value_and_keeps_hue_and_saturation(severity):
         np.testing.assert_allclose(got, 255 * np.array(expected), atol=0.5001)
 
 
-def test_brightness_of_a_grey_image_is_a_sum():
+def test_brightness_of_a_grey_image_adds_to_it():
     image = photograph(32, channels=1)
     expected = np.minimum(image + 255 * 0.3, 255)
     np.testing.assert_allclose(apply("brightness", image, 5), expected, atol=0.5001)
@@ -143,7 +143,7 @@ def test_pixelation_shows_the_means_of_blocks(severity, block):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("severity", ALL_SEVERITIES)
-def test_jpeg_is_pillows_at_the_published_quality(channels, severity):
+def test_jpeg_equals_pillows_at_the_published_quality(channels, severity):
     image = photograph(32, channels)
     pixels = image[0] if channels == 1 else image.transpose(1, 2, 0).copy()
     file = io.BytesIO()
@@ -153,15 +153,15 @@ def test_jpeg_is_pillows_at_the_published_quality(channels, severity):
 
 
 @pytest.mark.parametrize("count", [0, 1, 359, 2_000, 2_001, 10_000, 50_000])
-def test_few_test_images_are_all_taken_and_many_evenly(count):
-    samples = chosen_samples(count)
-    assert len(samples) == min(count, MOST_IMAGES)
-    if count <= MOST_IMAGES:
+def test_few_test_images_are_all_corrupted_and_of_many_an_even_sample(count):
+    samples = samples_to_corrupt(count)
+    assert len(samples) == min(count, MAX_IMAGES)
+    if count <= MAX_IMAGES:
         assert samples.tolist() == list(range(count))
         return
     assert samples[0] == 0
     classes = np.bincount(samples * 10 // count)  # ten classes, one after the other
-    np.testing.assert_allclose(classes, MOST_IMAGES / 10, atol=1)
+    np.testing.assert_allclose(classes, MAX_IMAGES / 10, atol=1)
     gaps = np.diff(samples)
     assert gaps.min() >= 1
     assert gaps.max() - gaps.min() <= 1

@@ -1,6 +1,6 @@
-"""Networks are timed in turn, on what they would answer; and what a clock says stays apart.
+"""Networks are timed in turn, on real forward passes; measured times change no other output.
 
-No test here asserts a time, or a ratio of times that were measured.
+No test here asserts a measured time, or a ratio of measured times.
 """
 
 import json
@@ -12,32 +12,38 @@ import pytest
 import torch
 from conftest import PARAMS, run_stage, write_params
 
-from pipeline.comparison.measurement.latency import SPEED, median_interval, network_speed
+from pipeline.comparison.measurement import latency
+from pipeline.comparison.measurement.latency import (
+    SPEED,
+    SPEED_FILE,
+    median_interval,
+    network_speed,
+    time_interleaved,
+)
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import TEACHER, LogitSource
+from pipeline.models.checkpoint import LogitSource
 from pipeline.models.evaluation import predict
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json, write_json
+from pipeline.runtime.outputs import TEACHER, ModelOutputs
 from pipeline.stages import speed
 
-OUTPUT = Path("metrics/speed.json")
 
-
-def test_a_median_interval_is_between_the_order_statistics_of_the_binomial_table():
+def test_the_interval_of_a_median_ends_at_the_order_statistics_of_the_binomial_table():
     assert median_interval(np.arange(20, 0, -1)) == (10.5, 6, 15)  # sign test: 5 of 20, p = 0.041
     assert median_interval(range(1, 7)) == (3.5, 1, 6)  # 2 / 64 = 0.031 outside
     assert median_interval([3, 1, 2]) == (2, 1, 3)
     assert median_interval([7]) == (7, 7, 7)
 
 
-def test_a_median_interval_holds_the_median_at_its_rate():
+def test_the_interval_of_a_median_covers_it_at_its_rate():
     draws = np.random.default_rng(0).exponential(size=(4000, 20))
-    held = [low <= np.log(2) <= high for _, low, high in map(median_interval, draws)]
-    assert 0.95 <= np.mean(held) <= 0.97  # 95.86 % exactly
+    covered = [low <= np.log(2) <= high for _, low, high in map(median_interval, draws)]
+    assert 0.95 <= np.mean(covered) <= 0.97  # 95.86 % exactly
 
 
-def test_the_figures_are_those_of_the_times():
+def test_the_figures_follow_from_the_times():
     latencies = np.full((6, 2), 0.004)
     latencies[0, 0] = 0.008  # one of 12 calls
     batches = np.array([0.1, 0.2, 0.3])
@@ -51,44 +57,43 @@ def test_the_figures_are_those_of_the_times():
     assert network_speed(latencies, batches, 64).speedup is None
 
 
-def test_every_network_is_timed_in_every_round_and_another_begins_each():
+def test_every_network_is_timed_in_every_round_and_each_round_starts_with_another():
     calls = []
     tasks = [lambda name=name: calls.append(name) for name in "abc"]
-    times = speed.time_interleaved(tasks, calls=2, least=speed.ROUNDS, seconds=0)
-    assert times.shape == (3, speed.ROUNDS, 2)
+    rounds = latency.ROUNDS
+    times = time_interleaved(tasks, calls=2, min_rounds=rounds, max_seconds=0)
+    assert times.shape == (3, rounds, 2)
     assert (times >= 0).all()
-    said = "".join(calls)
-    assert said.startswith("abc" + "aaabbbccc" + "bbbcccaaa" + "cccaaabbb")
-    assert len(said) == 3 + 3 * 3 * speed.ROUNDS
+    order = "".join(calls)
+    assert order.startswith("abc" + "aaabbbccc" + "bbbcccaaa" + "cccaaabbb")
+    assert len(order) == 3 + 3 * 3 * rounds
     calls.clear()
-    assert speed.time_interleaved(tasks, calls=1, least=3, seconds=0).shape == (3, 3, 1)
+    few = time_interleaved(tasks, calls=1, min_rounds=3, max_seconds=0)
+    assert few.shape == (3, 3, 1)
     assert "".join(calls) == "abc" + "abc" + "bca" + "cab"
-    assert speed.time_interleaved(tasks, calls=1, least=3, seconds=1e9).shape == (
-        3,
-        speed.ROUNDS,
-        1,
-    )
+    unhurried = time_interleaved(tasks, calls=1, min_rounds=3, max_seconds=1e9)
+    assert unhurried.shape == (3, rounds, 1)
 
 
-def test_100_calls_make_a_latency_and_never_too_few_rounds_for_an_interval():
-    assert speed.ROUNDS * speed.CALLS >= 100
-    least = speed.OF_ONE_IMAGE["least"]
-    assert 2 / 2**least <= 0.05 < 2 / 2 ** (least - 1)  # outside all values; of one round fewer
+def test_a_latency_is_of_100_calls_and_of_enough_rounds_for_an_interval():
+    assert latency.ROUNDS * latency.CALLS >= 100
+    rounds = latency.SINGLE_IMAGE["min_rounds"]
+    assert 2 / 2**rounds <= 0.05 < 2 / 2 ** (rounds - 1)  # outside all values; of one round fewer
 
 
-def test_what_is_timed_is_what_the_network_answers(project):
-    subject = speed.read_network("small", speed.STUDENTS / "small", "-")
+def test_the_timed_forward_pass_gives_the_networks_logits(project):
+    timed = speed.load_network(ModelOutputs("distilled", "small"))
     views = torch.randint(256, (5, 3, 16, 16), dtype=torch.uint8)
     torch.testing.assert_close(
-        subject.answer(views), predict(subject.network, subject.spec, views), rtol=0, atol=0
+        timed.forward(views), predict(timed.network, timed.spec, views), rtol=0, atol=0
     )
 
 
 def test_the_teacher_and_every_student_have_figures_on_every_device(finished_project):
-    content = json.loads((finished_project / OUTPUT).read_text("utf-8"))
+    content = json.loads((finished_project / SPEED_FILE).read_text("utf-8"))
     assert list(content) == [device.type for device in speed.devices()]
     for device in SPEED.validate_python(content).values():
-        assert device.batch_size == speed.BATCH_SIZE
+        assert device.batch_size == latency.BATCH_SIZE
         assert device.torch == torch.__version__
         assert list(device.students) == ["small"]
         student = device.students["small"]
@@ -101,31 +106,31 @@ def test_the_teacher_and_every_student_have_figures_on_every_device(finished_pro
         assert figure == float(f"{figure:.4g}")
 
 
-def test_every_student_of_the_parameters_is_measured_and_no_other(project, capsys):
+def test_exactly_the_students_of_the_parameters_are_timed(project, capsys):
     students = PARAMS["students"]
     write_params(project, PARAMS | {"students": students | {"teacher": students["small"]}})
     with pytest.raises(UserError, match=r"`models/students/teacher/network.json` is absent\. Run"):
         run_stage("speed")
-    shutil.copytree("models/students/small", "models/students/teacher")  # a student so called
+    shutil.copytree("models/students/small", "models/students/teacher")  # a student of that name
     run_stage("speed")
-    found = json.loads(OUTPUT.read_text("utf-8"))["cpu"]
-    assert list(found["students"]) == ["small", "teacher"]
-    assert "speedup" in found["students"]["teacher"]
-    assert "speedup" not in found["teacher"]
+    speeds = json.loads(SPEED_FILE.read_text("utf-8"))["cpu"]
+    assert list(speeds["students"]) == ["small", "teacher"]
+    assert "speedup" in speeds["students"]["teacher"]
+    assert "speedup" not in speeds["teacher"]
     assert "small: " in capsys.readouterr().out
     write_params(project, PARAMS)
     run_stage("speed")
-    assert list(json.loads(OUTPUT.read_text("utf-8"))["cpu"]["students"]) == ["small"]
+    assert list(json.loads(SPEED_FILE.read_text("utf-8"))["cpu"]["students"]) == ["small"]
 
 
-def test_a_teacher_that_is_a_table_of_answers_is_left_out(project):
+def test_a_teacher_of_imported_logits_is_left_out(project):
     classes = open_dataset().class_names
     source = LogitSource("logits", "mine", classes, "mine.npz", 64 * "0")
-    checkpoint.save_source(TEACHER, source)
+    checkpoint.save_source(TEACHER.model, source)
     run_stage("speed")
-    found = json.loads(OUTPUT.read_text("utf-8"))["cpu"]
-    assert "teacher" not in found
-    assert set(found["students"]["small"]) == {
+    speeds = json.loads(SPEED_FILE.read_text("utf-8"))["cpu"]
+    assert "teacher" not in speeds
+    assert set(speeds["students"]["small"]) == {
         "latency_ms",
         "latency_p95_ms",
         "images_per_second",
@@ -137,50 +142,50 @@ def test_a_teacher_that_is_a_table_of_answers_is_left_out(project):
     assert "time in the teacher" not in page
 
 
-CLOCKED = {"index.html", "comparison.md"}  # of reports/
+TIMED = {"index.html", "comparison.md"}  # of reports/
 
 
 def timeless() -> dict[Path, bytes]:
     files = [*Path("metrics").glob("*.*"), *Path("reports").iterdir()]
-    return {path: path.read_bytes() for path in files if path.name not in {*CLOCKED, OUTPUT.name}}
+    return {path: path.read_bytes() for path in files if path.name not in {*TIMED, SPEED_FILE.name}}
 
 
-def test_a_clock_changes_the_report_and_nothing_else_of_the_comparison(project, capsys):
+def test_measured_times_change_the_report_and_nothing_else_of_the_comparison(project, capsys):
     run_stage("compare")
     before, printed = timeless(), capsys.readouterr().out
-    clocked = {name: (Path("reports") / name).read_bytes() for name in CLOCKED}
+    with_times = {name: (Path("reports") / name).read_bytes() for name in TIMED}
     assert {path.name for path in before} >= {
         "comparison.json",
         "comparison.csv",
         "training_curves.csv",
         "class_accuracy.csv",
     }
-    content = json.loads(OUTPUT.read_text("utf-8"))
+    content = json.loads(SPEED_FILE.read_text("utf-8"))
     for device in content.values():
         device |= {"name": "a machine of another kind", "threads": 77}
         for figures in (device["teacher"], *device["students"].values()):
             figures |= {name: 3.25 * value for name, value in figures.items()}
-    write_json(OUTPUT, content)
+    write_json(SPEED_FILE, content)
     run_stage("compare")
     assert timeless() == before
     assert capsys.readouterr().out == printed
-    for name, content in clocked.items():
+    for name, content in with_times.items():
         now = (Path("reports") / name).read_bytes()
         assert now != content
         assert b"a machine of another kind, 77 threads" in now
 
 
-def test_the_comparison_has_the_passes_of_the_store_and_of_the_histories(project):
+def test_the_comparison_counts_the_passes_of_the_store_and_of_the_histories(project):
     index = read_json("data/soft_targets/store.json", produced_by="-")
-    found = read_json("metrics/comparison.json", produced_by="-")["cache"]
+    cache = read_json("metrics/comparison.json", produced_by="-")["cache"]
     train, validation, test = (index["splits"][n] for n in ("train", "validation", "test"))
     epochs = len(Path("metrics/history/students/small.csv").read_text("utf-8").splitlines()) - 1
     made = PARAMS["views"]["count"] * train + validation + test
-    assert found["teacher_passes"] == made
-    assert found["passes_saved"] == epochs * train - made
+    assert cache["teacher_passes"] == made
+    assert cache["passes_saved"] == epochs * train - made
     stored = sum(path.stat().st_size for path in Path("data/soft_targets").glob("train_*.h5"))
     per_row = stored / (PARAMS["views"]["count"] * train)
-    assert found["store_bytes"] == pytest.approx(made * per_row, rel=1e-3)
+    assert cache["store_bytes"] == pytest.approx(made * per_row, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -193,11 +198,11 @@ def test_the_comparison_has_the_passes_of_the_store_and_of_the_histories(project
         (lambda c: c.pop("cpu"), "should have at least 1 item"),
     ],
 )
-def test_figures_that_are_not_what_the_stage_writes_are_refused(project, edit, message):
-    content = json.loads(OUTPUT.read_text("utf-8"))
+def test_a_damaged_speed_file_is_refused(project, edit, message):
+    content = json.loads(SPEED_FILE.read_text("utf-8"))
     content = {"cpu": content["cpu"]}
     edit(content)
-    write_json(OUTPUT, content)
+    write_json(SPEED_FILE, content)
     with pytest.raises(UserError) as refusal:
         run_stage("compare")
     assert "`metrics/speed.json`" in str(refusal.value)
@@ -206,7 +211,7 @@ def test_figures_that_are_not_what_the_stage_writes_are_refused(project, edit, m
 
 
 @pytest.mark.parametrize("edit", [{"num_views": "3"}, {"splits": {"train": 5}}, {"fidelity": None}])
-def test_a_store_that_does_not_say_how_much_it_holds_is_refused(project, edit):
+def test_a_store_index_without_the_stores_size_is_refused(project, edit):
     path = "data/soft_targets/store.json"
     write_json(path, read_json(path, produced_by="-") | edit)
     with pytest.raises(UserError, match="does not say how many views of how many images"):

@@ -25,6 +25,7 @@ from import_closure import ROOT
 from PIL import Image
 
 from pipeline.commands.store import verify
+from pipeline.comparison.example_images import clean_pixels
 from pipeline.comparison.report.html import THUMBNAIL
 from pipeline.data.prepared.dataset import Dataset, encoded_path, open_dataset
 from pipeline.data.prepared.image_decoding import clean_boxes, decode_view, eight_bits
@@ -32,7 +33,6 @@ from pipeline.data.sources.image_reading import map_in_threads
 from pipeline.runtime.derived_random import permutation
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
-from pipeline.stages.compare import clean_pixels
 from pipeline.views import loader as views_module
 from pipeline.views.loader import EncodedViews, open_views
 from pipeline.views.plan import ViewPolicy, apply_views, crop_boxes, flips
@@ -518,7 +518,7 @@ def test_photographs_are_prepared_and_shown(folder, quality):
 def test_the_report_shows_encoded_images_as_networks_are_tested_on_them(encoded_project):
     split = open_dataset().splits["test"]
     for sample in range(len(split)):
-        pixels = clean_pixels(split, sample)
+        pixels = clean_pixels(split, sample, THUMBNAIL)
         assert pixels.shape == (3, THUMBNAIL, THUMBNAIL)
         image = Image.open(io.BytesIO(split.content(sample))).convert("RGB")
         side = min(image.size) * 64 / round(64 * 256 / 224)  # the middle square
@@ -536,4 +536,4 @@ def test_an_encoded_image_that_cannot_be_shown_is_named(encoded_project):
     with pytest.raises(
         UserError, match=r"`train/\w+/\d\.\w+` of test cannot .* `dvc repro prepare`"
     ):
-        clean_pixels(open_dataset().splits["test"], 0)
+        clean_pixels(open_dataset().splits["test"], 0, THUMBNAIL)

@@ -1,0 +1,36 @@
+"""Test images for the report: clean as the networks see them, and corrupted."""
+
+import numpy as np
+
+from pipeline.comparison.measurement.corruptions import CORRUPTIONS, corrupt
+from pipeline.data.prepared.dataset import AGAIN, AnySplit, EncodedSplit
+from pipeline.data.prepared.image_decoding import UNREADABLE, clean_boxes, decode_view
+from pipeline.runtime.errors import UserError
+
+
+def clean_pixels(split: AnySplit, sample: int, side: int) -> np.ndarray:
+    """Read [C, H, W] uint8 of a test image as the networks see it.
+
+    Args:
+        side: of an encoded image's view, in pixels; prepared pixels keep their size.
+
+    Raises:
+        UserError: an encoded image cannot be decoded.
+    """
+    if not isinstance(split, EncodedSplit):
+        return split.images[sample]
+    size = split.sizes[sample]
+    (box,) = clean_boxes(size[None], split.image_size)
+    try:
+        return decode_view(split.content(sample), size, box, side, split.channels)
+    except UNREADABLE as error:
+        raise UserError(
+            f"`{split.sample_ids[sample]}` of test cannot be read ({error}). Run `{AGAIN}`."
+        ) from None
+
+
+def corrupted_examples(split: AnySplit, severity: int) -> dict[str, np.ndarray]:
+    """Corrupt the first test image as the networks see it: [C, H, W] uint8 by corruption."""
+    side = split.image_size if isinstance(split, EncodedSplit) else split.images.shape[-1]
+    pixels = clean_pixels(split, 0, side)
+    return {name: corrupt(pixels, 0, corruption=name, severity=severity) for name in CORRUPTIONS}

@@ -1,0 +1,257 @@
+"""Read what the other stages wrote. Refuse what is damaged, or was made from other inputs."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file
+
+from pipeline.comparison.cache_economics import Economics
+from pipeline.comparison.compare import COSTS, Predictions
+from pipeline.comparison.measurement.corruptions import CORRUPTIONS, SEVERITIES, samples_to_corrupt
+from pipeline.comparison.measurement.latency import SPEED, SPEED_FILE, DeviceSpeed
+from pipeline.comparison.robustness import (
+    CorruptionPredictions,
+    RobustComparison,
+    compare_robustness,
+)
+from pipeline.data.prepared.dataset import Dataset
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import canonical_json, read_json, recovery_hint
+from pipeline.runtime.outputs import STORE, TEACHER, ModelOutputs, Role
+from pipeline.runtime.params import PARAMS_FILE, read_params
+from pipeline.runtime.stage_inputs import StageInputs
+
+STUDENT_ROLES: tuple[Role, ...] = ("distilled", "baseline")
+HELD_OUT = ("validation", "test")
+STORE_INDEX = STORE / "store.json"
+
+
+def read_predictions(outputs: ModelOutputs, dataset: Dataset) -> Predictions:
+    """Read a model's logits and costs.
+
+    Raises:
+        UserError: a file is absent or damaged, or is not of these images or these parameters;
+            names the command that writes it.
+    """
+    stage_inputs = StageInputs(*outputs.stage.split("@"))
+    is_imported = outputs == TEACHER and read_params()["teacher"]["weights"] == "logits"
+    costs = dict.fromkeys(COSTS) if is_imported else _read_costs(outputs)
+    logits = _read_logits(outputs, dataset)
+    _check_made_from(outputs, stage_inputs)
+    return Predictions(outputs.name or "teacher", outputs.role, **logits, **costs)
+
+
+def _read_costs(outputs: ModelOutputs) -> dict[str, int]:
+    """Read parameters, MACs and bytes as the model's stage measured them."""
+    metrics = read_json(outputs.metrics, produced_by=f"dvc repro {outputs.stage}")
+    costs = {name: metrics.get(name) for name in COSTS}
+    for name, value in costs.items():
+        if type(value) is not int or value < 0:
+            actual = f"has {name} {value!r}" if name in metrics else f"lacks {name}"
+            raise UserError(
+                f"`{outputs.metrics}` {actual}; expected a whole number. Run "
+                f"`dvc repro --force {outputs.stage}`."
+            )
+    return costs
+
+
+def _read_logits(outputs: ModelOutputs, dataset: Dataset) -> dict[str, np.ndarray]:
+    """Read the [N, C] raw logits of validation and test."""
+    path, hint = outputs.predictions, _hint(outputs.predictions, outputs.stage)
+    logits = _read_tensors(path, hint)
+    for name in HELD_OUT:
+        shape = (len(dataset.splits[name]), dataset.num_classes)
+        if name not in logits or logits[name].shape != shape:
+            actual = list(logits[name].shape) if name in logits else "nothing"
+            raise UserError(
+                f"`{path}` holds {actual} for {name}; expected logits {list(shape)} for the images "
+                f"of data/prepared. {hint}"
+            )
+        if logits[name].dtype != np.float32:
+            raise UserError(
+                f"`{path}` holds {logits[name].dtype} for {name}; expected float32. {hint}"
+            )
+        if not np.isfinite(logits[name]).all():
+            raise UserError(
+                f"`{path}` holds logits for {name} that are not finite: the training diverged. "
+                "Lower its learning rate in params.yaml."
+            )
+    return {name: logits[name] for name in HELD_OUT}
+
+
+def _check_made_from(outputs: ModelOutputs, stage_inputs: StageInputs) -> None:
+    """Raises: UserError: the predictions are of other parameters, whatever DVC has recorded."""
+    with safe_open(outputs.predictions, "numpy") as file:
+        made_from = json.loads((file.metadata() or {}).get("made_from", "{}"))
+    for key, value in json.loads(canonical_json(stage_inputs.params)).items():
+        if key in made_from and made_from[key] != value:
+            raise UserError(
+                f"`{outputs.predictions}` was made when `{PARAMS_FILE}: {key}` was "
+                f"{json.dumps(made_from[key])}; now that is {json.dumps(value)}. Run `dvc repro "
+                f"--force --single-item {outputs.stage}`, then `dvc repro`."
+            )
+
+
+def _read_tensors(path: Path, hint: str) -> dict[str, np.ndarray]:
+    """Raises: UserError: the file is absent or damaged."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"`{path}` is absent or damaged ({error}). {hint}") from None
+
+
+def _hint(path: Path, stage: str) -> str:
+    return recovery_hint(path, f"dvc repro --force {stage}")
+
+
+def read_robustness(names: list[str], dataset: Dataset) -> RobustComparison:
+    """Read the predictions for corrupted images and compare them.
+
+    Raises:
+        UserError: a file is absent or damaged, or is not of these images and corruptions.
+    """
+    labels = np.asarray(dataset.splits["test"].labels)
+    samples = samples_to_corrupt(len(labels))
+    teacher = _read_corrupted(TEACHER, "robustness_teacher", samples)
+    students = {
+        name: tuple(
+            _read_corrupted(ModelOutputs(role, name), f"robustness@{name}", samples)
+            for role in STUDENT_ROLES
+        )
+        for name in names
+    }
+    return compare_robustness(teacher, students, labels[samples])
+
+
+def _read_corrupted(
+    outputs: ModelOutputs, stage: str, samples: np.ndarray
+) -> CorruptionPredictions | None:
+    """Read the predicted classes of corrupted images; None for a teacher without a network."""
+    path = outputs.corrupted_predictions
+    hint = _hint(path, stage)
+    tensors = _read_tensors(path, hint)
+    if outputs == TEACHER and list(tensors) == ["samples"]:
+        return None
+    shapes = {
+        "clean": [len(samples)],
+        "decisions": [len(CORRUPTIONS), len(SEVERITIES), len(samples)],
+        "samples": [len(samples)],
+    }
+    expected = ", ".join(f"{name} int32 {shape}" for name, shape in shapes.items())
+    actual = ", ".join(f"{name} {t.dtype} {list(t.shape)}" for name, t in sorted(tensors.items()))
+    if actual != expected or not np.array_equal(tensors["samples"], samples):
+        other_images = ", of other test images" if actual == expected else ""
+        raise UserError(
+            f"`{path}` holds {actual}{other_images}; expected {expected}, of {len(samples):,} test "
+            f"images of data/prepared, evenly spread. {hint}"
+        )
+    return CorruptionPredictions(tensors["clean"], tensors["decisions"])
+
+
+def read_training_curves(names: list[str]) -> pd.DataFrame:
+    """Read every epoch of every student and baseline, one a row.
+
+    Raises:
+        UserError: a history is absent or damaged; names the command that writes it.
+    """
+    curves = []
+    for name in names:
+        for role in STUDENT_ROLES:
+            history = _read_history(ModelOutputs(role, name))
+            history.insert(0, "student", name)
+            history.insert(1, "role", role)
+            curves.append(history)
+    return pd.concat(curves, ignore_index=True)
+
+
+def _read_history(outputs: ModelOutputs) -> pd.DataFrame:
+    path, hint = outputs.history, f"Run `dvc repro --force {outputs.stage}`."
+    if not path.is_file():
+        raise UserError(f"`{path}` is absent. {hint}")
+    try:
+        history = pd.read_csv(path)
+        epochs, accuracies = history["epoch"].tolist(), history["validation_accuracy"]
+        complete = epochs == list(range(1, len(epochs) + 1)) and accuracies.between(0, 1).all()
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError) as error:
+        raise UserError(f"`{path}` cannot be read ({error}). {hint}") from None
+    if not (epochs and complete):
+        raise UserError(
+            f"`{path}` is damaged; expected a row for each epoch from 1, and in each "
+            f"`validation_accuracy` from 0 to 1. {hint}"
+        )
+    return history
+
+
+def read_store_index(dataset: Dataset) -> dict[str, Any]:
+    """Read the index of the store that the students were trained from.
+
+    Raises:
+        UserError: it is absent or damaged, or the store holds soft targets of other images.
+    """
+    command = "dvc repro soft_targets"
+    index = read_json(STORE_INDEX, produced_by=command)
+    keys = ("dataset_fingerprint", "teacher_fingerprint")
+    missing = [key for key in keys if not isinstance(index.get(key), str)]
+    if missing:
+        raise UserError(f"`{STORE_INDEX}` lacks {', '.join(missing)}. Run `{command}`.")
+    if index["dataset_fingerprint"] != dataset.fingerprint:
+        raise UserError(
+            f"`{STORE}`, which the students were trained from, was written for dataset "
+            f"{index['dataset_fingerprint'][:12]}…, but data/prepared is "
+            f"{dataset.fingerprint[:12]}…. Run `dvc repro`."
+        )
+    return index
+
+
+def cache_economics(index: Mapping[str, Any], curves: pd.DataFrame) -> Economics:
+    """Count what the store's index and the histories imply.
+
+    Args:
+        curves: one row per epoch of each training.
+
+    Raises:
+        UserError: the index does not say how much the store holds.
+    """
+    epochs = curves[curves["role"] == "distilled"].groupby("student", sort=False).size()
+    try:
+        return Economics(
+            views=index["num_views"],
+            training_images=index["splits"]["train"],
+            held_out_images=sum(index["splits"][name] for name in HELD_OUT),
+            epochs=epochs.to_dict(),
+            bytes_per_row=index["fidelity"].get("bytes_per_row"),
+        )
+    except (KeyError, TypeError, AttributeError, ValidationError):
+        raise UserError(
+            f"`{STORE_INDEX}` does not say how many views of how many images the store holds; "
+            "expected `num_views`, `splits` and `fidelity` as in docs/soft_targets_format.md. Run "
+            "`dvc repro --force soft_targets`."
+        ) from None
+
+
+def read_speed(names: list[str]) -> dict[str, DeviceSpeed]:
+    """Read the networks' speed, by the device's type.
+
+    Raises:
+        UserError: the file is absent or damaged, or lacks a student.
+    """
+    content = read_json(SPEED_FILE, produced_by="dvc repro speed")
+    hint = "Run `dvc repro --force speed`."
+    try:
+        speed = SPEED.validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "all of it"
+        raise UserError(
+            f"`{SPEED_FILE}` is not what the stage `speed` writes: `{key}`: {first['msg']}. {hint}"
+        ) from None
+    missing = [name for name in names if any(name not in d.students for d in speed.values())]
+    if missing:
+        raise UserError(f"`{SPEED_FILE}` has no figures of {', '.join(missing)}. {hint}")
+    return speed
