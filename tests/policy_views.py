@@ -8,7 +8,7 @@ import torch
 
 from pipeline.runtime.derived_random import hash64
 from pipeline.views.loader import Batch, make_view
-from pipeline.views.plan import ViewPolicy
+from pipeline.views.policy import ViewPolicy
 
 TEXTS = [
     "none",

@@ -63,7 +63,7 @@ from pipeline.training.divergence import LossMonitor
 from pipeline.training.optimisation import Optimisation, batches
 from pipeline.training.resume import SCRATCH, ResumeState, fingerprint
 from pipeline.views.loader import open_views
-from pipeline.views.plan import ViewPolicy
+from pipeline.views.policy import ViewPolicy
 
 MEASURED = ("validation", "test")
 #: What to do about a low accuracy that neither order, normalisation nor size explains.

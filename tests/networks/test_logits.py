@@ -39,7 +39,7 @@ from pipeline.runtime.files import read_json
 from pipeline.stages import soft_targets as stage
 from pipeline.store.format.schema import SHARD_SAMPLES, STORE
 from pipeline.views.loader import open_views
-from pipeline.views.plan import ViewPolicy
+from pipeline.views.policy import ViewPolicy
 
 VIEWS, SPLITS = 3, ("train", "validation", "test")
 IDENTITY = ("dataset_fingerprint", "policy", "seed", "image_size", "precision", "num_classes")

@@ -24,16 +24,10 @@ from pipeline.models.checkpoint import TEACHER
 from pipeline.runtime.derived_random import permutation
 from pipeline.runtime.errors import UserError
 from pipeline.store.reading.store import read_index
+from pipeline.views.geometry import apply_views, crop_boxes, flips
 from pipeline.views.loader import make_view
-from pipeline.views.plan import (
-    MixPlan,
-    ViewPolicy,
-    apply_mix,
-    apply_views,
-    crop_boxes,
-    flips,
-    plan_mix,
-)
+from pipeline.views.mixing import MixPlan, apply_mix, plan_mix
+from pipeline.views.policy import ViewPolicy
 from pipeline.views.rand_augment import OPERATIONS, apply
 from pipeline.views.resampling import ONE, resize_boxes, taps
 

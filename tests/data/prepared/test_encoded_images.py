@@ -34,8 +34,9 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
 from pipeline.stages.compare import clean_pixels
 from pipeline.views import loader as views_module
+from pipeline.views.geometry import apply_views, crop_boxes, flips
 from pipeline.views.loader import EncodedViews, open_views
-from pipeline.views.plan import ViewPolicy, apply_views, crop_boxes, flips
+from pipeline.views.policy import ViewPolicy
 
 CPU = torch.device("cpu")
 PREPARED, STORE = Path("data/prepared"), Path("data/soft_targets")

@@ -6,8 +6,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from pipeline.runtime.derived_random import hash64, permutation
-from pipeline.views import plan
-from pipeline.views.plan import PADDING, POLICIES, ViewPolicy, apply_views, view_entries
+from pipeline.views import geometry
+from pipeline.views.geometry import apply_views, view_entries
+from pipeline.views.policy import PADDING, POLICIES, ViewPolicy
 
 IMAGES = torch.from_numpy(
     np.random.default_rng(0).integers(0, 256, (40, 3, 12, 12), dtype=np.uint8)
@@ -118,6 +119,6 @@ def test_crops_made_one_by_one_and_at_once_are_the_same():
     padded = torch.from_numpy(rng.integers(0, 256, (40, 3, 24, 20), np.uint8))
     top, left = rng.integers(0, 9, (2, 40))
     flip = rng.integers(0, 2, 40)
-    one_by_one = plan._windows_one_by_one(padded, top, left, flip)
-    assert torch.equal(one_by_one, plan._windows_at_once(padded, top, left, flip))
+    one_by_one = geometry._windows_one_by_one(padded, top, left, flip)
+    assert torch.equal(one_by_one, geometry._windows_at_once(padded, top, left, flip))
     assert one_by_one.shape == (40, 3, 16, 12)
