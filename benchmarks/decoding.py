@@ -33,8 +33,9 @@ from pipeline.data.sources.archives import read_files
 from pipeline.data.sources.params import DatasetParams
 from pipeline.runtime.errors import UserError
 from pipeline.stages.prepare import write_dataset
+from pipeline.views.geometry import crop_boxes, flips
 from pipeline.views.loader import RESIZED_CROP, open_views
-from pipeline.views.plan import ViewPolicy, crop_boxes, flips
+from pipeline.views.policy import ViewPolicy
 
 SEED = 0
 SIDES = (224, 112)

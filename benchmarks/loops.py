@@ -30,7 +30,7 @@ from pipeline.students.loop import Loss, ViewBatches, train_step, whole_batch
 from pipeline.students.params import TrainingParams
 from pipeline.training.optimisation import Optimisation, batches
 from pipeline.views.loader import Batch, Views
-from pipeline.views.plan import ViewPolicy
+from pipeline.views.policy import ViewPolicy
 
 TEMPERATURE, SOFT, HARD = 4.0, 0.9, 0.1
 VIEW = 0  # the one that is cached

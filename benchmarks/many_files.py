@@ -75,9 +75,9 @@ def prepare(root: Path, directory: Path) -> dict[str, float]:
     )
     before, begin = memory_bytes("VmRSS"), time.process_time()
     with atomic_directory(directory) as partial:
-        header, _ = write_dataset(params, partial)
+        description = write_dataset(params, partial)
     seconds, memory = time.process_time() - begin, memory_bytes("VmHWM") - before
-    count = sum(header["splits"].values())
+    count = sum(description["splits"].values())
     index = sum(f.stat().st_size for f in directory.iterdir() if not f.name.endswith("_images.bin"))
     values = (1000 * seconds / count, memory / count, index / count)
     return dict(zip(MEASURES, values, strict=True))

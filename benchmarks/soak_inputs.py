@@ -69,7 +69,7 @@ from pipeline.store.reading.store import open_store
 from pipeline.teacher import foreign_checkpoint
 from pipeline.views.loader import open_views
 from pipeline.views.params import ViewsParams
-from pipeline.views.plan import ViewPolicy
+from pipeline.views.policy import ViewPolicy
 
 SECONDS = 30  # for one input
 SIZE, CLASSES, IMAGES = 16, ("ant", "bee", "cat"), 12  # pixels; images of a class
@@ -115,7 +115,7 @@ def read_params_file() -> None:
 def read_images(root: str = "images", *, storage: str = "pixels", quality: Any = 90) -> None:
     values = PARAMS["dataset"] | {"root": root, "storage": storage, "quality": quality}
     OUT.mkdir()
-    header, _ = prepare.write_dataset(DatasetParams(**values), OUT)
+    description = prepare.write_dataset(DatasetParams(**values), OUT)
     dataset = open_dataset(OUT)
     ids = [sample for split in dataset.splits.values() for sample in split.sample_ids]
     if root == "images":
@@ -128,7 +128,7 @@ def read_images(root: str = "images", *, storage: str = "pixels", quality: Any =
     else:
         there = {p.relative_to("images").as_posix() for p in Path("images").rglob("*.png")}
         expect(there <= set(ids), f"samples {sorted(there - set(ids))[:3]} are left out")
-    expect(len(ids) == len(set(ids)) == sum(header["splits"].values()), "samples are repeated")
+    expect(len(ids) == len(set(ids)) == sum(description["splits"].values()), "samples are repeated")
     look_at(dataset)
 
 

@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 from benchmarks.pairs import alternate, median
 from pipeline.compute.device import default_device
 from pipeline.views.loader import make_view
-from pipeline.views.plan import ViewPolicy
+from pipeline.views.policy import ViewPolicy
 
 BATCH = {32: 256, 224: 32}  # by the side in pixels
 POLICIES = (

@@ -1,6 +1,6 @@
-"""The pixels of any view, image by image, as docs/soft_targets_format.md defines them.
+"""The pixels of any view, image by image: a slow, independent implementation.
 
-Written from that page alone: it imports nothing of the pipeline, and is slow.
+Written from docs/soft_targets_format.md alone; imports nothing of the pipeline.
 """
 
 import math
@@ -23,7 +23,7 @@ def hash64(*words: int) -> int:
 
 
 class Plan:
-    """The numbers of one sample in one view."""
+    """The random numbers of one sample in one view."""
 
     def __init__(self, seed: int, view: int, sample: int):
         self.words = (seed, view, sample)
@@ -36,16 +36,16 @@ class Plan:
 
 
 def view_of(images: np.ndarray, policy: str, seed: int, view: int, sample: int) -> np.ndarray:
-    """[C, S, S] uint8.
+    """Make one view, [C, S, S] uint8.
 
     Args:
-        images: [N, C, S, S] uint8, all of the split's.
+        images: [N, C, S, S] uint8, the whole split.
     """
     geometry, *more = policy.split("+")
     steps = {part.partition("(")[0]: part.partition("(")[2][:-1] for part in more}
     augmented = steps.pop("rand_augment", None)
 
-    def alone(sample: int) -> np.ndarray:
+    def unmixed(sample: int) -> np.ndarray:
         image = geometric(images[sample].astype(int), geometry, seed, view, sample)
         if augmented is not None:
             operations, magnitude = map(int, augmented.split(","))
@@ -55,25 +55,25 @@ def view_of(images: np.ndarray, policy: str, seed: int, view: int, sample: int) 
                 image = operation(image, plan.number(3, 2 * k) % 14, sign, magnitude)
         return image
 
-    pixels = alone(sample)
+    pixels = unmixed(sample)
     if steps:
         ((method, alpha),) = steps.items()
         plan, total, side = Plan(seed, view, sample), len(images), images.shape[-1]
-        other = alone((sample + 1 + plan.number(4, 0) % max(1, total - 1)) % total)
+        partner = unmixed((sample + 1 + plan.number(4, 0) % max(1, total - 1)) % total)
         share = betaincinv(float(alpha), float(alpha), plan.uniform(5, 0))
         if method == "mixup":
             n = int(np.rint(256 * share))
-            pixels = (n * pixels + (256 - n) * other + 128) // 256
+            pixels = (n * pixels + (256 - n) * partner + 128) // 256
         else:
             half = int(side * math.sqrt(1 - share)) // 2
             y, x = (plan.number(6, n) % side for n in (0, 1))
             box = np.s_[:, max(0, y - half) : y + half, max(0, x - half) : x + half]
-            pixels[box] = other[box]
+            pixels[box] = partner[box]
     return pixels.astype(np.uint8)
 
 
 def label_share(policy: str, side: int, seed: int, view: int, sample: int) -> float:
-    """The share of the sample's own label in a mixed view."""
+    """The share of the sample's label in a mixed view."""
     method, alpha = re.search(r"(mixup|cutmix)\((.*)\)", policy).groups()
     plan = Plan(seed, view, sample)
     share = betaincinv(float(alpha), float(alpha), plan.uniform(5, 0))
@@ -127,7 +127,7 @@ def box_of(plan: Plan, height: int, width: int) -> tuple[int, int, int, int]:
 
 
 def resized(image: np.ndarray, start: int, length: int, size: int) -> np.ndarray:
-    """The last axis, from `start` on for `length` pixels, at another size."""
+    """Resize `length` pixels from `start` of the last axis to `size`."""
     limit = image.shape[-1]
     columns = []
     for i in range(size):
@@ -141,21 +141,22 @@ def resized(image: np.ndarray, start: int, length: int, size: int) -> np.ndarray
     return np.stack(columns, -1)
 
 
-def operation(  # noqa: PLR0911, PLR0912, one by one as on the page
+def operation(  # noqa: PLR0911, PLR0912, in the order of the page
     image: np.ndarray, number: int, sign: int, magnitude: int
 ) -> np.ndarray:
-    """One of the fourteen, of integers [C, H, W]."""
+    """Apply one of the 14 operations to integers [C, H, W]."""
     channels, height, width = image.shape
     one, unit = 2**14, 2**16
     factor = (one * (100 + 3 * magnitude * sign) + 50) // 100
     levels = np.arange(256)
 
-    def affine(of_column, of_row):
+    def affine(column_map, row_map):
         moved = np.zeros_like(image)
         for i in range(height):
             for j in range(width):
                 column, row = (
-                    (a * (2 * j + 1) + b * (2 * i + 1) + c) >> 17 for a, b, c in (of_column, of_row)
+                    (a * (2 * j + 1) + b * (2 * i + 1) + c) >> 17
+                    for a, b, c in (column_map, row_map)
                 )
                 if 0 <= column < width and 0 <= row < height:
                     moved[:, i, j] = image[:, row, column]

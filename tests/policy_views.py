@@ -1,4 +1,4 @@
-"""One view of a few images by every kind of policy, also as a process of its own: its digests."""
+"""One view of a few images for every kind of policy; as a program, prints their digests."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ import torch
 
 from pipeline.runtime.derived_random import hash64
 from pipeline.views.loader import Batch, make_view
-from pipeline.views.plan import ViewPolicy
+from pipeline.views.policy import ViewPolicy
 
 TEXTS = [
     "none",
@@ -25,7 +25,7 @@ TEXTS = [
 
 
 def images(channels: int = 3, size: int = 16, count: int = 40) -> torch.Tensor:
-    """Noise, of another range of levels in every image, and of no generator that may change."""
+    """Noise with other levels in every image, from hash64: generators may change."""
     numbers = hash64(np.arange(count * channels * size**2)).reshape(count, channels, size, size)
     ranges = hash64(1, np.arange(count)) % np.uint64(255) + np.uint64(2)
     return torch.from_numpy((numbers % ranges[:, None, None, None]).astype(np.uint8))

@@ -17,8 +17,8 @@ from clone import Clone
 from conftest import PARAMS, change_params, run_stage, write_params
 from import_closure import ROOT
 
+from pipeline.data.sources.packing import write_array
 from pipeline.runtime import files
-from pipeline.stages.prepare import write_array
 from pipeline.teacher import accuracy_gate
 
 STAGES = {

@@ -28,8 +28,11 @@ BROUGHT_ALONG = {
     },
     "speed": {
         *("pipeline/comparison/measurement/corruptions.py", "pipeline/models/evaluation.py"),
-        *("pipeline/data/prepared/image_decoding.py", "pipeline/views/loader.py"),
+        *("pipeline/data/prepared/image_decoding.py", "pipeline/runtime/derived_random.py"),
         *("pipeline/runtime/locks.py", "pipeline/runtime/progress.py"),
+        *("pipeline/views/geometry.py", "pipeline/views/loader.py", "pipeline/views/mixing.py"),
+        *("pipeline/views/rand_augment.py", "pipeline/views/random_numbers.py"),
+        "pipeline/views/resampling.py",
     },
     "compare": {
         *("pipeline/runtime/derived_random.py", "pipeline/runtime/locks.py"),
@@ -173,7 +176,8 @@ def test_every_folder_of_code_is_a_package():
 
 
 PURE = [
-    *("distillation/losses", "views/rand_augment", "views/resampling", "runtime/derived_random"),
+    *("distillation/losses", "runtime/derived_random"),
+    *("views/policy", "views/rand_augment", "views/resampling"),
     *("comparison/metrics", "comparison/statistics", "comparison/cache_economics"),
     *("comparison/measurement/corruptions", "comparison/measurement/latency"),
     "comparison/report/charts",

@@ -57,7 +57,7 @@ from pipeline.students.loop import TrainingData, evaluate, fit
 from pipeline.students.params import TrainingParams
 from pipeline.views.loader import open_views
 from pipeline.views.params import ViewsParams
-from pipeline.views.plan import ViewPolicy
+from pipeline.views.policy import ViewPolicy
 
 RESULTS = Path(__file__).with_name("runs.csv")
 WORKSPACE = ".scratch/accuracy"  # in the project

@@ -42,7 +42,7 @@ from pipeline.students.loop import TrainingData, evaluate, fit
 from pipeline.students.params import TrainingParams
 from pipeline.views.loader import Batch, Views
 from pipeline.views.params import ViewsParams
-from pipeline.views.plan import ViewPolicy
+from pipeline.views.policy import ViewPolicy
 
 RESULTS = Path(__file__).with_suffix(".csv")
 WORKSPACE = ".scratch/accuracy_views"  # in the project

@@ -18,7 +18,7 @@ from pipeline.data.prepared.dataset import AnySplit
 from pipeline.models.checkpoint import InputSpec
 from pipeline.runtime.files import canonical_json, write_bytes
 from pipeline.views.loader import open_views
-from pipeline.views.plan import ViewPolicy
+from pipeline.views.policy import ViewPolicy
 
 PREDICTIONS, METRICS = Path("predictions"), Path("metrics")
 BATCH_SIZE = 256

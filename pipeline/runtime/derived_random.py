@@ -1,4 +1,4 @@
-"""(split from pipeline/views/plan.py)"""
+"""Numbers that are derived from integers, never drawn: a hash and a permutation."""
 
 from __future__ import annotations
 

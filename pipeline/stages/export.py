@@ -29,7 +29,7 @@ from pipeline.runtime.params import check_student, load_section
 from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.views.loader import open_views
 from pipeline.views.params import ViewsParams
-from pipeline.views.plan import ViewPolicy
+from pipeline.views.policy import ViewPolicy
 
 STUDENTS, EXPORTED = Path("models/students"), Path("models/exported")
 

@@ -33,7 +33,7 @@ from pipeline.runtime.params import check_student
 from pipeline.runtime.progress import bar
 from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.views.loader import open_views
-from pipeline.views.plan import ViewPolicy
+from pipeline.views.policy import ViewPolicy
 
 
 def predict_variants(

@@ -30,7 +30,7 @@ from pipeline.training.divergence import LossMonitor
 from pipeline.training.optimisation import Optimisation, batches
 from pipeline.training.resume import ResumeState
 from pipeline.views.loader import open_views
-from pipeline.views.plan import ViewPolicy
+from pipeline.views.policy import ViewPolicy
 
 
 def fit_teacher(

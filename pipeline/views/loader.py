@@ -1,7 +1,7 @@
-"""Views of a split's samples, batch by batch, on the device that takes them.
+"""Views of a split's samples, batch by batch, on their device.
 
 The one place where images become views: the teacher, its soft targets, students, measurements and
-canaries all get their pixels here. Contract code: an edit here runs the teacher again.
+canaries all get their pixels here.
 """
 
 import os
@@ -22,19 +22,9 @@ from pipeline.data.prepared.image_decoding import (
     decode_view,
 )
 from pipeline.runtime.errors import UserError
-
-# Imported here, not where they are first used: `loaded_code` fingerprints the loaded modules.
-from pipeline.views import rand_augment, resampling  # noqa: F401
-from pipeline.views.plan import (
-    MixPlan,
-    ViewPolicy,
-    apply_mix,
-    apply_views,
-    crop_boxes,
-    flips,
-    photometry,
-    plan_mix,
-)
+from pipeline.views.geometry import apply_rand_augment, apply_views, crop_boxes, flips
+from pipeline.views.mixing import MixPlan, apply_mix, plan_mix
+from pipeline.views.policy import ViewPolicy
 
 RESIZED_CROP = "random_resized_crop"
 
@@ -43,31 +33,31 @@ RESIZED_CROP = "random_resized_crop"
 class Batch:
     samples: np.ndarray  # [B] sample numbers
     pixels: Tensor  # [B, C, H, W] uint8, on the device
-    partners: np.ndarray | None = None  # [B] sample numbers: of a policy that mixes two views
+    partners: np.ndarray | None = None  # [B] sample numbers; None if the policy does not mix
     weights: Tensor | None = None  # [B] float32, on the device: the share of the sample itself
 
 
 @dataclass(frozen=True)
-class _Request:
-    """What it takes to make one batch of a view."""
+class _BatchPlan:
+    """The images that one batch of a view needs."""
 
     samples: np.ndarray  # [B]
     mixing: MixPlan | None
 
     @property
-    def everyone(self) -> np.ndarray:
-        """[B] or [2 B]: the samples, and their partners."""
+    def all_samples(self) -> np.ndarray:
+        """[B] or [2 B]: the samples, then their partners."""
         if self.mixing is None:
             return self.samples
         return np.concatenate([self.samples, self.mixing.partners])
 
     def batch(self, pixels: Tensor) -> Batch:
-        """Args: pixels: [B or 2 B, C, S, S] uint8, everyone's unmixed views."""
+        """Mix the views of all samples, [B or 2 B, C, S, S] uint8, into the batch."""
         if self.mixing is None:
             return Batch(self.samples, pixels)
-        own, others = pixels.tensor_split(2)
+        sample_pixels, partner_pixels = pixels.tensor_split(2)
         weights = to_device(self.mixing.weights, pixels.device)
-        mixed = apply_mix(own, others, self.mixing)
+        mixed = apply_mix(sample_pixels, partner_pixels, self.mixing)
         return Batch(self.samples, mixed, self.mixing.partners, weights)
 
 
@@ -79,18 +69,18 @@ def make_view(
     samples: np.ndarray,
     device: torch.device | str = "cpu",
 ) -> Batch:
-    """One view of some samples, mixed with their partners' views where the policy mixes.
+    """Make one view of some samples, mixed with their partners' views if the policy mixes.
 
     Args:
-        images: [N, C, S, S] uint8, all of the split's, on the device or on the host.
+        images: [N, C, S, S] uint8, the whole split, on the device or on the host.
         samples: [B] sample numbers.
     """
-    plan = plan_mix(policy, seed, view, samples, len(images), images.shape[-1])
-    request = _Request(samples, plan)
-    chosen = images[to_device(request.everyone, images.device)]
+    mixing = plan_mix(policy, seed, view, samples, len(images), images.shape[-1])
+    plan = _BatchPlan(samples, mixing)
+    chosen = images[to_device(plan.all_samples, images.device)]
     if chosen.device.type != torch.device(device).type:  # `cuda` and `cuda:0` are not equal
         chosen = chosen.pin_memory().to(device, non_blocking=True)
-    return request.batch(apply_views(chosen, policy, seed, view, request.everyone))
+    return plan.batch(apply_views(chosen, policy, seed, view, plan.all_samples))
 
 
 def open_views(
@@ -101,7 +91,7 @@ def open_views(
     *,
     num_workers: int | None = None,
 ) -> "Views | EncodedViews":
-    """Every view of a split, of the size that the split's dataset is at.
+    """Open the views of a split, at the image size of its dataset.
 
     Args:
         num_workers: processes that decode encoded images; None: `default_workers()`. Unused for
@@ -114,13 +104,15 @@ def open_views(
 
 
 def default_workers() -> int:
-    """This process's share of the cores, beside the others that torchrun started here."""
+    """This process's share of the cores, among the processes that torchrun started here."""
     return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class Views:
-    """Every view of a split whose images are of the views' size and lie in memory: the device's,
-    where at most half of what is free there holds them, and else the host's."""
+    """The views of a split whose images are pixels of the views' size.
+
+    The images are kept on the GPU if they fit in half of its free memory, otherwise on the host.
+    """
 
     def __init__(self, split: Split, policy: ViewPolicy, seed: int, device: torch.device):
         images = torch.from_numpy(split.images)
@@ -128,7 +120,7 @@ class Views:
         self._policy, self._seed, self._device = policy, seed, device
 
     def batches(self, view: int, order: Sequence[np.ndarray]) -> Iterator[Batch]:
-        """One view of the samples of each batch, in this order."""
+        """Yield one view of the samples of each batch, in this order."""
         for samples in order:
             yield make_view(self._images, self._policy, self._seed, view, samples, self._device)
 
@@ -138,10 +130,10 @@ def _fits(images: Tensor, device: torch.device) -> bool:
 
 
 class EncodedViews:
-    """Every view of a split of encoded images, decoded ahead by worker processes.
+    """The views of a split of encoded images, decoded ahead by worker processes.
 
-    What a view shows of its image is decided before the image is decoded, and cut out of it then,
-    mirrored where a resized crop is; the rest is done on whole batches, on the device.
+    Workers cut a view's box out of its image while decoding it, and mirror a resized crop. All
+    other steps run on whole batches, on the device.
     """
 
     def __init__(
@@ -156,33 +148,31 @@ class EncodedViews:
         self._device, self._num_workers = device, num_workers
 
     def batches(self, view: int, order: Sequence[np.ndarray]) -> Iterator[Batch]:
-        """One view of the samples of each batch, in this order.
+        """Yield one view of the samples of each batch, in this order.
 
         Raises:
             UserError: an image can no longer be decoded, or a worker has ended.
         """
         count, side = len(self._split), self._split.image_size
-        requests = [
-            _Request(s, plan_mix(self._policy, self._seed, view, s, count, side)) for s in order
+        plans = [
+            _BatchPlan(s, plan_mix(self._policy, self._seed, view, s, count, side)) for s in order
         ]
-        decoded = self._decoded(view, [request.everyone for request in requests])
-        for request, pixels in zip(requests, decoded, strict=True):
-            yield request.batch(self._finished(pixels, view, request.everyone))
-
-    def _finished(self, decoded: Tensor, view: int, samples: np.ndarray) -> Tensor:
-        """[B, C, S, S] uint8: all of an unmixed view that was not done while decoding."""
-        rest = photometry if self._policy.geometry == RESIZED_CROP else apply_views
-        return rest(decoded, self._policy, self._seed, view, samples)
+        # The decoder has done the geometry of resized crops.
+        resized = self._policy.geometry == RESIZED_CROP
+        finish = apply_rand_augment if resized else apply_views
+        decoded = self._decoded(view, [plan.all_samples for plan in plans])
+        for plan, pixels in zip(plans, decoded, strict=True):
+            yield plan.batch(finish(pixels, self._policy, self._seed, view, plan.all_samples))
 
     def _decoded(self, view: int, order: Sequence[np.ndarray]) -> Iterator[Tensor]:
-        """The decoded part of each sample's image: [B, C, S, S] uint8, on the device."""
+        """Yield each batch's decoded pixels, [B, C, S, S] uint8, on the device."""
         loader = DataLoader(
             _Decoder(self._split, self._policy, self._seed, view),
             batch_sampler=order,
             num_workers=min(self._num_workers, len(order)) if len(order) > 1 else 0,
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             pin_memory=self._device.type == "cuda",
-            generator=torch.Generator(),  # else each pass would draw from the global one
+            generator=torch.Generator(),  # without it, each pass draws from the global generator
         )
         try:
             for pixels in loader:
@@ -200,7 +190,7 @@ class EncodedViews:
 
 @dataclass(frozen=True)
 class _Decoder:
-    """One view's decoded pixels, for a worker process: indexed with a batch's sample numbers."""
+    """The decoded pixels of one view, for worker processes: indexed with a batch's samples."""
 
     split: EncodedSplit
     policy: ViewPolicy
@@ -208,27 +198,28 @@ class _Decoder:
     view: int
 
     def __getitems__(self, samples: np.ndarray) -> Tensor | UserError:
-        """[B, C, S, S] uint8; or what is wrong, for the parent to raise without a traceback."""
+        """[B, C, S, S] uint8; or an error, which the parent raises without a traceback."""
         split, side = self.split, self.split.image_size
         sizes = split.sizes[samples].astype(np.int64)  # [B, 2]
-        parts, flipped = clean_boxes(sizes, side), np.zeros(len(samples), bool)
         if self.policy.geometry == RESIZED_CROP:
-            parts = crop_boxes(self.policy, self.seed, self.view, samples, sizes)
+            boxes = crop_boxes(self.policy, self.seed, self.view, samples, sizes)
             flipped = flips(self.policy, self.seed, self.view, samples)
+        else:
+            boxes, flipped = clean_boxes(sizes, side), np.zeros(len(samples), bool)
         pixels = np.empty((len(samples), split.channels, side, side), np.uint8)
         for row, sample in enumerate(samples.tolist()):
             content = split.content(sample)
             try:
-                shown = decode_view(content, sizes[row], parts[row], side, split.channels)
+                decoded = decode_view(content, sizes[row], boxes[row], side, split.channels)
             except UNREADABLE as error:
                 return UserError(
                     f"`{encoded_path(split.directory, split.name)}` has an image that cannot be "
                     f"decoded, sample {sample} ({error}); expected it as `prepare` wrote it. "
                     f"Remove `{split.directory}` and run `{AGAIN}`."
                 )
-            pixels[row] = shown[:, :, ::-1] if flipped[row] else shown
+            pixels[row] = decoded[:, :, ::-1] if flipped[row] else decoded
         return torch.from_numpy(pixels)
 
 
-def _as_it_is(batch: Tensor | UserError) -> Tensor | UserError:
+def _unchanged(batch: Tensor | UserError) -> Tensor | UserError:
     return batch

@@ -1,4 +1,4 @@
-"""`views`: the augmented views that the teacher labels and that students train on."""
+"""`views`: the augmented views that the teacher labels and students train on."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -6,24 +6,24 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.runtime.params import Section
-from pipeline.views.plan import POLICIES, ViewPolicy
+from pipeline.views.policy import POLICIES, ViewPolicy
 
-#: How a view is cut out of its image.
+#: The box of an image that a view shows.
 Geometry = Literal[tuple(POLICIES)]
 
 
 class RandAugmentParams(Section):
-    """RandAugment (Cubuk et al. 2020): so many operations of 14 one after another."""
+    """RandAugment (Cubuk et al. 2020)."""
 
-    operations: int = Field(default=2, ge=1, le=14)
+    operations: int = Field(default=2, ge=1, le=14)  # applied in turn, each one of 14
     magnitude: int = Field(default=9, ge=0, le=30)  # the strength of each
 
 
 class MixParams(Section):
-    """Each view mixed with the same view of another sample."""
+    """A mix of each view with the same view of another sample, its partner."""
 
-    method: Literal["mixup", "cutmix"]  # a weighted mean, or a box of the other's pixels
-    alpha: float = Field(default=1.0, gt=0)  # the sample's own share follows Beta(alpha, alpha)
+    method: Literal["mixup", "cutmix"]  # a weighted mean, or a box of the partner's pixels
+    alpha: float = Field(default=1.0, gt=0)  # the sample's share follows Beta(alpha, alpha)
 
 
 def _none_or_mapping(value: Any) -> Any:
@@ -35,10 +35,10 @@ def _none_or_mapping(value: Any) -> Any:
 
 
 class ViewsParams(Section):
-    """The view plan's inputs."""
+    """How views are made, and how many of them the store has."""
 
     policy: Geometry
-    # Both stand in every file: DVC refuses a stage's parameter that is absent.
+    # Both are required: DVC refuses a stage whose parameter is absent.
     rand_augment: Annotated[RandAugmentParams | None, BeforeValidator(_none_or_mapping)]
     mix: Annotated[MixParams | None, BeforeValidator(_none_or_mapping)]
     count: int | Literal["all"]  # cached views of every training sample
@@ -46,7 +46,7 @@ class ViewsParams(Section):
     image_size: int = Field(ge=8, le=4096)  # pixels, the side of a view
 
     @model_validator(mode="after")
-    def _no_more_views_than_there_are(self) -> "ViewsParams":
+    def _count_is_at_most_the_distinct_views(self) -> "ViewsParams":
         distinct = self.plan.distinct
         if distinct is None:
             if self.count == "all" or self.count < 1:
@@ -64,14 +64,15 @@ class ViewsParams(Section):
 
     @property
     def plan(self) -> ViewPolicy:
-        """How a view is made, all of it."""
-        augmented, mixed = self.rand_augment, self.mix
+        """The view policy: geometry, RandAugment and mix."""
+        augment, mix = self.rand_augment, self.mix
         return ViewPolicy(
             self.policy,
-            (augmented.operations, augmented.magnitude) if augmented else None,
-            (mixed.method, mixed.alpha) if mixed else None,
+            (augment.operations, augment.magnitude) if augment else None,
+            (mix.method, mix.alpha) if mix else None,
         )
 
     @property
     def num_views(self) -> int:
+        """Number of cached views of every training sample."""
         return self.plan.distinct if self.count == "all" else self.count

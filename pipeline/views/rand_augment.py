@@ -1,12 +1,10 @@
 """RandAugment's operations on batches of uint8 images, in exact arithmetic.
 
 The operations, their order and their strengths are torchvision's (`transforms.RandAugment`, 31
-magnitudes, nearest neighbours, black outside), after Cubuk et al. 2020, arXiv:1909.13719. Each is a
-formula in integers, written down in docs/soft_targets_format.md, or in float32 where all values
-are multiples of 2**-14 below 2**9, which it holds exactly. So a pixel depends on its image alone,
-on no batch, order or device.
-
-Contract code: an edit here runs the teacher again. Imports nothing of ours.
+magnitudes, nearest neighbours, black outside), after Cubuk et al. 2020, arXiv:1909.13719. Each is
+computed in integers (formulas: docs/soft_targets_format.md), or in float32 if all values are
+multiples of 2**-14 below 2**9, which float32 holds exactly. So a pixel depends on its image alone,
+on no batch, order or device. Imports nothing of ours.
 """
 
 from collections.abc import Callable
@@ -17,17 +15,17 @@ from torch import Tensor
 
 MAGNITUDES = 31  # 0 ... 30
 _ONE = 2**14
-_GREY = (4899, 9617, 1868)  # of red, green and blue, in units of 1 / 2**14
-_UNIT = 2**16  # of the coefficients of affine maps
+_GREY = (4899, 9617, 1868)  # weights of red, green and blue, in units of 1 / 2**14
+_UNIT = 2**16  # 1 in the coefficients of affine maps
 
 
 def apply(pixels: Tensor, operations: np.ndarray, signs: np.ndarray, magnitude: int) -> Tensor:
-    """One operation to each image.
+    """Apply one operation to each image.
 
     Args:
         pixels: [B, C, H, W] uint8; C is 1 or 3.
-        operations: [B] integers, places in OPERATIONS.
-        signs: [B] integers, -1 or 1: the direction, of operations that have one.
+        operations: [B] integers, indices into OPERATIONS.
+        signs: [B] integers, -1 or 1: the direction, for operations that have one.
         magnitude: 0 ... 30.
 
     Returns:
@@ -43,12 +41,14 @@ def apply(pixels: Tensor, operations: np.ndarray, signs: np.ndarray, magnitude: 
     return changed
 
 
-def _affine(pixels: Tensor, of_column: tuple, of_row: tuple) -> Tensor:
-    """The pixel at row i, column j comes from row (a, b, c of `of_row`) and column (of
-    `of_column`) (a * (2j + 1) + b * (2i + 1) + c) >> 17 of the image; black where there is none.
+def _affine(pixels: Tensor, column_map: tuple, row_map: tuple) -> Tensor:
+    """Move pixels by an affine map; black outside.
+
+    The pixel at row i, column j comes from column (a * (2j + 1) + b * (2i + 1) + c) >> 17 with a,
+    b, c of `column_map`, and from the row that `row_map` gives by the same formula.
 
     Args:
-        of_column, of_row: three each, integers or [n] tensors of them.
+        column_map, row_map: (a, b, c), integers or [n] tensors.
     """
     height, width = pixels.shape[2:]
 
@@ -63,7 +63,7 @@ def _affine(pixels: Tensor, of_column: tuple, of_row: tuple) -> Tensor:
         y = torch.arange(1, 2 * height, 2, device=pixels.device, dtype=torch.int32)[:, None]
         return (a * x + b * y + c) >> 17
 
-    column, row = source(of_column), source(of_row)
+    column, row = source(column_map), source(row_map)
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
     index = torch.where(inside, row * width + column, 0).flatten(1).long()  # [n, H * W]
     moved = pixels.flatten(2).gather(2, index[:, None].expand(-1, pixels.shape[1], -1))
@@ -137,8 +137,7 @@ def _color(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
 
 
 def _sharpness(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
-    """Towards or away from the mean of 3 x 3 pixels in which the middle counts 5 times; the
-    outermost pixels stay."""
+    """Blend with the mean of 3 x 3 pixels, the middle weighted 5; the outermost pixels stay."""
     height, width = pixels.shape[2:]
     if min(height, width) <= 2:
         return pixels
@@ -146,7 +145,7 @@ def _sharpness(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
     columns = numbers[..., :-2, :] + numbers[..., 1:-1, :] + numbers[..., 2:, :]
     sums = columns[..., :-2] + columns[..., 1:-1] + columns[..., 2:]
     sums = sums.add_(numbers[..., 1:-1, 1:-1], alpha=4)  # 13 * 255 at most
-    # A sum over 13 is never half-way, and 1/13 in float32 errs by less than what keeps it from it.
+    # sum / 13 is never half-way, by a margin larger than the error of 1/13 in float32.
     smooth = sums.float().mul_(1 / 13).round_()
     changed = pixels.clone()
     inner = pixels[..., 1:-1, 1:-1]
@@ -154,8 +153,8 @@ def _sharpness(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
     return changed
 
 
-def _looked_up(pixels: Tensor, table: Tensor) -> Tensor:
-    """table: [n or 1, C or 1, 256] -> each pixel's entry, within 0 ... 255."""
+def _look_up(pixels: Tensor, table: Tensor) -> Tensor:
+    """Replace each pixel by its entry in `table`, [n or 1, C or 1, 256], within 0 ... 255."""
     batch, channels = pixels.shape[:2]
     table = table.clamp(0, 255).to(torch.uint8).expand(batch, channels, -1)
     return table.gather(2, pixels.flatten(2).long()).view_as(pixels)
@@ -167,16 +166,16 @@ def _levels(pixels: Tensor) -> Tensor:
 
 def _brightness(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
     factor = _factor(sign, magnitude).flatten(1)[..., None]  # [n, 1, 1]
-    return _looked_up(pixels, (factor * _levels(pixels)) >> 14)
+    return _look_up(pixels, (factor * _levels(pixels)) >> 14)
 
 
 def _contrast(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
-    """Towards or away from the mean grey of the image."""
+    """Blend with the mean grey of the image."""
     grey = _grey(pixels).long().sum((1, 2, 3))[:, None, None]  # [n, 1, 1]
     count = pixels.shape[2] * pixels.shape[3]
     factor = _factor(sign, magnitude).flatten(1)[..., None]
     levels = factor * count * _levels(pixels) + (_ONE - factor) * grey
-    return _looked_up(pixels, levels.div(_ONE * count, rounding_mode="floor"))
+    return _look_up(pixels, levels.div(_ONE * count, rounding_mode="floor"))
 
 
 def _posterize(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
@@ -187,21 +186,21 @@ def _posterize(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
 def _solarize(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
     levels = _levels(pixels)
     inverted = torch.where(30 * levels >= 255 * (30 - magnitude), 255 - levels, levels)
-    return _looked_up(pixels, inverted.view(1, 1, 256))
+    return _look_up(pixels, inverted.view(1, 1, 256))
 
 
 def _auto_contrast(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
-    """Each channel's levels stretched to 0 ... 255."""
+    """Stretch each channel's levels to 0 ... 255."""
     least, most = (
-        found.flatten(2).long() for found in (pixels.amin((2, 3), True), pixels.amax((2, 3), True))
+        level.flatten(2).long() for level in (pixels.amin((2, 3), True), pixels.amax((2, 3), True))
     )  # [n, C, 1]
     levels = _levels(pixels)
     stretched = (255 * (levels - least)).div((most - least).clamp(min=1), rounding_mode="floor")
-    return _looked_up(pixels, torch.where(most > least, stretched, levels))
+    return _look_up(pixels, torch.where(most > least, stretched, levels))
 
 
 def _equalize(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
-    """Each channel's levels spread evenly, as Pillow's ImageOps.equalize does."""
+    """Spread each channel's levels evenly, as Pillow's ImageOps.equalize does."""
     flat = pixels.flatten(2).long()  # [n, C, H * W]
     ones = torch.ones(1, dtype=torch.int64, device=pixels.device)
     histogram = flat.new_zeros(*flat.shape[:2], 256).scatter_add_(2, flat, ones.expand_as(flat))
@@ -209,7 +208,7 @@ def _equalize(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
     of_largest = histogram.gather(2, flat.amax(2, keepdim=True))  # [n, C, 1]
     step = (flat.shape[2] - of_largest).div(255, rounding_mode="floor")
     even = (below + step // 2).div(step.clamp(min=1), rounding_mode="floor")
-    return _looked_up(pixels, torch.where(step > 0, even, _levels(pixels)))
+    return _look_up(pixels, torch.where(step > 0, even, _levels(pixels)))
 
 
 #: (pixels [n, C, H, W], sign [n], magnitude) -> pixels; None changes nothing.

@@ -1,29 +1,26 @@
-"""Boxes of images resized to one size, each image its own box, in exact arithmetic.
-
-Contract code: an edit here runs the teacher again. Imports nothing of ours.
-"""
+"""Resize a box of each image to one size, in exact arithmetic. Imports nothing of ours."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
 ONE = 2**14  # weights are multiples of 1 / ONE: a product with a pixel is exact in float32
-_PART = 2**18  # bytes of pixels at a time on a CPU, whose cache then holds what is between
+_PART = 2**18  # bytes of pixels at a time on a CPU: intermediate results fit in its cache
 
 
 def resize_boxes(images: Tensor, boxes: np.ndarray, mirrored: np.ndarray, size: int) -> Tensor:
-    """A box of each image at one size: bilinear, antialiased where it shrinks.
+    """Resize a box of each image to one size: bilinear, antialiased if it shrinks.
 
-    A triangle filter over all of the image, also what is just outside the box, as Pillow's
-    `resize(box=..., resample=BILINEAR)`; columns first, rounded to whole levels after each of the
-    two passes. Pixels, weights and all sums of their products are exact in float32, so that they
-    depend on no order, device or batch.
+    A triangle filter, which also reads pixels just outside the box, as Pillow's
+    `resize(box=..., resample=BILINEAR)`. Columns come first; each of the two passes rounds to whole
+    levels. Pixels, weights and all sums of their products are exact in float32, so the result
+    depends on no order, device or batch.
 
     Args:
         images: [B, C, H, W] uint8.
         boxes: [B, 4] integers: top, left, height, width, within the image.
-        mirrored: [B] bool: left and right change places.
-        size: side of what comes out, in pixels.
+        mirrored: [B] bool: swap left and right.
+        size: side of the result, in pixels.
 
     Returns:
         [B, C, size, size] uint8, on the images' device.
@@ -48,19 +45,19 @@ def resize_boxes(images: Tensor, boxes: np.ndarray, mirrored: np.ndarray, size: 
 def taps(
     starts: np.ndarray, lengths: np.ndarray, size: int, limit: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which pixels make each resized one, and their shares; in integers alone until the last line.
+    """Find the source pixels of each output pixel, and their weights; in integers up to the end.
 
     In units of 1 / (2 * size) of a pixel, output i has its centre at c = 2 * size * start +
-    (2i + 1) * length, and pixel x, whose centre is at 2 * size * x + size, has the share
-    max(0, 2 * max(size, length) - |its centre - c|) of it.
+    (2i + 1) * length. Pixel x has its centre at 2 * size * x + size, and the share
+    max(0, 2 * max(size, length) - |its centre - c|).
 
     Args:
-        starts, lengths: [B] integers, of the boxes along one axis.
-        limit: number of pixels along it.
+        starts, lengths: [B] integers, the boxes along one axis.
+        limit: number of pixels along that axis.
 
     Returns:
-        [B, size, K] int64 positions, and [B, size, K] float32 weights, multiples of 1 / ONE whose
-        sum is 1: what rounding leaves over goes to the largest, of equals to the first.
+        [B, size, K] int64 positions, and [B, size, K] float32 weights: multiples of 1 / ONE with
+        sum 1. The rounding remainder is added to the (first) largest weight.
     """
     starts, lengths = starts[:, None], lengths[:, None]  # [B, 1]
     centres = 2 * size * starts + (2 * np.arange(size) + 1) * lengths  # [B, size]
@@ -79,7 +76,7 @@ def taps(
 
 
 def _along_rows(images: Tensor, positions: Tensor, weights: Tensor) -> Tensor:
-    """[B, C, N, W] -> [B, C, size, W]: each row a weighted mean of K rows."""
+    """[B, C, N, W] -> [B, C, size, W]: each output row is a weighted mean of K rows."""
     batch, channels, limit, width = images.shape
     flat = images.reshape(-1, width)
     base = (torch.arange(batch * channels, device=images.device) * limit).view(batch, channels, 1)

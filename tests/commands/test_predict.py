@@ -24,7 +24,7 @@ from pipeline.data.prepared.dataset import EncodedSplit, open_dataset
 from pipeline.export.onnx_model import OnnxMetadata
 from pipeline.runtime.errors import UserError
 from pipeline.views.loader import open_views
-from pipeline.views.plan import ViewPolicy
+from pipeline.views.policy import ViewPolicy
 
 MODEL = "models/exported/small.onnx"
 

@@ -40,7 +40,7 @@ from pipeline.runtime.outputs import STORE
 from pipeline.store.format.schema import SHARD_SAMPLES
 from pipeline.store.writing import job as writing_job
 from pipeline.views.loader import open_views
-from pipeline.views.plan import ViewPolicy
+from pipeline.views.policy import ViewPolicy
 
 VIEWS, SPLITS = 3, ("train", "validation", "test")
 IDENTITY = ("dataset_fingerprint", "policy", "seed", "image_size", "precision", "num_classes")

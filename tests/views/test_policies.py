@@ -1,4 +1,4 @@
-"""Policies that resize, change colours and mix: exact, everywhere the same, and what they say."""
+"""Policies that resize, change colours and mix: exact, the same everywhere, and their texts."""
 
 import json
 import math
@@ -24,16 +24,10 @@ from pipeline.models.checkpoint import TEACHER
 from pipeline.runtime.derived_random import permutation
 from pipeline.runtime.errors import UserError
 from pipeline.store.reading.store import read_index
+from pipeline.views.geometry import apply_views, crop_boxes, flips
 from pipeline.views.loader import make_view
-from pipeline.views.plan import (
-    MixPlan,
-    ViewPolicy,
-    apply_mix,
-    apply_views,
-    crop_boxes,
-    flips,
-    plan_mix,
-)
+from pipeline.views.mixing import MixPlan, apply_mix, plan_mix
+from pipeline.views.policy import ViewPolicy
 from pipeline.views.rand_augment import OPERATIONS, apply
 from pipeline.views.resampling import ONE, resize_boxes, taps
 
@@ -49,8 +43,8 @@ def test_views_are_the_pixels_of_their_definition(text, channels):
     everything = images(channels, 12, 14)
     pixels = views(text, np.arange(14), everything).pixels.numpy()
     for sample in range(14):
-        by_hand = foreign_views.view_of(everything.numpy(), text, 3, 1, sample)
-        assert np.array_equal(pixels[sample], by_hand), sample
+        expected = foreign_views.view_of(everything.numpy(), text, 3, 1, sample)
+        assert np.array_equal(pixels[sample], expected), sample
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 40])
@@ -68,19 +62,18 @@ def test_views_are_identical_for_any_batch_size_and_order(text, batch_size):
 
 
 def test_views_are_identical_in_another_process_with_other_threads():
-    found = subprocess.run(
+    result = subprocess.run(
         [sys.executable, policy_views.__file__],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert json.loads(found.stdout) == digests()
+    assert json.loads(result.stdout) == digests()
 
 
-def test_views_are_those_of_stores_that_are_written():
-    """An edit that changes these makes every store of such a policy useless: as digests of one
-    batch, so that it is not done unawares."""
+def test_views_are_those_of_the_stores_written_before():
+    """An edit that changes these digests invalidates every store of such a policy."""
     assert digests() == GOLDEN
 
 
@@ -99,7 +92,7 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_views_do_not_depend_on_the_precision_that_networks_compute_in(text):
+def test_views_do_not_depend_on_the_precision_of_networks(text):
     expected = views(text, np.arange(40)).pixels
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
@@ -113,25 +106,25 @@ def test_views_do_not_depend_on_the_precision_that_networks_compute_in(text):
 @pytest.mark.parametrize("text", TEXTS[3:])
 @pytest.mark.parametrize("changed", [{"seed": 4}, {"view": 2}])
 def test_another_seed_or_view_gives_other_views(text, changed):
-    plan = {"seed": 3, "view": 1} | changed
-    other = make_view(images(), ViewPolicy.parse(text), plan["seed"], plan["view"], np.arange(40))
+    key = {"seed": 3, "view": 1} | changed
+    other = make_view(images(), ViewPolicy.parse(text), key["seed"], key["view"], np.arange(40))
     same = (other.pixels == views(text, np.arange(40)).pixels).flatten(1).all(1)
-    assert same.float().mean() < 0.5  # an image without its noise may look alike
+    assert same.float().mean() < 0.5  # the images of few levels may look alike
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_making_views_leaves_the_images_as_they_were(text):
+def test_making_views_does_not_change_the_images(text):
     everything = images()
     made = apply_views(everything, ViewPolicy.parse(text), 3, 1, np.arange(40))
     assert made.shape == everything.shape
     assert torch.equal(everything, images())
 
 
-# --- their names
+# --- texts
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_policys_text_says_all_of_it(text):
+def test_a_policys_text_is_parsed_to_the_same_policy(text):
     assert str(ViewPolicy.parse(text)) == text
 
 
@@ -142,7 +135,7 @@ def test_a_policys_text_says_all_of_it(text):
         *("crop+rand_augment(2,09)", "crop+mixup(1.0)+rand_augment(2,9)"),
     ],
 )
-def test_text_that_names_no_policy_is_refused(text):
+def test_text_of_no_policy_is_refused(text):
     with pytest.raises(ValueError, match="is no view policy"):
         ViewPolicy.parse(text)
 
@@ -163,7 +156,7 @@ def many_boxes(height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [(224, 224), (60, 100), (32, 32)])
-def test_boxes_are_distributed_as_torchvisions(size):
+def test_boxes_have_the_distribution_of_torchvision(size):
     from torchvision.transforms import RandomResizedCrop  # noqa: PLC0415
 
     torch.manual_seed(0)
@@ -174,8 +167,8 @@ def test_boxes_are_distributed_as_torchvisions(size):
     )
     ours = many_boxes(*size)
 
-    def measured(found: np.ndarray) -> dict[str, np.ndarray]:
-        top, left, height, width = found.T.astype(float)
+    def measured(boxes: np.ndarray) -> dict[str, np.ndarray]:
+        top, left, height, width = boxes.T.astype(float)
         return {
             "area": height * width,
             "ratio": width / height,
@@ -192,13 +185,13 @@ def test_boxes_are_distributed_as_torchvisions(size):
     ("size", "expected"),
     [((10, 1000), [0, 493, 10, 13]), ((1000, 10), [493, 0, 13, 10]), ((1, 1), [0, 0, 1, 1])],
 )
-def test_a_box_that_never_fits_is_the_middle_of_the_image(size, expected):
-    found, counts = np.unique(many_boxes(*size), axis=0, return_counts=True)
-    assert expected in found.tolist()
-    assert counts[found.tolist().index(expected)] > len(SAMPLES) / 4
+def test_if_no_box_fits_the_middle_of_the_image_is_taken(size, expected):
+    boxes, counts = np.unique(many_boxes(*size), axis=0, return_counts=True)
+    assert expected in boxes.tolist()
+    assert counts[boxes.tolist().index(expected)] > len(SAMPLES) / 4
 
 
-def test_boxes_lie_in_images_of_many_sizes_at_once():
+def test_boxes_are_inside_images_of_many_sizes():
     sizes = np.stack([1 + SAMPLES % 97, 1 + SAMPLES % 89], 1)
     top, left, height, width = crop_boxes(ViewPolicy(RRC), 0, 0, SAMPLES, sizes).T
     assert (top >= 0).all()
@@ -211,7 +204,7 @@ def test_boxes_lie_in_images_of_many_sizes_at_once():
     assert alone[0].tolist() == [top[1234], left[1234], height[1234], width[1234]]
 
 
-def test_every_other_view_is_mirrored():
+def test_half_of_the_views_are_mirrored():
     flags = flips(ViewPolicy(RRC), 0, 0, SAMPLES)
     assert abs(flags.mean() - 0.5) < 4 * 0.5 / math.sqrt(len(SAMPLES))
 
@@ -224,7 +217,7 @@ def smooth_and_noisy(height: int, width: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("size", [8, 16, 33, 64, 150])  # shrinks to a sixth, enlarges 15-fold
-def test_resizing_is_pillows_within_one_level(size):
+def test_resizing_equals_pillows_within_one_level(size):
     pair = smooth_and_noisy(51, 67)
     cut = crop_boxes(ViewPolicy(RRC), 1, 0, np.arange(30), np.tile([51, 67], (30, 1)))
     cut[:4] = [0, 0, 51, 67], [0, 0, 10, 10], [41, 57, 10, 10], [20, 30, 1, 1]
@@ -263,7 +256,7 @@ def test_weights_of_resizing_sum_to_one_exactly():
 
 
 def torchvisions(name: str, image: torch.Tensor, sign: int, bin_: int) -> torch.Tensor:
-    """The operation as transforms.RandAugment calls it."""
+    """Apply the operation as transforms.RandAugment does."""
     from torchvision.transforms.v2 import functional as F  # noqa: PLC0415
 
     height, width = image.shape[-2:]
@@ -301,7 +294,7 @@ EQUAL = (*MOVES, "identity", "posterize", "solarize", "equalize")
 
 @pytest.mark.parametrize("magnitude", [0, 9, 17, 30])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_an_operation_is_torchvisions(name, magnitude):
+def test_an_operation_equals_torchvisions(name, magnitude):
     pictures = torch.cat([images(3, 33, 20), smooth_and_noisy(33, 33), images(3, 33, 1) * 0 + 70])
     number = list(OPERATIONS).index(name)
     for sign in (1, -1):
@@ -309,21 +302,21 @@ def test_an_operation_is_torchvisions(name, magnitude):
         ours = apply(pictures, np.full(count, number), np.full(count, sign), magnitude)
         theirs = torch.stack([torchvisions(name, image, sign, magnitude) for image in pictures])
         difference = (ours.int() - theirs.int()).abs()
-        if name in MOVES:  # half-way between two pixels, as by 30 degrees: any of the two
+        if name in MOVES:  # half-way between two pixels, as at 30 degrees: either one
             assert (difference > 0).float().mean() < (0.02 if magnitude == 30 else 0.001)
         else:
             assert difference.max() <= (0 if name in EQUAL else 1)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_an_operation_on_a_grey_image_is_that_on_equal_channels(name):
+def test_an_operation_on_a_grey_image_equals_that_on_equal_channels(name):
     grey = images(1, 17, 9)
     number, signs = np.full(9, list(OPERATIONS).index(name)), np.array([1, -1, 1] * 3)
     expected = apply(grey.expand(-1, 3, -1, -1).contiguous(), number, signs, 13)
     assert torch.equal(apply(grey, number, signs, 13).expand(-1, 3, -1, -1), expected)
 
 
-def test_each_operation_is_as_frequent_as_any_other_in_both_directions(monkeypatch):
+def test_all_operations_are_equally_frequent_in_both_directions(monkeypatch):
     seen = []
 
     def watched(pixels, operations, signs, magnitude):
@@ -368,53 +361,53 @@ def plan(text: str, samples: np.ndarray = SAMPLES, size: int = 32) -> MixPlan:
 
 
 @pytest.mark.parametrize("text", ["none+mixup(0.3)", "none+cutmix(1.0)"])
-def test_the_plan_of_a_mix_is_that_of_its_definition(text):
-    found = plan(text, np.arange(300))
+def test_a_mix_plan_follows_its_definition(text):
+    mixing = plan(text, np.arange(300))
     shares = [foreign_views.label_share(text, 32, 5, 2, sample) for sample in range(300)]
-    np.testing.assert_array_equal(found.weights, np.float32(shares))
+    np.testing.assert_array_equal(mixing.weights, np.float32(shares))
 
 
 @pytest.mark.parametrize("text", ["none+mixup(1.0)", "none+cutmix(1.0)"])
-def test_partners_are_all_others_alike(text):
+def test_partners_are_uniform_over_all_other_samples(text):
     offsets = (plan(text).partners - SAMPLES) % len(SAMPLES)
     assert offsets.min() > 0  # never itself
     distance = stats.kstest(offsets / len(SAMPLES), "uniform").statistic
     assert distance < 1.95 / math.sqrt(len(SAMPLES))
-    # A sample is the partner of one other on average: of none with probability 1/e.
+    # A sample is the partner of one other on average, and of none with probability 1/e.
     chosen = np.bincount(plan(text).partners, minlength=len(SAMPLES))
     assert abs((chosen == 0).mean() - math.exp(-1)) < 0.02
 
 
-def test_two_samples_are_partners_and_one_alone_is_its_own():
+def test_two_samples_are_partners_and_a_single_one_is_its_own_partner():
     for count, expected in ((2, [1, 0]), (1, [0])):
-        found = plan_mix(ViewPolicy.parse("none+mixup(1.0)"), 0, 0, np.arange(count), count, 8)
-        assert found.partners.tolist() == expected
+        mixing = plan_mix(ViewPolicy.parse("none+mixup(1.0)"), 0, 0, np.arange(count), count, 8)
+        assert mixing.partners.tolist() == expected
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
 def test_the_weights_of_mixup_follow_the_beta_distribution(alpha):
     weights = plan(f"none+mixup({alpha})").weights.astype(float)
     assert (weights * 256 == (weights * 256).round()).all()
-    edges = np.arange(257) / 256  # the share rounds to k / 256 up to here + 1 / 512
+    edges = np.arange(257) / 256  # shares up to edge + 1 / 512 round to the edge or below
     expected = stats.beta.cdf(edges + 1 / 512, alpha, alpha)
-    found = np.searchsorted(np.sort(weights), edges, side="right") / len(weights)
-    assert np.abs(found - expected).max() < 1.95 / math.sqrt(len(weights))
+    observed = np.searchsorted(np.sort(weights), edges, side="right") / len(weights)
+    assert np.abs(observed - expected).max() < 1.95 / math.sqrt(len(weights))
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
-def test_boxes_of_cutmix_are_those_of_the_paper(alpha):
-    """Against the authors' procedure, drawn by a generator."""
+def test_cutmix_boxes_have_the_distribution_of_the_paper(alpha):
+    """Compared with the authors' procedure on a random generator."""
     rng, size = np.random.default_rng(0), 32
     cut = np.sqrt(1 - rng.beta(alpha, alpha, len(SAMPLES)))
     centres = rng.integers(0, size, (2, len(SAMPLES)))
     half = (size * cut).astype(int) // 2
     sides = np.clip(centres + half, 0, size) - np.clip(centres - half, 0, size)
     shares = 1 - sides.prod(0) / size**2
-    found = plan(f"none+cutmix({alpha})")
-    assert stats.ks_2samp(found.weights, shares).statistic < 1.95 * math.sqrt(2 / len(SAMPLES))
-    top, left, bottom, right = found.boxes.T
+    mixing = plan(f"none+cutmix({alpha})")
+    assert stats.ks_2samp(mixing.weights, shares).statistic < 1.95 * math.sqrt(2 / len(SAMPLES))
+    top, left, bottom, right = mixing.boxes.T
     outside = 1 - (bottom - top) * (right - left) / size**2
-    np.testing.assert_array_equal(found.weights, outside.astype(np.float32))
+    np.testing.assert_array_equal(mixing.weights, outside.astype(np.float32))
 
 
 # --- the store
@@ -434,7 +427,7 @@ CUTMIX = {"policy": "crop_flip", "mix": {"method": "cutmix", "alpha": 1.0}}
         (CUTMIX, "crop_flip+cutmix(1.0)", {"encoding": "top_k", "k": 2}),
     ],
 )
-def test_a_store_of_mixed_views_holds_the_teachers_answers_to_them(
+def test_a_store_of_mixed_views_contains_the_teachers_logits_for_them(
     project, changed, text, encoding
 ):
     change_params("views", **changed)
@@ -447,7 +440,7 @@ def test_a_store_of_mixed_views_holds_the_teachers_answers_to_them(
         run_stage(stage, "small")
 
 
-def test_a_teacher_trains_on_resized_boxes(project):
+def test_a_teacher_trains_on_resized_crops(project):
     before = bytes_of(TEACHER)
     params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))["teacher"]["training"]
     change_params("teacher", training=params | {"policy": RRC})
@@ -478,7 +471,7 @@ def test_a_store_of_another_strength_is_refused(project, changed, now):
         opened()
 
 
-def test_a_changed_partner_is_seen_by_the_canaries(project):
+def test_the_canaries_detect_a_changed_partner(project):
     change_params("views", **CUTMIX)
     run_stage("soft_targets")
     path = Path("data/prepared/train_images.npy")

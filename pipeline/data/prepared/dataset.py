@@ -1,19 +1,23 @@
-"""The prepared dataset: pixels of one size, or encoded images of any, in few memory-mapped files.
-
-Contract code: an edit here runs the teacher again. Reads with NumPy alone.
-"""
+"""The prepared dataset, memory-mapped: pixels of one size, or encoded images of any size."""
 
 import hashlib
-import math
 import tokenize
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import canonical_json, read_json, sha256_of_file
@@ -22,7 +26,7 @@ from pipeline.runtime.outputs import PREPARED
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
 AGAIN = "dvc repro prepare"
-#: What dataset.json says and the fingerprint covers; `storage` stands there if it is `encoded`.
+#: The keys of dataset.json that the fingerprint covers; `storage` is there if it is `encoded`.
 HEADER = ("format_version", "class_names", "channels", "image_size", "splits", "storage")
 _CHUNK = 4096  # images at a time, for hashes
 
@@ -41,19 +45,19 @@ class Split:
 
     @cached_property
     def sample_ids(self) -> Sequence[str]:
-        """[N] stable ids: the path below the split's folder, or the index in a packed source."""
+        """[N] stable ids: paths below the dataset's root, or indices in a packed source."""
         return _read_ids(self.directory, self.name, len(self))
 
 
 @dataclass(frozen=True)
 class EncodedSplit:
-    """One split's samples as encoded images, numbered from 0: files' bytes, one after another.
+    """One split's samples as encoded images, numbered from 0: the bytes of one file after another.
 
-    Pickled by its place, not by its contents, so a worker process opens it again.
+    Pickles as its path: a worker process opens the files again.
     """
 
-    offsets: np.ndarray  # [N + 1] int64, where each image's bytes begin; the last: where they end
-    sizes: np.ndarray  # [N, 2] int32, height and width as displayed, after EXIF rotation
+    offsets: np.ndarray  # [N + 1] int64: each image's first byte; the last: the end of the file
+    sizes: np.ndarray  # [N, 2] int32, height and width, upright
     labels: np.ndarray  # [N] int64
     channels: int
     image_size: int  # pixels, the side of its views
@@ -64,12 +68,12 @@ class EncodedSplit:
         return len(self.labels)
 
     def __reduce__(self) -> tuple[Callable, tuple]:
-        place = (self.directory, self.name, len(self), self.channels, self.image_size)
-        return _open_encoded, place
+        arguments = (self.directory, self.name, len(self), self.channels, self.image_size)
+        return _open_encoded, arguments
 
     @cached_property
     def sample_ids(self) -> Sequence[str]:
-        """[N] stable ids, as those of `Split`."""
+        """[N] stable ids, as in `Split`."""
         return _read_ids(self.directory, self.name, len(self))
 
     @cached_property
@@ -98,14 +102,13 @@ def _read_ids(directory: Path, name: str, count: int) -> Sequence[str]:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What `prepare` wrote. `fingerprint` covers pixels or encoded bytes, labels, sample ids and
-    class names."""
+    """The dataset that `prepare` wrote."""
 
-    fingerprint: str
+    fingerprint: str  # of pixels or encoded bytes, labels, sample ids and class names
     class_names: Sequence[str]
     channels: int
-    image_size: int  # pixels, the side of the images as networks get them
-    mean: Sequence[float]  # per channel, of the training pixels in [0, 1]
+    image_size: int  # pixels, the side of a network's input
+    mean: Sequence[float]  # [C], of the training pixels in [0, 1]
     std: Sequence[float]
     splits: Mapping[str, AnySplit]
 
@@ -118,22 +121,24 @@ class Dataset:
         return all(isinstance(split, EncodedSplit) for split in self.splits.values())
 
     def resized(self, image_size: int) -> "Dataset":
-        """The dataset with images of another size: resized in memory, bicubic with antialiasing;
-        encoded images when they are decoded. At the size of the prepared images, itself,
-        memory-mapped."""
+        """Change the size of the images.
+
+        Pixels are resized in memory, bicubic with antialiasing; encoded images, when they are
+        decoded. At the size of the prepared images, return the dataset itself, memory-mapped.
+        """
         if image_size == self.image_size:
             return self
-        splits = {name: _at(split, image_size) for name, split in self.splits.items()}
+        splits = {name: _resized_split(s, image_size) for name, s in self.splits.items()}
         return replace(self, image_size=image_size, splits=splits)
 
 
-def _at(split: AnySplit, image_size: int) -> AnySplit:
+def _resized_split(split: AnySplit, image_size: int) -> AnySplit:
     if isinstance(split, EncodedSplit):
         return replace(split, image_size=image_size)
-    return replace(split, images=_resized(split.images, image_size))
+    return replace(split, images=_resized_images(split.images, image_size))
 
 
-def _resized(images: np.ndarray, size: int) -> np.ndarray:
+def _resized_images(images: np.ndarray, size: int) -> np.ndarray:
     resized = np.empty((*images.shape[:2], size, size), np.uint8)
     for source, target in zip(images, resized, strict=True):
         for channel, plane in enumerate(source):
@@ -142,86 +147,86 @@ def _resized(images: np.ndarray, size: int) -> np.ndarray:
     return resized
 
 
-def _check_description(path: Path, said: Mapping[str, Any]) -> None:
-    """Raises: UserError: names what `prepare` did not write so."""
-    channels = said.get("channels")
+class _Description(BaseModel):
+    """The part of dataset.json that opening depends on."""
 
-    def of_channels(values: Any) -> bool:
-        numbers = isinstance(values, list) and all(type(v) in (int, float) for v in values)
-        return numbers and len(values) == channels and all(map(math.isfinite, values))
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
-    expected: dict[str, Callable[[Any], bool]] = {
-        "fingerprint": lambda text: isinstance(text, str),
-        "class_names": lambda names: (
-            isinstance(names, list)
-            and len(names) > 1
-            and all(isinstance(name, str) for name in names)
-        ),
-        "channels": lambda number: number in (1, 3),
-        "image_size": lambda pixels: type(pixels) is int and pixels > 0,
-        "mean": of_channels,
-        "std": lambda values: of_channels(values) and min(values) > 0,
-        "splits": lambda sizes: (
-            isinstance(sizes, dict)
-            and sizes.keys() == set(SPLITS)
-            and all(type(size) is int and size > 0 for size in sizes.values())
-        ),
-        "storage": lambda form: form in ("encoded", None),
-    }
-    wrong = [key for key, fits in expected.items() if not fits(said.get(key))]
-    if wrong:
-        found = f"{wrong[0]} {said.get(wrong[0])!r}"
+    fingerprint: str
+    class_names: list[str] = Field(min_length=2)
+    channels: Literal[1, 3]
+    image_size: int = Field(gt=0)
+    mean: list[float]
+    std: list[Annotated[float, Field(gt=0)]]
+    splits: dict[Literal[SPLITS], Annotated[int, Field(gt=0)]] = Field(min_length=len(SPLITS))
+    storage: Literal["encoded"] | None = None
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _one_for_each_channel(cls, values: list[float], info: ValidationInfo) -> list[float]:
+        if len(values) != info.data.get("channels"):
+            raise ValueError
+        return values
+
+
+def _read_description(directory: Path) -> _Description:
+    """Raises: UserError: dataset.json is absent, of another version, or has an impossible value."""
+    path = directory / "dataset.json"
+    content = read_json(path, produced_by=AGAIN)
+    if content.get("format_version") != FORMAT_VERSION:
         raise UserError(
-            f"`{path}` says {found:.80}, which `prepare` does not write. Run `{AGAIN}`."
+            f"`{directory}` has format version {content.get('format_version')}; expected "
+            f"{FORMAT_VERSION}. Run `{AGAIN}`."
         )
+    try:
+        return _Description.model_validate(content)
+    except ValidationError as error:
+        key = error.errors()[0]["loc"][0]
+        value = f"{key} {content.get(key)!r}"
+        raise UserError(
+            f"`{path}` says {value:.80}, which `prepare` does not write. Run `{AGAIN}`."
+        ) from None
 
 
 def open_dataset(directory: Path = PREPARED) -> Dataset:
-    """The prepared dataset, read-only.
+    """Open the prepared dataset, read-only.
 
     Raises:
         UserError: it is absent, incomplete, or of another format version.
     """
-    description = read_json(directory / "dataset.json", produced_by=AGAIN)
-    if description.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"`{directory}` has format version {description.get('format_version')}; expected "
-            f"{FORMAT_VERSION}. Run `{AGAIN}`."
-        )
-    _check_description(directory / "dataset.json", description)
-    class_names = description["class_names"]
-    side, channels = description["image_size"], description["channels"]
-    splits = {}
+    description = _read_description(directory)
+    class_names, channels = description.class_names, description.channels
+    side, splits = description.image_size, {}
     for name in SPLITS:
-        count = description["splits"][name]
-        if description.get("storage") == "encoded":
+        count = description.splits[name]
+        if description.storage == "encoded":
             splits[name] = _open_encoded(directory, name, count, channels, side)
         else:
             images = _map(directory / f"{name}_images.npy", (count, channels, side, side), np.uint8)
             labels = _map(directory / f"{name}_labels.npy", (count,), np.int64)
             splits[name] = Split(images, labels, directory, name)
-        labels, least = splits[name].labels, -1 if name == "train" else 0  # -1: it has none
+        labels, least = splits[name].labels, -1 if name == "train" else 0  # -1: unlabelled
         if not least <= labels.min() <= labels.max() < len(class_names):
             raise UserError(
                 f"`{directory / f'{name}_labels.npy'}` holds labels from {labels.min()} to "
                 f"{labels.max()}; expected {least} to {len(class_names) - 1}. Run `{AGAIN}`."
             )
     return Dataset(
-        fingerprint=description["fingerprint"],
+        fingerprint=description.fingerprint,
         class_names=class_names,
         channels=channels,
         image_size=side,
-        mean=description["mean"],
-        std=description["std"],
+        mean=description.mean,
+        std=description.std,
         splits=splits,
     )
 
 
 def verify_dataset(directory: Path = PREPARED) -> None:
-    """Read every byte of what `open_dataset` has opened, once per run, in the parent process.
+    """Check every byte of the dataset, once per run, in the parent process, after `open_dataset`.
 
     Raises:
-        UserError: samples, labels or class names are not those that were prepared.
+        UserError: images, labels, sample ids or class names have changed since `prepare`.
     """
     description = read_json(directory / "dataset.json", produced_by=AGAIN)
     header = {key: description[key] for key in HEADER if key in description}
@@ -234,11 +239,11 @@ def verify_dataset(directory: Path = PREPARED) -> None:
 
 
 def fingerprint_of(directory: Path, header: Mapping[str, object]) -> str:
-    """SHA-256 over the header and every split's sample ids, labels and pixels, or encoded bytes and
-    what is said of them.
+    """SHA-256 of the header and of every split's sample ids, labels and pixels (or encoded bytes,
+    their offsets and sizes).
 
     Args:
-        header: HEADER's of dataset.json.
+        header: the keys HEADER of dataset.json.
     """
     digest = hashlib.sha256(canonical_json(header).encode())
     for split in SPLITS:
@@ -263,18 +268,18 @@ def _open_encoded(
     labels = _map(directory / f"{name}_labels.npy", (count,), np.int64)
     path = encoded_path(directory, name)
     try:
-        found = path.stat().st_size
+        size_bytes = path.stat().st_size
     except OSError as error:
         raise UserError(f"`{path}` cannot be read ({error}). Run `{AGAIN}`.") from None
-    if offsets[0] != 0 or offsets[-1] != found or (np.diff(offsets) <= 0).any():
+    if offsets[0] != 0 or offsets[-1] != size_bytes or (np.diff(offsets) <= 0).any():
         raise UserError(
-            f"`{path}` holds {found:,} bytes; expected {offsets[-1]:,}, {count:,} images as "
+            f"`{path}` holds {size_bytes:,} bytes; expected {offsets[-1]:,}, {count:,} images as "
             f"`{name}_offsets.npy` beside it says. Run `{AGAIN}`."
         )
     return EncodedSplit(offsets, sizes, labels, channels, image_size, directory, name)
 
 
-#: What NumPy raises for a header that it cannot take for Python's notation.
+#: What NumPy raises for a header that it cannot parse as a Python literal.
 _UNREADABLE = (
     *(OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError),
     *(MemoryError, RecursionError, TypeError, LookupError),
@@ -283,11 +288,11 @@ _UNREADABLE = (
 
 def _map(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
     try:
-        # Copy-on-write: torch takes the pages without a warning, and nothing reaches the file.
+        # Copy-on-write: torch accepts the array without a warning, and the file cannot change.
         array = np.lib.format.open_memmap(path, "c")
     except _UNREADABLE as error:
-        found = error if isinstance(error, (OSError, ValueError)) else "its header is damaged"
-        raise UserError(f"`{path}` cannot be read ({found}). Run `{AGAIN}`.") from None
+        reason = error if isinstance(error, (OSError, ValueError)) else "its header is damaged"
+        raise UserError(f"`{path}` cannot be read ({reason}). Run `{AGAIN}`.") from None
     if array.shape != shape or array.dtype != dtype:
         raise UserError(
             f"`{path}` holds {array.dtype} {list(array.shape)}; expected {np.dtype(dtype)} "

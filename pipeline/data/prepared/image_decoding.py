@@ -1,6 +1,6 @@
-"""Encoded images: upright and with 8 bits a channel, and views cut out of them at little cost.
+"""Decode image files: upright, 8 bits a channel, and at a fraction of their size if that suffices.
 
-Contract code: an edit here runs the teacher again. Imports NumPy and Pillow alone.
+Imports NumPy and Pillow alone.
 """
 
 import io
@@ -12,28 +12,29 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-#: Formats that are read. Pillow knows more: EPS among them, for which it runs another program.
+#: Formats that are read. Pillow knows more; for EPS it runs another program.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
-#: What Pillow raises for a file that is no image, or a damaged one: its decoders share no class.
+#: What Pillow raises for a file that is not an image, or damaged: its decoders share no class.
 UNREADABLE = (
     *(OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, struct.error),
     *(LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, MemoryError),
 )
 
-#: Pixels of an image that is decoded, which Pillow refuses by what the header says: a photograph of
-#: 13,377 x 13,377. Beyond half of it Pillow would warn.
+#: Most pixels of an image, 13,377 x 13,377. Pillow refuses more by the header, before it decodes,
+#: and would warn from half of it.
 LARGEST_IMAGE = 2 * Image.MAX_IMAGE_PIXELS
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
-#: Of a clean view: the image's shorter side, resized, over the side of the middle square that is
-#: cut out. ImageNet's standard: resize to 256, cut out 224.
+#: For a clean view: the image's shorter side after resizing over the side of the middle square.
+#: ImageNet's standard: resize to 256, cut out 224.
 CLEAN_RATIO = 256 / 224
 
-_OF_SEVERAL_PAGES = ("MPO", "TIFF")  # of which the first is the picture, as cameras write them
-_REDUCTIONS = (8, 4, 2)  # in which JPEG can be decoded
-_MIRRORED_SIDEWAYS = (2, 3, 6, 7)  # EXIF orientations whose upright image has the stored image's
-_MIRRORED_UPSIDE_DOWN = (3, 4, 7, 8)  # end at its left; at its top
+_MULTI_PAGE = ("MPO", "TIFF")  # cameras write the picture as the first page
+_REDUCTIONS = (8, 4, 2)  # divisors of a side at which JPEG can be decoded
+# EXIF orientations whose upright image has the end of the stored image at its left, at its top.
+_MIRRORED_SIDEWAYS = (2, 3, 6, 7)
+_MIRRORED_UPSIDE_DOWN = (3, 4, 7, 8)
 
 
 def available_cores() -> int:
@@ -43,11 +44,11 @@ def available_cores() -> int:
 
 
 def open_image(content: bytes) -> Image.Image:
-    """The image of a file's bytes, not yet decoded.
+    """Open the image of a file's bytes, without decoding it.
 
     Raises:
-        one of UNREADABLE: the bytes are no image of FORMATS, one of more pixels than LARGEST_IMAGE,
-            or several images one after another.
+        one of UNREADABLE: the bytes are not an image of FORMATS, have more than LARGEST_IMAGE
+            pixels, or are animated.
     """
     Image.init()
     try:
@@ -56,19 +57,19 @@ def open_image(content: bytes) -> Image.Image:
         raise ValueError(f"it has more than the {LARGEST_IMAGE:,} pixels that are read") from None
     except UnidentifiedImageError:
         raise ValueError(f"it is none of {', '.join(FORMATS)}, or is damaged") from None
-    if image.format not in _OF_SEVERAL_PAGES and getattr(image, "is_animated", False):
+    if image.format not in _MULTI_PAGE and getattr(image, "is_animated", False):
         raise ValueError("it is animated; expected one image")
     return image
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """The image upright, opaque (on white) and with 8 bits a channel, its colours as they are.
+    """Make the image upright, opaque (on white) and 8 bits a channel, in its own colour mode.
 
     Raises:
-        ValueError: more than 16 bits a channel: their range is not known.
+        ValueError: floating-point pixels, or more than 16 bits a channel: their range is unknown.
     """
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits in most files, whatever Pillow calls it
+    if image.mode.startswith("I"):  # Pillow's `I` is 16 bits in most files
         pixels = np.asarray(image).astype(np.int64)
         if pixels.min() < 0 or pixels.max() > 65_535:
             raise ValueError("it has more than 16 bits a channel")
@@ -82,15 +83,17 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
 
 def clean_boxes(sizes: np.ndarray, side: int) -> np.ndarray:
-    """Which part of each image its clean view shows, the view of evaluation: the middle square
-    that is cut out after the shorter side was resized to `side` * CLEAN_RATIO, rounded.
+    """Choose the box of each image that its clean view, the view of evaluation, shows.
+
+    It is the middle square of `side` pixels after the shorter side is resized to
+    round(`side` * CLEAN_RATIO).
 
     Args:
         sizes: [B, 2] height and width of the upright images.
         side: of the view, in pixels.
 
     Returns:
-        [B, 4] float64: top, left, height, width in the image's pixels, not rounded.
+        [B, 4] float64: top, left, height, width in the upright image's pixels, not rounded.
     """
     square = sizes.min(1) * (side / round(side * CLEAN_RATIO))
     top, left = ((sizes[:, axis] - square) / 2 for axis in (0, 1))
@@ -100,10 +103,10 @@ def clean_boxes(sizes: np.ndarray, side: int) -> np.ndarray:
 def decode_view(
     content: bytes, size: Sequence[int], box: Sequence[float], side: int, channels: int
 ) -> np.ndarray:
-    """A box of an encoded image, resized to a square: bilinear, antialiased where it shrinks.
+    """Decode a box of an image and resize it to a square: bilinear, antialiased if it shrinks.
 
-    JPEG is decoded at 1/8, 1/4 or 1/2 of its size where the box keeps at least `side` pixels each
-    way, which is several times as fast and moves the view's pixels by little.
+    JPEG is decoded at 1/8, 1/4 or 1/2 of its size if the box keeps at least `side` pixels each way:
+    several times as fast, with small changes of the view's pixels.
 
     Args:
         content: a file's bytes.
@@ -116,7 +119,7 @@ def decode_view(
         [channels, side, side] uint8.
 
     Raises:
-        one of UNREADABLE: the bytes are no image, or one of another size.
+        one of UNREADABLE: the bytes are not an image, or are one of another size.
     """
     image = open_image(content)
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -126,7 +129,7 @@ def decode_view(
     mode = "RGB" if channels == 3 else "L"
     if image.mode != mode:
         image = image.convert(mode)
-    # A reduced image ends with a pixel that is partly outside; a mirrored one begins with it.
+    # The last pixel of a reduced image is partly outside; in a mirrored image it is the first.
     if orientation in _MIRRORED_SIDEWAYS:
         left += image.width * reduction - size[1]
     if orientation in _MIRRORED_UPSIDE_DOWN:
@@ -140,10 +143,10 @@ def decode_view(
 
 
 def _reduce(image: Image.Image, limit: int) -> int:
-    """Have an image that is not yet decoded decoded at a part of its size, where its format can.
+    """Set an image to be decoded at a fraction of its size, if its format can.
 
     Returns:
-        The reduction, at most `limit` (or 1).
+        The reduction of each side, at most `limit` (or 1).
     """
     for reduction in _REDUCTIONS:
         if reduction <= limit:

@@ -1,4 +1,4 @@
-"""Files of an image folder or archive, listed by name and read in the order that is fast."""
+"""List and read the files of an image folder or archive, in its own order, without unpacking."""
 
 import lzma
 import os
@@ -14,37 +14,37 @@ from pipeline.runtime.errors import UserError
 
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _EXPECTED = "expected a folder, or a .tar, .tar.gz or .zip archive"
-LARGEST_FILE = 2**29  # bytes: the largest image that is read takes as many, uncompressed
-_LARGEST_HEADER = 2**20  # bytes of a long name, or of what else a tar says of a file
-_HEADERS = (
+LARGEST_FILE = 2**29  # bytes of the largest image that is read, uncompressed
+_LARGEST_HEADER = 2**20  # bytes of a long name, or other metadata of a file in a tar
+_HEADER_TYPES = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
 )
-_READ_AT_ONCE = 2**20
+_CHUNK_BYTES = 2**20
 
-#: What reading an archive raises where it is damaged, encrypted, or packed in an unknown way.
+#: What reading an archive raises if it is damaged, encrypted, or compressed in an unknown way.
 _DAMAGED = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError),
     *(RuntimeError, NotImplementedError, ValueError, LookupError, ArithmeticError, struct.error),
 )
 
 
-def check_kind(root: Path) -> None:
-    """Raises: UserError: the root is absent, or neither a folder nor an archive by its name."""
+def _check_root(root: Path) -> None:
+    """Refuse a root that is absent, or neither a folder nor an archive by its name."""
     if not root.exists():
         raise UserError(f"`{root}` (`dataset.root`) does not exist; {_EXPECTED}.")
     if not (root.is_dir() or (root.is_file() and root.name.endswith((*_TAR, ".zip")))):
-        raise UserError(f"`{root}` (`dataset.root`) is a file of another kind; {_EXPECTED}.")
+        raise UserError(f"`{root}` (`dataset.root`) is a file of an unknown kind; {_EXPECTED}.")
 
 
 def names_in(root: Path) -> Iterator[str]:
-    """Names of all files and folders below the root, relative to it, `/`-separated; a folder's
-    ends in `/`. Hidden ones are left out. Nothing is unpacked.
+    """Yield the names of all files and folders below the root, except hidden ones.
+
+    Names are relative to the root and `/`-separated; a folder's name ends in `/`.
 
     Raises:
-        UserError: the root is absent, is no folder and no archive that can be read, or holds a link
-            to a folder, what is no file, a name that leads out of it or is no text, or too large a
-            file.
+        UserError: the root is absent, is not a folder or a readable archive, or contains a link to
+            a folder, a device, a name outside the root or not in UTF-8, or too large a file.
     """
     return (name for name, _ in _walk(root, lambda name: False))
 
@@ -52,36 +52,35 @@ def names_in(root: Path) -> Iterator[str]:
 def read_files(
     root: Path, wanted: Callable[[str], bool] = lambda name: True
 ) -> Iterator[tuple[str, bytes]]:
-    """The name and content of each file that is wanted, in the root's own order: an archive is read
-    once, in sequence.
+    """Yield the name and content of each wanted file, in one sequential pass through the root.
 
     Raises:
-        UserError: as `names_in`.
+        UserError: as in `names_in`.
     """
     return ((name, content) for name, content in _walk(root, wanted) if content is not None)
 
 
-#: A file's or folder's name, and the content of a file that is wanted.
+#: The name of a file or folder, and the content if it is a wanted file.
 Entries = Iterator[tuple[str, bytes | None]]
 
 
 def _walk(root: Path, wanted: Callable[[str], bool]) -> Entries:
-    check_kind(root)
+    _check_root(root)
     walk = _walk_folder if root.is_dir() else _walk_zip if root.suffix == ".zip" else _walk_tar
     try:
         yield from walk(root, wanted)
     except UserError as error:
         raise UserError(f"`{root}` (`dataset.root`) holds {error}") from None
     except _DAMAGED as error:
-        said = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
-        raise UserError(f"`{root}` (`dataset.root`) cannot be read ({said}).") from None
+        reason = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
+        raise UserError(f"`{root}` (`dataset.root`) cannot be read ({reason}).") from None
 
 
-def _plain(name: str) -> str | None:
-    """A name without `.` and with single `/`; None for one that is hidden.
+def _normalized(name: str) -> str | None:
+    """Remove `.` and repeated `/` from a name; None if it is hidden.
 
     Raises:
-        UserError: it leads out of the root, or is no text.
+        UserError: it leads out of the root, or is not UTF-8.
     """
     parts = PurePosixPath(name).parts
     if ".." in parts or name.startswith("/"):
@@ -103,19 +102,19 @@ def _check_size(name: str, size: int) -> None:
         )
 
 
-_NO_FILE = "no file but a pipe, a socket or a device. Remove it."
+_NOT_A_FILE = "not a file but a pipe, a socket or a device. Remove it."
 _LINK = "a link. Pack the files themselves: `tar --dereference --hard-dereference`."
 
 
 def _walk_folder(root: Path, wanted: Callable[[str], bool], prefix: str = "") -> Entries:
-    """In the order of the names as texts; one folder's names are in memory at a time."""
-    with os.scandir(root / prefix) as entries:
-        found = {entry.name + ("/" if entry.is_dir() else ""): entry for entry in entries}
-    for entry_name in sorted(found):
-        name = _plain(prefix + entry_name)
+    """Walk in the order of the names; the names of one folder are in memory at a time."""
+    with os.scandir(root / prefix) as iterator:
+        entries = {entry.name + ("/" if entry.is_dir() else ""): entry for entry in iterator}
+    for entry_name in sorted(entries):
+        name = _normalized(prefix + entry_name)
         if not name:
             continue
-        if problem := _oddity(found[entry_name]):
+        if problem := _problem_of(entries[entry_name]):
             raise UserError(f"`{name}`, {problem}")
         if name.endswith("/"):
             yield name, None
@@ -128,22 +127,17 @@ def _walk_folder(root: Path, wanted: Callable[[str], bool], prefix: str = "") ->
             yield name, None
 
 
-def _oddity(entry: os.DirEntry) -> str:
-    """What it is, where it is neither a folder nor a file or a link to one."""
-    if entry.is_dir():
-        return (
-            "a link to a folder, into which DVC does not look. Move it here."
-            if entry.is_symlink()
-            else ""
-        )
-    if entry.is_file():
+def _problem_of(entry: os.DirEntry) -> str:
+    """Describe an entry that is neither a folder, a file nor a link to a file; empty for those."""
+    if entry.is_dir() and entry.is_symlink():
+        return "a link to a folder, which DVC does not follow. Move the folder here."
+    if entry.is_dir() or entry.is_file():
         return ""
-    return "a link to nothing. Remove it." if entry.is_symlink() else _NO_FILE
+    return "a link to nothing. Remove it." if entry.is_symlink() else _NOT_A_FILE
 
 
 class _Member(tarfile.TarInfo):
-    """A member of a tar whose headers must all be sound: tarfile takes a damaged one for the end,
-    and leaves out the rest."""
+    """A member of a tar. Raises on a damaged header, which tarfile takes for the end of the tar."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
@@ -157,36 +151,37 @@ class _Member(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
         member = super().frombuf(buf, encoding, errors)
-        if member.type in _HEADERS and member.size > _LARGEST_HEADER:
-            raise tarfile.ReadError(f"a header of {member.size:,} bytes is none")
+        if member.type in _HEADER_TYPES and member.size > _LARGEST_HEADER:
+            raise tarfile.ReadError(f"a header claims {member.size:,} bytes")
         return member
 
 
 def _walk_tar(root: Path, wanted: Callable[[str], bool]) -> Entries:
     with tarfile.open(root, tarinfo=_Member) as archive:
         while (member := archive.next()) is not None:
-            archive.members.clear()  # else it keeps a kilobyte of each
-            if member.size < 0:  # and the next would be looked for before this one
+            archive.members.clear()  # tarfile would keep a kilobyte of each
+            if member.size < 0:  # tarfile would seek the next member before this one
                 raise tarfile.ReadError(f"`{member.name}` has {member.size} bytes")
-            name = _plain(member.name + ("/" if member.isdir() else ""))
+            name = _normalized(member.name + ("/" if member.isdir() else ""))
             if not name:
                 continue
             if member.issym() or member.islnk():
                 raise UserError(f"`{name}`, {_LINK}")
             if not (member.isdir() or member.isreg()):
-                raise UserError(f"`{name}`, {_NO_FILE}")
+                raise UserError(f"`{name}`, {_NOT_A_FILE}")
             _check_size(name, member.size)
             is_wanted = not member.isdir() and wanted(name)
             yield name, archive.extractfile(member).read() if is_wanted else None
-        while rest := archive.fileobj.read(_READ_AT_ONCE):  # to its checksum, if it has one
+        # To the end, so that the compression's checksum, if any, is verified.
+        while rest := archive.fileobj.read(_CHUNK_BYTES):
             if rest.strip(b"\0"):
-                raise tarfile.ReadError("it goes on after its end mark")
+                raise tarfile.ReadError("there is more data after its end mark")
 
 
 def _walk_zip(root: Path, wanted: Callable[[str], bool]) -> Entries:
     with zipfile.ZipFile(root) as archive:
         for member in archive.infolist():
-            name = _plain(member.filename)
+            name = _normalized(member.filename)
             if not name:
                 continue
             if stat.S_ISLNK(member.external_attr >> 16):

@@ -1,35 +1,18 @@
-"""What is odd about a dataset and no mistake: classes of unequal size, images that are there twice.
+"""Warnings about the dataset: unlabelled images, class imbalance, duplicate images."""
 
-Contract code: an edit here runs the teacher again.
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from pipeline.data.sources.splits import TRAIN, UNLABELLED, SampleTable
+from pipeline.data.sources.splits import TRAIN, UNLABELLED, ImageSource, SampleTable
 
-WORTH_TELLING = 1.5  # the largest class over the smallest
-SHOWN = 5  # pairs of duplicates
-
-
-def imbalance(samples: SampleTable, class_names: Sequence[str]) -> str | None:
-    """One line on the sizes of the training classes; None where they are about equal."""
-    labels = samples.labels[(samples.splits == TRAIN) & (samples.labels != UNLABELLED)]
-    counts = np.bincount(labels, minlength=len(class_names))
-    smallest, largest = int(counts.argmin()), int(counts.argmax())
-    ratio = counts[largest] / max(1, counts[smallest])
-    if ratio <= WORTH_TELLING:
-        return None
-    return (
-        f"classes are unequal: {counts[smallest]:,} training images of `{class_names[smallest]}`, "
-        f"{counts[largest]:,} of `{class_names[largest]}`, {ratio:.1f} times as many"
-    )
+_LARGEST_RATIO = 1.5  # of class sizes, before a warning
+_SHOWN = 5  # pairs of duplicates
 
 
-def duplicates(samples: SampleTable, digests: np.ndarray) -> dict[str, Any]:
-    """Which contents are in several splits, or have several labels.
+def find_duplicates(samples: SampleTable, digests: np.ndarray) -> dict[str, Any]:
+    """Find contents that are in several splits, or have several labels.
 
     Args:
         digests: [N, 16] uint8, of each sample's content.
@@ -40,7 +23,7 @@ def duplicates(samples: SampleTable, digests: np.ndarray) -> dict[str, Any]:
         one label, and the first pairs. Keys whose number is 0 are left out.
     """
     halves = np.ascontiguousarray(digests).view(np.uint64)  # [N, 2]
-    order = np.lexsort(halves.T)  # stable: equals stay in the order of their numbers
+    order = np.lexsort(halves.T)  # stable: equal contents stay in the order of their numbers
     ranked = halves[order]
     starts = np.flatnonzero(np.append(True, (ranked[1:] != ranked[:-1]).any(1)))
     sizes = np.diff(starts, append=len(order))
@@ -50,14 +33,14 @@ def duplicates(samples: SampleTable, digests: np.ndarray) -> dict[str, Any]:
         members = members[np.argsort(samples.splits[members], kind="stable")]
         splits, labels = samples.splits[members], samples.labels[members]
         across += [(members[0], member) for member in members[splits > splits[0]]]
-        known, labels = members[labels != UNLABELLED], labels[labels != UNLABELLED]
-        other = known[labels != labels[:1]]
-        if len(other):
-            contradicting.append((known[0], other[0]))
-    found = {"across_splits": across, "contradicting_labels": contradicting}
+        labelled, labels = members[labels != UNLABELLED], labels[labels != UNLABELLED]
+        contradictions = labelled[labels != labels[:1]]
+        if len(contradictions):
+            contradicting.append((labelled[0], contradictions[0]))
+    pairs_by_problem = {"across_splits": across, "contradicting_labels": contradicting}
     return {
-        kind: {"count": len(pairs), "first": _ids(samples, sorted(pairs)[:SHOWN])}
-        for kind, pairs in found.items()
+        problem: {"count": len(pairs), "first": _ids(samples, sorted(pairs)[:_SHOWN])}
+        for problem, pairs in pairs_by_problem.items()
         if pairs
     }
 
@@ -66,25 +49,39 @@ def _ids(samples: SampleTable, pairs: Sequence[tuple[int, int]]) -> list[list[st
     return [[samples.ids[number] for number in pair] for pair in pairs]
 
 
-def told(found: Mapping[str, Any], samples: SampleTable, contents: str) -> list[str]:
-    """Lines on what `duplicates` found.
+def findings(source: ImageSource, duplicates: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each thing that the user should know about the dataset.
 
     Args:
-        contents: what two duplicates have in common, as in `the same bytes`.
+        duplicates: from `find_duplicates`.
     """
+    samples, same = source.samples, source.duplicates_share
+    unlabelled = np.count_nonzero(samples.labels == UNLABELLED)
+    if unlabelled:
+        yield f"{unlabelled:,} training images have no label: only students see them"
+    yield from _imbalance(samples, source.class_names)
     held_out = int((samples.splits != TRAIN).sum())
-    lines = []
-    for kind, what in (
-        (
-            "across_splits",
-            f"of {held_out:,} validation and test images have {contents} as an image of an "
-            "earlier split, and their accuracy is flattered",
-        ),
-        ("contradicting_labels", f"times {contents} have several labels"),
-    ):
-        if kind in found:
-            count, first = found[kind]["count"], found[kind]["first"]
-            pairs = ", ".join(f"`{a}` = `{b}`" for a, b in first)
-            more = ", ..." if count > len(first) else ""
-            lines.append(f"warning: {count:,} {what}: {pairs}{more}")
-    return lines
+    problems = {
+        "across_splits": f"of {held_out:,} validation and test images have {same} as an image of "
+        "an earlier split, which inflates their accuracy",
+        "contradicting_labels": f"times {same} have several labels",
+    }
+    for problem, found in duplicates.items():
+        count, first = found["count"], found["first"]
+        pairs = ", ".join(f"`{a}` = `{b}`" for a, b in first)
+        more = ", ..." if count > len(first) else ""
+        yield f"warning: {count:,} {problems[problem]}: {pairs}{more}"
+
+
+def _imbalance(samples: SampleTable, class_names: Sequence[str]) -> Iterator[str]:
+    """Yield one line if the largest training class is much larger than the smallest."""
+    labels = samples.labels[(samples.splits == TRAIN) & (samples.labels != UNLABELLED)]
+    counts = np.bincount(labels, minlength=len(class_names))
+    smallest, largest = int(counts.argmin()), int(counts.argmax())
+    ratio = counts[largest] / max(1, counts[smallest])
+    if ratio > _LARGEST_RATIO:
+        yield (
+            f"classes are unequal: {counts[smallest]:,} training images of "
+            f"`{class_names[smallest]}`, {counts[largest]:,} of `{class_names[largest]}`, "
+            f"{ratio:.1f} times as many"
+        )

@@ -1,7 +1,4 @@
-"""Encoded images as `prepare` keeps them: made of images, and put one after another into a file.
-
-Contract code: an edit here runs the teacher again.
-"""
+"""Encode images for `storage: encoded`, and write them one after another into a file."""
 
 import io
 from dataclasses import dataclass
@@ -23,18 +20,18 @@ class EncodedImage:
 
 
 def encode(image: Image.Image, source: bytes, params: DatasetParams) -> EncodedImage | None:
-    """What `storage: encoded` keeps of an image; None for `pixels`.
+    """Encode an image for `storage: encoded`; None for `pixels`.
 
-    With a quality, it is encoded once as JPEG (baseline, chroma at half the resolution each way, no
-    metadata), after its shorter side was reduced to `image_size` where it is longer (bicubic,
-    antialiased, aspect ratio kept).
+    With a quality, a shorter side above `image_size` is reduced to it (bicubic, antialiased, aspect
+    ratio kept), and the image becomes a JPEG (baseline, chroma at half the resolution each way, no
+    metadata).
 
     Args:
-        image: upright and with 8 bits a channel.
-        source: the bytes of its file.
+        image: upright, 8 bits a channel.
+        source: the bytes of its file, which `quality: original` keeps.
 
     Raises:
-        ValueError: a side is longer than JPEG can have.
+        ValueError: a side is longer than JPEG allows.
     """
     if params.storage == "pixels":
         return None
@@ -53,11 +50,11 @@ def encode(image: Image.Image, source: bytes, params: DatasetParams) -> EncodedI
 
 
 class EncodedFile:
-    """A file of encoded images, one after another, that come in any order."""
+    """A file of encoded images, one after another, written in any order and sorted at the end."""
 
     def __init__(self, path: Path, count: int):
         self._path = path
-        self._starts = np.zeros(count, np.int64)  # in the order of arrival
+        self._starts = np.zeros(count, np.int64)  # in the file before it is sorted
         self._lengths = np.zeros(count, np.int64)
         self.sizes = np.zeros((count, 2), np.int32)  # [N, 2] height, width
 
@@ -70,18 +67,19 @@ class EncodedFile:
 
     @property
     def offsets(self) -> np.ndarray:
-        """[N + 1] int64: where each image begins in the sorted file, and where the last ends."""
+        """[N + 1] int64: each image's first byte in the sorted file, then the end of the file."""
         return np.concatenate([[0], np.cumsum(self._lengths)])
 
-    def write(self, index: int, image: EncodedImage) -> None:
-        self._starts[index], self._lengths[index] = self._file.tell(), len(image.content)
-        self.sizes[index] = image.height, image.width
+    def write(self, row: int, image: EncodedImage) -> None:
+        """Append an image, which the sorted file has at place `row`."""
+        self._starts[row], self._lengths[row] = self._file.tell(), len(image.content)
+        self.sizes[row] = image.height, image.width
         self._file.write(image.content)
 
     def sort(self) -> None:
-        """Bring the closed file into the order of the samples, through a copy beside it."""
-        arrived = self._path.stat().st_size
-        if np.array_equal(np.append(self._starts, arrived), self.offsets):
+        """Sort the closed file by rows, through a copy beside it."""
+        size_bytes = self._path.stat().st_size
+        if np.array_equal(np.append(self._starts, size_bytes), self.offsets):
             return
         copy = self._path.with_suffix(".sorted")
         with open(self._path, "rb") as source, open(copy, "wb") as target:

@@ -1,7 +1,4 @@
-"""Source `image_folder`: class folders, and unlabelled images, in a folder or an archive.
-
-Contract code: an edit here runs the teacher again.
-"""
+"""Source `image_folder`: class folders, and unlabelled images, in a folder or an archive."""
 
 import unicodedata
 from bisect import bisect_left
@@ -12,7 +9,7 @@ import numpy as np
 
 from pipeline.data.prepared.image_decoding import eight_bits, open_image
 from pipeline.data.sources.archives import names_in, read_files
-from pipeline.data.sources.image_reading import LISTED, DecodedImage, decode_all, picture_of
+from pipeline.data.sources.image_reading import LISTED, DecodedImage, decode_all, prepare_image
 from pipeline.data.sources.params import DatasetParams
 from pipeline.data.sources.splits import (
     TEST,
@@ -31,38 +28,32 @@ _KNOWN = {*_SPLIT_FOLDERS, *_UNLABELLED_FOLDERS}
 
 
 def image_folder(params: DatasetParams) -> ImageSource:
-    """`train/<class>/*`, and `val/`, `test/` and `unlabeled/` if present.
+    """Open `train/<class>/*`, and `val/`, `test/` and `unlabeled/` if present.
 
     Raises:
-        UserError: the root cannot be read, or is not laid out so.
+        UserError: the root cannot be read, or has another layout.
     """
     root = Path(params.root)
     names = list(names_in(root))
     top = {name.partition("/")[0] for name in names}
     prefix = f"{next(iter(top))}/" if len(top) == 1 and not top & _KNOWN else ""
-    folders = {
-        "/".join(parts[:2])
-        for name in names
-        if name.endswith("/")
-        and len(parts := name.removeprefix(prefix).rstrip("/").split("/")) >= 2
-        and parts[0] in _SPLIT_FOLDERS
-    }
-    files = sum(not name.endswith("/") for name in names)
+    class_folders = _class_folders(names, prefix)
+    num_files = sum(not name.endswith("/") for name in names)
     ids = _sample_ids(names, prefix)
-    if files > len(ids):
+    if num_files > len(ids):
         print(
-            f"prepare: {files - len(ids):,} files of `{root}` lie outside `train/<class>/`, "
-            "`val/<class>/`, `test/<class>/` and `unlabeled/`, and are left out",
+            f"prepare: {num_files - len(ids):,} files of `{root}` are ignored: they are outside "
+            "`train/<class>/`, `val/<class>/`, `test/<class>/` and `unlabeled/`",
             flush=True,
         )
-    _check_no_class_is_empty(root, folders, ids)
+    _check_no_class_is_empty(root, class_folders, ids)
     class_names = sorted({c for s in ids if (c := _class_of(s)) and s.startswith("train/")})
     _check_classes(root, class_names, ids, top)
     if alike := _alike(class_names, str.casefold):
-        print(f"prepare: classes differ in upper and lower case alone, as {alike}", flush=True)
-    number = {class_name: label for label, class_name in enumerate(class_names)}
-    number[""] = UNLABELLED
-    labels = np.fromiter((number[_class_of(s)] for s in ids), np.int64, len(ids))
+        print(f"prepare: classes differ only in upper and lower case: {alike}", flush=True)
+    label_of = {class_name: label for label, class_name in enumerate(class_names)}
+    label_of[""] = UNLABELLED
+    labels = np.fromiter((label_of[_class_of(s)] for s in ids), np.int64, len(ids))
     splits = np.fromiter(
         (_SPLIT_FOLDERS.get(s.partition("/")[0], TRAIN) for s in ids), np.int8, len(ids)
     )
@@ -78,18 +69,29 @@ def image_folder(params: DatasetParams) -> ImageSource:
 
     def read(file: tuple[int, bytes]) -> DecodedImage:
         sample, content = file
-        return picture_of(sample, eight_bits(open_image(content)), content, params)
+        return prepare_image(sample, eight_bits(open_image(content)), content, params)
 
-    pictures = decode_all(read, contents(), lambda file: ids[file[0]], params.root)
+    images = decode_all(read, contents(), lambda file: ids[file[0]], params.root)
     samples = split_off(SampleTable(ids, labels, splits), params)
-    return ImageSource(class_names, samples, pictures, "the same bytes")
+    return ImageSource(class_names, samples, images, "the same bytes")
+
+
+def _class_folders(names: Sequence[str], prefix: str) -> set[str]:
+    """The class folders, `train/<class>`, that are listed, empty or not."""
+    return {
+        "/".join(parts[:2])
+        for name in names
+        if name.endswith("/")
+        and len(parts := name.removeprefix(prefix).rstrip("/").split("/")) >= 2
+        and parts[0] in _SPLIT_FOLDERS
+    }
 
 
 def _sample_ids(names: list[str], prefix: str) -> Sequence[str]:
-    """The paths of the samples below the root or its one folder, rising, each once.
+    """The paths of the samples below the root or its one folder, ascending, without repeats.
 
     Args:
-        names: as `names_in` gives them; emptied of what is no sample, for there may be millions.
+        names: from `names_in`, which may be millions: changed in place.
     """
     kept = 0
     for name in names:
@@ -102,7 +104,7 @@ def _sample_ids(names: list[str], prefix: str) -> Sequence[str]:
     del names[kept:]
     names.sort()
     kept = 0
-    for index, name in enumerate(names):  # an archive may hold a file twice
+    for index, name in enumerate(names):  # an archive may contain a file twice
         if index == 0 or name != names[kept - 1]:
             names[kept] = name
             kept += 1
@@ -111,7 +113,7 @@ def _sample_ids(names: list[str], prefix: str) -> Sequence[str]:
 
 
 def _class_of(sample_id: str) -> str:
-    """The name of its class folder; empty for an unlabelled sample."""
+    """The name of a sample's class folder; empty if it is unlabelled."""
     top, class_name, _ = sample_id.split("/", 2) if sample_id.count("/") > 1 else ("", "", "")
     return class_name if top in _SPLIT_FOLDERS else ""
 
@@ -129,31 +131,30 @@ def _check_classes(root: Path, class_names: list[str], ids: Sequence[str], top: 
     alike = _alike(class_names, lambda name: unicodedata.normalize("NFC", name))
     if alike:
         raise UserError(
-            f"`{root}` (`dataset.root`) has classes whose names look the same, {alike}: the "
-            "characters are composed in one and not in the other. Put them into one folder."
+            f"`{root}` (`dataset.root`) has classes whose names look the same, {alike}: one uses "
+            "composed characters, the other does not. Put them into one folder."
         )
-    foreign = sorted({_class_of(s) for s in ids} - {*class_names, ""})
-    if foreign:
+    untrained = sorted({_class_of(s) for s in ids} - {*class_names, ""})
+    if untrained:
         raise UserError(
             f"`{root}` (`dataset.root`) has classes in `val/` or `test/` that `train/` lacks: "
-            f"{', '.join(f'`{c}`' for c in foreign[:LISTED])}."
+            f"{', '.join(f'`{c}`' for c in untrained[:LISTED])}."
         )
 
 
-def _alike(class_names: list[str], seen_as: Callable[[str], str]) -> str:
-    """The first two names that are seen as the same, for a message; else nothing."""
-    first: dict[str, str] = {}
+def _alike(class_names: list[str], normalize: Callable[[str], str]) -> str:
+    """The first two names that are equal when normalised, for a message; empty if none are."""
+    first_names: dict[str, str] = {}
     for name in class_names:
-        other = first.setdefault(seen_as(name), name)
-        if other != name:
-            return f"{other!a} and {name!a}"
+        first = first_names.setdefault(normalize(name), name)
+        if first != name:
+            return f"{first!a} and {name!a}"
     return ""
 
 
-def _check_no_class_is_empty(root: Path, folders: set[str], ids: Sequence[str]) -> None:
-    """Raises: UserError: lists the class folders that hold no file."""
+def _check_no_class_is_empty(root: Path, class_folders: set[str], ids: Sequence[str]) -> None:
     filled = {s[: s.index("/", s.index("/") + 1)] for s in ids if _class_of(s)}
-    empty = sorted(folders - filled)
+    empty = sorted(class_folders - filled)
     if empty:
         raise UserError(
             f"`{root}` (`dataset.root`) has class folders without images: "

@@ -1,7 +1,4 @@
-"""Images on their way into the prepared dataset: read by threads, few at a time.
-
-Contract code: an edit here runs the teacher again.
-"""
+"""Read the images of a source by threads, a few at a time."""
 
 import hashlib
 from collections import deque
@@ -18,40 +15,41 @@ from pipeline.data.sources.image_encoding import EncodedImage, encode
 from pipeline.data.sources.params import DatasetParams
 from pipeline.runtime.errors import UserError
 
-DIGEST_BYTES = 16  # of a SHA-256: no two contents of any dataset share them
-LISTED = 20  # names in a message
+DIGEST_BYTES = 16  # of a SHA-256: enough to tell any two contents of a dataset apart
+LISTED = 20  # names in a message, at most
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """One image, read."""
+    """One image of a source, ready to be packed."""
 
     number: int  # of the sample
-    digest: bytes  # of the content by which duplicates are found
-    pixels: np.ndarray  # [channels, image_size, image_size] uint8: kept, or for statistics
-    encoded: EncodedImage | None  # storage: encoded: what is kept of it
+    digest: bytes  # of the content: equal for duplicates
+    pixels: np.ndarray  # [channels, image_size, image_size] uint8: stored, or for statistics
+    encoded: EncodedImage | None  # stored with `storage: encoded`
 
 
-def picture_of(
+def prepare_image(
     number: int, image: Image.Image, content: bytes | None, params: DatasetParams
 ) -> DecodedImage:
-    """Args:
-    image: upright and with 8 bits a channel.
-    content: the bytes of its file; None where it has none, and its pixels are its content.
+    """Make an image ready to be packed.
+
+    Args:
+        image: upright, 8 bits a channel.
+        content: the bytes of its file; None if it has no file: duplicates then have equal pixels.
     """
-    if content is None:
-        known_by = f"{image.mode} {image.size} ".encode() + image.tobytes()
-    else:
-        known_by = content
-    digest = hashlib.sha256(known_by).digest()[:DIGEST_BYTES]
+    hashed = content
+    if hashed is None:
+        hashed = f"{image.mode} {image.size} ".encode() + image.tobytes()
+    digest = hashlib.sha256(hashed).digest()[:DIGEST_BYTES]
     pixels = to_pixels(image, params.image_size, params.channels)
     return DecodedImage(number, digest, pixels, encode(image, content or b"", params))
 
 
 def to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    """[channels, size, size] uint8: the shorter side resized to `size`, the middle cut out."""
+    """[channels, size, size] uint8: resize the shorter side to `size`, cut out the middle."""
     image = image.convert("RGB" if channels == 3 else "L")
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
@@ -63,16 +61,17 @@ def decode_all(
     read: Callable[[Item], DecodedImage],
     items: Iterable[Item],
     name_of: Callable[[Item], str],
-    where: str,
+    root: str,
 ) -> Iterator[DecodedImage]:
-    """The picture of each item, read by threads.
+    """Yield the image of each item, in order, read by threads.
 
     Args:
-        read: raises one of UNREADABLE for what is no image.
+        read: raises one of UNREADABLE if an item is not an image.
         name_of: an item's name, for messages.
+        root: `dataset.root`, for messages.
 
     Raises:
-        UserError: after the last: lists the items that cannot be read.
+        UserError: after the last item: lists the items that cannot be read.
     """
 
     def attempt(item: Item) -> DecodedImage | str:
@@ -82,25 +81,27 @@ def decode_all(
             return f"{name_of(item)}: {error}"
 
     broken, count = [], 0
-    for picture in map_in_threads(attempt, items):
-        if isinstance(picture, DecodedImage):
-            yield picture
+    for result in map_in_threads(attempt, items):
+        if isinstance(result, DecodedImage):
+            yield result
             continue
         count += 1
         if count <= LISTED:
-            broken.append(picture)
+            broken.append(result)
     if count:
         more = f"\n  ... and {count - LISTED} more" if count > LISTED else ""
         raise UserError(
-            f"{count} files of `{where}` (`dataset.root`) are not images that can be "
-            "read; mend or remove them:\n  " + "\n  ".join(broken) + more
+            f"{count} files of `{root}` (`dataset.root`) are not images that can be "
+            "read; fix or remove them:\n  " + "\n  ".join(broken) + more
         )
 
 
 def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """The function of each item, in their order, by as many threads as there are cores: Pillow
-    lets go of Python's lock. Few are made before they are asked for, so that memory stays flat."""
-    Image.init()  # threads that do so at the same time take a format for unknown
+    """Yield the function's result for each item, in order, from one thread per core.
+
+    Pillow releases the GIL. Threads work only a little ahead, so memory stays flat.
+    """
+    Image.init()  # not in the threads: while one initialises, another sees formats as unknown
     threads, waiting = available_cores(), deque()
     with ThreadPoolExecutor(threads) as pool:
         for item in items:

@@ -1,7 +1,7 @@
-"""What a source says of its samples, and which split each belongs to.
+"""The sample table (ids, labels, splits), and splitting off validation and test.
 
-Contract code: an edit here runs the teacher again. Arrays and one list of ids, not an object for
-each sample: a million of them take some 120 bytes each, most of it the id.
+Arrays and one list of ids, not an object for each sample: a million samples take some 120 bytes
+each, most of them for the id.
 """
 
 import hashlib
@@ -16,38 +16,38 @@ from pipeline.data.sources.params import DatasetParams
 from pipeline.runtime.derived_random import hash64
 from pipeline.runtime.errors import UserError
 
-UNLABELLED = -1  # in the label's place
+UNLABELLED = -1  # the label of an unlabelled sample
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
 
 
 @dataclass(frozen=True)
 class SampleTable:
-    """Every sample of a source, numbered from 0, in the order that each split will have."""
+    """All samples of a source, numbered from 0; each split keeps this order."""
 
     ids: Sequence[str]  # [N]
-    labels: np.ndarray  # [N] int64, UNLABELLED for none
-    splits: np.ndarray  # [N] int8, places in SPLITS
+    labels: np.ndarray  # [N] int64, or UNLABELLED
+    splits: np.ndarray  # [N] int8, indices into SPLITS
 
     def members(self, split: int) -> np.ndarray:
-        """Numbers of a split's samples, rising."""
+        """Numbers of a split's samples, ascending."""
         return np.flatnonzero(self.splits == split)
 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """A dataset as it comes: what there is, and a way to go through the images once."""
+    """A dataset before it is packed: its sample table, and its images, to be read once."""
 
     class_names: list[str]
     samples: SampleTable
-    pictures: Iterator[DecodedImage]  # of every sample, in any order
-    contents: str  # what two duplicates have in common
+    images: Iterator[DecodedImage]  # of every sample, in any order
+    duplicates_share: str  # for messages: `the same bytes` or `the same pixels`
 
 
 def split_off(samples: SampleTable, params: DatasetParams) -> SampleTable:
     """Take the splits that the source lacks from its labelled training samples.
 
-    Class by class: the samples with the smallest hashes of (seed, split, sample id), so that the
-    choice depends on nothing but the class's own members, at least one of each class.
+    Each class gives its share, at least one sample: those with the smallest hashes of (seed, sample
+    id), so the choice depends on the members of the class alone.
 
     Raises:
         UserError: a class has too few samples.

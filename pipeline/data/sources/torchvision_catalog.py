@@ -1,7 +1,6 @@
 """The classification datasets of torchvision that `dataset.name` can name.
 
-Contract code: an edit here runs the teacher again. A name is here if it gives (image, integer
-label) and has splits of its own; each was read in torchvision's source.
+All yield (image, integer label) and have their own splits, as checked in torchvision's source.
 """
 
 from collections.abc import Mapping
@@ -11,8 +10,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ImageSet:
-    splits: Mapping[str, Mapping[str, Any]]  # ours, or `unlabeled` -> what torchvision calls it
-    files: str  # what to put below the root where there is no network
+    splits: Mapping[str, Mapping[str, Any]]  # our split, or `unlabeled` -> torchvision's arguments
+    files: str  # what to put below the root if there is no network
 
 
 def _by_flag(files: str) -> ImageSet:

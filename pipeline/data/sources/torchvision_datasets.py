@@ -1,7 +1,6 @@
-"""Source `torchvision`: one of torchvision's classification datasets, with the splits that it has.
+"""Source `torchvision`: one of torchvision's classification datasets, with its own splits.
 
-Contract code: an edit here runs the teacher again. CIFAR's files are pickles: torchvision opens
-them only where their published checksums agree.
+CIFAR's files are pickles: torchvision opens them only if their published checksums match.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,18 +11,18 @@ import numpy as np
 
 from pipeline.data.prepared.dataset import SPLITS
 from pipeline.data.prepared.image_decoding import eight_bits
-from pipeline.data.sources.image_reading import DecodedImage, decode_all, picture_of
+from pipeline.data.sources.image_reading import DecodedImage, decode_all, prepare_image
 from pipeline.data.sources.params import DatasetParams
 from pipeline.data.sources.splits import TRAIN, UNLABELLED, ImageSource, SampleTable, split_off
 from pipeline.data.sources.torchvision_catalog import SETS
 from pipeline.runtime.errors import UserError
 
 UNLABELLED_SPLIT = "unlabeled"
-_LABELS = ("targets", "labels", "_labels")  # where torchvision keeps them, set by set
+_LABELS = ("targets", "labels", "_labels")  # the attribute's name varies by dataset
 
 
 def torchvision_set(params: DatasetParams) -> ImageSource:
-    """The dataset `params.name` below `params.root`, downloaded to there if it is absent.
+    """Open the dataset `params.name` below `params.root`; download it if it is absent.
 
     Raises:
         UserError: it is absent and cannot be downloaded, or its files are damaged.
@@ -37,24 +36,24 @@ def torchvision_set(params: DatasetParams) -> ImageSource:
         splits.append(np.full(len(part), TRAIN if unlabelled else SPLITS.index(split), np.int8))
     samples = SampleTable(ids, np.concatenate(labels).astype(np.int64), np.concatenate(splits))
 
-    def places() -> Iterator[tuple[int, Any, int]]:
+    def items() -> Iterator[tuple[int, Any, int]]:
         sample = 0
         for part in parts.values():
             for index in range(len(part)):
                 yield sample, part, index
                 sample += 1
 
-    def read(place: tuple[int, Any, int]) -> DecodedImage:
-        sample, part, index = place
+    def read(item: tuple[int, Any, int]) -> DecodedImage:
+        sample, part, index = item
         image, label = part[index]
         expected = samples.labels[sample]
         assert expected in (label, UNLABELLED), f"{ids[sample]}: label {label}, not {expected}"
-        return picture_of(sample, eight_bits(image), None, params)
+        return prepare_image(sample, eight_bits(image), None, params)
 
     return ImageSource(
         _class_names(parts["train"], samples.labels),
         split_off(samples, params),
-        decode_all(read, places(), lambda place: ids[place[0]], params.root),
+        decode_all(read, items(), lambda item: ids[item[0]], params.root),
         "the same pixels",
     )
 
@@ -65,38 +64,38 @@ def _open(params: DatasetParams, split: str) -> Sequence[tuple[Any, int]]:
     name, root = params.name, Path(params.root)
     if not root.is_dir():
         raise UserError(
-            f"`{root}` (`dataset.root`) is no folder; expected one that holds `{name}`, or that it "
-            f"is downloaded to. `mkdir -p {root}` makes it."
+            f"`{root}` (`dataset.root`) is not a folder; expected the one that holds `{name}`, or "
+            f"to download it to. Run `mkdir -p {root}`."
         )
     make, arguments = getattr(torchvision.datasets, name), SETS[name].splits[split]
     try:
         return make(root, **arguments, download=False)
     except (OSError, RuntimeError):
-        pass  # absent, or still packed: `download` unpacks what it finds before it asks for more
-    print(f"prepare: {name}, {split}, is not in `{root}`: it is downloaded or unpacked", flush=True)
+        pass  # absent, or still packed: `download` first unpacks what is there
+    print(f"prepare: {name}, {split}, is not in `{root}`: downloading or unpacking", flush=True)
     try:
         return make(root, **arguments, download=True)
-    except Exception as error:  # whatever a network, a disk or an unpacker has to say
+    except Exception as error:  # of a network, a disk or an unpacker: any class
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"`{root}` (`dataset.root`) has no whole `{name}` ({split}), and it cannot be "
+            f"`{root}` (`dataset.root`) does not have all of `{name}` ({split}), and it cannot be "
             f"downloaded here ({first_line}). Put into `{root}`: {SETS[name].files}, "
-            f"as torchvision's `{name}` would download it; or prepare it once where there is a "
-            "network, and bring that folder."
+            f"as torchvision's `{name}` would download it; or run prepare on a machine with a "
+            "network, and copy its folder here."
         ) from None
 
 
 def _labels_of(part: Any) -> np.ndarray:
-    """[N] labels, without a look at the images where the dataset lists them."""
+    """[N] labels; images are read only if the dataset has no list of labels."""
     for name in _LABELS:
-        found = getattr(part, name, None)
-        if found is not None and np.ndim(found) == 1:
-            return np.asarray(found)
+        labels = getattr(part, name, None)
+        if labels is not None and np.ndim(labels) == 1:
+            return np.asarray(labels)
     return np.array([part[index][1] for index in range(len(part))])
 
 
 def _class_names(part: Any, labels: np.ndarray) -> list[str]:
-    """As the dataset has them (of several names of a class the first), or numbers as text."""
+    """The dataset's class names (the first, if a class has several), or numbers as text."""
     count = int(labels.max()) + 1
     names = getattr(part, "classes", None) or range(count)
     names = [str(name[0] if isinstance(name, tuple) else name) for name in names]

@@ -44,7 +44,7 @@ from pipeline.store.format.shards import (
 )
 from pipeline.views.loader import open_views
 from pipeline.views.params import ViewsParams
-from pipeline.views.plan import ViewPolicy
+from pipeline.views.policy import ViewPolicy
 
 AGAIN = "dvc repro soft_targets"
 _SHOWN = 10  # problems in one message

@@ -29,7 +29,7 @@ from pipeline.store.format.schema import (
 )
 from pipeline.store.format.shards import ShardError, check_shard
 from pipeline.views.loader import EncodedViews, Views, open_views
-from pipeline.views.plan import ViewPolicy
+from pipeline.views.policy import ViewPolicy
 
 AGAIN = "dvc repro teacher"
 #: Of each split, all views that a store is about, on a device.

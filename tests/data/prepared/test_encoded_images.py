@@ -1,4 +1,4 @@
-"""Large images, kept as encoded bytes: the same views in every stage, whoever decodes them."""
+"""Large images stored as encoded bytes: the same views in every stage and process."""
 
 import io
 import multiprocessing
@@ -34,8 +34,9 @@ from pipeline.runtime.derived_random import permutation
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
 from pipeline.views import loader as views_module
+from pipeline.views.geometry import apply_views, crop_boxes, flips
 from pipeline.views.loader import EncodedViews, open_views
-from pipeline.views.plan import ViewPolicy, apply_views, crop_boxes, flips
+from pipeline.views.policy import ViewPolicy
 
 CPU = torch.device("cpu")
 PREPARED, STORE = Path("data/prepared"), Path("data/soft_targets")
@@ -72,10 +73,10 @@ def prepare(**dataset: object) -> Dataset:
     return open_dataset()
 
 
-# What `prepare` keeps.
+# What `prepare` writes.
 
 
-def test_images_are_reduced_to_their_bound_never_enlarged_and_keep_their_aspect_ratio(folder):
+def test_images_are_reduced_to_image_size_never_enlarged_and_keep_their_aspect_ratio(folder):
     write_pictures(folder / "images")
     split = prepare().splits["train"]
     for sample, sample_id in enumerate(split.sample_ids):
@@ -109,7 +110,7 @@ def test_a_lower_quality_takes_fewer_bytes(folder):
 
 
 @pytest.mark.parametrize("quality", [90, "original"])
-def test_preparing_twice_and_in_another_order_gives_equal_bytes(folder, quality):
+def test_preparing_again_or_in_another_order_writes_equal_bytes(folder, quality):
     write_pictures(folder / "images")
     before = prepare(quality=quality), bytes_of(PREPARED)
     assert prepare(quality=quality).fingerprint == before[0].fingerprint
@@ -131,14 +132,14 @@ def test_the_fingerprint_covers_one_encoded_byte(folder):
     assert prepare(quality="original").fingerprint != before
 
 
-def test_statistics_are_those_of_the_same_images_kept_as_pixels(folder):
+def test_statistics_equal_those_of_the_same_images_stored_as_pixels(folder):
     write_pictures(folder / "images")
     encoded, pixels = prepare(), prepare(storage="pixels")
     assert (encoded.mean, encoded.std) == (pixels.mean, pixels.std)
     assert encoded.fingerprint != pixels.fingerprint
 
 
-def test_the_digits_can_be_kept_encoded_but_have_no_original_files(folder):
+def test_the_digits_can_be_encoded_but_have_no_original_files(folder):
     dataset = prepare(source="digits", quality=75)
     assert sum(len(split) for split in dataset.splits.values()) == 1797
     with pytest.raises(UserError, match="quality is `original`, but the embedded digits are pix"):
@@ -146,7 +147,7 @@ def test_the_digits_can_be_kept_encoded_but_have_no_original_files(folder):
 
 
 @pytest.mark.parametrize("quality", [0, 101, "best"])
-def test_a_quality_that_is_none_is_refused(folder, quality):
+def test_an_impossible_quality_is_refused(folder, quality):
     with pytest.raises(UserError, match=r"dataset.quality` is .*; expected"):
         prepare(quality=quality)
 
@@ -172,7 +173,7 @@ def test_an_image_too_long_for_jpeg_is_listed_with_the_damaged_ones(folder):
         prepare()
 
 
-def test_a_file_of_another_length_than_was_written_is_refused_on_opening(encoded_project):
+def test_a_file_of_another_length_is_refused_on_opening(encoded_project):
     path = PREPARED / "train_images.bin"
     content = path.read_bytes()
     for other in (content[:-1], content + b"x", (PREPARED / "test_images.bin").read_bytes()):
@@ -209,7 +210,7 @@ def test_images_pass_through_memory_few_at_a_time_and_in_order(monkeypatch):
     assert list(results) == [-number for number in range(20, 100)]
 
 
-def test_a_worker_that_is_killed_is_told_without_a_traceback(encoded_project, monkeypatch):
+def test_a_killed_worker_is_reported_without_a_traceback(encoded_project, monkeypatch):
     monkeypatch.setattr("pipeline.views.loader.decode_view", lambda *_: os._exit(9))
     split = open_dataset().splits["train"]
     views = open_views(split, ViewPolicy("none"), 0, CPU, num_workers=1)
@@ -221,7 +222,7 @@ def test_a_worker_that_is_killed_is_told_without_a_traceback(encoded_project, mo
 
 
 def upright_view(image: Image.Image, box: np.ndarray, side: int, channels: int) -> np.ndarray:
-    """The definition: all of the image decoded, upright, cut out and resized by Pillow."""
+    """The definition: decode the whole image, turn it upright, let Pillow cut and resize."""
     top, left, height, width = box
     image = eight_bits(image).convert("RGB" if channels == 3 else "L")
     corners = (left, top, left + width, top + height)
@@ -251,7 +252,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_images_of_any_mode_and_size_are_shown_as_pillow_shows_them(form, channels):
+def test_views_of_images_of_any_mode_and_size_equal_pillows(form, channels):
     image, file_format = FORMS[form]
     content = saved(image, file_format)
     size = np.array([image.size[::-1]])
@@ -267,7 +268,7 @@ def test_images_of_any_mode_and_size_are_shown_as_pillow_shows_them(form, channe
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("side", [9, 24, 70])  # decoded at 1/8, 1/4 and whole
-def test_a_view_of_a_reduced_and_turned_jpeg_is_that_of_the_whole_image(orientation, side):
+def test_a_view_of_a_reduced_and_rotated_jpeg_is_near_that_of_the_whole_image(orientation, side):
     """Within 2.5 levels of 255 on average, 12 at most, on a smooth image of odd sides."""
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -301,8 +302,8 @@ def test_a_jpeg_is_decoded_no_smaller_than_the_view(monkeypatch, part, side, red
 
 
 def test_the_clean_view_is_the_imagenet_standard():
-    """The shorter side resized to 256, the middle 224 cut out. Ours is not rounded to whole pixels
-    of the resized image: within 3 levels on smooth images."""
+    """Resize the shorter side to 256, cut out the middle 224. Our box is not rounded to whole
+    pixels of the resized image, so pixels agree within 3 levels on smooth images."""
     for size in ((300, 400), (500, 353), (200, 231)):
         image = picture(1, 2, size)
         width, height = (round(length * 256 / min(size)) for length in image.size)
@@ -338,7 +339,7 @@ def test_each_policy_shows_its_part_of_the_image(encoded_project, policy):
     assert np.array_equal(batch.samples, samples)
 
 
-# The same for everyone.
+# The same in every process.
 
 
 def all_views(order: list[np.ndarray], workers: int, policy: str = "random_resized_crop"):
@@ -387,12 +388,12 @@ def test_batches_come_in_the_order_given_and_leave_torchs_generator_alone(encode
     order = np.split(permutation(len(split), 1), 6)
     before = torch.random.get_rng_state()
     views = open_views(split, ViewPolicy("none"), 0, CPU, num_workers=2)
-    found = [batch.samples for batch in views.batches(0, order)]
-    assert all(np.array_equal(*pair) for pair in zip(found, order, strict=True))
+    samples = [batch.samples for batch in views.batches(0, order)]
+    assert all(np.array_equal(*pair) for pair in zip(samples, order, strict=True))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_two_passes_at_the_same_time_do_not_disturb_each_other(encoded_project):
+def test_two_interleaved_passes_do_not_affect_each_other(encoded_project):
     split = open_dataset().resized(16).splits["train"]
     views = open_views(split, ViewPolicy("random_resized_crop"), 0, CPU, num_workers=1)
     order = np.split(np.arange(len(split)), 3)
@@ -417,7 +418,7 @@ def test_the_cores_are_shared_among_the_processes(monkeypatch, cores, processes,
 
 
 @pytest.mark.parametrize(("free", "fits"), [(2 * 96, True), (2 * 96 - 1, False)])
-def test_images_go_to_the_device_where_half_of_its_free_memory_holds_them(monkeypatch, free, fits):
+def test_images_go_to_the_device_if_they_fit_in_half_of_its_free_memory(monkeypatch, free, fits):
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (free, 10 * free))
     images = torch.zeros((2, 3, 4, 4), dtype=torch.uint8)
     assert views_module._fits(images, torch.device("cuda")) == fits
@@ -426,7 +427,7 @@ def test_images_go_to_the_device_where_half_of_its_free_memory_holds_them(monkey
 # A whole project.
 
 
-def test_the_teacher_and_the_students_take_views_of_the_size_that_they_ask_for(encoded_project):
+def test_the_teacher_and_the_students_get_views_of_their_own_size(encoded_project):
     for model in ("teacher", "students/small", "baselines/small"):
         assert read_json(f"models/{model}/network.json", produced_by="-")["input"]["size"] == 16
     dataset = open_dataset()
@@ -434,7 +435,7 @@ def test_the_teacher_and_the_students_take_views_of_the_size_that_they_ask_for(e
     assert dataset.resized(24).splits["test"].image_size == 24
 
 
-def test_the_store_holds_the_teachers_answers_to_the_views_of_encoded_images(encoded_project):
+def test_the_store_contains_the_teachers_logits_for_views_of_encoded_images(encoded_project):
     assert "of them are the teacher's answers" in verify(STORE, recompute=30, seed=1)
 
 
@@ -445,7 +446,7 @@ def test_a_repeated_training_on_encoded_images_writes_the_same_bytes(encoded_pro
     assert bytes_of(Path(f"models/{stage}s/small")) == before
 
 
-def test_two_processes_make_the_store_of_encoded_images_in_the_same_bytes(encoded_project):
+def test_two_processes_write_the_same_store_of_encoded_images(encoded_project):
     before = bytes_of(STORE)
     result = subprocess.run(
         [sys.executable, "-m", "pipeline.stages.soft_targets"],
@@ -466,8 +467,8 @@ def test_a_store_of_other_images_is_refused(encoded_project):
         run_stage("student", "small")
 
 
-def test_canaries_tell_images_that_another_decoder_made(encoded_project):
-    """The fingerprint is as it was, the bytes of one image, a canary, are not."""
+def test_canaries_detect_images_of_another_decoder(encoded_project):
+    """The fingerprint is unchanged, but the bytes of one image, a canary, are not."""
     split, path = open_dataset().splits["train"], PREPARED / "train_images.bin"
     content = bytearray(path.read_bytes())
     image = content[split.offsets[0] : split.offsets[1]]
@@ -478,7 +479,7 @@ def test_canaries_tell_images_that_another_decoder_made(encoded_project):
         opened()
 
 
-def test_pixels_and_encoded_images_of_one_source_make_different_stores(encoded_project):
+def test_a_store_of_encoded_images_is_refused_for_pixels_of_the_same_source(encoded_project):
     change_params("dataset", storage="pixels")
     run_stage("prepare")
     with pytest.raises(UserError, match="was written for dataset"):
@@ -490,7 +491,7 @@ def test_pixels_and_encoded_images_of_one_source_make_different_stores(encoded_p
 
 @pytest.mark.skipif(not PHOTOGRAPHS.exists(), reason=f"photographs are not at {PHOTOGRAPHS}")
 @pytest.mark.parametrize("quality", [90, "original"])
-def test_photographs_are_prepared_and_shown(folder, quality):
+def test_photographs_are_prepared_and_viewed(folder, quality):
     with tarfile.open(PHOTOGRAPHS) as source, tarfile.open("images.tar", "w") as target:
         for number, member in enumerate(m for m in source if m.isreg()):
             content = source.extractfile(member)
@@ -515,7 +516,7 @@ def test_photographs_are_prepared_and_shown(folder, quality):
 # What `compare` shows.
 
 
-def test_the_report_shows_encoded_images_as_networks_are_tested_on_them(encoded_project):
+def test_the_report_shows_the_clean_views_of_encoded_images(encoded_project):
     split = open_dataset().splits["test"]
     for sample in range(len(split)):
         pixels = clean_pixels(split, sample, THUMBNAIL)

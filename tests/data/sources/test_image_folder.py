@@ -1,4 +1,4 @@
-"""prepare: every source ends in the same few files."""
+"""Sources `digits` and `image_folder`, packed as pixels."""
 
 import io
 import shutil
@@ -14,17 +14,17 @@ from PIL import Image
 from pipeline.data.prepared.dataset import Dataset, open_dataset
 from pipeline.data.prepared.image_decoding import eight_bits
 from pipeline.data.sources.image_reading import to_pixels
+from pipeline.data.sources.packing import Statistics
 from pipeline.data.sources.params import DatasetParams
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.params import validate
-from pipeline.stages.prepare import Statistics
 
 
 def splits(dataset: Dataset) -> dict[str, list[str]]:
     return {name: list(split.sample_ids) for name, split in dataset.splits.items()}
 
 
-def test_digits_are_packed_whole_and_in_their_classes(folder):
+def test_all_digits_are_packed_with_their_classes(folder):
     dataset = prepare(source="digits", image_size=32, validation_fraction=0.1)
     assert sum(len(split) for split in dataset.splits.values()) == 1797
     assert list(dataset.class_names) == [str(digit) for digit in range(10)]
@@ -51,7 +51,7 @@ def test_split_off_samples_are_stratified_seeded_and_disjoint(folder):
     assert splits(prepare(split_seed=1)) != splits(dataset)
 
 
-def test_splits_that_the_source_brings_are_kept(folder):
+def test_the_splits_of_the_source_are_kept(folder):
     write_images(folder / "images", per_class=10)
     write_images(folder / "images", per_class=2, split="val")
     write_images(folder / "images", per_class=3, split="test")
@@ -119,13 +119,13 @@ def test_greyscale_images_become_rgb_with_equal_channels(mode):
     assert np.array_equal(pixels, np.stack([grey] * 3))
 
 
-def test_sixteen_bits_keep_their_brightness():
+def test_sixteen_bit_images_keep_their_brightness():
     values = np.array([[0, 257, 25_700, 65_535]] * 4, np.uint16)
     pixels = to_pixels(reread(Image.fromarray(values), "PNG"), 4, 1)
     assert pixels[0, 0].tolist() == [0, 1, 100, 255]
 
 
-def test_transparent_pixels_are_white_whatever_colour_they_hide():
+def test_transparent_pixels_become_white():
     image = np.zeros((16, 16, 4), np.uint8)
     image[:, 8:, 3] = 255
     for picture in (Image.fromarray(image), Image.fromarray(image).convert("PA")):
@@ -141,7 +141,7 @@ def test_transparent_pixels_are_white_whatever_colour_they_hide():
 
 def test_exif_orientation_is_applied():
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise to see it upright
+    exif[0x0112] = 6  # rotated camera: upright after 90 degrees clockwise
     upright = np.asarray(RGB.transpose(Image.Transpose.ROTATE_270)).transpose(2, 0, 1)
     assert np.array_equal(to_pixels(reread(RGB, "PNG", exif=exif), 16, 3), upright)
 
@@ -157,13 +157,13 @@ def test_pixels_of_unknown_range_are_refused_as_unreadable(folder):
     assert "train/ant/b.tiff: it has more than 16 bits a channel" in str(refusal.value)
 
 
-def test_other_sizes_keep_their_aspect_and_lose_their_margins():
+def test_images_of_other_shapes_keep_their_aspect_ratio_and_lose_their_margins():
     wide = np.zeros((16, 48, 3), np.uint8)
     wide[:, 16:32] = 255
     assert to_pixels(Image.fromarray(wide), 16, 3).min() == 255
 
 
-def test_statistics_are_those_of_the_pixels():
+def test_statistics_equal_those_of_the_pixels():
     images = np.random.default_rng(0).integers(0, 256, (50, 3, 8, 8), dtype=np.uint8)
     statistics = Statistics(3)
     statistics.add(images[:20])
@@ -195,7 +195,7 @@ def test_broken_images_are_all_listed_and_nothing_is_written(folder):
         (lambda root: None, "does not exist"),
         (lambda root: root.mkdir(), "has no `train/<class>/<image>`; found nothing"),
         (lambda root: (root / "pictures").mkdir(parents=True), "has no `train/<class>/<image>`"),
-        (lambda root: root.write_text("x"), "is a file of another kind"),
+        (lambda root: root.write_text("x"), "is a file of an unknown kind; expected a folder"),
     ],
 )
 def test_a_root_without_images_is_refused(folder, make, message):
@@ -256,7 +256,7 @@ def test_a_failed_run_keeps_the_prepared_data_of_the_run_before(folder):
     assert open_dataset().fingerprint == before
 
 
-def test_images_at_another_size_are_resized_and_at_their_own_are_mapped(folder):
+def test_images_are_resized_to_another_size_and_mapped_at_their_own(folder):
     write_images(folder / "images", per_class=6)
     dataset = prepare()
     images = dataset.splits["train"].images

@@ -1,4 +1,4 @@
-"""Image sets as people have them: torchvision's, partly unlabelled, uneven, with duplicates."""
+"""Real datasets: torchvision's, partly unlabelled, imbalanced, with duplicates."""
 
 import gzip
 import pickle
@@ -68,7 +68,7 @@ def write_fashion_mnist(root: Path) -> None:
 FASHION = {"source": "torchvision", "name": "FashionMNIST", "root": "sets", "image_size": 28}
 
 
-def test_a_torchvision_set_keeps_its_splits_classes_and_pixels(folder):
+def test_a_torchvision_dataset_keeps_its_splits_classes_and_pixels(folder):
     write_fashion_mnist(folder / "sets")
     dataset = prepare(**FASHION, channels=1)
     assert list(dataset.class_names)[:3] == ["T-shirt/top", "Trouser", "Pullover"]
@@ -92,8 +92,8 @@ def test_a_torchvision_set_keeps_its_splits_classes_and_pixels(folder):
         assert label == index % 10
 
 
-def test_a_torchvision_set_of_pickled_batches_is_read(folder, monkeypatch):
-    """CIFAR-10's layout; its files' published checksums are replaced by those of these files."""
+def test_a_torchvision_dataset_of_pickled_batches_is_read(folder, monkeypatch):
+    """CIFAR-10's layout; torchvision's published checksums are switched off."""
     base = folder / "sets/cifar-10-batches-py"
     base.mkdir(parents=True)
     pixels = RNG.integers(0, 256, (40, 3, 32, 32), dtype=np.uint8)
@@ -113,7 +113,7 @@ def test_a_torchvision_set_of_pickled_batches_is_read(folder, monkeypatch):
     assert np.array_equal(dataset.splits["test"].images, pixels[30:])
 
 
-def test_a_torchvision_set_may_have_unlabelled_images(folder, monkeypatch):
+def test_a_torchvision_dataset_may_have_unlabelled_images(folder, monkeypatch):
     base = folder / "sets/stl10_binary"
     base.mkdir(parents=True)
     for name, count in (("train", 30), ("test", 10), ("unlabeled", 7)):
@@ -135,14 +135,14 @@ def test_a_torchvision_set_may_have_unlabelled_images(folder, monkeypatch):
 
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("split", ["train", "validation", "test", "unlabeled"])
-def test_every_named_set_takes_the_splits_that_are_asked_of_it(folder, name, split):
+def test_every_known_dataset_has_the_splits_of_the_catalogue(folder, name, split):
     """Without files: an unknown split or argument would be a TypeError or a ValueError."""
     if split in SETS[name].splits:
         with pytest.raises((RuntimeError, FileNotFoundError)):
             getattr(torchvision.datasets, name)(folder, **SETS[name].splits[split], download=False)
 
 
-def test_a_set_that_cannot_be_downloaded_says_what_to_put_where(folder, monkeypatch):
+def test_a_failed_download_names_the_files_to_provide(folder, monkeypatch):
     (folder / "sets").mkdir()
 
     def no_network(*_: object, **__: object) -> None:
@@ -152,13 +152,13 @@ def test_a_set_that_cannot_be_downloaded_says_what_to_put_where(folder, monkeypa
     with pytest.raises(UserError) as refusal:
         prepare(source="torchvision", name="CIFAR100", root="sets")
     message = str(refusal.value)
-    assert "`sets` (`dataset.root`) has no whole `CIFAR100` (train)" in message
+    assert "`sets` (`dataset.root`) does not have all of `CIFAR100` (train)" in message
     assert "Put into `sets`: cifar-100-python.tar.gz" in message
     assert not PREPARED.exists()
 
 
-def test_a_packed_file_that_lies_below_the_root_is_unpacked_without_a_network(folder, monkeypatch):
-    """What `what to put where` promises: torchvision unpacks what it finds."""
+def test_a_packed_file_below_the_root_is_unpacked_without_a_network(folder, monkeypatch):
+    """As the message of a failed download promises."""
     write_fashion_mnist(folder / "elsewhere")
     raw = folder / "elsewhere/FashionMNIST/raw"
     (folder / "sets/FashionMNIST/raw").mkdir(parents=True)
@@ -189,7 +189,7 @@ def test_a_packed_file_that_lies_below_the_root_is_unpacked_without_a_network(fo
         ),
     ],
 )
-def test_a_set_that_is_not_known_or_not_there_is_refused_before_a_run(folder, values, message):
+def test_an_unknown_or_absent_dataset_is_refused_before_a_run(folder, values, message):
     (folder / "sets").mkdir()
     dataset = PARAMS["dataset"] | {"source": "torchvision", "root": "sets"} | values
     write_params(folder, PARAMS | {"dataset": dataset})
@@ -200,7 +200,7 @@ def test_a_set_that_is_not_known_or_not_there_is_refused_before_a_run(folder, va
 
 
 def write_unlabelled(root: Path, count: int = 9) -> None:
-    """Here and there, black and white: no class looks like them."""
+    """Write black and white noise, unlike any class, some of it in nested folders."""
     for index in range(count):
         path = root / ("deep/er" if index % 2 else "") / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -209,7 +209,7 @@ def write_unlabelled(root: Path, count: int = 9) -> None:
 
 
 @pytest.mark.parametrize("name", ["unlabeled", "unlabelled"])
-def test_unlabelled_images_join_the_training_split_and_no_other(folder, name):
+def test_unlabelled_images_join_only_the_training_split(folder, name):
     write_images(folder / "images", per_class=10)
     before = prepare()
     write_unlabelled(folder / "images" / name)
@@ -226,7 +226,7 @@ def test_unlabelled_images_join_the_training_split_and_no_other(folder, name):
 
 
 @pytest.mark.parametrize("storage", ["pixels", "encoded"])
-def test_unlabelled_images_have_no_part_in_the_normalisation(folder, storage):
+def test_unlabelled_images_do_not_change_the_normalisation(folder, storage):
     write_images(folder / "images", per_class=10)
     before = prepare(storage=storage)
     write_unlabelled(folder / "images/unlabeled")
@@ -242,7 +242,7 @@ def project_with_unlabelled(project: Path) -> Path:
     return project
 
 
-def test_the_teacher_is_the_one_of_the_labelled_images_alone(project_with_unlabelled):
+def test_the_teacher_trains_on_labelled_images_only(project_with_unlabelled):
     before = bytes_of(Path("models/teacher"))
     run_stage("teacher")
     assert bytes_of(Path("models/teacher")) == before
@@ -274,7 +274,7 @@ def test_a_student_learns_from_unlabelled_images_and_its_baseline_does_not(
     unlabelled = np.flatnonzero(train.labels < 0)
     logits, kept = store.decoded_at(1.0).gather(1, unlabelled)
     assert np.isfinite(logits).all()
-    if kept is not None:  # 2 of 3 classes: in a label's place is the largest, which is kept anyway
+    if kept is not None:  # 2 of 3 classes: without a label, the largest, which is kept anyway
         assert kept.sum(1).tolist() == [2] * len(unlabelled)
     assert "20 of them are the teacher's answers" in verify(STORE, recompute=20, seed=0)
     with monkeypatch.context() as patch:
@@ -296,22 +296,24 @@ def test_a_method_that_needs_labels_refuses_unlabelled_images(project_with_unlab
         run_stage("student", "small")
 
 
-# What is odd and no mistake.
+# Warnings.
 
 
-def test_unequal_classes_are_told_and_equal_ones_are_not(folder, capsys):
+def test_only_imbalanced_classes_are_reported(folder, capsys):
     write_images(folder / "images", per_class=10)
     for path in sorted((folder / "images/train/bee").iterdir())[5:]:
         path.unlink()
     prepare()
-    said = capsys.readouterr().out
-    assert "classes are unequal: 3 training images of `bee`, 6 of `ant`, 2.0 times as many" in said
+    output = capsys.readouterr().out
+    assert (
+        "classes are unequal: 3 training images of `bee`, 6 of `ant`, 2.0 times as many" in output
+    )
     write_images(folder / "images", per_class=10)
     prepare()
     assert "unequal" not in capsys.readouterr().out
 
 
-def test_duplicates_across_splits_and_contradicting_labels_are_told_and_kept(folder, capsys):
+def test_duplicates_across_splits_and_contradicting_labels_are_reported_and_kept(folder, capsys):
     images = folder / "images"
     write_images(images, per_class=6)
     write_images(images, per_class=8, split="test")  # whose first 6 are the same
@@ -319,15 +321,15 @@ def test_duplicates_across_splits_and_contradicting_labels_are_told_and_kept(fol
     shutil.copy(images / "test/ant/006.png", images / "val/ant/other name.png")
     shutil.copy(images / "train/ant/000.png", images / "train/bee/again.png")
     before = prepare().fingerprint
-    said = capsys.readouterr().out
-    assert "warning: 19 of 25 validation and test images have the same bytes" in said
-    assert "`train/ant/001.png` = `test/ant/001.png`" in said
-    assert "warning: 1 times the same bytes have several labels: `train" in said
-    assert "`train/ant/000.png` = `train/bee/again.png`" in said
-    found = read_json(PREPARED / "dataset.json", produced_by="-")["duplicates"]
-    assert found["across_splits"]["count"] == 19
-    assert len(found["across_splits"]["first"]) == 5
-    assert found["contradicting_labels"] == {
+    output = capsys.readouterr().out
+    assert "warning: 19 of 25 validation and test images have the same bytes" in output
+    assert "`train/ant/001.png` = `test/ant/001.png`" in output
+    assert "warning: 1 times the same bytes have several labels: `train" in output
+    assert "`train/ant/000.png` = `train/bee/again.png`" in output
+    duplicates = read_json(PREPARED / "dataset.json", produced_by="-")["duplicates"]
+    assert duplicates["across_splits"]["count"] == 19
+    assert len(duplicates["across_splits"]["first"]) == 5
+    assert duplicates["contradicting_labels"] == {
         "count": 1,
         "first": [["train/ant/000.png", "train/bee/again.png"]],
     }
@@ -336,32 +338,32 @@ def test_duplicates_across_splits_and_contradicting_labels_are_told_and_kept(fol
     assert bytes_of(PREPARED) == content
 
 
-def test_without_duplicates_nothing_is_said_of_them(folder, capsys):
+def test_without_duplicates_there_is_no_warning(folder, capsys):
     write_images(folder / "images", per_class=6)
     prepare()
     assert "warning" not in capsys.readouterr().out
     assert "duplicates" not in read_json(PREPARED / "dataset.json", produced_by="-")
 
 
-def test_files_outside_the_known_folders_are_counted_not_silently_left_out(folder, capsys):
+def test_ignored_files_outside_the_known_folders_are_counted(folder, capsys):
     write_images(folder / "images", per_class=6)
     (folder / "images/valid").mkdir()
     (folder / "images/valid/x.png").write_bytes(b"")
     (folder / "images/train/readme.txt").write_text("")
     prepare()
-    assert "prepare: 2 files of `images` lie outside" in capsys.readouterr().out
+    assert "prepare: 2 files of `images` are ignored: they are outside" in capsys.readouterr().out
 
 
-def test_an_image_that_goes_while_others_are_read_is_named(folder, monkeypatch):
+def test_an_image_that_is_removed_during_prepare_is_named(folder, monkeypatch):
     write_images(folder / "images", per_class=6)
     everything = image_folder.read_files
     monkeypatch.setattr(image_folder, "read_files", lambda *a: islice(everything(*a), 17))
-    with pytest.raises(UserError, match="1 images that were there are gone, the first `train/cat/"):
+    with pytest.raises(UserError, match="1 listed images are gone, the first `train/cat/"):
         prepare()
     assert not PREPARED.exists()
 
 
-def test_a_file_that_an_archive_holds_twice_is_one_sample(folder):
+def test_a_file_that_an_archive_contains_twice_is_one_sample(folder):
     write_images(folder / "images", per_class=6)
     with tarfile.open("images.tar", "w") as archive:
         archive.add("images/train/ant/003.png", "train/bee/002.png")  # overwritten below

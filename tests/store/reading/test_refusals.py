@@ -14,7 +14,7 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json, write_json
 from pipeline.store.format.schema import ShardKey, StoreIdentity
 from pipeline.store.reading.store import Store, open_shards, read_index
-from pipeline.views import plan
+from pipeline.views import geometry
 
 STORE = Path("data/soft_targets")
 SHARD = STORE / "train_view00001_sample000000000.h5"
@@ -74,10 +74,8 @@ def test_a_student_refuses_such_a_store_and_leaves_its_outputs_alone(project):
 
 
 def test_changed_augmentation_code_is_caught_by_the_canaries(project, monkeypatch):
-    original = plan._crop_and_flip
-    monkeypatch.setattr(
-        plan, "_crop_and_flip", lambda images, top, left, flip: original(images, left, top, flip)
-    )
+    original = geometry._crop_and_flip
+    monkeypatch.setattr(geometry, "_crop_and_flip", lambda i, y, x, flip: original(i, x, y, flip))
     with pytest.raises(UserError, match="canaries that differ: the images or the augmentation"):
         opened()
 

@@ -16,9 +16,9 @@ from pipeline.models.checkpoint import TEACHER
 from pipeline.runtime.params import load_section
 from pipeline.store.reading.store import open_store, view_of_epoch
 from pipeline.students.label_loss import label_loss
+from pipeline.views.geometry import apply_views
 from pipeline.views.loader import open_views
 from pipeline.views.params import ViewsParams
-from pipeline.views.plan import apply_views
 
 PLAIN, MIXUP, CUTMIX = (
     {"policy": "crop_flip"},

@@ -26,7 +26,8 @@ from pipeline.store.format.schema import (
 )
 from pipeline.store.reading.store import view_of_epoch
 from pipeline.store.writing.shard_writer import shard_bytes, write_shard
-from pipeline.views.plan import ViewPolicy, apply_views
+from pipeline.views.geometry import apply_views
+from pipeline.views.policy import ViewPolicy
 
 STORE = Path("data/soft_targets")
 SHARD = STORE / "train_view00001_sample000000000.h5"

@@ -1,21 +1,22 @@
-"""The view plan."""
+"""Views without RandAugment and mixing."""
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from pipeline.runtime.derived_random import hash64, permutation
-from pipeline.views import plan
-from pipeline.views.plan import PADDING, POLICIES, ViewPolicy, apply_views, view_entries
+from pipeline.runtime.derived_random import permutation
+from pipeline.views import geometry
+from pipeline.views.geometry import apply_views, view_entries
+from pipeline.views.policy import PADDING, POLICIES, ViewPolicy
 
 IMAGES = torch.from_numpy(
     np.random.default_rng(0).integers(0, 256, (40, 3, 12, 12), dtype=np.uint8)
 )
 
 
-def by_hand(image: np.ndarray, entry: int) -> np.ndarray:
-    """One view, pixel by pixel: the definition in docs/soft_targets_format.md."""
+def defined_view(image: np.ndarray, entry: int) -> np.ndarray:
+    """Make one view pixel by pixel, as docs/soft_targets_format.md defines it."""
     flip, shift = divmod(entry, 81)
     top, left = divmod(shift, 9)
     view = np.zeros_like(image)
@@ -28,22 +29,17 @@ def by_hand(image: np.ndarray, entry: int) -> np.ndarray:
     return view
 
 
-def test_hash64_of_one_zero_is_splitmix64s_first_output():
-    assert int(hash64(0)) == 0xE220A8397B1DCDAF
-
-
 @pytest.mark.parametrize("policy", ["crop", "crop_flip"])
 def test_views_are_the_pixels_of_their_definition(policy):
     samples = np.arange(40)
     for view in (0, 1, 5, 163):
         entries = view_entries(policy, 3, view, samples)
-        expected = np.stack([by_hand(i, e) for i, e in zip(IMAGES.numpy(), entries, strict=True)])
-        assert np.array_equal(
-            apply_views(IMAGES, ViewPolicy(policy), 3, view, samples).numpy(), expected
-        )
+        views = apply_views(IMAGES, ViewPolicy(policy), 3, view, samples).numpy()
+        for image, entry, pixels in zip(IMAGES.numpy(), entries, views, strict=True):
+            assert np.array_equal(pixels, defined_view(image, entry))
 
 
-def test_policy_none_shows_the_image_as_it_is():
+def test_policy_none_shows_the_unchanged_image():
     assert torch.equal(apply_views(IMAGES, ViewPolicy("none"), 3, 5, np.arange(40)), IMAGES)
 
 
@@ -69,9 +65,9 @@ def test_entries_are_uniform_and_independent_of_one_another():
 
 @pytest.mark.parametrize("changed", [{"seed": 4}, {"view": 2}, {"policy": "crop"}])
 def test_another_seed_view_or_policy_gives_other_views(changed):
-    plan = {"policy": "crop_flip", "seed": 3, "view": 1} | changed
+    key = {"policy": "crop_flip", "seed": 3, "view": 1} | changed
     samples = np.arange(40)
-    views = apply_views(IMAGES, ViewPolicy(plan["policy"]), plan["seed"], plan["view"], samples)
+    views = apply_views(IMAGES, ViewPolicy(key["policy"]), key["seed"], key["view"], samples)
     assert not torch.equal(views, apply_views(IMAGES, ViewPolicy("crop_flip"), 3, 1, samples))
 
 
@@ -102,22 +98,17 @@ def test_views_are_identical_for_any_worker_count(workers):
     assert torch.equal(torch.cat(list(loader)), whole)
 
 
-def test_applying_views_leaves_the_images_as_they_were():
+def test_applying_views_does_not_change_the_images():
     before = IMAGES.clone()
     apply_views(IMAGES, ViewPolicy("crop_flip"), 0, 0, np.arange(40))
     assert torch.equal(IMAGES, before)
 
 
-def test_a_permutation_holds_each_number_once_and_depends_on_every_word():
-    assert np.array_equal(np.sort(permutation(1000, 1, 2)), np.arange(1000))
-    assert not np.array_equal(permutation(1000, 1, 2), permutation(1000, 2, 1))
-
-
-def test_crops_made_one_by_one_and_at_once_are_the_same():
+def test_crops_one_by_one_equal_crops_at_once():
     rng = np.random.default_rng(0)
     padded = torch.from_numpy(rng.integers(0, 256, (40, 3, 24, 20), np.uint8))
     top, left = rng.integers(0, 9, (2, 40))
     flip = rng.integers(0, 2, 40)
-    one_by_one = plan._windows_one_by_one(padded, top, left, flip)
-    assert torch.equal(one_by_one, plan._windows_at_once(padded, top, left, flip))
+    one_by_one = geometry._windows_one_by_one(padded, top, left, flip)
+    assert torch.equal(one_by_one, geometry._windows_at_once(padded, top, left, flip))
     assert one_by_one.shape == (40, 3, 16, 12)

@@ -1,0 +1,194 @@
+"""The unmixed pixels of a view: a pure function of (policy, seed, view, sample).
+
+Views are derived, never drawn: the same uint8 pixels come out for any batch size, order, worker,
+process or device. Views are numbered from 0 without end. A policy with finitely many views visits
+each of them once per cycle, in another order for every sample and every cycle.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.runtime.derived_random import hash64
+from pipeline.views import rand_augment
+from pipeline.views.policy import PADDING, POLICIES, SHIFTS, ViewPolicy
+from pipeline.views.random_numbers import (
+    BOX,
+    FLIP,
+    RAND_AUGMENT,
+    uniform,
+    uniform_int,
+    view_numbers,
+)
+from pipeline.views.resampling import resize_boxes
+
+_SHUFFLE_ROUNDS = 24
+_AREAS = (0.08, 1.0)  # share of the image's area
+_LOG_RATIO = 0.28768207245178096  # of 4/3: the width is 3/4 to 4/3 of the height
+_TRIES = 10
+
+
+def view_entries(geometry: str, seed: int, view: int, samples: np.ndarray) -> np.ndarray:
+    """Choose one of the geometry's distinct views for view number `view` of each sample.
+
+    For a fixed sample, views c*D ... c*D + D-1 of a policy with D distinct views are a
+    permutation of range(D), keyed by (seed, sample, cycle c): a swap-or-not shuffle
+    (Hoang, Morris, Rogaway 2012, arXiv:1208.1176), which needs no table.
+
+    Args:
+        samples: [B] sample numbers.
+
+    Returns:
+        [B] int64 in [0, POLICIES[geometry]).
+    """
+    distinct = POLICIES[geometry]
+    cycle, position = divmod(view, distinct)
+    key = hash64(seed, cycle, samples)  # [B]
+    entry = np.full(np.shape(samples), position, np.int64)
+    for shuffle_round in range(_SHUFFLE_ROUNDS):
+        pivot = (hash64(key, shuffle_round) % np.uint64(distinct)).astype(np.int64)
+        partner = (pivot - entry) % distinct
+        swap = hash64(key, shuffle_round, np.maximum(entry, partner)) & np.uint64(1)
+        entry = np.where(swap == 1, partner, entry)
+    return entry
+
+
+def crop_boxes(
+    policy: ViewPolicy, seed: int, view: int, samples: np.ndarray, sizes: np.ndarray
+) -> np.ndarray:
+    """Choose the box that `random_resized_crop` cuts out of each image.
+
+    A box has 8 to 100 % of the image's area, and a ratio of width to height that is log-uniform in
+    3/4 to 4/3. Of 10 tries the first that fits is taken, anywhere in the image; if none fits, the
+    middle of the image, with the allowed ratio nearest to the image's own (as in
+    torchvision.transforms.RandomResizedCrop, after Szegedy et al. 2015, arXiv:1409.4842).
+
+    Args:
+        samples: [B] sample numbers.
+        sizes: [B, 2] height and width of their images in pixels.
+
+    Returns:
+        [B, 4] int64: top, left, height, width.
+    """
+    assert policy.geometry == "random_resized_crop"
+    heights, widths = np.asarray(sizes, np.int64).T
+    numbers = view_numbers(BOX, seed, view, samples, 4 * _TRIES)
+    numbers = numbers.reshape(_TRIES, 4, len(samples))
+    least, most = _AREAS
+    areas = (least + (most - least) * uniform(numbers[:, 0])) * (heights * widths)
+    ratios = _exp(_LOG_RATIO * (2 * uniform(numbers[:, 1]) - 1))
+    wide = np.rint(np.sqrt(areas * ratios)).astype(np.int64)  # [tries, B]
+    high = np.rint(np.sqrt(areas / ratios)).astype(np.int64)
+    fits = (wide > 0) & (wide <= widths) & (high > 0) & (high <= heights)
+    first, each = fits.argmax(0), np.arange(len(samples))
+    wide, high, numbers = wide[first, each], high[first, each], numbers[first, :, each]
+    any_fits = fits.any(0)
+    # The middle: the whole image if its ratio is allowed, else the most of its longer side.
+    wide = np.where(any_fits, wide, np.minimum(widths, np.rint(heights * 4 / 3).astype(np.int64)))
+    high = np.where(any_fits, high, np.minimum(heights, np.rint(widths * 4 / 3).astype(np.int64)))
+    spare_rows, spare_columns = heights - high, widths - wide
+    top = np.where(any_fits, uniform_int(numbers[:, 2], spare_rows + 1), spare_rows // 2)
+    left = np.where(any_fits, uniform_int(numbers[:, 3], spare_columns + 1), spare_columns // 2)
+    return np.stack([top, left, high, wide], 1)
+
+
+def _exp(x: np.ndarray) -> np.ndarray:
+    """e**x for |x| <= 0.3, by additions, products and quotients, which every processor rounds
+    alike: libraries' exponentials differ in the last bit."""
+    total = np.ones_like(x)
+    for n in range(14, 0, -1):
+        total = 1 + x * total / n
+    return total
+
+
+def flips(policy: ViewPolicy, seed: int, view: int, samples: np.ndarray) -> np.ndarray:
+    """[B] bool: whether a view of `random_resized_crop` is mirrored; half of them are."""
+    assert policy.geometry == "random_resized_crop"
+    return view_numbers(FLIP, seed, view, samples, 1)[0] % 2 == 1
+
+
+def apply_views(
+    images: Tensor, policy: ViewPolicy, seed: int, view: int, samples: np.ndarray
+) -> Tensor:
+    """Make one view of each image by geometry and RandAugment. (A mix needs the views of other
+    samples: see mixing.py.)
+
+    Args:
+        images: [B, C, S, S] uint8, the images of `samples`.
+        samples: [B] sample numbers.
+
+    Returns:
+        [B, C, S, S] uint8, on the images' device.
+    """
+    pixels = _apply_geometry(images, policy, seed, view, samples)
+    return apply_rand_augment(pixels, policy, seed, view, samples)
+
+
+def _apply_geometry(
+    images: Tensor, policy: ViewPolicy, seed: int, view: int, samples: np.ndarray
+) -> Tensor:
+    if policy.geometry == "none":
+        return images
+    if policy.geometry == "random_resized_crop":
+        size = images.shape[-1]
+        boxes = crop_boxes(policy, seed, view, samples, np.full((len(samples), 2), size))
+        return resize_boxes(images, boxes, flips(policy, seed, view, samples), size)
+    entries = view_entries(policy.geometry, seed, view, samples)
+    flip, shift = np.divmod(entries, SHIFTS**2)  # `crop` has no entry that flips
+    top, left = np.divmod(shift, SHIFTS)
+    return _crop_and_flip(images, top, left, flip)
+
+
+def _crop_and_flip(images: Tensor, top: np.ndarray, left: np.ndarray, flip: np.ndarray) -> Tensor:
+    batch, channels, height, width = images.shape
+    padded = images.new_zeros(batch, channels, height + 2 * PADDING, width + 2 * PADDING)
+    padded[:, :, PADDING:-PADDING, PADDING:-PADDING] = images
+    cut = _windows_one_by_one if images.device.type == "cpu" else _windows_at_once
+    return cut(padded, top, left, flip)
+
+
+def _windows_one_by_one(
+    padded: Tensor, top: np.ndarray, left: np.ndarray, flip: np.ndarray
+) -> Tensor:
+    """Copy row by row: on a CPU 3 (32 pixels) to 6 times (224) as fast as one index of all."""
+    views = padded.new_empty(*padded.shape[:2], *(s - 2 * PADDING for s in padded.shape[2:]))
+    height, width = views.shape[2:]
+    source, target = padded.numpy(), views.numpy()
+    places = zip(top.tolist(), left.tolist(), flip.tolist(), strict=True)
+    for i, (y, x, mirror) in enumerate(places):
+        window = source[i, :, y : y + height, x : x + width]
+        target[i] = window[:, :, ::-1] if mirror else window
+    return views
+
+
+def _windows_at_once(padded: Tensor, top: np.ndarray, left: np.ndarray, flip: np.ndarray) -> Tensor:
+    height, width = (side - 2 * PADDING for side in padded.shape[2:])
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # [B, C, 9, 9, H, W], no copy
+    rows, top, left, flip = (
+        torch.from_numpy(part).to(padded.device, non_blocking=True)
+        for part in (np.arange(len(padded)), top, left, flip)
+    )
+    views = windows[rows, :, top, left]  # [B, C, H, W]
+    return torch.where(flip[:, None, None, None] > 0, views.flip(3), views)
+
+
+def apply_rand_augment(
+    pixels: Tensor, policy: ViewPolicy, seed: int, view: int, samples: np.ndarray
+) -> Tensor:
+    """Apply RandAugment's operations, each one of the 14; without `rand_augment`, nothing.
+
+    Args:
+        pixels: [B, C, S, S] uint8, the views of `samples` after their geometry.
+
+    Returns:
+        [B, C, S, S] uint8, on the same device.
+    """
+    if policy.rand_augment is None:
+        return pixels
+    count, magnitude = policy.rand_augment
+    numbers = view_numbers(RAND_AUGMENT, seed, view, samples, 2 * count)
+    for operation, sign in zip(numbers[::2], numbers[1::2], strict=True):
+        signs = 1 - 2 * uniform_int(sign, 2)
+        operations = uniform_int(operation, len(rand_augment.OPERATIONS))
+        pixels = rand_augment.apply(pixels, operations, signs, magnitude)
+    return pixels

@@ -1,0 +1,61 @@
+"""The view policy: how a view is made of its image, as a value and as a text.
+
+Imports no torch, so that parameters are checked at once.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+PADDING = 4  # black pixels on every side
+SHIFTS = 2 * PADDING + 1  # positions of a crop along one axis
+
+#: Number of distinct views of each geometry; None: unlimited.
+POLICIES: dict[str, int | None] = {
+    "none": 1,
+    "crop": SHIFTS**2,
+    "crop_flip": 2 * SHIFTS**2,
+    "random_resized_crop": None,
+}
+
+
+@dataclass(frozen=True)
+class ViewPolicy:
+    """The steps of a view: geometry, then RandAugment, then a mix with another sample's view."""
+
+    geometry: str  # one of POLICIES
+    rand_augment: tuple[int, int] | None = None  # (operations, magnitude 0 ... 30)
+    mix: tuple[str, float] | None = None  # (mixup | cutmix, alpha of Beta(alpha, alpha))
+
+    def __str__(self) -> str:
+        """The text in a store: `crop_flip`, `crop+rand_augment(2,9)+mixup(0.2)`."""
+        text = self.geometry
+        if self.rand_augment is not None:
+            text += "+rand_augment({},{})".format(*self.rand_augment)
+        if self.mix is not None:
+            text += f"+{self.mix[0]}({self.mix[1]!r})"
+        return text
+
+    @classmethod
+    def parse(cls, text: str) -> ViewPolicy:
+        """Read the text of a policy.
+
+        Raises:
+            ValueError: it is not the text of a policy.
+        """
+        geometry, augmented = f"({'|'.join(POLICIES)})", r"(\+rand_augment\((\d+),(\d+)\))?"
+        mixed = r"(\+(mixup|cutmix)\((\d+(?:\.\d+)?(?:e[+-]\d+)?)\))?"
+        match = re.fullmatch(geometry + augmented + mixed, text)
+        if match is not None:
+            name, augmented, operations, magnitude, mixed, method, alpha = match.groups()
+            rand_augment = (int(operations), int(magnitude)) if augmented else None
+            policy = cls(name, rand_augment, (method, float(alpha)) if mixed else None)
+        if match is None or str(policy) != text:
+            raise ValueError(f"{text!r} is no view policy")
+        return policy
+
+    @property
+    def distinct(self) -> int | None:
+        """Number of distinct views of a sample; None: unlimited."""
+        return None if self.rand_augment or self.mix else POLICIES[self.geometry]
