@@ -1,5 +1,6 @@
 """A clone of this project with a small dataset, in which real `dvc repro` run."""
 
+import json
 import os
 import re
 import shutil
@@ -93,6 +94,11 @@ class Clone:
         output = self.dvc("repro", *(targets or ("compare",)))
         self.restored = set(re.findall(r"Stage '(.+?)' is cached - skipping run", output))
         return stages_run(output)
+
+    def invalidated(self) -> set[str]:
+        """The stages whose dependencies or outputs are not those of the lock; exports left out."""
+        stages = json.loads(self.dvc("status", "--json"))
+        return {name for name in stages if not name.startswith("export")}
 
     def commit(self, message: str) -> None:
         identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]

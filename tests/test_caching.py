@@ -116,7 +116,7 @@ EDITS = [
         {"teacher", "robustness_teacher", "soft_targets", *STUDENTS, *ROBUSTNESS},
     ),
     ("a comment in the loss", append("pipeline/distillation/losses.py", "# a comment\n"), STUDENTS),
-    ("a new family", append("pipeline/networks/mine.py", NEW_FAMILY), set()),  # trains nothing
+    ("a new family", append("pipeline/networks/mine.py", NEW_FAMILY), set()),
     (
         "a student of the new family",
         set_param("students", "third", value=ANOTHER_STUDENT | {"family": "mine"}),
@@ -124,10 +124,36 @@ EDITS = [
     ),
 ]
 WITHOUT_EFFECT_ON_NETWORKS = {
-    "a repeat",
-    "the same set back",
-    "a comment in the loss",
+    *("a repeat", "the same set back", "a comment in the loss", "a new family"),
 }
+
+TRAININGS = {"student@small", "baseline@small"}
+#: The stages that an edit of one file invalidates, but for those that follow from their outputs.
+INVALIDATED = {
+    "pipeline/comparison/report/page.py": {"compare"},
+    "pipeline/distillation/losses.py": {"student@small"},
+    "pipeline/store/reading/store.py": {"student@small"},
+    "pipeline/students/loop.py": TRAININGS,
+    "pipeline/commands/check.py": set(),
+    "pipeline/data/sources/image_folder.py": {"prepare"},
+    "pipeline/teacher/accuracy_gate.py": {"teacher"},
+    "pipeline/store/writing/fidelity.py": {"soft_targets"},
+    "pipeline/training/optimisation.py": {"teacher", *TRAININGS},
+    "pipeline/networks/new_family.py": set(),
+    "pipeline/networks/wide_resnet.py": set(),
+    "pipeline/networks/__pycache__/new_family.pyc": set(),
+}
+
+
+def test_an_edit_invalidates_the_stages_of_its_folder_alone(clone):
+    assert clone.invalidated() == set()
+    for path, stages in INVALIDATED.items():
+        file = clone.root / path
+        before = file.read_bytes() if file.exists() else None
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes((before or b"") + b"# a comment\n")
+        assert clone.invalidated() == stages, path
+        file.unlink() if before is None else file.write_bytes(before)
 
 
 def test_each_edit_runs_what_it_touches_and_nothing_else(clone):

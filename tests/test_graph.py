@@ -102,8 +102,6 @@ def modules(files: set[str]) -> set[str]:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_depends_on_exactly_what_it_imports(stage):
     imported = modules(closure(module_of(stage)))
-    if "pipeline/networks" in code_dependencies(stage):  # imported by their names
-        imported |= {file for file in MODULES if file.startswith("pipeline/networks/")}
     assert imported <= listed(stage)
     assert listed(stage) - imported == BROUGHT_ALONG.get(stage.split("_teacher")[0], set())
 

@@ -1,4 +1,4 @@
-"""A trained network becomes an ONNX file, with all that happens to an image inside it."""
+"""Export a trained network to ONNX, with the preprocessing of views inside."""
 
 import io
 import logging
@@ -13,13 +13,13 @@ from pipeline.export.onnx_model import IMAGE, LOGITS, OnnxMetadata
 from pipeline.models.checkpoint import InputSpec
 from pipeline.runtime.errors import UserError
 
-#: The oldest with an antialiased Resize, which a network with an `input_size` of its own needs: the
-#: older an opset, the more engines take it.
+#: The oldest with an antialiased Resize, which a network with an `input_size` needs. More engines
+#: support an older opset.
 OPSET = 18
 
 
 class _FromPixels(nn.Module):
-    """What the pipeline does to a view, as one graph."""
+    """Preprocessing and network as one module."""
 
     def __init__(self, network: nn.Module, spec: InputSpec):
         super().__init__()
@@ -29,15 +29,18 @@ class _FromPixels(nn.Module):
         return self.network(self.spec.apply(image)).float()
 
 
-def to_onnx(network: nn.Module, spec: InputSpec, card: OnnxMetadata) -> bytes:
-    """The file's content: input `image`, [batch, C, S, S] uint8 of the card's size, in batches of
-    any size; output `logits`, [batch, num_classes] float32. Equal networks give equal bytes.
+def to_onnx(network: nn.Module, spec: InputSpec, metadata: OnnxMetadata) -> bytes:
+    """Export to the bytes of an ONNX file. Equal networks give equal bytes.
+
+    Input `image`: [batch, C, S, S] uint8, S = `metadata.image_size`, of any batch size; output
+    `logits`: [batch, num_classes] float32.
 
     Raises:
-        UserError: torch's exporter cannot take the network; gives its reason.
+        UserError: torch's exporter fails; gives its reason.
     """
-    side = card.image_size
-    example = torch.zeros(2, card.channels, side, side, dtype=torch.uint8)  # of 1 it would be fixed
+    side = metadata.image_size
+    # A batch of 1 would fix the batch size.
+    example = torch.zeros(2, metadata.channels, side, side, dtype=torch.uint8)
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -45,29 +48,29 @@ def to_onnx(network: nn.Module, spec: InputSpec, card: OnnxMetadata) -> bytes:
                 (example,),
                 input_names=[IMAGE],
                 output_names=[LOGITS],
-                opset_version=card.opset,
+                opset_version=metadata.opset,
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 external_data=False,
                 verbose=False,
             )
-    except Exception as error:  # of the exporter or of the network: any kind
+    except Exception as error:  # any error of the exporter or of the network
         raise UserError(
-            f"student `{card.student}` cannot become an ONNX file: torch's exporter says "
-            f"({_reason(error)}). Its network must do the same for every image and batch size, "
-            "without a decision in Python that hangs on pixels, and of operations that ONNX has: "
-            "change its file in pipeline/networks/, or choose another network."
+            f"student `{metadata.student}` cannot be exported to ONNX: {_reason(error)}. Its "
+            "network must compute the same for every image and batch size, without a Python branch "
+            "on pixels, with operations that ONNX has: change its file in pipeline/networks/, or "
+            "choose another network."
         ) from None
     model = program.model_proto
     _without_traces(model)
-    model.doc_string = card.in_words()
-    for key, value in card.metadata().items():
+    model.doc_string = metadata.in_words()
+    for key, value in metadata.metadata().items():
         model.metadata_props.add(key=key, value=value)
     return model.SerializeToString(deterministic=True)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter prints and logs whole graphs where it fails; its error says it in a line."""
+    """Suppress the graphs that the exporter prints and logs when it fails."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -84,8 +87,8 @@ def _reason(error: BaseException) -> str:
 
 
 def _without_traces(message: Any) -> None:
-    """Remove, at every depth of a protobuf message, what the exporter noted on the way: the source
-    lines of each node, with their paths on this machine."""
+    """Remove the exporter's notes at every depth of a protobuf message: the source lines of each
+    node, with paths of this machine."""
     for field, value in message.ListFields():
         if field.name in ("metadata_props", "doc_string"):
             message.ClearField(field.name)

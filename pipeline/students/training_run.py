@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -107,6 +108,8 @@ def write_result(
     inputs.check()
     with atomic_directory(outputs.model) as directory:
         checkpoint.save(directory, network, spec)
+        # With it, whatever depends on the models depends on their code: `speed` measures it.
+        shutil.copyfile(checkpoint.family_module(spec.family).__file__, directory / "family.py")
     write_predictions(
         outputs.predictions, inputs.params, validation=validation_logits, test=test_logits
     )

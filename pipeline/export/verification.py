@@ -1,0 +1,101 @@
+"""Compare an exported file with PyTorch's network on the test images."""
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from pipeline.data.prepared.dataset import Dataset
+from pipeline.export.onnx_model import OnnxStudent
+from pipeline.models.checkpoint import ModelSpec
+from pipeline.models.evaluation import BATCH_SIZE, predict
+from pipeline.runtime.errors import UserError
+from pipeline.views.loader import open_views
+from pipeline.views.policy import ViewPolicy
+
+#: How far a logit of the file may be from PyTorch's, as a fraction of the largest magnitude in its
+#: row (at least 1). In float32, engines that add in another order differ by about 1e-6 of it, deep
+#: networks by more; a wrong size, normalisation or weight moves logits by far more than 1e-3.
+TOLERANCE = 1e-3
+#: Or this many times the error of float32 in PyTorch: some networks, such as those hardly trained,
+#: have an error above TOLERANCE.
+FLOAT32_ERRORS = 4
+#: How many test images may have another class: rounding decides between nearly equal logits.
+OTHER_CLASSES_PER_IMAGE = 1e-3  # at least one image
+
+
+def both_logits(
+    network: torch.nn.Module, spec: ModelSpec, exported: OnnxStudent, dataset: Dataset
+) -> tuple[np.ndarray, np.ndarray]:
+    """Raw logits of the test images, from PyTorch and from the file: [N, C] float32 each."""
+    split = dataset.splits["test"]
+    order = np.split(np.arange(len(split)), range(BATCH_SIZE, len(split), BATCH_SIZE))
+    torch_logits, onnx_logits = [], []
+    for batch in open_views(split, ViewPolicy("none"), 0, torch.device("cpu")).batches(0, order):
+        torch_logits.append(predict(network, spec.input, batch.pixels).numpy())
+        onnx_logits.append(exported.logits(batch.pixels.numpy()))
+    return np.concatenate(torch_logits), np.concatenate(onnx_logits)
+
+
+def float32_error(network: torch.nn.Module, spec: ModelSpec, dataset: Dataset) -> float:
+    """The largest difference between PyTorch's logits in float32 and in float64, on at most
+    BATCH_SIZE evenly spread test images."""
+    split, cpu = dataset.splits["test"], torch.device("cpu")
+    samples = np.unique(np.linspace(0, len(split) - 1, BATCH_SIZE).astype(int))
+    (batch,) = open_views(split, ViewPolicy("none"), 0, cpu).batches(0, [samples])
+    logits = predict(network, spec.input, batch.pixels).double()
+    with torch.inference_mode():
+        exact = copy.deepcopy(network).double()(spec.input.apply(batch.pixels).double())
+    return (logits - exact).abs().max().item()
+
+
+def verify_logits(
+    name: str,
+    expected: np.ndarray,
+    actual: np.ndarray,
+    labels: np.ndarray,
+    float32_error: Callable[[], float],
+) -> dict[str, float]:
+    """Compare the file's logits with PyTorch's.
+
+    Args:
+        expected, actual: [N, num_classes] raw logits of PyTorch and of the file.
+        labels: [N].
+        float32_error: called only if TOLERANCE is exceeded.
+
+    Raises:
+        UserError: they differ beyond the tolerance, or too many images have another class.
+    """
+    differences = np.abs(actual - expected)
+    allowed = TOLERANCE * np.maximum(1, np.abs(expected).max(1, keepdims=True))
+    torch_classes, onnx_classes = expected.argmax(1), actual.argmax(1)
+    if not (differences <= allowed).all():  # so that NaN is refused, too
+        allowed = np.maximum(allowed, FLOAT32_ERRORS * float32_error())
+    differ = int((torch_classes != onnx_classes).sum())
+    problems = []
+    if not (differences <= allowed).all():
+        row, column = np.unravel_index((differences / allowed).argmax(), differences.shape)
+        problems.append(
+            f"the logit of class {column} of test image {row} is {actual[row, column]:.6g}, but "
+            f"{expected[row, column]:.6g} in PyTorch (tolerance {allowed[row, 0]:.2g})"
+        )
+    limit = max(1, int(OTHER_CLASSES_PER_IMAGE * len(labels)))
+    if differ > limit:
+        problems.append(
+            f"{differ:,} of {len(labels):,} test images have another class (tolerance {limit:,})"
+        )
+    if problems:
+        raise UserError(
+            f"PyTorch and onnxruntime disagree on student `{name}`: {'; '.join(problems)}. Nothing "
+            "was written. Its network computes something else when it is exported, or torch's "
+            "exporter converts an operation wrongly: check its file in pipeline/networks/, or try "
+            "another version of torch."
+        )
+    return {
+        "torch_accuracy": float((torch_classes == labels).mean()),
+        "onnx_accuracy": float((onnx_classes == labels).mean()),
+        # More digits would depend on the number of threads.
+        "largest_difference": float(f"{differences.max():.1e}"),
+        "decisions_that_differ": differ,
+    }
