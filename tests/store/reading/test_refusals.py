@@ -13,7 +13,8 @@ from conftest import bytes_of, change_params, opened, run_stage, write_images, w
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json, write_json
 from pipeline.store.format.schema import ShardKey, StoreIdentity
-from pipeline.store.reading.store import Store, open_shards, read_index
+from pipeline.store.reading.index import read_index
+from pipeline.store.reading.store import Store, open_shards
 from pipeline.views import plan
 
 STORE = Path("data/soft_targets")

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 
 from pipeline.store.format.encodings import decode, encode
 from pipeline.store.format.schema import StoreIdentity, canary_samples, shard_keys
-from pipeline.store.reading.store import Store, open_shards, read_index
+from pipeline.store.reading.index import read_index
+from pipeline.store.reading.store import Store, open_shards
 from pipeline.store.writing.shard_writer import write_index, write_shard
 
 SAMPLES, VIEWS, CLASSES = 40_000, 3, 5  # of three shards each

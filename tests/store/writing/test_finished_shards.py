@@ -307,7 +307,7 @@ def test_a_failing_process_ends_the_run_with_its_message_and_without_a_traceback
     process = start(processes=2)
     stderr = process.communicate()[1]
     assert process.returncode == 1
-    assert "error: the teacher answers 1000000" in stderr
+    assert "error: the teacher's logit is 1000000" in stderr
     assert "Traceback" not in stderr
     assert len(stderr.splitlines()) <= 2  # both may have come to one
     assert bytes_of(STORE) == before

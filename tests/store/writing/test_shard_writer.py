@@ -102,7 +102,7 @@ def test_logits_that_float16_cannot_hold_are_refused_and_nothing_is_written(
 ):
     logits = np.array([[0, 1, 2], [3, value, 5]], np.float32)
     contents = replace(CONTENTS, encoding=encoding, k=k)
-    with pytest.raises(UserError, match=f"answers {shown} for sample 1 of train, view 0"):
+    with pytest.raises(UserError, match=f"logit is {shown} for sample 1 of train, view 0"):
         write_shard(tmp_path / "shard.h5", contents, PLACE, logits, LABELS, CANARIES)
     assert list(tmp_path.iterdir()) == []
 
