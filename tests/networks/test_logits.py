@@ -607,9 +607,7 @@ def test_a_damaged_npz_is_refused(project):
 def test_more_views_than_the_source_has_are_refused(project):
     teach_with(write_npz(table(answers_of_the_network())))
     change_params("views", count=4)
-    with pytest.raises(
-        UserError, match="has 3 views of the training images, but `views.count`"
-    ):
+    with pytest.raises(UserError, match="has 3 views of the training images, but `views.count`"):
         run_stage("soft_targets")
     change_params("views", count=2)
     run_stage("soft_targets")
