@@ -28,7 +28,8 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.outputs import PREPARED, STORE
 from pipeline.store.format.encodings import decode, encode
 from pipeline.store.format.schema import SHARD_SAMPLES, ShardKey, StoreIdentity
-from pipeline.store.reading.store import open_shards, read_index
+from pipeline.store.reading.index import read_index
+from pipeline.store.reading.store import open_shards
 from pipeline.store.writing.shard_writer import shard_bytes
 
 TEMPERATURES = (1, 2, 4)

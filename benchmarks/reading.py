@@ -24,7 +24,8 @@ from torch.utils.data import Dataset
 from benchmarks.pairs import alternate, median, seconds
 from pipeline.runtime.progress import bar
 from pipeline.store.format.schema import SHARD_SAMPLES, StoreIdentity, canary_samples, shard_keys
-from pipeline.store.reading.store import Store, open_shards, read_index
+from pipeline.store.reading.index import read_index
+from pipeline.store.reading.store import Store, open_shards
 from pipeline.store.writing.shard_writer import write_index, write_shard
 
 CLASSES, BATCH, K = 1000, 256, 10

@@ -26,8 +26,9 @@ from pipeline.data.prepared.dataset import Dataset, Split
 from pipeline.models.checkpoint import InputSpec
 from pipeline.networks import cifar_resnet
 from pipeline.store.format.schema import ShardKey, StoreIdentity
+from pipeline.store.format.views_by_split import open_views_by_split
 from pipeline.store.writing.job import StoreJob, make_shard
-from pipeline.store.writing.teacher_logits import TeacherForward, open_views_by_split
+from pipeline.store.writing.teacher_logits import TeacherForward
 
 ROWS, CLASSES, BATCH, SIZE = 1024, 100, 256, 32
 TARGET = 0.95

@@ -1,5 +1,7 @@
-"""A reader and a writer of the store by docs/soft_targets_format.md alone: JSON, HDF5 and NumPy,
-nothing of ours."""
+"""A reader and a writer of the store, built from docs/soft_targets_format.md alone.
+
+Uses JSON, HDF5 and NumPy, and none of our code.
+"""
 
 import hashlib
 import json
@@ -16,7 +18,7 @@ SHARD = 16_384
 def read(
     directory: Path, split: str, view: int, labels: np.ndarray, temperature: float
 ) -> np.ndarray:
-    """[N, C] probabilities of a split's samples in one view, a top_k row's tail spread evenly."""
+    """Read one view of a split: [N, C] probabilities; a top_k row's tail is spread evenly."""
     index = json.loads((directory / "store.json").read_text("utf-8"))
     assert index["format_version"] == 2
     logits = []
@@ -64,11 +66,11 @@ def _logits_of_a_top_k_row(
 
 
 def write(directory: Path, identity: dict, class_names: list[str], splits: dict, num_views: int):
-    """A store of a teacher of one's own.
+    """Write a store from any teacher's logits.
 
     Args:
-        identity: the index's identity keys.
-        splits: name -> (images [N, channels, S, S] uint8 at the views' size, labels [N],
+        identity: the identity's keys of the index.
+        splits: name -> (images [N, channels, S, S] uint8 at the size of the views, labels [N],
             logits [views, N, C] float32).
     """
     directory.mkdir(parents=True)
@@ -118,6 +120,7 @@ def write(directory: Path, identity: dict, class_names: list[str], splits: dict,
 
 
 def rows_of(logits: np.ndarray, labels: np.ndarray, identity: dict) -> dict[str, np.ndarray]:
+    """Encode rows: name -> array."""
     if identity["encoding"] == "dense":
         return {"logits": logits.astype("<f2")}
     k, classes = identity["k"], identity["num_classes"]
@@ -133,6 +136,6 @@ def rows_of(logits: np.ndarray, labels: np.ndarray, identity: dict) -> dict[str,
             sums = [math.log(math.fsum(map(math.exp, tail))), math.fsum(tail) / len(tail)]
         packed = sum(c << (bits * j) for j, c in enumerate(largest))
         ids.append(list(packed.to_bytes(math.ceil(k * bits / 8), "little")))
-        third = rounded[largest[0] if label < 0 else label]
-        values.append([*rounded[largest], third, *sums])
+        of_label = rounded[largest[0] if label < 0 else label]
+        values.append([*rounded[largest], of_label, *sums])
     return {"class_ids": np.array(ids, np.uint8), "values": np.array(values, "<f2")}

@@ -44,13 +44,8 @@ from pipeline.runtime.outputs import PREPARED, STORE
 from pipeline.runtime.params import read_params, validate
 from pipeline.store.format.schema import INDEX, shard_keys
 from pipeline.store.format.shards import read_header
-from pipeline.store.reading.store import (
-    SoftTargetBatch,
-    Store,
-    open_shards,
-    read_index,
-    view_of_epoch,
-)
+from pipeline.store.reading.index import read_index
+from pipeline.store.reading.store import SoftTargetBatch, Store, open_shards, view_of_epoch
 from pipeline.store.writing.shard_writer import shard_bytes, write_index, write_shard
 from pipeline.students.label_loss import label_loss
 from pipeline.students.loop import TrainingData, evaluate, fit

@@ -24,20 +24,14 @@ from pipeline.runtime.params import load_section
 from pipeline.store.format.encodings import decode, row_bytes
 from pipeline.store.format.schema import INDEX
 from pipeline.store.format.shards import read_header
-from pipeline.store.reading.store import (
-    Store,
-    StoreIndex,
-    check_purpose,
-    differences,
-    open_shards,
-    open_store,
-    read_index,
-)
+from pipeline.store.format.views_by_split import open_views_by_split
+from pipeline.store.reading.index import StoreIndex, check_purpose, read_index
+from pipeline.store.reading.store import Store, open_shards, open_store
+from pipeline.store.reading.verification import differences
 from pipeline.store.writing.teacher_logits import (
     ImportedLogits,
     TeacherForward,
     open_teacher_logits,
-    open_views_by_split,
 )
 from pipeline.views.params import ViewsParams
 

@@ -610,9 +610,7 @@ def test_a_damaged_npz_is_refused(project):
 def test_more_views_than_the_source_has_are_refused(project):
     teach_with(write_npz(table(answers_of_the_network())))
     change_params("views", count=4)
-    with pytest.raises(
-        UserError, match="answers 3 views of the training images, but `views.count`"
-    ):
+    with pytest.raises(UserError, match="has 3 views of the training images, but `views.count`"):
         run_stage("soft_targets")
     change_params("views", count=2)
     run_stage("soft_targets")
@@ -784,7 +782,7 @@ def state_a_sum_of_any_length(file: h5py.File) -> None:
             lambda: change_params("views", seed=8, policy="crop"),
             "soft_targets",
             r"`mine` was written for view policy crop_flip, but params.yaml says crop.\n"
-            r"`mine` was written for views.seed 7, but params.yaml says 8.\nSet params.yaml so",
+            r"`mine` was written for views.seed 7, but params.yaml says 8.\nSet params.yaml to",
         ),
         (
             lambda: change_params("soft_targets", precision="bfloat16"),

@@ -23,7 +23,7 @@ from pipeline.commands import store
 from pipeline.models.checkpoint import TEACHER
 from pipeline.runtime.derived_random import permutation
 from pipeline.runtime.errors import UserError
-from pipeline.store.reading.store import read_index
+from pipeline.store.reading.index import read_index
 from pipeline.views.geometry import apply_views, crop_boxes, flips
 from pipeline.views.loader import make_view
 from pipeline.views.mixing import MixPlan, apply_mix, plan_mix

@@ -1,7 +1,6 @@
-"""How a row of logits is kept: `dense`, every class, or `top_k`, the largest and the tail's sums.
+"""Encode rows of logits: `dense` keeps every class, `top_k` the largest and two sums of the tail.
 
-docs/soft_targets_format.md is normative. Pure NumPy; contract code: an edit here runs the teacher
-again.
+docs/soft_targets_format.md is normative. NumPy alone.
 """
 
 from __future__ import annotations
@@ -14,16 +13,16 @@ import numpy as np
 FLOAT16 = np.dtype("<f2")
 BYTES = np.dtype("u1")
 _LARGEST = float(np.finfo(FLOAT16).max)
-_CHUNK = 1024  # rows encoded at a time: bounds the memory, not the result
+_CHUNK = 1024  # rows encoded at a time: bounds the memory, has no effect on the result
 
 
 def id_bits(num_classes: int) -> int:
-    """Bits of one class id."""
+    """Bits of one packed class id."""
     return max(1, (num_classes - 1).bit_length())
 
 
 def columns(encoding: str, num_classes: int, k: int | None) -> dict[str, tuple[int, np.dtype]]:
-    """The arrays of an encoding, in their order: name -> (columns, type of an entry)."""
+    """The arrays of an encoding, in their order: name -> (number of columns, type)."""
     if encoding == "dense":
         return {"logits": (num_classes, FLOAT16)}
     return {
@@ -41,15 +40,15 @@ def row_bytes(encoding: str, num_classes: int, k: int | None) -> int:
 def encode(
     logits: np.ndarray, labels: np.ndarray, encoding: str, k: int | None
 ) -> dict[str, np.ndarray]:
-    """What a shard keeps of its rows.
+    """Encode rows as a shard stores them.
 
     Args:
         logits: [n, C] float32, finite in float16.
-        labels: [n] int64; -1 for a sample without one.
-        k: 1 ... C, of `top_k`.
+        labels: [n] int64; -1 for an unlabelled sample.
+        k: 1 ... C for `top_k`, None for `dense`.
 
     Returns:
-        The arrays that `columns` names, [n, columns] each, contiguous.
+        The arrays of `columns`, contiguous, each [n, number of columns].
     """
     if encoding == "dense":
         return {"logits": np.ascontiguousarray(logits, FLOAT16)}
@@ -61,7 +60,7 @@ def encode(
     for start in range(0, num_rows, _CHUNK):
         rows = slice(start, start + _CHUNK)
         ids, values = _top_k(logits[rows], labels[rows], k)
-        arrays["class_ids"][rows] = _packed(ids, id_bits(num_classes))
+        arrays["class_ids"][rows] = _pack(ids, id_bits(num_classes))
         arrays["values"][rows] = values
     return arrays
 
@@ -73,28 +72,29 @@ def decode(
     *,
     temperature: float,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Logits of every class, for a softmax at one temperature.
+    """Decode logits of every class, for a softmax at one temperature.
 
-    Of `top_k`, the kept classes have their logits. Each tail class has the same value, which gives
-    the tail its mass: mean + (lse - log m - mean) / T, which is the tail's cumulant generating
-    function to second order, exact at T = 1 and for T to infinity; and at most the smallest of
-    the k logits, which bounds every tail class.
+    With `top_k`, a kept class has its logit. Every tail class has one value, which gives the tail
+    its mass: mean + (lse - log m - mean) / T. This is the tail's cumulant generating function to
+    second order, exact at T = 1 and as T goes to infinity. The value is at most the smallest of the
+    k logits, which bounds every tail class.
 
     Args:
-        arrays: of n rows, as `encode` makes them.
-        labels: [n] int64, those that the rows were encoded with.
+        arrays: n rows, as `encode` returns them.
+        labels: [n] int64, the labels that the rows were encoded with.
 
     Returns:
-        logits [n, C] float32, and [n, C] bool, True for the k and the label: None for `dense`.
+        Logits [n, C] float32; and the kept classes [n, C] bool (the k and the label), or None for
+        `dense`.
 
     Raises:
-        ValueError: a class id is not below `num_classes`.
+        ValueError: a class id is `num_classes` or more.
     """
     if "logits" in arrays:
         return arrays["logits"].astype(np.float32), None
     values = arrays["values"].astype(np.float32)  # [n, k + 3]
     num_rows, k = len(values), values.shape[1] - 3
-    ids = np.empty((num_rows, k + 1), np.intp)  # the k, and the label
+    ids = np.empty((num_rows, k + 1), np.intp)  # the k classes, then the label
     ids[:, :k] = unpack_ids(arrays["class_ids"], k, num_classes)
     ids[:, k] = np.where(labels < 0, ids[:, 0], labels)
     if num_rows and ids.max() >= num_classes:
@@ -115,7 +115,7 @@ def decode(
 
 
 def _top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """ids [n, k], largest logit first and of equals the lowest id; values [n, k + 3] float16."""
+    """Ids [n, k], largest logit first (ties: lowest id first), and values [n, k + 3] float16."""
     rows = logits.astype(FLOAT16)
     ids = _largest(rows, k)
     label = np.where(labels < 0, ids[:, 0], labels)[:, None]  # [n, 1]
@@ -126,22 +126,22 @@ def _top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> tuple[np.ndarray, 
     values[:, :k] = np.take_along_axis(rows, ids, 1)
     values[:, k : k + 1] = np.take_along_axis(rows, label, 1)
     count = np.count_nonzero(in_tail, axis=1)
-    some = count > 0  # the other rows have no tail: both its numbers stay 0
+    has_tail = count > 0  # in a row without a tail, both sums stay 0
     exact = logits.astype(np.float64)
-    mean = np.where(in_tail, exact, 0).sum(1)[some] / count[some]
+    mean = np.where(in_tail, exact, 0).sum(1)[has_tail] / count[has_tail]
     exact[~in_tail] = -np.inf
     largest = exact.max(1)
-    exact -= np.where(some, largest, 0)[:, None]
-    log_sum_exp = largest[some] + np.log(np.exp(exact, out=exact).sum(1)[some])
+    exact -= np.where(has_tail, largest, 0)[:, None]
+    log_sum_exp = largest[has_tail] + np.log(np.exp(exact, out=exact).sum(1)[has_tail])
     for column, number in ((k + 1, log_sum_exp), (k + 2, mean)):
-        values[some, column] = np.clip(number, -_LARGEST, _LARGEST)
+        values[has_tail, column] = np.clip(number, -_LARGEST, _LARGEST)
     return ids, values
 
 
 def _largest(rows: np.ndarray, k: int) -> np.ndarray:
-    """Ids of the k largest, [n, k] int64: by unique keys, so that ties cannot vary."""
+    """Ids of the k largest, [n, k] int64; sorts unique keys, so ties have one order."""
     num_classes = rows.shape[1]
-    bits = rows.view(np.int16)  # sign and magnitude; -0 and 0 become the same
+    bits = rows.view(np.int16)  # sign and magnitude; -0 and 0 become equal
     ordered = np.where(bits < 0, -(bits & 0x7FFF), bits).astype(np.int32) + 0x8000
     word, shift = (np.uint32, 16) if num_classes <= 2**16 else (np.uint64, 32)
     reversed_ids = np.arange(num_classes - 1, -1, -1, dtype=word)
@@ -152,24 +152,24 @@ def _largest(rows: np.ndarray, k: int) -> np.ndarray:
     return num_classes - 1 - lowest_bits.astype(np.int64)
 
 
-def _packed(ids: np.ndarray, bits: int) -> np.ndarray:
-    """[n, k] -> [n, ceil(k * bits / 8)] uint8, the first id in the lowest bits."""
+def _pack(ids: np.ndarray, bits: int) -> np.ndarray:
+    """Pack ids: [n, k] -> [n, ceil(k * bits / 8)] uint8, the first id in the lowest bits."""
     spread = (ids[:, :, None] >> np.arange(bits)) & 1  # [n, k, bits], lowest first
     return np.packbits(spread.astype(np.uint8).reshape(len(ids), -1), axis=1, bitorder="little")
 
 
 def unpack_ids(packed: np.ndarray, k: int, num_classes: int) -> np.ndarray:
-    """`class_ids` of n rows -> [n, k] int64, the largest logit's first; not checked."""
+    """Unpack `class_ids` of n rows: [n, k] int64, largest logit first. Does not check the ids."""
     bits = id_bits(num_classes)
-    places, shifts = _places(k, bits)
-    # Past the last byte `clip` takes the last again, above the bits of any id.
-    parts = packed.take(places, axis=1, mode="clip").astype(np.int64)  # [n, bytes, k]
-    parts <<= 8 * np.arange(len(places))[:, None]
+    positions, shifts = _byte_positions(k, bits)
+    # Beyond the last byte, `clip` repeats it, above the bits of every id.
+    parts = packed.take(positions, axis=1, mode="clip").astype(np.int64)  # [n, bytes, k]
+    parts <<= 8 * np.arange(len(positions))[:, None]
     return (parts.sum(1) >> shifts) & ((1 << bits) - 1)
 
 
 @lru_cache
-def _places(k: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """The bytes that hold each id, [bytes, k], and its lowest bit within the first, [k]."""
+def _byte_positions(k: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """The bytes that hold each id, [bytes, k], and its lowest bit in the first of them, [k]."""
     first, shifts = np.divmod(np.arange(k) * bits, 8)
     return first + np.arange((bits + 14) // 8)[:, None], shifts

@@ -1,7 +1,6 @@
-"""The soft-target store: what a shard says of itself, and how it is written.
+"""The schema of the store: its identity, its shards, their attributes and canaries.
 
-The normative description is docs/soft_targets_format.md. Contract code: an edit here runs the
-teacher again. One shard's file is read by shards.py; readers of the store live in replay.py.
+docs/soft_targets_format.md is normative.
 """
 
 import hashlib
@@ -18,26 +17,26 @@ CANARIES = 4  # images per shard
 
 @dataclass(frozen=True)
 class StoreIdentity:
-    """What the rows of a store are: equal for all its shards, and for any number of views."""
+    """What defines the rows of a store; the same in every shard, for any number of views."""
 
     dataset_fingerprint: str
     teacher_fingerprint: str
-    policy: str  # of the training split's views, a Policy's text; the other splits are as they are
-    seed: int
+    policy: str  # a `ViewPolicy` as text: of `train`; the other splits are not augmented
+    seed: int  # of the view plan
     image_size: int  # pixels, the side of a view
     encoding: str  # dense | top_k
-    k: int | None  # of top_k
+    k: int | None  # for top_k alone
     precision: str  # of the teacher's forward pass
     num_classes: int
 
     def fields(self) -> dict[str, int | str]:
-        """As it is written: `k` stands with top_k alone."""
+        """The identity as shards and the index hold it: `k` is absent for dense."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
 class ShardKey:
-    """Which rows a shard holds."""
+    """The rows of one shard: consecutive samples of one view of one split."""
 
     split: str
     view: int
@@ -50,7 +49,7 @@ class ShardKey:
 
 
 def shard_keys(split_sizes: Mapping[str, int], num_views: int) -> Iterator[ShardKey]:
-    """Every shard of a store: each view of `train`, and the other splits once."""
+    """Yield every shard of a store: each view of `train`, and one view of the other splits."""
     for split, size in split_sizes.items():
         for view in range(num_views if split == "train" else 1):
             for first in range(0, size, SHARD_SAMPLES):
@@ -58,11 +57,12 @@ def shard_keys(split_sizes: Mapping[str, int], num_views: int) -> Iterator[Shard
 
 
 def policy_of(identity: StoreIdentity, split: str) -> str:
+    """The view policy of one split: `none` for all but `train`."""
     return identity.policy if split == "train" else "none"
 
 
-def attributes(identity: StoreIdentity, key: ShardKey) -> dict[str, int | str]:
-    """A shard's attributes, but for the checksums of its datasets, in their order."""
+def shard_attributes(identity: StoreIdentity, key: ShardKey) -> dict[str, int | str]:
+    """A shard's attributes in their order, without the checksums of its datasets."""
     return {
         "format_version": FORMAT_VERSION,
         **identity.fields(),
@@ -72,13 +72,13 @@ def attributes(identity: StoreIdentity, key: ShardKey) -> dict[str, int | str]:
 
 
 def canary_samples(key: ShardKey) -> np.ndarray:
-    """Sample numbers of the shard's canaries, evenly spread, [<= CANARIES] int64."""
+    """Sample numbers of the shard's canaries, [<= CANARIES] int64, spread evenly."""
     count = min(CANARIES, key.num_samples)
     return key.first_sample + np.arange(count) * (key.num_samples - 1) // max(1, count - 1)
 
 
 def canary_digests(pixels: np.ndarray) -> np.ndarray:
-    """[K, C, H, W] uint8 -> [K, 32] uint8, the SHA-256 of each image's pixels."""
+    """SHA-256 of each image's pixels: [K, C, H, W] uint8 -> [K, 32] uint8."""
     digests = b"".join(hashlib.sha256(image).digest() for image in np.ascontiguousarray(pixels))
     return np.frombuffer(digests, np.uint8).reshape(len(pixels), 32)
 

@@ -1,7 +1,4 @@
-"""One shard's file, read: where its arrays are, and whether they are what they should be.
-
-Contract code, for a resumed run trusts finished shards by it: an edit here runs the teacher again.
-"""
+"""Read one shard's file and check it: its attributes, arrays, checksums and canaries."""
 
 import math
 from collections.abc import Mapping
@@ -13,16 +10,22 @@ import numpy as np
 import torch
 
 from pipeline.store.format.encodings import columns
-from pipeline.store.format.schema import ShardKey, StoreIdentity, attributes, canary_samples, sha256
+from pipeline.store.format.schema import (
+    ShardKey,
+    StoreIdentity,
+    canary_samples,
+    sha256,
+    shard_attributes,
+)
 
 
 class ShardError(Exception):
-    """What is wrong with a shard, as the rest of a sentence that begins with its path."""
+    """A problem of one shard. Its message continues a sentence that begins with the path."""
 
 
 @dataclass(frozen=True)
 class ArrayRef:
-    """A contiguous array in a file."""
+    """The location of a contiguous array in a file."""
 
     path: Path
     offset: int  # bytes
@@ -34,10 +37,10 @@ class ArrayRef:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def map(self) -> np.ndarray:
-        """The array, mapped into memory read-only.
+        """Map the array into memory, read-only.
 
-        By torch, which closes the file behind the mapping: np.memmap keeps a descriptor for each
-        shard, and a process may often have 1,024.
+        torch closes the file after mapping it. np.memmap keeps a descriptor open for each shard,
+        and many systems allow a process 1,024.
         """
         size = self.offset + self.num_bytes
         file = torch.from_file(str(self.path), shared=False, size=size, dtype=torch.uint8).numpy()
@@ -51,7 +54,7 @@ class Header:
     arrays: Mapping[str, ArrayRef]
 
 
-#: What h5py raises for a file that is none of HDF5's, or for a damaged one.
+#: What h5py raises for a damaged file, or for a file that is not HDF5.
 _DAMAGED = (
     *(OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError),
     *(MemoryError, NotImplementedError),
@@ -59,18 +62,19 @@ _DAMAGED = (
 
 
 def read_header(path: Path) -> Header:
-    """Attributes and the arrays' places; no row is read.
+    """Read the attributes and locate the arrays; reads no row.
 
     Raises:
-        ShardError: absent, no HDF5 file, one with links, or an array that is not contiguous in it.
+        ShardError: the file is absent, damaged or not HDF5, or has a link or an array that is not
+            contiguous.
     """
     if not path.is_file():
         raise ShardError("is absent")
     try:
         with h5py.File(path, "r") as file:
-            found = {key: _attribute(file.attrs, key) for key in file.attrs}
+            attributes = {key: _attribute(file.attrs, key) for key in file.attrs}
             links = [n for n in file if not isinstance(file.get(n, getlink=True), h5py.HardLink)]
-            if links:  # HDF5 would open what they name, wherever that is
+            if links:  # HDF5 would open the file that a link names
                 raise ShardError(f"is damaged: `{links[0]}` is a link")
             arrays = {
                 name: ArrayRef(path, dataset.id.get_offset(), tuple(dataset.shape), dataset.dtype)
@@ -82,27 +86,31 @@ def read_header(path: Path) -> Header:
     for name, array in arrays.items():
         if array.offset is None or array.offset + array.num_bytes > size:
             raise ShardError(f"is damaged: `{name}` is at offset {array.offset} of {size} bytes")
-    return Header(found, arrays)
+    return Header(attributes, arrays)
 
 
-def _attribute(attributes: h5py.AttributeManager, key: str) -> int | str:
-    """One number or text of fixed length; HDF5 reads no other kind for it."""
-    dtype = attributes.get_id(key).dtype
+def _attribute(manager: h5py.AttributeManager, key: str) -> int | str:
+    """Read an integer or a text of fixed length.
+
+    Raises:
+        ShardError: the attribute has another type; HDF5 does not read its value.
+    """
+    dtype = manager.get_id(key).dtype
     if dtype.kind not in "Siu":
         raise ShardError(f"is damaged: attribute `{key}` is {dtype}")
-    value = attributes[key]
+    value = manager[key]
     return value.decode() if isinstance(value, bytes) else int(value)
 
 
 def check_attributes(header: Header, expected: Mapping[str, int | str]) -> None:
-    """Raises: ShardError: an attribute is another one."""
+    """Raise ShardError if an attribute is absent or differs."""
     for key, value in expected.items():
         if header.attributes.get(key) != value:
             raise ShardError(f"says {key} {header.attributes.get(key)}; expected {value}")
 
 
 def check_shapes(header: Header, expected: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> None:
-    """Raises: ShardError: an array is absent, or has another shape or type."""
+    """Raise ShardError if an array is absent, or has another shape or type."""
     for name, (shape, dtype) in expected.items():
         array = header.arrays.get(name)
         if array is None:
@@ -117,13 +125,13 @@ def check_shapes(header: Header, expected: Mapping[str, tuple[tuple[int, ...], n
 def row_shapes(
     identity: StoreIdentity, key: ShardKey
 ) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """What `check_shapes` expects of a shard's rows."""
+    """Shape and type of each array of rows, as `check_shapes` takes them."""
     widths = columns(identity.encoding, identity.num_classes, identity.k)
     return {name: ((key.num_samples, width), dtype) for name, (width, dtype) in widths.items()}
 
 
 def check_arrays(header: Header, identity: StoreIdentity, key: ShardKey) -> None:
-    """Raises: ShardError: an array is absent or has another shape, type or checksum."""
+    """Raise ShardError if an array is absent, or has another shape, type or checksum."""
     rows, samples = row_shapes(identity, key), canary_samples(key)
     canaries = {
         "canaries": ((len(samples), 32), np.dtype(np.uint8)),
@@ -137,22 +145,22 @@ def check_arrays(header: Header, identity: StoreIdentity, key: ShardKey) -> None
 
 
 def check_sum(header: Header, name: str, attribute: str | None = None) -> None:
-    """Raises: ShardError: an array is not the one whose checksum the shard states."""
+    """Raise ShardError if an array does not match its checksum in the attributes."""
     if sha256(header.arrays[name].map()) != header.attributes.get(attribute or f"{name}_sha256"):
         raise ShardError(f"is damaged: its {name} do not match their checksum")
 
 
 def check_shard(path: Path, identity: StoreIdentity, key: ShardKey, canaries: np.ndarray) -> None:
-    """All of a shard: what it is, that it is undamaged, and that the teacher saw these images.
+    """Check all of a shard: its attributes, its checksums, and that the teacher saw these images.
 
     Args:
-        canaries: [K, 32] uint8, `canary_digests` of the views of `canary_samples(place)` now.
+        canaries: [K, 32] uint8, the digests of `canary_samples(key)` as this code augments them.
 
     Raises:
-        ShardError: anything is not as expected.
+        ShardError: something differs.
     """
     header = read_header(path)
-    check_attributes(header, attributes(identity, key))
+    check_attributes(header, shard_attributes(identity, key))
     check_arrays(header, identity, key)
     if not np.array_equal(header.arrays["canaries"].map(), canaries):
         raise ShardError("has canaries that differ: the images or the augmentation have changed")

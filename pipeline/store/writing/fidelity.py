@@ -1,7 +1,4 @@
-"""How faithful stored rows are to the teacher's answers.
-
-Imports nothing but NumPy and encodings.py; contract code: an edit here runs the teacher again.
-"""
+"""Compare stored rows with the teacher's logits. Imports NumPy and encodings.py alone."""
 
 from collections.abc import Mapping
 
@@ -15,14 +12,14 @@ TEMPERATURES = (1, 2, 4)
 def store_fidelity(
     logits: np.ndarray, labels: np.ndarray, stored: Mapping[str, np.ndarray]
 ) -> dict[str, float]:
-    """KL(teacher || stored) in nats, mean over rows, and the share of rows with the same argmax.
+    """KL(teacher || stored) in nats, mean over rows, and agreement: the share of equal argmax.
 
-    To four digits: more would depend on the number of threads.
+    Rounded to four digits: more would depend on the number of threads.
 
     Args:
-        logits: [n, C] float32, the teacher's answers.
+        logits: [n, C] float32, the teacher's.
         labels: [n] int64.
-        stored: the arrays of the same rows, as `encode` makes them; decoded with an even tail.
+        stored: the same rows as `encode` returns them; decoded with the tail spread evenly.
     """
     measured = {}
     for temperature in TEMPERATURES:

@@ -27,9 +27,9 @@ from pipeline.runtime.outputs import STORE
 from pipeline.runtime.progress import bar
 from pipeline.store.format.schema import FORMAT_VERSION, ShardKey, StoreIdentity
 from pipeline.store.format.shards import ShardError, check_shard
+from pipeline.store.format.views_by_split import canaries_of
 from pipeline.store.writing.job import StoreJob
 from pipeline.store.writing.shard_writer import shard_bytes
-from pipeline.store.writing.teacher_logits import canaries_of
 
 SCRATCH = Path(".scratch/soft_targets")
 

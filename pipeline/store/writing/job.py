@@ -9,20 +9,18 @@ import torch
 from pipeline.compute.device import default_device
 from pipeline.data.prepared.dataset import Dataset, open_dataset
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import TEACHER
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.outputs import TEACHER
 from pipeline.runtime.params import load_section
 from pipeline.store.format.schema import ShardKey, StoreIdentity, shard_keys
+from pipeline.store.format.views_by_split import ViewsBySplit, canaries_of, open_views_by_split
 from pipeline.store.writing.params import SoftTargetsParams
 from pipeline.store.writing.shard_writer import write_shard
 from pipeline.store.writing.teacher_logits import (
     AGAIN,
     ImportedLogits,
     TeacherForward,
-    ViewsBySplit,
-    canaries_of,
     open_teacher_logits,
-    open_views_by_split,
 )
 from pipeline.views.params import ViewsParams
 
@@ -66,7 +64,7 @@ def open_job() -> StoreJob:
     device = default_device()
     identity = StoreIdentity(
         dataset_fingerprint=dataset.fingerprint,
-        teacher_fingerprint=checkpoint.fingerprint(TEACHER, produced_by=AGAIN),
+        teacher_fingerprint=checkpoint.fingerprint(TEACHER.model, produced_by=AGAIN),
         policy=str(views.plan),
         seed=views.seed,
         image_size=views.image_size,

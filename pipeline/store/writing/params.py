@@ -9,12 +9,12 @@ from pipeline.runtime.params import Section
 
 class SoftTargetsParams(Section):
     encoding: Literal["dense", "top_k"]  # float16 logits of every class, or of the k largest
-    k: int | None = Field(None, ge=1)  # of `top_k`: classes kept besides the label
+    k: int | None = Field(None, ge=1)  # for `top_k`: classes kept besides the label
     precision: Literal["float32", "bfloat16", "float16"]  # of the teacher's forward pass
-    batch_size: int = Field(ge=1)  # images per forward pass; may move the last bits of a logit
+    batch_size: int = Field(ge=1)  # images per forward pass; can change the last bits of a logit
 
     @model_validator(mode="after")
-    def _k_with_top_k_alone(self) -> "SoftTargetsParams":
+    def _check_k(self) -> "SoftTargetsParams":
         if self.encoding == "top_k" and self.k is None:
             raise ValueError("encoding `top_k` needs `k`, the number of classes to keep: set k: 10")
         if self.encoding == "dense" and self.k is not None:

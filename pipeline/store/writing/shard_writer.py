@@ -1,4 +1,4 @@
-"""(split from pipeline/store/format/schema.py)"""
+"""Write the files of a store: shards and the index, as docs/soft_targets_format.md defines them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,9 +16,9 @@ from pipeline.store.format.schema import (
     INDEX,
     ShardKey,
     StoreIdentity,
-    attributes,
     canary_samples,
     sha256,
+    shard_attributes,
 )
 
 
@@ -30,16 +30,15 @@ def write_shard(
     labels: np.ndarray,
     canaries: np.ndarray,
 ) -> None:
-    """Write one shard: complete and flushed to disk under its name, or absent.
+    """Write one shard: whole and flushed to disk under its name, or not at all.
 
     Args:
         logits: [num_samples, num_classes] float32, raw.
-        labels: [num_samples] int64, -1 for none: top_k keeps the label's logit.
-        canaries: [<= CANARIES, 32] uint8, the digests of `canary_samples(place)`.
+        labels: [num_samples] int64, -1 if unlabelled: top_k keeps the label's logit.
+        canaries: [<= CANARIES, 32] uint8, the digests of `canary_samples(key)`.
 
     Raises:
-        UserError: a logit that float16 cannot hold, or that is not a number; or the disk cannot
-            be written.
+        UserError: a logit is not finite in float16, or the disk is full or read-only.
     """
     _check_finite(key, logits)
     arrays = encode(logits, labels, identity.encoding, identity.k)
@@ -54,20 +53,20 @@ def _check_finite(key: ShardKey, logits: np.ndarray) -> None:
         bad = int(np.argmax(bad_rows))
         value = logits[bad][~finite[bad]][0]
         raise UserError(
-            f"the teacher answers {value} for sample {key.first_sample + bad} of {key.split}, "
-            f"view {key.view} ({int(bad_rows.sum())} such samples in this shard); expected "
-            f"finite logits within float16's ±65504. Look at the teacher's weights, its `mean` and "
-            "`std`, and `soft_targets.precision`."
+            f"the teacher's logit is {value} for sample {key.first_sample + bad} of {key.split}, "
+            f"view {key.view} ({int(bad_rows.sum())} such samples in this shard); expected finite "
+            "logits within float16's ±65504. Check the teacher's weights, its `mean` and `std`, "
+            "and `soft_targets.precision`."
         )
 
 
 def shard_bytes(identity: StoreIdentity, key: ShardKey) -> int:
-    """The exact size of a shard's file, before there are rows for it."""
-    return _size_of(identity, replace(key, view=0, first_sample=0))
+    """The exact size of a shard's file, known before its rows are."""
+    return _shard_bytes(identity, replace(key, view=0, first_sample=0))
 
 
-@lru_cache  # a store has few kinds of shards, and HDF5's overhead follows no simple rule
-def _size_of(identity: StoreIdentity, key: ShardKey) -> int:
+@lru_cache  # a store has few shapes of shards, and HDF5's overhead follows no simple rule
+def _shard_bytes(identity: StoreIdentity, key: ShardKey) -> int:
     widths = columns(identity.encoding, identity.num_classes, identity.k)
     arrays = {
         name: np.zeros((key.num_samples, width), dtype) for name, (width, dtype) in widths.items()
@@ -79,9 +78,9 @@ def _size_of(identity: StoreIdentity, key: ShardKey) -> int:
 def _file_image(
     identity: StoreIdentity, key: ShardKey, arrays: Mapping[str, np.ndarray], canaries: np.ndarray
 ) -> bytes:
-    """The HDF5 file, made in memory: on a full disk h5py's own writing fails without an error."""
+    """The HDF5 file, built in memory: h5py reports no error when it writes to a full disk."""
     with h5py.File("shard", "w", driver="core", backing_store=False) as file:
-        for name, value in attributes(identity, key).items():
+        for name, value in shard_attributes(identity, key).items():
             text = isinstance(value, str)
             file.attrs[name] = np.bytes_(value.encode()) if text else np.int64(value)
         checked = {**arrays, "canaries": canaries}
@@ -101,8 +100,7 @@ def write_index(
     num_views: int,
     fidelity: Mapping[str, float],
 ) -> None:
-    """Write what tells a complete store from one that lacks shards, and how faithful its rows are
-    to the teacher's answers."""
+    """Write the index: the shards of the complete store, and the fidelity of its rows."""
     write_json(
         directory / INDEX,
         {

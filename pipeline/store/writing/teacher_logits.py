@@ -1,10 +1,7 @@
-"""The teacher's answers to views: of a network, which is run; or logits that another system made.
-
-Contract code: an edit here runs the teacher again.
-"""
+"""The teacher's logits for views: from a forward pass, or imported from another system."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,44 +13,20 @@ from torch import nn
 
 from pipeline.data.prepared.dataset import Dataset
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import TEACHER, InputSpec, LogitSource
+from pipeline.models.checkpoint import InputSpec, LogitSource
 from pipeline.models.evaluation import predict
 from pipeline.runtime.errors import UserError
-from pipeline.store.format.schema import (
-    SHARD_SAMPLES,
-    ShardKey,
-    StoreIdentity,
-    canary_digests,
-    canary_samples,
-    policy_of,
-)
+from pipeline.runtime.outputs import TEACHER
+from pipeline.store.format.schema import SHARD_SAMPLES, ShardKey, StoreIdentity
 from pipeline.store.format.shards import ShardError, check_shard
-from pipeline.views.loader import EncodedViews, Views, open_views
+from pipeline.store.format.views_by_split import ViewsBySplit, canaries_of
 from pipeline.views.policy import ViewPolicy
 
-AGAIN = "dvc repro teacher"
-#: Of each split, all views that a store is about, on a device.
-ViewsBySplit = Mapping[str, Views | EncodedViews]
-
-
-def open_views_by_split(
-    dataset: Dataset, identity: StoreIdentity, device: torch.device
-) -> ViewsBySplit:
-    """Args: dataset: at the size of the views."""
-    return {
-        name: open_views(split, ViewPolicy.parse(policy_of(identity, name)), identity.seed, device)
-        for name, split in dataset.splits.items()
-    }
-
-
-def canaries_of(views: ViewsBySplit, key: ShardKey) -> np.ndarray:
-    """[K, 32] uint8, the digests of the shard's canaries as they are seen now."""
-    (batch,) = views[key.split].batches(key.view, [canary_samples(key)])
-    return canary_digests(batch.pixels.cpu().numpy())
+AGAIN = f"dvc repro {TEACHER.stage}"
 
 
 class TeacherForward:
-    """By a forward pass for each view of an image."""
+    """Teacher logits from a forward pass."""
 
     unit = "teacher passes"
     remarks: Sequence[str] = ()
@@ -66,41 +39,41 @@ class TeacherForward:
         precision: str,
         batch_size: int,
     ):
-        """Args: network: on the device of the views."""
+        """Take the network, which is on the device of the views, and its input."""
         self.network, self.spec = network, spec
         self._views, self._precision, self._batch_size = views, precision, batch_size
         self._clock = _ForwardClock()
 
     def logits(self, split: str, view: int, samples: np.ndarray) -> np.ndarray:
-        """[n, num_classes] float32, raw: of one view of n samples."""
+        """Run the teacher on one view of n samples: [n, num_classes] float32, raw."""
         order = np.split(samples, range(self._batch_size, len(samples), self._batch_size))
-        answers = []
+        logits = []
         for batch in self._views[split].batches(view, order):
             with self._clock.running(batch.pixels.device):
-                answers.append(
+                logits.append(
                     predict(self.network, self.spec, batch.pixels, precision=self._precision)
                 )
-        return torch.cat(answers).cpu().numpy()
+        return torch.cat(logits).cpu().numpy()
 
     def seconds(self) -> float | None:
-        """In the forward pass, so far."""
+        """Seconds in the forward pass so far."""
         return self._clock.seconds()
 
 
 class ImportedLogits:
-    """By looking them up in a table, or in a store whose every shard is verified first."""
+    """Teacher logits from a table, or from a store; a store's shards are verified before use."""
 
     def __init__(self, source: Any, views: ViewsBySplit, identity: StoreIdentity):
-        """Args: source: of `open_source` in pipeline/networks/logits.py."""
+        """Take a source that `open_source` of pipeline/networks/logits.py returned."""
         self.unit, self.remarks = f"rows of `{source.path}`", source.told
         self._source, self._views, self._identity = source, views, identity
         self._verified: set[ShardKey] = set()
 
     def logits(self, split: str, view: int, samples: np.ndarray) -> np.ndarray:
-        """[n, num_classes] float32, raw: of one view of n samples.
+        """Look up one view of n samples: [n, num_classes] float32, raw.
 
         Raises:
-            UserError: a shard is not for these views, or damaged.
+            UserError: a shard is damaged, or was written for other views.
         """
         if self._source.identity is not None:
             for first in np.unique(samples // SHARD_SAMPLES * SHARD_SAMPLES).tolist():
@@ -112,17 +85,18 @@ class ImportedLogits:
         if key in self._verified:
             return
         path = self._source.path / key.file_name
-        theirs = replace(self._identity, **self._source.identity, k=None)
+        identity = replace(self._identity, **self._source.identity, k=None)
         try:
-            check_shard(path, theirs, key, canaries_of(self._views, key))
+            check_shard(path, identity, key, canaries_of(self._views, key))
         except ShardError as error:
             raise UserError(
-                f"`{path}` {error}. Have the store written again, as "
-                "docs/soft_targets_format.md says."
+                f"`{path}` {error}. Write the store again, as docs/soft_targets_format.md "
+                "specifies."
             ) from None
         self._verified.add(key)
 
     def seconds(self) -> float | None:
+        """None: there is no forward pass."""
         return None
 
 
@@ -135,79 +109,75 @@ def open_teacher_logits(
     batch_size: int,
     device: torch.device,
 ) -> TeacherForward | ImportedLogits:
-    """The teacher of models/teacher, whatever it is.
+    """Open the teacher of models/teacher: a network, or imported logits.
 
     Args:
         dataset: at the size of the views.
 
     Raises:
-        UserError: it is absent, for other classes, or logits that are not for these views.
+        UserError: the teacher is absent, has other classes, or its logits do not cover these views.
     """
-    source = checkpoint.logit_source(TEACHER, produced_by=AGAIN)
-    if source is not None:
-        check_classes(source.class_names, dataset.class_names)
-        given = _open_source(source, dataset)
-        _check_views(given, identity, num_views)
-        return ImportedLogits(given, views, identity)
-    network, description = checkpoint.load(TEACHER, produced_by=AGAIN)
-    check_classes(description.class_names, dataset.class_names)
-    return TeacherForward(
-        network.to(device), description.input, views, identity.precision, batch_size
-    )
+    description = checkpoint.logit_source(TEACHER.model, produced_by=AGAIN)
+    if description is not None:
+        _check_classes(description.class_names, dataset.class_names)
+        source = _open_source(description, dataset)
+        _check_views(source, identity, num_views)
+        return ImportedLogits(source, views, identity)
+    network, spec = checkpoint.load(TEACHER.model, produced_by=AGAIN)
+    _check_classes(spec.class_names, dataset.class_names)
+    return TeacherForward(network.to(device), spec.input, views, identity.precision, batch_size)
 
 
-def check_classes(teacher: Sequence[str], dataset: Sequence[str]) -> None:
+def _check_classes(teacher: Sequence[str], dataset: Sequence[str]) -> None:
     if list(teacher) != list(dataset):
         raise UserError(
-            f"`{TEACHER}` was made for the {len(teacher)} classes {list(teacher)[:5]}..., but "
-            f"data/prepared has the {len(dataset)} classes {list(dataset)[:5]}.... "
-            f"Run `{AGAIN}`."
+            f"`{TEACHER.model}` has the {len(teacher)} classes {list(teacher)[:5]}..., but "
+            f"data/prepared has the {len(dataset)} classes {list(dataset)[:5]}.... Run `{AGAIN}`."
         )
 
 
-def _open_source(source: LogitSource, dataset: Dataset) -> Any:
-    given = checkpoint.family_module(source.family).open_source(Path(source.path), dataset)
-    if given.sha256 != source.contents_sha256:
+def _open_source(description: LogitSource, dataset: Dataset) -> Any:
+    family = checkpoint.family_module(description.family)
+    source = family.open_source(Path(description.path), dataset)
+    if source.sha256 != description.contents_sha256:
         raise UserError(
-            f"`{source.path}` holds other logits than those that `{TEACHER}` was made from. Run "
-            f"`{AGAIN}`."
+            f"`{description.path}` holds other logits than those that `{TEACHER.model}` was made "
+            f"from. Run `{AGAIN}`."
         )
-    return given
+    return source
 
 
-def _check_views(given: Any, identity: StoreIdentity, num_views: int) -> None:
-    if given.num_views is not None and given.num_views < num_views:
+def _check_views(source: Any, identity: StoreIdentity, num_views: int) -> None:
+    if source.num_views is not None and source.num_views < num_views:
         raise UserError(
-            f"`{given.path}` answers {given.num_views} views of the training images, but "
-            f"`views.count` asks for {num_views}. Set it to {given.num_views}, or bring more."
+            f"`{source.path}` has {source.num_views} views of the training images, but "
+            f"`views.count` is {num_views}. Set it to {source.num_views}, or import more views."
         )
-    if given.num_views is None and ViewPolicy.parse(identity.policy).mix is not None:
+    if source.num_views is None and ViewPolicy.parse(identity.policy).mix is not None:
         raise UserError(
-            f"`{given.path}` has one answer for an image, but `views.mix` mixes two images in a "
-            "view, which that is no answer to. Set `views.mix: none`, or bring the answers to "
-            "each view."
+            f"`{source.path}` has one row of logits for an image, but `views.mix` mixes two images "
+            "in a view. Set `views.mix: none`, or import a row for each view."
         )
-    if given.identity is None:
+    if source.identity is None:
         return
     differing = [
-        f"`{given.path}` was written for {name} {given.identity[key]}, but params.yaml says "
-        f"{getattr(identity, key)}."
-        for name, key in (
+        f"`{source.path}` was written for {name} {source.identity[field]}, but params.yaml says "
+        f"{getattr(identity, field)}."
+        for name, field in (
             ("view policy", "policy"),
             ("views.seed", "seed"),
             ("views.image_size", "image_size"),
             ("soft_targets.precision", "precision"),
         )
-        if given.identity[key] != getattr(identity, key)
+        if source.identity[field] != getattr(identity, field)
     ]
     if differing:
-        raise UserError(
-            "\n".join([*differing, "Set params.yaml so, or have it written for these views."])
-        )
+        advice = "Set params.yaml to these values, or write the store for the views of params.yaml."
+        raise UserError("\n".join([*differing, advice]))
 
 
 class _ForwardClock:
-    """Seconds in the teacher's forward pass; on CUDA, where calls return at once, by events."""
+    """Measure the seconds in the forward pass; by events on CUDA, where calls return early."""
 
     def __init__(self) -> None:
         self._seconds, self._events = 0.0, []

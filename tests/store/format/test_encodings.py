@@ -1,4 +1,4 @@
-"""An encoded row says what the logits said: exactly for what is kept, and in sum for the tail."""
+"""An encoded row keeps the kept logits exactly, and the tail in two sums."""
 
 import numpy as np
 import pytest
@@ -21,14 +21,16 @@ EDGES = st.sampled_from([LARGEST, -LARGEST, 65503.9, 6e-8, -6e-8, 2**-14, 0.0])
 def rows(draw, logits=ANY_LOGITS | TIES | EDGES):
     """(logits [n, C] float32, labels [n] with -1 among them, k)"""
     count, num_classes = draw(st.integers(0, 5)), draw(st.integers(2, 40))
-    elements = draw(st.sampled_from([logits, TIES, st.just(draw(logits))]))  # constant rows, too
+    elements = draw(
+        st.sampled_from([logits, TIES, st.just(draw(logits))])
+    )  # the last draws constant rows
     values = draw(arrays(np.float32, (count, num_classes), elements=elements))
     labels = draw(arrays(np.int64, count, elements=st.integers(-1, num_classes - 1)))
     return values, labels, draw(st.integers(1, num_classes))
 
 
 def kept_classes(row: np.ndarray, label: int, k: int) -> tuple[list[int], set[int]]:
-    """The k largest of the stored logits, of equals the lowest class first; and with the label."""
+    """The k largest stored logits (ties: lowest class first), and these with the label."""
     half = row.astype(np.float16)
     largest = sorted(range(len(row)), key=lambda c: (-float(half[c]), c))[:k]
     return largest, {*largest, *([int(label)] if label >= 0 else [])}
@@ -40,7 +42,7 @@ def tail_log_sum_exp(row: np.ndarray, kept: set[int], temperature: float) -> flo
 
 
 @given(rows(), st.sampled_from([0.25, 1.0, 2.0, 4.0, 100.0]))
-def test_kept_logits_come_back_exactly_and_no_other_class_counts_as_kept(case, temperature):
+def test_kept_logits_are_decoded_exactly_and_no_other_class_counts_as_kept(case, temperature):
     logits, labels, k = case
     dense, kept = decode(
         encode(logits, labels, "top_k", k), labels, logits.shape[1], temperature=temperature
@@ -64,11 +66,13 @@ def test_top_k_of_all_classes_is_dense(case, temperature):
     assert kept.all()
     expected, nothing = decode(dense, labels, num_classes, temperature=temperature)
     assert nothing is None
-    assert np.array_equal(decoded.view(np.uint32), expected.view(np.uint32))  # signs of zero, too
+    assert np.array_equal(
+        decoded.view(np.uint32), expected.view(np.uint32)
+    )  # compares signs of zero too
 
 
 @given(rows())
-def test_ids_are_stored_largest_first_and_the_lowest_of_equals_first(case):
+def test_ids_are_stored_largest_logit_first_and_lowest_id_first_among_ties(case):
     logits, labels, k = case
     bits, packed = id_bits(logits.shape[1]), encode(logits, labels, "top_k", k)["class_ids"]
     for i, row in enumerate(logits):
@@ -87,7 +91,7 @@ def test_the_tail_keeps_its_mass_at_temperature_1(case):
     for i, row in enumerate(logits):
         expected = tail_log_sum_exp(row, kept_classes(row, labels[i], k)[1], 1.0)
         stored = tail_log_sum_exp(dense[i], set(np.flatnonzero(kept[i])), 1.0)
-        # Half a step of float16 below 128, and for the bound by the k-th logit another.
+        # Half a step of float16 below 128, and half a step for the bound by the k-th logit.
         assert stored == expected or abs(stored - expected) < 0.065
 
 
@@ -116,7 +120,7 @@ def test_no_tail_class_is_above_the_smallest_of_the_k(case, temperature):
 
 
 @given(rows())
-def test_a_row_is_encoded_as_it_would_be_alone(case):
+def test_a_row_is_encoded_independently_of_the_other_rows(case):
     logits, labels, k = case
     together = encode(logits, labels, "top_k", k)
     for i in range(len(logits)):
@@ -152,7 +156,7 @@ def test_ids_of_any_width_are_packed_without_loss(bits, k, random):
     assert np.array_equal(kept, logits > 0)
 
 
-def test_a_row_worked_by_hand():
+def test_a_row_computed_by_hand():
     logits = np.array([[0.0, 3.0, 1.0, 2.0, -1.0]], np.float32)
     arrays = encode(logits, np.array([4]), "top_k", 2)
     assert arrays["class_ids"].tolist() == [[1 | 3 << 3]]  # two ids of three bits
@@ -164,22 +168,22 @@ def test_a_row_worked_by_hand():
     assert kept.tolist() == [[False, True, False, True, True]]
 
 
-def test_a_sample_without_a_label_keeps_its_largest_logit_in_the_labels_place():
+def test_an_unlabelled_sample_stores_its_largest_logit_instead_of_the_labels():
     logits = np.array([[0.0, 3.0, 1.0, 2.0, -1.0]], np.float32)
     values = encode(logits, np.array([-1]), "top_k", 2)["values"][0]
     assert values[:3].tolist() == [3, 2, 3]
     np.testing.assert_allclose(values[4], 0)  # the mean of classes 0, 2 and 4
 
 
-def test_a_class_id_beyond_the_classes_is_refused():
+def test_a_class_id_above_the_last_class_is_refused():
     arrays = encode(np.array([[0.0, 3.0, 1.0]], np.float32), np.array([0]), "top_k", 1)
-    arrays["class_ids"][0, 0] = 3  # two bits hold it, three classes do not
+    arrays["class_ids"][0, 0] = 3  # fits in two bits, but there are three classes
     with pytest.raises(ValueError, match="class id 3 of 3 classes"):
         decode(arrays, np.array([0]), 3, temperature=1.0)
 
 
 @pytest.mark.parametrize(("num_classes", "bits"), [(2, 1), (3, 2), (10, 4), (1000, 10), (1024, 10)])
-def test_an_id_takes_the_bits_that_the_classes_need(num_classes, bits):
+def test_an_id_takes_as_few_bits_as_the_number_of_classes_allows(num_classes, bits):
     assert id_bits(num_classes) == bits
 
 
@@ -187,7 +191,7 @@ def test_ten_of_1000_classes_take_39_bytes():
     assert row_bytes("top_k", 1000, 10) == 39
 
 
-def test_fidelity_is_the_divergence_of_what_a_student_is_given():
+def test_fidelity_is_the_divergence_of_the_rows_that_a_student_reads():
     logits = np.random.default_rng(0).normal(0, 3, (200, 50)).astype(np.float32)
     labels = np.arange(200) % 50
     dense = store_fidelity(logits, labels, encode(logits, labels, "dense", None))
@@ -196,7 +200,7 @@ def test_fidelity_is_the_divergence_of_what_a_student_is_given():
     assert dense == kept_all
     assert dense["kl_at_temperature_1"] < 1e-5
     assert dense["agreement"] == few["agreement"] == 1.0
-    # Hand-computed at T = 2: the tail's mass is divided evenly among its classes.
+    # Hand-computed at T = 2: the tail's mass is spread evenly over its classes.
     arrays = encode(logits, labels, "top_k", 5)
     decoded, _ = decode(arrays, labels, 50, temperature=2.0)
     p, q = (np.exp(x.astype(np.float64) / 2) for x in (logits, decoded))

@@ -1,4 +1,4 @@
-"""docs/soft_targets_format.md is enough to read a store, and to write one that trains students."""
+"""docs/soft_targets_format.md is enough to read a store, and to write one for students."""
 
 import ast
 import hashlib
@@ -31,7 +31,7 @@ VERSION_1 = ROOT / "tests/files/store_v1"
         (foreign_views, {"math", "re", "numpy", "scipy.special"}),
     ],
 )
-def test_the_foreign_reader_and_writer_know_nothing_of_ours(module, expected):
+def test_the_foreign_reader_and_writer_import_none_of_our_code(module, expected):
     source = Path(module.__file__).read_text("utf-8")
     imported = {
         node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
@@ -46,7 +46,7 @@ ENCODINGS = [{}, {"encoding": "top_k", "k": 1}, {"encoding": "top_k", "k": 2}]
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_a_store_is_read_with_hdf5_and_numpy_alone_by_the_page(project, encoding, temperature):
+def test_a_store_is_read_by_the_page_with_hdf5_and_numpy_alone(project, encoding, temperature):
     if encoding:
         change_params("soft_targets", **encoding)
         run_stage("soft_targets")
@@ -60,8 +60,8 @@ def test_a_store_is_read_with_hdf5_and_numpy_alone_by_the_page(project, encoding
 
 
 @pytest.mark.parametrize("encoding", [{"encoding": "dense"}, {"encoding": "top_k", "k": 2}])
-def test_a_store_that_somebody_else_wrote_by_the_page_trains_a_student(project, encoding):
-    """Of a teacher that is not in PyTorch: this one knows the labels, and is never quite sure."""
+def test_a_store_that_a_foreign_writer_wrote_by_the_page_trains_a_student(project, encoding):
+    """The teacher is not in PyTorch: it knows the labels, and adds noise."""
     dataset, index = open_dataset(), read_json(STORE / "store.json", produced_by="-")
     keys = ("dataset_fingerprint", "teacher_fingerprint", "policy", "seed", "image_size")
     identity = {key: index[key] for key in (*keys, "precision", "num_classes")} | encoding
@@ -92,7 +92,7 @@ def test_a_store_that_somebody_else_wrote_by_the_page_trains_a_student(project, 
         ("class_ids", 3, "its class_ids are not 1 different classes of 3"),
     ],
 )
-def test_rows_of_somebody_elses_that_mean_nothing_are_refused(project, name, number, message):
+def test_invalid_rows_of_a_foreign_writer_are_refused(project, name, number, message):
     if name != "logits":
         change_params("soft_targets", encoding="top_k", k=1)
         run_stage("soft_targets")
@@ -117,7 +117,7 @@ def test_a_row_that_names_a_class_twice_is_refused(project):
 
 @pytest.fixture
 def project_of_version_1(project: Path) -> Path:
-    """The checked-in store and its dataset, relabelled for the project's teacher."""
+    """The checked-in store of format 1 and its dataset, with the fingerprint of this teacher."""
     for name in ("prepared", "soft_targets"):
         shutil.rmtree(f"data/{name}")
         shutil.copytree(VERSION_1 / name, f"data/{name}")

@@ -1,4 +1,4 @@
-"""A store is refused for anything that it is not for, and wherever it is damaged."""
+"""A damaged store is refused, and a store that was written for other inputs."""
 
 import shutil
 from dataclasses import fields
@@ -13,7 +13,8 @@ from conftest import bytes_of, change_params, opened, run_stage, write_images, w
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json, write_json
 from pipeline.store.format.schema import ShardKey, StoreIdentity
-from pipeline.store.reading.store import Store, open_shards, read_index
+from pipeline.store.reading.index import read_index
+from pipeline.store.reading.store import Store, open_shards
 from pipeline.views import geometry
 
 STORE = Path("data/soft_targets")
@@ -25,7 +26,7 @@ def change_index(**values: object) -> None:
     write_json(STORE / "store.json", {k: v for k, v in index.items() if v is not None})
 
 
-def test_a_store_is_accepted_where_nothing_changed(project):
+def test_an_unchanged_store_is_accepted(project):
     assert opened().num_views == 3
 
 
@@ -65,7 +66,7 @@ def test_a_store_of_another_teacher_is_refused(project):
         opened()
 
 
-def test_a_student_refuses_such_a_store_and_leaves_its_outputs_alone(project):
+def test_a_student_refuses_such_a_store_and_keeps_its_old_outputs(project):
     before = bytes_of(Path("models/students/small"))
     change_params("views", seed=8)
     with pytest.raises(UserError, match="views.seed"):
@@ -153,7 +154,9 @@ def test_a_newer_format_is_refused_with_the_advice_to_update(project, version):
 
 
 @pytest.mark.parametrize("version", [0, "2", None])
-def test_a_version_that_never_was_is_refused_with_the_command_that_writes_anew(project, version):
+def test_an_unknown_version_is_refused_with_the_command_that_writes_the_store_again(
+    project, version
+):
     change_index(format_version=version)
     with pytest.raises(UserError, match=f"format version {version}; expected 1 to 2. Run `dvc"):
         opened()
@@ -165,9 +168,9 @@ FIELDS = [field.name for cls in (StoreIdentity, ShardKey) for field in fields(cl
 @pytest.mark.parametrize("field", ["format_version", *(name for name in FIELDS if name != "k")])
 def test_a_shard_that_differs_in_any_one_field_is_refused_by_its_name(project, field):
     with h5py.File(SHARD, "r+") as file:
-        found = file.attrs[field]
-        changed = found[:-1] + b"x" if isinstance(found, bytes) else found + 1
-        file.attrs[field] = np.bytes_(changed) if isinstance(found, bytes) else changed
+        value = file.attrs[field]
+        is_text = isinstance(value, bytes)
+        file.attrs[field] = np.bytes_(value[:-1] + b"x") if is_text else value + 1
     with pytest.raises(UserError, match=f"says {field} .*; expected ") as refusal:
         opened()
     assert str(SHARD) in str(refusal.value)
@@ -239,8 +242,8 @@ def test_every_damaged_shard_is_named(project):
     assert "test_view00000_sample000000000.h5` is damaged and cannot be read" in message
 
 
-def test_an_attribute_of_a_kind_that_the_format_does_not_have_is_not_read(project):
-    """A text of any length lies elsewhere in the file, where HDF5 would follow it."""
+def test_an_attribute_of_a_type_outside_the_format_is_not_read(project):
+    """HDF5 stores a text of variable length elsewhere in the file, and would follow a reference."""
     with h5py.File(SHARD, "r+") as file:
         file.attrs["teacher"] = "a text of any length"
     with pytest.raises(UserError, match="is damaged: attribute `teacher` is object"):
@@ -255,12 +258,12 @@ def test_a_flipped_bit_anywhere_is_refused_or_changes_nothing(project, encoding)
     whole, before = SHARD.read_bytes(), rows_of(opened())
     rng = np.random.default_rng(0)
     refused = 0
-    for place in rng.integers(0, len(whole), 60):
+    for position in rng.integers(0, len(whole), 60):
         damaged = bytearray(whole)
-        damaged[place] ^= 1 << rng.integers(8)
+        damaged[position] ^= 1 << rng.integers(8)
         SHARD.write_bytes(damaged)
         try:
-            assert rows_of(opened()) == before  # HDF5's own free space, or a name's padding
+            assert rows_of(opened()) == before  # free space of HDF5, or the padding of a name
         except UserError:
             refused += 1
     assert refused > 0

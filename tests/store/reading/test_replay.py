@@ -1,4 +1,4 @@
-"""Offline distillation gives what online distillation gives."""
+"""A student trained from the store sees what it would see with the live teacher."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,10 +64,10 @@ def test_a_student_sees_the_pixels_that_the_teacher_saw(
     training_views = teacher_saw[: 3 * 36]  # validation and test follow
     assert len(student_saw) == 3 * 36
     assert sorted(student_saw) == sorted(training_views)
-    assert student_saw != training_views  # in an order of its own
+    assert student_saw != training_views  # in another order
 
 
-def test_one_step_from_the_store_is_one_step_with_the_live_teacher(project):
+def test_a_step_from_the_store_equals_a_step_with_the_live_teacher(project):
     dataset, views = open_dataset(), load_section(ViewsParams, "views")
     store = open_store(dataset, views, checkpoint.fingerprint(TEACHER, produced_by="-"))
     teacher, description = checkpoint.load(TEACHER, produced_by="-")

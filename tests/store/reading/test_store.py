@@ -1,4 +1,4 @@
-"""Soft targets of any samples and views, by any route: the same rows."""
+"""Every way to read soft targets returns the same rows."""
 
 import multiprocessing
 import os
@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader
 
 from pipeline.store.format.encodings import decode, encode
 from pipeline.store.format.schema import StoreIdentity, canary_samples, shard_keys
-from pipeline.store.reading.store import Store, open_shards, read_index
+from pipeline.store.reading.index import read_index
+from pipeline.store.reading.store import Store, open_shards
 from pipeline.store.writing.shard_writer import write_index, write_shard
 
-SAMPLES, VIEWS, CLASSES = 40_000, 3, 5  # of three shards each
+SAMPLES, VIEWS, CLASSES = 40_000, 3, 5  # a view has three shards
 SIZES = {"train": SAMPLES, "validation": 7}
 
 
@@ -31,21 +32,21 @@ def labels_of(split: str) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A store of each encoding, of several shards a view."""
+    """One store of each encoding, with several shards a view."""
     root = tmp_path_factory.mktemp("stores")
     for encoding, k in (("dense", None), ("top_k", 2)):
-        contents = StoreIdentity("d" * 64, "t" * 64, "crop", 0, 8, encoding, k, "float32", CLASSES)
-        for place in shard_keys(SIZES, VIEWS):
-            rows = slice(place.first_sample, place.first_sample + place.num_samples)
+        identity = StoreIdentity("d" * 64, "t" * 64, "crop", 0, 8, encoding, k, "float32", CLASSES)
+        for key in shard_keys(SIZES, VIEWS):
+            rows = slice(key.first_sample, key.first_sample + key.num_samples)
             write_shard(
-                root / encoding / place.file_name,
-                contents,
-                place,
-                logits_of(place.split, place.view)[rows],
-                labels_of(place.split)[rows],
-                np.zeros((len(canary_samples(place)), 32), np.uint8),
+                root / encoding / key.file_name,
+                identity,
+                key,
+                logits_of(key.split, key.view)[rows],
+                labels_of(key.split)[rows],
+                np.zeros((len(canary_samples(key)), 32), np.uint8),
             )
-        write_index(root / encoding, contents, list("abcde"), SIZES, VIEWS, {})
+        write_index(root / encoding, identity, list("abcde"), SIZES, VIEWS, {})
     return {encoding: root / encoding for encoding in ("dense", "top_k")}
 
 
@@ -57,10 +58,10 @@ def store(request, directories) -> Store:
 
 
 def expected(store: Store, samples: np.ndarray, views: np.ndarray) -> np.ndarray:
-    """Encoded and decoded in memory."""
+    """The same rows, encoded and decoded in memory."""
     rows = np.stack([logits_of("train", view) for view in range(VIEWS)])[views, samples]
-    labels, contents = labels_of("train")[samples], store.identity
-    arrays = encode(rows, labels, contents.encoding, contents.k)
+    labels, identity = labels_of("train")[samples], store.identity
+    arrays = encode(rows, labels, identity.encoding, identity.k)
     return decode(arrays, labels, CLASSES, temperature=4.0)[0]
 
 
@@ -75,7 +76,7 @@ BATCHES = {
 
 
 @pytest.mark.parametrize("name", BATCHES)
-def test_any_samples_of_a_view_are_gathered_in_the_order_asked_for(store, name):
+def test_any_samples_of_a_view_are_gathered_in_the_requested_order(store, name):
     samples = BATCHES[name]
     for view in range(VIEWS):
         gathered = store.gather(view, samples)
@@ -84,7 +85,7 @@ def test_any_samples_of_a_view_are_gathered_in_the_order_asked_for(store, name):
         assert np.array_equal(gathered.logits, wanted)
 
 
-def test_any_pairs_of_sample_and_view_are_gathered_in_the_order_asked_for(store):
+def test_any_pairs_of_sample_and_view_are_gathered_in_the_requested_order(store):
     rng = np.random.default_rng(2)
     samples, views = rng.integers(0, SAMPLES, 700), rng.integers(0, VIEWS, 700)
     assert np.array_equal(
@@ -92,16 +93,17 @@ def test_any_pairs_of_sample_and_view_are_gathered_in_the_order_asked_for(store)
     )
 
 
-def test_what_a_top_k_row_kept_comes_with_it(directories):
+def test_the_classes_that_a_top_k_row_keeps_are_returned_with_it(directories):
     labels = {split: labels_of(split) for split in SIZES}
     store = open_shards(directories["top_k"], read_index(directories["top_k"]), labels)
     samples = np.arange(100)
     kept = store.gather(1, samples).kept
-    rows, of = logits_of("train", 1)[samples].astype(np.float16), labels["train"][samples]
+    rows, row_labels = logits_of("train", 1)[samples].astype(np.float16), labels["train"][samples]
     largest = np.argsort(-rows, axis=1, kind="stable")[:, :2]
     wanted = np.zeros_like(kept)
     np.put_along_axis(wanted, largest, True, 1)
-    wanted[of >= 0, of[of >= 0]] = True
+    labelled = row_labels >= 0
+    wanted[labelled, row_labels[labelled]] = True
     assert np.array_equal(kept, wanted)
 
 
@@ -120,12 +122,12 @@ def test_validation_and_test_are_read_by_their_names(store):
         ([0, 1], [-1, 0], "view -1"),
     ],
 )
-def test_a_sample_or_view_that_is_not_there_is_no_other_one(store, samples, views, message):
+def test_a_sample_or_view_that_does_not_exist_is_refused(store, samples, views, message):
     with pytest.raises(IndexError, match=message):
         store.gather_pairs(np.array(samples), np.array(views))
 
 
-def test_a_gathered_batch_is_the_callers_own(store):
+def test_a_caller_may_change_a_gathered_batch(store):
     first = store.gather(0, np.arange(3)).logits
     before = first.copy()
     first += 1

@@ -1,4 +1,4 @@
-"""A run that ends early goes on where it was, and what it leaves is what one run leaves."""
+"""A killed run resumes, and ends with the bytes of an uninterrupted run."""
 
 import io
 import os
@@ -49,7 +49,7 @@ SHARDS = VIEWS + 2  # validation and test
 def uninterrupted(
     finished_project: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, bytes]:
-    """The bytes of a store of VIEWS views, made in one go by one process."""
+    """The bytes of a store of VIEWS views, written by one process without a break."""
     root = tmp_path_factory.mktemp("uninterrupted") / "project"
     shutil.copytree(finished_project, root)
     with pytest.MonkeyPatch.context() as patch:
@@ -59,7 +59,7 @@ def uninterrupted(
         return bytes_of(STORE)
 
 
-def test_a_run_killed_at_any_moments_ends_with_the_bytes_of_an_uninterrupted_one(
+def test_a_run_killed_at_random_moments_ends_with_the_bytes_of_an_uninterrupted_run(
     project, uninterrupted
 ):
     change_params("views", count=VIEWS)
@@ -70,14 +70,14 @@ def test_a_run_killed_at_any_moments_ends_with_the_bytes_of_an_uninterrupted_one
         if kills % 4:
             wait_for_shards(process, kept + moments.randint(1, 8))
             time.sleep(moments.uniform(0, 0.03))
-        else:  # while it loads, looks through what is finished, or writes
+        else:  # while it loads, checks finished shards, or writes
             time.sleep(moments.uniform(0.5, 3))
         kill(process)
         assert len(shards_in_scratch()) >= kept
         kept = len(shards_in_scratch())
     output = finish(start())
     assert resumed(output) == kept > 0
-    assert "made again" not in output  # whatever had its name was whole
+    assert "made again" not in output  # every shard under its final name was whole
     assert bytes_of(STORE) == uninterrupted
     assert not list(SCRATCH.rglob("*.partial"))
     opened()
@@ -87,7 +87,7 @@ def test_the_number_of_processes_may_change_between_a_kill_and_the_resume(projec
     change_params("views", count=VIEWS)
     process = start(processes=2)
     wait_for_shards(process, 5)
-    kill(process, group=False)  # the launcher alone: its processes end by themselves
+    kill(process, group=False)  # the launcher alone: its processes end too
     process = start(processes=1)
     wait_for_shards(process, 12)
     kill(process)
@@ -98,44 +98,44 @@ def test_the_number_of_processes_may_change_between_a_kill_and_the_resume(projec
     assert bytes_of(STORE) == uninterrupted
 
 
-def test_a_run_resumes_without_the_teacher_for_what_is_finished(project, monkeypatch, capsys):
-    asked = watched_shards(monkeypatch)
+def test_a_resumed_run_does_not_ask_the_teacher_for_finished_shards(project, monkeypatch, capsys):
+    requested = watch_shards(monkeypatch)
     run_stage("soft_targets")
-    assert len(asked) == 5
+    assert len(requested) == 5
     shutil.rmtree(STORE)
-    asked.clear()
+    requested.clear()
     before = capsys.readouterr().out
     run_stage("soft_targets")
     output = capsys.readouterr().out
-    assert asked == []
+    assert requested == []
     assert (resumed(before), passes(before)) == (0, 3 * 36 + 2 * 12)
     assert (resumed(output), passes(output)) == (5, 0)
 
 
-def watched_shards(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the shards that the teacher is asked for, from now on."""
-    asked, original = [], job.shard_logits
+def watch_shards(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A list that grows by the name of each shard whose logits are computed from now on."""
+    requested, original = [], job.shard_logits
 
     def watched(*arguments):
-        asked.append(arguments[1].file_name)
+        requested.append(arguments[1].file_name)
         return original(*arguments)
 
     monkeypatch.setattr(job, "shard_logits", watched)
-    return asked
+    return requested
 
 
-def test_more_views_run_the_teacher_on_the_new_ones_alone(project, monkeypatch, capsys):
+def test_more_views_run_the_teacher_on_the_new_views_alone(project, monkeypatch, capsys):
     run_stage("soft_targets")
-    asked = watched_shards(monkeypatch)
+    requested = watch_shards(monkeypatch)
     change_params("views", count=5)
     run_stage("soft_targets")
-    assert asked == [f"train_view{view:05d}_sample000000000.h5" for view in (3, 4)]
+    assert requested == [f"train_view{view:05d}_sample000000000.h5" for view in (3, 4)]
     assert passes(capsys.readouterr().out.rpartition("soft targets:")[2]) == 2 * 36
     more = bytes_of(STORE)
-    asked.clear()
+    requested.clear()
     change_params("views", count=3)
     run_stage("soft_targets")
-    assert asked == []
+    assert requested == []
     fewer = bytes_of(STORE)
     assert fewer.keys() < more.keys()
     assert all(more[name] == content for name, content in fewer.items() if name != "store.json")
@@ -145,20 +145,20 @@ def test_more_views_run_the_teacher_on_the_new_ones_alone(project, monkeypatch, 
     assert bytes_of(STORE) == more
 
 
-def test_without_finished_shards_all_are_made_and_the_stage_says_so_first(
+def test_the_stage_first_prints_that_it_makes_all_shards_if_none_is_finished(
     project, monkeypatch, capsys
 ):
     change_params("views", count=2)
-    said = []
+    printed = []
     monkeypatch.setattr(
         "pipeline.stages.soft_targets.make_shard",
-        lambda *_: said.append(capsys.readouterr().out) or pytest.skip("said"),
+        lambda *_: printed.append(capsys.readouterr().out) or pytest.skip("printed"),
     )
     with pytest.raises(pytest.skip.Exception):
         run_stage("soft_targets")
-    assert STORE.is_dir()  # of three views, in place
-    assert f"`{SCRATCH}` has no shard of this store: all are made" in said[0]
-    assert passes(said[0]) == 2 * 36 + 2 * 12
+    assert STORE.is_dir()  # the store of three views is still there
+    assert f"`{SCRATCH}` has no shard of this store: all are made" in printed[0]
+    assert passes(printed[0]) == 2 * 36 + 2 * 12
 
 
 SHARD = "train_view00001_sample000000000.h5"
@@ -175,13 +175,15 @@ SHARD = "train_view00001_sample000000000.h5"
         ),
     ],
 )
-def test_damaged_scratch_is_made_again_and_said(project, monkeypatch, capsys, damage, message):
+def test_a_damaged_finished_shard_is_reported_and_made_again(
+    project, monkeypatch, capsys, damage, message
+):
     run_stage("soft_targets")
     expected = bytes_of(STORE)
     damage(next(SCRATCH.glob(f"*/{SHARD}")))
-    asked = watched_shards(monkeypatch)
+    requested = watch_shards(monkeypatch)
     run_stage("soft_targets")
-    assert asked == [SHARD]
+    assert requested == [SHARD]
     assert message in capsys.readouterr().out
     assert bytes_of(STORE) == expected
 
@@ -195,7 +197,7 @@ def test_a_flipped_bit_anywhere_in_scratch_never_reaches_the_store(project, monk
     for _ in range(20):
         content = bytearray(whole)
         content[bits.randrange(len(whole))] ^= 1 << bits.randrange(8)
-        shard.unlink()  # it is linked to the store's
+        shard.unlink()  # else the write would change the hard link in the store
         shard.write_bytes(content)
         run_stage("soft_targets")
         rows = opened().gather(1, [0, 17, 35]).logits
@@ -225,16 +227,16 @@ TRAINING = PARAMS["teacher"]["training"]
 
 
 @pytest.mark.parametrize("changed", CHANGES)
-def test_nothing_of_other_inputs_is_reused_and_their_scratch_goes(
+def test_shards_of_other_inputs_are_not_reused_and_are_removed(
     project, monkeypatch, capsys, changed
 ):
     run_stage("soft_targets")
     (before,) = SCRATCH.glob("*/")
     CHANGES[changed]()
-    asked = watched_shards(monkeypatch)
+    requested = watch_shards(monkeypatch)
     capsys.readouterr()
     run_stage("soft_targets")
-    assert len(asked) == 5
+    assert len(requested) == 5
     assert resumed(capsys.readouterr().out) == 0
     (after,) = SCRATCH.glob("*/")
     assert before != after
@@ -245,9 +247,9 @@ def test_another_k_reuses_nothing(project, monkeypatch):
     change_params("soft_targets", encoding="top_k", k=2)
     run_stage("soft_targets")
     change_params("soft_targets", k=1)
-    asked = watched_shards(monkeypatch)
+    requested = watch_shards(monkeypatch)
     run_stage("soft_targets")
-    assert len(asked) == 5
+    assert len(requested) == 5
     assert opened().identity.k == 1
 
 
@@ -269,7 +271,7 @@ def other_disk(project: Path) -> Iterator[Path]:
         yield folder
 
 
-def test_where_scratch_cannot_be_linked_it_is_copied(other_disk):
+def test_finished_shards_are_copied_if_they_cannot_be_linked(other_disk):
     expected = bytes_of(STORE)
     shutil.rmtree(STORE)
     run_stage("soft_targets")
@@ -279,15 +281,15 @@ def test_where_scratch_cannot_be_linked_it_is_copied(other_disk):
 
 def test_a_store_that_cannot_fit_is_refused_before_the_teacher_runs(other_disk, monkeypatch):
     change_params("views", count=VIEWS)
-    asked = watched_shards(monkeypatch)
+    requested = watch_shards(monkeypatch)
     before = bytes_of(STORE)
     with pytest.raises(UserError, match=r"need 2\d\d,\d{3} bytes in `.scratch/soft_targets`, but"):
         run_stage("soft_targets")
-    assert asked == []
+    assert requested == []
     assert bytes_of(STORE) == before
 
 
-def test_the_announced_bytes_are_those_of_the_shards(project, capsys):
+def test_the_announced_bytes_are_the_size_of_the_shards(project, capsys):
     run_stage("soft_targets")
     size = sum(path.stat().st_size for path in STORE.glob("*.h5"))
     assert f"; {size:,} bytes to write, " in capsys.readouterr().out
@@ -307,13 +309,13 @@ def test_a_failing_process_ends_the_run_with_its_message_and_without_a_traceback
     process = start(processes=2)
     stderr = process.communicate()[1]
     assert process.returncode == 1
-    assert "error: the teacher answers 1000000" in stderr
+    assert "error: the teacher's logit is 1000000" in stderr
     assert "Traceback" not in stderr
-    assert len(stderr.splitlines()) <= 2  # both may have come to one
+    assert len(stderr.splitlines()) <= 2  # both processes may have reached the error
     assert bytes_of(STORE) == before
 
 
-def test_a_killed_process_ends_the_run_with_a_message_that_says_so(project, uninterrupted):
+def test_a_killed_process_ends_the_run_with_a_message_that_names_the_signal(project, uninterrupted):
     change_params("views", count=VIEWS)
     process = start(processes=2)
     wait_for_shards(process, 3)
@@ -330,15 +332,15 @@ def test_a_killed_process_ends_the_run_with_a_message_that_says_so(project, unin
     assert bytes_of(STORE) == uninterrupted
 
 
-def test_processes_end_whose_launcher_was_killed_while_they_loaded(project):
+def test_processes_end_if_their_launcher_is_killed_while_they_load(project):
     process = start(processes=2)
     children = ["pgrep", "-P", str(process.pid), "-f", "stages.soft_targets"]
     ranks: list[str] = []
     while len(ranks) < 2:
-        found = subprocess.run(children, capture_output=True, text=True, check=False)
-        ranks = found.stdout.split()
-    os.kill(process.pid, signal.SIGKILL)  # they import for seconds yet
-    process.communicate(timeout=60)  # until both have ended, and nothing holds its output
+        listing = subprocess.run(children, capture_output=True, text=True, check=False)
+        ranks = listing.stdout.split()
+    os.kill(process.pid, signal.SIGKILL)  # they still import for seconds
+    process.communicate(timeout=60)  # returns when both have ended and closed the output
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "two", "1.5", "²"])
@@ -356,13 +358,13 @@ def test_two_runs_at_once_are_refused(project):
         run_stage("soft_targets")
 
 
-def test_more_classes_than_there_are_cannot_be_kept(project):
+def test_a_k_above_the_number_of_classes_is_refused(project):
     change_params("soft_targets", encoding="top_k", k=4)
     with pytest.raises(UserError, match=r"soft_targets.k` is 4, but data/prepared has 3 classes"):
         run_stage("soft_targets")
 
 
-def test_the_index_says_how_faithful_and_how_large_the_rows_are(project):
+def test_the_index_holds_the_fidelity_and_the_size_of_the_rows(project):
     fidelity = read_json(STORE / "store.json", produced_by="-")["fidelity"]
     size = sum(path.stat().st_size for path in STORE.glob("train_*.h5"))
     assert fidelity["rows"] == 3 * 36

@@ -1,4 +1,4 @@
-"""The store: written once, equal for equal runs, and refused for anything that it is not for."""
+"""Equal runs write equal stores; a shard is written whole or not at all."""
 
 import shutil
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def test_a_repeated_run_writes_the_same_bytes(project):
     shutil.rmtree(STORE)
     run_stage("soft_targets")
     assert bytes_of(STORE) == before
-    assert len(before) == 3 + 2 + 1  # views of train, validation and test, the index
+    assert len(before) == 3 + 2 + 1  # three views of train; validation and test; the index
 
 
 def test_the_rows_are_the_teachers_logits_for_the_views(project):
@@ -64,47 +64,47 @@ def test_the_rows_are_the_teachers_logits_for_the_views(project):
     np.testing.assert_allclose(test_rows, live, rtol=1e-3, atol=1e-4)
 
 
-def test_samples_of_several_shards_are_gathered_in_the_order_asked_for(monkeypatch, project):
+def test_samples_of_several_shards_are_gathered_in_the_requested_order(monkeypatch, project):
     for module in ("pipeline.store.format.schema", "pipeline.store.reading.store"):
         monkeypatch.setattr(f"{module}.SHARD_SAMPLES", 16)
-    whole = np.array(opened_before_sharding())
+    one_shard = rows_of_one_shard()
     run_stage("soft_targets")
     assert len(list(STORE.glob("train_view00000_*"))) == 3
     samples = np.random.default_rng(0).permutation(36)
     np.testing.assert_allclose(
-        opened().gather(1, samples).logits, whole[samples], rtol=1e-3, atol=1e-4
+        opened().gather(1, samples).logits, one_shard[samples], rtol=1e-3, atol=1e-4
     )
 
 
-def opened_before_sharding() -> np.ndarray:
+def rows_of_one_shard() -> np.ndarray:
     with h5py.File(SHARD, "r") as file:
         return file["logits"][:]
 
 
-def test_any_hdf5_reader_sees_the_same_rows_as_the_memory_map(project):
+def test_an_hdf5_reader_sees_the_rows_of_the_memory_map(project):
     with h5py.File(SHARD, "r") as file:
         assert file["logits"].chunks is None
         assert np.array_equal(file["logits"][:], opened().gather(1, np.arange(36)).logits)
     assert read_json(STORE / "store.json", produced_by="-")["class_names"] == ["ant", "bee", "cat"]
 
 
-CONTENTS = StoreIdentity("d" * 64, "t" * 64, "crop_flip", 0, 8, "dense", None, "float32", 3)
-PLACE = ShardKey("train", 0, 0, 2)
+IDENTITY = StoreIdentity("d" * 64, "t" * 64, "crop_flip", 0, 8, "dense", None, "float32", 3)
+KEY = ShardKey("train", 0, 0, 2)
 LABELS = np.array([2, 0])
 CANARIES = canary_digests(np.zeros((2, 3, 8, 8), np.uint8))
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [(np.nan, "nan"), (np.inf, "inf"), (70_000.0, "70000.0")]
+    ("value", "printed"), [(np.nan, "nan"), (np.inf, "inf"), (70_000.0, "70000.0")]
 )
 @pytest.mark.parametrize(("encoding", "k"), [("dense", None), ("top_k", 1)])
 def test_logits_that_float16_cannot_hold_are_refused_and_nothing_is_written(
-    tmp_path, value, shown, encoding, k
+    tmp_path, value, printed, encoding, k
 ):
     logits = np.array([[0, 1, 2], [3, value, 5]], np.float32)
-    contents = replace(CONTENTS, encoding=encoding, k=k)
-    with pytest.raises(UserError, match=f"answers {shown} for sample 1 of train, view 0"):
-        write_shard(tmp_path / "shard.h5", contents, PLACE, logits, LABELS, CANARIES)
+    identity = replace(IDENTITY, encoding=encoding, k=k)
+    with pytest.raises(UserError, match=f"logit is {printed} for sample 1 of train, view 0"):
+        write_shard(tmp_path / "shard.h5", identity, KEY, logits, LABELS, CANARIES)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -114,23 +114,23 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
 
 
-def test_a_full_disk_is_told_with_the_bytes_needed_and_leaves_nothing(small_disk):
+def test_a_full_disk_is_reported_with_the_bytes_needed_and_leaves_nothing(small_disk):
     with pytest.raises(
         UserError, match=r"cannot be written .* needs 1\d\d,\d{3} bytes; .* are free"
-    ) as e:
+    ) as refusal:
         write_shard(
             small_disk / "shard.h5",
-            replace(CONTENTS, num_classes=4),
+            replace(IDENTITY, num_classes=4),
             ShardKey("train", 0, 0, 16_384),
             np.zeros((16_384, 4), np.float32),
             np.zeros(16_384, np.int64),
             np.zeros((4, 32), np.uint8),
         )
-    assert "No space left" in str(e.value)
+    assert "No space left" in str(refusal.value)
     assert list(small_disk.iterdir()) == []
 
 
-IDENTITY = {
+ATTRIBUTES = {
     "format_version": 2,
     "dataset_fingerprint": "d" * 64,
     "teacher_fingerprint": "t" * 64,
@@ -152,64 +152,64 @@ def attributes_of(path: Path) -> dict[str, int | str]:
         return {k: v.decode() if isinstance(v, bytes) else v for k, v in file.attrs.items()}
 
 
-def test_a_dense_shard_says_all_that_it_is(tmp_path):
+def test_a_dense_shard_has_every_attribute_of_the_format(tmp_path):
     logits = np.arange(6, dtype=np.float32).reshape(2, 3)
-    write_shard(tmp_path / "shard.h5", CONTENTS, PLACE, logits, LABELS, CANARIES)
-    assert attributes_of(tmp_path / "shard.h5") == IDENTITY | {
+    write_shard(tmp_path / "shard.h5", IDENTITY, KEY, logits, LABELS, CANARIES)
+    assert attributes_of(tmp_path / "shard.h5") == ATTRIBUTES | {
         "encoding": "dense",
         "logits_sha256": schema.sha256(logits.astype("<f2")),
     }
 
 
-def test_a_top_k_shard_says_all_that_it_is(tmp_path):
+def test_a_top_k_shard_has_every_attribute_of_the_format(tmp_path):
     logits = np.arange(6, dtype=np.float32).reshape(2, 3)
-    contents = replace(CONTENTS, encoding="top_k", k=1)
-    write_shard(tmp_path / "shard.h5", contents, PLACE, logits, LABELS, CANARIES)
+    identity = replace(IDENTITY, encoding="top_k", k=1)
+    write_shard(tmp_path / "shard.h5", identity, KEY, logits, LABELS, CANARIES)
     with h5py.File(tmp_path / "shard.h5", "r") as file:
         ids, values = file["class_ids"][:], file["values"][:]
-    assert attributes_of(tmp_path / "shard.h5") == IDENTITY | {
+    assert attributes_of(tmp_path / "shard.h5") == ATTRIBUTES | {
         "encoding": "top_k",
         "k": 1,
         "class_ids_sha256": schema.sha256(ids),
         "values_sha256": schema.sha256(values),
     }
     assert ids.tolist() == [[2], [2]]  # the largest logit's class, in two bits
-    tail = np.log(1 + np.e)  # of the first row, whose label is its largest: classes 0 and 1
+    tail = np.log(1 + np.e)  # the first row's: its label is its largest, so classes 0 and 1
     np.testing.assert_allclose(values, [[2, 2, tail, 0.5], [5, 3, 4, 4]], rtol=1e-3)
 
 
 @pytest.mark.parametrize(("encoding", "k"), [("dense", None), ("top_k", 3)])
 @pytest.mark.parametrize("num_samples", [1, 2, 4, 5, 3000])
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_the_size_of_a_shard_is_known_before_it_is_written(
+def test_the_size_of_a_shard_is_computed_before_it_is_written(
     tmp_path, encoding, k, num_samples, split
 ):
-    contents = replace(CONTENTS, encoding=encoding, k=k, num_classes=17)
-    place = ShardKey(split, 161, 16_384, num_samples)
+    identity = replace(IDENTITY, encoding=encoding, k=k, num_classes=17)
+    key = ShardKey(split, 161, 16_384, num_samples)
     labels = np.zeros(num_samples, np.int64)
     logits = np.random.default_rng(0).standard_normal((num_samples, 17), np.float32)
     canaries = np.zeros((min(4, num_samples), 32), np.uint8)
-    write_shard(tmp_path / "shard.h5", contents, place, logits, labels, canaries)
-    assert shard_bytes(contents, place) == (tmp_path / "shard.h5").stat().st_size
+    write_shard(tmp_path / "shard.h5", identity, key, logits, labels, canaries)
+    assert shard_bytes(identity, key) == (tmp_path / "shard.h5").stat().st_size
 
 
 def test_a_full_shard_of_1000_classes_costs_40_bytes_a_row_at_most():
-    contents = replace(CONTENTS, encoding="top_k", k=10, num_classes=1000, image_size=224)
-    place = ShardKey("train", 0, 0, SHARD_SAMPLES)
-    assert shard_bytes(contents, place) <= 40 * SHARD_SAMPLES
+    identity = replace(IDENTITY, encoding="top_k", k=10, num_classes=1000, image_size=224)
+    key = ShardKey("train", 0, 0, SHARD_SAMPLES)
+    assert shard_bytes(identity, key) <= 40 * SHARD_SAMPLES
 
 
 def test_shards_cover_every_row_once():
     covered = np.zeros((3, 40_000), int)
-    for place in shard_keys({"train": 40_000, "test": 5}, num_views=3):
-        if place.split == "train":
-            covered[place.view, place.first_sample : place.first_sample + place.num_samples] += 1
-        assert place.num_samples <= 16_384
+    for key in shard_keys({"train": 40_000, "test": 5}, num_views=3):
+        if key.split == "train":
+            covered[key.view, key.first_sample : key.first_sample + key.num_samples] += 1
+        assert key.num_samples <= 16_384
     assert (covered == 1).all()
 
 
 @pytest.mark.parametrize("num_views", [1, 3, 162])
-def test_each_cycle_of_epochs_uses_every_cached_view_once_in_an_order_of_its_own(num_views):
+def test_each_cycle_of_epochs_uses_every_cached_view_once_in_another_order(num_views):
     cycles = [
         [view_of_epoch(cycle * num_views + i, num_views, seed=5) for i in range(1, num_views + 1)]
         for cycle in range(2)
@@ -221,7 +221,7 @@ def test_each_cycle_of_epochs_uses_every_cached_view_once_in_an_order_of_its_own
 def test_count_all_caches_each_of_the_162_views_of_a_sample(project, monkeypatch):
     change_params("views", count="all")
     monkeypatch.setattr(
-        "pipeline.store.writing.job.shard_logits",  # the views are in question, not the teacher
+        "pipeline.store.writing.job.shard_logits",  # this tests the views, not the teacher
         lambda job, key: np.zeros((key.num_samples, 3), np.float32),
     )
     run_stage("soft_targets")
@@ -229,7 +229,7 @@ def test_count_all_caches_each_of_the_162_views_of_a_sample(project, monkeypatch
     assert store.num_views == 162
     dataset = open_dataset()
     image = torch.from_numpy(dataset.splits["train"].images[3:4])
-    seen = {
+    distinct = {
         apply_views(
             image, ViewPolicy("crop_flip"), 7, view_of_epoch(epoch, 162, seed=2), np.array([3])
         )
@@ -237,7 +237,7 @@ def test_count_all_caches_each_of_the_162_views_of_a_sample(project, monkeypatch
         .tobytes()
         for epoch in range(1, 163)
     }
-    assert len(seen) == 162
+    assert len(distinct) == 162
 
 
 def test_views_of_another_size_than_the_prepared_images_are_cached_and_replayed(project):
