@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from pipeline.compute import distributed
 from pipeline.compute.device import (
-    compiled,
+    compile_long_runs,
     default_device,
     depthwise_in_float32,
     to_device,
@@ -103,7 +103,7 @@ def train(
     steps_per_epoch = len(batches(labelled, params.batch_size))
     optimisation = Optimisation(network, params, steps_per_epoch)
     depthwise_in_float32(network, device)
-    forward = compiled(wrap_ddp(network, group), device, params.epochs * steps_per_epoch)
+    forward = compile_long_runs(wrap_ddp(network, group), device, params.epochs * steps_per_epoch)
     seed_rank(params.seed, group)
     finished = 0
     if progress is not None and (state := progress.load()) is not None:
