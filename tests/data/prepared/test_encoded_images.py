@@ -435,7 +435,7 @@ def test_the_teacher_and_the_students_take_views_of_the_size_that_they_ask_for(e
 
 
 def test_the_store_holds_the_teachers_answers_to_the_views_of_encoded_images(encoded_project):
-    assert "of them are the teacher's answers" in verify(STORE, recompute=30, seed=1)
+    assert "of them match the teacher's logits" in verify(STORE, recompute=30, seed=1)
 
 
 @pytest.mark.parametrize("stage", ["student", "baseline"])
