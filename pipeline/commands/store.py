@@ -8,7 +8,7 @@ from pipeline.runtime.command import run_command
 
 import argparse
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -168,7 +168,7 @@ def _open_teacher(store: Store, dataset: Dataset) -> TeacherForward | ImportedLo
 def differences_to_teacher(
     store: Store, teacher: TeacherForward | ImportedLogits, positions: list[int]
 ) -> Iterator[str]:
-    """Recompute training rows, and yield a line for each that differs by more than TOLERANCE.
+    """Recompute training rows. Yield a line with the first difference of each that differs.
 
     Args:
         positions: of the rows, as the store counts them.
@@ -185,48 +185,30 @@ def _batch_differences(
     store: Store, view: int, samples: np.ndarray, logits: np.ndarray
 ) -> Iterator[str]:
     """Args: logits: [B, C] float32, the teacher's."""
-    names, tolerance = _class_names(store), TOLERANCE[store.identity.precision]
+    names, share = _class_names(store), TOLERANCE[store.identity.precision]
     stored, kept = store.decoded_at(1.0).gather(view, samples)
     flat = store.decoded_at(_FLAT).gather(view, samples).logits
-    kept = np.ones_like(logits, bool) if kept is None else kept
-    scale = np.maximum(1, np.abs(logits).max(1))
-    for i, sample in enumerate(samples):
-        tail_tolerance = tolerance * (scale[i] + np.log(len(logits[i])))
-        difference = _logit_difference(
-            stored[i], logits[i], kept[i], names, tolerance * scale[i]
-        ) or _tail_difference(stored[i], flat[i], logits[i], ~kept[i], tail_tolerance)
-        if difference:
-            yield f"train view {view} sample {sample}: {difference}."
-
-
-def _logit_difference(
-    stored: np.ndarray, logits: np.ndarray, kept: np.ndarray, names: Sequence[str], tolerance: float
-) -> str | None:
-    """The kept class that differs most, if it differs too much; each array [C]."""
-    errors = np.where(kept, np.abs(stored.astype(np.float32) - logits), 0)
-    worst = int(errors.argmax())
-    if errors[worst] <= tolerance:
-        return None
-    return _difference(f"the logit of {names[worst]}", stored[worst], logits[worst], tolerance)
-
-
-def _tail_difference(
-    stored: np.ndarray, flat: np.ndarray, logits: np.ndarray, tail: np.ndarray, tolerance: float
-) -> str | None:
-    """The first of the tail's two sums that differs too much; each array [C], `tail` bool."""
-    if not tail.any():
-        return None
-    for name, actual, expected in (
-        ("the tail's log-sum-exp", _log_sum_exp(stored[tail]), _log_sum_exp(logits[tail])),
-        ("the tail's mean", flat[tail].mean(), logits[tail].mean()),
+    tails = np.zeros_like(logits, bool) if kept is None else ~kept
+    scales = np.maximum(1, np.abs(logits).max(1))
+    for sample, row, flat_row, tail, expected, scale in zip(
+        samples, stored, flat, tails, logits, scales, strict=True
     ):
-        if not abs(actual - expected) <= tolerance:
-            return _difference(name, actual, expected, tolerance)
-    return None
-
-
-def _difference(name: str, actual: float, expected: float, tolerance: float) -> str:
-    return f"{name} is {actual:.4f}, the teacher's {expected:.4f} (tolerance {tolerance:.4f})"
+        errors = np.where(tail, 0, np.abs(row.astype(np.float32) - expected))
+        worst = int(errors.argmax())
+        figures = [(f"the logit of {names[worst]}", row[worst], expected[worst], share * scale)]
+        if tail.any():
+            tolerance = share * (scale + np.log(len(expected)))
+            sums = _log_sum_exp(row[tail]), _log_sum_exp(expected[tail])
+            means = flat_row[tail].mean(), expected[tail].mean()
+            figures.append(("the tail's log-sum-exp", *sums, tolerance))
+            figures.append(("the tail's mean", *means, tolerance))
+        for name, actual, correct, tolerance in figures:
+            if not abs(actual - correct) <= tolerance:  # also if it is not a number
+                yield (
+                    f"train view {view} sample {sample}: {name} is {actual:.4f}, the teacher's "
+                    f"{correct:.4f} (tolerance {tolerance:.4f})."
+                )
+                break
 
 
 def _log_sum_exp(logits: np.ndarray) -> float:
