@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.compute.device import compiled, depthwise_in_float32, training_autocast
+from pipeline.compute.device import compile_long_runs, depthwise_in_float32, training_autocast
 from pipeline.data.prepared.dataset import Dataset, Split
 from pipeline.data.prepared.image_decoding import eight_bits
 from pipeline.data.sources.archives import read_files
@@ -168,7 +168,7 @@ class Loop:
         self._order = batches(permutation(len(split), params.seed), batch_size)
         self._optimisation = Optimisation(module.train(), params, len(self._order))
         depthwise_in_float32(module, device)
-        self._forward = compiled(module, device, params.epochs * len(self._order))
+        self._forward = compile_long_runs(module, device, params.epochs * len(self._order))
         self._labels = torch.from_numpy(split.labels).to(device)
         self._setup, self._device, self._steps = setup, device, self._endless()
 

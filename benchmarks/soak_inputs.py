@@ -42,7 +42,7 @@ from PIL import Image
 
 from benchmarks import hostile, soak_interrupts
 from pipeline.commands import check
-from pipeline.commands.predict import classified, most_likely, opened
+from pipeline.commands.predict import classify, most_likely, open_student
 from pipeline.commands.store import inspect
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.data.sources.params import DatasetParams
@@ -190,9 +190,9 @@ def read_teacher() -> None:
 
 
 def read_exported(path: Path) -> None:
-    model = opened(str(path))
+    model = open_student(str(path))
     files, unreadable = sorted(Path("images").rglob("*.png"))[::6], []
-    found = list(classified(model, files, unreadable))
+    found = list(classify(model, files, unreadable))
     expect(len(found) + len(unreadable) == len(files), "answers")
     for _, probabilities in found:
         expect(list(probabilities.shape) == [len(model.card.class_names)], "probabilities")

@@ -1,4 +1,4 @@
-"""A clone of this project with a small dataset, in which real `dvc repro` run."""
+"""A clone of this project with a small dataset, for real `dvc repro`."""
 
 import json
 import os
@@ -18,12 +18,12 @@ def stages_run(output: str) -> set[str]:
     return set(re.findall(r"Running stage '(.+?)'", output))
 
 
-#: What follows a clock: stages in the lock, and outputs.
+#: Stages and outputs that contain times.
 CLOCKED = {"speed", "compare", "metrics/speed.json", "reports/index.html", "reports/comparison.md"}
 
 
 def timeless(content: dict) -> dict:
-    """Outputs, or the stages of a lock, without what a clock changes."""
+    """Outputs, or the stages of a lock, without those that contain times."""
     return {name: value for name, value in content.items() if name not in CLOCKED}
 
 
@@ -47,7 +47,7 @@ class Clone:
         )
 
     def start(self, *command: str) -> subprocess.Popen[str]:
-        """As `run`, without waiting for its end; what it prints and says is in `stdout`."""
+        """As `run`, without waiting; `stdout` also has standard error."""
         return subprocess.Popen(
             command,
             cwd=self.root,
@@ -59,17 +59,17 @@ class Clone:
 
     def _environment(self) -> dict[str, str]:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        site = {"DVC_SITE_CACHE_DIR": str(self.root / ".venv/dvc")}  # where `make setup` has it
+        site = {"DVC_SITE_CACHE_DIR": str(self.root / ".venv/dvc")}  # as `make setup` does
         return os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"} | site
 
     def dvc(self, *arguments: str) -> str:
-        """Run DVC; returns what it printed."""
+        """Run DVC; return what it printed."""
         result = self.run(sys.executable, "-m", "dvc", *arguments)
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout
 
     def make_students(self, jobs: int) -> subprocess.CompletedProcess[str]:
-        """`make students`, with this environment's Python for the one that it would set up."""
+        """Run `make students` with this environment's Python, without setting one up."""
         write_params(self.root, self.params)
         return self.run(
             "make",
@@ -81,15 +81,17 @@ class Clone:
         )
 
     def twin(self, root: Path | None = None) -> "Clone":
-        """A copy of all of it, DVC's cache too."""
+        """Copy the clone, with DVC's cache."""
         twin = Clone(root or self.root.with_name(f"{self.root.name}_twin"))
         shutil.copytree(self.root, twin.root)
         twin.params = deepcopy(self.params)
         return twin
 
     def repro(self, *targets: str) -> set[str]:
-        """Run `dvc repro`, of all but the exports where nothing is named, for each takes as long as
-        a training; returns the stages that ran, not restored and not skipped."""
+        """Run `dvc repro`; return the stages that ran, without those restored or skipped.
+
+        The default target leaves out the exports: each takes as long as a training.
+        """
         write_params(self.root, self.params)
         output = self.dvc("repro", *(targets or ("compare",)))
         self.restored = set(re.findall(r"Stage '(.+?)' is cached - skipping run", output))
@@ -122,7 +124,7 @@ class Clone:
 
 
 def cloned(root: Path) -> Clone:
-    """A clone in the folder, which need not be there; nothing has run in it."""
+    """Make a clone in the folder, in which nothing has run."""
     listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.check_output(listing, cwd=ROOT, text=True).splitlines():
         generated = name == "dvc.lock" or name.startswith("metrics/")

@@ -19,17 +19,16 @@ from PIL import Image
 
 from pipeline.data.prepared.dataset import HEADER, Dataset, fingerprint_of, open_dataset
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import TEACHER
-from pipeline.runtime.outputs import PREPARED
+from pipeline.runtime.outputs import PREPARED, TEACHER
 from pipeline.runtime.params import load_section
 from pipeline.store.reading.store import Store, open_store
 from pipeline.views.params import ViewsParams
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
-# Where the tests run in the background, Ctrl-C is ignored, and would be in what they start.
+# Background jobs ignore Ctrl-C, and so would the processes that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-torch.set_num_threads(1)  # side by side with other work, two threads wait for one another
+torch.set_num_threads(1)  # under other load, two threads wait for one another
 
 PARAMS = {
     "dataset": {
@@ -88,7 +87,7 @@ PARAMS = {
 }
 
 
-#: What a training writes; `kind` is students or baselines.
+#: The outputs of a training; `kind` is students or baselines.
 OUTPUTS = [
     "models/{kind}/small/weights.safetensors",
     "models/{kind}/small/network.json",
@@ -99,7 +98,7 @@ OUTPUTS = [
 
 
 def write_images(root: Path, per_class: int = 20, size: int = 16, split: str = "train") -> None:
-    """Noise around a colour and a corner of the class's own."""
+    """Write images of noise; the first quarter is brighter in the class's channel."""
     for label, name in enumerate(("ant", "bee", "cat")):
         folder = root / split / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +114,7 @@ def write_params(root: Path, params: dict) -> None:
 
 
 def run_stage(name: str, *arguments: str) -> None:
-    """The stage's `main`, in this process and the current folder."""
+    """Run the stage's `main` in this process and the current folder."""
     module = importlib.import_module(f"pipeline.stages.{name}")
     before = sys.argv
     sys.argv = [name, *arguments]
@@ -126,8 +125,8 @@ def run_stage(name: str, *arguments: str) -> None:
 
 
 def opened() -> Store:
-    """The current folder's store, every byte verified."""
-    teacher = checkpoint.fingerprint(TEACHER, produced_by="-")
+    """Open the current folder's store and verify every byte."""
+    teacher = checkpoint.fingerprint(TEACHER.model, produced_by="-")
     views = load_section(ViewsParams, "views")
     dataset = open_dataset().resized(views.image_size)
     store = open_store(dataset, views, teacher)
@@ -146,14 +145,14 @@ def bytes_of(directory: Path) -> dict[str, bytes]:
 
 
 def prepare(**dataset: object) -> Dataset:
-    """Prepare the current folder's images, with these parameters for others of PARAMS."""
+    """Prepare the current folder's images, with these changes of PARAMS."""
     write_params(Path(), {"dataset": PARAMS["dataset"] | dataset})
     run_stage("prepare")
     return open_dataset()
 
 
 def take_as_prepared() -> None:
-    """Let the current folder's data/prepared be what `prepare` wrote, though a test edited it."""
+    """Update the fingerprint of data/prepared after a test edited it."""
     path = PREPARED / "dataset.json"
     description = json.loads(path.read_text("utf-8"))
     header = {key: description[key] for key in HEADER if key in description}
@@ -162,7 +161,7 @@ def take_as_prepared() -> None:
 
 
 def run_every_stage(root: Path, params: dict) -> None:
-    """A finished project in the folder, whose images are there."""
+    """Run every stage in the folder, which has the images."""
     write_params(root, params)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
@@ -174,12 +173,12 @@ def run_every_stage(root: Path, params: dict) -> None:
             run_stage("robustness", models)
         for stage in ("speed", "compare"):
             run_stage(stage)
-    shutil.rmtree(root / ".scratch")  # else nothing of a test's own teacher would run
+    shutil.rmtree(root / ".scratch")  # a test that trains a teacher must not resume
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, and the current one."""
+    """An empty folder, as the current one."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -195,7 +194,7 @@ def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def project(finished_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the finished project, and the current folder."""
+    """A copy of the finished project, as the current folder."""
     root = tmp_path / "project"
     shutil.copytree(finished_project, root)
     monkeypatch.chdir(root)
@@ -204,7 +203,7 @@ def project(finished_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @contextmanager
 def small_file_system(folder: Path) -> Iterator[Path]:
-    """The folder, made, as a file system of its own, of 128 KiB."""
+    """Create the folder as a file system of 128 KiB."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:

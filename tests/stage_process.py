@@ -1,4 +1,4 @@
-"""A stage as a process of its own, to be killed: `soft_targets` where no other is named."""
+"""Start, kill and finish a stage in another process; `soft_targets` by default."""
 
 import os
 import re
@@ -17,7 +17,7 @@ SCRATCH = Path(".scratch/soft_targets")
 def start(
     processes: int | str = 1, code: Path = ROOT, stage: str = "soft_targets", *arguments: str
 ) -> subprocess.Popen:
-    """In the current folder, and in a process group of its own."""
+    """Start a stage in the current folder and a new process group."""
     settings = {"PROCESSES": str(processes), "PYTHONPATH": str(code), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", f"pipeline.stages.{stage}", *arguments],
@@ -30,14 +30,14 @@ def start(
 
 
 def finish(process: subprocess.Popen) -> str:
-    """What a run says that ends well."""
+    """Wait for a run to succeed; return what it printed."""
     stdout, stderr = process.communicate()
     assert process.returncode == 0, stdout + stderr
     return stdout
 
 
 def kill(process: subprocess.Popen, *, group: bool = True) -> None:
-    """As a power cut does: every process of it at once, or its first alone."""
+    """Kill every process of the run at once, as a power cut does, or the first alone."""
     with suppress(ProcessLookupError):
         (os.killpg if group else os.kill)(process.pid, signal.SIGKILL)
     process.communicate()
@@ -48,15 +48,15 @@ def shards_in_scratch() -> set[str]:
 
 
 def wait_for_shards(process: subprocess.Popen, count: int) -> None:
-    """Until so many are finished, or the run has ended."""
+    """Wait until so many shards are finished, or the run has ended."""
     while len(shards_in_scratch()) < count and process.poll() is None:
         time.sleep(0.001)
 
 
 def resumed(output: str) -> int:
-    """The number of finished shards that a run says it goes on from."""
-    said = re.search(r"resumes (\d+) finished shards", output)
-    return int(said[1]) if said else 0
+    """The number of finished shards from which a run resumed."""
+    match = re.search(r"resumes (\d+) finished shards", output)
+    return int(match[1]) if match else 0
 
 
 def passes(output: str) -> int:

@@ -1,4 +1,4 @@
-"""What runs again, and what does not: real `dvc repro` in a temporary clone."""
+"""An edit runs the stages that depend on it and no other: real `dvc repro` in a clone."""
 
 import json
 import re
@@ -60,7 +60,7 @@ def set_param(*keys: str, value: object) -> Callable[[Clone], None]:
     return edit
 
 
-def test_more_views_run_the_teacher_on_the_new_ones_alone_and_fewer_run_nothing(clone):
+def test_more_views_run_the_teacher_on_the_new_views_alone_and_fewer_views_run_nothing(clone):
     clone.params["views"]["count"] = 4
     write_params(clone.root, clone.params)
     output = clone.dvc("repro", "soft_targets")
@@ -81,7 +81,7 @@ SECOND = {"baseline@second", "student@second", "robustness@second"}
 STUDENTS = {"student@small", "student@second"}
 ROBUSTNESS = {"robustness@small", "robustness@second"}
 
-# Each edit stands on those before it: (what is done, how, what runs besides `speed`, `compare`).
+# Edits in sequence: (name, edit, stages that run besides `speed` and `compare`).
 EDITS = [
     ("a repeat", lambda clone: None, set()),
     ("another student", set_param("students", "second", value=ANOTHER_STUDENT), SECOND),
@@ -91,7 +91,7 @@ EDITS = [
         {"student@second", "robustness@second"},
     ),
     (
-        "the same set back",
+        "the same reverted",
         set_param("students", "second", "distillation", value={}),
         set(),
     ),
@@ -124,7 +124,7 @@ EDITS = [
     ),
 ]
 WITHOUT_EFFECT_ON_NETWORKS = {
-    *("a repeat", "the same set back", "a comment in the loss", "a new family"),
+    *("a repeat", "the same reverted", "a comment in the loss", "a new family"),
 }
 
 TRAININGS = {"student@small", "baseline@small"}
@@ -156,7 +156,7 @@ def test_an_edit_invalidates_the_stages_of_its_folder_alone(clone):
         file.unlink() if before is None else file.write_bytes(before)
 
 
-def test_each_edit_runs_what_it_touches_and_nothing_else(clone):
+def test_each_edit_runs_what_depends_on_it_and_nothing_else(clone):
     for name, edit, stages in EDITS:
         before = clone.outputs()
         edit(clone)
@@ -165,7 +165,7 @@ def test_each_edit_runs_what_it_touches_and_nothing_else(clone):
         assert ran == stages | after, name
         if name == "a comment in the loss":
             assert clone.outputs() == before
-        if name == "the same set back":
+        if name == "the same reverted":
             assert "student@second" in clone.restored
 
 
@@ -178,7 +178,7 @@ def test_lost_outputs_are_restored_without_running(clone):
 
 
 def test_the_readmes_commands_on_metrics_and_plots_run(clone):
-    """`dvc metrics diff HEAD~1` among them: what an edit changed is told by model and measure."""
+    """With `dvc metrics diff HEAD~1`, which lists what an edit changed by model and metric."""
     clone.commit("before")
     set_param("distillation", "temperature", value=3.0)(clone)
     clone.repro()
@@ -206,7 +206,7 @@ def test_dvc_shows_the_metrics_and_plots_of_every_model(clone):
     assert {"teacher", "small"} <= {row["model"] for row in models}
 
 
-def test_students_side_by_side_end_with_the_lock_and_the_bytes_of_one_after_the_other(clone):
+def test_parallel_trainings_give_the_lock_and_the_bytes_of_sequential_ones(clone):
     twin = clone.twin()
     for each in (clone, twin):
         set_param("students", "small", "training", value={"seed": 8})(each)
@@ -225,7 +225,7 @@ def test_students_side_by_side_end_with_the_lock_and_the_bytes_of_one_after_the_
     assert not stages_run(twin.dvc("repro", "--dry"))
 
 
-def test_a_student_that_fails_is_named_and_costs_the_others_nothing(clone):
+def test_a_failing_student_is_named_and_does_not_stop_the_others(clone):
     set_param("students", "small", "distillation", value={"temperature": 3.5})(clone)
     set_param("students", "second", "network", value="resnet9")(clone)
     result = clone.make_students(jobs=2)
@@ -234,13 +234,13 @@ def test_a_student_that_fails_is_named_and_costs_the_others_nothing(clone):
     assert "student@second: error: family `cifar_resnet` has no network `resnet9`" in result.stdout
     assert "Running stage 'compare'" not in result.stdout
     set_param("students", "second", "network", value="resnet8")(clone)
-    # What waited for the trainings.
+    # These stages waited for the trainings.
     assert clone.repro() == {"robustness@small", "speed", "compare"}
 
 
 @pytest.mark.slow
 def test_a_table_of_logits_in_another_order_trains_no_student_again(clone):
-    """Its bytes are others, but not what it answers."""
+    """Its bytes differ, but its logits do not."""
     prepared = clone.root / "data/prepared"
     splits = open_dataset(prepared).splits
     ids = np.array([sample_id for split in splits.values() for sample_id in split.sample_ids])
@@ -259,7 +259,7 @@ def test_a_table_of_logits_in_another_order_trains_no_student_again(clone):
     assert ran == [{"teacher", "soft_targets", "student@small"}, {"teacher", "soft_targets"}]
 
 
-def test_a_student_is_exported_again_when_its_weights_change_and_only_then(clone):
+def test_a_student_is_exported_again_only_when_its_weights_change(clone):
     clone.repro("export@small")
     append("pipeline/distillation/losses.py", "# another comment\n")(clone)
     assert clone.repro("export@small") == {"student@small"}  # to the same bytes

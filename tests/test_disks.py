@@ -1,5 +1,5 @@
-"""A disk that is full or cannot be written costs one message and no output; DVC's cache, however
-its files are linked, is never written to."""
+"""A full or read-only disk gives one message and costs no output. No stage writes to DVC's cache,
+even through a link."""
 
 from pipeline.runtime.command import run_command
 
@@ -30,14 +30,14 @@ STAGES = {
     "robustness": ("small",),
     "compare": (),
     "export": ("small",),
-}  # and `speed`, which writes other figures each time
+}  # not `speed`, whose figures differ each time
 OUTPUTS = ("data", "models", "predictions", "metrics", "reports")
-DISK = 16 * 2**20  # bytes: enough for all of it
-#: Bytes that are left free, so that one file after another is the first that does not fit.
+DISK = 16 * 2**20  # bytes: enough for the whole project
+#: Bytes left free, chosen so that each time another file is the first that does not fit.
 FREE = dict.fromkeys(STAGES, (0, 2**12, 2**14, 2**15)) | {
-    "prepare": (0, 2**13, 2**15, 2**15 + 2**14),  # in the last, not for the memory maps
+    "prepare": (0, 2**13, 2**15, 2**15 + 2**14),  # the last: too little for memory maps
     "teacher": (0, 2**16, 800_000),  # a state takes 655,105 bytes
-    "baseline": (0, 2**16, 1_100_000),  # and with the best epoch's weights 985,859
+    "baseline": (0, 2**16, 1_100_000),  # a state with the best weights takes 985,859
     "student": (0, 2**16, 1_100_000),
     "robustness": (0,),  # its files take a page each
 }
@@ -45,8 +45,8 @@ FREE = dict.fromkeys(STAGES, (0, 2**12, 2**14, 2**15)) | {
 
 @pytest.fixture
 def disk(finished_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The finished project on a small file system of its own, and the current folder; trainings
-    take one epoch."""
+    """The finished project on a small file system, as the current folder. Trainings take one
+    epoch."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(folder)]
@@ -71,7 +71,7 @@ def outputs() -> dict[str, bytes]:
 
 
 def refused(stage: str) -> str | None:
-    """What a stage that fails says."""
+    """Run a stage; return its error message, or None if it succeeds."""
     try:
         run_command(lambda: run_stage(stage, *STAGES[stage]))
     except SystemExit as end:
@@ -80,7 +80,7 @@ def refused(stage: str) -> str | None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_full_disk_is_told_by_path_and_bytes_and_costs_no_output(disk, stage):
+def test_a_full_disk_is_reported_with_path_and_bytes_and_costs_no_output(disk, stage):
     run_stage(stage, *STAGES[stage])
     expected = outputs()
     messages = []
@@ -104,7 +104,7 @@ def test_a_full_disk_is_told_by_path_and_bytes_and_costs_no_output(disk, stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_file_system_that_is_read_only_is_told_by_path(disk, stage):
+def test_a_read_only_file_system_is_reported_with_a_path(disk, stage):
     run_stage(stage, *STAGES[stage])
     expected = outputs()
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
@@ -116,7 +116,7 @@ def test_a_file_system_that_is_read_only_is_told_by_path(disk, stage):
 
 
 @pytest.mark.parametrize("folder", ["models", "predictions", "metrics"])
-def test_a_read_only_folder_of_outputs_is_told_by_path_and_what_was_trained_is_kept(
+def test_a_read_only_output_folder_is_reported_with_its_path_and_the_training_is_kept(
     disk, folder, capsys
 ):
     subprocess.run(["mount", "--bind", folder, folder], check=True)
@@ -131,21 +131,21 @@ def test_a_read_only_folder_of_outputs_is_told_by_path_and_what_was_trained_is_k
     assert "resumes after epoch 1 of 1" in capsys.readouterr().out
 
 
-def test_an_array_has_the_bytes_that_numpy_gives_it(folder):
+def test_an_array_has_the_bytes_that_numpy_writes(folder):
     array = np.arange(12, dtype=np.int32).reshape(3, 4)
     np.save("expected.npy", array)
     write_array(Path("array.npy"), array)
     assert Path("array.npy").read_bytes() == Path("expected.npy").read_bytes()
 
 
-def test_room_is_taken_before_a_memory_map_is_written(folder):
+def test_disk_space_is_allocated_before_a_memory_map_is_written(folder):
     path = Path("map.npy")
     np.lib.format.open_memmap(path, "w+", np.uint8, (2**20,))
     files.reserve(path)
     assert path.stat().st_blocks * 512 >= 2**20
 
 
-def test_what_cannot_be_read_is_not_told_as_what_cannot_be_written(folder):
+def test_a_read_error_is_not_reported_as_a_write_error(folder):
     def read() -> None:
         with files.atomic_directory("out"):
             raise PermissionError(13, "Permission denied", "images/a.png")
@@ -156,13 +156,13 @@ def test_what_cannot_be_read_is_not_told_as_what_cannot_be_written(folder):
 
 def test_a_message_has_no_temporary_names():
     path = Path("data/.out.partial/.a.npy.partial")
-    refusal = str(files._no_room(path, OSError(28, "No space left"), 7, exact=True))
+    refusal = str(files._disk_full(path, OSError(28, "No space left"), 7, exact=True))
     assert refusal.startswith("`data/out/a.npy` cannot be written (No space left). It needs 7 byt")
 
 
 @pytest.fixture(scope="module")
 def linked(finished_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """The finished project under DVC, as if `dvc repro` had made it."""
+    """The finished project under DVC, as if `dvc repro` had run."""
     root = tmp_path_factory.mktemp("linked") / "project"
     shutil.copytree(finished_project, root)
     for name in ("pipeline", ".dvc", "models/imported", "dvc.yaml", ".dvcignore", ".gitignore"):
@@ -183,7 +183,7 @@ def linked(finished_project: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def damaged_objects(root: Path) -> list[Path]:
-    """Objects of DVC's cache that are not what their names say, which are their MD5."""
+    """Objects of DVC's cache whose MD5 is not their name."""
     objects = [path for path in (root / ".dvc/cache/files/md5").rglob("*") if path.is_file()]
     assert len(objects) > 20
     return [
@@ -209,5 +209,5 @@ def test_no_stage_writes_through_a_link_into_dvcs_cache(linked, monkeypatch, kin
     linked.dvc("checkout", "--relink", "--force")
     change_params("training", seed={"hardlink": 31, "symlink": 32}[kind])
     linked.dvc("repro", "--single-item", "student@small")
-    run_stage("student", "small")  # over links to what was just kept
+    run_stage("student", "small")  # over links to the objects just cached
     assert not damaged_objects(root)

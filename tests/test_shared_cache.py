@@ -1,4 +1,4 @@
-"""A store that one clone has pushed serves another, which has neither images nor teacher."""
+"""A clone trains from a store that another clone pushed, without images or teacher."""
 
 import hashlib
 import shutil
@@ -24,7 +24,7 @@ RELIABILITY = (ROOT / "docs/reliability.md").read_text("utf-8")
 
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A clone in which everything has run, pushed to a remote of its own: a folder, `remote`."""
+    """A clone in which everything has run, pushed to a remote: the folder `remote`."""
     folder = tmp_path_factory.mktemp("shared")
     origin = cloned(folder / "origin")
     with open(origin.root / ".gitignore", "a", encoding="utf-8") as file:
@@ -38,7 +38,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 @pytest.fixture
 def other(origin: Clone, tmp_path: Path) -> Clone:
-    """What `git clone` gives, with a student more, and a copy of the remote."""
+    """A `git clone` of it with another student and a copy of the remote."""
     shutil.copytree(origin.root.with_name("remote"), tmp_path / "remote")
     other = Clone(tmp_path / "other")
     subprocess.run(["git", "clone", "--quiet", str(origin.root), str(other.root)], check=True)
@@ -58,7 +58,7 @@ def repro(clone: Clone, *stages: str) -> subprocess.CompletedProcess[str]:
 
 
 def in_the_remote(clone: Clone, name: str) -> Path:
-    """Where the clone's remote keeps a file of the origin's."""
+    """The path in the clone's remote of one of the origin's files."""
     origin = clone.run("git", "remote", "get-url", "origin").stdout.strip()
     digest = hashlib.md5((Path(origin) / name).read_bytes()).hexdigest()
     path = clone.root.with_name("remote") / "files/md5" / digest[:2] / digest[2:]
@@ -92,7 +92,7 @@ def test_a_clone_trains_a_new_student_without_the_images_the_teacher_or_other_st
     assert not stages_run(repro(other, "compare").stdout)
 
 
-def test_the_readme_says_these_commands():
+def test_the_readme_has_these_commands():
     readme = (ROOT / "README.md").read_text("utf-8")
     section = readme.partition("## Share the cache")[2].partition("\n## ")[0]
     assert f"    {' '.join(FROM_THE_REMOTE)} student@" in section
@@ -112,7 +112,7 @@ def shorten(path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("damage", "name", "said"),
+    ("damage", "name", "message"),
     [
         (Path.unlink, SHARD, "failed to download"),
         (flip, IMAGES, "`data/prepared` is damaged"),
@@ -121,16 +121,16 @@ def shorten(path: Path) -> None:
         (shorten, SHARD, "is damaged"),
     ],
 )
-def test_what_a_remote_has_lost_or_damaged_trains_no_student(other, damage, name, said):
+def test_no_student_trains_on_what_a_remote_lost_or_damaged(other, damage, name, message):
     damage(in_the_remote(other, name))
     result = repro(other, "student@new")
     assert result.returncode != 0
-    assert said in result.stderr
+    assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert "student@new" not in other.lock()["stages"]
 
 
-#: DVC, which dies when its index holds the first of the outputs that it is to fetch.
+#: DVC that kills itself when its index holds the first of the outputs to fetch.
 CUT_OFF = """
 import os, signal, sys
 from dvc.cli import main
@@ -141,7 +141,7 @@ commit, commits = DataIndex.commit, []
 def commit_and_die(index):
     commit(index)
     commits.append(index)
-    if len(commits) == 2:  # the first is of the index of the project
+    if len(commits) == 2:  # the first commit is of the project's index
         os.kill(os.getpid(), signal.SIGKILL)
 
 DataIndex.commit = commit_and_die
@@ -150,7 +150,7 @@ main(sys.argv[1:])
 
 
 def left_out(origin: Clone, other: Clone) -> set[str]:
-    """What the remote holds and the other clone lacks."""
+    """The files that the remote holds and the other clone lacks."""
     folders = ("data", "models/teacher", "predictions", "reports")
     files = [path for folder in folders for path in (origin.root / folder).rglob("*.*")]
     places = [path.relative_to(origin.root) for path in files]
@@ -162,11 +162,13 @@ def left_out(origin: Clone, other: Clone) -> set[str]:
     }
 
 
-def test_what_a_cut_off_pull_leaves_out_is_named_and_the_documented_remedy_brings_it(origin, other):
+def test_what_a_killed_pull_leaves_out_is_named_and_the_documented_remedy_restores_it(
+    origin, other
+):
     pull = ("pull", "--allow-missing")
     killed = other.run(sys.executable, "-c", CUT_OFF, *pull)
     assert killed.returncode == -signal.SIGKILL
-    other.dvc(*pull)  # it says nothing
+    other.dvc(*pull)  # it prints no warning
     assert WEIGHTS in left_out(origin, other)
 
     result = repro(other, "robustness_teacher")
@@ -179,7 +181,7 @@ def test_what_a_cut_off_pull_leaves_out_is_named_and_the_documented_remedy_bring
     assert result.returncode == 0, result.stderr
     assert left_out(origin, other)
 
-    # What a kill within a copy leaves.
+    # A kill during a copy leaves this.
     (other.root / "data/prepared/.cut.tmp").write_bytes(b"cut")
     assert "unsaved" in other.run(sys.executable, "-m", "dvc", *pull).stderr
     assert "rm -rf .venv/dvc/repo/*/index\n      dvc pull --allow-missing --force" in RELIABILITY
@@ -190,7 +192,7 @@ def test_what_a_cut_off_pull_leaves_out_is_named_and_the_documented_remedy_bring
 
 
 @pytest.mark.slow
-def test_a_file_cut_short_in_the_clone_is_refused_and_restored_from_its_cache(other):
+def test_a_truncated_file_in_the_clone_is_refused_and_restored_from_its_cache(other):
     assert repro(other, "student@new").returncode == 0
     whole = {name: (other.root / name).read_bytes() for name in (IMAGES, SHARD)}
     for name, content in whole.items():

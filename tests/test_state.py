@@ -1,4 +1,4 @@
-"""Whatever state a project is in, a run ends with a correct result or says what is wrong."""
+"""In any state of a project, a run ends with a correct result or reports the problem."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from conftest import write_params
 
 from pipeline.runtime.stage_inputs import StageInputs
 
-MAKING = {
+STAGES = {
     *("prepare", "teacher", "soft_targets", "baseline@small", "student@small"),
     *("robustness_teacher", "robustness@small", "speed", "compare"),
 }
@@ -23,9 +23,9 @@ MAKING = {
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A clone in which everything has run, committed. Copy it."""
+    """A clone in which everything has run and is committed. Copy it."""
     clone = cloned(tmp_path_factory.mktemp("finished") / "clone")
-    assert clone.repro() == MAKING
+    assert clone.repro() == STAGES
     clone.commit("finished")
     return clone
 
@@ -45,15 +45,15 @@ def change_student(clone: Clone, section: str, **values: object) -> None:
 
 
 def repro_disturbed(clone: Clone, stage: str, line: str, disturb: Callable[[], None]) -> str:
-    """What `dvc repro` says when something is done as soon as a stage has printed this."""
+    """Run `dvc repro`, disturb it when a stage prints `line`, and return its output."""
     process = clone.start(sys.executable, "-m", "dvc", "repro", stage)
-    said = ""
+    output = ""
     for printed in process.stdout:
-        said += printed
+        output += printed
         if line in printed:
             disturb()
     process.wait()
-    return said if process.returncode else f"no failure:\n{said}"
+    return output if process.returncode else f"no failure:\n{output}"
 
 
 def epochs_of(clone: Clone) -> int:
@@ -65,8 +65,8 @@ def recorded(clone: Clone, stage: str) -> dict:
     return clone.lock()["stages"][stage]
 
 
-@pytest.mark.parametrize("stage", sorted(MAKING))
-def test_a_stage_looks_at_all_that_dvc_records_of_it(finished, monkeypatch, stage):
+@pytest.mark.parametrize("stage", sorted(STAGES))
+def test_a_stage_compares_everything_that_dvc_records_of_it(finished, monkeypatch, stage):
     monkeypatch.chdir(finished.root)
     name, _, student = stage.partition("@")
     inputs = StageInputs(name, student or None)
@@ -76,18 +76,18 @@ def test_a_stage_looks_at_all_that_dvc_records_of_it(finished, monkeypatch, stag
     assert {str(path) for path in inputs._states} == {dep["path"] for dep in entry["deps"]}
 
 
-def test_a_parameter_edited_while_a_student_trains_is_not_recorded_as_what_made_it(clone):
+def test_a_parameter_edited_during_a_training_is_not_recorded_for_its_result(clone):
     change_student(clone, "training", epochs=30)
     change_student(clone, "distillation", temperature=3.0)
     before = recorded(clone, "student@small")
-    said = repro_disturbed(
+    output = repro_disturbed(
         clone,
         "student@small",
         "epoch  1/30",
         lambda: change_student(clone, "distillation", temperature=9.0),
     )
-    assert "error: `params.yaml: students.small` changed while this stage ran" in said
-    assert "Traceback" not in said
+    assert "error: `params.yaml: students.small` changed while this stage ran" in output
+    assert "Traceback" not in output
     assert recorded(clone, "student@small") == before
     change_student(clone, "distillation", temperature=3.0)
     assert "resumes after epoch 30 of 30" in clone.dvc("repro", "student@small")
@@ -103,12 +103,12 @@ def test_another_students_parameters_may_change_while_one_trains(clone):
         write_params(clone.root, clone.params)
 
     write_params(clone.root, clone.params)
-    said = repro_disturbed(clone, "student@small", "epoch  1/30", edit)
-    assert said.startswith("no failure"), said
+    output = repro_disturbed(clone, "student@small", "epoch  1/30", edit)
+    assert output.startswith("no failure"), output
 
 
 @pytest.mark.slow
-def test_a_branch_switched_while_a_student_trains_gets_no_result_of_the_other(clone):
+def test_a_branch_switched_during_a_training_gets_no_result_of_the_other_branch(clone):
     git(clone, "switch", "--create", "other")
     change_student(clone, "training", epochs=20)
     with open(clone.root / "pipeline/distillation/losses.py", "a", encoding="utf-8") as file:
@@ -117,11 +117,11 @@ def test_a_branch_switched_while_a_student_trains_gets_no_result_of_the_other(cl
     git(clone, "switch", "-")
     change_student(clone, "training", epochs=30)
     clone.commit("longer")
-    said = repro_disturbed(
+    output = repro_disturbed(
         clone, "student@small", "epoch  1/30", lambda: git(clone, "switch", "other")
     )
-    assert "`pipeline/distillation/losses.py` changed while this stage ran" in said
-    assert "`params.yaml: students.small.training`" not in said.partition("changed while")[2]
+    assert "`pipeline/distillation/losses.py` changed while this stage ran" in output
+    assert "`params.yaml: students.small.training`" not in output.partition("changed while")[2]
     change_student(clone, "training", epochs=20)  # as the branch has it
     assert clone.repro() == {
         *("student@small", "baseline@small", "robustness@small", "speed", "compare")
@@ -134,7 +134,7 @@ def test_a_branch_switched_while_a_student_trains_gets_no_result_of_the_other(cl
 
 
 @pytest.mark.slow
-def test_data_prepared_anew_while_a_teacher_trains_stops_it(clone):
+def test_data_prepared_again_during_a_training_stops_it(clone):
     clone.params["teacher"]["training"]["epochs"] = 20
     write_params(clone.root, clone.params)
 
@@ -145,13 +145,13 @@ def test_data_prepared_anew_while_a_teacher_trains_stops_it(clone):
         assert result.returncode == 0, result.stderr
 
     before = recorded(clone, "teacher")
-    said = repro_disturbed(clone, "teacher", "epoch  1/20", prepare_others)
-    assert "error: `data/prepared` changed while this stage ran" in said
+    output = repro_disturbed(clone, "teacher", "epoch  1/20", prepare_others)
+    assert "error: `data/prepared` changed while this stage ran" in output
     assert recorded(clone, "teacher") == before
 
 
-def test_a_dvc_lock_that_records_other_parameters_than_those_that_made_it_is_found(clone):
-    """One side's parameters beside the other's outputs, as a merge by hand can leave them."""
+def test_a_dvc_lock_that_records_other_parameters_than_the_predictions_is_refused(clone):
+    """A manual merge can combine one branch's parameters with the other's outputs."""
     lock = clone.root / "dvc.lock"
     content = yaml.safe_load(lock.read_text("utf-8"))
     recorded_params = content["stages"]["student@small"]["params"]["params.yaml"]
@@ -183,10 +183,10 @@ def refusal_of(clone: Clone, *command: str) -> str:
     return result.stderr
 
 
-def test_a_dvc_lock_with_marks_of_a_conflict_is_refused_and_need_not_be_mended(clone):
+def test_a_dvc_lock_with_conflict_markers_is_refused_and_can_be_removed(clone):
     mark_a_conflict(clone.root / "dvc.lock")
     before = clone.outputs()
-    assert "`dvc.lock` has the marks of a merge" in refusal_of(clone, "pipeline.commands.check")
+    assert "`dvc.lock` has merge conflict markers" in refusal_of(clone, "pipeline.commands.check")
     for command in (("pipeline.commands.train_students",), ("dvc", "repro")):
         assert "dvc.lock" in refusal_of(clone, *command)
     (clone.root / "dvc.lock").unlink()
@@ -195,7 +195,7 @@ def test_a_dvc_lock_with_marks_of_a_conflict_is_refused_and_need_not_be_mended(c
 
 
 @pytest.mark.parametrize("name", ["dvc.yaml", "params.yaml"])
-def test_marks_of_a_conflict_in_what_is_written_by_hand_are_refused(clone, name):
+def test_conflict_markers_in_dvc_yaml_and_params_yaml_are_refused(clone, name):
     mark_a_conflict(clone.root / name)
     before = clone.outputs()
     for command in (("pipeline.commands.check",), ("pipeline.stages.prepare",), ("dvc", "repro")):
@@ -213,7 +213,7 @@ def test_a_branch_switched_between_two_stages_ends_with_the_results_of_that_bran
     git(clone, "switch", "-")
     change_student(clone, "training", epochs=30)
     clone.commit("longer")
-    # The stage that this line announces has not begun to load.
+    # The stage that this line announces has not started to load.
     repro_disturbed(
         clone,
         "compare",
@@ -228,18 +228,18 @@ def test_a_branch_switched_between_two_stages_ends_with_the_results_of_that_bran
 
 
 @pytest.mark.slow
-def test_every_output_that_is_edited_is_restored(clone):
+def test_every_edited_output_is_restored(clone):
     before = clone.outputs()
     for name, content in before.items():
         if not content:
-            continue  # what keeps a committed folder
+            continue  # .gitkeep
         (clone.root / name).write_bytes(bytes([content[0] ^ 1]) + content[1:])
     assert clone.repro() == set()
     assert clone.outputs() == before
 
 
 @pytest.mark.slow
-def test_a_store_of_another_project_is_refused_by_hand_and_replaced_by_dvc(clone, tmp_path):
+def test_a_store_of_another_project_is_refused_by_a_stage_and_replaced_by_dvc(clone, tmp_path):
     other = clone.twin(tmp_path / "other")
     other.params["teacher"]["training"]["seed"] = 5
     other.params["views"]["seed"] = 8
@@ -255,8 +255,8 @@ def test_a_store_of_another_project_is_refused_by_hand_and_replaced_by_dvc(clone
 
 
 @pytest.mark.slow
-def test_two_runs_at_once_end_with_the_bytes_of_one(clone):
-    """Each waits for the other, or says that it is there; nothing is made twice into one place."""
+def test_two_parallel_runs_end_with_the_bytes_of_one(clone):
+    """Each waits for the other or is refused; no two write to one path at once."""
     twin = clone.twin()
     for each in (clone, twin):
         change_student(each, "training", seed=4)
@@ -265,15 +265,15 @@ def test_two_runs_at_once_end_with_the_bytes_of_one(clone):
     command = (sys.executable, "-m", "pipeline.commands.train_students", "--jobs", "1")
     for together in ((command, command), (command, (sys.executable, "-m", "dvc", "repro"))):
         processes = [clone.start(*each) for each in together]
-        said = [process.communicate()[0] for process in processes]
-        for process, text in zip(processes, said, strict=True):
+        outputs = [process.communicate()[0] for process in processes]
+        for process, text in zip(processes, outputs, strict=True):
             assert "Traceback" not in text
             assert process.returncode == 0 or re.search(refusal, text), text
     clone.repro("--all-pipelines")
     assert timeless(clone.outputs()) == timeless(twin.outputs())
 
 
-def test_a_stage_that_another_process_runs_is_refused_by_hand(clone):
+def test_a_stage_that_another_process_runs_is_refused(clone):
     first = clone.start(sys.executable, "-m", "pipeline.stages.prepare")
     lock = clone.root / ".scratch/prepare/lock"
     code = f"import fcntl, time; f = open({str(lock)!r}); fcntl.flock(f, fcntl.LOCK_EX); input()"
@@ -286,8 +286,8 @@ def test_a_stage_that_another_process_runs_is_refused_by_hand(clone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", [10**9, 4 * 10**9], ids=["long ago", "in times to come"])
-def test_no_date_of_a_file_matters(clone, moment):
+@pytest.mark.parametrize("moment", [10**9, 4 * 10**9], ids=["past", "future"])
+def test_file_dates_have_no_effect(clone, moment):
     before = clone.outputs()
     edited = clone.root / "models/students/small/weights.safetensors"
     edited.write_bytes(bytes([0]) + edited.read_bytes()[1:])
@@ -303,11 +303,11 @@ def test_no_date_of_a_file_matters(clone, moment):
 
 
 @pytest.mark.slow
-def test_a_long_path_with_spaces_and_letters_of_any_script_is_a_place_like_another(tmp_path):
+def test_a_long_path_with_spaces_and_letters_of_any_script_works(tmp_path):
     root = tmp_path / "Jürgens Ordner, 画像 (neu) $HOME 'x'" / ("ein langer Name " * 15).strip()
     clone = cloned(root / "distillation")
     for folder in (clone.root / "images/train").iterdir():
         folder.rename(folder.with_name(f"{folder.name} ß 猫 -{'x' * 200}"))
     assert len(str(clone.root)) > 255
-    assert clone.repro() == MAKING
+    assert clone.repro() == STAGES
     assert clone.repro() == set()

@@ -1,4 +1,4 @@
-"""What is installed is what was locked, and nothing that runs asks for the network."""
+"""The lock files decide what is installed, and no command uses the network."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from conftest import write_params
 from dvc.repo import Repo
 from import_closure import ROOT
 
-#: Python loads this first, in every process: it notes and refuses whatever leaves the machine.
+#: Every Python process imports this module first. It records and refuses network access.
 GUARD = """
 import os, sys
 
@@ -32,7 +32,7 @@ sys.addaudithook(watch)
 
 
 def locked(name: str) -> dict[str, str]:
-    """What each package of a lock file says: its version, its marker and its hashes."""
+    """Each package of a lock file with its line: version, marker and hashes."""
     text = (ROOT / name).read_text("utf-8").replace("\\\n", " ")
     return {re.match(r"[A-Za-z0-9._-]+", line)[0].lower(): line for line in text.splitlines()}
 
@@ -53,7 +53,7 @@ def test_the_lock_has_every_direct_dependency():
     assert names - {project["name"]} <= locked("requirements.lock").keys()
 
 
-def test_whatever_is_installed_must_have_the_locked_hashes():
+def test_every_installed_package_must_have_a_locked_hash():
     setup = (ROOT / "Makefile").read_text("utf-8").partition("$(READY):")[2].partition("\n\n")[0]
     installs = re.findall(r"pip install (.+?--requirement \S+)", setup.replace("\\\n", ""))
     assert len(installs) == 2
@@ -62,7 +62,7 @@ def test_whatever_is_installed_must_have_the_locked_hashes():
 
 @pytest.fixture
 def attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where processes that are started from now on note that they ask for the network."""
+    """The file in which processes started by the test record network access."""
     (tmp_path / "guard").mkdir()
     (tmp_path / "guard/sitecustomize.py").write_text(GUARD, "utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "guard"))
@@ -70,7 +70,7 @@ def attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "attempts"
 
 
-def test_the_guard_notes_what_asks_for_the_network(attempts):
+def test_the_guard_records_network_access(attempts):
     code = "import urllib.request; urllib.request.urlopen('http://example.org')"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert result.returncode != 0
@@ -78,9 +78,9 @@ def test_the_guard_notes_what_asks_for_the_network(attempts):
 
 
 @pytest.mark.parametrize("module", ["export.onnx_model", "networks.onnx", "stages.export"])
-def test_onnxruntime_is_kept_from_reporting_its_use(tmp_path, module):
-    """It does so in a thread of its own, of which Python hears nothing: its files show it."""
-    names = ("CI", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")  # the first alone would keep it from it
+def test_onnxruntime_sends_no_telemetry(tmp_path, module):
+    """It would do so in a thread that Python does not see, and leave files."""
+    names = ("CI", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")  # `CI` alone would silence it
     environment = {name: value for name, value in os.environ.items() if name not in names}
     environment.pop("ORT_DISABLE_TELEMETRY", None)
     subprocess.run(
@@ -93,8 +93,8 @@ def test_onnxruntime_is_kept_from_reporting_its_use(tmp_path, module):
 
 
 @pytest.mark.skipif(not (ROOT / ".venv/.ready").exists(), reason="`make setup` was not run here")
-def test_what_dvc_unpickles_lies_where_no_other_user_can_write():
-    """By default it is in /var/tmp, in a folder that everybody may write to (CVE-2025-69872)."""
+def test_no_other_user_can_write_what_dvc_unpickles():
+    """DVC's default is a folder in /var/tmp that everybody may write to (CVE-2025-69872)."""
     site = Path(Repo(str(ROOT)).site_cache_dir)
     assert site.is_relative_to(ROOT)
     for folder in (site.parent, site.parent.parent, ROOT):
@@ -102,13 +102,11 @@ def test_what_dvc_unpickles_lies_where_no_other_user_can_write():
 
 
 @pytest.mark.slow
-def test_the_whole_pipeline_runs_without_a_network_and_asks_for_none(
-    tmp_path, attempts, monkeypatch
-):
+def test_the_whole_pipeline_runs_without_a_network_and_uses_none(tmp_path, attempts, monkeypatch):
     alone, trace, home = ["unshare", "--net"], tmp_path / "trace", tmp_path / "home"
     if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
         pytest.skip("a namespace without network cannot be made here (unshare --net)")
-    if shutil.which("strace"):  # what a library's own threads ask for
+    if shutil.which("strace"):  # sees the threads of libraries
         calls = "trace=connect,sendto,sendmsg,sendmmsg"
         alone += ["strace", "-f", "--seccomp-bpf", "-qq", "-e", calls, "-A", "-o", str(trace)]
         code = "import socket; socket.socket().connect_ex(('127.0.0.1', 1))"
@@ -116,7 +114,7 @@ def test_the_whole_pipeline_runs_without_a_network_and_asks_for_none(
         assert "AF_INET" in trace.read_text("utf-8")
         trace.unlink()
     home.mkdir()
-    monkeypatch.delenv("CI", raising=False)  # with it onnxruntime would be silent anyway
+    monkeypatch.delenv("CI", raising=False)  # with it, onnxruntime sends nothing anyway
     for name in ("HOME", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(home))
     clone = cloned(tmp_path / "clone")

@@ -7,6 +7,7 @@ from pipeline.runtime.command import run_command
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from pipeline.data.sources.archives import names_in
@@ -29,8 +30,7 @@ SECTIONS = {
     "training": TrainingParams,
 }
 
-
-#: What the stages write: what holds one of these, or lies in it, would depend on itself.
+#: Folders that stages, DVC or Git write. An input inside or around one would depend on itself.
 WRITTEN = (
     *("data/prepared", "data/soft_targets", "models/teacher", "models/students"),
     *("models/baselines", "predictions", "metrics", "reports", ".scratch", ".dvc", ".git"),
@@ -38,126 +38,134 @@ WRITTEN = (
 
 
 def problems() -> list[str]:
-    """Every problem of the file, in its order; empty when a run can start."""
-    found: list[str] = []
+    """List every problem, in the file's order. The list is empty if a run can start.
 
-    def attempt(check: Callable[[], object]) -> None:
-        try:
-            check()
-        except UserError as error:
-            found.extend(line for line in str(error).splitlines() if line not in found)
+    Raises:
+        UserError: the file cannot be read.
+    """
+    lines = unknown_sections()
+    checks = [partial(load_section, model, name) for name, model in SECTIONS.items()]
+    checks += [load_distillation, check_merge_conflicts, check_dataset_root, check_teacher]
+    for check in [*checks, check_students]:
+        lines += _problems_of(check)
+    return list(dict.fromkeys(lines))
 
-    known = [*SECTIONS, "distillation", "students"]
-    for name in read_params():
-        if name not in known:
-            suggestion = did_you_mean(str(name), known) or "."
-            found.append(
-                f"`{PARAMS_FILE}: {name}` is unknown{suggestion} Known: {', '.join(known)}."
-            )
-    for name, model in SECTIONS.items():
-        attempt(lambda name=name, model=model: load_section(model, name))
-    attempt(load_distillation)
-    attempt(check_merged)
-    attempt(check_dataset_root)
-    attempt(check_teacher)
+
+def _problems_of(check: Callable[[], object]) -> list[str]:
     try:
-        names = student_names()
+        check()
     except UserError as error:
-        return [*found, str(error)]
-    for name in names:
-        attempt(lambda name=name: check_student(name))
-    return found
+        return str(error).splitlines()
+    return []
 
 
-def check_merged() -> None:
-    """No file of DVC's has the marks of a merge; params.yaml would be no YAML with them."""
+def unknown_sections() -> list[str]:
+    known = [*SECTIONS, "distillation", "students"]
+    return [
+        f"`{PARAMS_FILE}: {name}` is unknown{did_you_mean(str(name), known) or '.'} "
+        f"Known: {', '.join(known)}."
+        for name in read_params()
+        if name not in known
+    ]
+
+
+def check_merge_conflicts() -> None:
+    """Refuse conflict markers in DVC's files. (With them, params.yaml would not be YAML.)"""
     for name, remedy in {
-        "dvc.yaml": "Settle each conflict and remove the marks",
-        "dvc.lock": "Remove it and run `dvc repro`: what either side has run is taken from DVC's "
-        "cache, where that is",
+        "dvc.yaml": "Resolve each conflict and remove the markers",
+        "dvc.lock": "Remove it and run `dvc repro`: DVC restores from its cache what either branch "
+        "has run",
     }.items():
         file = Path(name)
         text = file.read_text("utf-8", errors="replace") if file.is_file() else ""
         if any(line.startswith(("<<<<<<< ", ">>>>>>> ")) for line in text.splitlines()):
-            raise UserError(f"`{name}` has the marks of a merge; expected none. {remedy}.")
+            raise UserError(f"`{name}` has merge conflict markers; expected none. {remedy}.")
 
 
 def check_dataset_root() -> None:
-    """The root is there, apart from what the stages write, and laid out as it should be."""
+    """Check that the root exists, is outside the folders that stages write, and has the layout of
+    its source. Reads no image."""
     dataset = load_section(DatasetParams, "dataset")
     if dataset.source == "digits":
         return
     root = Path(dataset.root)
-    if dataset.source == "torchvision" and not root.is_dir():
+    if dataset.source == "torchvision":
+        exists = root.is_dir()
+        expected = f"the folder that holds `{dataset.name}` or receives its download: create it"
+    else:
+        exists, expected = root.exists(), "a folder or an archive"
+    if not exists:
         raise UserError(
             f"`{PARAMS_FILE}: dataset.root` is `{dataset.root}`, which does not exist; expected "
-            f"the folder where `{dataset.name}` lies or is downloaded to: make it."
+            f"{expected}."
         )
-    if dataset.source == "image_folder" and not root.exists():
-        raise UserError(
-            f"`{PARAMS_FILE}: dataset.root` is `{dataset.root}`, which does not exist; expected "
-            "a folder or an archive."
-        )
-    check_apart("dataset.root", dataset.root, "data/raw/NAME")
+    check_outside_written("dataset.root", dataset.root, "data/raw/NAME")
     if dataset.source == "image_folder":
         if root.is_file() and root.suffix != ".zip":
-            next(names_in(root), None)  # all names of a tar take a pass through all of it
+            next(names_in(root), None)  # to list all names, a tar must be read to its end
         else:
-            image_folder(dataset)  # reads names, and no image before it is asked for
+            image_folder(dataset)  # reads names alone
 
 
-def check_apart(key: str, path: str, example: str) -> None:
-    place = Path(path).resolve()
+def check_outside_written(key: str, path: str, example: str) -> None:
+    absolute = Path(path).resolve()
     for written in WRITTEN:
         folder = Path(written).resolve()
-        if place.is_relative_to(folder) or folder.is_relative_to(place):
+        if absolute.is_relative_to(folder) or folder.is_relative_to(absolute):
             raise UserError(
                 f"`{PARAMS_FILE}: {key}` is `{path}`, and stages write to `{written}`; expected a "
-                f"place apart from it, as `{example}`."
+                f"path outside it, such as `{example}`."
             )
 
 
 def check_teacher() -> None:
     teacher = load_section(TeacherParams, "teacher")
-    if teacher.weights == "checkpoint" and not Path(teacher.checkpoint).is_file():
-        raise UserError(
-            f"`{PARAMS_FILE}: teacher.checkpoint` is `{teacher.checkpoint}`, which is not a file; "
-            "`weights: checkpoint` needs one."
+    path, needed = Path(teacher.checkpoint), None
+    if teacher.weights == "checkpoint" and not path.is_file():
+        needed = "not a file; `weights: checkpoint` needs one"
+    if teacher.weights == "logits" and not _looks_like_logits(path):
+        needed = (
+            "neither a table (.csv, .npz) nor the folder of a store; `weights: logits` needs one "
+            "of them"
         )
-    if teacher.weights == "logits" and not is_logit_source(Path(teacher.checkpoint)):
+    if needed:
         raise UserError(
-            f"`{PARAMS_FILE}: teacher.checkpoint` is `{teacher.checkpoint}`, which is neither a "
-            "table (.csv, .npz) nor the folder of a store; `weights: logits` needs one of them."
+            f"`{PARAMS_FILE}: teacher.checkpoint` is `{teacher.checkpoint}`, which is {needed}."
         )
-    check_apart("teacher.checkpoint", teacher.checkpoint, "models/imported/NAME")
+    check_outside_written("teacher.checkpoint", teacher.checkpoint, "models/imported/NAME")
     check_statistics(teacher.network, "teacher.network")
 
 
-def is_logit_source(path: Path) -> bool:
-    """Whether there is what looks like one; the stage `teacher` reads it."""
+def _looks_like_logits(path: Path) -> bool:
+    """Look at names alone; the stage `teacher` reads the contents."""
     if path.is_dir():
         return (path / "store.json").is_file()
     return path.is_file() and path.suffix in (".csv", ".npz")
 
 
-def check_statistics(network: NetworkParams, where: str) -> None:
-    """`mean` and `std` have a value for each channel of the dataset."""
+def check_statistics(network: NetworkParams, key: str) -> None:
+    """Check that `mean` and `std` have a value for each channel of the dataset."""
     channels = load_section(DatasetParams, "dataset").channels
     for name, values in (("mean", network.mean), ("std", network.std)):
         if values is not None and len(values) != channels:
             raise UserError(
-                f"`{PARAMS_FILE}: {where}.{name}` has {len(values)} values; expected {channels}, "
+                f"`{PARAMS_FILE}: {key}.{name}` has {len(values)} values; expected {channels}, "
                 "one for each of `dataset.channels`."
             )
+
+
+def check_students() -> None:
+    checks = (partial(check_student, name) for name in student_names())
+    if lines := [line for check in checks for line in _problems_of(check)]:
+        raise UserError("\n".join(lines))
 
 
 def check_student(name: str) -> None:
     student = load_student(name)
     check_statistics(student.network, f"students.{name}.network")
     load_with_overrides(TrainingParams, "training", student.training, name)
-    distillation = load_distillation(student.distillation, name)
     check_method(
-        distillation,
+        load_distillation(student.distillation, name),
         name,
         encoding=load_section(SoftTargetsParams, "soft_targets").encoding,
         mixed=load_section(ViewsParams, "views").mix is not None,
@@ -166,9 +174,8 @@ def check_student(name: str) -> None:
 
 def main() -> None:
     argparse.ArgumentParser("python -m pipeline.commands.check", description=__doc__).parse_args()
-    found = problems()
-    if found:
-        raise UserError("\n".join(found))
+    if lines := problems():
+        raise UserError("\n".join(lines))
     print(f"{PARAMS_FILE}: no problems found")
 
 

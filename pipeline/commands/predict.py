@@ -2,9 +2,9 @@
 
     python -m pipeline.commands.predict MODEL.onnx FILE_OR_FOLDER... [--top K] [--json]
 
-Each file is read as the images were that the student was tested on. Prints a line for each, with
-the classes that are most likely and their probabilities; at the end names the files that are no
-images, and then fails. Imports no torch.
+Reads each file as the student's test images were read, and prints a line for it: the most likely
+classes and their probabilities. Lists the files that are not images at the end, and fails if there
+are any. Imports no torch.
 """
 
 from pipeline.runtime.command import run_command
@@ -37,104 +37,102 @@ BATCH_SIZE = 64  # images
 Classes = list[tuple[str, float]]  # names and probabilities
 
 
-def square(content: bytes, card: OnnxMetadata) -> np.ndarray:
-    """An image as the student was tested on such: [C, S, S] uint8, of the card's size.
-
-    Args:
-        content: of the image's file.
+def student_input(content: bytes, metadata: OnnxMetadata) -> np.ndarray:
+    """Turn an image file's content into the student's input, [C, S, S] uint8, S of the metadata.
 
     Raises:
-        one of UNREADABLE: it is no image.
+        one of UNREADABLE: the content is not an image.
     """
-    # All that the functions below look at; the rest of the section is about a whole dataset.
-    params = DatasetParams.model_construct(channels=card.channels, **card.reading)
+    # The fields that the functions below read; the section's others describe a whole dataset.
+    params = DatasetParams.model_construct(channels=metadata.channels, **metadata.reading)
+    side, channels = metadata.image_size, metadata.channels
     image = eight_bits(Image.open(io.BytesIO(content)))
-    kept = encode(image, content, params)
-    if kept is not None:
-        size = np.array([kept.height, kept.width])
-        (box,) = clean_boxes(size[None], card.image_size)
-        return decode_view(kept.content, size, box, card.image_size, card.channels)
-    pixels = to_pixels(image, params.image_size, card.channels)
-    if params.image_size == card.image_size:
+    encoded = encode(image, content, params)
+    if encoded is not None:
+        size = np.array([encoded.height, encoded.width])
+        (box,) = clean_boxes(size[None], side)
+        return decode_view(encoded.content, size, box, side, channels)
+    pixels = to_pixels(image, params.image_size, channels)
+    if params.image_size == side:
         return pixels
-    planes = [to_pixels(Image.fromarray(plane), card.image_size, 1) for plane in pixels]
-    return np.concatenate(planes)
+    return np.concatenate([to_pixels(Image.fromarray(plane), side, 1) for plane in pixels])
 
 
-def files_of(places: Sequence[str]) -> list[Path]:
-    """The files, and those in the folders at any depth, without hidden ones.
+def list_files(paths: Sequence[str]) -> list[Path]:
+    """List the files, and those below the folders, without hidden ones.
 
     Raises:
-        UserError: there are none, or a folder cannot be read.
+        UserError: there is no file, or a folder cannot be read.
     """
     files = []
-    for place in map(Path, places):
-        if place.is_dir():
-            files += [place / name for name in names_in(place) if not name.endswith("/")]
+    for path in map(Path, paths):
+        if path.is_dir():
+            files += [path / name for name in names_in(path) if not name.endswith("/")]
         else:
-            files.append(place)
+            files.append(path)
     if not files:
-        raise UserError(f"there is no file in {', '.join(places)}; expected images.")
+        raise UserError(f"there is no file in {', '.join(paths)}; expected images.")
     return files
 
 
-def classified(
+def classify(
     model: OnnxStudent, files: Sequence[Path], unreadable: list[str]
 ) -> Iterator[tuple[Path, np.ndarray]]:
-    """Each file that is an image, in order, with its probabilities, [num_classes] float64.
+    """Yield each image file, in order, with its probabilities, [num_classes] float64.
 
     Args:
-        unreadable: gets a line for each of the others.
+        unreadable: receives a line for each other file.
     """
 
     def read(path: Path) -> tuple[Path, np.ndarray | str]:
         try:
-            return path, square(path.read_bytes(), model.card)
-        except UnidentifiedImageError:  # whose text has an address in memory
-            return path, "not an image of a kind that is known"
+            return path, student_input(path.read_bytes(), model.card)
+        except UnidentifiedImageError:  # its text has a memory address
+            return path, "not an image of a known format"
         except UNREADABLE as error:
             return path, getattr(error, "strerror", None) or str(error)
 
-    done = map_in_threads(read, files)
-    while part := list(islice(done, BATCH_SIZE)):
-        unreadable += [f"{path}: {result}" for path, result in part if isinstance(result, str)]
-        images = [(path, pixels) for path, pixels in part if isinstance(pixels, np.ndarray)]
+    results = map_in_threads(read, files)
+    while batch := list(islice(results, BATCH_SIZE)):
+        unreadable += [f"{path}: {problem}" for path, problem in batch if isinstance(problem, str)]
+        images = [(path, pixels) for path, pixels in batch if isinstance(pixels, np.ndarray)]
         if images:
             logits = model.logits(np.stack([pixels for _, pixels in images]))
             yield from zip([path for path, _ in images], softmax(logits), strict=True)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """[B, num_classes], in float64."""
+    """[B, num_classes] -> the same in float64."""
     scaled = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
     return scaled / scaled.sum(1, keepdims=True)
 
 
 def most_likely(probabilities: np.ndarray, class_names: Sequence[str], top: int) -> Classes:
-    """The classes of the `top` largest, of equals the first, from the largest down."""
+    """The `top` classes of largest probability, in descending order; of equals, the first."""
     order = np.argsort(-probabilities, kind="stable")[:top]
     return [(class_names[label], float(probabilities[label])) for label in order]
 
 
-def as_line(path: Path, classes: Classes, file_width: int, class_width: int) -> str:
-    shown = "  ".join(f"{name:{class_width}} {share:7.2%}" for name, share in classes)
-    return f"{path!s:{file_width}}  {shown}"
+def format_line(path: Path, classes: Classes, file_width: int, class_width: int) -> str:
+    columns = "  ".join(f"{name:{class_width}} {share:7.2%}" for name, share in classes)
+    return f"{path!s:{file_width}}  {columns}"
 
 
-def as_json(path: Path, classes: Classes) -> str:
-    found = [{"class": name, "probability": share} for name, share in classes]
-    return json.dumps({"file": str(path), "classes": found}, ensure_ascii=False)
+def format_json(path: Path, classes: Classes) -> str:
+    entries = [{"class": name, "probability": share} for name, share in classes]
+    return json.dumps({"file": str(path), "classes": entries}, ensure_ascii=False)
 
 
-def count_of_classes(text: str, most: int) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= most):
+def parse_top(text: str, num_classes: int) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= num_classes):
         raise UserError(
-            f"`--top` is `{text}`; expected how many classes to name for each file, 1 to {most}."
+            f"`--top` is `{text}`; expected how many classes to print for each file, 1 to "
+            f"{num_classes}."
         )
     return int(text)
 
 
-def opened(path: str) -> OnnxStudent:
+def open_student(path: str) -> OnnxStudent:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
@@ -145,28 +143,36 @@ def opened(path: str) -> OnnxStudent:
     return OnnxStudent(content, path, available_cores())
 
 
+def print_classes(model: OnnxStudent, files: Sequence[Path], top: int, as_json: bool) -> None:
+    """Print a line for each image.
+
+    Raises:
+        UserError: lists the files that are not images.
+    """
+    names = model.card.class_names
+    widths = max(len(str(path)) for path in files), max(map(len, names))
+    unreadable: list[str] = []
+    for path, probabilities in classify(model, files, unreadable):
+        classes = most_likely(probabilities, names, top)
+        print(format_json(path, classes) if as_json else format_line(path, classes, *widths))
+    if unreadable:
+        raise UserError(
+            f"{len(unreadable)} of {len(files)} files cannot be read as images:\n  "
+            + "\n  ".join(unreadable)
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser("python -m pipeline.commands.predict", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("model", metavar="MODEL.onnx", help="an exported student")
-    parser.add_argument("places", metavar="FILE_OR_FOLDER", nargs="+", help="images")
-    parser.add_argument("--top", metavar="K", default="1", help="classes to name for each file")
+    parser.add_argument("paths", metavar="FILE_OR_FOLDER", nargs="+", help="images")
+    parser.add_argument("--top", metavar="K", default="1", help="classes to print for each file")
     parser.add_argument("--json", action="store_true", help="print each line as a JSON object")
     arguments = parser.parse_args()
-    model = opened(arguments.model)
-    names = model.card.class_names
-    top = count_of_classes(arguments.top, len(names))
-    files = files_of(arguments.places)
-    widths = max(len(str(path)) for path in files), max(map(len, names))
-    unreadable: list[str] = []
-    for path, probabilities in classified(model, files, unreadable):
-        classes = most_likely(probabilities, names, top)
-        print(as_json(path, classes) if arguments.json else as_line(path, classes, *widths))
-    if unreadable:
-        raise UserError(
-            f"{len(unreadable)} of {len(files)} files are not images that can be read:\n  "
-            + "\n  ".join(unreadable)
-        )
+    model = open_student(arguments.model)
+    top = parse_top(arguments.top, len(model.card.class_names))
+    print_classes(model, list_files(arguments.paths), top, arguments.json)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Mend what a killed DVC has left, and would stop every later one.
+"""Repair DVC's lock file after a kill; until then it can block every later DVC.
 
 python -m pipeline.commands.repair_dvc
 
-DVC notes in `.dvc/tmp/rwlock` what each of its processes reads and writes. Notes of processes that
-are gone it removes by itself. But it writes the file in place, and a kill within that millisecond
-leaves what it refuses to read; and a process that was killed together with its parent is not gone
-until process 1 has collected it, which in a container may be never.
+DVC notes in `.dvc/tmp/rwlock` what each of its processes reads and writes, and removes the entries
+of processes that are gone. Two cases remain. DVC writes the file in place, so a kill within that
+millisecond leaves a truncated file, which DVC refuses to read. And a process that was killed with
+its parent is not gone until process 1 has collected it, which in a container may never happen.
 """
 
 from pipeline.runtime.command import run_command
@@ -21,52 +21,54 @@ import psutil
 
 from pipeline.runtime.files import write_json
 
-NOTES, GUARD = Path(".dvc/tmp/rwlock"), Path(".dvc/tmp/rwlock.lock")
+RWLOCK, RWLOCK_GUARD = Path(".dvc/tmp/rwlock"), Path(".dvc/tmp/rwlock.lock")
 
 
-def mend_notes() -> str | None:
-    """Remove the notes if they are cut off, or what they hold of processes that have ended; what
-    was done.
+def repair_rwlock() -> str | None:
+    """Remove the lock file if it is damaged, or its entries of processes that have ended.
 
-    A DVC that is writing them holds the guard, and so they are let alone."""
-    if not NOTES.exists():
+    A DVC that is writing the file holds the guard; then nothing is changed.
+
+    Returns:
+        what was done, or None.
+    """
+    if not RWLOCK.exists():
         return None
-    with open(GUARD, "a", encoding="utf-8") as guard:
+    with open(RWLOCK_GUARD, "a", encoding="utf-8") as guard:
         try:
             fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return None
         try:
-            notes = json.loads(NOTES.read_bytes())
-            living = _without_ended(notes)
+            entries = json.loads(RWLOCK.read_bytes())
+            living = _without_ended(entries)
         except (ValueError, AttributeError, KeyError, TypeError):
-            NOTES.unlink()
-            return f"`{NOTES}`, which a killed DVC had left cut off, is removed"
-        if living == notes:
+            RWLOCK.unlink()
+            return f"removed `{RWLOCK}`, which a killed DVC had left truncated"
+        if living == entries:
             return None
-        write_json(NOTES, living)
-        return f"`{NOTES}` no longer names processes that were killed and are not collected yet"
+        write_json(RWLOCK, living)
+        return f"removed killed processes that nobody has collected from `{RWLOCK}`"
 
 
-def _without_ended(notes: Mapping[str, Any]) -> dict[str, Any]:
-    """Many processes may read a path, one may write it."""
+def _without_ended(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop processes that have ended. A path has any number of readers and one writer."""
     readers = {
-        path: [process for process in processes if not _ended(process["pid"])]
-        for path, processes in notes.get("read", {}).items()
+        path: [process for process in processes if not _is_zombie(process["pid"])]
+        for path, processes in entries.get("read", {}).items()
     }
-    writers = notes.get("write", {}).items()
+    writers = entries.get("write", {}).items()
     living = {
         "read": {path: processes for path, processes in readers.items() if processes},
-        "write": {path: process for path, process in writers if not _ended(process["pid"])},
+        "write": {path: process for path, process in writers if not _is_zombie(process["pid"])},
     }
-    return {mode: living[mode] for mode in notes}
+    return {mode: living[mode] for mode in entries}
 
 
-def _ended(process: int) -> bool:
-    """Whether it is a zombie; those that are gone are DVC's to find."""
+def _is_zombie(process: int) -> bool:
     try:
         return psutil.Process(int(process)).status() == psutil.STATUS_ZOMBIE
-    except psutil.Error:
+    except psutil.Error:  # it is gone: DVC removes its entry
         return False
 
 
@@ -74,7 +76,7 @@ def main() -> None:
     argparse.ArgumentParser(
         "python -m pipeline.commands.repair_dvc", description=__doc__
     ).parse_args()
-    if done := mend_notes():
+    if done := repair_rwlock():
         print(done)
 
 

@@ -1,10 +1,10 @@
-"""Train every student and baseline, several at once, and end with what `dvc repro` ends with.
+"""Train every student and baseline, several at once; the outputs are those of `dvc repro`.
 
     python -m pipeline.commands.train_students --jobs 2
 
-DVC runs one stage at a time, and several `dvc repro` lock one another out; `dvc repro
---single-item`, one for each training, does not. So what the students stand on is run first, then
-each training by a DVC of its own, and then the rest. Imports no torch.
+DVC runs one stage at a time, and parallel `dvc repro` lock one another out; parallel `dvc repro
+--single-item` do not. So this runs the stages before the trainings, then one DVC per training, and
+then the rest. Imports no torch.
 """
 
 from pipeline.runtime.command import run_command
@@ -18,9 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.runtime import signals
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.outputs import ModelOutputs
 from pipeline.runtime.params import student_names
 
-UPSTREAM = "soft_targets"  # with all that it needs: `prepare` and `teacher`
+UPSTREAM = "soft_targets"  # DVC runs `prepare` and `teacher` for it
+DVC = [sys.executable, "-m", "dvc"]
 
 
 def main() -> None:
@@ -28,15 +30,19 @@ def main() -> None:
         "python -m pipeline.commands.train_students", description=__doc__
     )
     parser.add_argument("--jobs", default="2", help="trainings at once")
-    jobs = count_of_jobs(parser.parse_args().jobs)
-    stages = [f"{kind}@{name}" for name in student_names() for kind in ("student", "baseline")]
+    jobs = parse_jobs(parser.parse_args().jobs)
+    stages = [
+        ModelOutputs(role, name).stage
+        for name in student_names()
+        for role in ("distilled", "baseline")
+    ]
     os.environ[signals.STUDENTS] = str(os.getpid())
-    dvc("repro", UPSTREAM)
-    train_side_by_side(stages, jobs)
-    dvc("repro")
+    run_dvc("repro", UPSTREAM)
+    train_in_parallel(stages, jobs)
+    run_dvc("repro")
 
 
-def count_of_jobs(text: str) -> int:
+def parse_jobs(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise UserError(
             f"JOBS is `{text}`; expected the number of trainings to run at once, 1 or more."
@@ -44,29 +50,29 @@ def count_of_jobs(text: str) -> int:
     return int(text)
 
 
-def train_side_by_side(stages: list[str], jobs: int) -> None:
-    """Run each stage unless it is up to date, `jobs` at once; one that fails stops no other.
+def train_in_parallel(stages: list[str], jobs: int) -> None:
+    """Run each stage that is not up to date, `jobs` at once. A failure stops no other stage.
 
     Raises:
-        UserError: names those that failed.
+        UserError: names the stages that failed.
     """
-    environment = {**os.environ, **shares(jobs)}
+    environment = {**os.environ, **thread_limit(jobs)}
     pool = ThreadPoolExecutor(jobs)
     try:
         succeeded = list(pool.map(lambda stage: run_stage(stage, environment), stages))
-    finally:  # interrupted: what has not begun shall not begin
+    finally:  # if interrupted, start no further stage
         pool.shutdown(cancel_futures=True)
-    failed = [stage for stage, well in zip(stages, succeeded, strict=True) if not well]
+    failed = [stage for stage, success in zip(stages, succeeded, strict=True) if not success]
     if failed:
         raise UserError(
             f"{len(failed)} of {len(stages)} failed: {', '.join(failed)}. The lines above that "
-            "begin with these names say why. The others are finished and recorded: mend these and "
-            "run again, and nothing else is trained again."
+            "begin with these names say why. The others are finished and recorded: fix these and "
+            "run again, and only they are trained."
         )
 
 
-def shares(jobs: int) -> Mapping[str, str]:
-    """Each training's part of the cores, where there are several and the user has not said it."""
+def thread_limit(jobs: int) -> Mapping[str, str]:
+    """Divide the cores among parallel trainings, unless the user has set OMP_NUM_THREADS."""
     if jobs == 1 or "OMP_NUM_THREADS" in os.environ:
         return {}
     usable = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
@@ -74,7 +80,7 @@ def shares(jobs: int) -> Mapping[str, str]:
 
 
 def run_stage(stage: str, environment: Mapping[str, str]) -> bool:
-    """Run one stage by DVC, printing each line of it behind its name; whether it ended well."""
+    """Run one stage by DVC, print each of its lines after its name, and return its success."""
     process = subprocess.Popen(
         [*DVC, "--wait-for-lock", "repro", "--single-item", stage],
         env=environment,
@@ -89,11 +95,8 @@ def run_stage(stage: str, environment: Mapping[str, str]) -> bool:
     return process.wait() == 0
 
 
-DVC = [sys.executable, "-m", "dvc"]
-
-
-def dvc(*arguments: str) -> None:
-    """Run DVC; where it fails, it has said why, and this process ends as it did."""
+def run_dvc(*arguments: str) -> None:
+    """Run DVC. If it fails, exit with its code; it has printed why."""
     sys.stdout.flush()
     code = subprocess.run([*DVC, *arguments], check=False).returncode
     if code:

@@ -1,15 +1,12 @@
-"""Where networks run, in what precision they train, and how data come to them.
-
-Contract code, for the teacher trains with it: an edit here runs the teacher again.
-"""
+"""Device, autocast, host-to-device copies and compilation."""
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-#: Steps from which a run on CUDA compiles its network. Compiling takes a minute or a few, and once
-#: more for an uneven last batch; it can save some milliseconds per step: tens of thousands of steps
-#: win hours, hundreds lose minutes.
+#: A run on CUDA of at least so many steps compiles its network. Compiling takes a few minutes, and
+#: once more for an uneven last batch. It can save some milliseconds per step: tens of thousands of
+#: steps win hours, hundreds lose minutes.
 COMPILED_STEPS = 10_000
 _COMPILER = "inductor"
 
@@ -19,11 +16,11 @@ def default_device() -> torch.device:
 
 
 def training_autocast(device: torch.device) -> torch.autocast:
-    """The context of a forward pass in training: bfloat16 where the device computes in it.
+    """The context of a training forward pass: bfloat16 if the device supports it, else float32.
 
-    A stated rule, never a timing: CUDA with native bfloat16 (compute capability 8.0 or higher),
-    CPUs with AVX512-BF16 or AMX; float32 on every other device. Weights, gradients, optimiser
-    and losses stay in float32, and so does every measurement; see also `depthwise_in_float32`.
+    The rule never depends on a timing: bfloat16 on CUDA with native support (compute capability
+    8.0 or higher) and on CPUs with AVX512-BF16 or AMX. Weights, gradients, optimiser, losses and
+    every measurement stay in float32; see also `depthwise_in_float32`.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bfloat16(device))
 
@@ -35,7 +32,7 @@ def computes_in_bfloat16(device: torch.device) -> bool:
 
 
 class Float32Conv2d(nn.Conv2d):
-    """A convolution that computes in float32 inside an autocast region, too."""
+    """A convolution that computes in float32 even under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -43,30 +40,36 @@ class Float32Conv2d(nn.Conv2d):
 
 
 def depthwise_in_float32(network: nn.Module, device: torch.device) -> None:
-    """In place: on a CPU, convolutions of several groups compute in float32. Their backward pass in
-    bfloat16 is so slow there that whole networks trained at half the speed of float32 or less than
-    three quarters (MobileNetV2 of half width, MobileNetV3-small). State dicts stay as they are."""
+    """Let convolutions of several groups compute in float32 on a CPU; changes `network` in place.
+
+    Their backward pass in bfloat16 is so slow there that whole networks trained at half the speed
+    of float32 (MobileNetV2 of half width) or at less than three quarters (MobileNetV3-small).
+    State dicts do not change.
+    """
     if device.type != "cpu":
         return
     for module in network.modules():
         if type(module) is nn.Conv2d and module.groups > 1:
-            module.__class__ = Float32Conv2d  # another forward is all that changes
+            module.__class__ = Float32Conv2d  # only `forward` differs
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """The array as a tensor on the device. On CUDA through pinned memory, so that neither the
-    copy nor the caller waits for the work that is queued there; on the CPU it shares its memory."""
+    """Move an array to the device.
+
+    On CUDA it passes through pinned memory, so that neither the copy nor the caller waits for
+    queued work. On the CPU, the tensor shares the array's memory.
+    """
     tensor = torch.from_numpy(array)
     if device.type != "cuda":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def compiled(network: nn.Module, device: torch.device, steps: int) -> nn.Module:
-    """The network as it is called in training: compiled on CUDA for a run of so many steps, else
-    itself. The two share their weights; state dicts are to be taken from the network given.
+def compile_long_runs(network: nn.Module, device: torch.device, steps: int) -> nn.Module:
+    """Compile the network on CUDA if the run has at least COMPILED_STEPS, else return it.
 
-    Batches have two or three sizes in a run, so each is compiled for itself.
+    Both share their weights; take state dicts from the original. A run has batches of two or three
+    sizes, so each size is compiled separately.
     """
     if not _pays_to_compile(device, steps):
         return network

@@ -1,7 +1,7 @@
-"""One stage in several processes: started by torchrun's own machinery, each with a rank.
+"""One stage in several processes, each with a rank.
 
-`PROCESSES=N` starts N on this machine; `torchrun` by hand starts them on many. Contract code: an
-edit here runs the teacher again.
+`PROCESSES=N` starts N on this machine, by torchrun's launcher. Call `torchrun` to use several
+machines.
 """
 
 import logging
@@ -22,13 +22,13 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.signals import LAUNCHER
 
-_TIMEOUT = timedelta(days=7)  # how long a rank waits for the slowest one's share
-_PATIENCE = 10  # seconds in which the launcher ends this process when another has failed
+_TIMEOUT = timedelta(days=7)  # how long a rank waits for the slowest one
+_PATIENCE = 10  # seconds in which the launcher stops this process after another has failed
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes that share the work; rank 0 speaks for all."""
+    """The processes that share a stage. Rank 0, the main process, prints and writes."""
 
     rank: int
     size: int
@@ -39,8 +39,8 @@ class ProcessGroup:
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """Rank 0 goes through this block first, and the others after it has succeeded: what it
-        refuses is said once."""
+        """Run the block on rank 0 first, and on the others once it has succeeded, so that an error
+        is printed once."""
         if not self.is_main:
             self.broadcast(None)
         yield
@@ -49,8 +49,8 @@ class ProcessGroup:
 
     @contextmanager
     def report_peer_failure(self) -> Iterator[None]:
-        """Around work with collectives: where another process has failed, the launcher ends this
-        one, too, before it complains of that. What fails here by itself is raised as it is."""
+        """If a peer fails in the block, wait for the launcher to stop this process, so that only
+        the first error is shown. Re-raise this process's own error."""
         try:
             yield
         except RuntimeError:
@@ -59,20 +59,20 @@ class ProcessGroup:
             raise
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's value, on every rank."""
+        """Return rank 0's value on every rank."""
         if self.size == 1:
             return value
         values = [value]
-        with _failing_together():
+        with _explain_peer_failure():
             distributed.broadcast_object_list(values)
         return values[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, on every rank; so nobody goes on before all have come here."""
+        """Return every rank's value on every rank; also a barrier."""
         if self.size == 1:
             return [value]
         values = [None] * self.size
-        with _failing_together():
+        with _explain_peer_failure():
             distributed.all_gather_object(values, value)
         return values
 
@@ -84,22 +84,22 @@ def launch(module: str, *arguments: str) -> bool:
     """Run `python -m module arguments` in PROCESSES processes and wait for them.
 
     Returns:
-        Whether it did: not where PROCESSES asks for one, and not in a process of torchrun's.
+        False, having done nothing, if PROCESSES is 1 or torchrun started this process; else True.
 
     Raises:
-        UserError: PROCESSES is no number of processes, or one of them was killed.
-        SystemExit: one of them failed, and has said why.
+        UserError: PROCESSES is not a number of processes, or one of them was killed.
+        SystemExit: one of them failed; it has printed why.
     """
     count = _process_count()
     if count == 1 or "RANK" in os.environ:
         return False
-    # Each its share of the cores, where the user has not said otherwise.
+    # Each process gets its share of the cores, unless the user has set the number of threads.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // count)))
     os.environ[LAUNCHER] = str(os.getpid())
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the rank has said it
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the rank has printed it
     try:
         options = ["--standalone", "--nproc-per-node", str(count), "--log-dir", os.devnull]
-        # None: a signal ends this process as it ends any of ours, and the others end with it.
+        # torchrun handles no signal: our handler ends this process, and the others end with it.
         options += ["--signals-to-handle", "", "-m"]
         run.run(run.parse_args([*options, module, *arguments]))
     except ChildFailedError as error:
@@ -107,14 +107,14 @@ def launch(module: str, *arguments: str) -> bool:
         if name := _signal_name(failure.exitcode):
             raise UserError(
                 f"process {rank} of {count} was ended by {name}; expected it to finish its share. "
-                "What is finished is kept: look at the machine's memory, and run the stage again."
+                "Finished work is kept: check the machine's memory and run the stage again."
             ) from None
         raise SystemExit(failure.exitcode) from None
     return True
 
 
 def _signal_name(code: int) -> str | None:
-    """Of the signal that ended a process, by its exit code: outright, or as ours end themselves."""
+    """The signal that ended a process: killed by it (-N), or exited in our handler (128 + N)."""
     number = -code if code < 0 else code - 128
     return signal.Signals(number).name if number in set(signal.Signals) else None
 
@@ -124,20 +124,20 @@ def _process_count() -> int:
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise UserError(
             f"PROCESSES is `{text}`; expected the number of processes to start on this machine, "
-            "1 or more. Set it to that, or unset it."
+            "1 or more. Set it so, or unset it."
         )
     devices = torch.cuda.device_count()
     if 0 < devices < int(text):
         raise UserError(
             f"PROCESSES is {text}, but this machine has {devices} CUDA devices; expected at most "
-            f"one process for each. Set PROCESSES={devices}."
+            f"one process per device. Set PROCESSES={devices}."
         )
     return int(text)
 
 
 @contextmanager
 def process_group() -> Iterator[ProcessGroup]:
-    """This process's place in the group: alone, where torchrun has not started it."""
+    """Join the group of processes, or yield SINGLE_PROCESS if torchrun did not start this one."""
     if "RANK" not in os.environ:
         yield SINGLE_PROCESS
         return
@@ -145,20 +145,21 @@ def process_group() -> Iterator[ProcessGroup]:
     if torch.cuda.is_available():
         backend = "nccl"
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    with _failing_together():
+    with _explain_peer_failure():
         distributed.init_process_group(backend, timeout=_TIMEOUT)
     yield ProcessGroup(distributed.get_rank(), distributed.get_world_size())
     distributed.destroy_process_group()
 
 
 @contextmanager
-def _failing_together() -> Iterator[None]:
-    """Let the launcher, which knows who failed first, end this process before it complains."""
+def _explain_peer_failure() -> Iterator[None]:
+    """If a collective fails, wait for the launcher, which knows who failed first, to stop this
+    process. If it does not, raise a UserError."""
     try:
         yield
     except RuntimeError:
         time.sleep(_PATIENCE)
         raise UserError(
-            "another process of this run has ended; expected all to finish their shares. What is "
-            "finished is kept: look for the other's message, and run the stage again."
+            "another process of this run has ended; expected all to finish their shares. Finished "
+            "work is kept: look for the other's message and run the stage again."
         ) from None

@@ -1,7 +1,4 @@
-"""What a run's bytes depend on besides its inputs, for the names of scratch.
-
-Contract code: an edit here runs the teacher again.
-"""
+"""What a run's bytes depend on besides its inputs; part of the names of scratch folders."""
 
 import sys
 from pathlib import Path
@@ -18,7 +15,7 @@ def device_name(device: torch.device) -> str:
 
 
 def loaded_code() -> dict[str, str]:
-    """SHA-256 of every file of ours that this process has loaded, the networks' too."""
+    """The SHA-256 of every file of the pipeline that this process has loaded."""
     files = {Path(m.__file__) for m in sys.modules.values() if getattr(m, "__file__", None)}
     return {
         str(path.relative_to(_PACKAGE)): sha256_of_file(path)

@@ -1,4 +1,4 @@
-"""Run a command's `main`: end on signals and on user errors with one message, without a traceback.
+"""Run a command's `main`; on a signal or a user's mistake, exit with one message, no traceback.
 
 Every command imports this module first: importing it installs the signal handlers, and the modules
 after it take seconds to load. (Ruff's `isort` settings in pyproject.toml put it first.)

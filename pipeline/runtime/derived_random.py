@@ -1,6 +1,4 @@
-"""Numbers that are derived from integers, never drawn: a hash and a permutation."""
-
-from __future__ import annotations
+"""Hashes and permutations that depend on integers alone: never on worker, rank or order."""
 
 import numpy as np
 
@@ -8,7 +6,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def hash64(*words: int | np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser chained over the words; uint64.
+    """Hash the words to uint64: SplitMix64's finaliser, chained over them.
 
     Words are integers in [0, 2**64), or arrays of them that broadcast together.
     Source: Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195.
@@ -24,5 +22,5 @@ def hash64(*words: int | np.ndarray) -> np.ndarray:
 
 
 def permutation(length: int, *words: int) -> np.ndarray:
-    """A permutation of range(length), int64, derived from the words."""
+    """Permute range(length), int64, as the words decide."""
     return np.argsort(hash64(*words, np.arange(length)), kind="stable")

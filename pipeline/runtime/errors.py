@@ -1,4 +1,4 @@
-"""Errors that are a user's to fix, and suggestions for misspelt names."""
+"""Errors that the user can fix, and suggestions for misspelt names."""
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -8,20 +8,20 @@ Value = TypeVar("Value")
 
 
 class UserError(Exception):
-    """Says what was found, what was expected and what to do next."""
+    """A message that says what was found, what was expected and what to do."""
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """`; did you mean X?` for the nearest of the known names, or nothing."""
+    """Return `; did you mean X?` with the nearest known names, or an empty text."""
     nearest = get_close_matches(name, known, n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(f'`{n}`' for n in nearest)}?" if nearest else ""
 
 
 def look_up(family: str, network: str, networks: Mapping[str, Value]) -> Value:
-    """What a family of networks knows by a name.
+    """Return a network's entry in its family's table.
 
     Raises:
-        UserError: it knows no such name.
+        UserError: the family has no such network.
     """
     if network not in networks:
         raise UserError(

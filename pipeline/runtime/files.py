@@ -1,4 +1,4 @@
-"""Outputs that are complete or absent: written under a temporary name, put in place at the end."""
+"""Files that are complete or absent: written under a temporary name and renamed at the end."""
 
 import errno
 import hashlib
@@ -20,7 +20,7 @@ _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def _partial(path: Path) -> Path:
-    """The temporary name beside `path`: the same file system, and ignored by Git and DVC."""
+    """The temporary name beside `path`: on the same file system, and ignored by Git and DVC."""
     return path.with_name(f".{path.name}.partial")
 
 
@@ -33,14 +33,14 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
-def _in_the_making(path: Path, needed: int | None = None) -> Iterator[Path]:
-    """Yield the temporary name, in a folder that exists; nothing of that name is left at the end.
+def _partial_output(path: Path, needed: int | None = None) -> Iterator[Path]:
+    """Create the folder, yield the temporary name, and remove what is left under it at the end.
 
     Args:
-        needed: bytes, where they are known before.
+        needed: bytes, if known in advance.
 
     Raises:
-        UserError: the disk is full, or does not let itself be written.
+        UserError: the disk is full or read-only.
     """
     partial = _partial(path)
     unfinished.add(partial)
@@ -52,11 +52,11 @@ def _in_the_making(path: Path, needed: int | None = None) -> Iterator[Path]:
             files = [file for file in (partial, *partial.rglob("*")) if file.is_file()]
             written = sum(file.stat().st_size for file in files)
             _remove(partial)
-            raise _no_room(path, error, needed or written, exact=needed is not None) from None
-        if error.errno in _READ_ONLY and _concerns(error, path, partial):
+            raise _disk_full(path, error, needed or written, exact=needed is not None) from None
+        if error.errno in _READ_ONLY and _is_about_output(error, path, partial):
             raise UserError(
-                f"`{_shown(path)}` cannot be written ({error.strerror}); expected a folder that "
-                "takes it. Make that writable and run again: nothing half-written is kept."
+                f"`{_final_name(path)}` cannot be written ({error.strerror}); expected a writable "
+                "folder. Make it writable and run again: nothing half-written is kept."
             ) from None
         raise
     finally:
@@ -64,48 +64,47 @@ def _in_the_making(path: Path, needed: int | None = None) -> Iterator[Path]:
         unfinished.discard(partial)
 
 
-def _concerns(error: OSError, path: Path, partial: Path) -> bool:
-    """Whether it is about what is being written, and not about what is read for that."""
+def _is_about_output(error: OSError, path: Path, partial: Path) -> bool:
+    """Whether the error is about the output, and not about a file that is read for it."""
     if error.filename is None:
         return False
     name = Path(error.filename)
     return name in (path, partial, *path.parents) or partial in name.parents
 
 
-def _no_room(path: Path, error: OSError, needed: int, *, exact: bool) -> UserError:
+def _disk_full(path: Path, error: OSError, needed: int, *, exact: bool) -> UserError:
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     free = shutil.disk_usage(folder).free
     return UserError(
-        f"`{_shown(path)}` cannot be written ({error.strerror}). It needs "
+        f"`{_final_name(path)}` cannot be written ({error.strerror}). It needs "
         f"{'' if exact else 'more than '}{needed:,} bytes; {free:,} are free. Make room and run "
         "again: nothing half-written is kept."
     )
 
 
-def _shown(path: Path | str) -> Path:
-    """Under the names that it will have."""
-    return Path(*(re.sub(r"^\.(.+)\.partial$", r"\1", part) for part in Path(path).parts))
+def _final_name(path: Path) -> Path:
+    """The path without temporary names."""
+    return Path(*(re.sub(r"^\.(.+)\.partial$", r"\1", part) for part in path.parts))
 
 
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        with suppress(OSError):  # of a folder that cannot be written
+        with suppress(OSError):  # its folder may be read-only
             path.unlink()
 
 
 def write_bytes(path: Path | str, *parts: bytes | memoryview) -> None:
-    """Write a file, its parts one after another: whole and flushed to disk under its name, or not
-    at all.
+    """Write the parts to one file, flushed to disk. On failure, the file stays as it was.
 
     Raises:
-        UserError: the disk is full, or does not let itself be written, or a folder is in its place.
+        UserError: the disk is full or read-only, or `path` is a folder.
     """
     path = Path(path)
     if path.is_dir():
-        raise UserError(f"`{path}` is a folder, where a file is to be written. Remove it.")
-    with _in_the_making(path, sum(len(part) for part in parts)) as partial:
+        raise UserError(f"`{path}` is a folder; expected a file. Remove the folder and run again.")
+    with _partial_output(path, sum(len(part) for part in parts)) as partial:
         with open(partial, "wb") as file:
             for part in parts:
                 file.write(part)
@@ -116,18 +115,18 @@ def write_bytes(path: Path | str, *parts: bytes | memoryview) -> None:
 
 @contextmanager
 def atomic_directory(path: Path | str) -> Iterator[Path]:
-    """Yield an empty temporary directory; on success it becomes `path`, replacing what was there.
+    """Yield an empty temporary directory, which replaces `path` on success.
 
     On failure it is removed and `path` stays as it was.
 
     Raises:
-        UserError: the disk is full, or does not let itself be written.
+        UserError: the disk is full or read-only.
     """
     path = Path(path)
     previous = path.with_name(f".{path.name}.previous.partial")
     for leftover in (_partial(path), previous):  # of a run that was killed
         _remove(leftover)
-    with _in_the_making(path) as partial:
+    with _partial_output(path) as partial:
         partial.mkdir()
         yield partial
         for file in sorted(partial.rglob("*")):
@@ -141,11 +140,12 @@ def atomic_directory(path: Path | str) -> Iterator[Path]:
 
 
 def reserve(path: Path) -> None:
-    """Take the room that a file has by its size alone, before it is written through a memory map:
-    there a full disk ends the process by SIGBUS, without a word.
+    """Allocate a file's size on disk before it is written through a memory map.
+
+    A full disk would end the process by SIGBUS there, without a message.
 
     Raises:
-        UserError: there is no such room.
+        UserError: the disk is full.
     """
     size = path.stat().st_size
     try:
@@ -157,11 +157,11 @@ def reserve(path: Path) -> None:
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        raise _no_room(path, error, size, exact=True) from None
+        raise _disk_full(path, error, size, exact=True) from None
 
 
 def canonical_json(value: Any) -> str:
-    """One spelling for equal values: sorted keys, no spaces. The form that is hashed."""
+    """Serialise for hashing: sorted keys, no spaces, so that equal values give equal texts."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -175,29 +175,32 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def read_json(path: Path | str, *, produced_by: str) -> dict[str, Any]:
-    """A JSON file that a stage wrote.
+    """Read a JSON object that a stage wrote.
+
+    Args:
+        produced_by: the command that writes the file, for messages.
 
     Raises:
-        UserError: it is absent or is not a mapping in JSON; names the command that makes it.
+        UserError: the file is absent or is not a JSON object.
     """
-    if not Path(path).is_file():  # a device would be read without end
+    if not Path(path).is_file():  # reading a device might never end
         raise UserError(f"`{path}` is absent. {recovery_hint(path, produced_by)}")
     try:
         content = json.loads(Path(path).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # a number may be too long, too
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: a number may be too long
         raise UserError(
             f"`{path}` is not a JSON file ({error}). Remove it and run `{produced_by}`."
         ) from None
     if not isinstance(content, dict):
         raise UserError(
-            f"`{path}` holds no mapping but a {type(content).__name__}. Remove it and run "
+            f"`{path}` holds a {type(content).__name__}; expected a mapping. Remove it and run "
             f"`{produced_by}`."
         )
     return content
 
 
 def recovery_hint(path: Path | str, produced_by: str) -> str:
-    """How to have an output again: a clone that pulls may lack what the command runs on."""
+    """Say how to restore an output: pulled clones may lack the inputs of `produced_by`."""
     return f"Run `dvc pull {path}` if a remote holds it, or `{produced_by}`."
 
 

@@ -16,19 +16,19 @@ _STAGES: dict[Role, str] = {"teacher": "teacher", "distilled": "student", "basel
 
 @dataclass(frozen=True)
 class ModelOutputs:
-    """What the stage of one model writes."""
+    """The paths that the stage of one model writes."""
 
     role: Role
     name: str | None = None  # the student's; None for the teacher
 
     @property
     def stage(self) -> str:
-        """As DVC names it: `teacher`, `student@NAME`, `baseline@NAME`."""
+        """DVC's name of the stage: `teacher`, `student@NAME` or `baseline@NAME`."""
         return _STAGES[self.role] if self.name is None else f"{_STAGES[self.role]}@{self.name}"
 
     @property
     def model(self) -> Path:
-        """The folder of the weights and of the file that rebuilds the network."""
+        """The folder of the weights and of network.json."""
         return Path("models") / self._place
 
     @property
@@ -49,7 +49,7 @@ class ModelOutputs:
 
     @property
     def scratch(self) -> Path:
-        """Where the training keeps its state to resume from."""
+        """The folder of the state that the training resumes from."""
         return Path(".scratch/training") / self._place
 
     @property

@@ -21,14 +21,13 @@ class Section(BaseModel):
 
 Model = TypeVar("Model", bound=Section)
 
-
-_MOST_VALUES = 100_000  # in one file, each alias counted as all that it repeats
+_MAX_VALUES = 100_000  # in one file, with the values that aliases repeat
 _MERGE = "tag:yaml.org,2002:merge"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers, as DVC reads them: `5e-4` is a number, not text. Keys that stand twice are
-    refused, and aliases that would make a small file a large one."""
+    """Read YAML 1.2 numbers, as DVC does: `5e-4` is a number, not text. Refuse duplicate keys, and
+    aliases that make a small file a large one."""
 
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
@@ -38,20 +37,20 @@ class _Loader(yaml.SafeLoader):
 
 
 def _check_node(node: yaml.Node, counts: dict[int, int]) -> int:
-    """How many values a node stands for.
+    """Count the values of a node, with those that aliases repeat.
 
     Args:
-        counts: by id, of the nodes that were looked at; 0 while their parts are.
+        counts: by id, of the nodes seen before; 0 while their parts are being counted.
 
     Raises:
-        yaml.MarkedYAMLError: they are too many, a node holds itself, or a key stands twice.
+        yaml.MarkedYAMLError: too many values, a node that contains itself, or a duplicate key.
     """
 
     def refuse(problem: str, at: yaml.Node = node) -> NoReturn:
         raise yaml.MarkedYAMLError(None, None, problem, at.start_mark)
 
     if id(node) in counts:
-        return counts[id(node)] or refuse("an alias stands within what it names")
+        return counts[id(node)] or refuse("an alias refers to a node that contains it")
     counts[id(node)] = 0
     parts = node.value if isinstance(node, yaml.CollectionNode) else []
     if isinstance(node, yaml.MappingNode):
@@ -59,11 +58,11 @@ def _check_node(node: yaml.Node, counts: dict[int, int]) -> int:
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
                 if (key.tag, key.value) in keys:
-                    refuse(f"the key `{key.value}` stands twice: remove one", key)
+                    refuse(f"duplicate key `{key.value}`: remove one", key)
                 keys.add((key.tag, key.value))
     counts[id(node)] = 1 + sum(_check_node(part, counts) for part in parts)
-    if counts[id(node)] > _MOST_VALUES:
-        refuse(f"it stands for more than {_MOST_VALUES:,} values, with all that aliases repeat")
+    if counts[id(node)] > _MAX_VALUES:
+        refuse(f"more than {_MAX_VALUES:,} values, counting what aliases repeat")
     return counts[id(node)]
 
 
@@ -71,16 +70,15 @@ _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), "-+0123456789"
 )
 
-
-#: What PyYAML raises where a text is no value of its type, `2024-13-45`, or where nesting is deep.
+#: PyYAML raises these for a text that is not a value of its type, `2024-13-45`, or deep nesting.
 _NOT_A_VALUE = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError)
 
 
 def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
-    """All of params.yaml, not yet validated.
+    """Read all of params.yaml, without validation.
 
     Raises:
-        UserError: the file is absent, is not YAML, or is not a mapping of sections.
+        UserError: the file is absent, not YAML, or not a mapping.
     """
     try:
         content = yaml.load(path.read_text("utf-8"), _Loader)  # a subclass of SafeLoader
@@ -89,23 +87,23 @@ def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"`{path}` cannot be read ({error.strerror}).") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        said = str(error).replace('in "<unicode string>", line', "at line")
-        raise UserError(f"`{path}` is not valid YAML: {said}") from None
+        problem = str(error).replace('in "<unicode string>", line', "at line")
+        raise UserError(f"`{path}` is not valid YAML: {problem}") from None
     except _NOT_A_VALUE as error:
         raise UserError(
-            f"`{path}` is not valid YAML: a value is nested too deep, or is not what it looks like "
-            f"({error})."
+            f"`{path}` is not valid YAML: a value is nested too deeply, or is not valid for its "
+            f"type ({error})."
         ) from None
     if not isinstance(content, dict):
-        raise UserError(f"`{path}` holds {_shown(content)}; expected a mapping of sections.")
+        raise UserError(f"`{path}` is {_shown(content)}; expected a mapping of sections.")
     return content
 
 
 def load_section(model: type[Model], name: str, *, path: Path = PARAMS_FILE) -> Model:
-    """Section `name` of params.yaml as its model.
+    """Load section `name` of params.yaml and validate it.
 
     Raises:
-        UserError: lists every problem of the section, each with the key's full name.
+        UserError: lists every problem of the section, with the keys' full names.
     """
     params = read_params(path)
     if name not in params:
@@ -114,46 +112,45 @@ def load_section(model: type[Model], name: str, *, path: Path = PARAMS_FILE) -> 
 
 
 def validate(
-    model: type[Model], content: Any, where: str, *, origins: dict[str, str] | None = None
+    model: type[Model], content: Any, location: str, *, origins: dict[str, str] | None = None
 ) -> Model:
-    """Content as its model.
+    """Validate content against a model.
 
     Args:
-        where: the content's place, for messages: `params.yaml: teacher`.
-        origins: for merged content, the place that each top-level key came from.
+        location: of the content, for messages: `params.yaml: teacher`.
+        origins: for merged content, the location of each top-level key.
 
     Raises:
         UserError: lists every problem.
     """
     if not isinstance(content, dict):
-        raise UserError(f"`{where}` is {_shown(content)}; expected a mapping.")
+        raise UserError(f"`{location}` is {_shown(content)}; expected a mapping.")
     try:
         return model.model_validate(content)
     except ValidationError as error:
         raise UserError(
-            "\n".join(_message(model, e, where, origins or {}) for e in error.errors())
+            "\n".join(_message(model, e, location, origins or {}) for e in error.errors())
         ) from None
 
 
-def _message(model: type[BaseModel], error: Any, where: str, origins: dict[str, str]) -> str:
+def _message(model: type[BaseModel], error: Any, location: str, origins: dict[str, str]) -> str:
     *parents, key = names = _names(model, error["loc"]) or [""]
-    place = ".".join(
-        str(part) for part in (origins.get(str(names[0]), where), *names) if part != ""
-    )
+    parts = (origins.get(str(names[0]), location), *names)
+    full_name = ".".join(str(part) for part in parts if part != "")
     if error["type"] == "extra_forbidden":
         known = sorted(_fields_at(model, parents))
         suggestion = did_you_mean(str(key), known) or "."
-        return f"`{place}` is unknown{suggestion} Known: {', '.join(known)}."
+        return f"`{full_name}` is unknown{suggestion} Known: {', '.join(known)}."
     if error["type"] == "missing":
-        return f"`{place}` is missing."
-    if error["type"] == "value_error":  # of several keys together
-        return f"`{place}`: {error['msg'].removeprefix('Value error, ')}."
+        return f"`{full_name}` is missing."
+    if error["type"] == "value_error":  # about several keys together
+        return f"`{full_name}`: {error['msg'].removeprefix('Value error, ')}."
     expected = error["msg"].removeprefix("Input should be ")
-    return f"`{place}` is {_shown(error['input'])}; expected {expected}."
+    return f"`{full_name}` is {_shown(error['input'])}; expected {expected}."
 
 
 def _names(model: type[BaseModel], location: Sequence[int | str]) -> list[int | str]:
-    """The location without pydantic's marks of the branches of a union."""
+    """Drop pydantic's marks of a union's branches from a location."""
     names: list[int | str] = []
     for part in location:
         if names and not isinstance(part, int) and not _fields_at(model, names):
@@ -163,14 +160,14 @@ def _names(model: type[BaseModel], location: Sequence[int | str]) -> list[int | 
 
 
 def _fields_at(model: type[BaseModel], names: Sequence[int | str]) -> dict[str, Any]:
-    """The fields of the model that stands at a nested key; none where no model stands."""
+    """The fields of the model at a nested key; empty if the key holds no model."""
     fields = model.model_fields
     for name in names:
         annotation = fields[str(name)].annotation if str(name) in fields else None
         models = [
-            kind
-            for kind in (annotation, *get_args(annotation))
-            if isinstance(kind, type) and issubclass(kind, BaseModel)
+            option
+            for option in (annotation, *get_args(annotation))
+            if isinstance(option, type) and issubclass(option, BaseModel)
         ]
         fields = models[0].model_fields if models else {}
     return fields
@@ -187,20 +184,20 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
 def student_names() -> list[str]:
-    """The students' names, in the order of the file.
+    """List the students' names, in the order of the file.
 
     Raises:
-        UserError: there are none, or a name cannot be one.
+        UserError: there is no student, or a name has other characters.
     """
     students = read_params().get("students")
     if not isinstance(students, Mapping) or not students:
         raise UserError(
-            f"`{PARAMS_FILE}: students` names no student; expected a mapping of at least one "
+            f"`{PARAMS_FILE}: students` defines no student; expected a mapping of at least one "
             "`NAME: {family, network, training: {}, distillation: {}}`."
         )
     problems = [
         f"`{PARAMS_FILE}: students` has the name {name!r}; expected lower-case letters, "
-        "digits, `_` and `-`, the first a letter or a digit."
+        "digits, `_` and `-`, starting with a letter or digit."
         for name in students
         if not isinstance(name, str) or not _NAME.fullmatch(name)
     ]
@@ -210,7 +207,11 @@ def student_names() -> list[str]:
 
 
 def check_student(name: str) -> None:
-    """Raises: UserError: params.yaml has no such student (names the nearest)."""
+    """Refuse a name that is not a student's.
+
+    Raises:
+        UserError: names the nearest student.
+    """
     known = student_names()
     if name not in known:
         raise UserError(

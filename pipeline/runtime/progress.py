@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, one aligned line per epoch everywhere else and after it."""
+"""Progress: a bar on a terminal, and one aligned line per epoch."""
 
 import sys
 import time
@@ -11,13 +11,13 @@ Item = TypeVar("Item")
 
 
 def bar(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-    """The items, with a progress bar if standard error is a terminal."""
+    """Yield the items, with a progress bar if standard error is a terminal."""
     return iter(tqdm(items, description, total=total, leave=False, disable=not sys.stderr.isatty()))
 
 
-def bar_or_tenths(items: Sequence[Item], description: str) -> Iterator[Item]:
-    """The items, with a progress bar as above, or else a line on standard output for every tenth
-    of them that is done."""
+def bar_or_lines(items: Sequence[Item], description: str) -> Iterator[Item]:
+    """Yield the items, with a progress bar on a terminal, and else a line on standard output for
+    every finished tenth of them."""
     if sys.stderr.isatty():
         yield from bar(items, description)
         return
@@ -30,7 +30,7 @@ def bar_or_tenths(items: Sequence[Item], description: str) -> Iterator[Item]:
 
 
 class EpochLog:
-    """One aligned line per epoch, on standard output."""
+    """Print one aligned line per epoch on standard output."""
 
     def __init__(self, epochs: int):
         self._width = len(str(epochs))
@@ -38,7 +38,7 @@ class EpochLog:
         self._start = time.perf_counter()
 
     def line(self, epoch: int, **values: float) -> None:
-        """Args: epoch: counted from 1."""
+        """Print an epoch, counted from 1, with its values and the seconds so far."""
         figures = "".join(
             f"  {name.replace('_', ' ')} {value:7.4f}" for name, value in values.items()
         )

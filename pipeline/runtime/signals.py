@@ -1,8 +1,4 @@
-"""How a command ends before its time: on Ctrl-C or SIGTERM with one line, and with what started it.
-
-Every command imports this first, for the modules after it take seconds to load. Contract code: an
-edit here runs everything again.
-"""
+"""Signal handling: exit cleanly on SIGINT and SIGTERM, and when the parent process dies."""
 
 import atexit
 import os
@@ -17,46 +13,66 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-#: Where a command goes on that is run again.
-GOES_ON = {
+#: Where each command resumes.
+RESUMES = {
     "pipeline.stages.teacher": "after its last finished epoch",
     "pipeline.stages.student": "after its last finished epoch",
     "pipeline.stages.baseline": "after its last finished epoch",
     "pipeline.stages.soft_targets": "after its last finished shard",
-    "pipeline.commands.train_students": "with the trainings that are not finished",
+    "pipeline.commands.train_students": "with the unfinished trainings",
 }
-#: In the environment of what `pipeline.commands.train_students` starts: its process.
+#: Environment variable: the process of `pipeline.commands.train_students`, for those it starts.
 STUDENTS = "TEACH_ONCE_STUDENTS"
-#: In the environment of the processes that share a stage: the process that started them.
+#: Environment variable: the process that launched the ones that share a stage.
 LAUNCHER = "TEACH_ONCE_LAUNCHER"
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 #: Files and folders that are being written, under their temporary names.
 unfinished: set[Path] = set()
 
 
+def handle_in_commands() -> None:
+    """Install the handlers if this process runs a command of the pipeline."""
+    if _command() is None:
+        return
+    for signum in _SIGNALS:
+        if signal.getsignal(signum) != signal.SIG_IGN:  # `nohup` and `&` ignore it on purpose
+            signal.signal(signum, _exit_on_signal)
+    atexit.register(_ignore_signals)  # registered first, called last
+    os.register_at_fork(after_in_child=_restore_default_handlers)
+    if "DVC_STAGE" in os.environ or "RANK" in os.environ:
+        # DVC or torchrun started this process. A launcher of ours may have died before this line,
+        # and the parent would then be another process.
+        parent = int(os.environ.get(LAUNCHER, os.getppid()))
+        _exit_unless(lambda: os.getppid() == parent)
+    if students := os.environ.get(STUDENTS):
+        _exit_unless(lambda: _is_running(int(students)))
+
+
 def _command() -> str | None:
-    """The command of ours that this process runs, if it is one."""
+    """The pipeline's command that this process runs, if any."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return spec.name if spec is not None and spec.name.startswith("pipeline.") else None
 
 
-def _end(signum: int, frame: FrameType | None) -> NoReturn:
-    """At once, whatever is being done: an exception could be lost where none is expected."""
-    for each in (signal.SIGINT, signal.SIGTERM):  # once is enough
+def _exit_on_signal(signum: int, frame: FrameType | None) -> NoReturn:
+    """Exit at once: the interrupted code could swallow an exception."""
+    for each in _SIGNALS:  # once is enough
         signal.signal(each, signal.SIG_IGN)
     launcher = os.environ.get(LAUNCHER, str(os.getpid()))
     if launcher == str(os.getpid()) and os.environ.get("RANK", "0") == "0":
-        goes_on = GOES_ON.get(_command() or "")
-        rest = f"run the same again: it goes on {goes_on}" if goes_on else "run the same again"
-        line = f"interrupted; nothing half-written is kept, {rest}\n"
-        # Not by `print`, which refuses where it was itself interrupted; below a progress bar.
+        point = RESUMES.get(_command() or "")
+        resumes = f": it resumes {point}" if point else ""
+        line = f"interrupted; nothing half-written is kept. Run the same command again{resumes}.\n"
+        # `print` would fail if the signal interrupted a `print`. "\n" moves below a progress bar.
         with suppress(OSError):
             os.write(2, ("\n" * os.isatty(2) + line).encode())
-    _leave(128 + signum)
+    _exit(128 + signum)
 
 
-def _leave(code: int) -> NoReturn:
-    """End this process, without what would stay behind."""
+def _exit(code: int) -> NoReturn:
+    """Remove unfinished files, stop worker processes and exit."""
     try:
         for path in list(unfinished):
             if path.is_dir():
@@ -70,32 +86,32 @@ def _leave(code: int) -> NoReturn:
         os._exit(code)
 
 
-def _let_end() -> None:
-    """When all is done and Python clears up, which takes it tenths of a second after torch: from
-    then on no handler is called, and a signal would end it as if it had failed."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(signum) is _end:
+def _ignore_signals() -> None:
+    """Ignore signals during interpreter shutdown, so that a finished run does not exit with an
+    error. Shutdown takes tenths of a second after torch, and Python calls no handler in it."""
+    for signum in _SIGNALS:
+        if signal.getsignal(signum) is _exit_on_signal:
             signal.signal(signum, signal.SIG_IGN)
 
 
-def _as_usual() -> None:
-    """In a process that this one forks: Python's own handling."""
+def _restore_default_handlers() -> None:
+    """Give a forked process Python's default handlers."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _end_with(lives: Callable[[], bool]) -> None:
-    """End this process when what started it no longer lives, however that ended."""
+def _exit_unless(parent_lives: Callable[[], bool]) -> None:
+    """Watch what started this process, and exit when it has died."""
 
     def watch() -> None:
-        while lives():
+        while parent_lives():
             time.sleep(0.2)
-        _leave(1)
+        _exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _runs(process: int) -> bool:
+def _is_running(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -103,21 +119,3 @@ def _runs(process: int) -> bool:
     except PermissionError:
         pass
     return True
-
-
-def handle_in_commands() -> None:
-    """Install the handlers if this process runs a command of the pipeline."""
-    if _command() is None:
-        return
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(signum) != signal.SIG_IGN:  # as `nohup` and `&` want it
-            signal.signal(signum, _end)
-    atexit.register(_let_end)  # the first that is registered is the last that is called
-    os.register_at_fork(after_in_child=_as_usual)
-    if "DVC_STAGE" in os.environ or "RANK" in os.environ:
-        # DVC, or torchrun. A launcher of ours may have ended before this: then the parent is
-        # another one by now.
-        parent = int(os.environ.get(LAUNCHER, os.getppid()))
-        _end_with(lambda: os.getppid() == parent)
-    if students := os.environ.get(STUDENTS):
-        _end_with(lambda: _runs(int(students)))

@@ -9,7 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.compute.device import compiled, depthwise_in_float32, to_device, training_autocast
+from pipeline.compute.device import (
+    compile_long_runs,
+    depthwise_in_float32,
+    to_device,
+    training_autocast,
+)
 from pipeline.compute.distributed import SINGLE_PROCESS, ProcessGroup
 from pipeline.data.prepared.dataset import AnySplit, Dataset
 from pipeline.models.checkpoint import InputSpec
@@ -93,7 +98,7 @@ def fit(
     steps = len(batches(data.samples, params.batch_size))
     optimisation = Optimisation(network, params, steps)
     depthwise_in_float32(network, device)
-    forward = compiled(wrap_ddp(network, group), device, params.epochs * steps)
+    forward = compile_long_runs(wrap_ddp(network, group), device, params.epochs * steps)
     seed_rank(params.seed, group)
     result = TrainingResult([], 0, {})
     if resume is not None and (state := resume.load()) is not None:

@@ -9,7 +9,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.compute.device import compiled, depthwise_in_float32, to_device, training_autocast
+from pipeline.compute.device import (
+    compile_long_runs,
+    depthwise_in_float32,
+    to_device,
+    training_autocast,
+)
 from pipeline.compute.distributed import SINGLE_PROCESS, ProcessGroup
 from pipeline.data.prepared.dataset import Dataset
 from pipeline.models.checkpoint import InputSpec
@@ -58,7 +63,7 @@ def fit_teacher(
     steps = len(batches(labelled, params.batch_size))
     optimisation = Optimisation(network, params, steps)
     depthwise_in_float32(network, device)
-    forward = compiled(wrap_ddp(network, group), device, params.epochs * steps)
+    forward = compile_long_runs(wrap_ddp(network, group), device, params.epochs * steps)
     seed_rank(params.seed, group)
     finished = 0
     if resume is not None and (state := resume.load()) is not None:

@@ -1,4 +1,4 @@
-"""The command `predict` sees an image file as the pipeline does, and needs no torch."""
+"""The command `predict` reads an image file as the pipeline does, without torch."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def of_encoded_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(of_pixels: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The exported project, to be read, as the current folder."""
+    """The exported project as the current folder. Only read it."""
     monkeypatch.chdir(of_pixels)
     return of_pixels
 
@@ -73,20 +73,20 @@ def test_files_of_the_test_split_are_classified_as_the_student_was_tested(
     test = dataset.splits["test"]
     assert isinstance(test, EncodedSplit) == (kind == "of_encoded_images")
     files = [f"images/{sample_id}" for sample_id in test.sample_ids]
-    capsys.readouterr()  # what the stages said
+    capsys.readouterr()  # drop what the stages printed
     run(monkeypatch, MODEL, *files, "--json", "--top", "3")
-    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     logits = load_file("predictions/students/small.safetensors")["test"].astype(np.float64)
-    assert [answer["file"] for answer in answers] == files
+    assert [row["file"] for row in rows] == files
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    for answer, row in zip(answers, probabilities, strict=True):
-        found = {entry["class"]: entry["probability"] for entry in answer["classes"]}
-        assert list(found) == [dataset.class_names[label] for label in np.argsort(-row)]
-        assert list(found.values()) == pytest.approx(sorted(row, reverse=True), abs=1e-5)
+    for row, expected in zip(rows, probabilities, strict=True):
+        printed = {entry["class"]: entry["probability"] for entry in row["classes"]}
+        assert list(printed) == [dataset.class_names[label] for label in np.argsort(-expected)]
+        assert list(printed.values()) == pytest.approx(sorted(expected, reverse=True), abs=1e-5)
 
 
 def write_odd_images(root: Path) -> None:
-    """All of the modes and shapes that images come in."""
+    """Write images of every mode and shape."""
     noise = np.random.default_rng(0).integers(0, 256, (60, 90, 4), np.uint8)
     smooth = Image.fromarray(noise[:6, :9, :3]).resize((90, 60), Image.Resampling.BICUBIC)
     exif = Image.Exif()
@@ -113,16 +113,16 @@ def write_odd_images(root: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("channels", [3, 1])
-def test_any_file_becomes_the_pixels_that_the_pipeline_makes_of_it(folder, reading, side, channels):
+def test_any_file_becomes_the_pixels_that_the_pipeline_decodes(folder, reading, side, channels):
     write_odd_images(folder / "images")
     split = prepare(**reading, channels=channels).resized(side).splits["train"]
     views = open_views(split, ViewPolicy("none"), 0, torch.device("cpu"), num_workers=0)
     (batch,) = views.batches(0, [np.arange(len(split))])
-    card = OnnxMetadata("mine", "-", ["a", "b"], 18, channels, side, reading)
+    metadata = OnnxMetadata("mine", "-", ["a", "b"], 18, channels, side, reading)
     assert len(split) >= 6
     for sample_id, expected in zip(split.sample_ids, batch.pixels.numpy(), strict=True):
-        found = predict.square((folder / "images" / sample_id).read_bytes(), card)
-        assert np.array_equal(found, expected), sample_id
+        pixels = predict.student_input((folder / "images" / sample_id).read_bytes(), metadata)
+        assert np.array_equal(pixels, expected), sample_id
 
 
 def shell(
@@ -138,7 +138,7 @@ def shell(
     )
 
 
-def test_it_prints_a_line_per_file_names_the_unreadable_at_the_end_and_fails(here, tmp_path):
+def test_it_prints_a_line_per_file_then_lists_the_unreadable_ones_and_fails(here, tmp_path):
     write_images(tmp_path, per_class=1)
     pictures = tmp_path / "train"
     (pictures / "ant/.hidden.png").write_bytes(b"")
@@ -156,14 +156,14 @@ def test_it_prints_a_line_per_file_names_the_unreadable_at_the_end_and_fails(her
     assert len({len(line) for line in lines}) == 1  # they are aligned
     assert result.returncode == 1
     assert result.stderr.splitlines() == [
-        "error: 3 of 6 files are not images that can be read:",
+        "error: 3 of 6 files cannot be read as images:",
         "  train/bee/cut.png: image file is truncated",
-        "  train/notes.txt: not an image of a kind that is known",
+        "  train/notes.txt: not an image of a known format",
         "  nowhere.png: No such file or directory",
     ]
 
 
-def test_it_succeeds_where_every_file_is_an_image_and_imports_no_torch(here):
+def test_it_succeeds_if_every_file_is_an_image_and_imports_no_torch(here):
     result = shell(MODEL, "images/train/ant", folder=here, options=["-X", "importtime"])
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) == 20
@@ -172,7 +172,7 @@ def test_it_succeeds_where_every_file_is_an_image_and_imports_no_torch(here):
     assert not imported & {"torch", "torchvision", "onnx", "pandas", "scipy"}
 
 
-def test_more_files_than_a_batch_are_answered_in_their_order(here, monkeypatch, capsys):
+def test_more_files_than_a_batch_are_classified_in_order(here, monkeypatch, capsys):
     monkeypatch.setattr(predict, "BATCH_SIZE", 7)
     run(monkeypatch, MODEL, "images")
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
@@ -194,14 +194,14 @@ def test_more_files_than_a_batch_are_answered_in_their_order(here, monkeypatch, 
         ((MODEL, "empty"), "there is no file in empty; expected images"),
     ],
 )
-def test_a_mistake_in_the_command_is_told(here, monkeypatch, arguments, message):
+def test_a_mistake_in_the_command_is_reported(here, monkeypatch, arguments, message):
     Path("empty").mkdir(exist_ok=True)
     with pytest.raises(UserError, match=message):
         run(monkeypatch, *arguments)
 
 
 def changed_metadata(path: Path, **entries: str | None) -> str:
-    """A copy of the model with entries of its metadata set, or None removed."""
+    """Copy the model with these entries of its metadata; None removes an entry."""
     model = onnx.load(MODEL)
     metadata = {entry.key: entry.value for entry in model.metadata_props} | entries
     del model.metadata_props[:]

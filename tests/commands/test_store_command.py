@@ -1,4 +1,4 @@
-"""`python -m pipeline.commands.store`: what a store is, and whether it is what it should be."""
+"""`python -m pipeline.commands.store` describes a store, and finds what is wrong with it."""
 
 import hashlib
 import os
@@ -40,7 +40,7 @@ def store_command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def tamper(name: str, change) -> None:
-    """Change an array of a shard, and mend its checksum."""
+    """Change an array of a shard, and its checksum with it."""
     with h5py.File(SHARD, "r+") as file:
         array = file[name][:]
         change(array)
@@ -48,7 +48,7 @@ def tamper(name: str, change) -> None:
         file.attrs[f"{name}_sha256"] = np.bytes_(hashlib.sha256(array.tobytes()).hexdigest())
 
 
-def test_inspect_prints_what_a_store_is(project, top_k):
+def test_inspect_describes_a_store(project, top_k):
     index = read_json(STORE / "store.json", produced_by="-")
     result = store_command("inspect")
     assert result.returncode == 0, result.stderr
@@ -104,12 +104,12 @@ def test_verify_accepts_a_sound_store(project):
     result = store_command("verify", "--recompute", "20")
     assert result.returncode == 0, result.stderr
     assert "all 132 rows are as written" in result.stdout
-    assert "; 20 of them are the teacher's answers" in result.stdout
-    assert "; 108 of them are" in verify(STORE, 9999, seed=0)  # all there are
+    assert "; 20 of them match the teacher's logits" in result.stdout
+    assert "; 108 of them match" in verify(STORE, 9999, seed=0)  # the store has no more
 
 
 def test_verify_accepts_a_sound_top_k_store(project, top_k):
-    assert "108 of them are the teacher's answers" in verify(STORE, 108, seed=0)
+    assert "108 of them match the teacher's logits" in verify(STORE, 108, seed=0)
 
 
 def test_verify_names_every_difference_and_exits_with_a_code_that_is_not_0(project):
@@ -127,14 +127,14 @@ def test_verify_names_every_difference_and_exits_with_a_code_that_is_not_0(proje
     result = store_command("verify", "--recompute", "5")
     assert result.returncode == 1
     assert result.stdout == ""
-    for told in (
+    for message in (
         f"`{SHARD}` is absent.",
         f"`{other}` is damaged: its logits do not match their checksum.",
         "`data/soft_targets/validation_view00000_sample000000000.h5` says split test; expected",
-        "`data/soft_targets/left_over.h5` is no part of the store",
+        "`data/soft_targets/left_over.h5` is not part of the store",
         "4 differences.",
     ):
-        assert told in result.stderr
+        assert message in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -170,8 +170,8 @@ def test_recompute_catches_a_row_that_was_changed_with_its_checksum(project):
         (3, "the tail's mean is"),
     ],
 )
-def test_recompute_catches_any_number_of_a_top_k_row(project, top_k, column, message):
-    """k = 1 of 3 classes: the largest, the label's, the tail's log-sum-exp and mean."""
+def test_recompute_catches_every_column_of_a_top_k_row(project, top_k, column, message):
+    """The columns for k = 1 of 3 classes: largest, label, the tail's log-sum-exp and mean."""
     sample = sample_whose_label_is_the_largest(column > 1)
 
     def change(array: np.ndarray) -> None:
@@ -194,14 +194,14 @@ def test_recompute_catches_a_changed_class(project, top_k):
 
 
 def sample_whose_label_is_the_largest(wanted: bool) -> int:
-    """If so, two classes are left to the tail, and its mean is not its log-sum-exp."""
+    """If wanted, the tail has two classes, so that its mean is not its log-sum-exp."""
     with h5py.File(SHARD, "r") as file:
         largest = file["class_ids"][:, 0]
     is_largest = largest == open_dataset().splits["train"].labels
     return int(np.flatnonzero(is_largest == wanted)[0])
 
 
-def test_another_seed_asks_for_other_rows(project):
+def test_another_seed_recomputes_other_rows(project):
     tamper("logits", raise_by(0.1))
     caught = []
     for seed in range(20):
@@ -213,13 +213,13 @@ def test_another_seed_asks_for_other_rows(project):
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_recompute_asks_in_the_precision_of_the_store(project, precision):
+def test_recompute_uses_the_precision_of_the_store(project, precision):
     change_params("soft_targets", precision=precision)
     run_stage("soft_targets")
     assert "108 of them" in verify(STORE, 108, seed=0)
 
 
-def test_a_number_of_rows_that_is_none_is_refused(monkeypatch, capsys):
+def test_a_negative_number_of_rows_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["store", "verify", "--recompute=-3"])
     with pytest.raises(SystemExit) as refusal:
         main()

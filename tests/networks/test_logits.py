@@ -147,7 +147,7 @@ def test_the_answers_of_a_network_teach_as_the_network_does(project, capsys, kin
     teach_with(WRITERS[kind](answers_of_the_network()))
     run_stage("soft_targets")
     assert rows().tobytes() == expected.tobytes()
-    assert "108 of them are the teacher's answers" in verify(STORE, 108, seed=0)
+    assert "108 of them match the teacher's logits" in verify(STORE, 108, seed=0)
 
     capsys.readouterr()
     shutil.rmtree(STUDENT)

@@ -1,4 +1,4 @@
-"""params.yaml: every mistake is named where it stands."""
+"""Every mistake in params.yaml is reported with its key."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return deepcopy(PARAMS)
 
 
-def found(params: dict) -> str:
+def problems_of(params: dict) -> str:
     write_params(Path(), params)
     return "\n".join(check.problems())
 
@@ -46,10 +46,10 @@ def test_a_mistake_ends_with_one_message_and_no_traceback(params):
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.name)
-def test_a_recipe_has_no_problems_but_the_files_that_a_user_brings(params, recipe):
+def test_a_recipe_lacks_only_the_files_that_a_user_provides(params, recipe):
     params = yaml.safe_load(recipe.read_text("utf-8"))
-    params["teacher"]["family"] = "cifar_resnet"  # a recipe may bring a family of its own
-    problems = [line for line in found(params).splitlines() if "not a file" not in line]
+    params["teacher"]["family"] = "cifar_resnet"  # a recipe may define a new family
+    problems = [line for line in problems_of(params).splitlines() if "not a file" not in line]
     assert all("does not exist" in line for line in problems)
 
 
@@ -59,14 +59,14 @@ def test_the_committed_params_have_no_problems(monkeypatch):
 
 
 def test_good_params_have_no_problems(params):
-    assert found(params) == ""
+    assert problems_of(params) == ""
 
 
 def test_an_unknown_key_is_named_with_the_nearest_known_one(params):
     params["students"]["small"]["training"]["epoch"] = 3
     params["views"]["sed"] = 1
     params["distilation"] = {}
-    message = found(params)
+    message = problems_of(params)
     assert (
         "`params.yaml: students.small.training.epoch` is unknown; did you mean `epochs`? "
         "Known: batch_size, decay_factor, " in message
@@ -101,32 +101,34 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(params):
 )
 def test_a_value_out_of_range_is_named_with_what_was_expected(params, section, key, value, message):
     params[section][key] = value
-    assert message in found(params)
+    assert message in problems_of(params)
 
 
-def test_all_problems_are_told_at_once(params):
+def test_all_problems_are_reported_at_once(params):
     params["views"]["seed"] = "x"
     params["training"]["epochs"] = 0
     params["students"]["small"]["network"] = {"name": "resnet8", "input_size": 2}
-    message = found(params)
+    message = problems_of(params)
     assert message.count("\n") == 2
     assert "`params.yaml: students.small.network.input_size` is 2" in message
 
 
 def test_a_missing_section_is_named(params):
     del params["soft_targets"]
-    assert "`params.yaml: soft_targets` is missing" in found(params)
+    assert "`params.yaml: soft_targets` is missing" in problems_of(params)
 
 
 @pytest.mark.parametrize("name", ["-small", "Small", "a b", "a/b", "..", 3])
-def test_a_name_that_cannot_be_a_students_is_refused(params, name):
+def test_a_student_name_with_other_characters_is_refused(params, name):
     params["students"][name] = params["students"].pop("small")
-    assert f"`params.yaml: students` has the name {name!r}" in found(params)
+    assert f"`params.yaml: students` has the name {name!r}" in problems_of(params)
 
 
 def test_weights_from_a_checkpoint_need_a_file(params):
     params["teacher"]["weights"] = "checkpoint"
-    assert "teacher.checkpoint` is `models/imported/none`, which is not a file" in found(params)
+    assert "teacher.checkpoint` is `models/imported/none`, which is not a file" in problems_of(
+        params
+    )
 
 
 def test_an_unknown_student_is_named_with_the_nearest(params):
@@ -165,7 +167,7 @@ def test_a_loss_without_any_term_is_refused(params):
     [
         ("a: [", "is not valid YAML"),
         ("- 1", "expected a mapping of sections"),
-        ("", "holds"),
+        ("", "is empty"),
     ],
 )
 def test_a_file_that_is_not_params_is_refused(params, content, message):
@@ -194,14 +196,14 @@ def test_count_all_is_every_view_of_the_policy(params, policy, count):
         {"mix": {"method": "mixup"}},
     ],
 )
-def test_views_without_end_are_counted_in_numbers(params, changed):
+def test_an_unlimited_policy_needs_a_count_of_views(params, changed):
     params["views"] |= changed | {"count": 1000}
-    assert found(params) == ""
+    assert problems_of(params) == ""
     params["views"]["count"] = "all"
-    assert "count is all, but the views of `" in found(params)
-    assert "have no end: set count to a number" in found(params)
+    assert "count is all, but the views of `" in problems_of(params)
+    assert "have no end: set count to a number" in problems_of(params)
     params["views"]["count"] = 0
-    assert "count is 0, but the views of `" in found(params)
+    assert "count is 0, but the views of `" in problems_of(params)
 
 
 @pytest.mark.parametrize(
@@ -219,13 +221,13 @@ def test_views_without_end_are_counted_in_numbers(params, changed):
 )
 def test_a_mistake_in_rand_augment_or_mix_is_named(params, key, value, message):
     params["views"][key] = value
-    assert message in found(params)
+    assert message in problems_of(params)
 
 
 @pytest.mark.parametrize("key", ["rand_augment", "mix"])
-def test_rand_augment_and_mix_stand_in_every_file(params, key):
+def test_rand_augment_and_mix_are_required(params, key):
     del params["views"][key]
-    assert found(params) == f"`params.yaml: views.{key}` is missing."
+    assert problems_of(params) == f"`params.yaml: views.{key}` is missing."
 
 
 @pytest.mark.parametrize(
@@ -257,23 +259,23 @@ def test_rand_augment_and_mix_stand_in_every_file(params, key):
         ({"weight_decay_exclusions": "bias"}, "is 'bias'; expected 'none' or 'norm_and_bias'"),
     ],
 )
-def test_training_options_that_contradict_one_another_are_refused_by_name(params, values, message):
+def test_contradictory_training_options_are_named_and_refused(params, values, message):
     for section in (params["training"], params["teacher"]["training"]):
         section |= {"epochs": 9}
     params["training"] |= values
-    assert message in found(params)
+    assert message in problems_of(params)
     if "label_smoothing" not in values:
         params["teacher"]["training"] |= values
         del params["training"]
-        assert message.replace("training.", "teacher.training.") in found(params)
+        assert message.replace("training.", "teacher.training.") in problems_of(params)
 
 
-def test_a_student_takes_a_default_away_with_null(params):
+def test_null_in_a_student_removes_a_default(params):
     params["training"] |= {"momentum": 0.8, "gradient_clip_norm": 1.0}
     overrides = {"optimizer": "adamw", "momentum": None, "gradient_clip_norm": None}
     params["students"]["small"]["training"] = overrides
-    assert found(params) == ""
+    assert problems_of(params) == ""
     training = load_with_overrides(TrainingParams, "training", overrides, "small")
     assert (training.optimizer, training.gradient_clip_norm) == ("adamw", None)
     params["students"]["small"]["training"] = {"epochs": None}
-    assert found(params) == "`params.yaml: students.small.training.epochs` is missing."
+    assert problems_of(params) == "`params.yaml: students.small.training.epochs` is missing."

@@ -1,12 +1,9 @@
-"""Whatever is interrupted ends at once with one line, and run again it ends as if nothing had been.
+"""An interrupted command exits at once with one line, and a second run gives the same bytes.
 
-What a killed training of a student and a killed store keep is in training/test_resume.py and
-store/writing/test_finished_shards.py; `python -m benchmarks.soak_interrupts` interrupts everything,
-hundreds of times.
+training/test_resume.py and store/writing/test_finished_shards.py test what a killed training and a
+killed store keep. `python -m benchmarks.soak_interrupts` interrupts every command, many times.
 """
 
-import fcntl
-import json
 import os
 import random
 import re
@@ -26,7 +23,6 @@ from stage_process import finish, kill, start
 
 from benchmarks import soak_interrupts
 from benchmarks.soak_interrupts import Project, Row, Target
-from pipeline.commands import repair_dvc
 from pipeline.compute.distributed import SINGLE_PROCESS
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.models import checkpoint
@@ -43,7 +39,7 @@ TEACHER_STATES = Path(".scratch/training/teacher")
 
 
 def command(module: str, *arguments: str, **settings: str) -> subprocess.Popen:
-    """`python -m module arguments`, in the current folder and a process group of its own."""
+    """Start `python -m module arguments` in the current folder and a new process group."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | settings,
@@ -55,7 +51,7 @@ def command(module: str, *arguments: str, **settings: str) -> subprocess.Popen:
 
 
 def has_begun(process: subprocess.Popen) -> bool:
-    """Whether it has read its first file of ours: its handlers are set by then."""
+    """Whether the process has installed its handlers."""
     caught = re.search(r"^SigCgt:\s+(\w+)", Path(f"/proc/{process.pid}/status").read_text(), re.M)
     return bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
 
@@ -65,13 +61,13 @@ def wait_until(reached: Callable[[], bool], process: subprocess.Popen) -> None:
         time.sleep(0.005)
 
 
-def ends_with_one_line(process: subprocess.Popen, signum: int) -> str:
-    """Signal all of its processes, as a terminal does, and return the one line that it says."""
+def interrupt(process: subprocess.Popen, signum: int) -> str:
+    """Signal the whole process group, as a terminal does, and return the one line printed."""
     os.killpg(process.pid, signum)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 128 + signum, stderr
     (line,) = stderr.splitlines()
-    assert line.startswith("interrupted; nothing half-written is kept, run the same again")
+    assert line.startswith("interrupted; nothing half-written is kept. Run the same command again")
     return line
 
 
@@ -91,12 +87,12 @@ COMMANDS = {
 def test_a_command_that_is_interrupted_while_it_loads_ends_with_one_line(project, module):
     process = command(module, *COMMANDS[module])
     wait_until(lambda: has_begun(process), process)
-    line = ends_with_one_line(process, signal.SIGINT)
-    goes_on = signals.GOES_ON.get(module)
-    assert line.endswith(f"again: it goes on {goes_on}" if goes_on else "again")
+    line = interrupt(process, signal.SIGINT)
+    point = signals.RESUMES.get(module)
+    assert line.endswith(f"again: it resumes {point}." if point else "again.")
 
 
-#: Python loads this first; as it ends, it clears this up for a second, after all that we wrote.
+#: Python imports this module first, and takes a second to destroy it during shutdown.
 SLOW_TO_END = """
 import os, time
 
@@ -110,7 +106,7 @@ slow = Slow()
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_after_all_is_done_makes_no_failure_of_it(project, tmp_path, signum):
+def test_a_signal_during_shutdown_does_not_fail_a_finished_command(project, tmp_path, signum):
     (tmp_path / "sitecustomize.py").write_text(SLOW_TO_END, "utf-8")
     process = command("pipeline.commands.repair_dvc", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
     assert process.stdout.readline() == "clearing up\n"
@@ -119,7 +115,7 @@ def test_a_signal_after_all_is_done_makes_no_failure_of_it(project, tmp_path, si
     assert (process.returncode, stderr) == (0, "")
 
 
-def test_every_command_sets_its_handlers_before_anything_else_is_imported():
+def test_every_command_installs_its_handlers_before_it_imports_anything_else():
     sources = {path: path.read_text("utf-8") for path in (ROOT / "pipeline").rglob("*.py")}
     commands = {path: text for path, text in sources.items() if '__name__ == "__main__"' in text}
     assert {path.parent.name for path in commands} == {"stages", "commands"}
@@ -139,9 +135,9 @@ def test_a_training_ends_at_once_on_either_signal_and_leaves_no_temporary_file(p
     process = command("pipeline.stages.teacher")
     wait_until(teacher_has_saved, process)
     begin = time.monotonic()
-    line = ends_with_one_line(process, signum)
+    line = interrupt(process, signum)
     assert time.monotonic() - begin < 5
-    assert line.endswith("it goes on after its last finished epoch")
+    assert line.endswith("it resumes after its last finished epoch.")
     assert not list(Path().rglob("*.partial"))
 
 
@@ -151,8 +147,8 @@ def test_processes_that_share_a_training_end_together_with_one_line(project):
     wait_until(teacher_has_saved, process)
     ranks = children(process.pid)
     assert len(ranks) == 2
-    ends_with_one_line(process, signal.SIGINT)
-    assert not any(map(lives, ranks))  # they held its output, which `communicate` waits for
+    interrupt(process, signal.SIGINT)
+    assert not any(map(lives, ranks))  # `communicate` waited for the output that they held
 
 
 def test_decoding_workers_end_with_their_stage(project):
@@ -176,14 +172,14 @@ def test_decoding_workers_end_with_their_stage(project):
 
 
 def children(process: int) -> list[int]:
-    found = subprocess.run(
+    result = subprocess.run(
         ["pgrep", "-P", str(process)], capture_output=True, text=True, check=False
     )
-    return [int(number) for number in found.stdout.split()]
+    return [int(number) for number in result.stdout.split()]
 
 
 def lives(process: int) -> bool:
-    """Whether it runs; one that has ended may stay listed until it is waited for."""
+    """Whether the process runs; a zombie does not."""
     try:
         stat = Path(f"/proc/{process}/stat").read_text()
     except OSError:
@@ -215,14 +211,14 @@ def test_a_stage_ends_when_the_dvc_that_started_it_is_killed(project):
     assert not lives(stage)
 
 
-def test_dvc_starts_each_stage_in_the_place_of_its_shell():
+def test_each_stage_replaces_the_shell_in_which_dvc_starts_it():
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
     for stage in stages.values():
         assert stage.get("do", stage)["cmd"].startswith("exec python -m pipeline.stages.")
 
 
-def test_a_signal_that_was_ignored_from_the_start_stays_so(folder):
-    """As `nohup` and shells that start something in the background want it."""
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored(folder):
+    """`nohup`, and shells that start a background job, ignore signals."""
     write_params(folder, PARAMS)
     write_images(folder / "images")
     code = (
@@ -250,7 +246,7 @@ def teachers_outputs() -> list[bytes]:
     return [path.read_bytes() for path in sorted([*files, Path("metrics/teacher.json")])]
 
 
-def test_a_teacher_killed_at_any_moments_ends_with_the_bytes_of_an_uninterrupted_one(project):
+def test_a_teacher_killed_at_any_moment_ends_with_the_bytes_of_an_uninterrupted_one(project):
     change_teacher(epochs=16, ema_decay=0.9, warmup_epochs=3, schedule="step", milestones=[8])
     assert "resumes" not in finish(start(stage="teacher"))
     expected = teachers_outputs()
@@ -259,16 +255,14 @@ def test_a_teacher_killed_at_any_moments_ends_with_the_bytes_of_an_uninterrupted
     wait_until(teacher_has_saved, process)
     time.sleep(random.Random(1).uniform(0, 0.2))
     kill(process)
-    said = re.search(r"resumes after epoch (\d+) of 16", finish(start(stage="teacher")))
-    assert int(said[1]) > 0
+    resumed = re.search(r"resumes after epoch (\d+) of 16", finish(start(stage="teacher")))
+    assert int(resumed[1]) > 0
     assert teachers_outputs() == expected
     assert not teacher_has_saved()
 
 
 @pytest.mark.parametrize("whole_epochs", [1, 2])
-def test_a_fine_tuned_teacher_goes_on_frozen_or_thawed_as_it_was(
-    project, monkeypatch, whole_epochs
-):
+def test_a_fine_tuned_teacher_resumes_frozen_or_thawed(project, monkeypatch, whole_epochs):
     dataset, params = (
         open_dataset(),
         TeacherTraining(
@@ -310,7 +304,7 @@ def test_a_fine_tuned_teacher_goes_on_frozen_or_thawed_as_it_was(
 
 @pytest.fixture
 def refused(monkeypatch):
-    """Train a teacher, of one epoch, that the gate refuses."""
+    """Train a teacher of one epoch that the gate refuses; return its state's path."""
     change_teacher(epochs=1)
 
     def refuse(*_: object, **__: object) -> None:
@@ -327,7 +321,7 @@ def refused(monkeypatch):
     return train
 
 
-def test_a_teacher_that_the_gate_refused_need_not_be_trained_again(
+def test_a_teacher_that_the_gate_refused_is_not_trained_again(
     project, refused, monkeypatch, capsys
 ):
     refused()
@@ -345,7 +339,7 @@ def test_a_teacher_that_the_gate_refused_need_not_be_trained_again(
         lambda: (write_images(Path("images"), per_class=21), run_stage("prepare")),
     ],
 )
-def test_a_teachers_state_of_other_inputs_is_not_gone_on_with(project, refused, capsys, change):
+def test_a_teacher_does_not_resume_from_a_state_of_other_inputs(project, refused, capsys, change):
     before = refused()
     change()
     capsys.readouterr()
@@ -355,7 +349,7 @@ def test_a_teachers_state_of_other_inputs_is_not_gone_on_with(project, refused, 
 
 
 @pytest.mark.parametrize("stage", ["prepare", "compare"])
-def test_a_stage_killed_at_any_moment_leaves_its_outputs_whole(project, stage):
+def test_a_stage_killed_at_any_moment_leaves_its_outputs_complete(project, stage):
     output = Path({"prepare": "data/prepared", "compare": "reports"}[stage])
     before = {path.name: path.read_bytes() for path in output.iterdir()}
     moments = random.Random(2)
@@ -370,44 +364,7 @@ def test_a_stage_killed_at_any_moment_leaves_its_outputs_whole(project, stage):
     assert not list(Path().rglob("*.partial"))
 
 
-@pytest.mark.parametrize("content", ["", '{"read": {"/a', "[]", '{"read": {"/a": 3}}', "{}"])
-def test_notes_that_a_killed_dvc_left_cut_off_are_removed_and_whole_ones_stay(folder, content):
-    repair_dvc.NOTES.parent.mkdir(parents=True)
-    repair_dvc.NOTES.write_text(content, "utf-8")
-    assert bool(repair_dvc.mend_notes()) is (content != "{}")
-    assert repair_dvc.NOTES.exists() is (content == "{}")
-    assert not repair_dvc.mend_notes()
-
-
-def test_notes_of_a_killed_process_that_nobody_collects_are_removed_and_those_of_others_stay(
-    folder,
-):
-    """DVC takes it for one that runs, in a container without an init for ever."""
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as killed:
-        killed.kill()
-        os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)
-        ended, ours = ({"pid": pid, "cmd": "dvc repro"} for pid in (killed.pid, os.getpid()))
-        repair_dvc.NOTES.parent.mkdir(parents=True)
-        notes = {"read": {"a": [ended, ours], "b": [ended]}, "write": {"c": ended, "d": ours}}
-        repair_dvc.NOTES.write_text(json.dumps(notes), "utf-8")
-        assert repair_dvc.mend_notes()
-        assert json.loads(repair_dvc.NOTES.read_text()) == {
-            "read": {"a": [ours]},
-            "write": {"d": ours},
-        }
-        assert not repair_dvc.mend_notes()
-
-
-def test_notes_that_another_dvc_is_writing_stay(folder):
-    repair_dvc.NOTES.parent.mkdir(parents=True)
-    repair_dvc.NOTES.write_bytes(b"")
-    with open(repair_dvc.GUARD, "w", encoding="utf-8") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
-        assert not repair_dvc.mend_notes()
-    assert repair_dvc.NOTES.exists()
-
-
-def test_what_is_unfinished_goes_when_its_writing_fails(folder):
+def test_an_unfinished_output_is_removed_when_its_writing_fails(folder):
     def fail() -> None:
         with atomic_directory("out") as partial:
             assert signals.unfinished == {partial}
@@ -424,7 +381,7 @@ PREPARE = Target("prepare", ("pipeline.stages.prepare",))
 
 @pytest.fixture(scope="module")
 def soaked(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project of the soak of which one stage has run."""
+    """A project of the soak, after one stage."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(soak_interrupts, "OUTPUTS", ("data/prepared",))
         project = Project(tmp_path_factory.mktemp("soak"))
@@ -432,13 +389,13 @@ def soaked(tmp_path_factory: pytest.TempPathFactory) -> Project:
         yield project
 
 
-def test_the_soak_counts_an_interruption_that_is_survived(soaked):
+def test_the_soak_counts_a_survived_interruption(soaked):
     row = Row()
     assert soaked.interrupt(PREPARE, signal.SIGTERM, 0.5, row)
     assert (row.kills, row.failures) == (1, [])
 
 
-def test_the_soak_notices_other_bytes_and_what_is_left_behind(soaked, monkeypatch):
+def test_the_soak_reports_different_bytes_and_stray_files(soaked, monkeypatch):
     row = Row()
     monkeypatch.setattr(soaked, "strays", lambda: ["/tmp/x"])
     monkeypatch.setattr(soaked, "expected", {PREPARE.run: ({"data/prepared/other": ""}, 1.0)})
@@ -447,7 +404,7 @@ def test_the_soak_notices_other_bytes_and_what_is_left_behind(soaked, monkeypatc
     assert any("left behind: /tmp/x" in failure for failure in row.failures)
 
 
-def test_the_soak_interrupts_everything_by_every_signal():
+def test_the_soak_interrupts_every_command_by_every_signal():
     turns = soak_interrupts.schedule(200)
     assert len(turns) == 200
     every = {(target, signum) for target, signum in turns}

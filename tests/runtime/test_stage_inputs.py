@@ -1,4 +1,4 @@
-"""What a stage notes of a folder of code: the content of its Python files, as DVC does."""
+"""A stage compares the Python files in a folder of code, the files that DVC compares."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from pipeline.runtime.stage_inputs import StageInputs
 
 DVC_YAML = "stages:\n  measure:\n    cmd: measure\n    deps: [pipeline/networks]\n"
 
-#: Files that appear in a folder of code and are no code of it.
+#: Files that appear in a folder of code and are not code.
 NO_CODE = [
     "pipeline/networks/__pycache__/small.cpython-311.pyc",
     "pipeline/networks/.small.py.swp",
@@ -27,7 +27,7 @@ NO_CODE = [
 
 @pytest.fixture
 def network(folder: Path) -> Path:
-    """The one network of a project whose stage depends on the folder."""
+    """The only network of a project whose stage depends on the folder."""
     Path("dvc.yaml").write_text(DVC_YAML, "utf-8")
     Path("params.yaml").write_text("{}\n", "utf-8")
     path = Path("pipeline/networks/small.py")
@@ -42,13 +42,13 @@ def write(path: str | Path, text: str = "") -> None:
 
 
 @pytest.mark.parametrize("name", NO_CODE)
-def test_a_file_that_is_no_code_does_not_refuse_a_result(network, name):
+def test_a_new_file_that_is_not_code_does_not_refuse_a_result(network, name):
     inputs = StageInputs("measure")
     write(name, "def build():\n    return 1\n")
     inputs.check()
 
 
-def test_bytecode_that_python_writes_while_a_stage_runs_does_not_refuse_its_result(network):
+def test_bytecode_that_python_writes_during_a_stage_does_not_refuse_its_result(network):
     inputs = StageInputs("measure")
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     command = [sys.executable, "-c", "import pipeline.networks.small"]
@@ -57,7 +57,7 @@ def test_bytecode_that_python_writes_while_a_stage_runs_does_not_refuse_its_resu
     inputs.check()
 
 
-def test_a_file_of_code_that_is_changed_and_changed_back_does_not_refuse_a_result(network):
+def test_code_that_is_changed_and_restored_does_not_refuse_a_result(network):
     inputs = StageInputs("measure")
     before = network.read_text("utf-8")
     network.write_text("broken", "utf-8")
@@ -84,7 +84,7 @@ def test_code_that_changes_while_a_stage_runs_refuses_its_result(network, distur
         inputs.check()
 
 
-def test_dvc_takes_the_same_files_for_code(network, monkeypatch):
+def test_dvc_and_the_stage_compare_the_same_files(network, monkeypatch):
     for name in [*NO_CODE, "pipeline/networks/deeper/other.py", "pipeline/networks/__init__.py"]:
         write(name)
     write(".dvcignore", (ROOT / ".dvcignore").read_text("utf-8"))
@@ -94,6 +94,6 @@ def test_dvc_takes_the_same_files_for_code(network, monkeypatch):
             str(Path(file).relative_to(Path.cwd()))
             for file in repo.dvcignore.find(repo.fs, str(Path("pipeline").absolute()))
         }
-    (noted,) = StageInputs("measure")._states.values()
-    assert seen == set(noted)
+    (hashes,) = StageInputs("measure")._states.values()
+    assert seen == set(hashes)
     assert len(seen) == 3

@@ -216,8 +216,8 @@ def test_a_compiled_network_trains_alike_and_is_saved_under_its_own_names(projec
 
 def test_long_runs_on_cuda_alone_are_compiled():
     network, enough = torch.nn.Linear(1, 1), device.COMPILED_STEPS
-    assert device.compiled(network, torch.device("cpu"), 100 * enough) is network
-    assert device.compiled(network, torch.device("cuda"), enough - 1) is network
-    compiled = device.compiled(network, torch.device("cuda"), enough)
+    assert device.compile_long_runs(network, torch.device("cpu"), 100 * enough) is network
+    assert device.compile_long_runs(network, torch.device("cuda"), enough - 1) is network
+    compiled = device.compile_long_runs(network, torch.device("cuda"), enough)
     assert compiled is not network
     assert all(a is b for a, b in zip(compiled.parameters(), network.parameters(), strict=True))

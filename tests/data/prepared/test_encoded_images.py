@@ -436,7 +436,7 @@ def test_the_teacher_and_the_students_get_views_of_their_own_size(encoded_projec
 
 
 def test_the_store_contains_the_teachers_logits_for_views_of_encoded_images(encoded_project):
-    assert "of them are the teacher's answers" in verify(STORE, recompute=30, seed=1)
+    assert "of them match the teacher's logits" in verify(STORE, recompute=30, seed=1)
 
 
 @pytest.mark.parametrize("stage", ["student", "baseline"])

@@ -185,7 +185,7 @@ def test_a_packed_file_below_the_root_is_unpacked_without_a_network(folder, monk
         ),
         (
             {"name": "CIFAR10", "root": "nowhere"},
-            "the folder where `CIFAR10` lies or is downloaded",
+            "the folder that holds `CIFAR10` or receives its download",
         ),
     ],
 )
@@ -276,7 +276,7 @@ def test_a_student_learns_from_unlabelled_images_and_its_baseline_does_not(
     assert np.isfinite(logits).all()
     if kept is not None:  # 2 of 3 classes: without a label, the largest, which is kept anyway
         assert kept.sum(1).tolist() == [2] * len(unlabelled)
-    assert "20 of them are the teacher's answers" in verify(STORE, recompute=20, seed=0)
+    assert "20 of them match the teacher's logits" in verify(STORE, recompute=20, seed=0)
     with monkeypatch.context() as patch:
         labels = seen_by(patch, "student")
     assert len(labels) == 2 * len(train)  # epochs
