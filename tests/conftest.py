@@ -19,8 +19,7 @@ from PIL import Image
 
 from pipeline.data.prepared.dataset import HEADER, Dataset, fingerprint_of, open_dataset
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import TEACHER
-from pipeline.runtime.outputs import PREPARED
+from pipeline.runtime.outputs import PREPARED, TEACHER
 from pipeline.runtime.params import load_section
 from pipeline.store.reading.store import Store, open_store
 from pipeline.views.params import ViewsParams
@@ -127,7 +126,7 @@ def run_stage(name: str, *arguments: str) -> None:
 
 def opened() -> Store:
     """The current folder's store, every byte verified."""
-    teacher = checkpoint.fingerprint(TEACHER, produced_by="-")
+    teacher = checkpoint.fingerprint(TEACHER.model, produced_by="-")
     views = load_section(ViewsParams, "views")
     dataset = open_dataset().resized(views.image_size)
     store = open_store(dataset, views, teacher)

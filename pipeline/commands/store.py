@@ -16,10 +16,9 @@ import numpy as np
 from pipeline.compute.device import default_device
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import TEACHER
 from pipeline.models.evaluation import BATCH_SIZE
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.outputs import STORE
+from pipeline.runtime.outputs import STORE, TEACHER
 from pipeline.runtime.params import load_section
 from pipeline.store.format.encodings import decode, row_bytes
 from pipeline.store.format.schema import INDEX
@@ -121,7 +120,7 @@ def verify(directory: Path, recompute: int, seed: int) -> str:
     """
     views = load_section(ViewsParams, "views")
     dataset = open_dataset().resized(views.image_size)
-    fingerprint = checkpoint.fingerprint(TEACHER, produced_by="dvc repro teacher")
+    fingerprint = checkpoint.fingerprint(TEACHER.model, produced_by="dvc repro teacher")
     index = read_index(directory)
     check_purpose(directory, index, dataset, views, fingerprint)
     found = [*differences(directory, index, dataset), *_surplus(directory, index)]

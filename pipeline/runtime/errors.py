@@ -11,6 +11,11 @@ class UserError(Exception):
     """Says what was found, what was expected and what to do next."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its class if it has none."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """`; did you mean X?` for the nearest of the known names, or nothing."""
     nearest = get_close_matches(name, known, n=3, cutoff=0.6)

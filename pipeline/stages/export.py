@@ -21,8 +21,8 @@ from pipeline.data.sources.params import DatasetParams
 from pipeline.export.onnx_model import OnnxMetadata, OnnxStudent
 from pipeline.export.to_onnx import OPSET, to_onnx
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import ModelSpec
 from pipeline.models.evaluation import BATCH_SIZE, METRICS, predict
+from pipeline.models.spec import ModelSpec
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import write_bytes, write_json
 from pipeline.runtime.params import check_student, load_section

@@ -28,9 +28,10 @@ from pipeline.compute.device import default_device
 from pipeline.data.prepared.dataset import AnySplit, open_dataset, verify_dataset
 from pipeline.data.prepared.image_decoding import available_cores
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import TEACHER, InputSpec
 from pipeline.models.evaluation import BATCH_SIZE, PREDICTIONS, predict
+from pipeline.models.spec import InputSpec
 from pipeline.runtime.files import write_bytes
+from pipeline.runtime.outputs import TEACHER
 from pipeline.runtime.params import check_student
 from pipeline.runtime.progress import bar
 from pipeline.runtime.stage_inputs import StageInputs
@@ -107,7 +108,7 @@ def main() -> None:
     samples = chosen_samples(len(test))
     if asked.teacher:
         produced_by = {"teacher": "dvc repro teacher"}
-        if checkpoint.logit_source(TEACHER, produced_by=produced_by["teacher"]) is not None:
+        if checkpoint.logit_source(TEACHER.model, produced_by=produced_by["teacher"]) is not None:
             inputs.check()
             write("teacher", samples, None)
             print("robustness: the teacher is a table of answers; it has none for other pixels")

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from pipeline.comparison.measurement.latency import SPEED, DeviceSpeed, NetworkSpeed, network_speed
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import TEACHER, InputSpec
+from pipeline.models.spec import InputSpec
 from pipeline.runtime.files import write_json
+from pipeline.runtime.outputs import TEACHER
 from pipeline.runtime.params import load_section, student_names
 from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.views.params import ViewsParams
@@ -54,9 +55,9 @@ class TimedNetwork:
 def read_teacher() -> TimedNetwork | None:
     """None where the teacher is no network."""
     produced_by = "dvc repro teacher"
-    if checkpoint.logit_source(TEACHER, produced_by=produced_by) is not None:
+    if checkpoint.logit_source(TEACHER.model, produced_by=produced_by) is not None:
         return None
-    return read_network("teacher", TEACHER, produced_by)
+    return read_network("teacher", TEACHER.model, produced_by)
 
 
 def read_network(name: str, directory: Path, produced_by: str) -> TimedNetwork:

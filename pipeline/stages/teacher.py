@@ -32,7 +32,7 @@ from pipeline.compute.device import (
 from pipeline.compute.distributed import SINGLE_PROCESS, ProcessGroup
 from pipeline.data.prepared.dataset import Dataset, open_dataset, verify_dataset
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import TEACHER, WEIGHTS, InputSpec, LogitSource, ModelSpec
+from pipeline.models.checkpoint import WEIGHTS
 from pipeline.models.evaluation import (
     METRICS,
     PREDICTIONS,
@@ -40,10 +40,20 @@ from pipeline.models.evaluation import (
     count_parameters_and_macs,
     write_predictions,
 )
+from pipeline.models.spec import (
+    InputSpec,
+    LogitSource,
+    ModelSpec,
+    build,
+    family_module,
+    model_spec,
+    native_input,
+)
 from pipeline.runtime.derived_random import permutation
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_directory, write_json
 from pipeline.runtime.locks import exclusive
+from pipeline.runtime.outputs import TEACHER
 from pipeline.runtime.params import load_section
 from pipeline.runtime.progress import EpochLog, bar
 from pipeline.runtime.stage_inputs import StageInputs
@@ -166,9 +176,9 @@ def train(
         network.load_state_dict(optimisation.evaluated.state_dict())
 
 
-def build(params: TeacherParams, dataset: Dataset) -> tuple[nn.Module, ModelSpec]:
+def initial_network(params: TeacherParams, dataset: Dataset) -> tuple[nn.Module, ModelSpec]:
     """The network with the weights that there are before any training, on the CPU."""
-    description = checkpoint.model_spec(
+    description = model_spec(
         params.family, params.network, dataset, pretrained=params.weights == "pretrained"
     )
     if params.weights == "pretrained":
@@ -178,12 +188,12 @@ def build(params: TeacherParams, dataset: Dataset) -> tuple[nn.Module, ModelSpec
         return network, description
     if params.weights == "checkpoint":
         return foreign_checkpoint.load_foreign(description, Path(params.checkpoint)), description
-    return checkpoint.build(description), description
+    return build(description), description
 
 
 def take_logits(params: TeacherParams, dataset: Dataset, inputs: StageInputs) -> None:
     """A teacher that is a table or a store of logits: nothing is run."""
-    source = checkpoint.family_module(params.family).open_source(Path(params.checkpoint), dataset)
+    source = family_module(params.family).open_source(Path(params.checkpoint), dataset)
     print(f"teacher: {params.network.name}, the logits of {source.path}", flush=True)
     for line in source.told:
         print(f"  {line}", flush=True)
@@ -205,7 +215,7 @@ def take_logits(params: TeacherParams, dataset: Dataset, inputs: StageInputs) ->
         params.family, params.network.name, dataset.class_names, params.checkpoint, source.sha256
     )
     inputs.check()
-    with atomic_directory(TEACHER) as directory:
+    with atomic_directory(TEACHER.model) as directory:
         checkpoint.save_source(directory, described)
     write_outcome(dataset, inputs, logits, {})
 
@@ -267,7 +277,7 @@ def make_teacher(group: ProcessGroup) -> None:
                 "freeze_epochs: 0."
             )
         torch.manual_seed(params.training.seed)
-        network, description = build(params, dataset)
+        network, description = initial_network(params, dataset)
         spec = description.input
         if dataset.encoded:  # decoded at the size that the network takes
             dataset = dataset.resized(spec.size)
@@ -309,14 +319,14 @@ def make_teacher(group: ProcessGroup) -> None:
         dataset,
         logits["validation"],
         minimum_accuracy=params.minimum_accuracy,
-        native=checkpoint.native_input(params.family, params.network.name),
+        native=native_input(params.family, params.network.name),
         otherwise=OTHERWISE[params.weights],
         device=device,
     )
     inputs.check()
-    with atomic_directory(TEACHER) as directory:
+    with atomic_directory(TEACHER.model) as directory:
         checkpoint.save(directory, network, description)
-    size_bytes = (TEACHER / WEIGHTS).stat().st_size
+    size_bytes = (TEACHER.model / WEIGHTS).stat().st_size
     write_outcome(
         dataset,
         inputs,

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from pipeline.compute.device import compiled, depthwise_in_float32, to_device, training_autocast
 from pipeline.compute.distributed import SINGLE_PROCESS, ProcessGroup
 from pipeline.data.prepared.dataset import AnySplit, Dataset
-from pipeline.models.checkpoint import InputSpec
 from pipeline.models.evaluation import classification_metrics
+from pipeline.models.spec import InputSpec
 from pipeline.runtime.derived_random import permutation
 from pipeline.runtime.progress import EpochLog, bar
 from pipeline.students.params import TrainingParams

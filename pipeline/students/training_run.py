@@ -14,8 +14,9 @@ from torch import nn
 from pipeline.compute.distributed import ProcessGroup
 from pipeline.data.prepared.dataset import Dataset
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import WEIGHTS, ModelSpec
+from pipeline.models.checkpoint import WEIGHTS
 from pipeline.models.evaluation import count_parameters_and_macs, write_predictions
+from pipeline.models.spec import ModelSpec, build, model_spec
 from pipeline.runtime.files import atomic_directory, write_bytes, write_json
 from pipeline.runtime.locks import exclusive
 from pipeline.runtime.outputs import ModelOutputs
@@ -40,8 +41,8 @@ def build_network(
     """
     torch.manual_seed(params.seed)
     with group.main_process_first():
-        spec = checkpoint.model_spec(student.family, student.network, dataset)
-        network = checkpoint.build(spec).to(device)
+        spec = model_spec(student.family, student.network, dataset)
+        network = build(spec).to(device)
     if group.is_main:
         stage = outputs.stage.replace("@", " ")
         print(f"{stage}: {student.family}, {student.network.name}", flush=True)

@@ -13,9 +13,10 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from pipeline.data.prepared.dataset import Dataset
-from pipeline.models.checkpoint import TEACHER, InputSpec
 from pipeline.models.evaluation import predict_all
+from pipeline.models.spec import InputSpec
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.outputs import TEACHER
 
 SIGNIFICANCE = 1e-3  # of the one-sided binomial tests
 _IMAGES = 256  # of validation, evenly spread, for each other setting that is tried
@@ -103,7 +104,7 @@ def check(
     entropy = torch.special.entr(logits.double().softmax(1)).sum(1).mean().item()
     lines = [
         f"the teacher names {correct:,} of {total:,} validation images right "
-        f"({correct / total:.2%}); expected {expected}. `{TEACHER}` is as it was.",
+        f"({correct / total:.2%}); expected {expected}. `{TEACHER.model}` is as it was.",
         *(
             f"  {name}: " + "; ".join(f"{t.setting} {t.accuracy:.2%}" for t in of_kind)
             for name, of_kind in trials.items()

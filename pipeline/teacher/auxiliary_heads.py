@@ -15,15 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.models import checkpoint
-from pipeline.models.checkpoint import ModelSpec
+from pipeline.models.spec import ModelSpec, family_module
 
 
 @contextmanager
 def heads(network: nn.Module, description: ModelSpec) -> Iterator[None]:
     """While open, the network has the auxiliary heads that its family gives it, if any. To be
     opened before an optimiser takes the parameters."""
-    family = checkpoint.family_module(description.family)
+    family = family_module(description.family)
     if not hasattr(family, "auxiliary_heads"):
         yield
         return

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import ModelSpec
+from pipeline.models.spec import ModelSpec, build, family_module
 from pipeline.runtime.errors import UserError
 from pipeline.teacher.imagenet_classes import WORDNET_IDS
 
@@ -26,7 +26,7 @@ def load(description: ModelSpec) -> tuple[nn.Module, ModelSpec]:
         UserError: the family has no published weights for it, they cannot be had, or they do not
             fit the network's options.
     """
-    family = checkpoint.family_module(description.family)
+    family = family_module(description.family)
     if not hasattr(family, "pretrained_state"):
         raise UserError(
             f"family `{description.family}` has no pretrained weights. Set `weights: train`, or "
@@ -35,7 +35,7 @@ def load(description: ModelSpec) -> tuple[nn.Module, ModelSpec]:
     state, class_names = family.pretrained_state(description.network)
     classes = classes_among(description.class_names, class_names)
     description = replace(description, pretrained_classes=classes)
-    network = checkpoint.build(description)
+    network = build(description)
     head = last_layer(description)
     unfit = [key for key in head if key not in state or len(state[key]) != len(class_names)]
     if unfit:
@@ -88,5 +88,5 @@ def last_layer(description: ModelSpec) -> frozenset[str]:
 
 
 def _shapes(description: ModelSpec) -> Mapping[str, torch.Size]:
-    state: Mapping[str, Tensor] = checkpoint.build(description).state_dict()
+    state: Mapping[str, Tensor] = build(description).state_dict()
     return {key: value.shape for key, value in state.items()}

@@ -19,8 +19,9 @@ from pipeline.comparison.robustness import CorruptionPredictions, compare_robust
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.data.prepared.image_decoding import clean_boxes, decode_view
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import InputSpec, LogitSource
 from pipeline.models.evaluation import predict
+from pipeline.models.spec import InputSpec, LogitSource
+from pipeline.runtime import outputs
 from pipeline.runtime.errors import UserError
 from pipeline.stages import robustness as stage
 from pipeline.stages.robustness import decide
@@ -210,7 +211,7 @@ def test_a_baseline_with_the_students_answers_is_within_noise_everywhere(project
 def test_a_teacher_without_a_network_is_left_out(project):
     classes = open_dataset().class_names
     source = LogitSource("logits", "mine", classes, "mine.npz", 64 * "0")
-    checkpoint.save_source(checkpoint.TEACHER, source)
+    checkpoint.save_source(outputs.TEACHER.model, source)
     run_stage("robustness", "--teacher")
     run_stage("compare")
     assert "robust_accuracy" not in comparison()["teacher"]

@@ -32,11 +32,10 @@ from pipeline.commands import check
 from pipeline.commands.store import verify
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.models import checkpoint, evaluation
-from pipeline.models.checkpoint import TEACHER
 from pipeline.networks import logits as family
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
-from pipeline.runtime.outputs import STORE
+from pipeline.runtime.outputs import STORE, TEACHER
 from pipeline.store.format.schema import SHARD_SAMPLES
 from pipeline.store.writing import job as writing_job
 from pipeline.views.loader import open_views
@@ -49,7 +48,7 @@ STUDENT = Path("models/students/small")
 
 def answers_of_the_network() -> dict[str, np.ndarray]:
     """By split, [views, N, C] float32: asked image by image as the stage asks, in its batches."""
-    network, description = checkpoint.load(TEACHER, produced_by="-")
+    network, description = checkpoint.load(TEACHER.model, produced_by="-")
     answers = {}
     for name, split in open_dataset().splits.items():
         policy = ViewPolicy("crop_flip" if name == "train" else "none")
@@ -163,7 +162,7 @@ def test_the_answers_of_a_network_teach_as_the_network_does(project, capsys, kin
     assert metrics.keys() == measured.keys() - costs
     for name in ("validation_accuracy", "test_accuracy", "test_top5_accuracy"):
         assert metrics[name] == measured[name]
-    assert load_file(TEACHER / checkpoint.WEIGHTS) == {}
+    assert load_file(TEACHER.model / checkpoint.WEIGHTS) == {}
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -213,7 +212,7 @@ def test_damaged_images_are_no_teachers_measure(project):
 def test_rows_may_come_in_any_order_and_beside_those_of_other_images(project, capsys):
     arrays = table(answers_of_the_network())
     teach_with(write_npz(arrays))
-    before = bytes_of(TEACHER)
+    before = bytes_of(TEACHER.model)
     order = np.argsort(arrays["ids"], kind="stable")
     more = {
         name: array if name == "class_names" else array[order] for name, array in arrays.items()
@@ -223,7 +222,7 @@ def test_rows_may_come_in_any_order_and_beside_those_of_other_images(project, ca
     more["logits"] = np.concatenate([more["logits"], [[np.nan] * 3]])
     capsys.readouterr()
     teach_with(write_npz(more))
-    assert bytes_of(TEACHER) == before
+    assert bytes_of(TEACHER.model) == before
     told = "mine.npz: 1 rows are of no image of data/prepared: `strange.png`"
     assert told in capsys.readouterr().out
 
@@ -298,11 +297,11 @@ def test_finished_shards_are_kept_and_the_output_speaks_of_no_teacher_pass(
 def test_two_processes_write_what_one_writes(project):
     teach_with(write_npz(table(answers_of_the_network())))
     run_stage("soft_targets")
-    teacher, store = bytes_of(TEACHER), bytes_of(STORE)
-    shutil.rmtree(TEACHER)
+    teacher, store = bytes_of(TEACHER.model), bytes_of(STORE)
+    shutil.rmtree(TEACHER.model)
     shutil.rmtree(".scratch")
     finish(start(2, stage="teacher"))
-    assert bytes_of(TEACHER) == teacher
+    assert bytes_of(TEACHER.model) == teacher
     assert "ahead: 132 rows of `mine.npz`" in finish(start(2))
     assert bytes_of(STORE) == store
 
@@ -312,7 +311,7 @@ def test_other_logits_than_the_teachers_are_refused_until_it_is_made_again(proje
     answers = answers_of_the_network()
     path = WRITERS[kind](answers)
     teach_with(path)
-    fingerprint = checkpoint.fingerprint(TEACHER, produced_by="-")
+    fingerprint = checkpoint.fingerprint(TEACHER.model, produced_by="-")
     answers["train"][2, 35, 1] += 1
     WRITERS[kind](answers)
     with pytest.raises(UserError) as refusal:
@@ -322,7 +321,7 @@ def test_other_logits_than_the_teachers_are_refused_until_it_is_made_again(proje
         "`dvc repro teacher`."
     )
     run_stage("teacher")
-    assert checkpoint.fingerprint(TEACHER, produced_by="-") != fingerprint
+    assert checkpoint.fingerprint(TEACHER.model, produced_by="-") != fingerprint
     run_stage("soft_targets")
     assert np.array_equal(rows(), answers["train"].astype(np.float16))
 
@@ -342,10 +341,10 @@ def test_the_gate_names_the_classes_that_stand_at_others_logits(project):
     arrays = table(answers_of_the_network())
     swapped = np.array(["ant", "cat", "bee"])  # the first two columns change their names
     write_npz(arrays | {"class_names": swapped})
-    before = bytes_of(TEACHER)
+    before = bytes_of(TEACHER.model)
     with pytest.raises(UserError) as refusal:
         teach_with("mine.npz")
-    assert bytes_of(TEACHER) == before
+    assert bytes_of(TEACHER.model) == before
     message = str(refusal.value)
     assert "images of `ant` are called `cat`, images of `cat` are called `ant` 100.00%" in message
     assert "The likeliest cause is the names of the classes" in message
@@ -490,11 +489,11 @@ def view_lost(arrays):
 )
 def test_a_table_that_is_not_for_this_dataset_is_refused(project, change, message):
     write_npz(change(table(answers_of_the_network())))
-    before = bytes_of(TEACHER)
+    before = bytes_of(TEACHER.model)
     with pytest.raises(UserError, match=message) as refusal:
         teach_with("mine.npz")
     assert str(refusal.value).startswith("`mine.npz`")
-    assert bytes_of(TEACHER) == before
+    assert bytes_of(TEACHER.model) == before
 
 
 def edited(change):
@@ -542,12 +541,12 @@ def test_views_of_a_text_are_numbers_or_for_validation_and_test_nothing(project)
     arrays = table(answers_of_the_network())
     write_csv(arrays)
     teach_with("mine.csv")
-    before = bytes_of(TEACHER)
+    before = bytes_of(TEACHER.model)
     frame = pd.read_csv("mine.csv", dtype=str)
     frame.loc[frame["split"] != "train", "view"] = ""
     frame.to_csv("mine.csv", index=False, encoding="utf-8-sig")  # as a spreadsheet saves it
     teach_with("mine.csv")
-    assert bytes_of(TEACHER) == before
+    assert bytes_of(TEACHER.model) == before
     frame.loc[5, "view"] = "1.5"
     frame.to_csv("mine.csv", index=False)
     with pytest.raises(UserError, match="`mine.csv` has the view `1.5`; expected numbers from 0"):
@@ -849,8 +848,8 @@ def test_logits_are_no_students_network_and_no_network_to_load(project):
     with pytest.raises(UserError, match="`mine` of family `logits` is no network"):
         run_stage("student", "small")
     teach_with(write_npz(table(answers_of_the_network())))
-    with pytest.raises(UserError, match="`models/teacher` is no network, but the logits of `mine"):
-        checkpoint.load(TEACHER, produced_by="-")
+    with pytest.raises(UserError, match="`models/teacher` holds no network, but the logits"):
+        checkpoint.load(TEACHER.model, produced_by="-")
 
 
 def test_the_pages_python_writes_a_table_that_teaches(project):

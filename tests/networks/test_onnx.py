@@ -16,9 +16,10 @@ from torch import nn
 
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import TEACHER, InputSpec, ModelSpec
+from pipeline.models.spec import InputSpec, ModelSpec
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
+from pipeline.runtime.outputs import TEACHER
 from pipeline.teacher import foreign_checkpoint
 
 TOLERANCE = 1e-3  # of a row's largest logit, as docs/teachers.md says
@@ -66,7 +67,7 @@ def store_rows() -> np.ndarray:
 )
 def test_the_onnx_route_and_the_torch_route_give_the_same_store(project, wrap, example, dynamic):
     expected, measured = store_rows(), read_json("metrics/teacher.json", produced_by="-")
-    network, _ = checkpoint.load(TEACHER, produced_by="-")
+    network, _ = checkpoint.load(TEACHER.model, produced_by="-")
     export(wrap(network), example, dynamic)
     set_teacher()
     run_stage("teacher")
@@ -82,12 +83,12 @@ def test_the_onnx_route_and_the_torch_route_give_the_same_store(project, wrap, e
     # Batch norm may be folded into the convolutions, whose biases then take its place.
     assert abs(metrics["parameters"] - measured["parameters"]) < 0.02 * measured["parameters"]
     Path("mine.onnx").unlink()
-    rebuilt, _ = checkpoint.load(TEACHER, produced_by="-")  # of its saved weights alone
+    rebuilt, _ = checkpoint.load(TEACHER.model, produced_by="-")  # of its saved weights alone
     assert list(rebuilt.state_dict()) == ["onnx"]
 
 
 def test_the_fingerprint_covers_the_file(project):
-    network, _ = checkpoint.load(TEACHER, produced_by="-")
+    network, _ = checkpoint.load(TEACHER.model, produced_by="-")
     prints = set()
     for factor in (1, 2):
         with torch.no_grad():
@@ -95,7 +96,7 @@ def test_the_fingerprint_covers_the_file(project):
         export(network, torch.zeros(2, 3, 16, 16), True)
         set_teacher()
         run_stage("teacher")
-        prints.add(checkpoint.fingerprint(TEACHER, produced_by="-"))
+        prints.add(checkpoint.fingerprint(TEACHER.model, produced_by="-"))
     assert len(prints) == 2
 
 
@@ -184,10 +185,10 @@ def test_a_file_cannot_be_trained_and_computes_in_float32_alone(project):
     params = deepcopy(PARAMS)
     params["teacher"] |= {"family": "onnx", "network": "mine"}
     write_params(Path(), params)
-    before = bytes_of(TEACHER)
+    before = bytes_of(TEACHER.model)
     with pytest.raises(UserError, match="is a file that cannot be trained. It can be a teacher"):
         run_stage("teacher")
-    assert bytes_of(TEACHER) == before
+    assert bytes_of(TEACHER.model) == before
     with (
         torch.autocast("cpu", torch.bfloat16),
         pytest.raises(UserError, match="set soft_targets.precision so"),
@@ -225,7 +226,7 @@ def test_a_keras_model_by_its_own_export_teaches(project):
     set_teacher(mean=[0.0] * 3, std=[1.0] * 3)
     run_stage("teacher")
     run_stage("soft_targets")
-    network, description = checkpoint.load(TEACHER, produced_by="-")
+    network, description = checkpoint.load(TEACHER.model, produced_by="-")
     views = torch.from_numpy(np.array(split.images))
     answers = network(description.input.apply(views)).softmax(1).numpy()
     np.testing.assert_allclose(answers, np.load("answers.npy"), atol=1e-4)

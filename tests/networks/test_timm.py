@@ -6,8 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.models import checkpoint
-from pipeline.models.checkpoint import InputSpec, ModelSpec
+from pipeline.models.spec import InputSpec, ModelSpec, build, native_input
 from pipeline.runtime.errors import UserError
 from pipeline.teacher import pretrained
 
@@ -34,15 +33,15 @@ def test_a_network_of_timm_takes_any_number_of_channels_and_classes(channels):
     spec = InputSpec(channels, 64, [0.5] * channels, [0.2] * channels)
     description = ModelSpec("timm", "test_resnet", {}, ["a", "b", "c"], spec)
     views = torch.randint(0, 256, (2, channels, 64, 64), dtype=torch.uint8)
-    assert checkpoint.build(description).train()(spec.apply(views)).shape == (2, 3)
+    assert build(description).train()(spec.apply(views)).shape == (2, 3)
 
 
 def test_its_input_is_that_of_its_pretrained_cfg():
     # timm documents these for the two tags.
-    assert checkpoint.native_input("timm", "resnet18.a1_in1k") == InputSpec(
+    assert native_input("timm", "resnet18.a1_in1k") == InputSpec(
         3, 224, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     )
-    inception = checkpoint.native_input("timm", "inception_v3.tf_in1k")
+    inception = native_input("timm", "inception_v3.tf_in1k")
     assert inception == InputSpec(3, 299, [0.5] * 3, [0.5] * 3)
 
 
@@ -74,10 +73,10 @@ def test_weights_that_cannot_be_downloaded_are_asked_for_by_place(hub):
 
 def test_unknown_networks_tags_and_absent_weights_are_refused():
     with pytest.raises(UserError, match="has no network `resnet19`; did you mean `resnet1"):
-        checkpoint.build(describe(["a", "b"], "resnet19"))
+        build(describe(["a", "b"], "resnet19"))
     with pytest.raises(
         UserError, match=r"no weights `x` of `resnet18`. Known: .*resnet18\.a1_in1k"
     ):
-        checkpoint.build(describe(["a", "b"], "resnet18.x"))
+        build(describe(["a", "b"], "resnet18.x"))
     with pytest.raises(UserError, match="timm publishes no weights of `botnet50ts_256`"):
         pretrained.load(describe(["a", "b"], "botnet50ts_256"))

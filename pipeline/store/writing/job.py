@@ -9,8 +9,8 @@ import torch
 from pipeline.compute.device import default_device
 from pipeline.data.prepared.dataset import Dataset, open_dataset
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import TEACHER
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.outputs import TEACHER
 from pipeline.runtime.params import load_section
 from pipeline.store.format.schema import ShardKey, StoreIdentity, shard_keys
 from pipeline.store.writing.params import SoftTargetsParams
@@ -66,7 +66,7 @@ def open_job() -> StoreJob:
     device = default_device()
     identity = StoreIdentity(
         dataset_fingerprint=dataset.fingerprint,
-        teacher_fingerprint=checkpoint.fingerprint(TEACHER, produced_by=AGAIN),
+        teacher_fingerprint=checkpoint.fingerprint(TEACHER.model, produced_by=AGAIN),
         policy=str(views.plan),
         seed=views.seed,
         image_size=views.image_size,

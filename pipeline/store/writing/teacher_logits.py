@@ -16,9 +16,10 @@ from torch import nn
 
 from pipeline.data.prepared.dataset import Dataset
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import TEACHER, InputSpec, LogitSource
 from pipeline.models.evaluation import predict
+from pipeline.models.spec import InputSpec, LogitSource, family_module
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.outputs import TEACHER
 from pipeline.store.format.schema import (
     SHARD_SAMPLES,
     ShardKey,
@@ -143,13 +144,13 @@ def open_teacher_logits(
     Raises:
         UserError: it is absent, for other classes, or logits that are not for these views.
     """
-    source = checkpoint.logit_source(TEACHER, produced_by=AGAIN)
+    source = checkpoint.logit_source(TEACHER.model, produced_by=AGAIN)
     if source is not None:
         check_classes(source.class_names, dataset.class_names)
         given = _open_source(source, dataset)
         _check_views(given, identity, num_views)
         return ImportedLogits(given, views, identity)
-    network, description = checkpoint.load(TEACHER, produced_by=AGAIN)
+    network, description = checkpoint.load(TEACHER.model, produced_by=AGAIN)
     check_classes(description.class_names, dataset.class_names)
     return TeacherForward(
         network.to(device), description.input, views, identity.precision, batch_size
@@ -159,18 +160,18 @@ def open_teacher_logits(
 def check_classes(teacher: Sequence[str], dataset: Sequence[str]) -> None:
     if list(teacher) != list(dataset):
         raise UserError(
-            f"`{TEACHER}` was made for the {len(teacher)} classes {list(teacher)[:5]}..., but "
-            f"data/prepared has the {len(dataset)} classes {list(dataset)[:5]}.... "
+            f"`{TEACHER.model}` was made for the {len(teacher)} classes {list(teacher)[:5]}..., "
+            f"but data/prepared has the {len(dataset)} classes {list(dataset)[:5]}.... "
             f"Run `{AGAIN}`."
         )
 
 
 def _open_source(source: LogitSource, dataset: Dataset) -> Any:
-    given = checkpoint.family_module(source.family).open_source(Path(source.path), dataset)
+    given = family_module(source.family).open_source(Path(source.path), dataset)
     if given.sha256 != source.contents_sha256:
         raise UserError(
-            f"`{source.path}` holds other logits than those that `{TEACHER}` was made from. Run "
-            f"`{AGAIN}`."
+            f"`{source.path}` holds other logits than those that `{TEACHER.model}` was made from. "
+            f"Run `{AGAIN}`."
         )
     return given
 

@@ -15,10 +15,11 @@ from conftest import PARAMS, run_stage, write_params
 from pipeline.comparison.measurement.latency import SPEED, median_interval, network_speed
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import TEACHER, LogitSource
 from pipeline.models.evaluation import predict
+from pipeline.models.spec import LogitSource
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json, write_json
+from pipeline.runtime.outputs import TEACHER
 from pipeline.stages import speed
 
 OUTPUT = Path("metrics/speed.json")
@@ -121,7 +122,7 @@ def test_every_student_of_the_parameters_is_measured_and_no_other(project, capsy
 def test_a_teacher_that_is_a_table_of_answers_is_left_out(project):
     classes = open_dataset().class_names
     source = LogitSource("logits", "mine", classes, "mine.npz", 64 * "0")
-    checkpoint.save_source(TEACHER, source)
+    checkpoint.save_source(TEACHER.model, source)
     run_stage("speed")
     found = json.loads(OUTPUT.read_text("utf-8"))["cpu"]
     assert "teacher" not in found
