@@ -1,4 +1,4 @@
-"""A table of logits, or a store, that another system wrote teaches as the network that made it."""
+"""A table or a store of logits teaches as the network that computed them."""
 
 import hashlib
 import json
@@ -47,7 +47,7 @@ STUDENT = Path("models/students/small")
 
 
 def answers_of_the_network() -> dict[str, np.ndarray]:
-    """By split, [views, N, C] float32: asked image by image as the stage asks, in its batches."""
+    """By split, [views, N, C] float32: in the batches of the stage."""
     network, description = checkpoint.load(TEACHER.model, produced_by="-")
     answers = {}
     for name, split in open_dataset().splits.items():
@@ -69,7 +69,7 @@ def answers_of_the_network() -> dict[str, np.ndarray]:
 
 
 def table(answers: dict[str, np.ndarray], *, by_view: bool = True) -> dict[str, np.ndarray]:
-    """The arrays of an .npz, rows and classes in an order of their own."""
+    """The arrays of an .npz, rows and classes in another order."""
     dataset = open_dataset()
     parts = [
         (sample_id, name, view, row)
@@ -103,7 +103,7 @@ def write_csv(arrays: dict[str, np.ndarray]) -> str:
 
 
 def write_store(answers: dict[str, np.ndarray], **identity: object) -> str:
-    """By the page of the format alone."""
+    """By the format's page alone."""
     dataset, index = open_dataset(), read_json(STORE / "store.json", produced_by="-")
     said = {key: index[key] for key in IDENTITY} | {
         "teacher_fingerprint": "f" * 64,
@@ -227,12 +227,12 @@ def test_rows_may_come_in_any_order_and_beside_those_of_other_images(project, ca
     assert told in capsys.readouterr().out
 
 
-def test_without_views_an_images_one_answer_is_taught_for_each_of_its_views(project, capsys):
+def test_without_views_every_view_of_an_image_has_the_same_logits(project, capsys):
     answers = answers_of_the_network()
     teach_with(write_csv(table(answers, by_view=False)))
     run_stage("soft_targets")
-    told = "mine.csv has one answer for an image, which is taught for every view of it"
-    assert capsys.readouterr().out.count(told) == 2
+    line = "mine.csv has one row per image, which is used for every view of it"
+    assert capsys.readouterr().out.count(line) == 2
     first = answers["train"][0].astype(np.float16)
     assert np.array_equal(rows(), np.stack([first] * VIEWS))
 
@@ -337,7 +337,7 @@ def test_recompute_catches_a_row_that_is_not_the_sources(project):
         verify(STORE, 108, seed=0)
 
 
-def test_the_gate_names_the_classes_that_stand_at_others_logits(project):
+def test_the_gate_names_the_classes_of_swapped_columns(project):
     arrays = table(answers_of_the_network())
     swapped = np.array(["ant", "cat", "bee"])  # the first two columns change their names
     write_npz(arrays | {"class_names": swapped})
@@ -346,22 +346,23 @@ def test_the_gate_names_the_classes_that_stand_at_others_logits(project):
         teach_with("mine.npz")
     assert bytes_of(TEACHER.model) == before
     message = str(refusal.value)
-    assert "images of `ant` are called `cat`, images of `cat` are called `ant` 100.00%" in message
+    pairs = "images of `ant` are predicted as `cat`, images of `cat` are predicted as `ant`"
+    assert f"{pairs} 100.00%" in message
     assert "The likeliest cause is the names of the classes" in message
     assert "Name each column of logits after its class." in message
     assert "normalisation" not in message
     assert "input sizes" not in message
 
 
-def test_the_gate_says_where_to_look_where_no_order_explains_it(project):
+def test_if_no_order_explains_it_the_gate_gives_a_hint(project):
     arrays = table(answers_of_the_network())
     chance = np.random.default_rng(1).standard_normal(arrays["logits"].shape)
-    with pytest.raises(UserError, match="No other order explains it. Look whether its rows stand"):
+    with pytest.raises(UserError, match="No other order explains it. Check that its rows have"):
         teach_with(write_npz(arrays | {"logits": chance}), minimum_accuracy=0.9)
 
 
 def without(**names: slice | list[int]):
-    """A change that takes rows."""
+    """A change that removes rows."""
 
     def change(arrays):
         taken = names["rows"]
@@ -407,7 +408,7 @@ def view_lost(arrays):
     [
         (
             lambda a: without(rows=np.flatnonzero(a["splits"] == "test"))(a),
-            r"does not answer every image once:\n  12 rows are missing of test, 12 images: "
+            r"has not one row for every image:\n  12 rows are missing of test, 12 images: "
             r"`train/ant/\d+.png`, `train/ant/\d+.png`, `train/ant/\d+.png` and 9 more\n"
             r"The ids are those of data/prepared/train_ids.json",
         ),
@@ -451,8 +452,8 @@ def view_lost(arrays):
         (with_number(-65520.0), "-65520 for ant"),
         (
             as_probabilities,
-            "holds probabilities, which are not negative and add up to 1; expected logits, of "
-            "which the softmax is taken here. Bring what went into the softmax, or",
+            "holds probabilities, which are not negative and add up to 1; expected logits. "
+            "Save the input of the softmax, or",
         ),
         (views_moved, "has the views `0`, `2`, `5` of train; expected 0, 1 and so on, none left"),
         (views_of_test, "12 rows of validation and test have a view; expected none, or 0: `train/"),
@@ -526,7 +527,7 @@ def edited(change):
         (edited(lambda t: t.rpartition(",")[0] + "\n"), "1 rows have numbers .* nan for bee`"),
         (
             lambda: Path("mine.csv").write_bytes(b"\xff\xfe\x00id"),
-            r"cannot be read as a table \('utf-8' codec can't decode .*Expected text in UTF-8",
+            r"cannot be read as a table \('utf-8' codec can't decode .*Expected UTF-8 text",
         ),
     ],
 )
@@ -562,7 +563,7 @@ def test_an_id_in_two_splits_needs_the_split(project):
     path.write_text(json.dumps({"sample_ids": ids}), "utf-8")
     take_as_prepared()
     arrays["ids"] = np.where(arrays["ids"] == old, twin, arrays["ids"])
-    with pytest.raises(UserError, match=f"2 of its ids stand in two splits, as `{twin}`, .*array"):
+    with pytest.raises(UserError, match=f"2 of its ids are in two splits: `{twin}`, .*array"):
         teach_with(write_npz(arrays))
     with pytest.raises(UserError, match="add a column `split` of `train`, `validation`, `test`"):
         teach_with(write_csv(arrays))
@@ -584,8 +585,8 @@ def test_a_class_that_is_named_as_a_column_of_a_text_is_not_guessed_at(project):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"cannot be read \(it is no .npz file\)"),
-        (pickle.dumps({"ids": []}), r"cannot be read \(it is no .npz file\)"),
+        (b"", r"cannot be read \(it is not an .npz file\)"),
+        (pickle.dumps({"ids": []}), r"cannot be read \(it is not an .npz file\)"),
     ],
 )
 def test_a_file_that_is_no_npz_is_refused(project, content, message):
@@ -720,7 +721,7 @@ def state_a_sum_of_any_length(file: h5py.File) -> None:
         (
             change_index(encoding="top_k", k=1),
             "teacher",
-            r"has encoding top_k; expected dense, for of validation and test every logit is needed",
+            r"has encoding top_k; expected dense, because validation and test need every logit",
         ),
         (
             change_index(dataset_fingerprint="e" * 64),
@@ -735,7 +736,7 @@ def state_a_sum_of_any_length(file: h5py.File) -> None:
         (
             lambda: Path("mine/train_view00002_sample000000000.h5").unlink(),
             "teacher",
-            r"`mine/train_view00002_sample000000000.h5` is absent \(.*Have it written again",
+            r"`mine/train_view00002_sample000000000.h5` is absent \(.*Write it again",
         ),
         (
             lambda: Path("mine/test_view00000_sample000000000.h5").write_bytes(b"no HDF5"),
@@ -834,7 +835,7 @@ def test_what_params_yaml_says_of_logits_is_checked_before_anything_runs(project
         set_teacher(path)
         assert check.problems() == []
     set_teacher(path, family="cifar_resnet")
-    assert any("set both so, or neither" in problem for problem in check.problems())
+    assert any("set both, or neither" in problem for problem in check.problems())
     set_teacher(path, weights="checkpoint")
     assert any("family is `logits` and weights is `checkpoint`" in p for p in check.problems())
     set_teacher(path, network={"name": "mine", "input_size": 32})

@@ -1,4 +1,4 @@
-"""An ONNX file teaches as the network does that it was made of."""
+"""An ONNX file teaches as the network that was exported."""
 
 import importlib.util
 import os
@@ -26,7 +26,7 @@ TOLERANCE = 1e-3  # of a row's largest logit, as docs/teachers.md says
 
 
 class ChannelsLast(nn.Module):
-    """As other frameworks have it: [B, H, W, C] to probabilities."""
+    """The convention of other frameworks: [B, H, W, C] to probabilities."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -80,7 +80,7 @@ def test_the_onnx_route_and_the_torch_route_give_the_same_store(project, wrap, e
     metrics = read_json("metrics/teacher.json", produced_by="-")
     for name in ("validation_accuracy", "test_accuracy", "macs"):
         assert metrics[name] == measured[name]
-    # Batch norm may be folded into the convolutions, whose biases then take its place.
+    # The export may fold batch norm into the biases of the convolutions.
     assert abs(metrics["parameters"] - measured["parameters"]) < 0.02 * measured["parameters"]
     Path("mine.onnx").unlink()
     rebuilt, _ = checkpoint.load(TEACHER.model, produced_by="-")  # of its saved weights alone
@@ -101,7 +101,7 @@ def test_the_fingerprint_covers_the_file(project):
 
 
 def graph(*, shape=("n", 3, 8, 8), output=("n", 3), nodes=None, kind=None) -> None:
-    """mine.onnx: the mean of each channel is the logit of a class."""
+    """Write mine.onnx: the mean of each channel is the logit of a class."""
     float32 = onnx.TensorProto.FLOAT
     nodes = nodes or [onnx.helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=0)]
     axes = onnx.helper.make_tensor("axes", onnx.TensorProto.INT64, [2], [2, 3])
@@ -116,7 +116,7 @@ def graph(*, shape=("n", 3, 8, 8), output=("n", 3), nodes=None, kind=None) -> No
     onnx.save(onnx.helper.make_model(made, opset_imports=opset, ir_version=9), "mine.onnx")
 
 
-def bring(size: int = 8, classes: int = 3, **options: object) -> nn.Module:
+def load(size: int = 8, classes: int = 3, **options: object) -> nn.Module:
     names = [str(c) for c in range(classes)]
     spec = InputSpec(3, size, [0.5] * 3, [0.2] * 3)
     return foreign_checkpoint.load_foreign(
@@ -124,15 +124,15 @@ def bring(size: int = 8, classes: int = 3, **options: object) -> nn.Module:
     )
 
 
-def test_a_small_graph_answers_in_either_layout(tmp_path, monkeypatch):
+def test_a_small_graph_runs_in_either_layout(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images = torch.randn(4, 3, 8, 8)
     graph()
-    torch.testing.assert_close(bring()(images), images.mean((2, 3)))
+    torch.testing.assert_close(load()(images), images.mean((2, 3)))
     graph(shape=("n", "c", "h", "w"))
     with pytest.raises(UserError, match=r"set `options: \{layout: nchw\}` or `nhwc`"):
-        bring()
-    torch.testing.assert_close(bring(layout="nchw")(images), images.mean((2, 3)))
+        load()
+    torch.testing.assert_close(load(layout="nchw")(images), images.mean((2, 3)))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path, monkeypatch, changed, siz
         changed = changed | {"nodes": nodes}
     graph(**changed)
     with pytest.raises(UserError, match=message) as refusal:
-        bring(size)
+        load(size)
     assert str(refusal.value).startswith("`mine.onnx`: ")
 
 
@@ -168,8 +168,8 @@ def test_probabilities_that_no_softmax_made_are_refused(tmp_path, monkeypatch):
             onnx.helper.make_node("Neg", ["t"], ["y"]),
         ]
     )
-    with pytest.raises(UserError, match="answers with probabilities"):
-        bring()
+    with pytest.raises(UserError, match="returns probabilities"):
+        load()
 
 
 @pytest.mark.parametrize("content", [b"", b"no file of that kind"])
@@ -177,7 +177,7 @@ def test_a_file_that_is_not_onnx_is_refused(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
     Path("mine.onnx").write_bytes(content)
     with pytest.raises(UserError, match="`mine.onnx`: it is not an ONNX file"):
-        bring()
+        load()
 
 
 def test_a_file_cannot_be_trained_and_computes_in_float32_alone(project):
@@ -191,9 +191,9 @@ def test_a_file_cannot_be_trained_and_computes_in_float32_alone(project):
     assert bytes_of(TEACHER.model) == before
     with (
         torch.autocast("cpu", torch.bfloat16),
-        pytest.raises(UserError, match="set soft_targets.precision so"),
+        pytest.raises(UserError, match="set soft_targets.precision to"),
     ):
-        bring(16)(torch.zeros(1, 3, 16, 16))
+        load(16)(torch.zeros(1, 3, 16, 16))
 
 
 KERAS = """
@@ -216,7 +216,7 @@ np.save("answers.npy", model.predict(images / 255, verbose=0))
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("keras") is None, reason="keras is not installed")
-def test_a_keras_model_by_its_own_export_teaches(project):
+def test_a_keras_model_exported_by_keras_teaches(project):
     split = open_dataset().splits["train"]
     np.save("images.npy", split.images.transpose(0, 2, 3, 1).astype(np.float32))
     np.save("labels.npy", split.labels)

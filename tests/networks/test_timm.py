@@ -1,4 +1,4 @@
-"""timm's networks, by the same rules as torchvision's."""
+"""timm's networks follow the same rules as torchvision's."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def describe(class_names: list[str], network: str = "test_resnet") -> ModelSpec:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Empty caches, and no network."""
+    """Empty caches, without a network connection."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -60,14 +60,15 @@ def test_its_published_weights_keep_the_rows_of_known_classes(hub):
     assert torch.equal(network.conv1[0].weight, whole.conv1[0].weight)
 
 
-def test_weights_that_cannot_be_downloaded_are_asked_for_by_place(hub):
+def test_a_failed_download_names_the_file_and_its_place(hub):
     with pytest.raises(UserError) as refusal:
         pretrained.load(describe(["ant", "bee"]))
     message = str(refusal.value)
-    assert "the pretrained weights of `test_resnet` cannot be had (" in message
+    assert "the pretrained weights of `test_resnet` cannot be downloaded (" in message
     assert f"put it at `{hub}/timm_test_resnet.r160_in1k.safetensors`." in message
     assert (
-        "Get `model.safetensors` from https://huggingface.co/timm/test_resnet.r160_in1k" in message
+        "Download `model.safetensors` from https://huggingface.co/timm/test_resnet.r160_in1k"
+        in message
     )
 
 
