@@ -21,9 +21,8 @@ from pipeline.data.sources.archives import read_files
 from pipeline.data.sources.image_reading import to_pixels
 from pipeline.distillation.objective import SoftTargetLookup, student_loss
 from pipeline.distillation.params import KD
-from pipeline.models import checkpoint
-from pipeline.models.checkpoint import InputSpec
 from pipeline.models.params import NetworkParams
+from pipeline.models.spec import InputSpec, build, model_spec
 from pipeline.runtime.derived_random import permutation
 from pipeline.students.label_loss import label_loss
 from pipeline.students.loop import Loss, ViewBatches, train_step, whole_batch
@@ -83,19 +82,19 @@ def training_views(dataset: Dataset, device: torch.device) -> Views:
     return Views(dataset.splits["train"], ViewPolicy("crop_flip"), 0, device)
 
 
-def build(
+def build_on_device(
     family: str, name: str, dataset: Dataset, device: torch.device
 ) -> tuple[nn.Module, InputSpec]:
     torch.manual_seed(0)
-    description = checkpoint.model_spec(family, NetworkParams(name=name), dataset)
-    return checkpoint.build(description).to(device), description.input
+    description = model_spec(family, NetworkParams(name=name), dataset)
+    return build(description).to(device), description.input
 
 
 class Teacher:
     """A teacher that answers at every step: for the views that a student is about to see."""
 
     def __init__(self, family: str, name: str, dataset: Dataset, device: torch.device):
-        network, self._spec = build(family, name, dataset, device)
+        network, self._spec = build_on_device(family, name, dataset, device)
         self._network, self._device = network.eval(), device
 
     @torch.inference_mode()
@@ -163,7 +162,7 @@ class Loop:
             weight_decay=5e-4,
             seed=0,
         )
-        module, self._spec = build(family, network, dataset, device)
+        module, self._spec = build_on_device(family, network, dataset, device)
         split = dataset.splits["train"]
         self._order = batches(permutation(len(split), params.seed), batch_size)
         self._optimisation = Optimisation(module.train(), params, len(self._order))

@@ -47,11 +47,11 @@ from pipeline.commands.store import inspect
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.data.sources.params import DatasetParams
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import TEACHER, InputSpec, ModelSpec
 from pipeline.models.evaluation import predict
+from pipeline.models.spec import InputSpec, ModelSpec
 from pipeline.networks import cifar_resnet, logits
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.outputs import STORE
+from pipeline.runtime.outputs import STORE, TEACHER
 from pipeline.runtime.params import load_section, student_names
 from pipeline.runtime.progress import bar
 from pipeline.stages import (
@@ -157,7 +157,7 @@ def description(family: str) -> ModelSpec:
 
 def read_store() -> None:
     views, dataset = load_section(ViewsParams, "views"), open_dataset()
-    fingerprint = checkpoint.fingerprint(TEACHER, produced_by="-")
+    fingerprint = checkpoint.fingerprint(TEACHER.model, produced_by="-")
     list(inspect(STORE))
     store = open_store(dataset, views, fingerprint)
     store.verify(dataset)
@@ -183,8 +183,8 @@ def read_results() -> None:
 
 
 def read_teacher() -> None:
-    checkpoint.fingerprint(TEACHER, produced_by="-")
-    network, said = checkpoint.load(TEACHER, produced_by="-")
+    checkpoint.fingerprint(TEACHER.model, produced_by="-")
+    network, said = checkpoint.load(TEACHER.model, produced_by="-")
     answers = predict(network, said.input, torch.zeros(2, said.input.channels, SIZE, SIZE).byte())
     expect(list(answers.shape) == [2, said.num_classes], f"logits {list(answers.shape)}")
 
@@ -288,7 +288,7 @@ def make_project(root: Path) -> None:
         store = open_store(
             open_dataset(),
             load_section(ViewsParams, "views"),
-            checkpoint.fingerprint(TEACHER, produced_by="-"),
+            checkpoint.fingerprint(TEACHER.model, produced_by="-"),
         )
         Path("rows").write_bytes(rows_of(store))
         write_answers()

@@ -23,7 +23,7 @@ import torch
 from benchmarks.pairs import alternate, median
 from pipeline.compute.device import default_device
 from pipeline.data.prepared.dataset import Dataset, Split
-from pipeline.models.checkpoint import InputSpec
+from pipeline.models.spec import InputSpec
 from pipeline.networks import cifar_resnet
 from pipeline.store.format.schema import ShardKey, StoreIdentity
 from pipeline.store.format.views_by_split import open_views_by_split

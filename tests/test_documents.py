@@ -25,8 +25,8 @@ from pipeline.data.sources.params import DatasetParams
 from pipeline.data.sources.torchvision_catalog import SETS
 from pipeline.distillation.params import METHODS
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import InputSpec, ModelSpec
 from pipeline.models.params import NetworkParams
+from pipeline.models.spec import InputSpec, ModelSpec
 from pipeline.runtime.errors import UserError
 from pipeline.stages.compare import console_table
 from pipeline.store.writing.params import SoftTargetsParams

@@ -113,7 +113,7 @@ def test_no_stage_that_takes_long_depends_on_a_file_that_it_does_not_import():
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_that_builds_networks_depends_on_their_families(stage):
     families = {path for path in code_dependencies(stage) if "networks" in path}
-    builds = "pipeline/models/checkpoint.py" in closure(module_of(stage))
+    builds = "pipeline/models/spec.py" in closure(module_of(stage))
     assert len(families) == builds
 
 

@@ -33,10 +33,11 @@ from pipeline.commands import check, predict
 from pipeline.commands.store import inspect, verify
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.export.onnx_model import OnnxMetadata
-from pipeline.models.checkpoint import TEACHER, InputSpec, ModelSpec
+from pipeline.models.spec import InputSpec, ModelSpec
 from pipeline.networks import cifar_resnet
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json, write_json
+from pipeline.runtime.outputs import TEACHER
 from pipeline.students.params import load_student
 from pipeline.teacher import foreign_checkpoint
 
@@ -794,7 +795,7 @@ def _():
 
 @mistake("`network.json` changed")
 def _():
-    path = TEACHER / "network.json"
+    path = TEACHER.model / "network.json"
     content = read_json(path, produced_by="-")
     write_json(path, content | {"input": content["input"] | {"size": 10**9}})
     run_stage("soft_targets")
@@ -802,13 +803,13 @@ def _():
 
 @mistake("weights changed")
 def _():
-    flipped(TEACHER / "weights.safetensors", -1)
+    flipped(TEACHER.model / "weights.safetensors", -1)
     run_stage("soft_targets")
 
 
 @mistake("weights absent")
 def _():
-    (TEACHER / "weights.safetensors").unlink()
+    (TEACHER.model / "weights.safetensors").unlink()
     run_stage("soft_targets")
 
 

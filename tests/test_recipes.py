@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 import pipeline.networks
 from pipeline.data.prepared.dataset import open_dataset
-from pipeline.models import checkpoint, params
+from pipeline.models import params
+from pipeline.models.spec import build, family_module, model_spec
 from pipeline.runtime.params import load_section, read_params
 from pipeline.teacher.params import TeacherParams
 
@@ -50,12 +51,12 @@ def bring_weights(teacher: TeacherParams, hub: Path) -> None:
     """Fresh weights of the teacher's network, where they are looked for."""
     name = teacher.network.name
     if teacher.weights == "checkpoint":
-        description = checkpoint.model_spec(teacher.family, teacher.network, open_dataset())
+        description = model_spec(teacher.family, teacher.network, open_dataset())
         path = Path(teacher.checkpoint)
         path.parent.mkdir(parents=True)
-        torch.save(checkpoint.build(description).state_dict(), path)
+        torch.save(build(description).state_dict(), path)
     elif teacher.weights == "pretrained":
-        whole = checkpoint.family_module(teacher.family).build(name, 1000, 3)
+        whole = family_module(teacher.family).build(name, 1000, 3)
         path = hub / "hub/checkpoints" / f"timm_{name}.safetensors"
         path.parent.mkdir(parents=True)
         save_file({key: value.contiguous() for key, value in whole.state_dict().items()}, path)

@@ -35,12 +35,11 @@ from pipeline.compute.device import default_device
 from pipeline.data.prepared.dataset import Dataset, open_dataset
 from pipeline.distillation.objective import SoftTargetLookup, student_loss
 from pipeline.distillation.params import METHODS, DistillationParams, check_method
-from pipeline.models import checkpoint
-from pipeline.models.checkpoint import TEACHER
 from pipeline.models.params import NetworkParams
+from pipeline.models.spec import build, model_spec
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_directory, canonical_json
-from pipeline.runtime.outputs import PREPARED, STORE
+from pipeline.runtime.outputs import PREPARED, STORE, TEACHER
 from pipeline.runtime.params import read_params, validate
 from pipeline.store.format.schema import INDEX, shard_keys
 from pipeline.store.format.shards import read_header
@@ -231,7 +230,7 @@ class Workshop:
             self._cache(replace(cache, k=None))
         folder = self._folder(cache.folder, params)
         _link(images / PREPARED, folder / PREPARED)
-        _link(teacher / TEACHER, folder / TEACHER)
+        _link(teacher / TEACHER.model, folder / TEACHER.model)
         if cache.k is None:
             run_stage("soft_targets", folder)
             shutil.rmtree(folder / ".scratch")
@@ -258,7 +257,7 @@ class Workshop:
         if teacher.seed is None:
             return self.project
         folder = self.root / teacher.folder
-        if (folder / TEACHER / "network.json").exists():
+        if (folder / TEACHER.model / "network.json").exists():
             return folder
         params = read_params()
         if self.budget.subset:
@@ -399,10 +398,8 @@ def train_one(run: Run, project: Path) -> dict[str, object]:
     opened = [_opened(project, run.budget, cache) for cache in run.caches]
     stores, (_, dataset, plan) = [store for store, _, _ in opened], opened[0]
     torch.manual_seed(run.seed)
-    description = checkpoint.model_spec(
-        run.student.family, NetworkParams(name=run.student.name), dataset
-    )
-    network, spec = checkpoint.build(description).to(device), description.input
+    description = model_spec(run.student.family, NetworkParams(name=run.student.name), dataset)
+    network, spec = build(description).to(device), description.input
     start = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
         data, soft_targets = training_data(stores, dataset, plan, run, device)

@@ -36,6 +36,7 @@ from pipeline.distillation.params import KD
 from pipeline.models import checkpoint
 from pipeline.models.evaluation import predict
 from pipeline.models.params import NetworkParams
+from pipeline.models.spec import build, model_spec
 from pipeline.store.reading.store import SoftTargetBatch, open_store, view_of_epoch
 from pipeline.students.label_loss import label_loss
 from pipeline.students.loop import TrainingData, evaluate, fit
@@ -187,8 +188,8 @@ class Study:
         """Train one student; test is measured for its last epoch and for its best on validation."""
         way, cpu = (CURVE | BEYOND)[name], torch.device("cpu")
         torch.manual_seed(seed)
-        description = checkpoint.model_spec("cifar_resnet", STUDENT, self.dataset)
-        network = Jitter(checkpoint.build(description), way.jitter)
+        description = model_spec("cifar_resnet", STUDENT, self.dataset)
+        network = Jitter(build(description), way.jitter)
         if not way.jitter:
             network = network.network
         spec, test = description.input, self.dataset.splits["test"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.export.onnx_model import IMAGE, LOGITS, OnnxMetadata
-from pipeline.models.checkpoint import InputSpec
+from pipeline.models.spec import InputSpec
 from pipeline.runtime.errors import UserError
 
 #: The oldest with an antialiased Resize, which a network with an `input_size` needs. More engines

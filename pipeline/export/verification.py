@@ -8,8 +8,8 @@ import torch
 
 from pipeline.data.prepared.dataset import Dataset
 from pipeline.export.onnx_model import OnnxStudent
-from pipeline.models.checkpoint import ModelSpec
 from pipeline.models.evaluation import BATCH_SIZE, predict
+from pipeline.models.spec import ModelSpec
 from pipeline.runtime.errors import UserError
 from pipeline.views.loader import open_views
 from pipeline.views.policy import ViewPolicy

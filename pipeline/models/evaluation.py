@@ -1,7 +1,4 @@
-"""What a network answers, how well, and at what cost: the figures that every model reports.
-
-Contract code, for the teacher measures itself with it: an edit here runs the teacher again.
-"""
+"""Predictions, accuracy metrics, parameter and MAC counts: the figures that every model reports."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.data.prepared.dataset import AnySplit
-from pipeline.models.checkpoint import InputSpec
+from pipeline.models.spec import InputSpec
 from pipeline.runtime.files import canonical_json, write_bytes
 from pipeline.views.loader import open_views
 from pipeline.views.policy import ViewPolicy
@@ -32,7 +29,7 @@ def predict(
     *,
     precision: str = "float32",
 ) -> Tensor:
-    """Raw logits of one batch of views, in evaluation mode.
+    """Compute the raw logits of one batch of views, in evaluation mode.
 
     Args:
         views: [B, C, H, W] uint8, on the network's device.
@@ -55,10 +52,11 @@ def predict_all(
     device: torch.device,
     samples: np.ndarray | None = None,
 ) -> Tensor:
-    """Raw logits of a split's images, without augmentation: [N, num_classes] float32, CPU.
+    """Compute the raw logits of a split's images without augmentation: [N, num_classes] float32, on
+    the CPU.
 
     Args:
-        samples: [N] sample numbers; None: all of the split.
+        samples: [N] sample numbers; None for all.
     """
     samples = np.arange(len(split)) if samples is None else samples
     order = np.split(samples, range(BATCH_SIZE, len(samples), BATCH_SIZE))
@@ -67,12 +65,12 @@ def predict_all(
 
 
 def classification_metrics(logits: Tensor, labels: Tensor, prefix: str) -> dict[str, float]:
-    """Accuracy, top-5 accuracy (the label is among the 5 largest logits) and NLL in nats, mean.
+    """Accuracy, top-5 accuracy (the label is among the 5 largest logits) and mean NLL in nats.
 
     Args:
         logits: [N, num_classes] float32.
         labels: [N] int64.
-        prefix: of the names, as in `test_accuracy`.
+        prefix: of the names: `test` gives `test_accuracy`.
     """
     top5 = logits.topk(min(5, logits.shape[1])).indices  # [N, 5]
     return {
@@ -83,8 +81,8 @@ def classification_metrics(logits: Tensor, labels: Tensor, prefix: str) -> dict[
 
 
 def count_parameters_and_macs(network: nn.Module, spec: InputSpec) -> Mapping[str, int]:
-    """Parameters, and multiply-accumulates of convolutions and matrix products for one image; of a
-    network that is not torch's, by its own method `cost(channels, size)`."""
+    """Count parameters, and multiply-accumulates of convolutions and matrix products for one image.
+    A network that is not torch's counts them in a method `cost(channels, size)`."""
     if hasattr(network, "cost"):
         return network.cost(spec.channels, spec.size)
     device = next(network.parameters()).device
@@ -98,10 +96,10 @@ def count_parameters_and_macs(network: nn.Module, spec: InputSpec) -> Mapping[st
 
 
 def write_predictions(path: Path, made_from: Mapping[str, Any], **logits: Tensor) -> None:
-    """Keep raw logits by split, [N, num_classes] float32 each, for comparisons.
+    """Write the raw logits of each split, [N, num_classes] float32, for comparisons.
 
     Args:
-        made_from: the parameters, as JSON has them; they are kept beside the logits.
+        made_from: the stage's parameters, as JSON; written beside the logits.
     """
     tensors = {split: values.contiguous() for split, values in logits.items()}
     write_bytes(path, serialised(tensors, {"made_from": canonical_json(made_from)}))

@@ -1,4 +1,4 @@
-"""A network, as a teacher or a student names it."""
+"""The key `network` of a teacher or a student."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,20 +22,19 @@ def _existing_family(family: str) -> str:
     return family
 
 
-#: A file in pipeline/networks/: one architecture family each.
+#: The name of a file in pipeline/networks/, which holds one architecture family.
 Family = Annotated[str, AfterValidator(_existing_family)]
 
 
 class NetworkParams(Section):
-    """`network: NAME`, or a mapping where more than the name is to be said."""
+    """`network: NAME`, or a mapping of the name and more."""
 
     name: str = Field(min_length=1)
-    options: dict[str, Any] = Field(default={})  # given to the family's `build`
-    input_size: int | None = Field(
-        default=None, ge=8, le=LARGEST_INPUT
-    )  # pixels; default: the images'
+    options: dict[str, Any] = Field(default={})  # passed to the family's `build`
+    # pixels; default: the images'
+    input_size: int | None = Field(default=None, ge=8, le=LARGEST_INPUT)
     mean: list[float] | None = None  # per channel, of pixels in [0, 1]; default: the dataset's
-    std: list[Annotated[float, Field(gt=0)]] | None = None  # likewise
+    std: list[Annotated[float, Field(gt=0)]] | None = None  # per channel; default: the dataset's
 
 
 def _from_name(value: Any) -> Any:

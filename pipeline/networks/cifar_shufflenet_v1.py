@@ -21,13 +21,13 @@ def build(network: str, num_classes: int, in_channels: int) -> nn.Module:
 
 
 class Block(nn.Module):
-    """At stride 2 the pooled input is put beside the residual, and else added to it."""
+    """Stride 2 concatenates the pooled input to the residual; stride 1 adds the input to it."""
 
     def __init__(self, in_channels: int, channels: int, stride: int):
         super().__init__()
         residual = channels - in_channels if stride == 2 else channels
         hidden = residual // 4
-        # The stem's few channels are not worth splitting.
+        # The stem has too few channels to split.
         self.groups = 1 if in_channels == _STEM else _GROUPS
         self.conv1 = nn.Conv2d(in_channels, hidden, 1, groups=self.groups, bias=False)
         self.bn1 = nn.BatchNorm2d(hidden)

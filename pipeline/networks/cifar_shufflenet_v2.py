@@ -31,7 +31,7 @@ def depthwise(channels: int, stride: int) -> list[nn.Module]:
 
 
 class Block(nn.Module):
-    """Half of the channels go past the layers; at stride 2 both branches see all of them."""
+    """Half of the channels bypass the layers; at stride 2 both branches take all channels."""
 
     def __init__(self, in_channels: int, channels: int, stride: int):
         super().__init__()

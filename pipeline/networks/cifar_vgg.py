@@ -1,8 +1,8 @@
 """VGG networks for 32-pixel images (Simonyan and Zisserman 2015, arXiv:1409.1556).
 
 With batch norm, a global pooling and one linear layer; `vgg8` has one convolution a stage. As in
-the literature of distillation (Tian et al. 2020, arXiv:1910.10699): three halvings at 32 pixels,
-a fourth for inputs of 64 pixels and more.
+the distillation literature (Tian et al. 2020, arXiv:1910.10699): three halvings at 32 pixels, a
+fourth for inputs of 64 pixels and more.
 """
 
 from torch import Tensor, nn

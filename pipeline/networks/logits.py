@@ -1,15 +1,15 @@
-"""No network at all: a teacher that is a table of logits, or a store, of some other system's.
+"""A teacher without a network: a table or a store of logits that another system computed.
 
-docs/teachers.md says what a table holds, docs/soft_targets_format.md what a store is. Both answer
-`rows(split, view, samples)` with logits in the order of the dataset's classes, and have
+docs/teachers.md defines a table, docs/soft_targets_format.md a store. Both have a method
+`rows(split, view, samples)`, which returns logits in the order of the dataset's classes, and
 
-    path, sha256    where they lie, and the digest of the logits that are for this dataset
-    num_views       of the training images; None: one answer for an image, in whatever view
-    identity        of a store: what its index says that its rows are; of a table None
-    told            what a user should know of them, a line each
+    path, sha256    the place, and the digest of the logits that are for this dataset
+    num_views       of the training images; None: every view of an image has the same logits
+    identity        of a store: the description of its rows in its index; of a table None
+    told            lines to print for the user
 
-A store is read here by h5py alone: what this file imported, the teacher's training would depend on.
-The stage `soft_targets` verifies every shard with the code that readers of the store have.
+This module reads a store by h5py alone, because the teacher's training would depend on anything
+that it imports. The stage `soft_targets` verifies every shard with the store's own readers.
 """
 
 import csv
@@ -29,10 +29,10 @@ import pandas as pd
 from torch import nn
 
 from pipeline.data.prepared.dataset import SPLITS, Dataset
-from pipeline.runtime.errors import UserError, did_you_mean
+from pipeline.runtime.errors import UserError, did_you_mean, first_line
 from pipeline.runtime.files import canonical_json
 
-_CHUNK = 16_384  # rows looked at together; of a store also the samples of one shard
+_CHUNK = 16_384  # rows checked together; also the samples of one shard of a store
 _SHOWN = 3  # examples in a message
 _INDEX = "store.json"
 _FORMAT_VERSION = 2
@@ -50,16 +50,16 @@ _IDENTITY = {
 
 def build(network: str, num_classes: int, in_channels: int, **options: Any) -> nn.Module:
     raise UserError(
-        f"`{network}` of family `logits` is no network, but logits that another system made. They "
-        "can be a teacher: set `weights: logits` and `teacher.checkpoint` to a table or a store."
+        f"`{network}` of family `logits` is no network, but logits of another system. They can be "
+        "a teacher: set `weights: logits` and `teacher.checkpoint` to a table or a store."
     )
 
 
 def open_source(path: Path, dataset: Dataset) -> "Table | Store":
-    """The logits at a path: a table, read and checked whole; or a store, its index alone.
+    """Open the logits at a path: reads and checks all of a table, or the index of a store.
 
     Raises:
-        UserError: there are none, or they are not for all of this dataset.
+        UserError: there are no logits, or not for all of this dataset.
     """
     if path.is_dir():
         return open_store(path, dataset)
@@ -76,7 +76,7 @@ class Table:
     path: Path
     sha256: str
     num_views: int | None
-    logits: np.ndarray  # [rows, columns], as they came
+    logits: np.ndarray  # [rows, columns], as in the file
     columns: np.ndarray  # [C] the column of each class
     places: Mapping[str, np.ndarray]  # by split, [views or 1, N] the row of each sample
     told: Sequence[str]
@@ -90,7 +90,7 @@ class Table:
 
 @dataclass(frozen=True)
 class _Columns:
-    """What a table's file holds."""
+    """The contents of a table's file."""
 
     ids: np.ndarray  # [N] text
     logits: np.ndarray  # [N, columns] numbers
@@ -100,7 +100,11 @@ class _Columns:
 
 
 def open_table(path: Path, dataset: Dataset) -> Table:
-    """Raises: UserError: names every row, class or number that is wrong or missing."""
+    """Read and check a table.
+
+    Raises:
+        UserError: lists every row, class or number that is wrong or missing.
+    """
     held = _READERS[path.suffix](path, dataset)
     columns = _columns_of_classes(path, held.class_names, dataset.class_names)
     if not len(held.ids):
@@ -118,12 +122,12 @@ def open_table(path: Path, dataset: Dataset) -> Table:
     if problems:
         problems += [surplus] if len(unknown) else []
         raise UserError(
-            "\n  ".join([f"`{path}` does not answer every image once:", *problems])
+            "\n  ".join([f"`{path}` has not one row for every image:", *problems])
             + "\nThe ids are those of data/prepared/train_ids.json, and of the other splits'."
         )
     told = [f"{path}: {surplus}"] if len(unknown) else []
     if num_views is None:
-        told.append(f"{path} has one answer for an image, which is taught for every view of it")
+        told.append(f"{path} has one row per image, which is used for every view of it")
     digest = _check_numbers(path, held, columns, places, dataset.class_names, num_views)
     return Table(path, digest, num_views, held.logits, columns, places, told)
 
@@ -137,7 +141,7 @@ def _read_csv(path: Path, dataset: Dataset) -> _Columns:
         if ambiguous:
             raise UserError(
                 f"`{path}`: the column `{ambiguous[0]}` may be the class of that name or not. "
-                "Bring the table as .npz."
+                "Save the table as .npz."
             )
         if names.count("id") != 1 or len(set(names)) < len(names):
             raise UserError(
@@ -158,8 +162,8 @@ def _read_csv(path: Path, dataset: Dataset) -> _Columns:
             raise ValueError("its rows have more fields than its first line")
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(
-            f"`{path}` cannot be read as a table ({_line(error)}). Expected text in UTF-8, the "
-            "columns' names in its first line, and numbers."
+            f"`{path}` cannot be read as a table ({first_line(error)}). Expected UTF-8 text, "
+            "the columns' names in its first line, and numbers."
         ) from None
     text = {name: frame[name].fillna("").to_numpy(object) for name in beside}
     views = None
@@ -168,7 +172,7 @@ def _read_csv(path: Path, dataset: Dataset) -> _Columns:
         if bad:
             raise UserError(f"`{path}` has the view {_some(bad)}; expected numbers from 0.")
         views = np.array([int(view or -1) for view in text["view"]], np.int64)
-    with np.errstate(over="ignore"):  # told as too large
+    with np.errstate(over="ignore"):  # refused as too large
         logits = frame[classes].to_numpy(np.float32)
     return _Columns(text["id"], logits, classes, text.get("split"), views)
 
@@ -186,7 +190,7 @@ _ARRAYS = {
 def _read_npz(path: Path, dataset: Dataset) -> _Columns:
     try:
         if not zipfile.is_zipfile(path):
-            raise ValueError("it is no .npz file")
+            raise ValueError("it is not an .npz file")
         with np.load(path, allow_pickle=False) as file:
             unknown = [name for name in file.files if name not in _ARRAYS]
             missing = [name for name, (*_, needed) in _ARRAYS.items() if needed > (name in file)]
@@ -198,14 +202,14 @@ def _read_npz(path: Path, dataset: Dataset) -> _Columns:
             arrays = {name: file[name] for name in file.files}
     except UserError:
         raise
-    except Exception as error:  # of NumPy's, zipfile's and zlib's: any kind
+    except Exception as error:  # of NumPy, zipfile or zlib
         if "allow_pickle" in str(error):
             raise UserError(
                 f"`{path}` holds pickled objects, which could run code, and was not loaded. Save "
                 "names and ids as text: `np.array(ids, dtype=str)`."
             ) from None
         raise UserError(
-            f"`{path}` cannot be read ({_line(error)}). Expected what `np.savez` writes."
+            f"`{path}` cannot be read ({first_line(error)}). Expected what `np.savez` writes."
         ) from None
     count = len(arrays["ids"]) if arrays["ids"].ndim else 0
     for name, array in arrays.items():
@@ -254,7 +258,7 @@ def _columns_of_classes(path: Path, found: Sequence[str], expected: Sequence[str
 
 
 def _samples_of_rows(path: Path, held: _Columns, dataset: Dataset) -> dict[str, np.ndarray]:
-    """For each split the sample number of each row, [rows], -1 for none."""
+    """By split, [rows] the sample number of each row, -1 for none."""
     if held.splits is not None:
         unknown = [split for split in pd.unique(held.splits) if split not in SPLITS]
         if unknown:
@@ -267,8 +271,8 @@ def _samples_of_rows(path: Path, held: _Columns, dataset: Dataset) -> dict[str, 
     several = np.sum([samples >= 0 for samples in found.values()], 0) > 1
     if several.any():
         raise UserError(
-            f"`{path}`: {np.count_nonzero(several):,} of its ids stand in two splits, as "
-            f"{_some(held.ids[several])}. Say which is meant: add "
+            f"`{path}`: {np.count_nonzero(several):,} of its ids are in two splits: "
+            f"{_some(held.ids[several])}. Name the split of each row: add "
             f"{'a column `split`' if path.suffix == '.csv' else 'an array `splits`'} of "
             f"{_some(SPLITS)}."
         )
@@ -276,10 +280,10 @@ def _samples_of_rows(path: Path, held: _Columns, dataset: Dataset) -> dict[str, 
 
 
 def _number_of_views(path: Path, held: _Columns, samples: Mapping[str, np.ndarray]) -> int:
-    """Of the training images; the others have one, as they are.
+    """The number of views of the training images; the others have one, without augmentation.
 
     Raises:
-        UserError: a view that cannot be, or a gap between views.
+        UserError: a view is impossible, or there is a gap between views.
     """
     train = samples["train"] >= 0
     others = (samples["validation"] >= 0) | (samples["test"] >= 0)
@@ -303,7 +307,7 @@ def _number_of_views(path: Path, held: _Columns, samples: Mapping[str, np.ndarra
 def _one_row_each(
     held: _Columns, samples: np.ndarray, dataset: Dataset, split: str, num_views: int
 ) -> tuple[np.ndarray, list[str]]:
-    """The row of each sample in each view, [num_views, N]; and what is wrong."""
+    """The row of each sample in each view, [num_views, N]; and the problems."""
     size, rows = len(dataset.splits[split]), np.flatnonzero(samples >= 0)
     views = held.views[rows] if held.views is not None and split == "train" else 0
     keys = views * size + samples[rows]
@@ -337,7 +341,7 @@ def _one_row_each(
 
 def _taken(logits: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """[n, C] float32."""
-    with np.errstate(over="ignore"):  # told as too large
+    with np.errstate(over="ignore"):  # refused as too large
         return logits[rows][:, columns].astype(np.float32)
 
 
@@ -349,13 +353,13 @@ def _check_numbers(
     class_names: Sequence[str],
     num_views: int | None,
 ) -> str:
-    """Look at every number that is asked for, in the order of the dataset.
+    """Check every number that is for the dataset, in its order.
 
     Returns:
-        the digest of what the table answers.
+        The digest of these logits.
 
     Raises:
-        UserError: numbers that float16 cannot hold, or probabilities.
+        UserError: there are numbers that float16 cannot hold, or probabilities.
     """
     digest, numbers = hashlib.sha256(canonical_json(num_views).encode()), _Numbers(class_names)
     for of_split in places.values():
@@ -371,7 +375,7 @@ def _check_numbers(
 
 @dataclass
 class _Numbers:
-    """What is wrong with logits that are looked at bit by bit."""
+    """The problems of logits that are checked part by part."""
 
     class_names: Sequence[str]
     bad: list[str] = field(default_factory=list)  # the first of them
@@ -379,7 +383,7 @@ class _Numbers:
     all_probabilities: bool = True
 
     def look_at(self, logits: np.ndarray, name_of: Callable[[int], str]) -> None:
-        """Args: logits: [n, C] float32. name_of: a row's name."""
+        """Check [n, C] float32 logits; `name_of` gives the name of a row."""
         with np.errstate(over="ignore", invalid="ignore"):
             wrong = ~np.isfinite(logits.astype(np.float16))
             sums = logits.sum(1)
@@ -393,7 +397,7 @@ class _Numbers:
         self.all_probabilities &= bool((logits >= 0).all() and (abs(sums - 1) < 0.02).all())
 
     def refuse(self, path: Path) -> None:
-        """Raises: UserError: what was looked at cannot be logits."""
+        """Raise if the numbers cannot be logits."""
         if self.bad_rows:
             raise UserError(
                 f"`{path}`: {self.bad_rows:,} rows have numbers that are not finite, or beyond "
@@ -402,8 +406,8 @@ class _Numbers:
         if self.all_probabilities:
             raise UserError(
                 f"`{path}` holds probabilities, which are not negative and add up to 1; expected "
-                "logits, of which the softmax is taken here. Bring what went into the softmax, or "
-                "the probabilities' logarithm (of at least 1e-7, for that of 0 is not finite)."
+                "logits. Save the input of the softmax, or the logarithm of the probabilities "
+                "(raised to at least 1e-7, because that of 0 is not finite)."
             )
 
 
@@ -418,7 +422,7 @@ class Store:
     told: Sequence[str] = ()
 
     def rows(self, split: str, view: int, samples: np.ndarray) -> np.ndarray:
-        """[n, C] float32; the checksum of every shard that they lie in is verified.
+        """[n, C] float32; verifies the checksum of every shard that is read.
 
         Raises:
             UserError: a shard is absent or damaged, or its numbers cannot be logits.
@@ -430,7 +434,7 @@ class Store:
         return found
 
     def _shard(self, split: str, view: int, first: int) -> np.ndarray:
-        """[num_samples, C] float16; not read by HDF5, which would follow links and run filters."""
+        """[num_samples, C] float16, read without HDF5, which would follow links and run filters."""
         path = self.path / _shard_name(split, view, first)
         expected = (min(_CHUNK, self.sizes[split] - first), self.identity["num_classes"])
         with _opened(path) as file:
@@ -462,14 +466,14 @@ class Store:
         return logits
 
 
-_AGAIN = "Have it written again, as docs/soft_targets_format.md says."
+_AGAIN = "Write it again, as docs/soft_targets_format.md says."
 
 
 def open_store(path: Path, dataset: Dataset) -> Store:
-    """What the index says, and every shard's checksum.
+    """Open a store: reads the index, and the checksum of every shard.
 
     Raises:
-        UserError: it is no store, of another dataset, or not every logit is in it.
+        UserError: it is not a store, is of another dataset, or lacks logits.
     """
     if not (path / _INDEX).is_file():
         raise UserError(
@@ -480,7 +484,9 @@ def open_store(path: Path, dataset: Dataset) -> Store:
     try:
         index = dict(json.loads((path / _INDEX).read_text("utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"`{path / _INDEX}` cannot be read ({_line(error)}). {_AGAIN}") from None
+        raise UserError(
+            f"`{path / _INDEX}` cannot be read ({first_line(error)}). {_AGAIN}"
+        ) from None
     keys = _IDENTITY | {"splits": dict, "num_views": int, "class_names": list}
     wrong = [key for key, kind in keys.items() if not isinstance(index.get(key), kind)]
     if index.get("format_version") != _FORMAT_VERSION or wrong:
@@ -491,8 +497,8 @@ def open_store(path: Path, dataset: Dataset) -> Store:
         )
     if index["encoding"] != "dense":
         raise UserError(
-            f"`{path}` has encoding {index['encoding']}; expected dense, for of validation and "
-            "test every logit is needed. `soft_targets.encoding` may be top_k all the same."
+            f"`{path}` has encoding {index['encoding']}; expected dense, because validation and "
+            "test need every logit. `soft_targets.encoding` may still be top_k."
         )
     sizes = {name: len(split) for name, split in dataset.splits.items()}
     differing = [
@@ -536,7 +542,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
             yield file
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         state = "is damaged" if path.is_file() else "is absent"
-        raise UserError(f"`{path}` {state} ({_line(error)}). {_AGAIN}") from None
+        raise UserError(f"`{path}` {state} ({first_line(error)}). {_AGAIN}") from None
 
 
 def _stated_sum(path: Path) -> str:
@@ -550,7 +556,7 @@ def _stated_sum(path: Path) -> str:
 
 
 def _some(items: Sequence[Any], total: int | None = None) -> str:
-    """The first of them, and how many more there are."""
+    """The first few, and how many more there are."""
     more = (len(items) if total is None else total) - _SHOWN
     shown = ", ".join(f"`{item}`" for item in list(items)[:_SHOWN])
     return shown + (f" and {more:,} more" if more > 0 else "")
@@ -561,7 +567,3 @@ def _short(value: Any) -> str:
     if isinstance(value, str) and len(text) == 64:
         return f"{text[:12]}…"
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,6 +1,6 @@
 """A network that is one ONNX file, of any framework: a teacher that cannot be trained.
 
-The file's bytes are the network's only tensor, so they lie in its saved weights, and its
+The file's bytes are the network's only tensor, so its saved weights contain them and its
 fingerprint covers them.
 """
 
@@ -16,9 +16,9 @@ import torch
 from google.protobuf.message import Message
 from torch import Tensor, nn
 
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, first_line
 
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # else it reports its use to its makers once it is loaded
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime reports its use when loaded
 import onnxruntime
 
 _LAYOUTS = ("nchw", "nhwc")
@@ -33,28 +33,30 @@ def build(network: str, num_classes: int, in_channels: int, **options: Any) -> n
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
-    """The file as the state of a network."""
+    """Read the file as the state of a network."""
     return {"onnx": torch.from_numpy(np.fromfile(path, np.uint8))}
 
 
 def build_from_file(
     state: Mapping[str, Tensor], num_classes: int, in_channels: int, layout: str | None = None
 ) -> nn.Module:
-    """
+    """Build the network that the file is.
+
     Args:
-        state: as `read_file` makes it.
-        layout: nchw or nhwc, of the input, where its shape does not tell.
+        state: from `read_file`.
+        layout: of the input, nchw or nhwc, if its shape leaves both possible.
 
     Raises:
-        UserError: no ONNX file, one in several parts, or one of other inputs or outputs.
+        UserError: the state is no ONNX file, one in several parts, or one with other inputs or
+            outputs.
     """
     return OnnxNetwork(state["onnx"], num_classes, in_channels, layout)
 
 
 class OnnxNetwork(nn.Module):
-    """Answers through onnxruntime, in float32, in batches of the file's size if that is fixed.
+    """Runs in onnxruntime, in float32, in batches of the file's size if that is fixed.
 
-    Where the file ends in a softmax, the logits are what goes into it.
+    If the file ends in a softmax, the logits are its input.
     """
 
     def __init__(self, file: Tensor, num_classes: int, in_channels: int, layout: str | None):
@@ -76,7 +78,9 @@ class OnnxNetwork(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:  # [B, C, H, W] -> [B, num_classes]
         if torch.is_autocast_enabled(inputs.device.type):
-            raise UserError("an ONNX teacher computes in float32: set soft_targets.precision so.")
+            raise UserError(
+                "an ONNX teacher computes in float32: set soft_targets.precision to it."
+            )
         images = inputs.detach().cpu().numpy()
         if self._layout == "nhwc":
             images = images.transpose(0, 2, 3, 1)
@@ -84,36 +88,36 @@ class OnnxNetwork(nn.Module):
         logits = self._logits(np.ascontiguousarray(images))
         if (logits >= 0).all() and np.allclose(logits.sum(1), 1, atol=1e-3):
             raise UserError(
-                "the ONNX file answers with probabilities, which add up to 1; expected logits. "
+                "the ONNX file returns probabilities, which add up to 1; expected logits. "
                 "Export the network without its last softmax."
             )
         return torch.from_numpy(logits).to(inputs.device)
 
     def _check_size(self, shape: tuple[int, ...]) -> None:
         sides = slice(2, 4) if self._layout == "nchw" else slice(1, 3)
-        expected, found = self._input.shape[sides], list(shape[sides])
-        if any(isinstance(e, int) and e != f for e, f in zip(expected, found, strict=True)):
+        expected, actual = self._input.shape[sides], list(shape[sides])
+        if any(isinstance(e, int) and e != a for e, a in zip(expected, actual, strict=True)):
             raise UserError(
                 f"the ONNX file takes images of {expected[0]} x {expected[1]} pixels, but gets "
-                f"{found[0]} x {found[1]}. Set `input_size: {expected[0]}` in `teacher.network`."
+                f"{actual[0]} x {actual[1]}. Set `input_size: {expected[0]}` in `teacher.network`."
             )
 
     def _logits(self, images: np.ndarray) -> np.ndarray:
         size = self._input.shape[0]
         size = size if isinstance(size, int) else len(images)
-        answers = []
+        logits = []
         for start in range(0, len(images), size):
             batch = images[start : start + size]
             missing = size - len(batch)
             if missing:
                 batch = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), batch.dtype)])
-            answer = _run(self._session, {self._input.name: batch})[0]
-            answers.append(answer[: size - missing])
-        return np.concatenate(answers).astype(np.float32, copy=False)
+            rows = _run(self._session, {self._input.name: batch})[0]
+            logits.append(rows[: size - missing])
+        return np.concatenate(logits).astype(np.float32, copy=False)
 
     def cost(self, channels: int, size: int) -> dict[str, int]:
-        """Numbers in the file's weights, and multiply-accumulates of convolutions and matrix
-        products for one image, from the shapes of a run."""
+        """Count the numbers in the file's weights, and the multiply-accumulates of convolutions and
+        matrix products for one image, from the shapes of a run."""
         graph = self._model.graph
         shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
         statistics = {
@@ -137,14 +141,14 @@ class OnnxNetwork(nn.Module):
         traced.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names - present)
         session = _session(traced)
         outputs = [output.name for output in session.get_outputs()]
-        answers = _run(session, {self._input.name: blank})
-        shapes |= {name: answer.shape for name, answer in zip(outputs, answers, strict=True)}
+        arrays = _run(session, {self._input.name: blank})
+        shapes |= {name: array.shape for name, array in zip(outputs, arrays, strict=True)}
         macs = sum(math.prod(shapes[n.output[0]]) * _depth(n, shapes) for n in products)
         return {"parameters": parameters, "macs": macs // batch}
 
 
 def _depth(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Multiply-accumulates for one number of the output."""
+    """Multiply-accumulates per number of the output."""
     if node.op_type == "Conv":
         return math.prod(shapes[node.input[1]][1:])
     transposed = any(a.name == "transA" and a.i for a in node.attribute)
@@ -154,10 +158,10 @@ def _depth(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
 def _parsed(content: bytes) -> onnx.ModelProto:
     try:
         model = onnx.load_from_string(content)
-    except Exception as error:  # of protobuf: any kind
-        raise UserError(f"it is not an ONNX file ({_line(error)}).") from None
+    except Exception as error:  # protobuf raises many classes
+        raise UserError(f"it is not an ONNX file ({first_line(error)}).") from None
     if not model.graph.node:
-        raise UserError("it is not an ONNX file: it holds no graph.")
+        raise UserError("it is not an ONNX file: it has no graph.")
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(model)):
         raise UserError(
             "the ONNX file keeps its weights in other files beside it; expected one file. Export "
@@ -167,7 +171,7 @@ def _parsed(content: bytes) -> onnx.ModelProto:
 
 
 def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a model, in whichever graph, attribute or function it stands."""
+    """Every tensor of a model, in graphs, attributes and functions."""
     if isinstance(message, onnx.TensorProto):
         yield message
         return
@@ -178,7 +182,7 @@ def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
 
 
 def _use_logits(model: onnx.ModelProto, num_classes: int) -> None:
-    """Leave one output, of one number for each class, and what goes into a last softmax."""
+    """Make the output with one number per class the only one; of a last softmax, take the input."""
     fitting = [
         output.name
         for output in model.graph.output
@@ -187,12 +191,12 @@ def _use_logits(model: onnx.ModelProto, num_classes: int) -> None:
         and (shape[1].dim_value or num_classes) == num_classes
     ]
     if len(fitting) != 1:
-        found = ", ".join(
+        actual = ", ".join(
             f"`{o.name}` {[d.dim_value or d.dim_param for d in o.type.tensor_type.shape.dim]}"
             for o in model.graph.output
         )
         raise UserError(
-            f"the ONNX file has the outputs {found}; expected exactly one of [batch, "
+            f"the ONNX file has the outputs {actual}; expected exactly one of [batch, "
             f"{num_classes}], the dataset's classes."
         )
     makers = {name: node for node in model.graph.node for name in node.output}
@@ -215,7 +219,7 @@ def _layout_of(shape: list[Any], channels: int) -> str:
             return fitting[0]
     raise UserError(
         f"the ONNX file takes an input of {shape}; expected [batch, {channels}, height, width] or "
-        f"[batch, height, width, {channels}]. Where it is one of these, say which: set "
+        f"[batch, height, width, {channels}]. If it is one of these, set "
         "`options: {layout: nchw}` or `nhwc` in `teacher.network`."
     )
 
@@ -223,15 +227,15 @@ def _layout_of(shape: list[Any], channels: int) -> str:
 def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads()
-    settings.log_severity_level = 3  # errors alone
+    settings.log_severity_level = 3  # errors only
     providers = ["CPUExecutionProvider"]
     if torch.cuda.is_available():
         fast = "CUDAExecutionProvider"
         providers = [p for p in (fast,) if p in onnxruntime.get_available_providers()] + providers
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers)
-    except Exception as error:  # onnxruntime's have no common class of their own
-        raise UserError(f"onnxruntime cannot load the ONNX file ({_line(error)}).") from None
+    except Exception as error:  # its errors share no class
+        raise UserError(f"onnxruntime cannot load the ONNX file ({first_line(error)}).") from None
     inputs = session.get_inputs()
     if len(inputs) != 1 or inputs[0].type != "tensor(float)":
         raise UserError(
@@ -245,8 +249,4 @@ def _run(session: onnxruntime.InferenceSession, feed: dict[str, np.ndarray]) -> 
     try:
         return session.run(None, feed)
     except Exception as error:
-        raise RuntimeError(_line(error)) from None
-
-
-def _line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+        raise RuntimeError(first_line(error)) from None

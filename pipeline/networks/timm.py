@@ -1,7 +1,5 @@
-"""Every network of timm, by timm's own name, with or without the tag of its weights.
-
-Needs the extra `timm`.
-"""
+"""Every network of timm, by timm's name, with or without the tag of its weights. Needs the extra
+`timm`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +10,11 @@ import torch
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
-from pipeline.runtime.errors import UserError, did_you_mean
+from pipeline.runtime.errors import UserError, did_you_mean, first_line
 
 
 def build(network: str, num_classes: int, in_channels: int, **options: Any) -> nn.Module:
-    """`options` go to `timm.create_model`, as in `{img_size: 64}`."""
+    """Build a network. `options` go to `timm.create_model`: `{img_size: 64}`."""
     _check_known(network)
     return timm.create_model(
         network, pretrained=False, num_classes=num_classes, in_chans=in_channels, **options
@@ -31,11 +29,11 @@ def pretrained_input(network: str) -> tuple[int, Sequence[float], Sequence[float
 
 
 def pretrained_state(network: str) -> tuple[dict[str, Tensor], Sequence[str]]:
-    """The tensors of the weights that timm publishes, and their classes' names, where those are
-    ImageNet's 1,000 (others have none that match a folder).
+    """Load the weights that timm publishes, and the names of their classes, which are empty unless
+    the classes are ImageNet's 1,000.
 
     Raises:
-        UserError: there are none, or they cannot be had.
+        UserError: timm publishes none, or they cannot be downloaded.
     """
     _check_known(network)
     config = timm.get_pretrained_cfg(network)
@@ -48,12 +46,11 @@ def pretrained_state(network: str) -> tuple[dict[str, Tensor], Sequence[str]]:
     overlay = {"file": str(path)} if path.is_file() else None
     try:
         module = timm.create_model(network, pretrained=True, pretrained_cfg_overlay=overlay)
-    except Exception as error:  # of the hub's client, the network or the reader: any kind
+    except Exception as error:  # their errors share no class
         source = f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url
-        line = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"the pretrained weights of `{network}` cannot be had ({line}). Get "
-            f"`model.safetensors` from {source} by any other way, and put it at `{path}`."
+            f"the pretrained weights of `{network}` cannot be downloaded ({first_line(error)}). "
+            f"Download `model.safetensors` from {source} yourself, and put it at `{path}`."
         ) from None
     classes = ImageNetInfo().label_descriptions() if config.num_classes == 1000 else None
     names = [text.partition(",")[0] for text in classes or [""] * config.num_classes]

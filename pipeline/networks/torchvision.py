@@ -1,4 +1,4 @@
-"""Every classification network of torchvision, by torchvision's own name."""
+"""Every classification network of torchvision, by torchvision's name."""
 
 import copy
 import pickle
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.runtime.errors import UserError, did_you_mean
 
-#: They classify more than once in training: the heads' names, and their weight in the loss
+#: Networks with auxiliary heads in training: the heads' names, and their weight in the loss
 #: (Szegedy et al. 2015, arXiv:1409.4842, section 5; 2016, arXiv:1512.00567, in its authors' code).
 _WITH_AUXILIARY_HEADS = {
     "googlenet": (("aux1", "aux2"), 0.3),
@@ -23,11 +23,11 @@ _WITH_AUXILIARY_HEADS = {
 
 
 def pretrained_input(network: str) -> tuple[int, Sequence[float], Sequence[float]]:
-    """Side in pixels, mean and std of the default weights' own preprocessing, whose central crop is
-    the square image that networks get here.
+    """Side in pixels, mean and std of the default weights' preprocessing. Its central crop is the
+    square image that `prepare` writes.
 
-    Two networks turn ImageNet's normalisation into pixels in -1 to 1 themselves, when torchvision
-    builds them with weights; here they get such pixels.
+    Built with weights by torchvision, two networks turn ImageNet's normalisation into pixels in
+    -1 to 1 themselves. Here they get such pixels.
     """
     _check_known(network)
     preset = torchvision.models.get_model_weights(network).DEFAULT.transforms()
@@ -37,13 +37,13 @@ def pretrained_input(network: str) -> tuple[int, Sequence[float], Sequence[float
 
 
 def build(network: str, num_classes: int, in_channels: int, **options: Any) -> nn.Module:
-    """`options` go to torchvision's constructor, as in `{width_mult: 0.5}`."""
+    """Build a network. `options` go to torchvision's constructor: `{width_mult: 0.5}`."""
     _check_known(network)
     if network in _WITH_AUXILIARY_HEADS:
         if "aux_logits" in options:
             raise UserError(
-                f"`options` of network `{network}` name `aux_logits`; its auxiliary heads are "
-                "there in training alone, without being asked for. Remove the option."
+                f"`options` of network `{network}` set `aux_logits`; training always has the "
+                "auxiliary heads, and nothing else does. Remove the option."
             )
         options = {"aux_logits": False, "init_weights": True, **options}
     module = torchvision.models.get_model(network, weights=None, num_classes=num_classes, **options)
@@ -54,18 +54,18 @@ def build(network: str, num_classes: int, in_channels: int, **options: Any) -> n
 
 @contextmanager
 def auxiliary_heads(module: nn.Module, network: str, num_classes: int, size: int) -> Iterator[None]:
-    """Train the network with its auxiliary heads (teacher/auxiliary_heads.py) while open; if its
-    images are too small for them, say so and train without."""
+    """Train with the network's auxiliary heads (teacher/auxiliary_heads.py) while open. If the
+    images are too small for them, print so and train without."""
     names, weight = _WITH_AUXILIARY_HEADS.get(network, ((), 0.0))
     if not names:
         yield
         return
-    whole = torchvision.models.get_model(
+    with_heads = torchvision.models.get_model(
         network, weights=None, num_classes=num_classes, aux_logits=True, init_weights=True
     )
     device = next(module.parameters()).device
     for name in names:
-        setattr(module, name, getattr(whole, name).to(device))
+        setattr(module, name, getattr(with_heads, name).to(device))
 
     def keep(_module: nn.Module, _inputs: object, outputs: Any) -> Tensor:
         if isinstance(outputs, Tensor):
@@ -77,7 +77,7 @@ def auxiliary_heads(module: nn.Module, network: str, num_classes: int, size: int
     module.aux_logits = True
     try:
         if not _trains_at(module, size):
-            print(f"  {size} pixels are too few for the auxiliary heads of {network}: without them")
+            print(f"  {size} pixels are too few for the auxiliary heads of {network}: none is used")
             _remove(module, names)
         yield
     finally:
@@ -105,11 +105,11 @@ def _trains_at(module: nn.Module, size: int) -> bool:
 
 
 def pretrained_state(network: str) -> tuple[dict[str, Tensor], Sequence[str]]:
-    """The default weights' tensors, without auxiliary heads, and their classes' names; from torch's
-    hub cache, or downloaded into it.
+    """Load the default weights' tensors, without auxiliary heads, and the names of their classes,
+    from torch's hub cache; downloads them into it if they are not there.
 
     Raises:
-        UserError: they cannot be downloaded, or are not what they should be.
+        UserError: the download fails, or the file is damaged.
     """
     weights = torchvision.models.get_model_weights(network).DEFAULT
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
@@ -120,12 +120,12 @@ def pretrained_state(network: str) -> tuple[dict[str, Tensor], Sequence[str]]:
     except (OSError, RuntimeError, EOFError, HTTPException, pickle.UnpicklingError) as error:
         problem = "cannot be read" if path.exists() else "cannot be downloaded"
         raise UserError(
-            f"the pretrained weights of `{network}` {problem} ({error}). Get {weights.url} by any "
-            f"other way, and put `{path.name}` at `{path}`."
+            f"the pretrained weights of `{network}` {problem} ({error}). Download "
+            f"{weights.url} yourself, and put it at `{path}`."
         ) from None
     names, _ = _WITH_AUXILIARY_HEADS.get(network, ((), 0.0))
-    own = {key: value for key, value in state.items() if key.partition(".")[0] not in names}
-    return own, weights.meta["categories"]
+    without_heads = {k: v for k, v in state.items() if k.partition(".")[0] not in names}
+    return without_heads, weights.meta["categories"]
 
 
 def _check_known(network: str) -> None:

@@ -11,6 +11,11 @@ class UserError(Exception):
     """A message that says what was found, what was expected and what to do."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its class if it has none."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """Return `; did you mean X?` with the nearest known names, or an empty text."""
     nearest = get_close_matches(name, known, n=3, cutoff=0.6)

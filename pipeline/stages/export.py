@@ -18,8 +18,8 @@ from pipeline.export.onnx_model import OnnxMetadata, OnnxStudent
 from pipeline.export.to_onnx import OPSET, to_onnx
 from pipeline.export.verification import both_logits, float32_error, verify_logits
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import ModelSpec
 from pipeline.models.evaluation import METRICS
+from pipeline.models.spec import ModelSpec
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import write_bytes, write_json
 from pipeline.runtime.outputs import ModelOutputs

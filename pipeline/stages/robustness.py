@@ -25,8 +25,8 @@ from pipeline.compute.device import default_device
 from pipeline.data.prepared.dataset import AnySplit, open_dataset, verify_dataset
 from pipeline.data.prepared.image_decoding import available_cores
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import InputSpec
 from pipeline.models.evaluation import BATCH_SIZE, predict
+from pipeline.models.spec import InputSpec
 from pipeline.runtime.files import write_bytes
 from pipeline.runtime.outputs import TEACHER, ModelOutputs
 from pipeline.runtime.params import check_student

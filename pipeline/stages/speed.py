@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pipeline.comparison.measurement import latency
 from pipeline.comparison.measurement.latency import BATCH_SIZE, DeviceSpeed, NetworkSpeed
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import InputSpec
+from pipeline.models.spec import InputSpec
 from pipeline.runtime.files import write_json
 from pipeline.runtime.outputs import TEACHER, ModelOutputs
 from pipeline.runtime.params import load_section, student_names

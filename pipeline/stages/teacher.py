@@ -18,7 +18,7 @@ from pipeline.compute import distributed
 from pipeline.compute.device import default_device
 from pipeline.compute.distributed import ProcessGroup
 from pipeline.data.prepared.dataset import open_dataset, verify_dataset
-from pipeline.models import checkpoint
+from pipeline.models.spec import native_input
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.locks import exclusive
 from pipeline.runtime.outputs import TEACHER
@@ -100,7 +100,7 @@ def make_teacher(group: ProcessGroup) -> None:
         dataset,
         logits["validation"],
         minimum_accuracy=params.minimum_accuracy,
-        pretrained_input=checkpoint.native_input(params.family, params.network.name),
+        pretrained_input=native_input(params.family, params.network.name),
         fallback_hint=FALLBACK_HINTS[params.weights],
         device=device,
     )

@@ -17,8 +17,8 @@ from pipeline.compute.device import (
 )
 from pipeline.compute.distributed import SINGLE_PROCESS, ProcessGroup
 from pipeline.data.prepared.dataset import AnySplit, Dataset
-from pipeline.models.checkpoint import InputSpec
 from pipeline.models.evaluation import classification_metrics
+from pipeline.models.spec import InputSpec
 from pipeline.runtime.derived_random import permutation
 from pipeline.runtime.progress import EpochLog, bar
 from pipeline.students.params import TrainingParams

@@ -15,8 +15,9 @@ from torch import nn
 from pipeline.compute.distributed import ProcessGroup
 from pipeline.data.prepared.dataset import Dataset
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import WEIGHTS, ModelSpec
+from pipeline.models.checkpoint import WEIGHTS
 from pipeline.models.evaluation import count_parameters_and_macs, write_predictions
+from pipeline.models.spec import ModelSpec, build, family_module, model_spec
 from pipeline.runtime.files import atomic_directory, write_bytes, write_json
 from pipeline.runtime.locks import exclusive
 from pipeline.runtime.outputs import ModelOutputs
@@ -41,8 +42,8 @@ def build_network(
     """
     torch.manual_seed(params.seed)
     with group.main_process_first():
-        spec = checkpoint.model_spec(student.family, student.network, dataset)
-        network = checkpoint.build(spec).to(device)
+        spec = model_spec(student.family, student.network, dataset)
+        network = build(spec).to(device)
     if group.is_main:
         stage = outputs.stage.replace("@", " ")
         print(f"{stage}: {student.family}, {student.network.name}", flush=True)
@@ -109,7 +110,7 @@ def write_result(
     with atomic_directory(outputs.model) as directory:
         checkpoint.save(directory, network, spec)
         # With it, whatever depends on the models depends on their code: `speed` measures it.
-        shutil.copyfile(checkpoint.family_module(spec.family).__file__, directory / "family.py")
+        shutil.copyfile(family_module(spec.family).__file__, directory / "family.py")
     write_predictions(
         outputs.predictions, inputs.params, validation=validation_logits, test=test_logits
     )

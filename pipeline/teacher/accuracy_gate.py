@@ -10,9 +10,10 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from pipeline.data.prepared.dataset import Dataset
-from pipeline.models.checkpoint import TEACHER, InputSpec
 from pipeline.models.evaluation import predict_all
+from pipeline.models.spec import InputSpec
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.outputs import TEACHER
 
 SIGNIFICANCE = 1e-3  # of the one-sided binomial tests
 _IMAGES = 256  # of validation, evenly spread, for each other setting that is tried
@@ -90,7 +91,7 @@ def check(
     entropy = torch.special.entr(logits.double().softmax(1)).sum(1).mean().item()
     lines = [
         f"teacher accuracy on validation: {correct / total:.2%} ({correct:,} of {total:,}); "
-        f"expected {expected}. `{TEACHER}` is unchanged.",
+        f"expected {expected}. `{TEACHER.model}` is unchanged.",
         *(
             f"  {name}: " + "; ".join(f"{trial.setting} {trial.accuracy:.2%}" for trial in group)
             for name, group in trials.items()

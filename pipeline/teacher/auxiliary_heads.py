@@ -13,15 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.models import checkpoint
-from pipeline.models.checkpoint import ModelSpec
+from pipeline.models.spec import ModelSpec, family_module
 
 
 @contextmanager
 def heads(network: nn.Module, spec: ModelSpec) -> Iterator[None]:
     """Add the auxiliary heads that the family defines, if any, while open. Open it before the
     optimizer takes the parameters."""
-    family = checkpoint.family_module(spec.family)
+    family = family_module(spec.family)
     if not hasattr(family, "auxiliary_heads"):
         yield
         return

@@ -14,15 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline.models.checkpoint import (
-    ModelSpec,
-    _first_line,
-    build,
-    build_from_file,
-    family_module,
-    load_state,
-)
-from pipeline.runtime.errors import UserError
+from pipeline.models.checkpoint import load_state
+from pipeline.models.spec import ModelSpec, build, build_from_file, family_module
+from pipeline.runtime.errors import UserError, first_line
 
 #: The names under which checkpoints keep their state dict; the first present is taken. Averaged
 #: weights (EMA) come first, because published accuracies are theirs.
@@ -90,7 +84,7 @@ def _read_foreign(path: Path) -> Any:
                 f"(`{found[1]}`). Save `model.state_dict()` alone, or safetensors."
             ) from None
         raise UserError(
-            f"`{path}` is not a checkpoint that can be read ({_first_line(error)}). "
+            f"`{path}` is not a checkpoint that can be read ({first_line(error)}). "
             "Expected a PyTorch state dict (.pt, .pth, .th) or safetensors; a .onnx file needs "
             "`family: onnx`."
         ) from None

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from pipeline.data.prepared.dataset import Dataset
-from pipeline.models import checkpoint
-from pipeline.models.checkpoint import ModelSpec
+from pipeline.models.spec import ModelSpec, build, model_spec
 from pipeline.teacher import fine_tuning, foreign_checkpoint, pretrained
 from pipeline.teacher.params import TeacherParams
 
@@ -19,7 +18,7 @@ def build_initial_network(params: TeacherParams, dataset: Dataset) -> tuple[nn.M
     Raises:
         UserError: the network cannot be built, or its weights cannot be loaded.
     """
-    spec = checkpoint.model_spec(
+    spec = model_spec(
         params.family, params.network, dataset, pretrained=params.weights == "pretrained"
     )
     if params.weights == "pretrained":
@@ -29,7 +28,7 @@ def build_initial_network(params: TeacherParams, dataset: Dataset) -> tuple[nn.M
         return network, spec
     if params.weights == "checkpoint":
         return foreign_checkpoint.load_foreign(spec, Path(params.checkpoint)), spec
-    return checkpoint.build(spec), spec
+    return build(spec), spec
 
 
 def sha256_of_weights(network: nn.Module) -> str:

@@ -9,12 +9,13 @@ from torch import nn
 
 from pipeline.data.prepared.dataset import Dataset
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import WEIGHTS, LogitSource, ModelSpec
+from pipeline.models.checkpoint import WEIGHTS
 from pipeline.models.evaluation import (
     classification_metrics,
     count_parameters_and_macs,
     write_predictions,
 )
+from pipeline.models.spec import LogitSource, ModelSpec, family_module
 from pipeline.runtime.files import atomic_directory, write_json
 from pipeline.runtime.outputs import TEACHER
 from pipeline.runtime.stage_inputs import StageInputs
@@ -60,7 +61,7 @@ def import_logits(params: TeacherParams, dataset: Dataset, inputs: StageInputs) 
     Raises:
         UserError: the logits cannot be read, or fail the accuracy gate.
     """
-    family = checkpoint.family_module(params.family)
+    family = family_module(params.family)
     source = family.open_source(Path(params.checkpoint), dataset)
     print(f"teacher: {params.network.name}, the logits of {source.path}", flush=True)
     for line in source.told:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import ModelSpec
+from pipeline.models.spec import ModelSpec, build, family_module
 from pipeline.runtime.errors import UserError
 from pipeline.teacher.imagenet_classes import WORDNET_IDS
 
@@ -24,7 +24,7 @@ def load(spec: ModelSpec) -> tuple[nn.Module, ModelSpec]:
         UserError: the family has no published weights for it, they are neither here nor can be
             downloaded, or they do not fit the network's options.
     """
-    family = checkpoint.family_module(spec.family)
+    family = family_module(spec.family)
     if not hasattr(family, "pretrained_state"):
         raise UserError(
             f"family `{spec.family}` has no pretrained weights. Set `weights: train`, or "
@@ -33,7 +33,7 @@ def load(spec: ModelSpec) -> tuple[nn.Module, ModelSpec]:
     state, class_names = family.pretrained_state(spec.network)
     classes = classes_among(spec.class_names, class_names)
     spec = replace(spec, pretrained_classes=classes)
-    network = checkpoint.build(spec)
+    network = build(spec)
     head = last_layer(spec)
     unfit = [key for key in head if key not in state or len(state[key]) != len(class_names)]
     if unfit:
@@ -85,5 +85,5 @@ def last_layer(spec: ModelSpec) -> frozenset[str]:
 
 
 def _shapes(spec: ModelSpec) -> Mapping[str, torch.Size]:
-    state: Mapping[str, Tensor] = checkpoint.build(spec).state_dict()
+    state: Mapping[str, Tensor] = build(spec).state_dict()
     return {key: value.shape for key, value in state.items()}

@@ -14,8 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.compute.distributed import ProcessGroup
 from pipeline.data.prepared.dataset import AnySplit
-from pipeline.models.checkpoint import InputSpec
 from pipeline.models.evaluation import BATCH_SIZE, predict_all
+from pipeline.models.spec import InputSpec
 from pipeline.runtime.derived_random import hash64
 
 

@@ -23,8 +23,8 @@ from pipeline.comparison.robustness import (
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.data.prepared.image_decoding import clean_boxes, decode_view
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import InputSpec, LogitSource
 from pipeline.models.evaluation import predict
+from pipeline.models.spec import InputSpec, LogitSource
 from pipeline.runtime import outputs
 from pipeline.runtime.errors import UserError
 from pipeline.stages import robustness as stage

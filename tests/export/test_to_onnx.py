@@ -24,8 +24,8 @@ from pipeline.export.onnx_model import OnnxMetadata, OnnxStudent
 from pipeline.export.to_onnx import OPSET, to_onnx
 from pipeline.export.verification import TOLERANCE, float32_error, verify_logits
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import InputSpec, ModelSpec
 from pipeline.models.evaluation import predict
+from pipeline.models.spec import InputSpec, ModelSpec, build
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
 
@@ -154,7 +154,7 @@ def test_every_family_gives_pytorchs_logits_in_batches_of_any_size(
         pytest.importorskip("timm", reason="the extra `timm` is not installed")
     spec = InputSpec(channels, size, [0.4] * channels, [0.2] * channels)
     torch.manual_seed(0)
-    network = checkpoint.build(ModelSpec(family, name, options, list("abcde"), spec))
+    network = build(ModelSpec(family, name, options, list("abcde"), spec))
     views = torch.randint(0, 256, (64, channels, side, side), dtype=torch.uint8)
     with_statistics_of(network, spec.apply(views))
     expected = predict(network, spec, views).numpy()
@@ -234,7 +234,7 @@ def odd_student(project, monkeypatch):
         _, description = checkpoint.load(STUDENT, produced_by="-")
         torch.manual_seed(0)
         odd = ModelSpec("otherwise", kind, {}, description.class_names, description.input)
-        checkpoint.save(STUDENT, checkpoint.build(odd), odd)
+        checkpoint.save(STUDENT, build(odd), odd)
 
     return make
 

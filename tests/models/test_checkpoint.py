@@ -10,10 +10,11 @@ from torch import nn
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import TEACHER, InputSpec, ModelSpec
 from pipeline.models.evaluation import classification_metrics, count_parameters_and_macs
+from pipeline.models.spec import InputSpec, ModelSpec, build
 from pipeline.networks import cifar_resnet
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.outputs import TEACHER
 from pipeline.teacher import foreign_checkpoint
 
 SPEC = InputSpec(3, 16, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
@@ -30,9 +31,9 @@ def describe(**changed: object) -> ModelSpec:
     return ModelSpec(**(values | changed))
 
 
-def test_a_saved_network_is_rebuilt_with_its_answers(tmp_path):
+def test_a_saved_network_is_rebuilt_with_its_logits(tmp_path):
     torch.manual_seed(0)
-    network = checkpoint.build(describe())
+    network = build(describe())
     checkpoint.save(tmp_path, network, describe())
     rebuilt, description = checkpoint.load(tmp_path, produced_by="-")
     views = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
@@ -43,7 +44,7 @@ def test_a_saved_network_is_rebuilt_with_its_answers(tmp_path):
 
 
 def test_other_weights_under_the_same_description_are_refused(tmp_path):
-    checkpoint.save(tmp_path, checkpoint.build(describe()), describe())
+    checkpoint.save(tmp_path, build(describe()), describe())
     other = cifar_resnet.build("resnet8", 3, 3)
     save_file(other.state_dict(), tmp_path / "weights.safetensors")
     with pytest.raises(UserError, match="is not the file that `network.json` beside it describes"):
@@ -59,7 +60,7 @@ def test_the_fingerprint_changes_with_weights_and_input(tmp_path):
             torch.manual_seed(seed)
             folder = tmp_path / f"{index}{seed}"
             folder.mkdir()
-            checkpoint.save(folder, checkpoint.build(description), description)
+            checkpoint.save(folder, build(description), description)
             prints.add(checkpoint.fingerprint(folder, produced_by="-"))
     assert len(prints) == 4
 
@@ -78,7 +79,7 @@ def test_the_input_is_normalised_and_resized_per_network():
 OPTIMIZER = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1}]}
 
 
-def brought(content: object) -> nn.Module:
+def loaded(content: object) -> nn.Module:
     """A network with the weights of a file of this content."""
     torch.save(content, "weights.pth")
     target = cifar_resnet.build("resnet8", 3, 3)
@@ -111,35 +112,33 @@ def has_weights(network: nn.Module, seed: int) -> bool:
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "model."])
 def test_foreign_checkpoints_are_unwrapped(tmp_path, monkeypatch, wrap, prefix):
     monkeypatch.chdir(tmp_path)
-    assert has_weights(brought(wrap(state_of(0, prefix))), 0)
+    assert has_weights(loaded(wrap(state_of(0, prefix))), 0)
 
 
 @pytest.mark.parametrize("name", ["state_dict_ema", "model_ema", "ema", "ema_state_dict"])
-def test_of_averaged_weights_and_the_last_ones_the_averaged_are_taken(
-    tmp_path, monkeypatch, capsys, name
-):
+def test_averaged_weights_are_preferred(tmp_path, monkeypatch, capsys, name):
     monkeypatch.chdir(tmp_path)
     averaged = {"n_averaged": torch.tensor(7), **state_of(1, "module.")}
     for content in ({"state_dict": state_of(0), name: averaged}, {name: averaged, "model": {}}):
-        assert has_weights(brought(content), 1)
+        assert has_weights(loaded(content), 1)
         assert capsys.readouterr().out == f"  weights.pth: the weights under `{name}`\n"
 
 
 @pytest.mark.parametrize("prefix", ["ema_model.", "model_ema.module.", "ema."])
-def test_averaged_weights_within_one_state_dict_are_taken_by_their_prefix(
+def test_averaged_weights_within_one_state_dict_are_preferred_by_their_prefix(
     tmp_path, monkeypatch, prefix
 ):
     monkeypatch.chdir(tmp_path)
     for own in ("", "model."):
         mixed = {**state_of(0, own), **state_of(1, prefix), "n_averaged": torch.tensor(7)}
-        assert has_weights(brought({"state_dict": mixed}), 1)
+        assert has_weights(loaded({"state_dict": mixed}), 1)
 
 
 def test_several_state_dicts_without_a_usual_name_are_refused_by_their_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     content = {"nets": {"student": state_of(0), "teacher": state_of(1)}, "optimizer": OPTIMIZER}
     with pytest.raises(UserError) as refusal:
-        brought(content)
+        loaded(content)
     assert "holds 2 state dicts, `nets.student`, `nets.teacher`; expected one, or one" in str(
         refusal.value
     )
@@ -149,7 +148,7 @@ def test_several_state_dicts_without_a_usual_name_are_refused_by_their_names(tmp
 def test_a_file_without_a_state_dict_is_refused(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="`weights.pth` is not a state dict; expected a mapping"):
-        brought(content)
+        loaded(content)
 
 
 def test_foreign_safetensors_are_read(tmp_path):
@@ -203,34 +202,34 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content, suffix):
 
 def test_an_unknown_network_is_named_with_the_nearest():
     with pytest.raises(UserError, match="has no network `resnet9`; did you mean `resnet8`"):
-        checkpoint.build(describe(network="resnet9"))
+        build(describe(network="resnet9"))
 
 
 @pytest.mark.parametrize("network", ["resnet18", "mobilenet_v2", "squeezenet1_1", "googlenet"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_torchvisions_networks_take_any_number_of_channels_and_classes(network, channels):
     spec = InputSpec(channels, 64, [0.5] * channels, [0.2] * channels)
-    built = checkpoint.build(describe(family="torchvision", network=network, input=spec))
+    built = build(describe(family="torchvision", network=network, input=spec))
     views = torch.randint(0, 256, (2, channels, 64, 64), dtype=torch.uint8)
-    for mode in (True, False):  # an auxiliary head would answer with more than logits in training
+    for mode in (True, False):  # an auxiliary head would return more than logits in training
         assert built.train(mode)(spec.apply(views)).shape == (2, 3)
 
 
 def test_torchvisions_options_reach_its_networks_and_unknown_names_are_refused():
-    half = checkpoint.build(
+    half = build(
         describe(family="torchvision", network="mobilenet_v2", options={"width_mult": 0.5})
     )
     assert sum(p.numel() for p in half.parameters()) < 1e6
     with pytest.raises(UserError, match="has no network `mobilenet_v9`; did you mean `mobilenet_v"):
-        checkpoint.build(describe(family="torchvision", network="mobilenet_v9"))
+        build(describe(family="torchvision", network="mobilenet_v9"))
 
 
 def test_an_option_that_the_network_lacks_is_refused():
     with pytest.raises(UserError, match="does not take the options"):
-        checkpoint.build(describe(options={"width": 2}))
+        build(describe(options={"width": 2}))
 
 
-def test_a_network_that_cannot_take_its_input_is_refused_with_a_size_that_does(monkeypatch):
+def test_a_network_that_cannot_take_its_input_is_refused_with_a_possible_size(monkeypatch):
     monkeypatch.setattr(
         cifar_resnet,
         "build",
@@ -240,7 +239,7 @@ def test_a_network_that_cannot_take_its_input_is_refused_with_a_size_that_does(m
         UserError,
         match=r"cannot take 3 x 16 x 16 pixels .* Set `input_size: 40` for it, the smallest mul",
     ):
-        checkpoint.build(describe())
+        build(describe())
 
 
 @pytest.mark.parametrize(
@@ -248,15 +247,15 @@ def test_a_network_that_cannot_take_its_input_is_refused_with_a_size_that_does(m
 )
 def test_torchvisions_networks_name_the_size_that_they_need(network, size):
     with pytest.raises(UserError, match=f"Set `input_size: {size}` for it"):
-        checkpoint.build(describe(family="torchvision", network=network))
+        build(describe(family="torchvision", network=network))
 
 
-def test_a_network_that_does_not_answer_with_logits_is_refused(monkeypatch):
+def test_a_network_that_does_not_return_logits_is_refused(monkeypatch):
     monkeypatch.setattr(cifar_resnet, "build", lambda *a: nn.Flatten())
     with pytest.raises(
-        UserError, match=r"answers one image with \[1, 768\]; expected logits \[1, 3\]"
+        UserError, match=r"returns \[1, 768\] for one image; expected logits \[1, 3\]"
     ):
-        checkpoint.build(describe())
+        build(describe())
 
 
 @pytest.mark.parametrize(
@@ -278,15 +277,15 @@ def test_parameters_and_macs_are_those_of_the_literature(network, parameters, ma
     assert measured["macs"] == pytest.approx(macs, rel=2e-3)
 
 
-def test_measures_agree_with_torchmetrics():
+def test_metrics_agree_with_torchmetrics():
     torch.manual_seed(0)
     logits, labels = torch.randn(500, 20), torch.randint(0, 20, (500,))
-    found = classification_metrics(logits, labels, "test")
+    metrics = classification_metrics(logits, labels, "test")
     for name, k in (("test_accuracy", 1), ("test_top5_accuracy", 5)):
         expected = multiclass_accuracy(logits, labels, 20, average="micro", top_k=k).item()
-        assert found[name] == pytest.approx(expected, abs=1e-6)
+        assert metrics[name] == pytest.approx(expected, abs=1e-6)
     expected = -torch.log_softmax(logits, 1)[torch.arange(500), labels].mean().item()
-    assert found["test_nll"] == pytest.approx(expected, rel=1e-6)
+    assert metrics["test_nll"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_top5_of_fewer_than_five_classes_is_everything():
@@ -295,7 +294,7 @@ def test_top5_of_fewer_than_five_classes_is_everything():
 
 
 def test_a_teacher_from_a_checkpoint_has_its_weights_and_is_not_trained(project):
-    source, _ = checkpoint.load(TEACHER, produced_by="-")
+    source, _ = checkpoint.load(TEACHER.model, produced_by="-")
     with torch.no_grad():
         source.fc.weight.mul_(2)
         source.fc.bias.mul_(2)
@@ -303,8 +302,8 @@ def test_a_teacher_from_a_checkpoint_has_its_weights_and_is_not_trained(project)
     teacher = PARAMS["teacher"] | {"weights": "checkpoint", "checkpoint": "mine.pth"}
     write_params(project, PARAMS | {"teacher": teacher})
     run_stage("teacher")
-    loaded, _ = checkpoint.load(TEACHER, produced_by="-")
-    assert torch.equal(loaded.fc.weight, source.fc.weight)
+    taught, _ = checkpoint.load(TEACHER.model, produced_by="-")
+    assert torch.equal(taught.fc.weight, source.fc.weight)
 
 
 def test_a_teacher_with_weights_that_are_not_numbers_is_refused(project):
@@ -314,7 +313,7 @@ def test_a_teacher_with_weights_that_are_not_numbers_is_refused(project):
     torch.save(source.state_dict(), "mine.pth")
     teacher = PARAMS["teacher"] | {"weights": "checkpoint", "checkpoint": "mine.pth"}
     write_params(project, PARAMS | {"teacher": teacher})
-    before = (TEACHER / "weights.safetensors").read_bytes()
+    before = (TEACHER.model / "weights.safetensors").read_bytes()
     with pytest.raises(UserError, match="are not finite"):
         run_stage("teacher")
-    assert (TEACHER / "weights.safetensors").read_bytes() == before
+    assert (TEACHER.model / "weights.safetensors").read_bytes() == before

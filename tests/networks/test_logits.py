@@ -1,4 +1,4 @@
-"""A table of logits, or a store, that another system wrote teaches as the network that made it."""
+"""A table or a store of logits teaches as the network that computed them."""
 
 import hashlib
 import json
@@ -32,11 +32,10 @@ from pipeline.commands import check
 from pipeline.commands.store import verify
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.models import checkpoint, evaluation
-from pipeline.models.checkpoint import TEACHER
 from pipeline.networks import logits as family
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
-from pipeline.runtime.outputs import STORE
+from pipeline.runtime.outputs import STORE, TEACHER
 from pipeline.store.format.schema import SHARD_SAMPLES
 from pipeline.store.writing import job as writing_job
 from pipeline.views.loader import open_views
@@ -48,8 +47,8 @@ STUDENT = Path("models/students/small")
 
 
 def answers_of_the_network() -> dict[str, np.ndarray]:
-    """By split, [views, N, C] float32: asked image by image as the stage asks, in its batches."""
-    network, description = checkpoint.load(TEACHER, produced_by="-")
+    """By split, [views, N, C] float32: in the batches of the stage."""
+    network, description = checkpoint.load(TEACHER.model, produced_by="-")
     answers = {}
     for name, split in open_dataset().splits.items():
         policy = ViewPolicy("crop_flip" if name == "train" else "none")
@@ -70,7 +69,7 @@ def answers_of_the_network() -> dict[str, np.ndarray]:
 
 
 def table(answers: dict[str, np.ndarray], *, by_view: bool = True) -> dict[str, np.ndarray]:
-    """The arrays of an .npz, rows and classes in an order of their own."""
+    """The arrays of an .npz, rows and classes in another order."""
     dataset = open_dataset()
     parts = [
         (sample_id, name, view, row)
@@ -104,7 +103,7 @@ def write_csv(arrays: dict[str, np.ndarray]) -> str:
 
 
 def write_store(answers: dict[str, np.ndarray], **identity: object) -> str:
-    """By the page of the format alone."""
+    """By the format's page alone."""
     dataset, index = open_dataset(), read_json(STORE / "store.json", produced_by="-")
     said = {key: index[key] for key in IDENTITY} | {
         "teacher_fingerprint": "f" * 64,
@@ -163,7 +162,7 @@ def test_the_answers_of_a_network_teach_as_the_network_does(project, capsys, kin
     assert metrics.keys() == measured.keys() - costs
     for name in ("validation_accuracy", "test_accuracy", "test_top5_accuracy"):
         assert metrics[name] == measured[name]
-    assert load_file(TEACHER / checkpoint.WEIGHTS) == {}
+    assert load_file(TEACHER.model / checkpoint.WEIGHTS) == {}
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -213,7 +212,7 @@ def test_damaged_images_are_no_teachers_measure(project):
 def test_rows_may_come_in_any_order_and_beside_those_of_other_images(project, capsys):
     arrays = table(answers_of_the_network())
     teach_with(write_npz(arrays))
-    before = bytes_of(TEACHER)
+    before = bytes_of(TEACHER.model)
     order = np.argsort(arrays["ids"], kind="stable")
     more = {
         name: array if name == "class_names" else array[order] for name, array in arrays.items()
@@ -223,17 +222,17 @@ def test_rows_may_come_in_any_order_and_beside_those_of_other_images(project, ca
     more["logits"] = np.concatenate([more["logits"], [[np.nan] * 3]])
     capsys.readouterr()
     teach_with(write_npz(more))
-    assert bytes_of(TEACHER) == before
+    assert bytes_of(TEACHER.model) == before
     told = "mine.npz: 1 rows are of no image of data/prepared: `strange.png`"
     assert told in capsys.readouterr().out
 
 
-def test_without_views_an_images_one_answer_is_taught_for_each_of_its_views(project, capsys):
+def test_without_views_every_view_of_an_image_has_the_same_logits(project, capsys):
     answers = answers_of_the_network()
     teach_with(write_csv(table(answers, by_view=False)))
     run_stage("soft_targets")
-    told = "mine.csv has one answer for an image, which is taught for every view of it"
-    assert capsys.readouterr().out.count(told) == 2
+    line = "mine.csv has one row per image, which is used for every view of it"
+    assert capsys.readouterr().out.count(line) == 2
     first = answers["train"][0].astype(np.float16)
     assert np.array_equal(rows(), np.stack([first] * VIEWS))
 
@@ -298,11 +297,11 @@ def test_finished_shards_are_kept_and_the_output_speaks_of_no_teacher_pass(
 def test_two_processes_write_what_one_writes(project):
     teach_with(write_npz(table(answers_of_the_network())))
     run_stage("soft_targets")
-    teacher, store = bytes_of(TEACHER), bytes_of(STORE)
-    shutil.rmtree(TEACHER)
+    teacher, store = bytes_of(TEACHER.model), bytes_of(STORE)
+    shutil.rmtree(TEACHER.model)
     shutil.rmtree(".scratch")
     finish(start(2, stage="teacher"))
-    assert bytes_of(TEACHER) == teacher
+    assert bytes_of(TEACHER.model) == teacher
     assert "ahead: 132 rows of `mine.npz`" in finish(start(2))
     assert bytes_of(STORE) == store
 
@@ -312,7 +311,7 @@ def test_other_logits_than_the_teachers_are_refused_until_it_is_made_again(proje
     answers = answers_of_the_network()
     path = WRITERS[kind](answers)
     teach_with(path)
-    fingerprint = checkpoint.fingerprint(TEACHER, produced_by="-")
+    fingerprint = checkpoint.fingerprint(TEACHER.model, produced_by="-")
     answers["train"][2, 35, 1] += 1
     WRITERS[kind](answers)
     with pytest.raises(UserError) as refusal:
@@ -322,7 +321,7 @@ def test_other_logits_than_the_teachers_are_refused_until_it_is_made_again(proje
         "`dvc repro teacher`."
     )
     run_stage("teacher")
-    assert checkpoint.fingerprint(TEACHER, produced_by="-") != fingerprint
+    assert checkpoint.fingerprint(TEACHER.model, produced_by="-") != fingerprint
     run_stage("soft_targets")
     assert np.array_equal(rows(), answers["train"].astype(np.float16))
 
@@ -338,14 +337,14 @@ def test_recompute_catches_a_row_that_is_not_the_sources(project):
         verify(STORE, 108, seed=0)
 
 
-def test_the_gate_names_the_classes_that_stand_at_others_logits(project):
+def test_the_gate_names_the_classes_of_swapped_columns(project):
     arrays = table(answers_of_the_network())
     swapped = np.array(["ant", "cat", "bee"])  # the first two columns change their names
     write_npz(arrays | {"class_names": swapped})
-    before = bytes_of(TEACHER)
+    before = bytes_of(TEACHER.model)
     with pytest.raises(UserError) as refusal:
         teach_with("mine.npz")
-    assert bytes_of(TEACHER) == before
+    assert bytes_of(TEACHER.model) == before
     message = str(refusal.value)
     assert (
         "images of `ant` are predicted as `cat`, images of `cat` are predicted as `ant` 100.00%"
@@ -357,7 +356,7 @@ def test_the_gate_names_the_classes_that_stand_at_others_logits(project):
     assert "input sizes" not in message
 
 
-def test_the_gate_says_where_to_look_where_no_order_explains_it(project):
+def test_if_no_order_explains_it_the_gate_gives_a_hint(project):
     arrays = table(answers_of_the_network())
     chance = np.random.default_rng(1).standard_normal(arrays["logits"].shape)
     with pytest.raises(UserError, match="No other order explains it. Check that each row has"):
@@ -365,7 +364,7 @@ def test_the_gate_says_where_to_look_where_no_order_explains_it(project):
 
 
 def without(**names: slice | list[int]):
-    """A change that takes rows."""
+    """A change that removes rows."""
 
     def change(arrays):
         taken = names["rows"]
@@ -411,7 +410,7 @@ def view_lost(arrays):
     [
         (
             lambda a: without(rows=np.flatnonzero(a["splits"] == "test"))(a),
-            r"does not answer every image once:\n  12 rows are missing of test, 12 images: "
+            r"has not one row for every image:\n  12 rows are missing of test, 12 images: "
             r"`train/ant/\d+.png`, `train/ant/\d+.png`, `train/ant/\d+.png` and 9 more\n"
             r"The ids are those of data/prepared/train_ids.json",
         ),
@@ -455,8 +454,8 @@ def view_lost(arrays):
         (with_number(-65520.0), "-65520 for ant"),
         (
             as_probabilities,
-            "holds probabilities, which are not negative and add up to 1; expected logits, of "
-            "which the softmax is taken here. Bring what went into the softmax, or",
+            "holds probabilities, which are not negative and add up to 1; expected logits. "
+            "Save the input of the softmax, or",
         ),
         (views_moved, "has the views `0`, `2`, `5` of train; expected 0, 1 and so on, none left"),
         (views_of_test, "12 rows of validation and test have a view; expected none, or 0: `train/"),
@@ -493,11 +492,11 @@ def view_lost(arrays):
 )
 def test_a_table_that_is_not_for_this_dataset_is_refused(project, change, message):
     write_npz(change(table(answers_of_the_network())))
-    before = bytes_of(TEACHER)
+    before = bytes_of(TEACHER.model)
     with pytest.raises(UserError, match=message) as refusal:
         teach_with("mine.npz")
     assert str(refusal.value).startswith("`mine.npz`")
-    assert bytes_of(TEACHER) == before
+    assert bytes_of(TEACHER.model) == before
 
 
 def edited(change):
@@ -530,7 +529,7 @@ def edited(change):
         (edited(lambda t: t.rpartition(",")[0] + "\n"), "1 rows have numbers .* nan for bee`"),
         (
             lambda: Path("mine.csv").write_bytes(b"\xff\xfe\x00id"),
-            r"cannot be read as a table \('utf-8' codec can't decode .*Expected text in UTF-8",
+            r"cannot be read as a table \('utf-8' codec can't decode .*Expected UTF-8 text",
         ),
     ],
 )
@@ -545,12 +544,12 @@ def test_views_of_a_text_are_numbers_or_for_validation_and_test_nothing(project)
     arrays = table(answers_of_the_network())
     write_csv(arrays)
     teach_with("mine.csv")
-    before = bytes_of(TEACHER)
+    before = bytes_of(TEACHER.model)
     frame = pd.read_csv("mine.csv", dtype=str)
     frame.loc[frame["split"] != "train", "view"] = ""
     frame.to_csv("mine.csv", index=False, encoding="utf-8-sig")  # as a spreadsheet saves it
     teach_with("mine.csv")
-    assert bytes_of(TEACHER) == before
+    assert bytes_of(TEACHER.model) == before
     frame.loc[5, "view"] = "1.5"
     frame.to_csv("mine.csv", index=False)
     with pytest.raises(UserError, match="`mine.csv` has the view `1.5`; expected numbers from 0"):
@@ -566,7 +565,7 @@ def test_an_id_in_two_splits_needs_the_split(project):
     path.write_text(json.dumps({"sample_ids": ids}), "utf-8")
     take_as_prepared()
     arrays["ids"] = np.where(arrays["ids"] == old, twin, arrays["ids"])
-    with pytest.raises(UserError, match=f"2 of its ids stand in two splits, as `{twin}`, .*array"):
+    with pytest.raises(UserError, match=f"2 of its ids are in two splits: `{twin}`, .*array"):
         teach_with(write_npz(arrays))
     with pytest.raises(UserError, match="add a column `split` of `train`, `validation`, `test`"):
         teach_with(write_csv(arrays))
@@ -588,8 +587,8 @@ def test_a_class_that_is_named_as_a_column_of_a_text_is_not_guessed_at(project):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"cannot be read \(it is no .npz file\)"),
-        (pickle.dumps({"ids": []}), r"cannot be read \(it is no .npz file\)"),
+        (b"", r"cannot be read \(it is not an .npz file\)"),
+        (pickle.dumps({"ids": []}), r"cannot be read \(it is not an .npz file\)"),
     ],
 )
 def test_a_file_that_is_no_npz_is_refused(project, content, message):
@@ -722,7 +721,7 @@ def state_a_sum_of_any_length(file: h5py.File) -> None:
         (
             change_index(encoding="top_k", k=1),
             "teacher",
-            r"has encoding top_k; expected dense, for of validation and test every logit is needed",
+            r"has encoding top_k; expected dense, because validation and test need every logit",
         ),
         (
             change_index(dataset_fingerprint="e" * 64),
@@ -737,7 +736,7 @@ def state_a_sum_of_any_length(file: h5py.File) -> None:
         (
             lambda: Path("mine/train_view00002_sample000000000.h5").unlink(),
             "teacher",
-            r"`mine/train_view00002_sample000000000.h5` is absent \(.*Have it written again",
+            r"`mine/train_view00002_sample000000000.h5` is absent \(.*Write it again",
         ),
         (
             lambda: Path("mine/test_view00000_sample000000000.h5").write_bytes(b"no HDF5"),
@@ -836,7 +835,7 @@ def test_what_params_yaml_says_of_logits_is_checked_before_anything_runs(project
         set_teacher(path)
         assert check.problems() == []
     set_teacher(path, family="cifar_resnet")
-    assert any("set both so, or neither" in problem for problem in check.problems())
+    assert any("set both, or neither" in problem for problem in check.problems())
     set_teacher(path, weights="checkpoint")
     assert any("family is `logits` and weights is `checkpoint`" in p for p in check.problems())
     set_teacher(path, network={"name": "mine", "input_size": 32})
@@ -850,8 +849,8 @@ def test_logits_are_no_students_network_and_no_network_to_load(project):
     with pytest.raises(UserError, match="`mine` of family `logits` is no network"):
         run_stage("student", "small")
     teach_with(write_npz(table(answers_of_the_network())))
-    with pytest.raises(UserError, match="`models/teacher` is no network, but the logits of `mine"):
-        checkpoint.load(TEACHER, produced_by="-")
+    with pytest.raises(UserError, match="`models/teacher` holds no network, but the logits"):
+        checkpoint.load(TEACHER.model, produced_by="-")
 
 
 def test_the_pages_python_writes_a_table_that_teaches(project):

@@ -1,4 +1,4 @@
-"""An ONNX file teaches as the network does that it was made of."""
+"""An ONNX file teaches as the network that was exported."""
 
 import importlib.util
 import os
@@ -16,16 +16,17 @@ from torch import nn
 
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import TEACHER, InputSpec, ModelSpec
+from pipeline.models.spec import InputSpec, ModelSpec
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
+from pipeline.runtime.outputs import TEACHER
 from pipeline.teacher import foreign_checkpoint
 
 TOLERANCE = 1e-3  # of a row's largest logit, as docs/teachers.md says
 
 
 class ChannelsLast(nn.Module):
-    """As other frameworks have it: [B, H, W, C] to probabilities."""
+    """The convention of other frameworks: [B, H, W, C] to probabilities."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -66,7 +67,7 @@ def store_rows() -> np.ndarray:
 )
 def test_the_onnx_route_and_the_torch_route_give_the_same_store(project, wrap, example, dynamic):
     expected, measured = store_rows(), read_json("metrics/teacher.json", produced_by="-")
-    network, _ = checkpoint.load(TEACHER, produced_by="-")
+    network, _ = checkpoint.load(TEACHER.model, produced_by="-")
     export(wrap(network), example, dynamic)
     set_teacher()
     run_stage("teacher")
@@ -79,15 +80,15 @@ def test_the_onnx_route_and_the_torch_route_give_the_same_store(project, wrap, e
     metrics = read_json("metrics/teacher.json", produced_by="-")
     for name in ("validation_accuracy", "test_accuracy", "macs"):
         assert metrics[name] == measured[name]
-    # Batch norm may be folded into the convolutions, whose biases then take its place.
+    # The export may fold batch norm into the biases of the convolutions.
     assert abs(metrics["parameters"] - measured["parameters"]) < 0.02 * measured["parameters"]
     Path("mine.onnx").unlink()
-    rebuilt, _ = checkpoint.load(TEACHER, produced_by="-")  # of its saved weights alone
+    rebuilt, _ = checkpoint.load(TEACHER.model, produced_by="-")  # of its saved weights alone
     assert list(rebuilt.state_dict()) == ["onnx"]
 
 
 def test_the_fingerprint_covers_the_file(project):
-    network, _ = checkpoint.load(TEACHER, produced_by="-")
+    network, _ = checkpoint.load(TEACHER.model, produced_by="-")
     prints = set()
     for factor in (1, 2):
         with torch.no_grad():
@@ -95,12 +96,12 @@ def test_the_fingerprint_covers_the_file(project):
         export(network, torch.zeros(2, 3, 16, 16), True)
         set_teacher()
         run_stage("teacher")
-        prints.add(checkpoint.fingerprint(TEACHER, produced_by="-"))
+        prints.add(checkpoint.fingerprint(TEACHER.model, produced_by="-"))
     assert len(prints) == 2
 
 
 def graph(*, shape=("n", 3, 8, 8), output=("n", 3), nodes=None, kind=None) -> None:
-    """mine.onnx: the mean of each channel is the logit of a class."""
+    """Write mine.onnx: the mean of each channel is the logit of a class."""
     float32 = onnx.TensorProto.FLOAT
     nodes = nodes or [onnx.helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=0)]
     axes = onnx.helper.make_tensor("axes", onnx.TensorProto.INT64, [2], [2, 3])
@@ -115,7 +116,7 @@ def graph(*, shape=("n", 3, 8, 8), output=("n", 3), nodes=None, kind=None) -> No
     onnx.save(onnx.helper.make_model(made, opset_imports=opset, ir_version=9), "mine.onnx")
 
 
-def bring(size: int = 8, classes: int = 3, **options: object) -> nn.Module:
+def load(size: int = 8, classes: int = 3, **options: object) -> nn.Module:
     names = [str(c) for c in range(classes)]
     spec = InputSpec(3, size, [0.5] * 3, [0.2] * 3)
     return foreign_checkpoint.load_foreign(
@@ -123,15 +124,15 @@ def bring(size: int = 8, classes: int = 3, **options: object) -> nn.Module:
     )
 
 
-def test_a_small_graph_answers_in_either_layout(tmp_path, monkeypatch):
+def test_a_small_graph_runs_in_either_layout(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images = torch.randn(4, 3, 8, 8)
     graph()
-    torch.testing.assert_close(bring()(images), images.mean((2, 3)))
+    torch.testing.assert_close(load()(images), images.mean((2, 3)))
     graph(shape=("n", "c", "h", "w"))
     with pytest.raises(UserError, match=r"set `options: \{layout: nchw\}` or `nhwc`"):
-        bring()
-    torch.testing.assert_close(bring(layout="nchw")(images), images.mean((2, 3)))
+        load()
+    torch.testing.assert_close(load(layout="nchw")(images), images.mean((2, 3)))
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,7 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path, monkeypatch, changed, siz
         changed = changed | {"nodes": nodes}
     graph(**changed)
     with pytest.raises(UserError, match=message) as refusal:
-        bring(size)
+        load(size)
     assert str(refusal.value).startswith("`mine.onnx`: ")
 
 
@@ -167,8 +168,8 @@ def test_probabilities_that_no_softmax_made_are_refused(tmp_path, monkeypatch):
             onnx.helper.make_node("Neg", ["t"], ["y"]),
         ]
     )
-    with pytest.raises(UserError, match="answers with probabilities"):
-        bring()
+    with pytest.raises(UserError, match="returns probabilities"):
+        load()
 
 
 @pytest.mark.parametrize("content", [b"", b"no file of that kind"])
@@ -176,7 +177,7 @@ def test_a_file_that_is_not_onnx_is_refused(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
     Path("mine.onnx").write_bytes(content)
     with pytest.raises(UserError, match="`mine.onnx`: it is not an ONNX file"):
-        bring()
+        load()
 
 
 def test_a_file_cannot_be_trained_and_computes_in_float32_alone(project):
@@ -184,15 +185,15 @@ def test_a_file_cannot_be_trained_and_computes_in_float32_alone(project):
     params = deepcopy(PARAMS)
     params["teacher"] |= {"family": "onnx", "network": "mine"}
     write_params(Path(), params)
-    before = bytes_of(TEACHER)
+    before = bytes_of(TEACHER.model)
     with pytest.raises(UserError, match="is a file that cannot be trained. It can be a teacher"):
         run_stage("teacher")
-    assert bytes_of(TEACHER) == before
+    assert bytes_of(TEACHER.model) == before
     with (
         torch.autocast("cpu", torch.bfloat16),
-        pytest.raises(UserError, match="set soft_targets.precision so"),
+        pytest.raises(UserError, match="set soft_targets.precision to"),
     ):
-        bring(16)(torch.zeros(1, 3, 16, 16))
+        load(16)(torch.zeros(1, 3, 16, 16))
 
 
 KERAS = """
@@ -215,7 +216,7 @@ np.save("answers.npy", model.predict(images / 255, verbose=0))
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("keras") is None, reason="keras is not installed")
-def test_a_keras_model_by_its_own_export_teaches(project):
+def test_a_keras_model_exported_by_keras_teaches(project):
     split = open_dataset().splits["train"]
     np.save("images.npy", split.images.transpose(0, 2, 3, 1).astype(np.float32))
     np.save("labels.npy", split.labels)
@@ -225,7 +226,7 @@ def test_a_keras_model_by_its_own_export_teaches(project):
     set_teacher(mean=[0.0] * 3, std=[1.0] * 3)
     run_stage("teacher")
     run_stage("soft_targets")
-    network, description = checkpoint.load(TEACHER, produced_by="-")
+    network, description = checkpoint.load(TEACHER.model, produced_by="-")
     views = torch.from_numpy(np.array(split.images))
     answers = network(description.input.apply(views)).softmax(1).numpy()
     np.testing.assert_allclose(answers, np.load("answers.npy"), atol=1e-4)

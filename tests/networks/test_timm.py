@@ -1,4 +1,4 @@
-"""timm's networks, by the same rules as torchvision's."""
+"""timm's networks follow the same rules as torchvision's."""
 
 from pathlib import Path
 
@@ -6,8 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.models import checkpoint
-from pipeline.models.checkpoint import InputSpec, ModelSpec
+from pipeline.models.spec import InputSpec, ModelSpec, build, native_input
 from pipeline.runtime.errors import UserError
 from pipeline.teacher import pretrained
 
@@ -20,7 +19,7 @@ def describe(class_names: list[str], network: str = "test_resnet") -> ModelSpec:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Empty caches, and no network."""
+    """Empty caches, without a network connection."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -34,15 +33,15 @@ def test_a_network_of_timm_takes_any_number_of_channels_and_classes(channels):
     spec = InputSpec(channels, 64, [0.5] * channels, [0.2] * channels)
     description = ModelSpec("timm", "test_resnet", {}, ["a", "b", "c"], spec)
     views = torch.randint(0, 256, (2, channels, 64, 64), dtype=torch.uint8)
-    assert checkpoint.build(description).train()(spec.apply(views)).shape == (2, 3)
+    assert build(description).train()(spec.apply(views)).shape == (2, 3)
 
 
 def test_its_input_is_that_of_its_pretrained_cfg():
     # timm documents these for the two tags.
-    assert checkpoint.native_input("timm", "resnet18.a1_in1k") == InputSpec(
+    assert native_input("timm", "resnet18.a1_in1k") == InputSpec(
         3, 224, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     )
-    inception = checkpoint.native_input("timm", "inception_v3.tf_in1k")
+    inception = native_input("timm", "inception_v3.tf_in1k")
     assert inception == InputSpec(3, 299, [0.5] * 3, [0.5] * 3)
 
 
@@ -61,23 +60,24 @@ def test_its_published_weights_keep_the_rows_of_known_classes(hub):
     assert torch.equal(network.conv1[0].weight, whole.conv1[0].weight)
 
 
-def test_weights_that_cannot_be_downloaded_are_asked_for_by_place(hub):
+def test_a_failed_download_names_the_file_and_its_place(hub):
     with pytest.raises(UserError) as refusal:
         pretrained.load(describe(["ant", "bee"]))
     message = str(refusal.value)
-    assert "the pretrained weights of `test_resnet` cannot be had (" in message
+    assert "the pretrained weights of `test_resnet` cannot be downloaded (" in message
     assert f"put it at `{hub}/timm_test_resnet.r160_in1k.safetensors`." in message
     assert (
-        "Get `model.safetensors` from https://huggingface.co/timm/test_resnet.r160_in1k" in message
+        "Download `model.safetensors` from https://huggingface.co/timm/test_resnet.r160_in1k"
+        in message
     )
 
 
 def test_unknown_networks_tags_and_absent_weights_are_refused():
     with pytest.raises(UserError, match="has no network `resnet19`; did you mean `resnet1"):
-        checkpoint.build(describe(["a", "b"], "resnet19"))
+        build(describe(["a", "b"], "resnet19"))
     with pytest.raises(
         UserError, match=r"no weights `x` of `resnet18`. Known: .*resnet18\.a1_in1k"
     ):
-        checkpoint.build(describe(["a", "b"], "resnet18.x"))
+        build(describe(["a", "b"], "resnet18.x"))
     with pytest.raises(UserError, match="timm publishes no weights of `botnet50ts_256`"):
         pretrained.load(describe(["a", "b"], "botnet50ts_256"))

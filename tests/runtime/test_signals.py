@@ -25,8 +25,8 @@ from benchmarks import soak_interrupts
 from benchmarks.soak_interrupts import Project, Row, Target
 from pipeline.compute.distributed import SINGLE_PROCESS
 from pipeline.data.prepared.dataset import open_dataset
-from pipeline.models import checkpoint
 from pipeline.models.params import NetworkParams
+from pipeline.models.spec import build, model_spec
 from pipeline.runtime import signals
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_directory
@@ -269,13 +269,13 @@ def test_a_fine_tuned_teacher_resumes_frozen_or_thawed(project, monkeypatch, who
             **PARAMS["teacher"]["training"] | {"epochs": 4, "freeze_epochs": 2, "ema_decay": 0.5}
         ),
     )
-    description = checkpoint.model_spec(
+    description = model_spec(
         "cifar_resnet", NetworkParams.model_validate({"name": "resnet8"}), dataset
     )
 
     def train(folder: str) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
-        network = checkpoint.build(description)
+        network = build(description)
         fine_tuning.mark_last_layer(network, ["fc.weight", "fc.bias"])
         Path(folder).mkdir(exist_ok=True)
         progress = ResumeState(Path(folder), "any", SINGLE_PROCESS)

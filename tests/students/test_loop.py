@@ -16,6 +16,7 @@ from pipeline.compute import device
 from pipeline.compute.device import depthwise_in_float32, training_autocast
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.models import checkpoint
+from pipeline.models.spec import build
 from pipeline.runtime.errors import UserError
 from pipeline.students.label_loss import label_loss
 from pipeline.students.loop import whole_batch
@@ -194,7 +195,7 @@ def test_the_average_of_the_weights_is_what_is_measured_and_saved(
         assert metrics["last_epoch_test_nll"] == metrics["test_nll"]  # of the average, both
     description = checkpoint.load(Path(f"models/{model}"), produced_by="-")[1]
     torch.manual_seed(2 if stage == "student" else 1)
-    first = checkpoint.build(description)
+    first = build(description)
     for name, parameter in first.named_parameters():
         np.testing.assert_allclose(averaged[name], parameter.detach().numpy(), atol=1e-6)
     assert averaged["bn.num_batches_tracked"] > 0  # buffers are those of the training

@@ -17,9 +17,10 @@ from torch import nn
 
 from pipeline.data.prepared.dataset import Dataset, open_dataset
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import TEACHER, InputSpec
+from pipeline.models.spec import InputSpec
 from pipeline.networks import cifar_resnet
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.outputs import TEACHER
 from pipeline.teacher import accuracy_gate, foreign_checkpoint
 from pipeline.teacher.loop import fit_teacher
 from pipeline.teacher.params import TeacherTraining
@@ -29,7 +30,7 @@ CPU = torch.device("cpu")
 
 def bring(change=lambda network: None, **network: object) -> None:
     """The project's own good teacher as a checkpoint, changed, under other settings."""
-    own, _ = checkpoint.load(TEACHER, produced_by="-")
+    own, _ = checkpoint.load(TEACHER.model, produced_by="-")
     with torch.no_grad():
         change(own)
     torch.save(own.state_dict(), "mine.pth")
@@ -46,14 +47,14 @@ def refusal_of_stage() -> str:
     """What the gate says; nothing of the teacher has changed."""
     metrics = Path("metrics/teacher.json")
     before = (
-        bytes_of(TEACHER),
+        bytes_of(TEACHER.model),
         metrics.read_bytes(),
         Path("predictions/teacher.safetensors").read_bytes(),
     )
     with pytest.raises(UserError) as refusal:
         run_stage("teacher")
     assert before == (
-        bytes_of(TEACHER),
+        bytes_of(TEACHER.model),
         metrics.read_bytes(),
         Path("predictions/teacher.safetensors").read_bytes(),
     )
@@ -68,7 +69,7 @@ def reverse_classes(network: nn.Module) -> None:
 def test_a_good_teacher_passes(project):
     bring()
     run_stage("teacher")
-    assert checkpoint.load(TEACHER, produced_by="-")[1].network == "resnet8"
+    assert checkpoint.load(TEACHER.model, produced_by="-")[1].network == "resnet8"
 
 
 def test_a_wrong_class_order_is_named_with_the_first_pairs(project):
@@ -130,7 +131,7 @@ def test_a_wrong_input_size_is_named_with_the_size_to_set(project):
 
 def test_the_size_of_the_pretraining_is_among_those_that_are_tried(project):
     dataset = open_dataset()
-    network, description = checkpoint.load(TEACHER, produced_by="-")
+    network, description = checkpoint.load(TEACHER.model, produced_by="-")
     native = InputSpec(3, 24, [0.1] * 3, [0.2] * 3)
     with pytest.raises(UserError) as refusal:
         check(network, description.input, dataset, torch.zeros(12, 3), pretrained_input=native)
@@ -178,7 +179,7 @@ def logits_that_get_right(labels, correct: int) -> torch.Tensor:
 @pytest.mark.parametrize(("correct", "passes"), [(9, False), (10, True)])
 def test_clearly_better_is_a_binomial_test_at_one_in_a_thousand(project, correct, passes):
     # Of 12 guesses at 1/3, 9 or more are right with probability 0.0039, 10 or more with 0.0005.
-    network, description = checkpoint.load(TEACHER, produced_by="-")
+    network, description = checkpoint.load(TEACHER.model, produced_by="-")
     dataset = open_dataset()
     logits = logits_that_get_right(dataset.splits["validation"].labels, correct)
     if passes:
@@ -201,7 +202,7 @@ def test_where_validation_is_too_small_to_judge_the_gate_says_so(project, capsys
             },
         }
     )
-    network, description = checkpoint.load(TEACHER, produced_by="-")
+    network, description = checkpoint.load(TEACHER.model, produced_by="-")
     check(network, description.input, few, logits_that_get_right(split.labels[:3], 3))
     assert "3 validation images of these classes are too few to tell" in capsys.readouterr().out
 

@@ -12,10 +12,11 @@ from torch import nn
 
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import TEACHER, InputSpec, ModelSpec
 from pipeline.models.params import NetworkParams
+from pipeline.models.spec import InputSpec, ModelSpec, build, family_module, model_spec
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
+from pipeline.runtime.outputs import TEACHER
 from pipeline.teacher import auxiliary_heads, pretrained
 from pipeline.teacher.imagenet_classes import WORDNET_IDS
 from pipeline.teacher.initial_network import build_initial_network
@@ -149,7 +150,7 @@ def test_the_input_is_that_of_the_pretraining_unless_the_parameters_say_otherwis
 
     def spec(**network: object) -> InputSpec:
         params = NetworkParams(**network)
-        return checkpoint.model_spec("torchvision", params, dataset, pretrained=True).input
+        return model_spec("torchvision", params, dataset, pretrained=True).input
 
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     assert spec(name="resnet18") == InputSpec(3, 224, mean, std)
@@ -158,7 +159,7 @@ def test_the_input_is_that_of_the_pretraining_unless_the_parameters_say_otherwis
     assert own == InputSpec(3, 64, [0.5] * 3, std)
     grey = type(dataset)(**{**vars(dataset), "channels": 1})
     with pytest.raises(UserError, match="pretrained on images of 3 channels, but `dataset.chan"):
-        checkpoint.model_spec("torchvision", NetworkParams(name="resnet18"), grey, pretrained=True)
+        model_spec("torchvision", NetworkParams(name="resnet18"), grey, pretrained=True)
     with pytest.raises(UserError, match="no network `resnet9`"):
         spec(name="resnet9")
 
@@ -175,7 +176,7 @@ def test_googlenet_gets_the_pixels_that_its_weights_were_made_with(hub):
     publish(hub, "googlenet", whole)
     own = torchvision.models.googlenet(init_weights=False, aux_logits=True, transform_input=True)
     own.load_state_dict(whole.state_dict())
-    family = checkpoint.family_module("torchvision")
+    family = family_module("torchvision")
     size, mean, std = family.pretrained_input("googlenet")
     spec = InputSpec(3, 64, mean, std)
     imagenet = InputSpec(3, 64, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -200,7 +201,7 @@ def publish_what_knows_the_images(hub: Path) -> nn.Module:
     network = {"name": "resnet18", "input_size": 16, "mean": mean, "std": std}
     set_teacher(weights="train", network=network)
     run_stage("teacher")
-    known, _ = checkpoint.load(TEACHER, produced_by="-")
+    known, _ = checkpoint.load(TEACHER.model, produced_by="-")
     whole, state = torchvision.models.resnet18(), known.state_dict()
     for key in ("fc.weight", "fc.bias"):
         rows = whole.state_dict()[key].clone()
@@ -219,7 +220,7 @@ def test_a_pretrained_teacher_is_taken_as_it_is_for_its_classes_and_fine_tuned_f
     run_stage("teacher")
     said = capsys.readouterr().out
     assert "some classes are not in its pretraining: its last layer is new" in said
-    assert "pretrained_classes" not in read_json(TEACHER / "network.json", produced_by="-")
+    assert "pretrained_classes" not in read_json(TEACHER.model / "network.json", produced_by="-")
 
     Path("images/train/cat").rename("images/train/tabby")
     run_stage("prepare")
@@ -229,12 +230,12 @@ def test_a_pretrained_teacher_is_taken_as_it_is_for_its_classes_and_fine_tuned_f
     said = capsys.readouterr().out
     assert "all classes are in its pretraining: it is used without training" in said
     assert "epoch" not in said
-    assert read_json(TEACHER / "network.json", produced_by="-")["pretrained_classes"] == [
+    assert read_json(TEACHER.model / "network.json", produced_by="-")["pretrained_classes"] == [
         310,
         309,
         281,
     ]
-    taken, description = checkpoint.load(TEACHER, produced_by="-")
+    taken, description = checkpoint.load(TEACHER.model, produced_by="-")
     assert description.pretrained_classes == [310, 309, 281]
     assert torch.equal(taken.fc.weight, known.fc.weight)
     assert read_json("metrics/teacher.json", produced_by="-")["validation_accuracy"] == 1.0
@@ -288,10 +289,10 @@ def test_frozen_batch_norm_keeps_its_statistics_alone(project, hub):
 
 def test_a_teacher_whose_weights_cannot_be_had_leaves_all_as_it_was(project, hub):
     set_teacher()
-    before = bytes_of(TEACHER)
+    before = bytes_of(TEACHER.model)
     with pytest.raises(UserError, match="cannot be downloaded"):
         run_stage("teacher")
-    assert bytes_of(TEACHER) == before
+    assert bytes_of(TEACHER.model) == before
 
 
 @pytest.mark.parametrize(
@@ -301,7 +302,7 @@ def test_a_teacher_whose_weights_cannot_be_had_leaves_all_as_it_was(project, hub
 def test_auxiliary_heads_are_there_in_training_and_gone_after_it(network, names, weight, size):
     torch.manual_seed(0)
     description = describe(["a", "b", "c"], network, size)
-    built = checkpoint.build(description)
+    built = build(description)
     keys = list(built.state_dict())
     inputs, labels = torch.randn(2, 3, size, size), torch.tensor([0, 2])
     assert auxiliary_heads.loss(built, labels, whole) == 0
@@ -326,7 +327,7 @@ def test_auxiliary_heads_are_there_in_training_and_gone_after_it(network, names,
 
 def test_where_images_are_too_small_for_the_auxiliary_head_it_is_left_out(capsys):
     description = describe(["a", "b", "c"], "inception_v3", 80)
-    built = checkpoint.build(description)
+    built = build(description)
     with auxiliary_heads.heads(built, description):
         assert "80 pixels are too few for the auxiliary heads of inception_v3" in (
             capsys.readouterr().out
@@ -338,7 +339,7 @@ def test_where_images_are_too_small_for_the_auxiliary_head_it_is_left_out(capsys
 def test_the_teachers_training_trains_the_auxiliary_heads(project):
     torch.manual_seed(0)
     description = describe(["a", "b", "c"], "googlenet", 32)
-    network = checkpoint.build(description)
+    network = build(description)
     training = TeacherTraining(epochs=1, batch_size=18, learning_rate=0.05, policy="none", seed=0)
     with auxiliary_heads.heads(network, description):
         head = network.aux1.fc2.weight
@@ -350,4 +351,4 @@ def test_the_teachers_training_trains_the_auxiliary_heads(project):
 def test_auxiliary_heads_are_not_an_option():
     description = describe(["a", "b"], "googlenet", 64)
     with pytest.raises(UserError, match="Remove the option"):
-        checkpoint.build(ModelSpec(**{**vars(description), "options": {"aux_logits": True}}))
+        build(ModelSpec(**{**vars(description), "options": {"aux_logits": True}}))

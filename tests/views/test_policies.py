@@ -20,9 +20,9 @@ from policy_views import TEXTS, digests, images, views
 from scipy import stats
 
 from pipeline.commands import store
-from pipeline.models.checkpoint import TEACHER
 from pipeline.runtime.derived_random import permutation
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.outputs import TEACHER
 from pipeline.store.reading.index import read_index
 from pipeline.views.geometry import apply_views, crop_boxes, flips
 from pipeline.views.loader import make_view
@@ -441,11 +441,11 @@ def test_a_store_of_mixed_views_contains_the_teachers_logits_for_them(
 
 
 def test_a_teacher_trains_on_resized_crops(project):
-    before = bytes_of(TEACHER)
+    before = bytes_of(TEACHER.model)
     params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))["teacher"]["training"]
     change_params("teacher", training=params | {"policy": RRC})
     run_stage("teacher")
-    assert bytes_of(TEACHER) != before
+    assert bytes_of(TEACHER.model) != before
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from torch import nn
 
 from pipeline.data.prepared.dataset import Dataset
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import InputSpec, LogitSource
 from pipeline.models.evaluation import predict
+from pipeline.models.spec import InputSpec, LogitSource, family_module
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.outputs import TEACHER
 from pipeline.store.format.schema import SHARD_SAMPLES, ShardKey, StoreIdentity
@@ -137,7 +137,7 @@ def _check_classes(teacher: Sequence[str], dataset: Sequence[str]) -> None:
 
 
 def _open_source(description: LogitSource, dataset: Dataset) -> Any:
-    family = checkpoint.family_module(description.family)
+    family = family_module(description.family)
     source = family.open_source(Path(description.path), dataset)
     if source.sha256 != description.contents_sha256:
         raise UserError(

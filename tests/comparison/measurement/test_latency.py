@@ -22,8 +22,8 @@ from pipeline.comparison.measurement.latency import (
 )
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import LogitSource
 from pipeline.models.evaluation import predict
+from pipeline.models.spec import LogitSource
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json, write_json
 from pipeline.runtime.outputs import TEACHER, ModelOutputs

@@ -16,9 +16,9 @@ from import_closure import ROOT
 
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import TEACHER
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json, write_json
+from pipeline.runtime.outputs import TEACHER
 
 STORE = Path("data/soft_targets")
 VERSION_1 = ROOT / "tests/files/store_v1"
@@ -122,7 +122,7 @@ def project_of_version_1(project: Path) -> Path:
         shutil.rmtree(f"data/{name}")
         shutil.copytree(VERSION_1 / name, f"data/{name}")
     change_params("views", count=2, image_size=8)
-    teacher = checkpoint.fingerprint(TEACHER, produced_by="-")
+    teacher = checkpoint.fingerprint(TEACHER.model, produced_by="-")
     index = read_json(STORE / "store.json", produced_by="-")
     write_json(STORE / "store.json", index | {"teacher_fingerprint": teacher})
     for path in STORE.glob("*.h5"):

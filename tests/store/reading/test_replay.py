@@ -12,7 +12,8 @@ from conftest import run_stage, write_params
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.distillation.losses import kd
 from pipeline.models import checkpoint, evaluation
-from pipeline.models.checkpoint import TEACHER
+from pipeline.models.spec import build
+from pipeline.runtime.outputs import TEACHER
 from pipeline.runtime.params import load_section
 from pipeline.store.reading.store import open_store, view_of_epoch
 from pipeline.students.label_loss import label_loss
@@ -69,8 +70,8 @@ def test_a_student_sees_the_pixels_that_the_teacher_saw(
 
 def test_a_step_from_the_store_equals_a_step_with_the_live_teacher(project):
     dataset, views = open_dataset(), load_section(ViewsParams, "views")
-    store = open_store(dataset, views, checkpoint.fingerprint(TEACHER, produced_by="-"))
-    teacher, description = checkpoint.load(TEACHER, produced_by="-")
+    store = open_store(dataset, views, checkpoint.fingerprint(TEACHER.model, produced_by="-"))
+    teacher, description = checkpoint.load(TEACHER.model, produced_by="-")
     samples = np.random.default_rng(1).permutation(36)[:16]
     view = view_of_epoch(1, store.num_views, seed=2)
     split = dataset.splits["train"]
@@ -82,7 +83,7 @@ def test_a_step_from_the_store_equals_a_step_with_the_live_teacher(project):
 
     def step(teacher_logits: torch.Tensor) -> tuple[float, torch.Tensor]:
         torch.manual_seed(0)
-        student = checkpoint.build(description).train()
+        student = build(description).train()
         logits = student(description.input.apply(pixels))
         loss = 0.9 * kd(logits, teacher_logits, temperature=4.0)
         loss += 0.1 * label_loss(logits, torch.from_numpy(split.labels[samples]))

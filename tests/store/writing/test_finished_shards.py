@@ -35,9 +35,9 @@ from stage_process import (
 )
 
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import TEACHER
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
+from pipeline.runtime.outputs import TEACHER
 from pipeline.store.writing import finished_shards, job
 
 STORE = Path("data/soft_targets")
@@ -296,11 +296,11 @@ def test_the_announced_bytes_are_the_size_of_the_shards(project, capsys):
 
 
 def overflow_the_teacher() -> None:
-    network, description = checkpoint.load(TEACHER, produced_by="-")
+    network, description = checkpoint.load(TEACHER.model, produced_by="-")
     with torch.no_grad():
         network.fc.weight.zero_()
         network.fc.bias.fill_(1e6)
-    checkpoint.save(TEACHER, network, description)
+    checkpoint.save(TEACHER.model, network, description)
 
 
 def test_a_failing_process_ends_the_run_with_its_message_and_without_a_traceback(project):

@@ -13,9 +13,9 @@ from conftest import bytes_of, change_params, opened, run_stage, small_file_syst
 
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.models import checkpoint
-from pipeline.models.checkpoint import TEACHER
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
+from pipeline.runtime.outputs import TEACHER
 from pipeline.store.format import schema
 from pipeline.store.format.schema import (
     SHARD_SAMPLES,
@@ -43,7 +43,7 @@ def test_a_repeated_run_writes_the_same_bytes(project):
 
 def test_the_rows_are_the_teachers_logits_for_the_views(project):
     store, dataset = opened(), open_dataset()
-    network, description = checkpoint.load(TEACHER, produced_by="-")
+    network, description = checkpoint.load(TEACHER.model, produced_by="-")
     network.eval()
     samples = np.array([5, 0, 30])
     views = apply_views(
@@ -246,4 +246,4 @@ def test_views_of_another_size_than_the_prepared_images_are_cached_and_replayed(
     assert opened().identity.image_size == 12
     run_stage("student", "small")
     assert checkpoint.load(Path("models/students/small"), produced_by="-")[1].input.size == 12
-    assert checkpoint.load(TEACHER, produced_by="-")[1].input.size == 16
+    assert checkpoint.load(TEACHER.model, produced_by="-")[1].input.size == 16

@@ -1,0 +1,222 @@
+"""What a network is, apart from its weights; and building it."""
+
+import importlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.data.prepared.dataset import Dataset
+from pipeline.models.params import LARGEST_INPUT, NetworkParams
+from pipeline.runtime.errors import UserError, first_line
+
+_LARGEST_SUGGESTION = 512  # pixels
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a network does to a view before its first layer."""
+
+    channels: int
+    size: int  # pixels
+    mean: Sequence[float]  # per channel, of pixels in [0, 1]
+    std: Sequence[float]
+
+    def apply(self, views: Tensor) -> Tensor:
+        """[B, C, H, W] uint8 -> [B, C, size, size] float32, normalised, channels last in memory."""
+        mean = _per_channel(self.mean, views.device)
+        scale = 1 / (255 * _per_channel(self.std, views.device))
+        pixels = views.to(torch.float32, memory_format=torch.channels_last)
+        if views.shape[-1] != self.size:
+            pixels = F.interpolate(pixels, (self.size, self.size), mode="bilinear", antialias=True)
+        return (pixels - 255 * mean) * scale
+
+    def is_possible(self) -> bool:
+        """Whether a network can have this input: a file may say anything."""
+        statistics = [*self.mean, *self.std]
+        return (
+            1 <= self.size <= LARGEST_INPUT
+            and len(self.mean) == len(self.std) == self.channels
+            and all(math.isfinite(value) for value in statistics)
+            and min(self.std) > 0
+        )
+
+
+def _per_channel(values: Sequence[float], device: torch.device) -> Tensor:
+    """[1, C, 1, 1] float32, filled on the device: a copy to it would wait for its queue."""
+    return torch.stack([torch.full((1, 1), v, device=device) for v in values])[None]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything that rebuilds a network, except its weights."""
+
+    family: str
+    network: str
+    options: Mapping[str, Any]
+    class_names: Sequence[str]
+    input: InputSpec
+    #: The pretraining's class number of each class; None if the last layer was not pretrained.
+    pretrained_classes: Sequence[int] | None = None
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+@dataclass(frozen=True)
+class LogitSource:
+    """A teacher without a network: logits that another system computed."""
+
+    family: str
+    network: str
+    class_names: Sequence[str]
+    path: str
+    contents_sha256: str  # of the logits, as the family defines it
+
+
+def model_spec(
+    family: str, params: NetworkParams, dataset: Dataset, *, pretrained: bool = False
+) -> ModelSpec:
+    """The spec of a network for the dataset's classes.
+
+    Its input defaults to the dataset's image size, mean and std; with `pretrained`, to those of the
+    pretraining.
+
+    Raises:
+        UserError: `mean` or `std` has not one value per channel, or the pretraining had another
+            number of channels.
+    """
+    native = native_input(family, params.name) if pretrained else None
+    if native and native.channels != dataset.channels:
+        raise UserError(
+            f"network `{params.name}` was pretrained on images of {native.channels} channels, but "
+            f"`dataset.channels` is {dataset.channels}: set it to {native.channels}."
+        )
+    for name, values in (("mean", params.mean), ("std", params.std)):
+        if values is not None and len(values) != dataset.channels:
+            raise UserError(
+                f"network `{params.name}`: `{name}` has {len(values)} values; expected "
+                f"{dataset.channels}, one per channel of the dataset."
+            )
+    return ModelSpec(
+        family=family,
+        network=params.name,
+        options=params.options,
+        class_names=dataset.class_names,
+        input=InputSpec(
+            channels=dataset.channels,
+            size=params.input_size or (native.size if native else dataset.image_size),
+            mean=params.mean or (native or dataset).mean,
+            std=params.std or (native or dataset).std,
+        ),
+    )
+
+
+def build(spec: ModelSpec) -> nn.Module:
+    """Build a network with fresh weights from torch's global generator, and try it on one blank
+    image.
+
+    Raises:
+        UserError: the family cannot be imported, it has no such network or option, or the network
+            cannot take its input.
+    """
+    return _build(spec, family_module(spec.family).build, spec.network)
+
+
+def build_from_file(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
+    """Build a network of a format that stores architecture and weights together (ONNX).
+
+    Its family has two functions: `read_file(path)` returns the state, and
+    `build_from_file(state, num_classes, in_channels, **options)` the network.
+    """
+    return _build(spec, family_module(spec.family).build_from_file, state)
+
+
+def _build(spec: ModelSpec, build_network: Callable[..., nn.Module], first: Any) -> nn.Module:
+    options = dict(spec.options)
+    try:
+        network = build_network(first, spec.num_classes, spec.input.channels, **options)
+    except TypeError as error:
+        raise UserError(
+            f"network `{spec.network}` of family `{spec.family}` does not take the options "
+            f"{options}: {error}."
+        ) from None
+    network = network.to(memory_format=torch.channels_last)
+    _try_on_blank_image(network, spec)
+    return network
+
+
+def family_module(name: str) -> ModuleType:
+    """Import a family of networks, pipeline/networks/NAME.py.
+
+    Raises:
+        UserError: the import fails; names the package that is missing.
+    """
+    try:
+        return importlib.import_module(f"pipeline.networks.{name}")
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"family `{name}` needs the Python package `{error.name}`, which is not installed. Run "
+            f"`python -m pip install {error.name}` in the project's environment."
+        ) from None
+    except ImportError as error:
+        raise UserError(
+            f"family `{name}` cannot be imported from pipeline/networks ({error})."
+        ) from None
+
+
+def native_input(family: str, network: str) -> InputSpec | None:
+    """The input of the network's published weights; None if the family does not know it.
+
+    A family knows it by a function `pretrained_input(network)` that returns size, mean and std, or
+    None.
+    """
+    pretrained_input = getattr(family_module(family), "pretrained_input", None)
+    native = pretrained_input(network) if pretrained_input else None
+    if native is None:
+        return None
+    size, mean, std = native
+    return InputSpec(len(mean), size, list(mean), list(std))
+
+
+#: What networks raise for an input of the wrong size.
+WRONG_SIZE = (RuntimeError, AssertionError, ValueError)
+
+
+def _try_on_blank_image(network: nn.Module, spec: ModelSpec) -> None:
+    size, expected = spec.input.size, [1, spec.num_classes]
+    network.eval()
+    try:
+        logits = _logits_of_blank(network, spec.input.channels, size)
+    except WRONG_SIZE as error:
+        raise UserError(
+            f"network `{spec.network}` cannot take {spec.input.channels} x {size} x {size} pixels "
+            f"({first_line(error)}). {_suggested_size(network, spec.input.channels)}"
+        ) from None
+    if not isinstance(logits, Tensor) or list(logits.shape) != expected:
+        actual = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(
+            f"network `{spec.network}` returns {actual} for one image; expected logits {expected}."
+        )
+
+
+def _logits_of_blank(network: nn.Module, channels: int, size: int) -> Any:
+    with torch.inference_mode():
+        return network(torch.zeros(1, channels, size, size))
+
+
+def _suggested_size(network: nn.Module, channels: int) -> str:
+    """The smallest multiple of 8 pixels that the network takes, by trial."""
+    for size in range(8, _LARGEST_SUGGESTION + 1, 8):
+        try:
+            _logits_of_blank(network, channels, size)
+        except WRONG_SIZE:
+            continue
+        return f"Set `input_size: {size}` for it, the smallest multiple of 8 that it takes."
+    return f"It takes no multiple of 8 up to {_LARGEST_SUGGESTION}: check its options."
