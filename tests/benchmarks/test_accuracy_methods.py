@@ -1,4 +1,4 @@
-"""The studies of methods, encodings and beyond teach what they say, and their pages show it."""
+"""The studies of methods, encodings and beyond train as described, and their pages match."""
 
 import shutil
 from dataclasses import replace
@@ -74,23 +74,23 @@ def test_every_kind_of_run_trains_and_is_not_run_again(workshop, name, tmp_path,
     rows = study.results()
     assert len(rows) == len(runs)
     assert rows[LAST].between(0, 1).all()
-    said = []
-    study.conduct([runs], workshop, 1, said.append)  # a pool would say more
-    assert said == [f"{len(runs)} of {len(runs)} runs stand in runs.csv"]
+    lines = []
+    study.conduct([runs], workshop, 1, lines.append)  # a pool would print more
+    assert lines == [f"runs.csv holds {len(runs)} of {len(runs)} runs"]
     assert len(study.results()) == len(runs)
 
 
 def test_a_command_trains_what_is_missing_and_a_run_that_fails_stops_no_other(
     workshop, tmp_path, monkeypatch
 ):
-    """In processes of their own, which know nothing of what is patched here."""
+    """In separate processes, without the patches of this one."""
     monkeypatch.setattr(study, "RESULTS", tmp_path / "runs.csv")
-    good, said = methods.plan(workshop.budget)[0][0], []
+    good, lines = methods.plan(workshop.budget)[0][0], []
     unlabelled = beyond.run(workshop.budget, 0, beyond.WAYS["unlabelled images"], seed=0)
     bad = replace(unlabelled, distillation={"method": "dkd"}, epochs=good.epochs)
     with pytest.raises(UserError, match="1 runs of 2 failed:\n.*needs a label for each image"):
-        study.conduct([[bad, good]], workshop, 1, said.append)
-    assert said[0] == "0 of 2 runs stand in runs.csv"
+        study.conduct([[bad, good]], workshop, 1, lines.append)
+    assert lines[0] == "runs.csv holds 0 of 2 runs"
     assert study.results().index.tolist() == [tuple(study.key(good).values())]
 
 
@@ -110,7 +110,7 @@ def test_a_project_that_is_not_there_or_whose_stage_fails_is_named(workshop, tmp
     "way",
     ["each view once", "a larger teacher", "an ensemble of 2", "cutmix", "unlabelled images"],
 )
-def test_answers_are_those_of_the_teachers_to_the_pixels_that_the_student_sees(workshop, way):
+def test_cached_logits_are_the_teachers_for_the_pixels_that_the_student_sees(workshop, way):
     run = beyond.run(workshop.budget, 0, beyond.WAYS[way], seed=0)
     data, soft_targets = training_data_of(workshop, run)
     samples = np.random.default_rng(0).permutation(len(data.dataset.splits["train"]))[:8]
@@ -121,9 +121,9 @@ def test_answers_are_those_of_the_teachers_to_the_pixels_that_the_student_sees(w
     for epoch in (1, 2, 3):
         view = data.view_of_epoch(epoch)
         (batch,) = data.views.batches(view, [samples])
-        answers = [predict(net, description.input, batch.pixels) for net, description in teachers]
+        expected = [predict(net, description.input, batch.pixels) for net, description in teachers]
         cached = torch.from_numpy(soft_targets(view, samples).logits).float()
-        torch.testing.assert_close(cached, torch.stack(answers).mean(0), atol=1e-2, rtol=1e-2)
+        torch.testing.assert_close(cached, torch.stack(expected).mean(0), atol=1e-2, rtol=1e-2)
 
 
 @pytest.mark.parametrize("budget", ["cpu", "gpu"])

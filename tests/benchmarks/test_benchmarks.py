@@ -88,7 +88,7 @@ def test_a_loop_takes_the_steps_that_it_is_asked_for():
     assert [len(samples) for samples in asked] == [16, 16, 8] * 2
 
 
-def test_a_live_teacher_answers_for_the_views_of_its_own_step():
+def test_a_live_teacher_gives_the_logits_of_the_views_of_its_step():
     dataset = loops.noise(32, 16, 3)
     views = loops.training_views(dataset, CPU)
     teacher = loops.Teacher("cifar_resnet", "resnet8", dataset, CPU)
@@ -96,7 +96,7 @@ def test_a_live_teacher_answers_for_the_views_of_its_own_step():
     live = loops.LiveTeacher(views, teacher)
     for batch in live.batches(loops.VIEW, order):
         logits, kept = live.soft_targets(loops.VIEW, batch.samples)
-        assert np.array_equal(logits, teacher.answer(batch.pixels).numpy())
+        assert np.array_equal(logits, teacher.logits(batch.pixels).numpy())
         assert kept is None
 
 
