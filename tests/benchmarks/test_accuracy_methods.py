@@ -80,7 +80,7 @@ def test_every_kind_of_run_trains_and_is_not_run_again(workshop, name, tmp_path,
     assert len(study.results()) == len(runs)
 
 
-def test_a_command_trains_what_is_missing_and_a_run_that_fails_stops_no_other(
+def test_a_command_trains_missing_runs_and_a_failed_run_does_not_stop_the_others(
     workshop, tmp_path, monkeypatch
 ):
     """In separate processes, without the patches of this one."""
@@ -94,7 +94,7 @@ def test_a_command_trains_what_is_missing_and_a_run_that_fails_stops_no_other(
     assert study.results().index.tolist() == [tuple(study.key(good).values())]
 
 
-def test_a_project_that_is_not_there_or_whose_stage_fails_is_named(workshop, tmp_path, monkeypatch):
+def test_an_error_names_a_missing_project_and_a_failed_stage(workshop, tmp_path, monkeypatch):
     cache = methods.plan(workshop.budget)[0][0].caches[0]
     with pytest.raises(UserError, match="nowhere` is no folder; expected a project"):
         Workshop(tmp_path / "nowhere", workshop.budget).make([cache])
@@ -127,7 +127,7 @@ def test_cached_logits_are_the_teachers_for_the_pixels_that_the_student_sees(wor
 
 
 @pytest.mark.parametrize("budget", ["cpu", "gpu"])
-def test_every_way_asks_the_teacher_for_as_many_answers(budget):
+def test_every_way_takes_equally_many_teacher_passes(budget):
     for pair in range(len(beyond.PAIRS[budget])):
         passes = {}
         for name, way in beyond.ways(BUDGETS[budget], pair).items():
@@ -138,7 +138,7 @@ def test_every_way_asks_the_teacher_for_as_many_answers(budget):
         assert set(passes.values()) == {(BUDGETS[budget].num_views, BUDGETS[budget].epochs)}
 
 
-def test_unlabelled_images_are_others_than_the_labelled(workshop):
+def test_unlabelled_images_differ_from_the_labelled(workshop):
     cache = beyond.run(workshop.budget, 0, beyond.WAYS["unlabelled images"], seed=0).caches[0]
     workshop.make([cache, replace(cache, unlabelled=False)])
     more = workshop.open(cache)[1].splits["train"]
@@ -149,7 +149,7 @@ def test_unlabelled_images_are_others_than_the_labelled(workshop):
     assert not labelled & {image.tobytes() for image in more.images[more.labels < 0]}
 
 
-def test_a_sparse_cache_holds_what_the_stage_would_write(workshop, project):
+def test_a_sparse_cache_equals_the_store_of_the_stage(workshop, project):
     dense = Cache(Teacher(methods.SMALL["resnet20 > resnet8"].teacher), 4)
     workshop.make([replace(dense, k=2)])
     ours, dataset, _ = workshop.open(replace(dense, k=2))
