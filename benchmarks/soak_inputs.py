@@ -193,7 +193,7 @@ def read_exported(path: Path) -> None:
     model = open_student(str(path))
     files, unreadable = sorted(Path("images").rglob("*.png"))[::6], []
     found = list(classify(model, files, unreadable))
-    expect(len(found) + len(unreadable) == len(files), "answers")
+    expect(len(found) + len(unreadable) == len(files), "predictions")
     for _, probabilities in found:
         expect(list(probabilities.shape) == [len(model.card.class_names)], "probabilities")
         most_likely(probabilities, model.card.class_names, 1)
