@@ -1,5 +1,5 @@
 # make repro           set up, check the parameters, run the pipeline
-# make students JOBS=2 the same, with so many students and baselines trained at once
+# make students JOBS=2 the same, with JOBS students and baselines trained at once
 # make test            set up, run the tests
 # make lint            set up, check format and style
 
@@ -12,9 +12,9 @@ JOBS ?= 2
 
 setup: $(READY)
 
-# Bytecode is compiled here, once: where Python may not write it, every stage would compile again.
-# What is installed has the hashes of these two lock files, or nothing is installed.
-# DVC unpickles what its site cache holds, and would keep it where every user may write.
+# Compile bytecode once: where Python may not write it later, every stage would compile again.
+# Install only files whose hashes are in these two lock files.
+# DVC unpickles its site cache, and by default keeps it where every user may write: move it.
 $(READY): Makefile requirements.lock requirements-uv.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$$($(PYTHON) --version) found; Python 3.11 or newer is needed: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
@@ -40,8 +40,8 @@ students: $(READY)
 	python -m pipeline.commands.train_students --jobs '$(JOBS)'
 	@python -m pipeline.stages.compare --show
 
-# Files in the order of their names: xdist would begin with those of many tests, and end with one
-# worker waiting for the longest, which are few.
+# Run files in the order of their names. By default xdist starts with files of many tests, and at the
+# end one worker is left with the few longest.
 test: $(READY)
 	python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 

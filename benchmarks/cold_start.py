@@ -1,10 +1,11 @@
-"""One student's stage in a fresh process: seconds to the end of the first step, by part; memory.
+"""Time one student's stage in a fresh process, by part, to the end of its first step.
 
     python -m benchmarks.cold_start NAME STARTED
 
-Started by benchmarks.parts, in a project whose `soft_targets` has run; STARTED is the moment, by
-`time.monotonic`. The stage is the real one, and its functions are timed from outside; it is ended
-after some steps. Prints one line of JSON. Imports nothing large of its own. Linux alone.
+benchmarks.parts starts this in a project whose `soft_targets` has run; STARTED is the start by
+`time.monotonic`. It runs the real stage, times its functions from outside, and ends it after some
+steps. It prints these times and the peak memory as one line of JSON, and imports no large module
+itself. Linux only.
 """
 
 import importlib
@@ -17,15 +18,15 @@ from itertools import islice
 
 from benchmarks.memory import memory_bytes
 
-STEPS = 20  # after which memory has reached its peak
+STEPS = 20  # memory has then reached its peak
 
 
 class Enough(Exception):
-    """Ends the training from within."""
+    """Raised to end the training after STEPS."""
 
 
 class Clock:
-    """Seconds by part; what stands in none of them is `else`."""
+    """Seconds by part; the rest is `else`."""
 
     def __init__(self, started: float):
         self._started, self.seconds = started, {}
@@ -55,8 +56,8 @@ class Clock:
 
 
 class ShortViews:
-    """Views whose first batches are all that there are: the loop asks for a batch when it has done
-    with the one before."""
+    """Views that end after some batches. The loop takes a batch when it has finished the one
+    before, so the second request ends the first step."""
 
     def __init__(self, views: object, clock: Clock):
         self._views, self._clock = views, clock
@@ -75,7 +76,7 @@ def main() -> None:
     clock = Clock(float(started))
     clock.seconds["interpreter"] = time.monotonic() - float(started)
     with clock.part("import torch"):
-        import torch  # noqa: F401, PLC0415  (what is timed)
+        import torch  # noqa: F401, PLC0415  (its import is timed)
     with clock.part("import the stage"):
         stage = importlib.import_module("pipeline.stages.student")
     with clock.part("import the network's family"):
@@ -86,7 +87,7 @@ def main() -> None:
         importlib.import_module("pipeline.store.reading.store").Store, "verify", "verify the store"
     )
     clock.around(stage.checkpoint, "build", "build the network")
-    # The first optimiser of a process makes torch import its compiler.
+    # The first optimizer of a process makes torch import its compiler.
     optimisation = importlib.import_module("pipeline.training.optimisation")
     clock.around(optimisation, "make_optimizer", "make the optimiser")
     clock.around(stage, "open_views", "take the images")

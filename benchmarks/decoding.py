@@ -1,12 +1,12 @@
-"""Decoding large images: views cut out of encoded images, beside the usual ways.
+"""Compare making views of encoded images with the usual ways.
 
     python -m benchmarks.decoding PHOTOGRAPHS
 
-PHOTOGRAPHS is a folder or an archive of image files. They are prepared with `storage: encoded`,
-with `quality: original` and with quality 90 and a shorter side of at most 256 pixels. Views of
-`random_resized_crop`, 224 and 112 pixels, are made of all of them in this process, in turns with
-(1) the same views of the same bytes, each image decoded whole, and (2) torchvision's ImageFolder
-with RandomResizedCrop, RandomHorizontalFlip and PILToTensor on the source's files.
+PHOTOGRAPHS is a folder or an archive of image files. `prepare` stores them with `storage: encoded`,
+with `quality: original` and with quality 90 and a shorter side of at most 256 pixels. This process
+makes views of `random_resized_crop`, 224 and 112 pixels, of all of them, in turns with (1) the same
+views of the same bytes, each image decoded whole, and (2) torchvision's ImageFolder with
+RandomResizedCrop, RandomHorizontalFlip and PILToTensor on the source's files.
 """
 
 from pipeline.runtime.command import run_command
@@ -39,11 +39,11 @@ from pipeline.views.policy import ViewPolicy
 
 SEED = 0
 SIDES = (224, 112)
-FORMS = {"original": "original", "quality 90, 256": 90}  # of the bytes that are kept
+FORMS = {"original": "original", "quality 90, 256": 90}  # name -> `quality`
 
 
 def write_files(photographs: Path, folder: Path) -> None:
-    """The photographs as files of two classes, below `train/`."""
+    """Write the photographs as files of two classes, below `train/`."""
     count = 0
     for name, content in read_files(photographs):
         path = folder / "train" / "ab"[count % 2] / f"{count:06d}{Path(name).suffix.lower()}"
@@ -55,7 +55,7 @@ def write_files(photographs: Path, folder: Path) -> None:
 
 
 def kept(folder: Path, prepared: Path, quality: int | str) -> EncodedSplit:
-    """The training split of the photographs as prepared; one image in fifty is in no such split."""
+    """Prepare the photographs; returns their training split, which lacks one image in fifty."""
     prepared.mkdir()
     params = DatasetParams(
         source="image_folder",
@@ -120,7 +120,7 @@ def main() -> None:
         write_files(arguments.photographs, folder)
         print(f"one process, one thread, {arguments.pairs} alternating pairs of each")
         print(f"{'kept as':>16} {'bytes':>8} {'view':>5} {'images/s':>9}"
-              "  times as fast as decoded whole; as torchvision (95 %)")  # fmt: skip
+              "  speed-up over decoding whole; over torchvision (95 %)")  # fmt: skip
         for number, (form, quality) in enumerate(FORMS.items()):
             split = kept(folder, Path(temporary) / f"prepared{number}", quality)
             size = split.offsets[-1].item() / len(split)

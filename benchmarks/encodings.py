@@ -1,17 +1,18 @@
-"""What each encoding costs and loses: bytes per view, and KL from the dense rows at T = 1, 2, 4.
+"""Measure what each encoding costs and loses: bytes per view, and KL from the dense rows at T = 1,
+2, 4.
 
     python -m benchmarks.encodings [STORE] [--prepared FOLDER]
 
-On a finished dense store's real logits, and on synthetic logits of 1,000 classes. Beside `top_k`:
-the sparse labels of TinyViT (Wu et al. 2022, arXiv:2207.10666; its `save_logits.py`), the k largest
-probabilities at T = 1 in float16 with 2-byte ids and a 4-byte seed, the rest spread evenly, and
-re-tempered where T is not 1.
+The logits are those of a finished dense store, and synthetic ones of 1,000 classes. `top_k` is
+compared with the sparse labels of TinyViT (Wu et al. 2022, arXiv:2207.10666; its `save_logits.py`):
+the k largest probabilities at T = 1 in float16 with 2-byte ids and a 4-byte seed, the rest spread
+evenly, and re-tempered if T is not 1.
 
-KL is in nats, mean over rows, from the dense rows as they are stored in float16 (from float32 for
-the synthetic ones). `spread`: between the distributions over all classes. `bucket`: over
-what the bucket's loss sees, the kept classes and the sum of the others. TinyViT's rest or one of
-its probabilities is sometimes 0 or less, and KL not finite: the mean is over the other rows, and
-their share is told.
+KL is in nats, mean over rows, from the stored dense rows in float16 (from float32 for the synthetic
+ones). `spread`: between the distributions over all classes. `bucket`: over the outcomes of the
+bucket's loss, the kept classes and the sum of the others. TinyViT's rest or one of its
+probabilities is sometimes 0 or less, and KL not finite: the mean leaves these rows out, and their
+share is printed.
 """
 
 from pipeline.runtime.command import run_command
@@ -50,7 +51,7 @@ def kl(teacher: np.ndarray, stored: np.ndarray) -> np.ndarray:
 
 
 def bucketed(log_probabilities: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """[n, C + 1]: the classes that are not kept have no probability, and their sum stands last."""
+    """[n, C + 1]: classes that are not kept have no probability; the last column is their sum."""
     tail = np.where(kept, 0, np.exp(log_probabilities)).sum(1, keepdims=True)
     with np.errstate(divide="ignore"):
         return np.hstack([np.where(kept, log_probabilities, -np.inf), np.log(tail)])
@@ -59,7 +60,7 @@ def bucketed(log_probabilities: np.ndarray, kept: np.ndarray) -> np.ndarray:
 def of_top_k(
     logits: np.ndarray, labels: np.ndarray, k: int
 ) -> dict[str, dict[int, tuple[float, float]]]:
-    """For each tail, by temperature: KL, and the share of rows where it is finite."""
+    """For each tail and temperature: KL, and the share of rows where it is finite."""
     stored, classes = encode(logits, labels, "top_k", k), logits.shape[1]
     found: dict[str, dict[int, tuple[float, float]]] = {"spread": {}, "bucket": {}}
     for temperature in TEMPERATURES:
@@ -93,7 +94,7 @@ def mean_of_finite(divergences: np.ndarray) -> tuple[float, float]:
 
 
 def bytes_per_view(encoding: str, k: int | None, classes: int) -> float:
-    """Of a full shard, with all that its file holds."""
+    """Bytes of a full shard's file, divided by its rows."""
     contents = StoreIdentity(
         "0" * 64, "0" * 64, "crop_flip", 0, 32, encoding, k, "float32", classes
     )
@@ -110,8 +111,8 @@ def of_a_store(directory: Path, prepared: Path, rows: int) -> tuple[np.ndarray, 
     index = read_index(directory)
     if index.identity.encoding != "dense":
         raise UserError(
-            f"`{directory}` is encoded as {index.identity.encoding}; expected a dense store, whose "
-            "rows the encodings can be compared with."
+            f"`{directory}` is encoded as {index.identity.encoding}; expected a dense store, to "
+            "compare the encodings with its rows."
         )
     store, labels = open_shards(directory, index, {}), open_dataset(prepared).splits["train"].labels
     positions = np.linspace(0, len(store) - 1, min(rows, len(store))).astype(np.int64)
@@ -120,7 +121,7 @@ def of_a_store(directory: Path, prepared: Path, rows: int) -> tuple[np.ndarray, 
 
 
 def synthetic(rows: int, classes: int = 1000) -> tuple[np.ndarray, np.ndarray]:
-    """Logits that decay as a classifier's do: classes lie in groups, and an image near its own."""
+    """Logits that decay like a classifier's: classes form groups, and images are near theirs."""
     rng = np.random.default_rng(0)
     groups = rng.standard_normal((classes // 20, 64))
     centres = np.repeat(groups, 20, 0) + rng.standard_normal((classes, 64))

@@ -1,22 +1,23 @@
-"""Epochs of distillation on CIFAR-100, beside torchdistill, which runs the teacher at every step.
+"""Compare an epoch of distillation on CIFAR-100 with torchdistill, which runs the teacher at every
+step.
 
     python -m benchmarks.epoch data/raw/cifar100.tar.gz
 
 ResNet-56 teaches ResNet-20, the networks of this project on both sides, batches of 128 of the same
-images. Ours is the loop that students run, from cached soft targets. Theirs is set up as the sample
-configurations for CIFAR-100 of torchdistill are: images as PIL, RandomCrop, RandomHorizontalFlip,
+images. Ours is the loop that students run, from cached soft targets. Theirs has the settings of
+torchdistill's sample configurations for CIFAR-100: images as PIL, RandomCrop, RandomHorizontalFlip,
 ToTensor and Normalize in a DataLoader of 16 workers, batches of 128, KDLoss (T = 4, alpha = 0.9),
-SGD with momentum; and runs as its example for image classification does, with its box and its
-metric logger.
+SGD with momentum. It runs like its example for image classification, with its box and its metric
+logger.
 
-Theirs computes in float32, as it does by itself; ours in bfloat16 where the device does. So theirs
-is measured under bfloat16 autocast, too; and the teacher's forward pass alone in both, on batches
-that are ready, which tells what of the difference is the teacher. A slice of theirs is a pass of
-its DataLoader over so many batches, with workers that persist: nothing is loaded ahead of a slice.
-Evaluation is on neither side. Ours leaves out the making of the store: one teacher pass per view.
+Theirs computes in float32, its default; ours in bfloat16 if the device does. So theirs is also
+measured under bfloat16 autocast, and the teacher's forward pass alone in both, on batches that are
+ready: that is the teacher's part of the difference. A slice of theirs is a pass of its DataLoader
+over the same number of batches, with persistent workers: nothing is loaded ahead of a slice.
+Neither side evaluates. Ours leaves out the making of the store: one teacher pass per view.
 
-Needs torchdistill, any 1.1 release. The project's `bench` extra has 1.1.4; another goes to a folder
-of its own:
+Needs torchdistill, any 1.1 release. The project's `bench` extra has 1.1.4; install another release
+to a separate folder:
 
     pip install --no-deps --target FOLDER torchdistill==1.1.5
     PYTHONPATH=FOLDER python -m benchmarks.epoch data/raw/cifar100.tar.gz
@@ -73,7 +74,7 @@ def cifar100(archive: Path, count: int) -> Dataset:
 
 
 class PilImages(TorchDataset):
-    """As torchvision's CIFAR100 gives them: an array's row, made a PIL image, transformed."""
+    """Images like torchvision's CIFAR100: a row of an array, as a PIL image, transformed."""
 
     def __init__(self, dataset: Dataset, transform: Callable[[Image.Image], torch.Tensor]):
         split = dataset.splits["train"]
@@ -90,7 +91,7 @@ class PilImages(TorchDataset):
 def torchdistill_slices(
     dataset: Dataset, steps: int, workers: int, device: torch.device
 ) -> tuple[str, Callable[[], None]]:
-    """torchdistill's version, and a function that trains so many steps.
+    """torchdistill's version, and a function that trains for `steps` steps.
 
     Raises:
         UserError: it is not installed.
@@ -210,12 +211,12 @@ def main() -> None:
     print(
         f"{device.type}, {torch.get_num_threads()} threads, torchdistill {version} with "
         f"{arguments.workers} workers; {pairs} rounds of {steps} steps of each\n"
-        f"our rule: bfloat16 where the device computes in it: {training_autocast(device)._enabled}"
+        f"our rule: bfloat16 if the device computes in it: {training_autocast(device)._enabled}"
     )
     epoch = {k: float(np.median(v)) * EPOCH / (steps * BATCH) for k, v in times.items()}
     for name, seconds in epoch.items():
         print(f"  {name:<30}{seconds:8.1f} s for {EPOCH:,} images")
-    print(f"ours is so many times as fast as (95 %; the target is {TARGET})")
+    print(f"speed-up of ours over (95 %; the target is {TARGET})")
     found = {name: median(ratio) for name, ratio in ratios.items()}
     for name, interval in found.items():
         print(f"  {name:<30}{interval}")

@@ -1,6 +1,6 @@
-"""Wrong input of every kind, derived from a finished project and a random generator.
+"""Make wrong input of every kind from a finished project and a random generator.
 
-Each function changes files of the project in the current folder, or makes new ones there.
+Each function changes or adds files in the project of the current folder.
 """
 
 import io
@@ -22,7 +22,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import save as safetensors_bytes
 
-CANARY = "executed"  # a file that exists where any input was executed
+CANARY = "executed"  # a file that exists if any input was executed
 BRING, ARCHIVE = Path("brought"), Path("archive")
 _FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "TGA", "ICO")
 _MODES = ("RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "I;16", "I", "F", "YCbCr")
@@ -41,7 +41,7 @@ class Executed:
 
 
 def damaged(rng: random.Random, content: bytes) -> bytes:
-    """The bytes with some changed, moved, gone or come."""
+    """Change, move, remove or add some of the bytes."""
     data = bytearray(content)
     size = len(data)
     start = rng.randrange(size) if size else 0
@@ -70,7 +70,7 @@ def damaged(rng: random.Random, content: bytes) -> bytes:
 
 
 def altered(rng: random.Random, value: Any) -> Any:
-    """A nested value with one part replaced, renamed, removed or repeated."""
+    """Replace, rename, remove or repeat one part of a nested value."""
     if isinstance(value, (dict, list)) and value and rng.random() < 0.8:
         keys = list(value) if isinstance(value, dict) else list(range(len(value)))
         key, copy = rng.choice(keys), value.copy()
@@ -100,7 +100,7 @@ def a_file(rng: random.Random, *folders: str) -> Path:
 
 
 def change_a_file(rng: random.Random, *folders: str) -> None:
-    """Damage a file, alter what it says, or remove, exchange, copy or link it."""
+    """Damage a file, alter its values, or remove, exchange, copy or link it."""
     path = a_file(rng, *folders)
     chance = rng.random()
     if path.suffix == ".json" and chance < 0.7:
@@ -175,7 +175,7 @@ def params(rng: random.Random) -> None:
 
 
 def an_image(rng: random.Random) -> tuple[bytes, str]:
-    """An image's bytes, of any mode, format and size, some of several pages; and its format."""
+    """An image's bytes, of any mode, format and size, some with several pages; and its format."""
     size = rng.choice(((16, 16), (1, 1), (1, 200), (300, 2), (40, 31)))
     pixels = np.random.default_rng(rng.randrange(2**32)).integers(0, 256, (*size, 3), np.uint8)
     image = Image.fromarray(pixels)
@@ -185,21 +185,21 @@ def an_image(rng: random.Random) -> tuple[bytes, str]:
     exif[0x0112] = rng.choice((1, 3, 6, 8, 9, 0, 65535))
     exif[0x010E] = "x" * rng.choice((1, 60_000))
     options: dict[str, Any] = {"exif": exif} if rng.random() < 0.3 else {}
-    if form == "AVIF":  # whose writing, not reading, crashes for what is odd
+    if form == "AVIF":  # its writer, not its reader, crashes on odd images
         image = Image.fromarray(pixels).resize((48, 32))
     elif rng.random() < 0.15:
         options |= {"save_all": True, "append_images": [image.rotate(90, expand=False)]}
     file = io.BytesIO()
     try:
         image.save(file, form, **options)
-    except (OSError, ValueError, KeyError):  # a mode that the format has not
+    except (OSError, ValueError, KeyError):  # a mode that the format lacks
         file = io.BytesIO()
         image.convert("RGB").save(file, form := "PNG")
     return file.getvalue(), form
 
 
 def png_of_any_size(width: int, height: int) -> bytes:
-    """A PNG whose header says so; its pixels are few."""
+    """A PNG with this size in its header, and few pixels."""
     parts = []
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     for kind, content in ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 99)), (b"IEND", b"")):
@@ -209,7 +209,7 @@ def png_of_any_size(width: int, height: int) -> bytes:
 
 
 def image(rng: random.Random) -> None:
-    """One file of an image folder."""
+    """Write one odd file into an image folder."""
     content, form = an_image(rng)
     chance = rng.random()
     if chance < 0.7:
@@ -232,7 +232,7 @@ def image(rng: random.Random) -> None:
 
 
 def names(rng: random.Random) -> None:
-    """Folders and files of any name that this file system takes."""
+    """Rename folders and files to any name that this file system takes."""
     letters = "aZ09 -_.~'\"\\$&|;<>%#{}\t\nä\u0308é\u202e\U0001f98a\u3042\0*?"
     for _ in range(rng.choice((1, 2))):
         path = rng.choice(sorted(p for p in Path("images").rglob("*") if p != Path("images/train")))
@@ -250,7 +250,7 @@ def names(rng: random.Random) -> None:
 
 
 def archive(rng: random.Random) -> str:
-    """An archive of the images, damaged or with an odd member; its path."""
+    """Write an archive of the images, damaged or with an odd member; returns its path."""
     kind = rng.choice((".tar", ".tar.gz", ".tar.xz", ".tar.bz2", ".tgz", ".zip"))
     path = Path(f"brought{kind}")
     odd = rng.random() < 0.5
@@ -291,7 +291,7 @@ def _add_to_zip(rng: random.Random, to: zipfile.ZipFile) -> None:
     written = to.infolist()[rng.randrange(len(to.infolist()))]
     match rng.randrange(6):
         case 0:
-            written.flag_bits |= 1  # encrypted, it says
+            written.flag_bits |= 1  # marked as encrypted
         case 1:
             written.file_size = rng.choice((2**40, 0, 10))
         case 2:
@@ -318,12 +318,12 @@ def _add_to_tar(rng: random.Random, to: tarfile.TarFile) -> None:
         member.pax_headers = {key: rng.choice(("-512", "x", "9" * 30, "../x", "0,1,2", "\0"))}
     try:
         to.addfile(member, io.BytesIO(content))
-    except (ValueError, OSError):  # more than this format can say, or than there is
+    except (ValueError, OSError):  # a size beyond the format, or beyond the content
         to.addfile(tarfile.TarInfo("train/ant/"), None)
 
 
 def checkpoint(rng: random.Random) -> Path:
-    """A file of weights for the students' network."""
+    """Write a file of weights for the students' network."""
     state = torch.load("state.pth", weights_only=True)
     key = rng.choice(sorted(state))
     path = Path("brought.pth")
@@ -382,7 +382,7 @@ def _saved(rng: random.Random, content: Any) -> bytes:
 
 
 def _lying_header(rng: random.Random, content: bytes) -> bytes:
-    """safetensors whose JSON header says something else."""
+    """safetensors with a wrong JSON header."""
     size = struct.unpack("<Q", content[:8])[0]
     header = json.dumps(altered(rng, json.loads(content[8 : 8 + size]))).encode()
     length = rng.choice((len(header), len(header), len(header), 2**63, 0, len(header) + 9))
@@ -390,7 +390,7 @@ def _lying_header(rng: random.Random, content: bytes) -> bytes:
 
 
 def onnx_file(rng: random.Random) -> Path:
-    """A network that is brought."""
+    """Write a foreign network."""
     path = Path("brought.onnx")
     model = _damaged_or_model(rng, path)
     if model is not None:
@@ -400,7 +400,7 @@ def onnx_file(rng: random.Random) -> Path:
 
 
 def exported(rng: random.Random) -> Path:
-    """A student that `export` wrote."""
+    """Write an exported student."""
     path = Path("exported.onnx")
     model = _damaged_or_model(rng, path)
     if model is not None:
@@ -408,7 +408,7 @@ def exported(rng: random.Random) -> Path:
             entry = rng.choice(model.metadata_props)
             try:
                 entry.value = json.dumps(altered(rng, json.loads(entry.value)))
-            except ValueError:  # a text, as it is
+            except ValueError:  # a text, not JSON
                 entry.value = damaged(rng, entry.value.encode()).decode("latin-1")
         else:
             _change_graph(rng, model)
@@ -417,7 +417,7 @@ def exported(rng: random.Random) -> Path:
 
 
 def _damaged_or_model(rng: random.Random, path: Path) -> onnx.ModelProto | None:
-    """The file with some of its bytes changed, or else what it holds."""
+    """Change some bytes of the file; or return its model, unchanged."""
     content = path.read_bytes()
     if rng.random() < 0.6:
         path.write_bytes(damaged(rng, content))

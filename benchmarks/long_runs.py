@@ -1,16 +1,15 @@
-"""What every stage holds in memory: over many epochs, and over ten times the data.
+"""Measure the memory of every stage over many epochs, and over ten times the data.
 
     python -m benchmarks.long_runs
 
-Tiny images (8 pixels, PNG, 10 classes of their own colours) in a .tar, a ResNet-8 for teacher,
-student and baseline; every stage in a fresh process, as it runs under DVC, on Linux.
+Tiny images (8 pixels, PNG, 10 classes of different greys) in a .tar, a ResNet-8 for teacher,
+student and baseline; every stage runs in a fresh process, as under DVC, on Linux.
 
-Epochs: trainings of so many on a small set. Memory is what the process holds after epoch 5 and
-after the last; then the files that are open and the processes that are left when the stage ends,
-beside those that were there when it began.
+Epochs: trainings of many epochs on a small set. Memory is the process's after epoch 5 and after the
+last. Files left and processes left are those at the end of the stage minus those at its start.
 
-Data: peak memory of each stage for each count of images, 2 views, one epoch, and what each further
-image takes. A pixel image of this size is 192 bytes and its 2 views' logits 40.
+Data: peak memory of each stage for each count of images, 2 views, one epoch, and the bytes of each
+further image. A pixel image of this size is 192 bytes and its 2 views' logits 40.
 """
 
 from pipeline.runtime.command import run_command
@@ -50,7 +49,7 @@ TRAININGS = ("teacher", "baseline", "student")
 
 
 def write_images(path: Path, count: int) -> None:
-    """A class's images are noise around a grey of its own, so that a teacher passes the gate."""
+    """Write noise around a different grey for each class, so that a teacher passes the gate."""
     rng = np.random.default_rng(0)
     with tarfile.open(path, "w") as archive:
         for number in range(count):
@@ -108,7 +107,7 @@ def open_files() -> int:
 
 
 def children() -> int:
-    """Processes that this one has started and that have not ended."""
+    """The number of running processes that this one has started."""
     found = 0
     for task in Path("/proc/self/task").iterdir():
         found += len((task / "children").read_text("utf-8").split())
@@ -116,7 +115,7 @@ def children() -> int:
 
 
 def run_here(stage: str) -> dict[str, object]:
-    """The stage in this process, and what it held."""
+    """Run the stage in this process and measure it."""
     from pipeline.runtime import progress  # noqa: PLC0415
 
     held: list[int] = []
@@ -141,7 +140,7 @@ def run_here(stage: str) -> dict[str, object]:
 
 
 def run(stage: str, folder: Path) -> dict:
-    """The stage in a fresh process."""
+    """Run the stage in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.long_runs", "--stage", stage]
     result = subprocess.run(
         command,
@@ -210,7 +209,7 @@ def over_data(counts: list[int]) -> dict[str, dict]:
 def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.long_runs", description=__doc__)
     parser.add_argument("--counts", type=int, nargs=2, default=[10_000, 100_000])
-    parser.add_argument("--images", type=int, default=600, help="of the set of many epochs")
+    parser.add_argument("--images", type=int, default=600, help="of the trainings over epochs")
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,6 +1,6 @@
-"""The training loop that students run, some steps at a time, for benchmarks that alternate it.
+"""Run the students' training loop some steps at a time, for benchmarks that alternate it.
 
-What the benchmarks of training need of the pipeline's students' side is here, in one place.
+The benchmarks of training reach the pipeline's students' side only through this module.
 """
 
 import io
@@ -32,7 +32,7 @@ from pipeline.views.loader import Batch, Views
 from pipeline.views.policy import ViewPolicy
 
 TEMPERATURE, SOFT, HARD = 4.0, 0.9, 0.1
-VIEW = 0  # the one that is cached
+VIEW = 0  # the cached view
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ MOBILENET = Case(
 
 
 def noise(samples: int, size: int, classes: int) -> Dataset:
-    """Random images: what they show does not matter to speed."""
+    """Random images; their content does not matter to speed."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (samples, 3, size, size), np.uint8)
     return in_memory(images, rng.integers(0, classes, samples), classes)
 
 
 def photographs(archive: Path, samples: int, size: int, classes: int) -> Dataset:
-    """The archive's images at a size, over and over until there are so many."""
+    """The archive's images, resized and repeated until there are `samples`."""
     pixels = [
         to_pixels(eight_bits(Image.open(io.BytesIO(content))), size, 3)
         for _, content in read_files(archive)
@@ -71,7 +71,7 @@ def photographs(archive: Path, samples: int, size: int, classes: int) -> Dataset
 
 
 def in_memory(images: np.ndarray, labels: np.ndarray, classes: int) -> Dataset:
-    """A dataset that has a training split alone: [N, C, H, W] uint8, [N] int64."""
+    """A dataset with only a training split: images [N, C, H, W] uint8, labels [N] int64."""
     names = [str(number) for number in range(classes)]
     split = Split(images, labels.astype(np.int64), Path(), "train")
     statistics = ([0.5] * 3, [0.25] * 3)
@@ -91,22 +91,22 @@ def build_on_device(
 
 
 class Teacher:
-    """A teacher that answers at every step: for the views that a student is about to see."""
+    """A live teacher: computes logits at every step, for the views that a student will see."""
 
     def __init__(self, family: str, name: str, dataset: Dataset, device: torch.device):
         network, self._spec = build_on_device(family, name, dataset, device)
         self._network, self._device = network.eval(), device
 
     @torch.inference_mode()
-    def answer(self, pixels: Tensor) -> Tensor:
-        """[B, C, H, W] uint8 -> [B, classes] float32; bfloat16 inside where students use it."""
+    def logits(self, pixels: Tensor) -> Tensor:
+        """[B, C, H, W] uint8 -> [B, classes] float32, computed in the students' precision."""
         with training_autocast(self._device):
             return self._network(self._spec.apply(pixels)).float()
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a student trains on."""
+    """The views and the loss of a student."""
 
     views: ViewBatches
     loss: Loss
@@ -133,7 +133,7 @@ class LiveTeacher:
             yield batch
 
     def soft_targets(self, view: int, samples: np.ndarray) -> tuple[np.ndarray, None]:
-        return self._teacher.answer(self._pixels).cpu().numpy(), None
+        return self._teacher.logits(self._pixels).cpu().numpy(), None
 
 
 def online(views: Views, teacher: Teacher, device: torch.device) -> Setup:
@@ -172,7 +172,7 @@ class Loop:
         self._setup, self._device, self._steps = setup, device, self._endless()
 
     def run(self, steps: int) -> None:
-        """Take as many steps more, and wait for the device."""
+        """Take `steps` more steps, and wait for the device."""
         loss, optimisation, device = self._setup.loss, self._optimisation, self._device
         for samples, views in islice(self._steps, steps):
             batch = whole_batch(1, VIEW, samples, views, self._labels)

@@ -1,9 +1,10 @@
-"""What each method's loss costs, beside a whole training step of the student.
+"""Measure the cost of each method's loss as a fraction of a training step of the student.
 
     python -m benchmarks.losses
 
-The loss forward and backward to the student's logits, as a fraction of a ResNet-20's step at 32
-pixels (forward, cross-entropy, backward, SGD), batch 128, 100 classes: alternating pairs.
+A loss runs forward, and backward to the student's logits. A step is that of a ResNet-20 at 32
+pixels (forward, cross-entropy, backward, SGD), batch 128, 100 classes. Both run in alternating
+pairs.
 """
 
 import argparse
@@ -21,7 +22,7 @@ STUDENT = "ResNet-20"  # of benchmarks.precision
 
 
 def variants() -> dict[str, DistillationParams]:
-    """Each method with its defaults, and standardised where it can be."""
+    """Each method with its defaults, and standardised if it has that option."""
     plain = {name: model(method=name) for name, model in METHODS.items()}
     standardized = {
         f"{name}, standardize": model(method=name, standardize=True)

@@ -1,13 +1,13 @@
-"""Does preparing an image folder stay proportional: CPU seconds, memory, and the index on disk?
+"""Measure whether preparing an image folder stays proportional: CPU seconds, memory, index on disk.
 
     python -m benchmarks.many_files
 
-Tiny images (8 pixels, PNG, 1,000 classes, each of its own content) in a folder and in a .tar, a
-tenth of them in `unlabeled/`; `prepare`'s own functions, `storage: encoded`, in a fresh process for
-each row. CPU seconds are those of all its threads. Memory is the process's peak above what it held
-once everything was imported (Linux). The index is all that `prepare` writes beside the images.
-`growth` is the figure for one image at the largest count over that at the smallest: 1 is
-proportional, and less where a fixed cost is shared by more.
+Tiny images (8 pixels, PNG, 1,000 classes, all different) in a folder and in a .tar, a tenth of them
+in `unlabeled/`. The functions of `prepare` run with `storage: encoded`, in a fresh process for each
+row. CPU seconds are those of all its threads. Memory is the process's peak minus its memory after
+all imports (Linux). The index is everything that `prepare` writes except the images. `growth` is
+the figure for one image at the largest count over that at the smallest: 1 is proportional; it is
+less if more images share a fixed cost.
 """
 
 from pipeline.runtime.command import run_command
@@ -38,7 +38,7 @@ MEASURES = ("cpu_seconds_per_1000", "memory_bytes_per_image", "index_bytes_per_i
 
 
 def images(count: int) -> Iterator[tuple[str, bytes]]:
-    """Names as ImageNet's have them, and contents."""
+    """Names like ImageNet's, and contents."""
     rng = np.random.default_rng(0)
     for number in range(count):
         file = io.BytesIO()
@@ -63,7 +63,7 @@ def unpack(path: Path, folder: Path) -> None:
 
 
 def prepare(root: Path, directory: Path) -> dict[str, float]:
-    """What `prepare` takes for one source, in this process."""
+    """Measure `prepare` for one source, in this process."""
     params = DatasetParams(
         source="image_folder",
         root=str(root),
@@ -84,7 +84,7 @@ def prepare(root: Path, directory: Path) -> dict[str, float]:
 
 
 def measure(root: Path, directory: Path) -> dict[str, float]:
-    """`prepare` in a fresh process."""
+    """Measure `prepare` in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.many_files", "--one", str(root), str(directory)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if result.returncode:

@@ -1,4 +1,4 @@
-"""Compare ways of doing one thing, side by side in one run."""
+"""Time several ways of doing one thing, interleaved in one run."""
 
 import math
 import time
@@ -40,7 +40,7 @@ def seconds(task: Callable[[], object]) -> float:
 def alternate(
     ours: Callable[[int], object], theirs: Callable[[int], object], pairs: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds of each, [pairs]: in turns, each first in every other pair.
+    """Time both in turns, each first in every other pair; returns the seconds of each, [pairs].
 
     Args:
         ours, theirs: take the number of the pair.
@@ -52,7 +52,8 @@ def alternate(
 def time_interleaved(
     sides: Mapping[str, Callable[[int], object]], rounds: int
 ) -> dict[str, np.ndarray]:
-    """Seconds of each side, [rounds]: all of them in every round, another one first each time.
+    """Time all sides in every round, another one first each time; returns the seconds of each,
+    [rounds].
 
     Args:
         sides: each takes the number of the round.

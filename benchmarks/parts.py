@@ -1,12 +1,12 @@
-"""What a student's training spends its time on: each part of a step alone, and the cold start.
+"""Measure where a student's training spends its time: each part of a step, and the cold start.
 
     python -m benchmarks.parts
 
 Two cases: ResNet-20, 32 pixels, 100 classes, batches of 128; MobileNetV3-small, 224 pixels, 1,000
-classes, batches of 32. A step's parts are timed one by one within steps that the benchmark writes
-out, beside whole steps of the loop that students run; decoding is that of `prepare`, which does it
-once. The cold start is that of the real stage, in a fresh process, in a project that the real
-stages have made: with files in the page cache, and an untrained teacher, which matters to no speed.
+classes, batches of 32. The benchmark writes a step out and times its parts one by one, beside whole
+steps of the loop that students run. Decoding is that of `prepare`, which decodes once. The cold
+start is that of the real stage in a fresh process, in a project that the real stages have made. Its
+files are in the page cache, and its teacher is untrained, which does not affect the speed.
 """
 
 from pipeline.runtime.command import run_command
@@ -47,7 +47,7 @@ from pipeline.training.optimisation import make_optimizer
 
 ROOT = Path(__file__).parents[1]
 K = 10  # of the top_k store
-#: The teacher's stage, but that its gate lets a teacher pass that knows nothing.
+#: The teacher's stage without its gate, which would refuse an untrained teacher.
 UNTRAINED = (
     "from pipeline.teacher import accuracy_gate; accuracy_gate.check = lambda *_, **__: None; "
     "from pipeline.stages import teacher; teacher.main()"
@@ -55,7 +55,7 @@ UNTRAINED = (
 
 
 class Step:
-    """A training step, part by part; each takes what the one before left."""
+    """A training step, part by part; each part uses the result of the one before."""
 
     def __init__(
         self, case: Case, dataset: Dataset, stores: dict[str, Store], encoded: list[bytes]
@@ -73,7 +73,7 @@ class Step:
         self._optimizer = make_optimizer(self._network.train(), params)
 
     def parts(self, number: int) -> Iterator[tuple[str, Callable[[], None]]]:
-        """Of the step of that number, in their order."""
+        """The parts of step `number`, in order."""
         size, samples = self._case.batch_size, len(self._labels)
         self._samples = np.random.default_rng(number).permutation(samples)[:size]
         yield "decode (by prepare, once)", self._decode
@@ -181,7 +181,7 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def make_project(case: Case, folder: Path, files: list[bytes], suffix: str) -> None:
-    """A project in which all is ready for the student `case.student`: 8 views by a ResNet-8."""
+    """Make a project, ready for the student `case.student`: 8 views, labelled by a ResNet-8."""
     with tarfile.open(folder / "images.tar", "w") as archive:
         for number, content in enumerate(files):
             member = tarfile.TarInfo(f"train/{number % 10}/{number:06d}.{suffix}")
@@ -248,8 +248,7 @@ def run_python(folder: Path, *arguments: str) -> str:
     )
     if result.returncode:
         raise UserError(
-            f"`python {' '.join(arguments)}` failed in a project of the benchmark's:\n"
-            f"{result.stderr}"
+            f"`python {' '.join(arguments)}` failed in the benchmark's project:\n{result.stderr}"
         )
     return result.stdout
 
@@ -258,7 +257,7 @@ def measure_cold_start(case: Case, files: list[bytes], suffix: str, starts: int)
     with tempfile.TemporaryDirectory() as name:
         make_project(case, Path(name), files, suffix)
         found = []
-        for _ in range(starts + 1):  # the first brings the files into the page cache
+        for _ in range(starts + 1):  # the first loads the files into the page cache
             arguments = (case.student, str(time.monotonic()))
             output = run_module(Path(name), "benchmarks.cold_start", *arguments)
             found.append(json.loads(output.splitlines()[-1]))
@@ -283,7 +282,7 @@ def main() -> None:
         "--photographs",
         type=Path,
         default=Path("data/raw/imagenet_samples.tar"),
-        help="a folder or archive of them; without it, the case of 224 pixels is left out",
+        help="a folder or archive of images; without it, the case of 224 pixels is skipped",
     )
     arguments = parser.parse_args()
     print(f"{default_device().type}, {torch.get_num_threads()} threads; medians")
@@ -295,7 +294,7 @@ def main() -> None:
         dataset = loops.photographs(arguments.photographs, 496, 224, 1000)
         cases.append((loops.MOBILENET, dataset, jpeg, jpeg * 8, "jpg"))
     else:
-        print(f"no photographs at {arguments.photographs} (--photographs): 224 pixels are out")
+        print(f"no photographs at {arguments.photographs} (--photographs): 224 pixels are skipped")
     summary = {"benchmark": "parts", "pairs": arguments.pairs, "starts": arguments.starts}
     for case, dataset, few, files, suffix in cases:
         summary[case.student] = {

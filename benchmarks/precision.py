@@ -1,12 +1,12 @@
-"""Training in bfloat16 where the device computes in it: steps beside the same steps in float32.
+"""Compare training steps in bfloat16, if the device computes in it, with the same in float32.
 
     python -m benchmarks.precision
 
-One forward and backward pass and one step of SGD, alternating, in batches of 128: ResNet-8 and
-ResNet-20 on 32-pixel images; and of 32: MobileNets of half width on 64 pixels, and of full width on
-224. These have depthwise convolutions, whose backward pass is slow in bfloat16 on CPUs: the rule
-has them compute in float32 there, and bfloat16 throughout stands beside it. On a device without
-bfloat16 arithmetic all sides are float32.
+A step is a forward and backward pass and a step of SGD; the sides alternate. ResNet-8 and ResNet-20
+train on 32-pixel images in batches of 128; MobileNets of half width on 64 pixels and of full width
+on 224, in batches of 32. MobileNets have depthwise convolutions, whose backward pass is slow in
+bfloat16 on CPUs: by the rule these compute in float32 there. Both the rule and bfloat16 throughout
+are measured. On a device without bfloat16 arithmetic all sides are float32.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Reading soft targets: random batches of 256 within a view, of 1,000 classes.
+"""Compare reading soft targets with other ways: random batches of 256 of a view, 1,000 classes.
 
     python -m benchmarks.reading
 
-The store's `gather` beside NumPy in memory, h5py's fancy indexing of the same shards, and
-torchdistill 1.1.4's cache of one file per sample (`pip install -e '.[bench]'`); and a `top_k` store
-to dense float32. Everything is in the page cache, and on one thread. The logits are random: what
-they are does not matter to reading. Needs about 400 MB of disk in the temporary folder.
+The store's `gather` is compared with NumPy in memory, h5py's fancy indexing of the same shards, and
+torchdistill 1.1.4's cache of one file per sample (`pip install -e '.[bench]'`). A `top_k` store is
+decoded to dense float32. Everything is in the page cache, and on one thread. The logits are random;
+their values do not matter to reading. Needs about 400 MB of disk in the temporary folder.
 """
 
 from pipeline.runtime.command import run_command
@@ -35,7 +35,7 @@ Read = Callable[[np.ndarray], object]
 
 
 def write_store(directory: Path, logits: np.ndarray, labels: np.ndarray, k: int | None) -> Store:
-    """A store of one view, opened. Args: logits: [N, C]; labels: [N]; k: of `top_k`, or None."""
+    """Write and open a store of one view. `logits`: [N, C]; `labels`: [N]; `k`: of `top_k`."""
     encoding, classes = "top_k" if k else "dense", logits.shape[1]
     contents = StoreIdentity("0" * 64, "0" * 64, "crop", 0, 32, encoding, k, "float32", classes)
     sizes = {"train": len(logits)}
@@ -50,7 +50,7 @@ def write_store(directory: Path, logits: np.ndarray, labels: np.ndarray, k: int 
 
 
 def with_h5py(directory: Path) -> Read:
-    """Fancy indexing, which wants increasing indices, of files that stay open."""
+    """Fancy indexing of files that stay open; it needs increasing indices."""
     files = [h5py.File(path, "r")["logits"] for path in sorted(directory.glob("*.h5"))]
 
     def read(samples: np.ndarray) -> np.ndarray:
@@ -66,7 +66,7 @@ def with_h5py(directory: Path) -> Read:
 
 
 class NoImages(Dataset):
-    """The dataset that a cache wraps, at no cost of its own."""
+    """The dataset that a cache wraps; it costs nothing."""
 
     def __init__(self, size: int):
         self.size = size
@@ -79,7 +79,7 @@ class NoImages(Dataset):
 
 
 def with_torchdistill(directory: Path, logits: np.ndarray) -> Read | None:
-    """One file per sample, as torchdistill's training box writes them, read by its own class."""
+    """One file per sample, as torchdistill's training box writes them, read by torchdistill."""
     try:
         import torchvision.datasets  # noqa: F401, PLC0415  (torchdistill looks for it when imported)
         from torchdistill.datasets.wrapper import (  # noqa: PLC0415
@@ -137,7 +137,7 @@ def main() -> None:
         print(
             f"batches of {BATCH} random rows of {CLASSES:,} classes, {size:,} samples in {shards} "
             f"shards; {arguments.pairs} alternated pairs, one thread, all in the page cache\n"
-            f"{'':<34}{'rows/s':>14}{'ours, rows/s':>14}   ours is so many times as fast (95 %)"
+            f"{'':<34}{'rows/s':>14}{'ours, rows/s':>14}   speed-up of ours (95 %)"
         )
 
         def ours(samples: np.ndarray) -> np.ndarray:

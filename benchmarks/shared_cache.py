@@ -1,17 +1,17 @@
-"""Does a store go from one clone to another through an S3 server, pulls killed on the way?
+"""Send a store from one clone to another through an S3 server, and kill pulls on the way.
 
     uv pip install --target /tmp/s3 'moto[server]' dvc-s3
     PYTHONPATH=/tmp/s3 python -m benchmarks.shared_cache
 
-A server of this machine's own (moto, in memory), a bucket as DVC's remote, and two clones of this
+A server on this machine (moto, in memory), a bucket as DVC's remote, and two clones of this
 project, the second without images. The first runs everything on tiny images and pushes. In the
-second, `--kills` times, with nothing fetched yet, a pull, or the training of a new student, which
-pulls what it needs, gets SIGKILL, SIGTERM or SIGINT at a random moment, and is gone on with: by the
-same command, or the training after the pull. What is then left out, or refused, is counted. After
-docs/reliability.md's remedy every file must be there, with its bytes.
-At the end the student and the comparison are made in both clones. Ends with an error where bytes
-differ (but for two reports that hold measured seconds), where a killed pull led to another student
-than the origin's, or where the teacher's weights were fetched for a student.
+second, `--kills` times and with nothing fetched yet, a pull, or a training of a new student that
+pulls its inputs, gets SIGKILL, SIGTERM or SIGINT at a random moment. Then the same command runs
+again, or the training after the pull. The benchmark counts what this leaves out or refuses. After
+the remedy of docs/reliability.md every file must be there, with its bytes. At the end both clones
+make the student and the comparison. Ends with an error if bytes differ (except two reports with
+measured seconds), if a killed pull led to another student than the origin's, or if the teacher's
+weights were fetched for a student.
 """
 
 from pipeline.runtime.command import run_command
@@ -42,14 +42,14 @@ OUTPUTS = ("data/prepared", "data/soft_targets", "models", "predictions", "repor
 DVC = (sys.executable, "-m", "dvc")
 PULL = ("pull", "--allow-missing")
 PULLING = ("repro", "--pull", "--allow-missing")
-CLOCKED = {"reports/index.html", "reports/comparison.md"}  # they hold measured seconds
+CLOCKED = {"reports/index.html", "reports/comparison.md"}  # contain measured seconds
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 WEIGHTS = "models/students/new/weights.safetensors"
 
 
 @contextlib.contextmanager
 def s3_server() -> Iterator[str]:
-    """The address of a server that answers."""
+    """Start a server; yields its address when it accepts connections."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -62,7 +62,7 @@ def s3_server() -> Iterator[str]:
                     break
             time.sleep(0.25)
         else:
-            raise UserError("the S3 server does not answer; expected it to within a minute.")
+            raise UserError("the S3 server accepts no connection; expected one within a minute.")
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
@@ -91,27 +91,27 @@ class Clone:
         )
 
     def finish(self, *command: str) -> tuple[int, str]:
-        """How the command ends, and what it says."""
+        """Run a command to its end; returns its exit code and its output."""
         process = self.start(*command)
-        said = process.communicate()[0]
-        return process.returncode, said
+        output = process.communicate()[0]
+        return process.returncode, output
 
     def run(self, *command: str) -> str:
-        code, said = self.finish(*command)
+        code, output = self.finish(*command)
         if code:
-            raise UserError(f"`{' '.join(command)}` failed in `{self.root}`:\n{said}")
-        return said
+            raise UserError(f"`{' '.join(command)}` failed in `{self.root}`:\n{output}")
+        return output
 
     def dvc(self, *arguments: str) -> str:
         return self.run(*DVC, *arguments)
 
     def forget(self) -> None:
-        """All that DVC has brought, and what it knows of that."""
+        """Remove everything that DVC has fetched, and its state."""
         self.run("git", "clean", "-ffdxq")
         self.run("git", "checkout", "--quiet", ".")
 
-    def mend(self) -> None:
-        """As docs/reliability.md says."""
+    def repair(self) -> None:
+        """Apply the remedy of docs/reliability.md."""
         for index in (self.root / ".venv/dvc/repo").glob("*/index"):
             shutil.rmtree(index)
         self.dvc(*PULL, "--force")
@@ -128,7 +128,7 @@ class Clone:
 
 
 def make_origin(root: Path, images: int, address: str) -> Clone:
-    """A project in which everything has run, committed, with the server as its remote."""
+    """Make a project in which everything has run, committed, with the server as its remote."""
     origin = Clone(root)
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(root)], check=True)
     (root / "dvc.lock").unlink(missing_ok=True)
@@ -146,7 +146,7 @@ def make_origin(root: Path, images: int, address: str) -> Clone:
 
 
 def make_bucket(address: str) -> None:
-    import boto3  # noqa: PLC0415  (it comes with moto, which this command asks for)
+    import boto3  # noqa: PLC0415  (installed with moto, which only this command needs)
 
     keys = {"aws_access_key_id": "-", "aws_secret_access_key": "-", "region_name": "us-east-1"}
     boto3.client("s3", endpoint_url=address, **keys).create_bucket(Bucket="shared")
@@ -160,11 +160,11 @@ def differing(expected: Mapping[str, bytes], clone: Clone) -> list[str]:
 def kill_pulls(
     other: Clone, kills: int, pushed: Mapping[str, bytes], student: bytes
 ) -> Counter[str]:
-    """What followed the commands that were killed.
+    """Kill commands and repeat them; returns the count of each result.
 
     Args:
-        pushed: what the remote holds, by path.
-        student: the new student's weights where nothing is killed.
+        pushed: the remote's contents, by path.
+        student: the new student's weights from an undisturbed training.
     """
     train = (*PULLING, "student@new")
     ways = {
@@ -190,21 +190,23 @@ def kill_pulls(
         with contextlib.suppress(ProcessLookupError):  # it has just ended
             os.killpg(process.pid, choice.choice(SIGNALS))
         process.communicate()
-        code, said = other.finish(*DVC, *then)
+        code, output = other.finish(*DVC, *then)
         if code:
             followed[f"{way}: refused"] += 1
-            print(said, flush=True)
-            if "Traceback" in said:
+            print(output, flush=True)
+            if "Traceback" in output:
                 raise UserError(f"kill {number} ended with a traceback.")
         elif then == train:
             followed[f"{way}: trained"] += 1
             if (other.root / WEIGHTS).read_bytes() != student:
                 raise UserError(f"after kill {number} another student was trained.")
         else:
-            followed[f"{way}: {'left out' if differing(pushed, other) else 'whole'}"] += 1
-        other.mend()
+            followed[f"{way}: {'left out' if differing(pushed, other) else 'complete'}"] += 1
+        other.repair()
         if names := differing(pushed, other):
-            raise UserError(f"after kill {number} and the remedy {len(names)} files: {names[:5]}")
+            raise UserError(
+                f"after kill {number} and the remedy {len(names)} files differ: {names[:5]}"
+            )
         print(f"{number + 1} of {kills}: {dict(followed)}", flush=True)
     return followed
 
@@ -227,11 +229,11 @@ def measure(folder: Path, images: int, kills: int, address: str) -> dict[str, ob
     other.forget()
     other.add_student()
     begin = time.perf_counter()
-    said = other.dvc(*PULLING, "student@new")
+    output = other.dvc(*PULLING, "student@new")
     trained = time.perf_counter() - begin
-    ran = said.count("Running stage")
+    ran = output.count("Running stage")
     if ran != 1 or (other.root / "models/teacher/weights.safetensors").exists():
-        raise UserError(f"expected the new student alone to run, without the teacher:\n{said}")
+        raise UserError(f"expected only the new student to run, without the teacher:\n{output}")
     other.dvc(*PULL)
     other.dvc(*PULLING)
     origin.dvc("repro")
@@ -262,9 +264,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, s3_server() as address:
         found = measure(Path(name), arguments.images, arguments.kills, address)
     print(
-        f"pushed in {found['push_seconds']} s; {found['kills']} killed pulls, each whole after the "
-        f"remedy; a new student in {found['new_student_seconds']} s, without images and teacher; "
-        f"{found['files_equal']} files, {found['bytes_equal']:,} bytes, equal in both clones"
+        f"pushed in {found['push_seconds']} s; {found['kills']} killed pulls, each complete after "
+        f"the remedy; a new student in {found['new_student_seconds']} s, without images and "
+        f"teacher; {found['files_equal']} files, {found['bytes_equal']:,} bytes, equal in both "
+        "clones"
     )
     print(json.dumps({"benchmark": "shared_cache", **found}))
 

@@ -1,11 +1,11 @@
-"""Students side by side: several trainings at once, each with its share of the cores, beside the
-same trainings one after the other, each with all of them.
+"""Compare several trainings at once, each with a share of the cores, with the same trainings one
+after the other, each with all cores.
 
     python -m benchmarks.side_by_side
 
-The loop that students run, from cached soft targets, batches of 64, in processes of their own, as
-`make students` has them; a slice is as many steps on both sides. Starting up is not in it: it, too,
-happens side by side.
+Each training is the loop that students run, from cached soft targets, batches of 64, in its own
+process as in `make students`. A slice has equally many steps on both sides. Starting up is not
+measured; it also runs side by side.
 """
 
 from pipeline.runtime.command import run_command
@@ -32,8 +32,8 @@ from pipeline.runtime.errors import UserError
 CLASSES, SAMPLES, BATCH = 100, 10_000, 64
 
 
-def train_when_told(network: str, orders: Connection) -> None:
-    """A process: take the number of steps, take these steps, and say so; 0 ends it."""
+def train_on_order(network: str, orders: Connection) -> None:
+    """Receive a number of steps, train for these steps, and send the number back; 0 ends."""
     dataset = loops.noise(SAMPLES, 32, CLASSES)
     logits = 3 * np.random.default_rng(0).standard_normal((SAMPLES, CLASSES), np.float32)
     with tempfile.TemporaryDirectory() as folder:
@@ -49,13 +49,13 @@ def train_when_told(network: str, orders: Connection) -> None:
 
 
 class Process:
-    """A training in a process of so many threads."""
+    """A training in a process of `threads` threads."""
 
     def __init__(self, network: str, threads: int):
         context = multiprocessing.get_context("spawn")
         self._orders, theirs = context.Pipe()
         os.environ["OMP_NUM_THREADS"] = str(threads)
-        self._process = context.Process(target=train_when_told, args=(network, theirs), daemon=True)
+        self._process = context.Process(target=train_on_order, args=(network, theirs), daemon=True)
         self._process.start()
         theirs.close()
         self.threads = self._orders.recv()
@@ -111,9 +111,9 @@ def main() -> None:
             "so that each training has at least one."
         )
     print(
-        f"{jobs} at once of {cores // jobs} threads, beside one after the other of {cores}; "
+        f"{jobs} at once of {cores // jobs} threads, against one after the other of {cores}; "
         f"{arguments.pairs} alternating pairs of {arguments.steps} steps each\n"
-        "at once is so many times as fast (95 %)"
+        "speed-up at once (95 %)"
     )
     found = {
         network: measure(network, jobs, cores, arguments.pairs, arguments.steps)

@@ -1,13 +1,13 @@
-"""Give the pipeline thousands of wrong inputs, and look at how it takes each.
+"""Give the pipeline thousands of wrong inputs, and check that each is read correctly or refused.
 
     python -m benchmarks.soak_inputs --inputs 2000 --seed 0
 
-A tiny project is finished once; then each input changes a copy of it (benchmarks/hostile.py), and
-what reads that kind of file is called as a stage calls it, in a process of its own, within a time.
-An input is accepted, and then what was read is what it should be, or refused by a message to the
-user. All else is a failure: another exception, a wrong result, a process that dies or hangs, a
-program or a connection that is started, a file written outside the copy. Ends with code 1 if there
-is one; `--only KIND --first N --inputs 1` tries the input numbered N again.
+A tiny project is finished once. Then each input changes a copy of it (benchmarks/hostile.py), and a
+separate process calls the reader of that kind of file like a stage does, within a time limit. The
+input must be accepted with the correct result, or be refused with a message to the user. Everything
+else is a failure: another exception, a wrong result, a process that dies or hangs, a program or a
+connection that is started, a file written outside the copy. Exits with code 1 after a failure;
+`--only KIND --first N --inputs 1` tries the input numbered N again.
 """
 
 from pipeline.runtime.command import run_command
@@ -72,9 +72,9 @@ from pipeline.views.params import ViewsParams
 from pipeline.views.policy import ViewPolicy
 
 SECONDS = 30  # for one input
-SIZE, CLASSES, IMAGES = 16, ("ant", "bee", "cat"), 12  # pixels; images of a class
+SIZE, CLASSES, IMAGES = 16, ("ant", "bee", "cat"), 12  # pixels; images per class
 ENCODED, OUT = Path("data/encoded"), Path("data/out")
-#: A teacher's answers from elsewhere: the folder of which a file is changed, and what is read.
+#: Imported logits: the folder of the file to change, and the path to read.
 SOURCES = (
     ("answers_csv", "answers_csv/table.csv"),
     ("answers_npz", "answers_npz/table.npz"),
@@ -92,15 +92,15 @@ STAGES = [
 
 
 class WrongResult(Exception):
-    """An input was accepted, and what was read is not what it should be."""
+    """An input was accepted, but the result is wrong."""
 
 
-def expect(holds: bool, what: str) -> None:
-    if not holds:
-        raise WrongResult(what)
+def expect(condition: bool, failure: str) -> None:
+    if not condition:
+        raise WrongResult(failure)
 
 
-# What reads each kind of file. Returns where the input is accepted, else raises UserError.
+# Readers, one for each kind of file. Each returns if it accepts the input, or raises UserError.
 
 
 def read_params_file() -> None:
@@ -119,21 +119,21 @@ def read_images(root: str = "images", *, storage: str = "pixels", quality: Any =
     dataset = open_dataset(OUT)
     ids = [sample for split in dataset.splits.values() for sample in split.sample_ids]
     if root == "images":
-        there = {
+        expected = {
             path.relative_to(root).as_posix()
             for path in Path(root).glob("train/*/**/*")
             if path.is_file() and not any(part.startswith(".") for part in path.parts)
         }
-        expect(set(ids) == there, f"samples {sorted(set(ids) ^ there)[:3]} of the folder")
+        expect(set(ids) == expected, f"samples {sorted(set(ids) ^ expected)[:3]} of the folder")
     else:
-        there = {p.relative_to("images").as_posix() for p in Path("images").rglob("*.png")}
-        expect(there <= set(ids), f"samples {sorted(there - set(ids))[:3]} are left out")
+        expected = {p.relative_to("images").as_posix() for p in Path("images").rglob("*.png")}
+        expect(expected <= set(ids), f"samples {sorted(expected - set(ids))[:3]} are left out")
     expect(len(ids) == len(set(ids)) == sum(description["splits"].values()), "samples are repeated")
-    look_at(dataset)
+    read_every_sample(dataset)
 
 
-def look_at(dataset: Any) -> None:
-    """Have every image made into a view, and every label and id read."""
+def read_every_sample(dataset: Any) -> None:
+    """Make a view of every image, and read every label and id."""
     for split in dataset.splits.values():
         expect(len(split.sample_ids) == len(split.labels), "ids and labels")
         views = open_views(split, ViewPolicy("crop"), 0, torch.device("cpu"))
@@ -147,8 +147,8 @@ def read_checkpoint(path: Path) -> None:
     else:
         network = cifar_resnet.build("resnet8", len(CLASSES), 3)
         foreign_checkpoint.load_foreign_weights(network, path)
-    answers = predict(network, description("onnx").input, torch.zeros(2, 3, SIZE, SIZE).byte())
-    expect(list(answers.shape) == [2, len(CLASSES)], f"logits {list(answers.shape)}")
+    scores = predict(network, description("onnx").input, torch.zeros(2, 3, SIZE, SIZE).byte())
+    expect(list(scores.shape) == [2, len(CLASSES)], f"logits {list(scores.shape)}")
 
 
 def description(family: str) -> ModelSpec:
@@ -174,7 +174,7 @@ def rows_of(store: Any) -> bytes:
 
 
 def read_prepared(directory: Path) -> None:
-    look_at(open_dataset(directory))
+    read_every_sample(open_dataset(directory))
 
 
 def read_results() -> None:
@@ -184,22 +184,22 @@ def read_results() -> None:
 
 def read_teacher() -> None:
     checkpoint.fingerprint(TEACHER.model, produced_by="-")
-    network, said = checkpoint.load(TEACHER.model, produced_by="-")
-    answers = predict(network, said.input, torch.zeros(2, said.input.channels, SIZE, SIZE).byte())
-    expect(list(answers.shape) == [2, said.num_classes], f"logits {list(answers.shape)}")
+    network, spec = checkpoint.load(TEACHER.model, produced_by="-")
+    scores = predict(network, spec.input, torch.zeros(2, spec.input.channels, SIZE, SIZE).byte())
+    expect(list(scores.shape) == [2, spec.num_classes], f"logits {list(scores.shape)}")
 
 
 def read_exported(path: Path) -> None:
     model = open_student(str(path))
     files, unreadable = sorted(Path("images").rglob("*.png"))[::6], []
     found = list(classify(model, files, unreadable))
-    expect(len(found) + len(unreadable) == len(files), "answers")
+    expect(len(found) + len(unreadable) == len(files), "predictions")
     for _, probabilities in found:
         expect(list(probabilities.shape) == [len(model.card.class_names)], "probabilities")
         most_likely(probabilities, model.card.class_names, 1)
 
 
-def read_answers(source: Path) -> None:
+def read_imported_logits(source: Path) -> None:
     dataset = open_dataset()
     taken = logits.open_source(source, dataset)
     rows = [taken.rows(name, 0, np.arange(len(s))) for name, s in dataset.splits.items()]
@@ -232,10 +232,10 @@ def trial(
     return change_and_read
 
 
-def try_answers(rng: random.Random) -> Callable[[], None]:
+def try_imported_logits(rng: random.Random) -> Callable[[], None]:
     folder, source = rng.choice(SOURCES)
     hostile.change_a_file(rng, folder)
-    return partial(read_answers, Path(source))
+    return partial(read_imported_logits, Path(source))
 
 
 def try_prepared(rng: random.Random) -> Callable[[], None]:
@@ -244,7 +244,7 @@ def try_prepared(rng: random.Random) -> Callable[[], None]:
     return partial(read_prepared, directory)
 
 
-#: Of each kind: makes a wrong input in the current folder, and gives what reads it.
+#: For each kind: makes a wrong input in the current folder, and returns its reader.
 KINDS: dict[str, Callable[[random.Random], Callable[[], None]]] = {
     "params.yaml": trial(hostile.params, read_params_file),
     "images": try_image,
@@ -252,7 +252,7 @@ KINDS: dict[str, Callable[[random.Random], Callable[[], None]]] = {
     "checkpoints": lambda rng: partial(read_checkpoint, hostile.checkpoint(rng)),
     "ONNX files": lambda rng: partial(read_checkpoint, hostile.onnx_file(rng)),
     "stores": trial(change(str(STORE)), read_store),
-    "answers": try_answers,
+    "answers": try_imported_logits,
     "exported students": lambda rng: partial(read_exported, hostile.exported(rng)),
     "prepared data": try_prepared,
     "results": trial(change("metrics", "predictions", str(STORE / "store.json")), read_results),
@@ -260,11 +260,11 @@ KINDS: dict[str, Callable[[random.Random], Callable[[], None]]] = {
 }
 
 
-# The project that they change.
+# The project that the inputs change.
 
 
 def make_project(root: Path) -> None:
-    """A finished one in the folder, and what else a kind begins from."""
+    """Make a finished project in the folder, and the other files that inputs start from."""
     for label, name in enumerate(CLASSES):
         folder = root / "images/train" / name
         folder.mkdir(parents=True)
@@ -291,12 +291,12 @@ def make_project(root: Path) -> None:
             checkpoint.fingerprint(TEACHER.model, produced_by="-"),
         )
         Path("rows").write_bytes(rows_of(store))
-        write_answers()
+        write_imported_logits()
         shutil.move("models/exported/small.onnx", "exported.onnx")
 
 
-def write_answers() -> None:
-    """The teacher's own, as others would bring them."""
+def write_imported_logits() -> None:
+    """Write the teacher's logits as a store and as tables, like another system."""
     dense = PARAMS | {"soft_targets": PARAMS["soft_targets"] | {"encoding": "dense", "k": None}}
     for params, keep in ((dense, "answers_store"), (PARAMS, None)):
         Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), "utf-8")
@@ -350,7 +350,7 @@ class Outcome:
     kind: str
     number: int
     result: str  # accepted | refused | one of FAILURES
-    told: str
+    message: str
 
 
 FAILURES = ("traceback", "wrong result", "died", "hang", "executed", "wrote outside")
@@ -374,7 +374,7 @@ _CHANGES = (
 
 
 class Watch:
-    """Notes what a process must not do while an input is read: Python tells each of its hooks."""
+    """Record forbidden actions of a process while an input is read, by Python's audit hooks."""
 
     def __init__(self, folder: Path):
         self._folder, self.noted, self.on = os.path.realpath(folder), "", False
@@ -398,37 +398,37 @@ class Watch:
 
 
 def try_input(kind: str, number: int, seed: int, pristine: Path, watch: Watch) -> tuple[str, str]:
-    """How one input was taken, and what was said. The current folder is that of the process."""
+    """Try one input in the process's folder, the current one; returns result and message."""
     folder = Path.cwd()
     for path in folder.iterdir():
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     shutil.copytree(pristine, folder, dirs_exist_ok=True)
     rng = random.Random(f"{kind} {number} {seed}")
     read = KINDS[kind](rng)
-    told = ""
+    message = ""
     watch.noted, watch.on = "", True
     try:
         read()
         result = "accepted"
     except UserError as error:
-        result, told = "refused", str(error)
+        result, message = "refused", str(error)
     except WrongResult as error:
-        result, told = "wrong result", str(error)
-    except BaseException:  # whatever it is: a stage would end with it
-        result, told = "traceback", traceback.format_exc()
+        result, message = "wrong result", str(error)
+    except BaseException:  # a stage would end with it
+        result, message = "traceback", traceback.format_exc()
     finally:
         watch.on = False
     if Path(hostile.CANARY).exists():
-        return "executed", told
+        return "executed", message
     if watch.noted:
-        result, _, told = watch.noted.partition(": ")
-    return result, told
+        result, _, message = watch.noted.partition(": ")
+    return result, message
 
 
 def work(folder: Path, pristine: Path, seed: int, channel: Connection) -> None:
     os.chdir(folder)
     torch.set_num_threads(1)
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (as long as the process)
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (open while the process lives)
     os.dup2(sys.stdout.fileno(), 2)
     watch = Watch(folder)
     while (task := channel.recv()) is not None:
@@ -436,7 +436,7 @@ def work(folder: Path, pristine: Path, seed: int, channel: Connection) -> None:
 
 
 class Worker:
-    """A process that tries one input after another, and is replaced when one ends it."""
+    """A process that tries one input after another, and is replaced if an input ends it."""
 
     def __init__(self, folder: Path, pristine: Path, seed: int):
         folder.mkdir(exist_ok=True)
@@ -452,28 +452,28 @@ class Worker:
         theirs.close()
 
     def give(self, task: tuple[str, int]) -> None:
-        self.task, self._given = task, time.monotonic()
+        self.task, self._task_start = task, time.monotonic()
         self.channel.send(task)
 
     def outcome(self) -> Outcome | None:
-        """Of its task, if that is over."""
+        """The outcome of its task; None while it runs."""
         kind, number = self.task
         if self.channel.poll():
             try:
-                result, told = self.channel.recv()
+                result, message = self.channel.recv()
             except EOFError:
                 self._process.join()
-                result, told = "died", f"exit code {self._process.exitcode}"
+                result, message = "died", f"exit code {self._process.exitcode}"
                 self._begin()
-        elif time.monotonic() - self._given > SECONDS:
+        elif time.monotonic() - self._task_start > SECONDS:
             self._process.kill()
             self._process.join()
-            result, told = "hang", f"more than {SECONDS} s"
+            result, message = "hang", f"more than {SECONDS} s"
             self._begin()
         else:
             return None
         self.task = None
-        return Outcome(kind, number, result, told)
+        return Outcome(kind, number, result, message)
 
     def stop(self) -> None:
         self._process.kill()
@@ -481,7 +481,7 @@ class Worker:
 
 
 def soak(tasks: list[tuple[str, int]], seed: int, jobs: int) -> Iterator[Outcome]:
-    """How each input was taken, in any order."""
+    """Try the inputs in `jobs` processes; yields the outcomes in any order."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "pristine").mkdir()
@@ -528,7 +528,9 @@ def main() -> None:
         next(progress, None)
         outcomes.append(outcome)
         if outcome.result in FAILURES:
-            print(f"{outcome.kind} {outcome.number}: {outcome.result}\n{outcome.told}", flush=True)
+            print(
+                f"{outcome.kind} {outcome.number}: {outcome.result}\n{outcome.message}", flush=True
+            )
     counts = table(outcomes)
     columns = ("inputs", "accepted", "refused", *FAILURES)
     print(f"{'':>14} " + " ".join(f"{column:>13}" for column in columns))
@@ -539,7 +541,7 @@ def main() -> None:
     totals = {name.replace(" ", "_"): number for name, number in totals.items()}
     print(json.dumps({"benchmark": "soak_inputs", "seed": arguments.seed, **totals}))
     if any(outcome.result in FAILURES for outcome in outcomes):
-        raise UserError("an input was not taken as it should be")
+        raise UserError("some inputs failed; expected each to be read correctly or refused")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,15 @@
-"""Interrupt everything that can be interrupted, run it again, and compare what it leaves with a run
-that nobody disturbed.
+"""Interrupt every command, run it again, and compare its outputs with those of an undisturbed run.
 
     python -m benchmarks.soak_interrupts --kills 200
 
-A small project in a temporary folder, under DVC. SIGKILL, SIGTERM and SIGINT, at moments spread
-over an undisturbed run from its first to its last, go to every stage run by hand, to one of two
-processes that share a stage, and to `dvc repro` and
-`python -m pipeline.commands.train_students --jobs 2`: to all of their processes, as Ctrl-C does,
-or to the first alone. Then the same is run again. It must come
-to its end and leave every output with the bytes of the undisturbed run (`dvc.lock` with its
-entries, in any order), no process, and no temporary file outside `.scratch`. A stage must end with
-one line on SIGINT and SIGTERM. Ends with code 1 if anything was not so. Needs Linux; 200 take more
-than an hour.
+A small project in a temporary folder, under DVC. SIGKILL, SIGTERM and SIGINT go to every stage run
+without DVC, to one of two processes that share a stage, and to `dvc repro` and
+`python -m pipeline.commands.train_students --jobs 2`: to all of their processes, like Ctrl-C, or to
+the first alone. The moments are spread over an undisturbed run from its first to its last. Then the
+same command runs again. It must succeed and leave every output with the bytes of the undisturbed
+run (`dvc.lock` with its entries, in any order), no process, and no temporary file outside
+`.scratch`. On SIGINT and SIGTERM a stage must end with one line. Exits with code 1 if any of this
+fails. Needs Linux; 200 kills take more than an hour.
 """
 
 from pipeline.runtime.command import run_command
@@ -40,9 +38,9 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import sha256_of_file
 
 ROOT = Path(__file__).parents[1]
-LIMIT_S = 600  # of any one run: nothing here takes a minute on an idle machine
-PATIENCE_S = 60  # in which all processes of an interrupted run must have ended
-FIRST_S = 0.15  # before which Python itself is starting, and ends in its own words
+LIMIT_S = 600  # of one run; none takes a minute on an idle machine
+PATIENCE_S = 60  # until all processes of an interrupted run must have ended
+FIRST_S = 0.15  # Python itself is starting until then, and ends in its own words
 OUTPUTS = ("data/prepared", "data/soft_targets", "models", "predictions", "metrics", "reports")
 PARAMS = {
     "dataset": {
@@ -103,12 +101,12 @@ PARAMS = {
 
 @dataclass(frozen=True)
 class Target:
-    """What is interrupted."""
+    """A command to interrupt."""
 
     name: str
     command: tuple[str, ...]  # for `python -m`
     to: str = "all"  # all | first | rank: which of its processes get the signal
-    from_nothing: bool = False  # without any output, cache or lock; else with all outputs there
+    from_nothing: bool = False  # start without any output, cache or lock; else with all outputs
 
     @property
     def processes(self) -> int:
@@ -116,7 +114,7 @@ class Target:
 
     @property
     def run(self) -> tuple[tuple[str, ...], int]:
-        """What it is while nobody interrupts it."""
+        """Identifies its undisturbed run."""
         return self.command, self.processes
 
 
@@ -139,14 +137,14 @@ WHOLE = [
     )
     for to in ("all", "first")
 ]
-#: What the stage `speed` writes, and what shows it.
+#: The outputs of `speed`, and those that show them.
 TIMED = {
     *("metrics/speed.json", "reports/index.html", "reports/comparison.md"),
     *("dvc.lock: speed", "dvc.lock: compare"),
 }
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-#: What DVC says where it was killed while writing a file of its own or is not collected yet, and
-#: what the documentation has a user do.
+#: DVC's message after a kill while it wrote its files, or if a killed DVC is not collected yet ->
+#: the command of docs/reliability.md.
 REMEDIES = {
     r"Unable to read RWLock-file|is busy": (sys.executable, "-m", "pipeline.commands.repair_dvc"),
     r"dvc\.lock' (is invalid|validation failed)": ("rm", "dvc.lock"),
@@ -155,17 +153,18 @@ REMEDIES = {
 
 @dataclass
 class Row:
-    """What became of one target's interruptions by one signal."""
+    """The results of interrupting one target by one signal."""
 
     kills: int = 0
-    resumed: int = 0  # the run after said what it goes on from
-    mended: int = 0  # something of DVC's own had to be mended first
+    resumed: int = 0  # the next run printed where it resumes
+    repaired: int = 0  # DVC's files needed a remedy first
     slowest_s: float = 0.0  # until the last process had ended
     failures: list[str] = field(default_factory=list)
 
 
 def make_project(folder: Path) -> None:
-    """The project's code, and images of three colours, under Git and DVC in an empty folder."""
+    """Copy the project's code to an empty folder under Git and DVC, and write images of three
+    colours."""
     listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.check_output(listing, cwd=ROOT, text=True).splitlines():
         kept = name.startswith(("pipeline/", ".dvc/", ".git", "models/", "data/"))
@@ -184,11 +183,11 @@ def make_project(folder: Path) -> None:
 
 
 class Project:
-    """A project, the runs in it, and what an undisturbed one left."""
+    """A project, its runs, and the outputs of an undisturbed run."""
 
     def __init__(self, folder: Path):
         self._root, self._reference = folder / "project", folder / "reference"
-        self._temporary = folder / "tmp"  # of all runs: what stays there was left behind
+        self._temporary = folder / "tmp"  # of all runs, which must leave it empty
         for each in (self._root, self._temporary):
             each.mkdir()
         self._mark = f"SOAK_INTERRUPTS={os.getpid()}"
@@ -217,20 +216,20 @@ class Project:
             )
 
     def run(self, target: Target) -> str | None:
-        """To its end; what it said, if that was not a good one."""
+        """Run it to its end; returns the problem if it failed."""
         process = self.start(target)
         try:
             code = process.wait(LIMIT_S)
         except subprocess.TimeoutExpired:
             self.kill_all()
-            return f"still ran after {LIMIT_S} s: {self.said()}"
-        return None if code == 0 else f"ended with {code}: {self.said()}"
+            return f"still ran after {LIMIT_S} s: {self.output()}"
+        return None if code == 0 else f"ended with {code}: {self.output()}"
 
-    def said(self) -> str:
+    def output(self) -> str:
         return (self._root / ".output").read_text("utf-8", errors="replace")
 
     def living(self) -> Iterator[tuple[int, int]]:
-        """Every process of a run, and its parent."""
+        """The id of every process of a run, and of its parent."""
         for entry in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 if self._mark.encode() in (entry / "environ").read_bytes().split(b"\0"):
@@ -243,7 +242,7 @@ class Project:
                 os.kill(process, signal.SIGKILL)
 
     def measure(self, target: Target) -> float:
-        """Run it undisturbed; keep what it left, and its seconds, which are returned."""
+        """Run it undisturbed; keep its outputs and its seconds, and return the seconds."""
         self.begin(target)
         start = time.monotonic()
         if problem := self.run(target):
@@ -256,7 +255,7 @@ class Project:
         return seconds
 
     def begin(self, target: Target) -> None:
-        """As it is before the target is run: all outputs there, or none."""
+        """Restore the state before the target runs: all outputs, or none."""
         for path in self._temporary.iterdir():
             (shutil.rmtree if path.is_dir() else os.unlink)(path)
         for name in (*OUTPUTS, ".scratch"):
@@ -272,8 +271,8 @@ class Project:
             shutil.copytree(self._reference, self._root, dirs_exist_ok=True)
 
     def outputs(self, target: Target) -> dict[str, str]:
-        """The digest of every output, and of the entries of dvc.lock where DVC has run; but for
-        what a clock changes."""
+        """The digest of every output, and the entries of dvc.lock if DVC has run, without those
+        that depend on a clock."""
         found = {
             str(path.relative_to(self._root)): sha256_of_file(path)
             for folder in OUTPUTS
@@ -286,8 +285,8 @@ class Project:
         return {name: digest for name, digest in found.items() if name not in TIMED}
 
     def strays(self) -> list[str]:
-        """Temporary files, wherever a run may have left one."""
-        # torch makes the folder of its compiler's cache in every run that loads the compiler.
+        """Temporary files that runs have left."""
+        # torch makes a folder for its compiler's cache in every run that loads the compiler.
         left = [p for p in self._temporary.iterdir() if not p.name.startswith("torchinductor_")]
         for path in self._root.rglob("*"):
             name = str(path.relative_to(self._root))
@@ -296,8 +295,8 @@ class Project:
         return [str(path) for path in left]
 
     def interrupt(self, target: Target, signum: signal.Signals, share: float, row: Row) -> bool:
-        """Interrupt a run after this share of its undisturbed time, run it again, and note what
-        was not as promised. Whether it was still running then."""
+        """Interrupt a run after this share of its undisturbed time, run it again, and record every
+        broken promise. Returns whether it was still running."""
         self.begin(target)
         expected, duration = self.expected[target.run]
         process, start = self.start(target), time.monotonic()
@@ -314,7 +313,7 @@ class Project:
             time.sleep(0.02)
         row.slowest_s = max(row.slowest_s, time.monotonic() - sent)
         left = list(self.living())
-        # DVC lets SIGINT alone while a stage runs, which goes on to its end.
+        # DVC ignores SIGINT while a stage runs, and the stage runs to its end.
         if left and not (signum == signal.SIGINT and target.to == "first"):
             problems.append(f"{len(left)} processes lived after {PATIENCE_S} s")
             self.kill_all()
@@ -322,8 +321,8 @@ class Project:
         while list(self.living()):
             time.sleep(0.02)
         if target.to == "all" and not target.from_nothing and not early:
-            problems += self._told(process.returncode, signum)
-        problems += self._again(target, row)
+            problems += self._ending(process.returncode, signum)
+        problems += self._run_again(target, row)
         if not problems:
             if (found := self.outputs(target)) != expected:
                 names = sorted(n for n in expected | found if expected.get(n) != found.get(n))
@@ -335,7 +334,7 @@ class Project:
         return True
 
     def _signal(self, target: Target, process: subprocess.Popen, signum: signal.Signals) -> bool:
-        """Send it; whether there was anything to send it to."""
+        """Send it; returns whether there was a process to receive it."""
         if target.to == "rank":
             ranks: list[int] = []
             while not ranks and process.poll() is None:
@@ -353,35 +352,35 @@ class Project:
             return True
         return False
 
-    def _told(self, code: int, signum: signal.Signals) -> list[str]:
-        """What is wrong with how a stage ended."""
-        said = self.said()
+    def _ending(self, code: int, signum: signal.Signals) -> list[str]:
+        """Problems of how a stage ended: it must print one line, and no traceback."""
+        output = self.output()
         if signum == signal.SIGKILL or code == 0:  # 0: it had just finished
             return []
-        lines = [line for line in said.splitlines() if line.startswith("interrupted; ")]
-        if code == 128 + signum and len(lines) == 1 and "Traceback" not in said:
+        lines = [line for line in output.splitlines() if line.startswith("interrupted; ")]
+        if code == 128 + signum and len(lines) == 1 and "Traceback" not in output:
             return []
-        return [f"ended with {code}: {said}"]
+        return [f"ended with {code}: {output}"]
 
-    def _again(self, target: Target, row: Row) -> list[str]:
-        """Run it to its end; what prevents that."""
+    def _run_again(self, target: Target, row: Row) -> list[str]:
+        """Run it to its end, with DVC's remedies if needed; returns the problems."""
         for _ in range(3):
             problem = self.run(target)
-            said = self.said()
-            row.resumed += "resumes" in said
+            output = self.output()
+            row.resumed += "resumes" in output
             if problem is None:
-                return ["Traceback"] if "Traceback" in said else []
-            remedies = [command for words, command in REMEDIES.items() if re.search(words, said)]
+                return ["Traceback"] if "Traceback" in output else []
+            remedies = [command for words, command in REMEDIES.items() if re.search(words, output)]
             if not (target.from_nothing and remedies):
                 break
             for command in remedies:
                 subprocess.run(command, cwd=self._root, capture_output=True, check=True)
-            row.mended += 1
+            row.repaired += 1
         return [f"the next run {problem}"]
 
 
 def schedule(kills: int) -> list[tuple[Target, signal.Signals]]:
-    """What is interrupted by what, in turns; the dear ones in every second."""
+    """Targets and signals in turns; the slow targets in every second turn."""
     turns: list[tuple[Target, signal.Signals]] = []
     turn = 0
     while len(turns) < kills:
@@ -390,36 +389,36 @@ def schedule(kills: int) -> list[tuple[Target, signal.Signals]]:
             (target, signum)
             for signum in SIGNALS
             for target in targets
-            if target.to != "rank" or signum != signal.SIGINT  # a terminal's goes to all
+            if target.to != "rank" or signum != signal.SIGINT  # a terminal sends it to all
         ]
         turn += 1
     return turns[:kills]
 
 
 def soak(
-    project: Project, kills: int, seed: int, tell: Callable[[str], None]
+    project: Project, kills: int, seed: int, report: Callable[[str], None]
 ) -> dict[tuple[str, str], Row]:
     moments = random.Random(seed)
     random.seed(seed)
     turns = schedule(kills)
     for target in [WHOLE[0], *(target for target, _ in turns)]:
         if target.run not in project.expected:
-            tell(f"{target.name}, undisturbed: {project.measure(target):.1f} s")
+            report(f"{target.name}, undisturbed: {project.measure(target):.1f} s")
     counts: dict[Target, int] = {}
     table: dict[tuple[str, str], Row] = {}
     for number, (target, signum) in enumerate(turns, 1):
         row = table.setdefault((target.name, signum.name), Row())
         of = sum(other is target for other, _ in turns)
         position = counts[target] = counts.get(target, 0) + 1
-        # Its first and its last moments among them, the others spread over all between.
+        # The first and the last moment, and the others spread between.
         share = (position - 1 + moments.random()) / of
         share = {1: 0.0, of: 0.98}.get(position, share)
         before = len(row.failures)
         while not project.interrupt(target, signum, share, row):
             share *= 0.9  # it had ended before
         for failure in row.failures[before:]:
-            tell(failure)
-        tell(f"{number}/{kills} {target.name} {signum.name} {share:.2f}")
+            report(failure)
+        report(f"{number}/{kills} {target.name} {signum.name} {share:.2f}")
     return table
 
 
@@ -428,7 +427,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
-    # In the background Ctrl-C is ignored, and would be in the runs.
+    # A background job ignores Ctrl-C, and its runs would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as folder:
         project = Project(Path(folder))
@@ -438,15 +437,15 @@ def main() -> None:
             )
         finally:
             project.kill_all()
-    print(f"{'':33}  signal  kills resumed mended slowest failed")
+    print(f"{'':33}  signal  kills resumed repaired slowest failed")
     for (name, signum), row in sorted(table.items()):
         print(
-            f"{name:33} {signum:>7} {row.kills:6} {row.resumed:7} {row.mended:6} "
+            f"{name:33} {signum:>7} {row.kills:6} {row.resumed:7} {row.repaired:8} "
             f"{row.slowest_s:5.1f} s {len(row.failures):6}"
         )
     totals = {
         key: sum(getattr(row, key) for row in table.values())
-        for key in ("kills", "resumed", "mended")
+        for key in ("kills", "resumed", "repaired")
     }
     failures = [failure for row in table.values() for failure in row.failures]
     print(

@@ -1,13 +1,13 @@
-"""A step of training from the cache, beside a supervised step and a step with a live teacher.
+"""Compare a training step from the cache with a supervised step and a step with a live teacher.
 
     python -m benchmarks.step
 
-Slices of the loop that students run: views, targets, forward and backward pass, optimiser. Two
-cases: ResNet-20 of ResNet-56, 45,000 images of noise, 32 pixels, 100 classes, batches of 128; and
-MobileNetV3-small of ResNet-50, photographs, 224 pixels, 1,000 classes, batches of 32. The soft
-targets are random and in the page cache. The live teacher computes in the students' precision, and
-stands in the same loop, where the store stands otherwise. A fourth side is the teacher's forward
-pass alone, on views that are ready: a live teacher cannot cost less than that.
+Slices of the loop that students run: views, targets, forward and backward pass, optimizer. Two
+cases: ResNet-56 teaches ResNet-20, 45,000 images of noise, 32 pixels, 100 classes, batches of 128;
+and ResNet-50 teaches MobileNetV3-small, photographs, 224 pixels, 1,000 classes, batches of 32. The
+soft targets are random and in the page cache. The live teacher computes in the students' precision,
+in the same loop; only the source of the soft targets differs. A fourth side is the teacher's
+forward pass alone, on views that are ready: a live teacher cannot cost less.
 """
 
 from pipeline.runtime.command import run_command
@@ -41,8 +41,8 @@ def measure(case: Case, dataset: Dataset, device: torch.device, pairs: int, step
 
     def teacher_alone(_: int) -> None:
         for _ in range(steps):
-            answers = teacher.answer(ready)
-        answers.cpu()  # on CUDA, waits for all
+            live_logits = teacher.logits(ready)
+        live_logits.cpu()  # on CUDA, waits for all
 
     with tempfile.TemporaryDirectory() as folder:
         store = write_store(Path(folder) / "store", logits, split.labels, None)
@@ -77,14 +77,14 @@ def measure(case: Case, dataset: Dataset, device: torch.device, pairs: int, step
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.step", description=__doc__)
-    parser.add_argument("--pairs", type=int, default=100, help="of slices to compare by")
+    parser.add_argument("--pairs", type=int, default=100, help="pairs of slices to compare")
     parser.add_argument("--steps", type=int, default=2, help="of training in a slice")
     parser.add_argument("--samples", type=int, default=45_000, help="images of 32 pixels")
     parser.add_argument(
         "--photographs",
         type=Path,
         default=Path("data/raw/imagenet_samples.tar"),
-        help="a folder or archive of them; without it, the second case is left out",
+        help="a folder or archive of images; without it, the second case is skipped",
     )
     arguments = parser.parse_args()
     device, pairs, steps = default_device(), arguments.pairs, arguments.steps
@@ -101,7 +101,8 @@ def main() -> None:
         found["mobilenet_v3_small"] = measure(loops.MOBILENET, dataset, device, pairs, steps)
     else:
         print(
-            f"\nno photographs at {arguments.photographs} (--photographs): the second case is out"
+            f"\nno photographs at {arguments.photographs} (--photographs): the second case is "
+            "skipped"
         )
     print(json.dumps({"benchmark": "step", "pairs": pairs, "steps": steps, **found}))
 

@@ -1,10 +1,10 @@
-"""Making views: whole batches in exact arithmetic, beside torchvision image by image.
+"""Compare making views, whole batches in exact arithmetic, with torchvision image by image.
 
     OMP_NUM_THREADS=1 python -m benchmarks.views_speed
 
-Each policy at 32 and at 224 pixels, from uint8 images of that size in memory to one batch of views,
-beside torchvision's v2 transforms of the same name on uint8 tensors, one image at a time as a
-dataset in a DataLoader does it, stacked; its MixUp and CutMix on the whole batch.
+Each policy at 32 and at 224 pixels, from uint8 images of that size in memory to one batch of views.
+torchvision runs its v2 transforms of the same name on uint8 tensors, one image at a time like a
+dataset in a DataLoader, and stacks them; it runs MixUp and CutMix on the whole batch.
 """
 
 import argparse
@@ -64,12 +64,12 @@ def theirs(policy: ViewPolicy, images: torch.Tensor) -> Callable[[int], None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.views_speed", description=__doc__)
-    parser.add_argument("--pairs", type=int, default=100, help="of each policy and size")
+    parser.add_argument("--pairs", type=int, default=100, help="pairs for each policy and size")
     pairs = parser.parse_args().pairs
     device, found = default_device(), {}
     torch.manual_seed(0)
     print(f"{device.type}, {torch.get_num_threads()} threads, {pairs} alternating pairs")
-    print(f"{'':44}images/s  times as fast as torchvision on the CPU (95 %)")
+    print(f"{'':44}images/s  speed-up over torchvision on the CPU (95 %)")
     for size, batch in BATCH.items():
         images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
         for text in POLICIES:

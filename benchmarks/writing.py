@@ -1,12 +1,12 @@
-"""Writing soft targets: the stage's rate over the teacher's bare forward pass.
+"""Compare the rate of `soft_targets` with the teacher's bare forward pass.
 
     python -m benchmarks.writing
 
-A ResNet-56 on 32-pixel images, 100 classes, batches of 256. The stage's side makes whole shards as
-the stage does: views, normalisation, forward pass, encoding, checksums, file, flush to disk. The
+A ResNet-56 on 32-pixel images, 100 classes, batches of 256. The stage's side makes whole shards
+like the stage: views, normalisation, forward pass, encoding, checksums, file, flush to disk. The
 other side runs the same network on batches that are ready: augmented, normalised, in memory. Shards
-are 1,024 rows, a sixteenth of a full one, so what a shard costs once counts sixteen times. The
-images and the weights are random: what they are does not matter to speed.
+have 1,024 rows, a sixteenth of a full one, so the fixed cost of a shard counts sixteen times.
+Images and weights are random; their values do not matter to speed.
 """
 
 from pipeline.runtime.command import run_command
@@ -75,7 +75,7 @@ def bare_forward(job: StoreJob, batches: list[torch.Tensor]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.writing", description=__doc__)
-    parser.add_argument("--pairs", type=int, default=100, help="of each encoding")
+    parser.add_argument("--pairs", type=int, default=100, help="pairs for each encoding")
     pairs = parser.parse_args().pairs
     job = make_job()
     batches = ready_batches(job)

@@ -1,4 +1,4 @@
-"""What the documents say is what the code does."""
+"""The documents agree with the code."""
 
 import importlib
 import importlib.util
@@ -65,7 +65,7 @@ def test_the_parameter_reference_names_every_key_with_its_default(section):
 
 
 def defaults_of_methods(column: str) -> dict[str, object]:
-    """`1.5` nkd, dist; `0.2` wttm -> the default of each method that is named."""
+    """`1.5` nkd, dist; `0.2` wttm -> the default of each named method."""
     parts = (part.strip().partition("` ") for part in column.split(";"))
     return {
         name.strip(): yaml.safe_load(default.removeprefix("`"))
@@ -93,11 +93,11 @@ def test_the_page_of_losses_gives_every_methods_defaults(method):
         key: yaml.safe_load(default) for key, default in re.findall(r"(\w+) (\[.*?\]|[\d.]+)", row)
     }
     model = METHODS[method](method=method)
-    choices = {"method", "standardize", "tail"}  # of every method that has them, in words
+    choices = {"method", "standardize", "tail"}  # the page describes them in words
     assert documented == model.model_dump(exclude=choices)
 
 
-def test_the_page_of_losses_says_of_every_method_whether_it_takes_top_k_and_unlabelled_images():
+def test_the_page_of_losses_says_which_methods_take_top_k_and_unlabelled_images():
     rows = re.findall(r"^\| `(\w+)` \| (\w+).*?\| (\w+).*?\|$", LOSSES, re.MULTILINE)
     assert {name: (top_k, unlabelled) for name, top_k, unlabelled in rows} == {
         name: (
@@ -137,8 +137,8 @@ def test_the_reference_has_no_section_that_the_code_lacks():
     }
 
 
-def test_the_table_in_the_readme_is_that_of_the_committed_run():
-    """Not of one that was made here since: another processor's has other figures."""
+def test_the_readme_shows_the_table_of_the_committed_run():
+    """Not of a later run on this machine: another processor gives other figures."""
     show = ["git", "show", ":metrics/comparison.json"]
     comparison = json.loads(subprocess.run(show, cwd=ROOT, check=True, capture_output=True).stdout)
     shown = "\n".join(f"    {line}" for line in console_table(comparison).splitlines())
@@ -154,11 +154,22 @@ def test_the_page_on_comparing_gives_every_corruptions_strengths():
     }
 
 
+PAGES = (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md"))
+
+
 def test_files_that_the_documents_link_to_exist():
-    pages = (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("benchmarks/**/*.md"))
-    for path in pages:
+    for path in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text("utf-8")):
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_commands_and_files_of_code_that_the_documents_name_exist():
+    for path in PAGES:
+        text = path.read_text("utf-8")
+        commands = re.findall(r"\b((?:pipeline|benchmarks)\.[\w.]*\w)", text)
+        files = re.findall(r"\b((?:pipeline|benchmarks|tests)/[\w/]+\.py)\b", text)
+        for name in {*files, *(f"{command.replace('.', '/')}.py" for command in commands)}:
+            assert (ROOT / name).is_file(), f"{path.name} names {name}"
 
 
 def example_module(name: str) -> ModuleType:
@@ -178,7 +189,7 @@ def test_the_example_family_builds_and_refuses_an_unknown_name():
         example.build("resnet23", num_classes=10, in_channels=3)
 
 
-def test_the_example_ensemble_answers_with_the_mean_of_its_members(tmp_path, monkeypatch):
+def test_the_example_ensemble_averages_the_logits_of_its_members(tmp_path, monkeypatch):
     example = example_module("ensemble")
     monkeypatch.setitem(sys.modules, "pipeline.networks.ensemble", example)
     monkeypatch.chdir(tmp_path)
@@ -200,7 +211,7 @@ def test_the_example_ensemble_answers_with_the_mean_of_its_members(tmp_path, mon
         torch.testing.assert_close(again.eval()(images), expected)
 
 
-def test_the_example_that_packs_cifar_writes_what_prepare_reads(project):
+def test_prepare_reads_the_archive_of_the_cifar_example(project):
     images = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
     labels, class_names = [0, 1] * 6, ["apple", "bear"]
     split = (images, labels, class_names)

@@ -1,4 +1,4 @@
-"""docs/mistakes.md: every mistake in it is made here, and gets the message that it gives."""
+"""Each mistake of docs/mistakes.md gets the message that the page quotes."""
 
 import io
 import json
@@ -11,6 +11,7 @@ import tarfile
 import unicodedata
 import zipfile
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 
@@ -50,7 +51,8 @@ MISTAKES: dict[str, Mistake] = {}
 
 
 def mistake(row: str) -> Callable[[Mistake], Mistake]:
-    """Registers what makes a row's mistake: it raises the UserError, or returns what is told."""
+    """Register the function that makes a row's mistake. It raises the UserError, or returns the
+    message."""
 
     def register(make: Mistake) -> Mistake:
         assert row not in MISTAKES, row
@@ -68,12 +70,12 @@ def test_the_page_and_the_tests_list_the_same_mistakes():
 @pytest.mark.parametrize("row", ROWS)
 def test_each_mistake_gets_the_message_of_the_page(project, row):
     try:
-        told = MISTAKES[row]()
+        message = MISTAKES[row]()
     except UserError as error:
-        told = str(error)
-    assert told, "accepted"
+        message = str(error)
+    assert message, "accepted"
     parts = (re.escape(part.strip()) for part in ROWS[row].split("…"))
-    assert re.search(".*".join(parts), " ".join(told.split())), told
+    assert re.search(".*".join(parts), " ".join(message.split())), message
     assert not Path("executed").exists()
 
 
@@ -126,16 +128,16 @@ for _row, _make in {
     "no student": lambda: with_text(
         yaml.safe_dump({k: v for k, v in PARAMS.items() if k != "students"})
     ),
-    "a student of the command line that is not there": lambda: load_student("smal"),
-    "a key that stands twice": partial(with_line, "views: {}"),
-    "no YAML": partial(with_line, "a: b: c"),
-    "no text": partial(with_text, b"\xff\xfe\x00binary"),
+    "an unknown student on the command line": lambda: load_student("smal"),
+    "a repeated key": partial(with_line, "views: {}"),
+    "invalid YAML": partial(with_line, "a: b: c"),
+    "a file that is not UTF-8": partial(with_text, b"\xff\xfe\x00binary"),
     "a tag that would make a Python object": partial(
         with_line, "x: !!python/object/apply:os.system [touch executed]"
     ),
     "aliases that grow without end": partial(with_text, BOMB),
     "an alias within itself": partial(with_text, "a: &a [*a]\n"),
-    "a date or number that is none": partial(with_line, "x: 2024-13-45"),
+    "an invalid date or number": partial(with_line, "x: 2024-13-45"),
     "nesting without end": partial(with_text, "[" * 5000),
 }.items():
     mistake(_row)(_make)
@@ -147,10 +149,10 @@ def _():
     return problems()
 
 
-# Datasets: as `python -m pipeline.commands.check` tells them, or `prepare`.
+# Datasets: messages of `python -m pipeline.commands.check`, or of `prepare`.
 
 
-@mistake("a root that is not there")
+@mistake("a missing root")
 def _():
     return with_params("dataset", root="elsewhere")
 
@@ -173,7 +175,7 @@ def _():
     )
 
 
-@mistake("a tar that is none, as it is checked")
+@mistake("a file that is no tar, by `check`")
 def _():
     Path("images.tar").write_bytes(b"no archive")
     return with_params("dataset", root="images.tar")
@@ -237,7 +239,7 @@ def _():
     return problems()
 
 
-@mistake("a name that is no text")
+@mistake("a name that is not UTF-8")
 def _():
     Path(os.fsdecode(b"images/train/ant/\xff.png")).write_bytes(b"")
     return problems()
@@ -250,14 +252,11 @@ def _():
 
 
 def capture(function: Callable[[], object]) -> str:
-    """What is printed where nothing is refused."""
-    code = sys.stdout
-    sys.stdout = io.StringIO()
-    try:
+    """The printed lines of a function that refuses nothing."""
+    output = io.StringIO()
+    with redirect_stdout(output):
         function()
-        return sys.stdout.getvalue()
-    finally:
-        sys.stdout = code
+    return output.getvalue()
 
 
 # Images.
@@ -316,12 +315,12 @@ def _():
         ("x.png", Image.fromarray(np.zeros((40, 30), np.uint16)), "PNG"),
     ],
 )
-def test_what_an_image_is_follows_from_its_bytes_alone(project, name, image, form):
+def test_only_the_bytes_of_a_file_decide_its_format(project, name, image, form):
     with_image(saved(form, image), name)
     assert sum(len(split) for split in open_dataset().splits.values()) == 61
 
 
-def test_a_long_exif_is_no_mistake(project):
+def test_a_long_exif_is_accepted(project):
     exif = Image.Exif()
     exif[0x010E] = "x" * 60_000
     with_image(saved("JPEG", exif=exif), "x.jpg")
@@ -379,7 +378,7 @@ def damaged_tar(suffix: str, damage: Callable[[bytes], bytes]) -> None:
 
 
 def in_header(content: bytes) -> bytes:
-    """A bit of a name in the middle: tarfile by itself takes it for the end."""
+    """Damage a name in the middle; tarfile alone would take it for the end of the archive."""
     place = content.index(b"train/bee/005.png")
     return content[:place] + b"T" + content[place + 1 :]
 
@@ -392,7 +391,7 @@ for _row, _make in {
     "a `.tar` with a damaged header": lambda: damaged_tar(".tar", in_header),
     "a `.tar` cut after a member": lambda: damaged_tar(".tar", lambda c: c.rstrip(b"\0")[:-1024]),
     "two tars in one file": lambda: damaged_tar(".tar", lambda c: c + c),
-    "no archive": lambda: damaged_tar(".tar", lambda c: b"no archive"),
+    "a file that is no archive": lambda: damaged_tar(".tar", lambda c: b"no archive"),
 }.items():
     mistake(_row)(_make)
 
@@ -426,8 +425,8 @@ for _row, _make in {
 # Checkpoints.
 
 
-def brought(content: object, name: str = "mine.pth", **options: object) -> None:
-    """As `weights: checkpoint` reads it."""
+def load_checkpoint(content: object, name: str = "mine.pth", **options: object) -> None:
+    """Write a checkpoint, and read it like `weights: checkpoint`."""
     path = Path(name)
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -441,8 +440,8 @@ def brought(content: object, name: str = "mine.pth", **options: object) -> None:
 
 
 def state(**changed: torch.Tensor) -> dict[str, torch.Tensor]:
-    own = cifar_resnet.build("resnet8", 3, 3).state_dict()
-    return own | {key.replace("_", ".", 1): value for key, value in changed.items()}
+    weights = cifar_resnet.build("resnet8", 3, 3).state_dict()
+    return weights | {key.replace("_", ".", 1): value for key, value in changed.items()}
 
 
 class Payload:
@@ -477,21 +476,25 @@ def old_tar() -> bytes:
 
 
 for _row, _make in {
-    "an empty file": partial(brought, b""),
-    "pickled code": lambda: brought({"state_dict": Payload()}),
-    "other shapes": lambda: brought(state(fc_weight=torch.zeros(10, 64))),
-    "whole numbers for weights": lambda: brought(
+    "an empty file": partial(load_checkpoint, b""),
+    "pickled code": lambda: load_checkpoint({"state_dict": Payload()}),
+    "other shapes": lambda: load_checkpoint(state(fc_weight=torch.zeros(10, 64))),
+    "whole numbers for weights": lambda: load_checkpoint(
         state(fc_weight=torch.zeros(3, 64).to(torch.int8))
     ),
-    "complex weights": lambda: brought(state(fc_weight=torch.zeros(3, 64).to(torch.cfloat))),
-    "sparse weights": lambda: brought(state(fc_weight=torch.zeros(3, 64).to_sparse())),
-    "weights without contents": lambda: brought(state(fc_weight=torch.zeros(3, 64, device="meta"))),
-    "no state dict": partial(brought, {"epoch": 3}),
-    "a mapping within itself": lambda: brought(within_itself()),
-    "several state dicts": lambda: brought({"a": state(), "b": state()}),
-    "a compressed `.pth`": lambda: brought(compressed()),
-    "a tar, as torch wrote until 2017": lambda: brought(old_tar()),
-    "safetensors with a lying header": lambda: brought(lying_header(), "mine.safetensors"),
+    "complex weights": lambda: load_checkpoint(
+        state(fc_weight=torch.zeros(3, 64).to(torch.cfloat))
+    ),
+    "sparse weights": lambda: load_checkpoint(state(fc_weight=torch.zeros(3, 64).to_sparse())),
+    "weights without contents": lambda: load_checkpoint(
+        state(fc_weight=torch.zeros(3, 64, device="meta"))
+    ),
+    "a file without a state dict": partial(load_checkpoint, {"epoch": 3}),
+    "a mapping within itself": lambda: load_checkpoint(within_itself()),
+    "several state dicts": lambda: load_checkpoint({"a": state(), "b": state()}),
+    "a compressed `.pth`": lambda: load_checkpoint(compressed()),
+    "a tar, as torch wrote until 2017": lambda: load_checkpoint(old_tar()),
+    "safetensors with a lying header": lambda: load_checkpoint(lying_header(), "mine.safetensors"),
 }.items():
     mistake(_row)(_make)
 
@@ -502,7 +505,7 @@ def _():
     return with_params("teacher", weights="checkpoint", checkpoint="weights")
 
 
-@mistake("weights that are not numbers")
+@mistake("weights that are not finite")
 def _():
     weights = state(fc_weight=torch.full((3, 64), torch.nan))
     torch.save(weights, "mine.pth")
@@ -511,8 +514,8 @@ def _():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_weights_of_another_precision_are_taken(project, dtype):
-    brought(
+def test_weights_of_another_precision_are_accepted(project, dtype):
+    load_checkpoint(
         {
             key: value.to(dtype) if value.is_floating_point() else value
             for key, value in state().items()
@@ -542,10 +545,10 @@ def take_a_terabyte(model: onnx.ModelProto) -> None:
 
 
 for _row, _make in {
-    "no ONNX file": partial(brought, b"garbage", "mine.onnx"),
-    "external data": lambda: brought(onnx_model(keep_outside), "mine.onnx"),
-    "a circle of nodes": lambda: brought(onnx_model(close_circle), "mine.onnx"),
-    "a batch without end": lambda: brought(onnx_model(take_a_terabyte), "mine.onnx"),
+    "a file that is not ONNX": partial(load_checkpoint, b"garbage", "mine.onnx"),
+    "external data": lambda: load_checkpoint(onnx_model(keep_outside), "mine.onnx"),
+    "a circle of nodes": lambda: load_checkpoint(onnx_model(close_circle), "mine.onnx"),
+    "a batch without end": lambda: load_checkpoint(onnx_model(take_a_terabyte), "mine.onnx"),
 }.items():
     mistake(_row)(_make)
 
@@ -584,7 +587,7 @@ def _():
     opened()
 
 
-@mistake("a shard that is not there")
+@mistake("a missing shard")
 def _():
     SHARD.unlink()
     opened()
@@ -596,13 +599,13 @@ def _():
     opened()
 
 
-@mistake("a shard of somebody else's")
+@mistake("a foreign shard")
 def _():
     shutil.copy(SHARD, STORE / "mine.h5")
     verify(STORE, recompute=0, seed=0)
 
 
-@mistake("a shard that names another file")
+@mistake("a shard that links to another file")
 def _():
     with h5py.File(SHARD, "r+") as file:
         del file["logits"]
@@ -610,7 +613,7 @@ def _():
     opened()
 
 
-@mistake("a damaged top_k store, as it is inspected")
+@mistake("a damaged top_k store, by `inspect`")
 def _():
     change_params("soft_targets", encoding="top_k", k=2)
     run_stage("soft_targets")
@@ -632,28 +635,28 @@ for _row, _make in {
     mistake(_row)(_make)
 
 
-@mistake("an index that is no JSON")
+@mistake("an index that is not JSON")
 def _():
     (STORE / "store.json").write_text("{")
     opened()
 
 
-@mistake("an index that is no mapping")
+@mistake("an index that is not a mapping")
 def _():
     (STORE / "store.json").write_text("[]")
     opened()
 
 
-# A teacher's answers from elsewhere.
+# Imported logits.
 
 
-def taught_by(path: str) -> None:
+def import_logits(path: str) -> None:
     change_params("teacher", family="logits", network="mine", weights="logits", checkpoint=path)
     run_stage("teacher")
 
 
-def answers(**changes: Callable[[np.ndarray], np.ndarray]) -> None:
-    """A table with a row for each image, some of its arrays changed."""
+def import_table(**changes: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Import a table with a row for each image, with some of its arrays changed."""
     dataset = open_dataset()
     ids = [each for split in dataset.splits.values() for each in split.sample_ids]
     labels = np.concatenate([split.labels for split in dataset.splits.values()])
@@ -663,19 +666,19 @@ def answers(**changes: Callable[[np.ndarray], np.ndarray]) -> None:
         "class_names": np.array(dataset.class_names),
     }
     np.savez("mine.npz", **arrays | {key: change(arrays[key]) for key, change in changes.items()})
-    taught_by("mine.npz")
+    import_logits("mine.npz")
 
 
 def text(content: str) -> None:
     Path("mine.csv").write_text(content, "utf-8")
-    taught_by("mine.csv")
+    import_logits("mine.csv")
 
 
 def store_of_others(change: Callable[[h5py.File], None]) -> None:
     shutil.copytree(STORE, "mine")
     with h5py.File("mine/test_view00000_sample000000000.h5", "r+") as file:
         change(file)
-    taught_by("mine")
+    import_logits("mine")
 
 
 def compress(file: h5py.File) -> None:
@@ -697,11 +700,11 @@ def _():
 
 
 for _row, _make in {
-    "images without an answer": partial(answers, ids=lambda ids: np.char.add("x", ids)),
-    "probabilities for logits": partial(answers, logits=lambda a: np.abs(a) / 5),
-    "answers that are not finite": partial(answers, logits=lambda a: a * np.inf),
-    "classes of other names": partial(answers, class_names=lambda names: names[[0, 1, 1]]),
-    "pickled ids": partial(answers, ids=lambda ids: ids.astype(object)),
+    "images without logits": partial(import_table, ids=lambda ids: np.char.add("x", ids)),
+    "probabilities for logits": partial(import_table, logits=lambda a: np.abs(a) / 5),
+    "logits that are not finite": partial(import_table, logits=lambda a: a * np.inf),
+    "unknown class names": partial(import_table, class_names=lambda names: names[[0, 1, 1]]),
+    "pickled ids": partial(import_table, ids=lambda ids: ids.astype(object)),
     "a table without its header": partial(text, "train/ant/000.png,1,2,3\n"),
     "a store with compressed logits": partial(store_of_others, compress),
     "a store whose logits are elsewhere": partial(store_of_others, point_elsewhere),
@@ -713,7 +716,7 @@ for _row, _make in {
 
 
 def write_exported(**metadata: str) -> None:
-    """A graph that answers with the mean of each colour, said to be of three classes."""
+    """Write a graph whose logits are the mean of each colour, with metadata of three classes."""
     graph = helper.make_graph(
         [
             helper.make_node("Cast", ["image"], ["x"], to=TensorProto.FLOAT),
@@ -737,18 +740,18 @@ def predicted(*places: str) -> None:
         predict.main()
 
 
-@mistake("a student that is not there")
+@mistake("a missing student")
 def _():
     predicted("images")
 
 
-@mistake("an ONNX file of another making")
+@mistake("an ONNX file that `export` did not write")
 def _():
     write_onnx(Path("mine.onnx"))
     predicted("images")
 
 
-@mistake("metadata that were changed")
+@mistake("changed metadata")
 def _():
     write_exported(channels="4")
     predicted("images")
@@ -760,7 +763,7 @@ def _():
     predicted("images")
 
 
-@mistake("a file that is no image among those to classify")
+@mistake("a file to classify that is not an image")
 def _():
     write_exported()
     Path("notes.txt").write_text("no image")
@@ -846,7 +849,7 @@ ODD_NAMES = ("-rf", "a b", "<i>é & \U0001f98a", "..x|`$(touch executed)`")
 
 
 def test_names_of_any_letters_are_carried_through_to_the_report(folder):
-    """Names that begin with a dot are hidden files; of a folder's, all others are names."""
+    """Only a folder whose name begins with a dot is hidden."""
     root = folder / "-my images/é"
     write_images(root)
     for path, name in zip(sorted((root / "train").iterdir()), ODD_NAMES, strict=False):
@@ -876,7 +879,7 @@ def test_names_of_any_letters_are_carried_through_to_the_report(folder):
         (lambda: Path("/etc/hostname").exists(), ""),
     ],
 )
-def test_the_soak_notes_what_an_input_executes_or_writes_outside(project, act, noted):
+def test_the_soak_records_what_an_input_executes_or_writes_outside(project, act, noted):
     watch = Watch(Path())
     watch.on = True
     act()
@@ -885,7 +888,7 @@ def test_the_soak_notes_what_an_input_executes_or_writes_outside(project, act, n
     assert bool(watch.noted) == bool(noted)
 
 
-def test_wrong_inputs_of_every_kind_are_each_refused_or_read_as_they_should_be():
+def test_wrong_inputs_of_every_kind_are_refused_or_read_correctly():
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks.soak_inputs", "--inputs", "66", "--jobs", "1"],
         cwd=ROOT,

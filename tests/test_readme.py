@@ -1,4 +1,4 @@
-"""The README's uses, from a clean clone, as a new user would: minutes, so marked slow."""
+"""The README's commands work in a clean clone. They take minutes, so they are marked slow."""
 
 import json
 import os
@@ -76,7 +76,7 @@ def test_the_whole_of_cifar100_is_prepared_from_its_archive_in_little_memory(tmp
     run(f"{sys.executable} -m pipeline.commands.check", clone)
     measured = "from benchmarks.memory import memory_bytes; "
     measured += "from pipeline.stages.prepare import main; main()"
-    # Not getrusage's, in which the peak of the process that starts this one counts, too.
+    # Not getrusage's, which includes the peak of the parent process.
     peak = 'print(memory_bytes("VmHWM"))'
     output = run(f"{sys.executable} -c '{measured}; {peak}'", clone).splitlines()
     assert output[-2].startswith(

@@ -1,5 +1,5 @@
-"""Every recipe runs from its first stage to its last: with its own networks, views, store, losses
-and schedule, for two epochs of a few images, and with fresh weights for those that it brings."""
+"""Every recipe runs from its first stage to its last, with its networks, views, store, losses and
+schedule, for two epochs of a few images; fresh weights replace downloads and checkpoints."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 
 def rehearsal(recipe: Path) -> dict:
-    """The recipe, for two epochs and two views of the images in `images`."""
+    """The recipe's parameters, changed to two epochs and two views of the images in `images`."""
     params = read_params(recipe)
     params["dataset"] |= {"source": "image_folder", "root": "images", "validation_fraction": 0.2}
     params["dataset"].pop("name", None)
@@ -39,7 +39,7 @@ def rehearsal(recipe: Path) -> dict:
 
 @pytest.fixture
 def families(tmp_path, monkeypatch):
-    """The families, and those of docs/examples that a recipe copies beside them."""
+    """The families, and the one of docs/examples that a recipe uses."""
     folder = tmp_path / "networks"
     shutil.copytree(params.FAMILIES, folder)
     shutil.copy(ROOT / "docs/examples/option_a_resnet.py", folder)
@@ -47,8 +47,8 @@ def families(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline.networks, "__path__", [str(folder)])
 
 
-def bring_weights(teacher: TeacherParams, hub: Path) -> None:
-    """Fresh weights of the teacher's network, where they are looked for."""
+def write_fresh_weights(teacher: TeacherParams, hub: Path) -> None:
+    """Write random weights of the teacher's network to the place where the stage reads them."""
     name = teacher.network.name
     if teacher.weights == "checkpoint":
         description = model_spec(teacher.family, teacher.network, open_dataset())
@@ -72,11 +72,11 @@ def test_a_recipe_runs_to_its_comparison(folder, monkeypatch, recipe):
     write_params(folder, params)
     run_stage("prepare")
     torch.manual_seed(0)
-    bring_weights(load_section(TeacherParams, "teacher"), folder / "hub")
+    write_fresh_weights(load_section(TeacherParams, "teacher"), folder / "hub")
     run_stage("teacher")
     run_stage("soft_targets")
     logits = opened().gather(1, np.arange(6)).logits.astype(np.float32)
-    assert logits.std(0).max() > 0  # the answer depends on the image
+    assert logits.std(0).max() > 0  # the logits depend on the image
     for name in params["students"]:
         run_stage("baseline", name)
         run_stage("student", name)

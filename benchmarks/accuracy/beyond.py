@@ -1,12 +1,12 @@
-"""Beyond the tables: what the same number of teacher passes buys when they are cached.
+"""Beyond the tables: compare other uses of the same number of cached teacher passes.
 
     python -m benchmarks.accuracy.beyond PROJECT                # recipes/cifar100_laptop.yaml
     python -m benchmarks.accuracy.beyond PROJECT --budget gpu   # recipes/cifar100_240_epochs.yaml
     python -m benchmarks.accuracy.beyond --tables
 
-The opponent sees each cached view once, as with a teacher at every step. Every other way asks the
-teacher, or its members together, for as many answers: and trains longer on them, splits them among
-an ensemble, asks for mixed views, or for images without labels. Appends to
+The opponent sees each cached view once, as with a teacher at every step. Every other way uses the
+same number of teacher passes, over all members together: it trains longer on them, splits them
+among an ensemble, mixes the views, or adds images without labels. Appends to
 benchmarks/accuracy/runs.csv; study.py says how.
 """
 
@@ -36,7 +36,7 @@ PAIRS = {
     "cpu": [SMALL["resnet20 > resnet8"]],
     "gpu": [TABLE["resnet56 > resnet20"], TABLE["resnet32x4 > resnet8x4"]],
 }
-#: A teacher of the pairs, and one of the tables that answers better.
+#: A teacher of the pairs -> a more accurate one of the tables.
 LARGER = {
     pair.teacher: Teacher(larger.teacher, larger.teacher_seed)
     for pair, larger in (
@@ -44,19 +44,19 @@ LARGER = {
         (TABLE["resnet56 > resnet20"], TABLE["resnet110 > resnet32"]),
     )
 }
-METHOD = METHODS["KD+LS"]  # the best of those that need no label and take a mixed view's answer
+METHOD = METHODS["KD+LS"]  # the best of those that need no label and take mixed views
 OPPONENT = "each view once"
-#: The images of the subset and those without labels, over those of the subset.
+#: All images over those with labels.
 _IMAGES = (PER_CLASS + UNLABELLED_PER_CLASS) // PER_CLASS
 
 
 @dataclass(frozen=True)
 class Way:
-    times: int = 1  # the budget's student passes
-    members: int = 1  # of an ensemble, which share the views among them
-    larger: bool = False  # another teacher, of LARGER
+    times: int = 1  # multiple of the budget's student passes
+    members: int = 1  # of an ensemble, which divides the views among them
+    larger: bool = False  # a teacher of LARGER
     mix: str = "none"
-    unlabelled: bool = False  # 3 more images, without labels, for each of the subset's
+    unlabelled: bool = False  # 3 images without labels for each image of the subset
 
 
 WAYS = {
@@ -75,7 +75,8 @@ WAYS = {
 
 
 def ways(budget: Budget, pair: int) -> dict[str, Way]:
-    """Where all images have labels there are none without; not every teacher has a larger one."""
+    """The ways that a pair can take: only the subset has unlabelled images, and not every teacher
+    has a larger one."""
     larger = PAIRS[budget.name][pair].teacher in LARGER
     return {
         name: way
@@ -105,7 +106,7 @@ def run(budget: Budget, pair: int, way: Way, seed: int) -> Run:
 
 
 def plan(budget: Budget) -> list[list[Run]]:
-    """Pair by pair, the most telling ways first, each with every seed."""
+    """Pair by pair, the most important ways first, each with every seed."""
     return [
         [run(budget, pair, way, seed) for seed in budget.seeds]
         for pair in range(len(PAIRS[budget.name]))
@@ -122,8 +123,8 @@ def cells(budget: Budget, pair: int) -> dict[str, Cell | None]:
 
 
 def table(budget: Budget, pair: int) -> str:
-    """Per way: the teacher's accuracy and answers, the student's passes and accuracy, and its
-    difference from the opponent's."""
+    """One row per way: the teacher's accuracy and passes, the student's passes and accuracy, and
+    the difference from the opponent's."""
     ours, rows = cells(budget, pair), []
     opponent = ours[OPPONENT]
     for name, found in ours.items():
@@ -141,7 +142,7 @@ def table(budget: Budget, pair: int) -> str:
 
 
 def tables() -> Iterator[str]:
-    """Of the CPU budget's pair, and of the GPU's."""
+    """The tables of the CPU budget's pair, and of the GPU's."""
     for budget in BUDGETS.values():
         for pair in range(len(PAIRS[budget.name])):
             yield table(budget, pair)

@@ -1,11 +1,11 @@
-"""Accuracy against bytes: students of dense and sparse caches, with either tail, at T = 1 and 4.
+"""Compare accuracy with bytes: students of dense and sparse caches, both tails, at T = 1 and 4.
 
     python -m benchmarks.accuracy.encodings PROJECT               # recipes/cifar100_laptop.yaml
     python -m benchmarks.accuracy.encodings PROJECT --budget gpu  # recipes/cifar100_240_epochs.yaml
     python -m benchmarks.accuracy.encodings --tables
 
-All students learn by `kd` from the same answers to the same views, each encoding in a store of its
-own. (benchmarks/encodings.py measures what an encoding costs and loses without training anybody.)
+All students learn by `kd` from the same logits of the same views, with one store per encoding.
+(benchmarks/encodings.py measures the cost and loss of an encoding without training.)
 Appends to benchmarks/accuracy/runs.csv; study.py says how.
 """
 
@@ -30,14 +30,14 @@ from benchmarks.accuracy.study import (
 
 PAIRS = {"cpu": SMALL["resnet20 > resnet8"], "gpu": TABLE["resnet56 > resnet20"]}
 TEMPERATURES = (4.0, 1.0)
-DENSE = (None, "spread")  # where every class is kept there is no tail
+DENSE = (None, "spread")  # every class is kept, so there is no tail
 #: (k, tail)
 ENCODINGS = [DENSE, *((k, tail) for k in (5, 10, 20, 50) for tail in ("bucket", "spread"))]
 
 
 def run(budget: Budget, k: int | None, tail: str, temperature: float, seed: int) -> Run:
     pair = PAIRS[budget.name]
-    # Only what differs from the method's defaults: the dense run at T = 4 is that of methods.py.
+    # Only overrides of the method's defaults, so that the dense run at T = 4 is that of methods.py.
     distillation = {"method": "kd"}
     if temperature != 4.0:
         distillation["temperature"] = temperature
@@ -65,8 +65,8 @@ def cells(budget: Budget) -> dict[tuple[int | None, str, float], Cell | None]:
 
 
 def table(budget: Budget) -> str:
-    """Per encoding and tail: bytes of a view of an image; and per temperature the last epoch's
-    accuracy, and its difference from the dense cache's."""
+    """One row per encoding and tail: bytes per view of an image; and for each temperature the last
+    epoch's accuracy, and its difference from that of the dense cache."""
     ours, rows = cells(budget), []
     for k, tail in ENCODINGS:
         here = [ours[k, tail, t] for t in TEMPERATURES]
@@ -83,7 +83,7 @@ def table(budget: Budget) -> str:
 
 
 def tables() -> Iterator[str]:
-    """Of the CPU budget, and of the GPU's."""
+    """The tables of the CPU budget, and of the GPU's."""
     for budget in BUDGETS.values():
         yield table(budget)
 

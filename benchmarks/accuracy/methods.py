@@ -1,4 +1,4 @@
-"""The literature's methods, from the cache: what each takes from the same cached answers.
+"""Compare the literature's methods on the same cached logits.
 
     python -m benchmarks.accuracy.methods PROJECT                # recipes/cifar100_laptop.yaml
     python -m benchmarks.accuracy.methods PROJECT --budget gpu   # recipes/cifar100_240_epochs.yaml
@@ -31,7 +31,7 @@ from benchmarks.accuracy.study import (
 
 LABELS, KD = "labels only", "KD"
 
-#: The authors' parameters for CIFAR-100; a pair has its own for some. What matters most is first.
+#: The authors' parameters for CIFAR-100, the most important first; a pair overrides some.
 METHODS: dict[str, Mapping[str, Any]] = {
     LABELS: {},
     KD: {"method": "kd"},
@@ -54,9 +54,9 @@ METHODS: dict[str, Mapping[str, Any]] = {
 class Pair:
     teacher: Network
     student: Network
-    dkd_beta: float  # as DKD's authors have it for this teacher
+    dkd_beta: float  # of DKD's authors for this teacher
     published: Mapping[str, float]  # "teacher", or a method -> top-1 on test, in per cent
-    teacher_seed: int | None = 0  # None: the project's own
+    teacher_seed: int | None = 0  # None: the project's teacher
 
 
 def _pair(teacher: Network, student: Network, beta: float, *figures: float | None) -> Pair:
@@ -67,7 +67,7 @@ def _pair(teacher: Network, student: Network, beta: float, *figures: float | Non
 
 
 _RESNET, _WIDE, _VGG = "cifar_resnet", "wide_resnet", "cifar_vgg"
-#: The published figures: docs/losses.md has the methods' sources, methods.md the tables'.
+#: Published figures. docs/losses.md has the sources of the methods, methods.md those of the tables.
 TABLE = {
     "resnet56 > resnet20": _pair(
         Network(_RESNET, "resnet56"), Network(_RESNET, "resnet20"), 2.0,
@@ -109,7 +109,7 @@ SMALL = {
     ),
 }
 PAIRS = {"cpu": SMALL, "gpu": TABLE}
-#: Whose published differences stand beside those of the small pairs, in the tables.
+#: The tables compare the small pairs with the published differences of this pair.
 NEAREST = "resnet56 > resnet20"
 
 
@@ -153,7 +153,7 @@ def cells(budget: Budget, pair: Pair) -> dict[str, Cell | None]:
 
 
 def tables() -> Iterator[str]:
-    """Of the CPU budget's pairs, and of the GPU's."""
+    """The tables of the CPU budget's pairs, and of the GPU's."""
     yield from map(small_table, SMALL.values())
     yield published_table()
 
@@ -177,8 +177,7 @@ def small_table(pair: Pair) -> str:
 
 
 def published_table() -> str:
-    """Each pair's published figures; beside them ours of the last epoch, where there are any, and
-    how far apart they are."""
+    """Each pair's published figures, ours of the last epoch if we have any, and the difference."""
     columns = []
     for pair in TABLE.values():
         ours = cells(BUDGETS["gpu"], pair)
@@ -197,7 +196,7 @@ def published_table() -> str:
 
 
 def beside(published: float | None, ours: float | None, shown: str | None) -> str:
-    """`published; ours: difference`, or what there is of it."""
+    """`published; ours: difference`, without the parts that are missing."""
     figure = "" if published is None else f"{published:.2f}"
     if ours is None:
         return figure

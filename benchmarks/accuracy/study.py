@@ -1,11 +1,10 @@
-"""What the studies of methods, encodings and beyond share: budgets, teachers, caches, one training
+"""Shared by the studies of methods, encodings and beyond: budgets, teachers, caches, one training
 and its line of results.
 
-A study is a list of blocks of runs. Its command makes what a block needs, with the pipeline's own
-stages, in folders below PROJECT/.scratch/accuracy; trains the block's students, several at a time;
-and appends one line per run to runs.csv beside this file. Runs that stand there are skipped, and so
-are teachers and caches that are finished: a killed study goes on where it was, and a run that two
-studies ask for is run once.
+A study is a list of blocks of runs. Its command makes the teachers and caches of a block with the
+pipeline's stages, in folders below PROJECT/.scratch/accuracy; trains the block's students, several
+at a time; and appends one line per run to runs.csv beside this file. It skips finished runs,
+teachers and caches: a killed study resumes, and a run that two studies share runs once.
 """
 
 import argparse
@@ -59,7 +58,8 @@ POLICY = "crop_flip"
 PER_CLASS, UNLABELLED_PER_CLASS = 50, 150  # training images of the subset
 LAST, BEST = "last_epoch_test_accuracy", "best_epoch_test_accuracy"
 
-#: Of the published CIFAR-100 tables (Tian et al. 2020, arXiv:1910.10699), teachers and students.
+#: Training of teachers and students in the published CIFAR-100 tables (Tian et al. 2020,
+#: arXiv:1910.10699).
 TABLES = {
     "epochs": 240,
     "batch_size": 64,
@@ -74,7 +74,7 @@ TABLES = {
 
 @dataclass(frozen=True)
 class Budget:
-    """How much a study may cost."""
+    """The size of a study."""
 
     name: str
     subset: bool  # train on the first PER_CLASS images of each class, or on all of the project's
@@ -90,9 +90,9 @@ class Budget:
 BUDGETS = {
     budget.name: budget
     for budget in (
-        # As many views as epochs: each epoch sees its own, as with a teacher at every step.
+        # One view per epoch, as with a teacher at every step.
         Budget("cpu", True, {**views.TRAINING, "epochs": 16}, 16, (0, 1)),
-        # All the views that there are, and so those of a teacher at every step.
+        # All distinct views, as with a teacher at every step.
         Budget("gpu", False, TABLES, ViewPolicy(POLICY).distinct, (0, 1, 2)),
     )
 }
@@ -102,14 +102,14 @@ BUDGETS = {
 class Network:
     family: str
     name: str
-    training: tuple[tuple[str, Any], ...] = ()  # what differs from the budget's, of a student
+    training: tuple[tuple[str, Any], ...] = ()  # a student's overrides of the budget's training
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """`seed` None: the project's own. Else trained for the study: at the GPU budget by the tables'
-    recipe, with this seed; at the CPU budget by the project's `teacher.training`, with this added
-    to its seed."""
+    """`seed` None: the project's teacher. Otherwise the study trains it: at the GPU budget by the
+    tables' recipe, with this seed; at the CPU budget by the project's `teacher.training`, with
+    `seed` added to its seed."""
 
     network: Network
     seed: int | None = None
@@ -121,7 +121,7 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Cache:
-    """One teacher's answers to some views of some images."""
+    """One teacher's logits for some views of some images."""
 
     teacher: Teacher
     num_views: int
@@ -149,15 +149,15 @@ class Run:
     student: Network
     epochs: int
     seed: int
-    caches: tuple[Cache, ...]  # of several, the mean of the logits teaches: an ensemble
-    distillation: Mapping[str, Any] = field(default_factory=dict)  # empty: the labels alone
+    caches: tuple[Cache, ...]  # several: an ensemble, by the mean of the logits
+    distillation: Mapping[str, Any] = field(default_factory=dict)  # empty: labels alone
 
 
 KEY = ["budget", "student", "caches", "distillation", "epochs", "seed"]
 
 
 def key(run: Run) -> dict[str, str | int]:
-    """The columns by which a run is known in the results."""
+    """The columns that identify a run in the results."""
     return {
         "budget": run.budget,
         "student": run.student.name,
@@ -169,7 +169,7 @@ def key(run: Run) -> dict[str, str | int]:
 
 
 def results() -> pd.DataFrame:
-    """All runs that were made, indexed by their keys' values."""
+    """All finished runs, indexed by the values of their keys."""
     if not RESULTS.exists():
         return pd.DataFrame(index=pd.MultiIndex.from_arrays([[]] * len(KEY), names=KEY))
     return pd.read_csv(RESULTS).set_index(KEY)
@@ -184,7 +184,7 @@ class Workshop:
         self.root = self.project / WORKSPACE / budget.name
 
     def make(self, caches: Sequence[Cache]) -> None:
-        """Those that are not there yet, and what they need.
+        """Make missing caches, and their images and teachers.
 
         Raises:
             UserError: there is no such project, it lacks its images, or a stage fails.
@@ -192,17 +192,17 @@ class Workshop:
         if not self.project.is_dir():
             raise UserError(
                 f"`{self.project}` is no folder; expected a project in which `prepare` has run, "
-                "and `teacher` for the CPU budget. Name that one."
+                "and `teacher` for the CPU budget. Name its folder."
             )
         here = Path.cwd()
-        os.chdir(self.project)  # stages and parameters are found in the current folder
+        os.chdir(self.project)  # stages read parameters from the current folder
         try:
             for cache in caches:
                 self._cache(cache)
         except subprocess.CalledProcessError as error:
             raise UserError(
                 f"`{' '.join(error.cmd)}` ended with {error.returncode}; expected it to succeed. "
-                "Mend what the lines above name and run this again: what is finished is kept."
+                "Fix the errors above and run this again: finished work is kept."
             ) from None
         finally:
             os.chdir(here)
@@ -226,7 +226,7 @@ class Workshop:
             "precision": "float32",
             "batch_size": params["soft_targets"]["batch_size"],
         }
-        if cache.k is not None:  # the same answers: no teacher is run for them again
+        if cache.k is not None:  # made from the dense cache, without another teacher run
             self._cache(replace(cache, k=None))
         folder = self._folder(cache.folder, params)
         _link(images / PREPARED, folder / PREPARED)
@@ -239,7 +239,7 @@ class Workshop:
             write_sparse(dense, dataset, cache.k, folder / STORE)
 
     def _images(self, unlabelled: bool) -> Path:
-        """A project of the images; the current folder's own where the budget takes all of them."""
+        """A project of the images: the current folder's if the budget takes all of them."""
         if not self.budget.subset:
             return self.project
         folder = self.root / "images" / ("with-unlabelled" if unlabelled else "labelled")
@@ -277,14 +277,14 @@ class Workshop:
         return folder
 
     def _folder(self, name: str | Path, params: Mapping[str, Any]) -> Path:
-        """With what a killed stage has left in it, from which the stage goes on."""
+        """A folder with these parameters; a killed stage resumes from its files in it."""
         folder = self.root / name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "params.yaml").write_text(yaml.safe_dump(params), "utf-8")
         return folder
 
     def open(self, cache: Cache) -> tuple[Store, Dataset, ViewsParams]:
-        """What a cache holds, verified, and the images and views that it is about."""
+        """A cache's store, verified, with its images and views."""
         folder = self.root / cache.folder
         dataset = open_dataset(folder / PREPARED)
         index = read_index(folder / STORE)
@@ -308,7 +308,7 @@ def _opened(project: Path, budget: str, cache: Cache) -> tuple[Store, Dataset, V
 
 
 def params_of(distillation: Mapping[str, Any]) -> DistillationParams:
-    """A method with its authors' defaults, where nothing else is said."""
+    """A method's parameters, by default its authors'."""
     method = METHODS[distillation["method"]]
     return validate(method, dict(distillation), f"method {distillation['method']}")
 
@@ -347,7 +347,7 @@ def training_data(
 
 
 def training_of(run: Run) -> TrainingParams:
-    """The budget's and the student's, milestones in proportion to the epochs."""
+    """The budget's training with the student's overrides; milestones scale with the epochs."""
     budget = BUDGETS[run.budget]
     training = {**budget.training, **dict(run.student.training), "epochs": run.epochs}
     if "milestones" in training:
@@ -357,8 +357,8 @@ def training_of(run: Run) -> TrainingParams:
 
 
 def write_sparse(dense: Store, dataset: Dataset, k: int, directory: Path) -> None:
-    """The `top_k` store of a dense one: what the stage would write, but for the float16 of the
-    dense rows."""
+    """Write the `top_k` store of a dense one. It equals the stage's, up to the float16 rounding of
+    the dense rows."""
     contents, sizes = replace(dense.identity, encoding="top_k", k=k), dense.index.split_sizes
     with atomic_directory(directory) as target:
         for place in shard_keys(sizes, dense.num_views):
@@ -376,22 +376,22 @@ def write_sparse(dense: Store, dataset: Dataset, k: int, directory: Path) -> Non
 
 
 def bytes_per_view(store: Store) -> float:
-    """Of a training image, with all that the files hold."""
+    """Bytes of the files for one view of a training image."""
     images = store.index.split_sizes["train"]
     places = shard_keys({"train": images}, 1)
     return sum(shard_bytes(store.identity, place) for place in places) / images
 
 
 def teacher_accuracy(stores: Sequence[Store], dataset: Dataset) -> float:
-    """On test, by what the stores hold of it."""
+    """Test accuracy of the stores' logits, of their mean if there are several."""
     samples = np.arange(len(dataset.splits["test"]))
     logits = [store.gather(0, samples, split="test").logits for store in stores]
-    answers = np.mean([rows.astype(np.float32) for rows in logits], axis=0).argmax(1)
-    return float((answers == dataset.splits["test"].labels).mean())
+    predictions = np.mean([rows.astype(np.float32) for rows in logits], axis=0).argmax(1)
+    return float((predictions == dataset.splits["test"].labels).mean())
 
 
 def train_one(run: Run, project: Path) -> dict[str, object]:
-    """Train the student; test is measured for its last epoch and for its best on validation."""
+    """Train the student; measure test accuracy of its last epoch and of its best on validation."""
     device = default_device()
     if device.type == "cpu":
         torch.set_num_threads(1)
@@ -439,17 +439,17 @@ def conduct(
     blocks: Sequence[Sequence[Run]],
     workshop: Workshop,
     workers: int,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> None:
     """Run what is not in the results yet, block by block.
 
     Raises:
-        UserError: a cache could not be made; or, when the others are done, runs that failed.
+        UserError: a cache could not be made; or, after all other runs, some runs failed.
     """
     known = set(results().index)
     todo = [[run for run in block if tuple(key(run).values()) not in known] for block in blocks]
     total, left = sum(map(len, blocks)), sum(map(len, todo))
-    tell(f"{total - left} of {total} runs stand in {RESULTS.name}")
+    report(f"{RESULTS.name} holds {total - left} of {total} runs")
     if not left:
         return
     context, failed = multiprocessing.get_context("spawn"), []
@@ -463,10 +463,10 @@ def conduct(
                     row = future.result()
                 except UserError as error:
                     failed.append(f"{name}: {error}")
-                    tell(failed[-1])
+                    report(failed[-1])
                     continue
                 append(RESULTS, row)
-                tell(f"{name}: {row[LAST]:.2%} in {row['seconds']} s")
+                report(f"{name}: {row[LAST]:.2%} in {row['seconds']} s")
     if failed:
         raise UserError("\n".join([f"{len(failed)} runs of {left} failed:", *failed]))
 
@@ -477,7 +477,7 @@ def command(
     plan: Callable[[Budget], list[list[Run]]],
     tables: Callable[[], Iterator[str]],
 ) -> None:
-    """A study's command line."""
+    """Run a study's command line."""
     parser = argparse.ArgumentParser(
         f"python -m benchmarks.accuracy.{name}",
         description=description,
@@ -493,8 +493,8 @@ def command(
         return
     if arguments.project is None:
         raise UserError(
-            "no PROJECT was named; expected the folder of a project in which `prepare` has "
-            "run, and `teacher` for the CPU budget. Name it, or ask for --tables."
+            "PROJECT is missing; expected the folder of a project in which `prepare` has run, "
+            "and `teacher` for the CPU budget. Name it, or use --tables."
         )
     budget = BUDGETS[arguments.budget]
     workers = arguments.workers or (os.cpu_count() if budget.subset else 1)
@@ -502,15 +502,15 @@ def command(
             partial(print, flush=True))  # fmt: skip
 
 
-# What the tables are made of.
+# Tables.
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training over its seeds, in per cent."""
+    """One training, averaged over its seeds, in per cent."""
 
     last: float  # mean accuracy of the last epoch
-    deviation: float  # of it between seeds; not a number for one seed
+    deviation: float  # of that accuracy between seeds; NaN for one seed
     best: float  # mean accuracy of the epoch that is best on validation
     seeds: int
     row: pd.Series  # of the first seed
@@ -522,7 +522,7 @@ class Cell:
 
 
 def cell(found: pd.DataFrame, runs: Sequence[Run]) -> Cell | None:
-    """The same training with each seed; None if no seed was run."""
+    """The same training with all its seeds; None if no seed was run."""
     keys = [tuple(key(run).values()) for run in runs]
     rows = found.loc[[k for k in keys if k in found.index]]
     if rows.empty:
@@ -532,7 +532,7 @@ def cell(found: pd.DataFrame, runs: Sequence[Run]) -> Cell | None:
 
 
 def noise(cells: Sequence[Cell | None], seeds: int = 2) -> float | None:
-    """Half the 95 % interval of a difference of two cells of so many seeds each, in points: by
+    """Half the 95 % interval of a difference of two cells of `seeds` seeds each, in points: by
     Student's t, with the deviation between seeds pooled over all cells. None: no cell has two."""
     several = [cell for cell in cells if cell and cell.seeds > 1]
     freedom = sum(cell.seeds - 1 for cell in several)
@@ -543,13 +543,13 @@ def noise(cells: Sequence[Cell | None], seeds: int = 2) -> float | None:
 
 
 def with_noise(table: str, cells: Sequence[Cell | None]) -> str:
-    """The table, and below it what a difference in it is to be held against."""
+    """The table, and below it the size of a significant difference."""
     half = noise(cells)
     if half is None:
         return table
     return (
-        f"{table}\n\nTwo means of two seeds that differ by less than {half:.2f} points are not "
-        "told\napart (95 %, from the deviation between seeds, pooled over the table)."
+        f"{table}\n\nA difference of two means of two seeds below {half:.2f} points is not "
+        "significant\n(95 %, from the deviation between seeds, pooled over the table)."
     )
 
 

@@ -1,12 +1,11 @@
-"""How many views does a cache need? Test accuracy of one student against what is cached.
+"""Measure how many views a cache needs: test accuracy of one student for different caches.
 
     python -m benchmarks.accuracy.views PROJECT     # a finished run of recipes/cifar100_laptop.yaml
 
 Trains a ResNet-8 on a fixed subset of the project's images (the first 100 training images of each
-class), taught by the project's own teacher in the ways of CURVE and BEYOND, and appends one line
-per run to benchmarks/accuracy/views.csv; runs that stand there are skipped, so a killed study goes
-on where it was. As many runs at a time as there are cores, one thread each.
-`python -m benchmarks.accuracy.views_page` reads the table out.
+class), with the project's teacher in the ways of CURVE and BEYOND, and appends one line per run to
+benchmarks/accuracy/views.csv. It skips runs that the file holds, so a killed study resumes. One run
+per core at a time, one thread each. `python -m benchmarks.accuracy.views_page` prints the table.
 """
 
 import argparse
@@ -47,7 +46,7 @@ from pipeline.views.policy import ViewPolicy
 
 RESULTS = Path(__file__).with_suffix(".csv")
 WORKSPACE = ".scratch/accuracy_views"  # in the project
-POLICY, SEED = "crop_flip", 0  # of the views that are trained on
+POLICY, SEED = "crop_flip", 0  # of the training views
 CACHED = {"crop_flip": 16, "crop": 4, "none": 1}  # policy -> views in its store
 PRECISION = "bfloat16"  # of the teacher's forward pass, cached and live
 SHORT, LONG = 10, 40  # epochs
@@ -66,9 +65,9 @@ METHOD = KD(temperature=4.0, soft_label_weight=0.9, hard_label_weight=0.1)
 class Way:
     """One way to teach."""
 
-    cached: tuple[tuple[str, int], ...] = ()  # (policy, number of views) of what is cached
-    live: bool = False  # the teacher answers every fresh view
-    inexact: bool = False  # the student sees fresh views; the answers are for the cached ones
+    cached: tuple[tuple[str, int], ...] = ()  # (policy, number of cached views)
+    live: bool = False  # the teacher runs for every fresh view
+    inexact: bool = False  # the student sees fresh views; the logits are for the cached ones
     jitter: int = 0  # pixels: random shifts up to this and mirroring, on top of the cached view
 
 
@@ -79,13 +78,13 @@ CURVE = {
     **{f"{count} exact": Way(((POLICY, count),)) for count in (1, 2, 4, 8, 16)},
     "live teacher": Way(live=True),
 }
-#: Making few views worth more.
+#: Ways to make few views worth more.
 BEYOND = {
     **{f"{count} exact + jitter": Way(((POLICY, count),), jitter=2) for count in (1, 4, 8)},
     "1 clean + 3 exact": Way((("none", 1), (POLICY, 3))),
     "4 unmirrored + 4 exact": Way((("crop", 4), (POLICY, 4))),
 }
-#: (way, epochs, seed), the most wanted first.
+#: (way, epochs, seed), the most important first.
 PLAN = [
     *((name, SHORT, seed) for seed in (0, 1, 2) for name in CURVE),
     *((name, LONG, 0) for name in CURVE | BEYOND),
@@ -96,7 +95,7 @@ PLAN = [
 
 
 class Jitter(nn.Module):
-    """In training, each input mirrored at random and shifted by up to `pixels`, edges repeated."""
+    """In training, mirror each input at random and shift it by up to `pixels`, repeating edges."""
 
     def __init__(self, network: nn.Module, pixels: int):
         super().__init__()
@@ -114,7 +113,7 @@ class Jitter(nn.Module):
 
 
 class Study:
-    """What every run shares: images, stores and the teacher, opened once per process."""
+    """The images, stores and teacher of all runs, opened once per process."""
 
     def __init__(self, workspace: Path):
         torch.set_num_threads(1)
@@ -150,7 +149,7 @@ class Study:
         everyone = np.arange(len(self.dataset.splits["train"]))
         fresh = TrainingData(self.dataset, self.views[POLICY], lambda epoch: epoch - 1, everyone)
         if way.live:
-            return fresh, self.answer
+            return fresh, self.live_logits
         if not way.cached:
             return fresh, None
         entries = [(policy, view) for policy, count in way.cached for view in range(count)]
@@ -172,7 +171,7 @@ class Study:
         views = SimpleNamespace(batches=batches)
         return TrainingData(self.dataset, views, entry, everyone), rows
 
-    def answer(self, view: int, samples: np.ndarray) -> SoftTargetBatch:
+    def live_logits(self, view: int, samples: np.ndarray) -> SoftTargetBatch:
         (batch,) = self.views[POLICY].batches(view, [samples])
         spec = self.description.input
         return SoftTargetBatch(
@@ -180,12 +179,13 @@ class Study:
         )
 
     def passes(self, way: Way, epochs: int) -> int:
-        """Teacher passes over training images that the way asks for."""
+        """Teacher passes over training images that the way needs."""
         views = epochs if way.live else sum(count for _, count in way.cached)
         return views * len(self.dataset.splits["train"])
 
     def run(self, name: str, epochs: int, seed: int) -> dict[str, object]:
-        """Train one student; test is measured for its last epoch and for its best on validation."""
+        """Train one student; measure test accuracy of its last epoch and of its best on
+        validation."""
         way, cpu = (CURVE | BEYOND)[name], torch.device("cpu")
         torch.manual_seed(seed)
         description = model_spec("cifar_resnet", STUDENT, self.dataset)
@@ -240,23 +240,23 @@ def run_one(name: str, epochs: int, seed: int) -> dict[str, object]:
     return _study.run(name, epochs, seed)
 
 
-def done() -> set[tuple[str, int, int]]:
+def finished() -> set[tuple[str, int, int]]:
     if not RESULTS.exists():
         return set()
     with open(RESULTS, encoding="utf-8") as file:
         return {(r["way"], int(r["epochs"]), int(r["seed"])) for r in csv.DictReader(file)}
 
 
-def run_plan(workspace: Path, workers: int, tell: Callable[[str], None]) -> None:
-    todo = [run for run in PLAN if run not in done()]
-    tell(f"{len(PLAN) - len(todo)} of {len(PLAN)} runs stand in {RESULTS.name}")
+def run_plan(workspace: Path, workers: int, report: Callable[[str], None]) -> None:
+    todo = [run for run in PLAN if run not in finished()]
+    report(f"{RESULTS.name} holds {len(PLAN) - len(todo)} of {len(PLAN)} runs")
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, open_study, (workspace,)) as pool:
         for future in as_completed([pool.submit(run_one, *run) for run in todo]):
             row = future.result()
             append(RESULTS, row)
-            tell(f"{row['way']}, {row['epochs']} epochs, seed {row['seed']}: "
-                 f"{row['last_epoch_test_accuracy']:.2%}")  # fmt: skip
+            report(f"{row['way']}, {row['epochs']} epochs, seed {row['seed']}: "
+                   f"{row['last_epoch_test_accuracy']:.2%}")  # fmt: skip
 
 
 def main() -> None:

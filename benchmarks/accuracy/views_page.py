@@ -1,4 +1,4 @@
-"""Read out benchmarks/accuracy/views.csv: the table of views.md, and its plot.
+"""Make the table of views.md, and its plot, from benchmarks/accuracy/views.csv.
 
 python -m benchmarks.accuracy.views_page              # prints the table
 python -m benchmarks.accuracy.views_page --plot FILE  # draws it (needs matplotlib)
@@ -19,7 +19,7 @@ def results() -> pd.DataFrame:
 
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """Per way and number of epochs: mean, deviation and count over seeds, in per cent."""
+    """Mean, deviation and count over seeds for each way and number of epochs, in per cent."""
     grouped = runs.groupby(["way", "epochs"])
     return pd.DataFrame(
         {
@@ -33,8 +33,8 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def table(runs: pd.DataFrame) -> str:
-    """Markdown: one row per way; per budget the last epoch's accuracy, the best epoch's, and what
-    the teacher answered. A cell that was not run is empty."""
+    """A Markdown table: one row per way; per budget the accuracy of the last and of the best epoch,
+    and the teacher passes. A cell without a run is empty."""
     cells = summary(runs)
     lines = [
         "| Way | " + " | ".join(f"{e} epochs: last | best | passes" for e in (SHORT, LONG)) + " |",
@@ -55,8 +55,8 @@ def table(runs: pd.DataFrame) -> str:
 
 
 def plot(runs: pd.DataFrame, path: Path) -> None:
-    """Accuracy of the last epoch against the number of exact views, between the labels alone and
-    the live teacher; every run is a dot."""
+    """Plot accuracy of the last epoch against the number of exact views, between the labels alone
+    and the live teacher; every run is a dot."""
     import matplotlib  # noqa: PLC0415  (of the extra `bench`)
 
     matplotlib.use("svg")

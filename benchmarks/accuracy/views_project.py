@@ -1,6 +1,6 @@
-"""The study's own projects: a fixed subset of a finished project's images, and its teacher.
+"""Make the study's projects: a fixed subset of a finished project's images, and its teacher.
 
-Made with the pipeline's stages in a folder each: one per policy whose views are cached.
+The pipeline's stages run in one folder for each policy whose views are cached.
 """
 
 import csv
@@ -28,14 +28,14 @@ UNLABELLED = "unlabeled"
 
 
 def make_projects(source: Path, workspace: Path, cached: dict[str, int], precision: str) -> None:
-    """`workspace/POLICY/` for each policy, its store holding `cached[POLICY]` views.
+    """Make `workspace/POLICY/` for each policy, with a store of `cached[POLICY]` views.
 
     Args:
-        source: a project of the pipeline whose dataset is an image folder or archive, with
-            `prepare` and `teacher` run.
+        source: a project of the pipeline in which `prepare` and `teacher` have run, on an image
+            folder or archive.
     """
     here = Path.cwd()
-    os.chdir(source)  # stages and parameters are found in the current folder
+    os.chdir(source)  # stages read parameters from the current folder
     try:
         images = workspace / "images.tar"
         if not images.exists():
@@ -66,9 +66,9 @@ def run_stage(stage: str, project: Path) -> None:
 def write_subset(
     archive: Path, train_per_class: int = TRAIN_PER_CLASS, unlabelled_per_class: int = 0
 ) -> None:
-    """The first images of each class, by sample id, of the training and the validation split,
-    and all of the test split, of the project in the current folder; and so many more of each class
-    from the training split, without their labels."""
+    """Write a subset of the images of the project in the current folder: the first of each class,
+    by sample id, of training and validation, all of test, and `unlabelled_per_class` more of each
+    class from training, without their labels."""
     dataset = open_dataset(PREPARED)
     limits = {"train": train_per_class, "validation": VALIDATION_PER_CLASS}
     target: dict[str, str] = {}  # name in the source -> name in the archive
@@ -91,7 +91,10 @@ def write_subset(
                 tar.addfile(member, io.BytesIO(content))
                 del target[name]
     if target:
-        raise SystemExit(f"{len(target)} images of data/prepared are not in dataset.root")
+        raise SystemExit(
+            f"{len(target)} images of data/prepared are not in dataset.root; expected all of them. "
+            "Run `dvc repro prepare`."
+        )
     partial.rename(archive)
 
 

@@ -1,9 +1,9 @@
-"""CIFAR-10 or CIFAR-100 as an archive that `dataset.source: image_folder` reads.
+"""Pack CIFAR-10 or CIFAR-100 as an archive that `dataset.source: image_folder` reads.
 
     python docs/examples/cifar_archive.py CIFAR100 data/raw/cifar100.tar.gz
 
-torchvision downloads the data set from its authors' page (170 MB) into data/raw/cifar/, or takes
-the file that lies there; every image becomes a PNG, `train/<class>/<number>.png` or `test/...`.
+torchvision downloads the dataset from its authors' page (170 MB) into data/raw/cifar/, or uses the
+file in that folder. Every image becomes a PNG, `train/<class>/<number>.png` or `test/...`.
 """
 
 import io
@@ -15,7 +15,7 @@ from PIL import Image
 
 
 def write_archive(path, splits):
-    """Args: splits: name -> (images [N, 32, 32, 3] uint8, labels, class names)."""
+    """Write an archive. `splits`: name -> (images [N, 32, 32, 3] uint8, labels, class names)."""
     with tarfile.open(path, "w:gz") as archive:
         for split, (images, labels, class_names) in splits.items():
             for number, (image, label) in enumerate(zip(images, labels, strict=True)):

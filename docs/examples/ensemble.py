@@ -1,7 +1,7 @@
-"""Several networks of torchvision as one teacher, whose logits are the mean of theirs.
+"""Combine several networks of torchvision into one teacher, by the mean of their logits.
 
 The mean of logits is, up to a constant, the logarithm of the geometric mean of the members'
-probabilities (Hinton et al. 2015, arXiv:1503.02531, section 3, names it as one of two ways).
+probabilities (one of two ways in Hinton et al. 2015, arXiv:1503.02531, section 3).
 
 To use it, copy this file to pipeline/networks/, put the members' state dicts into one file,
 
@@ -46,7 +46,8 @@ class Ensemble(nn.Module):
 
 
 def pack(paths: list[str], target: str) -> None:
-    """Bare state dicts (.pth, .safetensors) as one: member i's keys begin with `members.i.`."""
+    """Write bare state dicts (.pth, .safetensors) as one: member i's keys begin with
+    `members.i.`."""
     packed = {}
     for number, path in enumerate(paths):
         if path.endswith(".safetensors"):

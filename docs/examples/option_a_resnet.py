@@ -1,8 +1,8 @@
 """Residual networks for 32-pixel images with parameter-free shortcuts.
 
-Option A of He et al. 2016 (arXiv:1512.03385, section 4.1): where the number of channels grows, the
+Option A of He et al. 2016 (arXiv:1512.03385, section 4.1): if the number of channels grows, the
 shortcut takes every second pixel and fills the new channels with zeros. Many published CIFAR-10
-checkpoints are of this kind. Layers are named as in those checkpoints, so that their keys fit.
+checkpoints have this architecture, and the layers here have the names of those checkpoints.
 
 To use it, copy this file to pipeline/networks/.
 """

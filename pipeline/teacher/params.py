@@ -1,4 +1,4 @@
-"""`teacher`: the classifier whose knowledge is distilled."""
+"""The section `teacher`: the classifier whose knowledge is distilled."""
 
 from typing import Literal
 
@@ -11,14 +11,13 @@ from pipeline.views.params import Geometry
 
 
 class TeacherTraining(OptimisationParams):
-    """`weights: train`, or `pretrained` for other classes than its own: as students are trained, on
-    the cross-entropy."""
+    """Training on the cross-entropy: for `weights: train`, and for `pretrained` if the pretraining
+    lacks some of the classes."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    # A fresh view of every sample in every epoch.
-    policy: Geometry
+    policy: Geometry  # of the views: a fresh one of every sample in every epoch
     seed: int = Field(ge=0, lt=2**63)  # of weights, views and order
-    freeze_epochs: int = Field(default=0, ge=0)  # pretrained: the first, of the last layer alone
+    freeze_epochs: int = Field(default=0, ge=0)  # pretrained: train the last layer alone
     freeze_batch_norm: bool = False  # pretrained: keep the statistics of batch norm
 
     @model_validator(mode="after")
@@ -37,7 +36,7 @@ class TeacherParams(Section):
     weights: Literal["train", "checkpoint", "pretrained", "logits"]
     # checkpoint: the file (.pt, .pth, .th, .safetensors); logits: the table or the store
     checkpoint: str
-    minimum_accuracy: float | None = Field(default=None, gt=0, le=1)  # on validation, to go on
+    minimum_accuracy: float | None = Field(default=None, gt=0, le=1)  # on validation
     training: TeacherTraining
 
     @model_validator(mode="after")
@@ -47,7 +46,7 @@ class TeacherParams(Section):
         ):
             raise ValueError(
                 "training.freeze_epochs and training.freeze_batch_norm keep pretrained weights, "
-                "but weights is `train`: leave them away, or set weights: pretrained"
+                "but weights is `train`: remove them, or set weights: pretrained"
             )
         return self
 
@@ -56,11 +55,11 @@ class TeacherParams(Section):
         if (self.family == "logits") != (self.weights == "logits"):
             raise ValueError(
                 f"family is `{self.family}` and weights is `{self.weights}`, but a teacher that is "
-                "a table or a store of logits has `logits` for both: set both so, or neither"
+                "a table or a store of logits has `logits` for both: set both, or neither"
             )
         if self.weights == "logits" and self.network != NetworkParams(name=self.network.name):
             raise ValueError(
-                "network has more than a name, but weights is `logits`, which no network is run "
-                "for: set network to a name alone"
+                "network has more than a name, but weights is `logits`, which runs no network: set "
+                "network to a name alone"
             )
         return self

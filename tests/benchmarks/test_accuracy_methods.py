@@ -1,4 +1,4 @@
-"""The studies of methods, encodings and beyond teach what they say, and their pages show it."""
+"""The studies of methods, encodings and beyond train as described, and their pages match."""
 
 import shutil
 from dataclasses import replace
@@ -74,27 +74,27 @@ def test_every_kind_of_run_trains_and_is_not_run_again(workshop, name, tmp_path,
     rows = study.results()
     assert len(rows) == len(runs)
     assert rows[LAST].between(0, 1).all()
-    said = []
-    study.conduct([runs], workshop, 1, said.append)  # a pool would say more
-    assert said == [f"{len(runs)} of {len(runs)} runs stand in runs.csv"]
+    lines = []
+    study.conduct([runs], workshop, 1, lines.append)  # a pool would print more
+    assert lines == [f"runs.csv holds {len(runs)} of {len(runs)} runs"]
     assert len(study.results()) == len(runs)
 
 
-def test_a_command_trains_what_is_missing_and_a_run_that_fails_stops_no_other(
+def test_a_command_trains_missing_runs_and_a_failed_run_does_not_stop_the_others(
     workshop, tmp_path, monkeypatch
 ):
-    """In processes of their own, which know nothing of what is patched here."""
+    """In separate processes, without the patches of this one."""
     monkeypatch.setattr(study, "RESULTS", tmp_path / "runs.csv")
-    good, said = methods.plan(workshop.budget)[0][0], []
+    good, lines = methods.plan(workshop.budget)[0][0], []
     unlabelled = beyond.run(workshop.budget, 0, beyond.WAYS["unlabelled images"], seed=0)
     bad = replace(unlabelled, distillation={"method": "dkd"}, epochs=good.epochs)
     with pytest.raises(UserError, match="1 runs of 2 failed:\n.*needs a label for each image"):
-        study.conduct([[bad, good]], workshop, 1, said.append)
-    assert said[0] == "0 of 2 runs stand in runs.csv"
+        study.conduct([[bad, good]], workshop, 1, lines.append)
+    assert lines[0] == "runs.csv holds 0 of 2 runs"
     assert study.results().index.tolist() == [tuple(study.key(good).values())]
 
 
-def test_a_project_that_is_not_there_or_whose_stage_fails_is_named(workshop, tmp_path, monkeypatch):
+def test_an_error_names_a_missing_project_and_a_failed_stage(workshop, tmp_path, monkeypatch):
     cache = methods.plan(workshop.budget)[0][0].caches[0]
     with pytest.raises(UserError, match="nowhere` is no folder; expected a project"):
         Workshop(tmp_path / "nowhere", workshop.budget).make([cache])
@@ -110,7 +110,7 @@ def test_a_project_that_is_not_there_or_whose_stage_fails_is_named(workshop, tmp
     "way",
     ["each view once", "a larger teacher", "an ensemble of 2", "cutmix", "unlabelled images"],
 )
-def test_answers_are_those_of_the_teachers_to_the_pixels_that_the_student_sees(workshop, way):
+def test_cached_logits_are_the_teachers_for_the_pixels_that_the_student_sees(workshop, way):
     run = beyond.run(workshop.budget, 0, beyond.WAYS[way], seed=0)
     data, soft_targets = training_data_of(workshop, run)
     samples = np.random.default_rng(0).permutation(len(data.dataset.splits["train"]))[:8]
@@ -121,13 +121,13 @@ def test_answers_are_those_of_the_teachers_to_the_pixels_that_the_student_sees(w
     for epoch in (1, 2, 3):
         view = data.view_of_epoch(epoch)
         (batch,) = data.views.batches(view, [samples])
-        answers = [predict(net, description.input, batch.pixels) for net, description in teachers]
+        expected = [predict(net, description.input, batch.pixels) for net, description in teachers]
         cached = torch.from_numpy(soft_targets(view, samples).logits).float()
-        torch.testing.assert_close(cached, torch.stack(answers).mean(0), atol=1e-2, rtol=1e-2)
+        torch.testing.assert_close(cached, torch.stack(expected).mean(0), atol=1e-2, rtol=1e-2)
 
 
 @pytest.mark.parametrize("budget", ["cpu", "gpu"])
-def test_every_way_asks_the_teacher_for_as_many_answers(budget):
+def test_every_way_takes_equally_many_teacher_passes(budget):
     for pair in range(len(beyond.PAIRS[budget])):
         passes = {}
         for name, way in beyond.ways(BUDGETS[budget], pair).items():
@@ -138,7 +138,7 @@ def test_every_way_asks_the_teacher_for_as_many_answers(budget):
         assert set(passes.values()) == {(BUDGETS[budget].num_views, BUDGETS[budget].epochs)}
 
 
-def test_unlabelled_images_are_others_than_the_labelled(workshop):
+def test_unlabelled_images_differ_from_the_labelled(workshop):
     cache = beyond.run(workshop.budget, 0, beyond.WAYS["unlabelled images"], seed=0).caches[0]
     workshop.make([cache, replace(cache, unlabelled=False)])
     more = workshop.open(cache)[1].splits["train"]
@@ -149,7 +149,7 @@ def test_unlabelled_images_are_others_than_the_labelled(workshop):
     assert not labelled & {image.tobytes() for image in more.images[more.labels < 0]}
 
 
-def test_a_sparse_cache_holds_what_the_stage_would_write(workshop, project):
+def test_a_sparse_cache_equals_the_store_of_the_stage(workshop, project):
     dense = Cache(Teacher(methods.SMALL["resnet20 > resnet8"].teacher), 4)
     workshop.make([replace(dense, k=2)])
     ours, dataset, _ = workshop.open(replace(dense, k=2))

@@ -1,4 +1,4 @@
-"""The study of cached views teaches what it says it teaches."""
+"""The study of cached views trains as described."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def study(finished_project: Path, tmp_path_factory: pytest.TempPathFactory) -> S
 
 
 @pytest.mark.parametrize("name", [name for name, way in WAYS.items() if way.cached or way.live])
-def test_answers_are_for_the_pixels_that_the_student_sees_unless_the_way_is_inexact(study, name):
+def test_logits_are_for_the_pixels_that_the_student_sees_unless_the_way_is_inexact(study, name):
     data, soft_targets = study.training_data(WAYS[name], seed=0)
     split = study.dataset.splits["train"]
     samples = np.random.default_rng(0).permutation(len(split))[:16]
@@ -32,9 +32,9 @@ def test_answers_are_for_the_pixels_that_the_student_sees_unless_the_way_is_inex
     for epoch in (1, 2, 3, 4):
         view = data.view_of_epoch(epoch)
         (batch,) = data.views.batches(view, [samples])
-        answer = predict(study.teacher, study.description.input, batch.pixels, precision=PRECISION)
+        live = predict(study.teacher, study.description.input, batch.pixels, precision=PRECISION)
         cached = torch.from_numpy(soft_targets(view, samples).logits).float()
-        differences.append((cached - answer).abs().max().item())
+        differences.append((cached - live).abs().max().item())
     tolerance = 2**-6  # bfloat16, in batches of other sizes
     assert (max(differences) > tolerance) == WAYS[name].inexact
 
@@ -69,13 +69,13 @@ def test_the_page_shows_the_table_of_the_results():
     assert table(results()) in page
 
 
-def test_a_run_that_stands_in_the_results_is_not_run_again(tmp_path, monkeypatch):
+def test_a_run_in_the_results_is_not_run_again(tmp_path, monkeypatch):
     monkeypatch.setattr(views, "RESULTS", tmp_path / "views.csv")
     monkeypatch.setattr(views, "PLAN", [("labels only", 10, 0)])
     views.append(
         views.RESULTS,
         {"way": "labels only", "epochs": 10, "seed": 0, "last_epoch_test_accuracy": 0.5},
     )
-    said = []
-    views.run_plan(tmp_path / "no project", 1, said.append)
-    assert said == ["1 of 1 runs stand in views.csv"]
+    lines = []
+    views.run_plan(tmp_path / "no project", 1, lines.append)
+    assert lines == ["views.csv holds 1 of 1 runs"]

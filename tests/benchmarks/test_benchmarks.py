@@ -1,4 +1,4 @@
-"""The benchmarks run, and their last line is JSON. What they measure is never asserted."""
+"""The benchmarks run, and their last line is JSON. Measured values are never asserted."""
 
 import importlib
 import io
@@ -48,7 +48,7 @@ def test_decoding_runs(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("k", [1, 10])
-def test_the_kl_of_the_benchmark_is_that_of_the_losses(k):
+def test_the_benchmarks_kl_equals_that_of_the_losses(k):
     logits, labels = encodings.synthetic(32, 100)
     found = encodings.of_top_k(logits, labels, k)
     for t in encodings.TEMPERATURES:
@@ -73,7 +73,7 @@ def small_loop(soft_targets) -> Loop:
     return Loop("cifar_resnet", "resnet8", dataset, setup, 16, CPU)
 
 
-def test_a_loop_takes_the_steps_that_it_is_asked_for():
+def test_a_loop_takes_the_requested_number_of_steps():
     asked = []
 
     def soft_targets(view, samples):
@@ -88,7 +88,7 @@ def test_a_loop_takes_the_steps_that_it_is_asked_for():
     assert [len(samples) for samples in asked] == [16, 16, 8] * 2
 
 
-def test_a_live_teacher_answers_for_the_views_of_its_own_step():
+def test_a_live_teacher_gives_the_logits_of_the_views_of_its_step():
     dataset = loops.noise(32, 16, 3)
     views = loops.training_views(dataset, CPU)
     teacher = loops.Teacher("cifar_resnet", "resnet8", dataset, CPU)
@@ -96,7 +96,7 @@ def test_a_live_teacher_answers_for_the_views_of_its_own_step():
     live = loops.LiveTeacher(views, teacher)
     for batch in live.batches(loops.VIEW, order):
         logits, kept = live.soft_targets(loops.VIEW, batch.samples)
-        assert np.array_equal(logits, teacher.answer(batch.pixels).numpy())
+        assert np.array_equal(logits, teacher.logits(batch.pixels).numpy())
         assert kept is None
 
 
@@ -153,7 +153,7 @@ def test_epoch_gives_both_sides_the_same_images(tmp_path):
         assert label == split.labels[index] == index % 4
 
 
-def test_epoch_says_what_it_lacks(monkeypatch, tmp_path):
+def test_epoch_names_a_missing_package_or_archive(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torchdistill", None)
     with pytest.raises(UserError, match=r"torchdistill cannot be imported .*pip install"):
         epoch.torchdistill_slices(loops.noise(4, 32, 3), 1, 0, CPU)

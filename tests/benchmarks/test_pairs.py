@@ -1,5 +1,5 @@
-"""Every pair of the original idea trains end to end: ResNet and Inception teach MobileNet and
-SqueezeNet, on 32-pixel images and on photographs of many sizes."""
+"""Each teacher trains each student end to end: ResNet and Inception teach MobileNet and SqueezeNet,
+on 32-pixel images and on photographs of many sizes."""
 
 import json
 from pathlib import Path
@@ -42,8 +42,8 @@ def params(teacher: str, kind: str) -> dict:
         | {
             "family": "torchvision",
             "network": {"name": teacher, "input_size": input_size},
-            # Batch norm's running statistics start far from Inception's activations: after a few
-            # steps its answers are beyond float16.
+            # Batch norm's running statistics start far from Inception's activations: after only a
+            # few steps its logits are beyond float16.
             "training": steps
             | {"policy": policy, "seed": 1, "epochs": 10 if teacher == "inception_v3" else 1},
         },
@@ -74,7 +74,7 @@ def test_each_teacher_teaches_each_student_a_few_steps(tmp_path, monkeypatch, te
         run_stage(stage)
     logits = opened().gather(0, np.arange(6)).logits.astype(np.float32)
     assert np.isfinite(logits).all()
-    assert logits.std(0).min() > 0  # the answer depends on the image
+    assert logits.std(0).min() > 0  # the logits depend on the image
     for name in STUDENTS:
         run_stage("student", name)
         run_stage("baseline", name)
