@@ -86,8 +86,9 @@ def main() -> None:
     clock.around(
         importlib.import_module("pipeline.store.reading.store").Store, "verify", "verify the store"
     )
-    clock.around(stage.checkpoint, "build", "build the network")
-    # The first optimizer of a process makes torch import its compiler.
+    training_run = importlib.import_module("pipeline.students.training_run")
+    clock.around(training_run, "build", "build the network")
+    # The first optimiser of a process makes torch import its compiler.
     optimisation = importlib.import_module("pipeline.training.optimisation")
     clock.around(optimisation, "make_optimizer", "make the optimiser")
     clock.around(stage, "open_views", "take the images")

@@ -65,7 +65,9 @@ class Step:
         self._views = loops.training_views(dataset, self._device)
         self._stores = {name: store.decoded_at(loops.TEMPERATURE) for name, store in stores.items()}
         self._labels = torch.from_numpy(dataset.splits["train"].labels).to(self._device)
-        self._network, self._spec = loops.build(case.family, case.student, dataset, self._device)
+        self._network, self._spec = loops.build_on_device(
+            case.family, case.student, dataset, self._device
+        )
         params = TrainingParams(
             epochs=1, batch_size=case.batch_size, optimizer="sgd", learning_rate=0.01, seed=0
         )

@@ -14,6 +14,7 @@ from import_closure import ROOT
 
 from benchmarks.accuracy import beyond, encodings, methods, study, views_project
 from benchmarks.accuracy.study import BUDGETS, LAST, Budget, Cache, Cell, Run, Teacher, Workshop
+from pipeline.models import checkpoint
 from pipeline.models.evaluation import predict
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.params import read_params
@@ -115,7 +116,7 @@ def test_cached_logits_are_the_teachers_for_the_pixels_that_the_student_sees(wor
     data, soft_targets = training_data_of(workshop, run)
     samples = np.random.default_rng(0).permutation(len(data.dataset.splits["train"]))[:8]
     teachers = [
-        study.checkpoint.load(workshop.root / cache.folder / "models/teacher", produced_by="-")
+        checkpoint.load(workshop.root / cache.folder / "models/teacher", produced_by="-")
         for cache in run.caches
     ]
     for epoch in (1, 2, 3):

@@ -863,7 +863,7 @@ def test_the_pages_python_writes_a_table_that_teaches(project):
         for sample_id, row in zip(split.sample_ids, answers[name][0], strict=True)
     }
     Path("models/imported").mkdir()
-    exec(dedent(block), {"answer": of_image.get, "class_names": dataset.class_names})
+    exec(dedent(block), {"predict": of_image.get, "class_names": dataset.class_names})
     teach_with("models/imported/answers.npz")
     found = load_file("predictions/teacher.safetensors")
     assert np.array_equal(found["test"], answers["test"][0])

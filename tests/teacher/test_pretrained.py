@@ -117,8 +117,8 @@ def test_weights_that_cannot_be_downloaded_are_asked_for_by_file_and_place(hub):
     message = str(refusal.value)
     assert "the pretrained weights of `resnet18` cannot be downloaded (" in message
     assert (
-        "Download https://download.pytorch.org/models/resnet18-f37072fd.pth elsewhere and put "
-        f"`resnet18-f37072fd.pth` at `{hub}/resnet18-f37072fd.pth`." in message
+        "Download https://download.pytorch.org/models/resnet18-f37072fd.pth yourself, and put it "
+        f"at `{hub}/resnet18-f37072fd.pth`." in message
     )
     publish(hub, "resnet18", torchvision.models.resnet18())
     pretrained.load(describe(["ant", "bee"]))  # as the message says
