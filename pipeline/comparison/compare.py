@@ -74,8 +74,8 @@ class PairedDifference:
     p_value: float  # McNemar's, two-sided
 
     @property
-    def within_noise(self) -> bool:
-        return within_noise(self.low, self.high, self.p_value)
+    def significant(self) -> bool:
+        return is_significant(self.low, self.high, self.p_value)
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,12 @@ class Comparison:
         return [self.teacher, *(model for pair in students for model in pair)]
 
 
-def within_noise(low: float, high: float, p_value: float) -> bool:
-    """Whether a gain is not significant: its interval holds 0, or McNemar's test does not reject.
+def is_significant(low: float, high: float, p_value: float) -> bool:
+    """Whether a gain's interval excludes 0 and McNemar's test rejects.
 
     The interval has its rate for large samples; the test is stricter if few images differ.
     """
-    return low <= 0 <= high or p_value >= ALPHA
+    return not low <= 0 <= high and p_value < ALPHA
 
 
 def model_metrics(
@@ -190,7 +190,7 @@ def compare(
     pairs = [difference(a.first, b.first) for a, b in combinations(gains.values(), 2)]
     adjusted = statistics.holm([pair.p_value for pair in pairs])
     best = max(models[1:], key=lambda model: (model.accuracy, -model.parameters))
-    as_good = [model for model in models[1:] if difference(model, best).within_noise]
+    as_good = [model for model in models[1:] if not difference(model, best).significant]
     chosen = min(as_good, key=lambda model: (model.parameters, model.macs, -model.accuracy))
     return Comparison(
         class_names=class_names,

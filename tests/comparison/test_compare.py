@@ -12,7 +12,7 @@ import yaml
 from conftest import run_stage, write_params
 from safetensors.numpy import load_file, save_file
 
-from pipeline.comparison.compare import Predictions, compare, pareto_front, within_noise
+from pipeline.comparison.compare import Predictions, compare, is_significant, pareto_front
 from pipeline.comparison.report.summary import gain_sentence, sentences
 from pipeline.comparison.statistics import holm, mcnemar
 from pipeline.data.prepared.dataset import open_dataset
@@ -64,9 +64,9 @@ def test_a_model_compared_with_itself_gains_nothing_and_agrees_everywhere():
     comparison = compared(twin=(twin, replace(twin, role="baseline")))
     gain = comparison.gains["twin"]
     assert (gain.gain, gain.low, gain.high, gain.p_value) == (0, 0, 0, 1)
-    assert gain.within_noise
+    assert not gain.significant
     assert (gain.first.agreement, gain.first.kl) == (1, 0)
-    assert "the gain of twin is within noise" in sentences(comparison)[0]
+    assert "the gain of twin is not significant" in sentences(comparison)[0]
 
 
 def test_a_large_gain_or_loss_is_reported_as_one():
@@ -79,7 +79,7 @@ def test_a_large_gain_or_loss_is_reported_as_one():
     assert up.gain == pytest.approx(0.3)
     assert up.low < 0.3 < up.high
     assert up.p_value < 1e-6
-    assert not up.within_noise
+    assert up.significant
     assert down.gain == pytest.approx(-0.3)
     assert "raised the accuracy of up by 30.00 points" in sentences(comparison)[0]
     assert "lowered the accuracy of down by 30.00 points" in sentences(comparison)[0]
@@ -90,29 +90,29 @@ def test_a_gain_whose_interval_holds_0_is_not_significant():
     one, other = invented("s", "distilled", 0.90, 2), invented("s", "baseline", 0.89, 3)
     comparison = compared(s=(one, other))
     assert comparison.gains["s"].low < 0 < comparison.gains["s"].high
-    assert "the gain of s is within noise" in sentences(comparison)[0]
+    assert "the gain of s is not significant" in sentences(comparison)[0]
 
 
 def test_a_gain_is_significant_only_by_both_interval_and_test():
-    assert within_noise(-0.01, 0.02, 0.01)
-    assert within_noise(0, 0.02, 0.01)
-    assert within_noise(0.001, 0.02, 0.125)
-    assert not within_noise(0.001, 0.02, 0.01)
-    assert not within_noise(-0.02, -0.001, 0.01)
+    assert not is_significant(-0.01, 0.02, 0.01)
+    assert not is_significant(0, 0.02, 0.01)
+    assert not is_significant(0.001, 0.02, 0.125)
+    assert is_significant(0.001, 0.02, 0.01)
+    assert is_significant(-0.02, -0.001, 0.01)
 
 
 @pytest.mark.parametrize(
     ("gains", "expected"),
     [
-        ({"a": (0.01, -0.01, 0.03, 0.4)}, "On 1 test image, the gain of a is within noise."),
+        ({"a": (0.01, -0.01, 0.03, 0.4)}, "On 1 test image, the gain of a is not significant."),
         (
             dict.fromkeys("ab", (0.01, -0.01, 0.03, 0.4)),
-            "On 1 test image, every gain is within noise.",
+            "On 1 test image, no gain is significant.",
         ),
         (
             {"a": (0.04, 0.01, 0.07, 0.01)} | dict.fromkeys("bc", (0, -0.01, 0.01, 1)),
             "On 1 test image, distillation raised the accuracy of a by 4.00 points (1.00 to 7.00); "
-            "the gains of b and c are within noise.",
+            "the gains of b and c are not significant.",
         ),
     ],
 )
@@ -142,7 +142,7 @@ def test_p_values_of_pairs_of_students_are_adjusted_for_their_number():
     comparison = compared(**{m.name: (m, replace(m, role="baseline")) for m in models})
     pairs = {(p.first.name, p.second.name): p for p in comparison.pairs}
     assert list(pairs) == [("a", "b"), ("a", "c"), ("b", "c")]
-    assert [p.within_noise for p in pairs.values()] == [True, False, False]
+    assert [p.significant for p in pairs.values()] == [False, True, True]
     raw = [mcnemar(pair.first.correct, pair.second.correct) for pair in pairs.values()]
     adjusted = [pair.p_value for pair in pairs.values()]
     assert adjusted == pytest.approx(holm(raw), rel=1e-9, abs=0)
@@ -221,7 +221,7 @@ def test_the_comparison_is_printed_as_a_table_with_interval_and_verdict(project,
     head, row = printed.splitlines()[1:3]
     assert head.split()[0] == "student"
     assert row.split()[0] == "small"
-    assert any(word in row for word in ("within noise", "a gain", "a loss"))
+    assert any(word in row for word in ("not significant", "gain", "loss"))
     run_stage("compare", "--show")
     assert capsys.readouterr().out == printed
 

@@ -94,9 +94,9 @@ def test_the_interval_of_a_robust_gain_treats_an_image_as_one_sample():
             {"a": (0.04, 0.01, 0.07), "b": (-0.02, -0.03, -0.01), "c": (0.01, -0.01, 0.03)},
             "Under common corruptions, distillation raised the robust accuracy of a by 4.00 points "
             "(1.00 to 7.00); distillation lowered the robust accuracy of b by 2.00 points (1.00 to "
-            "3.00); the gain of c is within noise.",
+            "3.00); the gain of c is not significant.",
         ),
-        ({"a": (0.0, 0.0, 0.0)}, "Under common corruptions, the gain of a is within noise."),
+        ({"a": (0.0, 0.0, 0.0)}, "Under common corruptions, the gain of a is not significant."),
     ],
 )
 def test_the_summary_states_whether_students_became_more_robust(gains, expected):
@@ -210,7 +210,7 @@ def test_a_baseline_with_the_students_predictions_never_differs_significantly(pr
     run_stage("compare")
     student = comparison()["students"]["small"]
     assert [student[f"robust_gain{end}"] for end in ("", "_low", "_high")] == [0, 0, 0]
-    sentence = "Under common corruptions, the gain of small is within noise."
+    sentence = "Under common corruptions, the gain of small is not significant."
     assert sentence in capsys.readouterr().out
     assert sentence in Path("reports/comparison.md").read_text("utf-8")
     assert sentence in Path("reports/index.html").read_text("utf-8")

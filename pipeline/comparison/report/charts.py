@@ -140,7 +140,7 @@ class Whisker:
     value: float
     low: float
     high: float
-    told: str  # beside it
+    text: str  # beside it
     kind: str  # its class in the style
 
 
@@ -158,9 +158,9 @@ def interval_plot(rows: Sequence[Whisker], title: str, axis_title: str) -> str:
         y = top + step * i + 30
         parts += [
             text(left, y - 13, row.label, "label halo"),
-            text(right, y - 13, row.told, "halo", "end"),
+            text(right, y - 13, row.text, "halo", "end"),
             line(axis(row.low), y, axis(row.high), y, f"whisker {row.kind}"),
-            dot(axis(row.value), y, row.kind, f"{row.label}: {row.told}"),
+            dot(axis(row.value), y, row.kind, f"{row.label}: {row.text}"),
         ]
     return svg(bottom + 42, title, *parts)
 
@@ -192,9 +192,9 @@ def scatter(
     labels = []
     for p in points:  # a network's two trainings have one cost: side by side
         at = x(p.x) + {"distilled": 3.5, "baseline": -3.5}.get(p.role, 0)
-        told = f"{p.name}, {p.role}: {in_percent(p.y)}, {si(p.x)}"
+        tooltip = f"{p.name}, {p.role}: {in_percent(p.y)}, {si(p.x)}"
         parts.append(line(at, y(p.low), at, y(p.high), f"whisker {p.role}"))
-        parts.append(dot(at, y(p.y), p.role, told))
+        parts.append(dot(at, y(p.y), p.role, tooltip))
         if p.named:
             length = LETTER * len(p.name)
             anchor = "start" if at + length + 12 < right else "end"
@@ -235,9 +235,9 @@ def curves(series: Sequence[tuple[str, Sequence[float], Sequence[float]]], title
     parts = [bottom_axis(x, bottom, top, "epoch"), left_axis(y, left, right)]
     for kind, xs, ys in series:
         best = int(np.argmax(ys))
-        told = f"{kind}: best {in_percent(ys[best])} at epoch {xs[best]}"
+        tooltip = f"{kind}: best {in_percent(ys[best])} at epoch {xs[best]}"
         parts.append(path([(x(a), y(b)) for a, b in zip(xs, ys, strict=True)], f"curve {kind}"))
-        parts.append(dot(x(xs[best]), y(ys[best]), kind, told, 4))
+        parts.append(dot(x(xs[best]), y(ys[best]), kind, tooltip, 4))
     return svg(bottom + 42, title, *parts)
 
 
@@ -261,15 +261,15 @@ def levels(
     for kind, shares in series:
         parts.append(path([(x(i), y(share)) for i, share in enumerate(shares)], f"curve {kind}"))
         for i, share in enumerate(shares):
-            told = f"{kind}, {names[i]}: {in_percent(share)}"
-            parts.append(dot(x(i), y(share), kind, told, 4))
+            tooltip = f"{kind}, {names[i]}: {in_percent(share)}"
+            parts.append(dot(x(i), y(share), kind, tooltip, 4))
     return svg(bottom + 42, title, *parts)
 
 
 def reliability_plot(models: Sequence[tuple[str, np.ndarray]], title: str) -> str:
     """Accuracy by confidence: (class in the style, [bins, 3] count, confidence, accuracy).
 
-    A dot's area is its bin's share of the samples; on the diagonal, confidence is deserved.
+    A dot's area is its bin's share of the samples; on the diagonal, accuracy equals confidence.
     """
     left, right, top, bottom = 44, 272, 8, 236
     ticks = [0, 0.25, 0.5, 0.75, 1]
@@ -280,7 +280,7 @@ def reliability_plot(models: Sequence[tuple[str, np.ndarray]], title: str) -> st
     for kind, bins in models:
         filled = bins[bins[:, 0] > 0]
         for count, confidence, accuracy in filled:
-            told = (
+            tooltip = (
                 f"{kind}: {count:,.0f} images at {in_percent(confidence)} confidence, "
                 f"{in_percent(accuracy)} right"
             )
@@ -288,7 +288,7 @@ def reliability_plot(models: Sequence[tuple[str, np.ndarray]], title: str) -> st
             parts.append(
                 line(x(confidence), y(confidence), x(confidence), y(accuracy), f"gap {kind}")
             )
-            parts.append(dot(x(confidence), y(accuracy), f"{kind} see-through", told, radius))
+            parts.append(dot(x(confidence), y(accuracy), f"{kind} see-through", tooltip, radius))
     return svg(bottom + 42, title, *parts, width=280)
 
 
@@ -344,11 +344,11 @@ def heat_map(
             largest = max(1, table.diagonal().max()) if r == c else largest_off
             opacity = 0.06 if count == 0 else 0.12 + 0.48 * count / largest
             x, y = left + cell * c, 4 + cell * r
-            told = f"{row_title} {names[r]}, {column_title} {names[c]}: {count:,} images"
+            tooltip = f"{row_title} {names[r]}, {column_title} {names[c]}: {count:,} images"
             parts.append(
                 f'<rect x="{x + 0.5:.1f}" y="{y + 0.5:.1f}" width="{cell - 1:.1f}" '
                 f'height="{cell - 1:.1f}" class="{"other" if r != c and count else "same"}" '
-                f'fill-opacity="{opacity:.2f}"><title>{escape(told)}</title></rect>'
+                f'fill-opacity="{opacity:.2f}"><title>{escape(tooltip)}</title></rect>'
             )
             if count and cell >= 8 * len(f"{count}"):
                 parts.append(text(x + cell / 2, middle, f"{count}", "cell", "middle"))

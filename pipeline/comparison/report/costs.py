@@ -1,4 +1,4 @@
-"""How fast the networks are and what the cache saved, in words and rows of text."""
+"""Speed and the savings of the cache, in sentences and rows of text."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from pipeline.comparison.report.charts import si3
 
 @dataclass(frozen=True)
 class Costs:
-    """Beside the comparison's figures, for a clock is in them."""
+    """Figures that depend on a clock."""
 
     speed: Mapping[str, DeviceSpeed]  # by the device's type: cpu, cuda
-    economics: Economics | None  # None where the cache took no teacher pass: logits were brought
+    economics: Economics | None  # None for imported logits: no teacher pass
 
     @property
     def of_teacher(self) -> DeviceSpeed | None:
@@ -22,13 +22,13 @@ class Costs:
         return device if device.teacher else None
 
     def seconds(self, passes: int) -> float | None:
-        """In the teacher, at the rate that it was measured at."""
+        """Seconds of as many teacher passes, at the measured rate."""
         device = self.of_teacher
         return None if device is None else passes / device.teacher.images_per_second
 
 
 def cache_sentence(figures: Mapping[str, int]) -> str:
-    """Args: figures: `cache` of metrics/comparison.json."""
+    """What the cache cost and saved, from `cache` of metrics/comparison.json."""
     made, saved = figures["teacher_passes"], figures["passes_saved"]
     students = figures["break_even_students"]
     from_students = "the first student" if students == 1 else f"{students:,} students"
@@ -41,11 +41,11 @@ def cache_sentence(figures: Mapping[str, int]) -> str:
 
 
 def sentences(costs: Costs) -> list[str]:
-    """How fast the students are, whether the cache paid, and what a clock says of that."""
+    """The speed of the students, and what the cache cost and saved."""
     economics, device = costs.economics, costs.of_teacher
-    told = [speed_sentence(of_device) for of_device in costs.speed.values()]
+    lines = [speed_sentence(of_device) for of_device in costs.speed.values()]
     if economics is None:
-        return told
+        return lines
     cache = cache_sentence(economics.figures)
     if device is not None:
         made, online = economics.teacher_passes, economics.online_passes
@@ -56,16 +56,16 @@ def sentences(costs: Costs) -> list[str]:
         )
     if economics.store_bytes is not None:
         cache += f" The store takes about {si3(economics.store_bytes)}B."
-    return [*told, cache]
+    return [*lines, cache]
 
 
 def speed_sentence(device: DeviceSpeed) -> str:
-    def told(name: str, speed: NetworkSpeed) -> str:
+    def describe(name: str, speed: NetworkSpeed) -> str:
         if speed.speedup is None:
             return f"{name} {milliseconds(speed.latency_ms)}"
         return f"{name} {speedup(speed)} times as fast"
 
-    students = ", ".join(told(name, speed) for name, speed in device.students.items())
+    students = ", ".join(describe(name, speed) for name, speed in device.students.items())
     start = f"One image on {device.label}: "
     if device.teacher is None:
         return f"{start}{students}."
@@ -88,7 +88,7 @@ def speed_rows(device: DeviceSpeed) -> list[dict[str, str]]:
 
 
 def cache_rows(costs: Costs) -> list[dict[str, str]]:
-    """No row where there are no economics."""
+    """No rows without economics."""
     economics = costs.economics
     if economics is None:
         return []
@@ -98,8 +98,8 @@ def cache_rows(costs: Costs) -> list[dict[str, str]]:
         "saved": economics.passes_saved,
     }
     rows = []
-    for what, count in passes.items():
-        row = {"": what, "teacher passes": f"{count:,}"}
+    for name, count in passes.items():
+        row = {"": name, "teacher passes": f"{count:,}"}
         if (seconds := costs.seconds(count)) is not None:
             row["time in the teacher"] = duration(seconds)
         rows.append(row)

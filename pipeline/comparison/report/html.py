@@ -1,4 +1,4 @@
-"""What the report's sections are made of: cards, tables, figures and pictures, in HTML."""
+"""The HTML parts of the report: sections, cards, tables, figures and pictures."""
 
 import base64
 import io
@@ -12,8 +12,7 @@ THUMBNAIL = 144  # pixels a side at most
 
 
 def legend(*roles: str) -> str:
-    words = {"distilled": "distilled", "baseline": "without the teacher", "teacher": "teacher"}
-    marks = (f'<span class="{role}"><i></i><b>{words[role]}</b></span>' for role in roles)
+    marks = (f'<span class="{role}"><i></i><b>{role}</b></span>' for role in roles)
     return f'<div class="legend">{"".join(marks)}</div>'
 
 
@@ -22,8 +21,8 @@ LEGEND_OF_TWO = legend("distilled", "baseline")
 
 
 def section(title: str, note: str, *content: str) -> str:
-    told = f'<p class="note">{escape(note)}</p>' if note else ""
-    return f"<section><h2>{escape(title)}</h2>{told}{''.join(content)}</section>"
+    paragraph = f'<p class="note">{escape(note)}</p>' if note else ""
+    return f"<section><h2>{escape(title)}</h2>{paragraph}{''.join(content)}</section>"
 
 
 def paragraphs(texts: Iterable[str]) -> str:
@@ -35,8 +34,8 @@ def card(content: str, kind: str = "") -> str:
 
 
 def drawing(title: str, content: str, note: str = "") -> str:
-    told = f"<figcaption>{escape(note)}</figcaption>" if note else ""
-    return f'<figure class="card"><h3>{escape(title)}</h3>{content}{told}</figure>'
+    caption = f"<figcaption>{escape(note)}</figcaption>" if note else ""
+    return f'<figure class="card"><h3>{escape(title)}</h3>{content}{caption}</figure>'
 
 
 def grid(figures: Iterable[str], kind: str = "") -> str:
@@ -44,7 +43,7 @@ def grid(figures: Iterable[str], kind: str = "") -> str:
 
 
 def table(rows: Sequence[Mapping[str, str]], kind: str = "") -> str:
-    """Rows by column title; the cells are HTML. On a phone each row is a list with the titles."""
+    """An HTML table of rows by column title; cells are HTML. On a phone each row is a list."""
     head = "".join(f"<th>{escape(title)}</th>" for title in rows[0])
     lines = (
         "".join(
@@ -58,7 +57,7 @@ def table(rows: Sequence[Mapping[str, str]], kind: str = "") -> str:
 
 
 def plain_table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Likewise; the cells are text."""
+    """An HTML table whose cells are text."""
     return table([{title: escape(cell) for title, cell in row.items()} for row in rows])
 
 
@@ -67,7 +66,7 @@ def interval(low: str, high: str) -> str:
 
 
 def picture(pixels: np.ndarray, title: str) -> str:
-    """[C, H, W] uint8, inline."""
+    """An inline image from pixels [C, H, W] uint8."""
     planes = np.asarray(pixels).transpose(1, 2, 0)
     image = Image.fromarray(np.ascontiguousarray(planes[..., 0] if len(pixels) == 1 else planes))
     if max(image.size) > THUMBNAIL:

@@ -1,4 +1,4 @@
-"""The report: one HTML page that needs nothing else, no network and no script."""
+"""The report: one self-contained HTML page, without network and scripts."""
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -44,15 +44,15 @@ from pipeline.comparison.report.summary import (
     verdict_of,
 )
 
-MOST_CLASSES = 20  # drawn one by one: a heat map's row, a bar
-EXTREMES = 8  # above that: the most gained and the most lost, and so many pairs of classes
+MOST_CLASSES = 20  # that a heat map or bars show one by one
+EXTREMES = 8  # with more classes: the largest gains and losses, and pairs of classes
 STRIP = 9  # images
 VERSIONS = ("torch", "torchvision", "numpy", "h5py", "pillow")
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What the figures came from."""
+    """The parameters and inputs that the figures were made from."""
 
     params: Mapping[str, Any]  # all of params.yaml
     fingerprints: Mapping[str, str]
@@ -66,24 +66,25 @@ def html_report(
     origin: Origin,
     costs: Costs,
 ) -> str:
-    """The page.
+    """Render the page.
 
     Args:
         curves: student, role, epoch, validation_accuracy of every epoch.
-        pixels_of: the [C, H, W] uint8 of a test image, by its number.
-        corrupted: likewise of one test image, by corruption.
+        pixels_of: the pixels [C, H, W] uint8 of a test image, by its number.
+        corrupted: the pixels of one test image, by corruption.
     """
     count = len(comparison.labels)
-    told = sentences(comparison, *cost_sentences(costs))
+    summary = sentences(comparison, *cost_sentences(costs))
     body = [
-        "<header><h1>What distillation bought</h1>",
-        f'<p class="muted">{len(comparison.gains)} students, each with and without the teacher, '
+        "<header><h1>Comparison of distilled students with baselines</h1>",
+        f'<p class="muted">{len(comparison.gains)} students, each distilled and as a baseline, '
         f"on {count:,} test images of {len(comparison.class_names):,} classes</p></header>",
-        f'<section class="card summary">{paragraphs(told)}</section>',
+        f'<section class="card summary">{paragraphs(summary)}</section>',
         section(
             "Students",
-            "Gain: the accuracy of the student that learned from the teacher less that of the same "
-            "network without it, in percentage points, with its 95 % interval.",
+            "Gain: accuracy of the distilled student minus that of its baseline, the same network "
+            "trained without the teacher, in percentage points, with its 95 % interval. Retention: "
+            "accuracy of the distilled student divided by the teacher's.",
             card(students_table(comparison)),
         ),
         section(
@@ -93,35 +94,35 @@ def html_report(
             grid(cost_drawings(comparison, costs), "wide"),
         ),
         section("Speed", SPEED_NOTE, f'<div class="stack">{"".join(speed_tables(costs))}</div>'),
-        section("Was the cache worth it?", CACHE_NOTE, card(plain_table(cache_rows(costs))))
+        section("Teacher passes made and saved", CACHE_NOTE, card(plain_table(cache_rows(costs))))
         if costs.economics
         else "",
         section(
-            "While training",
+            "Training curves",
             "Accuracy on the validation images. The dot marks the best epoch.",
             LEGEND_OF_TWO,
             grid(curve_drawings(comparison, curves)),
         ),
         section(
-            "Is confidence deserved?",
+            "Calibration",
             CONFIDENCE_NOTE,
             LEGEND,
             grid(reliabilities(comparison), "small"),
         ),
         under_corruption(comparison, corrupted),
-        section("Class by class", class_note(comparison), grid(class_drawings(comparison))),
+        section("Accuracy by class", class_note(comparison), grid(class_drawings(comparison))),
         section(
-            "Where students leave the teacher",
+            "Agreement with the teacher by class",
             "Test images by the teacher's class and the student's. On the diagonal they agree.",
             grid(confusions(comparison)),
         ),
         section(
             "Test images on which they disagree",
-            "Teacher, student and baseline do not all say the same. First the images on which the "
-            "student is farthest from the teacher (KL divergence).",
+            "Images that teacher, student and baseline do not all predict alike, by the student's "
+            "KL divergence from the teacher.",
             f'<div class="stack">{"".join(strips(comparison, pixels_of))}</div>',
         ),
-        section("Students against one another", PAIRS_NOTE, card(pairs_table(comparison.pairs)))
+        section("Students compared", PAIRS_NOTE, card(pairs_table(comparison.pairs)))
         if comparison.pairs
         else "",
         section("Every measure", MEASURES_NOTE, card(measures_table(comparison))),
@@ -150,23 +151,24 @@ SPEED_NOTE = (
     "run to run, and from machine to machine."
 )
 CACHE_NOTE = (
-    "A pass is one image through the teacher. It takes as long for the cache as at a training "
-    "step, so that the number of passes decides. Writing and reading the store come on top: "
-    "benchmarks/README.md has what they take beside a forward pass."
+    "A pass is one image through the teacher. It takes as long for the cache as in a training "
+    "step, so the number of passes decides. benchmarks/README.md compares the cost of writing and "
+    "reading the store with that of a forward pass."
 )
 CONFIDENCE_NOTE = (
-    "Accuracy of the answers given with a certain confidence. Below the diagonal a network is "
+    "Accuracy of the predictions with a certain confidence. Below the diagonal a network is "
     "overconfident; a dot's area is its share of the images."
 )
 PAIRS_NOTE = (
-    "Distilled students, accuracy of the first less that of the second. McNemar's exact test, its "
+    "Accuracy of the first distilled student minus that of the second. McNemar's exact test, its "
     "p-values adjusted for the number of pairs (Holm)."
 )
 MEASURES_NOTE = (
     "NLL: negative log-likelihood of the label, and KL(teacher || model), means in nats. ECE: "
     "expected calibration error, 15 bins; scaled: after dividing the logits by the temperature T "
-    "that minimises the NLL of the validation images (-: NLL has no minimum, for every validation "
-    "image is right). Agreement: share of test images on which the class is the teacher's."
+    "that minimises the NLL of the validation images (-: every validation image is classified "
+    "correctly, so NLL has no minimum). Agreement: share of test images with the "
+    "teacher's class."
 )
 
 
@@ -184,7 +186,7 @@ def students_table(comparison: Comparison) -> str:
             "baseline": percent(gain.second.accuracy),
             "gain": f"{points(gain.gain)} {interval(points(gain.low), points(gain.high))}",
             "verdict": verdict_mark(gain),
-            "of the teacher's accuracy": percent(gain.first.accuracy / teacher.accuracy),
+            "retention": percent(gain.first.accuracy / teacher.accuracy),
             "agreement": percent(gain.first.agreement),
             "parameters": f"{gain.first.parameters:,} "
             + fewer(teacher.parameters, gain.first.parameters),
@@ -229,17 +231,17 @@ def measures_table(comparison: Comparison) -> str:
 def pairs_table(pairs: Sequence[PairedDifference]) -> str:
     rows = [
         {
-            "pair": f"{escape(pair.first.name)} <small>less</small> {escape(pair.second.name)}",
+            "pair": f"{escape(pair.first.name)} <small>minus</small> {escape(pair.second.name)}",
             "difference": f"{points(pair.gain)} {interval(points(pair.low), points(pair.high))}",
             "McNemar": p_text(pair.p_value),
-            "verdict": verdict_mark(pair).replace("a gain", "better").replace("a loss", "worse"),
+            "verdict": verdict_mark(pair).replace("gain<", "better<").replace("loss<", "worse<"),
         }
         for pair in pairs
     ]
     return table(rows)
 
 
-def told_gain(gain: PairedDifference) -> str:
+def describe_gain(gain: PairedDifference) -> str:
     return f"{points(gain.gain)} ({points(gain.low)} to {points(gain.high)})"
 
 
@@ -266,7 +268,7 @@ def latencies(costs: Costs) -> dict[str, Callable[[ModelMetrics], float | None]]
 
 def cost_drawings(comparison: Comparison, costs: Costs) -> list[str]:
     whiskers = [
-        charts.Whisker(name, gain.gain, gain.low, gain.high, told_gain(gain), "distilled")
+        charts.Whisker(name, gain.gain, gain.low, gain.high, describe_gain(gain), "distilled")
         for name, gain in comparison.gains.items()
     ]
     figures = [drawing("Gain", charts.interval_plot(whiskers, "Gain by student", "points"))]
@@ -303,7 +305,7 @@ def curve_drawings(comparison: Comparison, curves: pd.DataFrame) -> list[str]:
 
 
 def reliabilities(comparison: Comparison) -> list[str]:
-    def told(m: ModelMetrics) -> str:
+    def describe(m: ModelMetrics) -> str:
         return f"{m.role} {percent(m.ece)}"
 
     groups = {"teacher": [comparison.teacher]} | {
@@ -315,7 +317,7 @@ def reliabilities(comparison: Comparison) -> list[str]:
             charts.reliability_plot(
                 [(m.role, m.reliability) for m in models], f"Reliability of {name}"
             ),
-            f"ECE: {', '.join(told(m) for m in reversed(models))}",
+            f"ECE: {', '.join(describe(m) for m in reversed(models))}",
         )
         for name, models in groups.items()
     ]
@@ -412,10 +414,10 @@ def strips(comparison: Comparison, pixels_of: Callable[[int], np.ndarray]) -> li
                 f"<figcaption><b>{escape(charts.shortened(names[label], 20))}</b><br>{said}"
                 "</figcaption></figure>"
             )
-        told = f"{len(split):,} of {len(comparison.labels):,} images"
+        share = f"{len(split):,} of {len(comparison.labels):,} images"
         strip = f'<div class="strip">{"".join(cells)}</div>' if cells else "<p>On none.</p>"
         parts.append(
-            f'<div class="card"><h3>{escape(student)} <span class="muted">{told}</span></h3>'
+            f'<div class="card"><h3>{escape(student)} <span class="muted">{share}</span></h3>'
             f"{strip}</div>"
         )
     return parts

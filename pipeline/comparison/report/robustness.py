@@ -59,7 +59,7 @@ def under_corruption(comparison: Comparison, pictures: Mapping[str, np.ndarray])
 def drawings(robustness: RobustComparison) -> list[str]:
     """All gains, then the curves of each student."""
     whiskers = [
-        charts.Whisker(name, gain.gain, gain.low, gain.high, told_gain(gain), "distilled")
+        charts.Whisker(name, gain.gain, gain.low, gain.high, describe_gain(gain), "distilled")
         for name, gain in robustness.gains.items()
     ]
     names = ["clean", *map(str, SEVERITIES)]
@@ -85,14 +85,14 @@ def drawings(robustness: RobustComparison) -> list[str]:
                 charts.levels(
                     series, names, span, f"Accuracy of {name} under corruption", "severity"
                 ),
-                f"Robust gain: {told_gain(gain)}, {verdict_of(gain)}.",
+                f"Robust gain: {describe_gain(gain)}, {verdict_of(gain)}.",
             )
             for (name, series), gain in zip(curves.items(), robustness.gains.values(), strict=True)
         ),
     ]
 
 
-def told_gain(gain: RobustGain) -> str:
+def describe_gain(gain: RobustGain) -> str:
     return f"{points(gain.gain)} ({points(gain.low)} to {points(gain.high)})"
 
 

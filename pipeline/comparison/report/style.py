@@ -88,8 +88,8 @@ th:first-child { min-width: 7.5rem; }
 tbody tr:last-child td { border-bottom: 0; }
 td small { color: var(--muted); font-size: .8rem; }
 .verdict { font-weight: 600; }
-.verdict.a-gain { color: var(--gain); } .verdict.a-loss { color: var(--loss); }
-.verdict.within-noise { color: var(--muted); }
+.verdict.gain { color: var(--gain); } .verdict.loss { color: var(--loss); }
+.verdict.not-significant { color: var(--muted); }
 .dense { font-size: .84rem; }
 @media (min-width: 62.01rem) {
   .dense th:not(:first-child), .dense td:not(:first-child) { padding: .36rem .4rem; }

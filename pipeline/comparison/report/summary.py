@@ -5,14 +5,13 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.comparison.compare import Comparison, ModelMetrics, PairedDifference, within_noise
+from pipeline.comparison.compare import Comparison, ModelMetrics, PairedDifference, is_significant
 from pipeline.comparison.report.costs import Costs, cache_rows, cache_sentence, speed_rows
 from pipeline.comparison.report.costs import sentences as cost_sentences
 from pipeline.comparison.robustness import RobustComparison
 
-#: In a p-value's place, where there is no test: the gain's interval alone says whether it is noise.
+#: The p-value of a gain without a test: its interval alone decides.
 DECIDED_BY_INTERVAL = 0.0
-ROLE_WORDS = {"distilled": "distilled", "baseline": "without the teacher", "teacher": "teacher"}
 
 
 def percent(share: float) -> str:
@@ -30,9 +29,9 @@ def p_text(p_value: float) -> str:
 
 
 def verdict(gain: float, low: float, high: float, p_value: float) -> str:
-    if within_noise(low, high, p_value):
-        return "within noise"
-    return "a gain" if gain > 0 else "a loss"
+    if not is_significant(low, high, p_value):
+        return "not significant"
+    return "gain" if gain > 0 else "loss"
 
 
 def verdict_of(difference: PairedDifference) -> str:
@@ -40,7 +39,7 @@ def verdict_of(difference: PairedDifference) -> str:
 
 
 def headline_figures(comparison: Comparison) -> dict[str, Any]:
-    """The figures of metrics/comparison.json: those that decide, each once, 6 decimals."""
+    """The figures of metrics/comparison.json, to 6 decimals."""
 
     def rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
         return {k: round(v, 6) if isinstance(v, float) else v for k, v in figures.items()}
@@ -74,11 +73,11 @@ def headline_figures(comparison: Comparison) -> dict[str, Any]:
 
 
 def robust_figures(model: ModelMetrics, robustness: RobustComparison | None) -> dict[str, float]:
-    """A network's robust accuracy, and the gain of a distilled one; nothing where there is none."""
-    found = robustness.of(model.name, model.role) if robustness else None
-    if found is None:
+    """A network's robust accuracy, and the gain of a distilled one; empty if not measured."""
+    robust = robustness.of(model.name, model.role) if robustness else None
+    if robust is None:
         return {}
-    figures = {"robust_accuracy": found.accuracy}
+    figures = {"robust_accuracy": robust.accuracy}
     if model.role == "distilled":
         gain = robustness.gains[model.name]
         figures |= {"robust_gain": gain.gain}
@@ -87,15 +86,15 @@ def robust_figures(model: ModelMetrics, robustness: RobustComparison | None) -> 
 
 
 def gain_sentence(gains: Mapping[str, tuple[float, float, float, float]], test_images: int) -> str:
-    """What distillation did. Args: gains: by student: gain, low, high, p-value."""
-    told = told_gains(gains, "accuracy")
-    return f"On {test_images:,} test image{'s' * (test_images != 1)}, {told}."
+    """What distillation did, from each student's gain, low, high and p-value."""
+    changes = describe_gains(gains, "accuracy")
+    return f"On {test_images:,} test image{'s' * (test_images != 1)}, {changes}."
 
 
 def robust_sentence(gains: Mapping[str, tuple[float, float, float]]) -> str:
-    """What distillation did to robust accuracy. Args: gains: by student: gain, low, high."""
+    """What distillation did to robust accuracy, from each student's gain, low and high."""
     figures = {name: (*gain, DECIDED_BY_INTERVAL) for name, gain in gains.items()}
-    return f"Under common corruptions, {told_gains(figures, 'robust accuracy')}."
+    return f"Under common corruptions, {describe_gains(figures, 'robust accuracy')}."
 
 
 def robust_sentences(comparison: Comparison) -> list[str]:
@@ -105,27 +104,26 @@ def robust_sentences(comparison: Comparison) -> list[str]:
     return [robust_sentence({name: (g.gain, g.low, g.high) for name, g in gains.items()})]
 
 
-def told_gains(gains: Mapping[str, tuple[float, float, float, float]], what: str) -> str:
-    """Args: what: the gains are of."""
-    named: dict[str, list[str]] = {"a gain": [], "a loss": [], "within noise": []}
+def describe_gains(gains: Mapping[str, tuple[float, float, float, float]], metric: str) -> str:
+    """The gains in a metric, grouped by their verdict."""
+    named: dict[str, list[str]] = {"gain": [], "loss": [], "not significant": []}
     for name, figures in gains.items():
         gain, low, high, _ = figures
         near, far = sorted((abs(low), abs(high)))
         by = f" by {100 * abs(gain):.2f} points ({100 * near:.2f} to {100 * far:.2f})"
-        kind = verdict(*figures)
-        named[kind].append(name if kind == "within noise" else name + by)
-    noise = named["within noise"]
+        of_student = verdict(*figures)
+        named[of_student].append(name if of_student == "not significant" else name + by)
+    rest = named["not significant"]
     parts = [
-        f"distillation {verb} the {what} of {join_and(named[kind])}"
-        for kind, verb in (("a gain", "raised"), ("a loss", "lowered"))
-        if named[kind]
+        f"distillation {verb} the {metric} of {join_and(named[change])}"
+        for change, verb in (("gain", "raised"), ("loss", "lowered"))
+        if named[change]
     ]
-    if noise:
-        many = "gains" if len(noise) > 1 else "gain"
-        every = len(noise) == len(gains) > 1
-        verb = "are" if len(noise) > 1 and not every else "is"
-        subject = "every gain" if every else f"the {many} of {join_and(noise)}"
-        parts.append(f"{subject} {verb} within noise")
+    if rest and len(rest) == len(gains) > 1:
+        parts.append("no gain is significant")
+    elif rest:
+        verb = "gains of {} are" if len(rest) > 1 else "gain of {} is"
+        parts.append(f"the {verb.format(join_and(rest))} not significant")
     return "; ".join(parts)
 
 
@@ -135,13 +133,13 @@ def join_and(items: Iterable[str]) -> str:
 
 
 def format_range(values: Iterable[float]) -> str:
-    """Shares as `97.49% to 98.33%`, or one where both are."""
+    """Shares as `97.49% to 98.33%`, or as one if both are equal."""
     ordered = [percent(value) for value in sorted(values)]
     return ordered[0] if ordered[0] == ordered[-1] else f"{ordered[0]} to {ordered[-1]}"
 
 
 def model_label(model: ModelMetrics) -> str:
-    return f"{model.name}, {ROLE_WORDS[model.role]}"
+    return f"{model.name}, {model.role}"
 
 
 def choice_sentence(comparison: Comparison) -> str:
@@ -149,28 +147,28 @@ def choice_sentence(comparison: Comparison) -> str:
     figures = f"{percent(chosen.accuracy)} with {chosen.parameters:,} parameters"
     if chosen is best:
         return (
-            f"To ship: {model_label(chosen)}: {figures}. No network here is more accurate; none as "
-            "accurate, up to noise, is smaller."
+            f"To ship: {model_label(chosen)}: {figures}. It is the most accurate student or "
+            "baseline, and every smaller one is significantly worse."
         )
     return (
-        f"To ship: {model_label(chosen)}: {figures}. It is the smallest network that cannot be "
-        f"told from the most accurate one ({model_label(best)}, {percent(best.accuracy)}): the "
-        f"difference is {points(difference.gain)} points, {points(difference.low)} to "
-        f"{points(difference.high)}."
+        f"To ship: {model_label(chosen)}: {figures}. It is the smallest network that is not "
+        f"significantly worse than the most accurate one ({model_label(best)}, "
+        f"{percent(best.accuracy)}): the difference is {points(difference.gain)} points, "
+        f"{points(difference.low)} to {points(difference.high)}."
     )
 
 
 def sentences(comparison: Comparison, *more: str) -> list[str]:
-    """The comparison in words: what distillation bought, what to ship, how faithful, how sure.
+    """The comparison in words: the gains, the recommendation, agreement and calibration.
 
     Args:
-        more: what else is to be said before the caveat.
+        more: sentences to add before the caveat.
     """
     teacher, gains = comparison.teacher, comparison.gains
     distilled = [gain.first for gain in gains.values()]
     baselines = [gain.second for gain in gains.values()]
     figures = {name: (g.gain, g.low, g.high, g.p_value) for name, g in gains.items()}
-    told = [
+    lines = [
         gain_sentence(figures, len(comparison.labels)),
         *robust_sentences(comparison),
         choice_sentence(comparison),
@@ -182,24 +180,24 @@ def sentences(comparison: Comparison, *more: str) -> list[str]:
         f"{format_range(m.ece for m in baselines)}.",
     ]
     if comparison.pairs:
-        apart = [pair for pair in comparison.pairs if not pair.within_noise]
-        told.append(
-            "No two distilled students can be told apart by these images."
-            if not apart
-            else f"Of {len(comparison.pairs)} pairs of distilled students, {len(apart)} can be "
-            "told apart."
+        significant = sum(pair.significant for pair in comparison.pairs)
+        lines.append(
+            f"Of {len(comparison.pairs)} pairs of distilled students, {significant} differ "
+            "significantly."
+            if significant
+            else "No two distilled students differ significantly on these images."
         )
-    return [*told, *more, CAVEAT.format(points=f"{100 / len(comparison.labels):.2g}")]
+    return [*lines, *more, CAVEAT.format(points=f"{100 / len(comparison.labels):.2g}")]
 
 
 CAVEAT = (
-    "One test image is {points} points. The intervals (95 %) say what another choice of test "
-    "images would change; another training seed changes figures, too, and is not in them."
+    "One test image is {points} points. The intervals (95 %) cover the choice of the test images, "
+    "not the seed of the training."
 )
 
 
 def console_table(comparison: Mapping[str, Any]) -> str:
-    """metrics/comparison.json as a table of text, one line per student, and what it says."""
+    """metrics/comparison.json as a table with one line per student, and in sentences."""
     teacher, students = comparison["teacher"], comparison["students"]
     figures = {
         name: (s["gain"], s["gain_low"], s["gain_high"], s["p_value"])
@@ -234,16 +232,16 @@ def console_table(comparison: Mapping[str, Any]) -> str:
     robust = {
         name: (s["robust_gain"], s["robust_gain_low"], s["robust_gain_high"])
         for name, s in students.items()
-        if "robust_gain" in s  # not in a file of before it was measured
+        if "robust_gain" in s
     }
     text += f"\n{robust_sentence(robust)}" if robust else ""
-    if "cache" in comparison:  # which a file of an earlier version lacks
+    if "cache" in comparison:
         text += f"\n{cache_sentence(comparison['cache'])}"
-    return text.replace("\N{MINUS SIGN}", "-")  # which not every terminal has
+    return text.replace("\N{MINUS SIGN}", "-")  # some terminals lack it
 
 
 def markdown(comparison: Comparison, costs: Costs) -> str:
-    """reports/comparison.md: for the text of a pull request."""
+    """reports/comparison.md, for the text of a pull request."""
     models = {
         model_label(m): {
             "model": m.name,
@@ -300,7 +298,7 @@ def millions(number: int | None) -> str:
 
 
 def compression(teachers: int | None, students: int) -> str:
-    """How many times the student's cost the teacher's is, if it has one."""
+    """The teacher's cost over the student's; - without a teacher's cost."""
     return "-" if teachers is None else f"{teachers / students:.1f} x"
 
 
@@ -313,7 +311,7 @@ def optional_percent(share: float | None) -> str:
 
 
 def table(rows: Iterable[Mapping[str, str]]) -> str:
-    """A table of Markdown, the keys its head."""
+    """A Markdown table with the keys as its head."""
     rows = list(rows)
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
