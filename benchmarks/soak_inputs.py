@@ -195,8 +195,8 @@ def read_exported(path: Path) -> None:
     found = list(classify(model, files, unreadable))
     expect(len(found) + len(unreadable) == len(files), "predictions")
     for _, probabilities in found:
-        expect(list(probabilities.shape) == [len(model.card.class_names)], "probabilities")
-        most_likely(probabilities, model.card.class_names, 1)
+        expect(list(probabilities.shape) == [len(model.metadata.class_names)], "probabilities")
+        most_likely(probabilities, model.metadata.class_names, 1)
 
 
 def read_imported_logits(source: Path) -> None:

@@ -319,7 +319,7 @@ def training_data(
     """The views and soft targets of the run's student; without distillation, fresh views of the
     labelled images and no soft targets."""
     split = dataset.splits["train"]
-    views = open_views(split, plan.plan, plan.seed, device)
+    views = open_views(split, plan.view_policy, plan.seed, device)
     if not run.distillation:
         labelled = np.flatnonzero(split.labels >= 0)
         return TrainingData(dataset, views, lambda epoch: epoch - 1, labelled), None

@@ -86,7 +86,7 @@ def classify(
 
     def read(path: Path) -> tuple[Path, np.ndarray | str]:
         try:
-            return path, student_input(path.read_bytes(), model.card)
+            return path, student_input(path.read_bytes(), model.metadata)
         except UnidentifiedImageError:  # its text has a memory address
             return path, "not an image of a known format"
         except UNREADABLE as error:
@@ -149,7 +149,7 @@ def print_classes(model: OnnxStudent, files: Sequence[Path], top: int, as_json: 
     Raises:
         UserError: lists the files that are not images.
     """
-    names = model.card.class_names
+    names = model.metadata.class_names
     widths = max(len(str(path)) for path in files), max(map(len, names))
     unreadable: list[str] = []
     for path, probabilities in classify(model, files, unreadable):
@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print each line as a JSON object")
     arguments = parser.parse_args()
     model = open_student(arguments.model)
-    top = parse_top(arguments.top, len(model.card.class_names))
+    top = parse_top(arguments.top, len(model.metadata.class_names))
     print_classes(model, list_files(arguments.paths), top, arguments.json)
 
 

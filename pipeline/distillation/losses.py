@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _STANDARDIZATION_EPSILON = 1e-7  # as in the authors' code, added to the standard deviation
-_CORRELATION_EPSILON = 1e-8  # likewise, to the product of the norms
+_CORRELATION_EPSILON = 1e-8  # in the authors' code, added to the product of the norms
 
 
 def kd(
@@ -234,7 +234,7 @@ def batch_correlation(
 
 
 def standardized(logits: Tensor) -> Tensor:
-    """Each row less its mean, over its standard deviation (of C - 1) plus 1e-7.
+    """Each row minus its mean, divided by its standard deviation (of C - 1) plus 1e-7.
 
     Sun et al. 2024, arXiv:2403.01427, as in their code. Computed in float64: on a row without
     contrast the division magnifies rounding ten million times.
@@ -287,7 +287,7 @@ def _without(logits: Tensor, mask: Tensor) -> Tensor:
 
 
 def _log_softmax_outside(logits: Tensor, mask: Tensor) -> Tensor:
-    """Log-probabilities of the classes outside the mask, [B, C]; equal ones where there is none."""
+    """Log-probabilities of the classes outside the mask, [B, C]; uniform if there is none."""
     return F.log_softmax(_without(logits, mask), 1)
 
 
@@ -299,7 +299,7 @@ def _in_or_out(logits: Tensor, mask: Tensor) -> Tensor:
 
 
 def _with_bucket(log_probabilities: Tensor, kept: Tensor) -> Tensor:
-    """[B, C] -> [B, C + 1]: kept classes as they are, and last the sum of the others."""
+    """[B, C] -> [B, C + 1]: the kept classes, and last the sum of the others."""
     bucket = _without(log_probabilities, kept).logsumexp(1, keepdim=True)
     return torch.cat([_without(log_probabilities, ~kept), bucket], dim=1)
 

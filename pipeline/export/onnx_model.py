@@ -1,6 +1,6 @@
-"""An exported student: one ONNX file that takes images as they are, and says all of itself.
+"""An exported student: one ONNX file, and its metadata. Imports no torch.
 
-Imports no torch: what ships needs none.
+The texts of the metadata are part of the file: a change of one changes every export.
 """
 
 import json
@@ -31,7 +31,7 @@ Side = Annotated[int, Field(ge=1, le=4096)]  # pixels
 
 
 class Reading(TypedDict):
-    """How an image file becomes a square: as the keys of `dataset` say."""
+    """How an image file becomes a square, by the keys of `dataset`."""
 
     storage: Literal["pixels", "encoded"]
     image_size: Side
@@ -40,7 +40,7 @@ class Reading(TypedDict):
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class OnnxMetadata:
-    """What an exported file says of itself, in its metadata."""
+    """The metadata of an exported file."""
 
     student: str
     fingerprint: str  # of the trained network, its input and its weights
@@ -59,7 +59,7 @@ class OnnxMetadata:
         return {_VERSION_KEY: str(FORMAT_VERSION), **texts}
 
     def in_words(self) -> str:
-        """What goes in, how an image becomes it, and what comes out: for the file's description."""
+        """Human-readable description of inputs, preprocessing and outputs."""
         side, colour = self.image_size, "RGB" if self.channels == 3 else "greyscale"
         return (
             f"{IMAGE}: uint8 [batch, {self.channels}, {side}, {side}], {colour}, 0 to 255; the "
@@ -91,16 +91,17 @@ class OnnxMetadata:
 
 
 class OnnxStudent:
-    """An exported student, ready to answer on the CPU."""
+    """An exported student in onnxruntime, on the CPU."""
 
     def __init__(self, content: bytes, origin: str, threads: int):
-        """
+        """Load the file.
+
         Args:
-            content: of the file.
+            content: the bytes of the file.
             origin: its name, for messages.
 
         Raises:
-            UserError: it is no ONNX file, or not one that `export` writes.
+            UserError: it is not an ONNX file that `export` writes.
         """
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads
@@ -109,26 +110,26 @@ class OnnxStudent:
             self._session = onnxruntime.InferenceSession(
                 content, settings, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # onnxruntime's have no common class of their own
+        except Exception as error:  # onnxruntime's errors have no common class
             raise UserError(
                 f"`{origin}` cannot be loaded by onnxruntime ({_line(error)}). {_EXPECTED}"
             ) from None
         self._origin = origin
-        self.card = _card(self._session.get_modelmeta().custom_metadata_map, origin)
-        _check_graph(self._session, self.card, origin)
+        self.metadata = _read_metadata(self._session.get_modelmeta().custom_metadata_map, origin)
+        _check_graph(self._session, self.metadata, origin)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """[B, C, S, S] uint8 -> [B, num_classes] float32 raw scores, S being the card's size.
+        """Run the network: [B, C, S, S] uint8 -> [B, num_classes] float32, S = `image_size`.
 
         Raises:
             UserError: the graph cannot compute them.
         """
         try:
-            found = self._session.run([LOGITS], {IMAGE: images})[0]
-            if found.shape == (len(images), len(self.card.class_names)):
-                return found
-            problem = f"it gives {list(found.shape)}"
-        except Exception as error:  # onnxruntime's have no common class of their own
+            logits = self._session.run([LOGITS], {IMAGE: images})[0]
+            if logits.shape == (len(images), len(self.metadata.class_names)):
+                return logits
+            problem = f"its output is {list(logits.shape)}"
+        except Exception as error:  # onnxruntime's errors have no common class
             problem = _line(error)
         raise UserError(f"`{self._origin}` fails on images ({problem}). {_EXPECTED}")
 
@@ -138,30 +139,33 @@ _EXPECTED = (
 )
 
 
-def _check_graph(session: onnxruntime.InferenceSession, card: OnnxMetadata, origin: str) -> None:
-    """Raises: UserError: it takes or gives something else than its metadata say."""
-    found = [
+def _check_graph(
+    session: onnxruntime.InferenceSession, metadata: OnnxMetadata, origin: str
+) -> None:
+    """Raise UserError if the inputs or outputs are not those of the metadata."""
+    actual = [
         [(each.name, each.type, list(each.shape)[1:]) for each in side]
         for side in (session.get_inputs(), session.get_outputs())
     ]
-    pixels, classes = [card.channels, card.image_size, card.image_size], [len(card.class_names)]
+    pixels = [metadata.channels, metadata.image_size, metadata.image_size]
+    classes = [len(metadata.class_names)]
     expected = [[(IMAGE, "tensor(uint8)", pixels)], [(LOGITS, "tensor(float)", classes)]]
-    if found != expected:
-        taken, given = (
+    if actual != expected:
+        inputs, outputs = (
             ", ".join(f"{each.name} {each.shape}" for each in side)
             for side in (session.get_inputs(), session.get_outputs())
         )
         raise UserError(
-            f"`{origin}` takes {taken} and gives {given}, but its metadata say {IMAGE} {pixels} "
-            f"and {LOGITS} {classes} for each image. {_EXPECTED}"
+            f"`{origin}` has inputs {inputs} and outputs {outputs}, but its metadata say {IMAGE} "
+            f"{pixels} and {LOGITS} {classes} for each image. {_EXPECTED}"
         )
 
 
-def _card(metadata: Mapping[str, str], origin: str) -> OnnxMetadata:
+def _read_metadata(metadata: Mapping[str, str], origin: str) -> OnnxMetadata:
     if _VERSION_KEY not in metadata:
         raise UserError(
-            f"`{origin}` is an ONNX file of another making: it does not say how an image becomes "
-            f"its input, nor what its classes are. {_EXPECTED}"
+            f"`{origin}` was not written by `export`: its metadata have neither its preprocessing "
+            f"nor its classes. {_EXPECTED}"
         )
     if metadata[_VERSION_KEY] != str(FORMAT_VERSION):
         raise UserError(
@@ -175,7 +179,7 @@ def _card(metadata: Mapping[str, str], origin: str) -> OnnxMetadata:
                 for key in OnnxMetadata.__dataclass_fields__
             }
         )
-    except ValidationError as error:  # which is a ValueError, too
+    except ValidationError as error:  # a subclass of ValueError
         first = error.errors()[0]
         problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     except (KeyError, ValueError, RecursionError) as error:

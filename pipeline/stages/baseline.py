@@ -43,7 +43,7 @@ def train_baseline(name: str, group: ProcessGroup) -> None:
     split = dataset.splits["train"]
     data = TrainingData(
         dataset,
-        open_views(split, views.plan, views.seed, device),
+        open_views(split, views.view_policy, views.seed, device),
         lambda epoch: epoch - 1,  # a fresh view every epoch; views are numbered from 0
         np.flatnonzero(split.labels >= 0),  # only a teacher knows what the others show
     )

@@ -57,7 +57,7 @@ def train_student(name: str, group: ProcessGroup) -> None:
     network, spec = build_network(outputs, student, training, dataset, device, group)
     data = TrainingData(
         dataset,
-        open_views(split, views.plan, views.seed, device),
+        open_views(split, views.view_policy, views.seed, device),
         lambda epoch: view_of_epoch(epoch, store.num_views, training.seed),
         np.arange(len(split)),
     )

@@ -47,12 +47,12 @@ class ViewsParams(Section):
 
     @model_validator(mode="after")
     def _count_is_at_most_the_distinct_views(self) -> "ViewsParams":
-        distinct = self.plan.distinct
+        distinct = self.view_policy.distinct
         if distinct is None:
             if self.count == "all" or self.count < 1:
                 raise ValueError(
-                    f"count is {self.count}, but the views of `{self.plan}` have no end: set count "
-                    "to a number, 1 or more"
+                    f"count is {self.count}, but the views of `{self.view_policy}` have no end: "
+                    "set count to a number, 1 or more"
                 )
         elif self.count != "all" and not 1 <= self.count <= distinct:
             raise ValueError(
@@ -63,7 +63,7 @@ class ViewsParams(Section):
         return self
 
     @property
-    def plan(self) -> ViewPolicy:
+    def view_policy(self) -> ViewPolicy:
         """The view policy: geometry, RandAugment and mix."""
         augment, mix = self.rand_augment, self.mix
         return ViewPolicy(
@@ -75,4 +75,4 @@ class ViewsParams(Section):
     @property
     def num_views(self) -> int:
         """Number of cached views of every training sample."""
-        return self.plan.distinct if self.count == "all" else self.count
+        return self.view_policy.distinct if self.count == "all" else self.count

@@ -215,7 +215,7 @@ def changed_metadata(path: Path, **entries: str | None) -> str:
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"teach_once_format_version": None}, "is an ONNX file of another making"),
+        ({"teach_once_format_version": None}, "was not written by `export`"),
         ({"teach_once_format_version": "2"}, "has format version 2; expected 1"),
         ({"class_names": None}, r"has damaged metadata \('class_names'\)"),
         ({"reading": "{"}, r"has damaged metadata \(Expecting property name"),
@@ -229,7 +229,7 @@ def changed_metadata(path: Path, **entries: str | None) -> str:
         ),
         (
             {"class_names": '["a", "b"]'},
-            r"takes image \['batch', 3, 16, 16\] and gives logits \['batch', 3\], but its metadata",
+            r"has inputs image \['batch', 3, 16, 16\] and outputs logits \['batch', 3\], but its",
         ),
     ],
 )

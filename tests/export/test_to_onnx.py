@@ -163,7 +163,7 @@ def test_every_family_gives_pytorchs_logits_in_batches_of_any_size(
     reading = {"storage": "pixels", "image_size": side}
     card = OnnxMetadata("mine", "-", list("abcde"), OPSET, channels, side, reading)
     exported = OnnxStudent(to_onnx(network, spec, card), "mine.onnx", 1)
-    assert exported.card == card
+    assert exported.metadata == card
     for batch in (1, 7, 64):
         parts = [exported.logits(part.numpy()) for part in views.split(batch)]
         assert np.abs(np.concatenate(parts) - expected).max() < 1e-3 * spread
@@ -288,7 +288,7 @@ def test_logits_that_float32_moves_far_may_differ_as_far_and_no_further():
         verify_logits(
             "mine", expected, found + np.float32([[0, 0], [0.02, 0]]), labels, lambda: 0.01
         )
-    with pytest.raises(UserError, match=r"of test image 1, the logit of class 0 is 5\.03 where"):
+    with pytest.raises(UserError, match=r"the logit of class 0 of test image 1 is 5\.03, but"):
         verify_logits("mine", expected, found, labels, lambda: 0.0)
 
 

@@ -18,7 +18,7 @@ LINE = 14  # pixels between labels
 
 @dataclass(frozen=True)
 class Axis:
-    """A scale from values to pixels, and the values to mark."""
+    """A scale from values to pixels, with its ticks."""
 
     low: float
     high: float
@@ -36,7 +36,7 @@ class Axis:
 def linear_axis(
     values: Sequence[float], start: float, end: float, text: Callable[[float], str], count: int = 5
 ) -> Axis:
-    """Holds all values, and marks about `count` round ones."""
+    """A linear axis over all values, with about `count` round ticks."""
     low, high = float(min(values)), float(max(values))
     if high - low < 1e-9:
         low, high = low - 0.01, high + 0.01
@@ -49,7 +49,7 @@ def linear_axis(
 
 
 def log_axis(values: Sequence[float], start: float, end: float, text: Callable) -> Axis:
-    """Some room around all values; the more powers of ten there are, the fewer marks in each."""
+    """A logarithmic axis over all values; with more powers of ten, fewer ticks in each."""
     low, high = min(values) / 1.6, max(values) * 1.6
     powers = range(floor(log10(low)), ceil(log10(high)) + 1)
     decades = log10(high / low)
@@ -72,7 +72,7 @@ def si(value: float) -> str:
 
 
 def si3(value: float) -> str:
-    """As `amount`, always of three digits: 17000000 -> 17.0 M"""
+    """As `si`, always with three digits: 17000000 -> 17.0 M"""
     number, space, letter = si(value).partition(" ")
     size = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[letter]
     return f"{value / size:#.3g}".rstrip(".") + space + letter if letter else number
@@ -87,7 +87,7 @@ def in_points(value: float) -> str:
 
 
 def svg(height: float, title: str, *parts: str, width: float = WIDTH) -> str:
-    """A drawing with a name for those who do not see it."""
+    """An SVG with a name for screen readers."""
     return (
         f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}">'
         f"{''.join(parts)}</svg>"
@@ -145,7 +145,7 @@ class Whisker:
 
 
 def interval_plot(rows: Sequence[Whisker], title: str, axis_title: str) -> str:
-    """One line per row around a vertical zero."""
+    """One interval per row, around a vertical zero."""
     left, right, top, step = 12, WIDTH - 12, 6, 44
     bottom = top + step * len(rows)
     values = [0, *(v for r in rows for v in (r.low, r.high))]
@@ -179,7 +179,7 @@ class Point:
 def scatter(
     points: Sequence[Point], front: Sequence[tuple[float, float]], title: str, axis_title: str
 ) -> str:
-    """Shares against a cost, logarithmic; `front` is joined as a staircase."""
+    """Scatter plot of shares against a logarithmic cost, with `front` as a staircase."""
     left, right, top, bottom = 44, WIDTH - 8, 8, 220
     x = log_axis([p.x for p in points], left, right, si)
     y = linear_axis([v for p in points for v in (p.low, p.high)], bottom, top, in_percent)
@@ -205,7 +205,7 @@ def scatter(
 
 
 def spread_labels(labels: Sequence[tuple], bottom: float) -> list[tuple]:
-    """Labels (x, y, name, anchor), moved down where one would lie on another."""
+    """Move labels (x, y, name, anchor) down until none overlaps another."""
     placed: list[tuple] = []
     for x, start, name, anchor in sorted(labels, key=lambda label: label[1]):
         y = start
@@ -224,7 +224,7 @@ def _extent(x: float, name: str, anchor: str) -> tuple[float, float]:
 
 
 def curves(series: Sequence[tuple[str, Sequence[float], Sequence[float]]], title: str) -> str:
-    """Shares by epoch: (class in the style, epochs, shares). A dot marks each one's best."""
+    """Curves of shares by epoch: (CSS class, epochs, shares). A dot marks the best epoch."""
     left, right, top, bottom = 44, WIDTH - 8, 8, 180
     epochs = [e for _, xs, _ in series for e in xs]
     last = max(epochs)

@@ -1,4 +1,4 @@
-"""The report's section on corrupted images."""
+"""The section on corrupted images."""
 
 from collections.abc import Mapping
 from html import escape
@@ -19,15 +19,15 @@ from pipeline.comparison.report.summary import (
 )
 from pipeline.comparison.robustness import RobustComparison, RobustGain
 
-SHOWN_SEVERITY = 3  # of the pictures
+SHOWN_SEVERITY = 3  # of the example images
 NAMES = {name: name.upper() if name == "jpeg" else name for name in CORRUPTIONS}
 
 
 def under_corruption(comparison: Comparison, pictures: Mapping[str, np.ndarray]) -> str:
-    """The section; nothing where no network was shown corrupted images.
+    """The section; empty if robustness was not measured.
 
     Args:
-        pictures: [C, H, W] uint8, one test image by corruption.
+        pictures: one test image [C, H, W] uint8 by corruption.
     """
     robustness = comparison.robustness
     if robustness is None:
@@ -36,8 +36,8 @@ def under_corruption(comparison: Comparison, pictures: Mapping[str, np.ndarray])
         f"Accuracy on {robustness.images:,} test images under {len(CORRUPTIONS)} common "
         f"corruptions at severities {join_and(map(str, SEVERITIES))} of 5; the curves are means "
         "over the corruptions. Robust accuracy is the mean over all corruptions and severities; "
-        "relative, its share of the accuracy on the same images, clean. The 95 % interval alone "
-        "decides whether a gain is more than noise."
+        "relative: divided by the accuracy on the same images without corruption. The 95 % "
+        "interval alone decides whether a gain is significant."
     )
     strip = "".join(
         f"<figure>{picture(pixels, NAMES[name])}<figcaption>{NAMES[name]}</figcaption></figure>"
@@ -57,7 +57,7 @@ def under_corruption(comparison: Comparison, pictures: Mapping[str, np.ndarray])
 
 
 def drawings(robustness: RobustComparison) -> list[str]:
-    """All gains, then the curves of each student."""
+    """The gains of all students, then the curves of each."""
     whiskers = [
         charts.Whisker(name, gain.gain, gain.low, gain.high, describe_gain(gain), "distilled")
         for name, gain in robustness.gains.items()
@@ -101,20 +101,20 @@ def verdict_of(gain: RobustGain) -> str:
 
 
 def robust_table(comparison: Comparison, robustness: RobustComparison) -> str:
-    """One row for each network that was shown corrupted images."""
+    """One row per network that was measured."""
     rows = []
     for model in comparison.models:
-        found = robustness.of(model.name, model.role)
-        if found is None:
+        robust = robustness.of(model.name, model.role)
+        if robust is None:
             continue
         role = "" if model.role == "teacher" else model.role
-        by_corruption = zip(NAMES.values(), map(percent, found.table.mean(1)), strict=True)
+        by_corruption = zip(NAMES.values(), map(percent, robust.table.mean(1)), strict=True)
         rows.append(
             {
                 "network": f"{escape(model.name)} <small>{role}</small>",
-                "robust accuracy": percent(found.accuracy),
-                "relative": optional_percent(found.relative),
-                "clean": percent(found.clean),
+                "robust accuracy": percent(robust.accuracy),
+                "relative": optional_percent(robust.relative),
+                "clean": percent(robust.clean),
                 **dict(by_corruption),
             }
         )

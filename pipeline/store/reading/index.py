@@ -126,7 +126,7 @@ def check_purpose(
         for name, actual, owner, expected in (
             ("dataset", identity.dataset_fingerprint, "data/prepared is", dataset.fingerprint),
             ("teacher", identity.teacher_fingerprint, "models/teacher is", teacher_fingerprint),
-            ("view policy", identity.policy, params, str(views.plan)),
+            ("view policy", identity.policy, params, str(views.view_policy)),
             ("views.seed", identity.seed, params, views.seed),
             ("views.image_size", identity.image_size, params, views.image_size),
             ("views.count", index.num_views, params, views.num_views),

@@ -65,7 +65,7 @@ def open_job() -> StoreJob:
     identity = StoreIdentity(
         dataset_fingerprint=dataset.fingerprint,
         teacher_fingerprint=checkpoint.fingerprint(TEACHER.model, produced_by=AGAIN),
-        policy=str(views.plan),
+        policy=str(views.view_policy),
         seed=views.seed,
         image_size=views.image_size,
         encoding=params.encoding,

@@ -76,7 +76,7 @@ def test_a_step_from_the_store_equals_a_step_with_the_live_teacher(project):
     view = view_of_epoch(1, store.num_views, seed=2)
     split = dataset.splits["train"]
     pixels = apply_views(
-        torch.from_numpy(split.images[samples]), views.plan, views.seed, view, samples
+        torch.from_numpy(split.images[samples]), views.view_policy, views.seed, view, samples
     )
     live = evaluation.predict(teacher, description.input, pixels).clone()
     cached = torch.from_numpy(store.gather(view, samples).logits).float()
