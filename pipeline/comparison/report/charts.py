@@ -94,25 +94,25 @@ def svg(height: float, title: str, *parts: str, width: float = WIDTH) -> str:
     )
 
 
-def text(x: float, y: float, content: str, kind: str = "", anchor: str = "start") -> str:
+def text(x: float, y: float, content: str, css_class: str = "", anchor: str = "start") -> str:
     return (
-        f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">'
+        f'<text x="{x:.1f}" y="{y:.1f}" class="{css_class}" text-anchor="{anchor}">'
         f"{escape(content)}</text>"
     )
 
 
-def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
+def line(x1: float, y1: float, x2: float, y2: float, css_class: str) -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{css_class}"/>'
 
 
-def path(points: Sequence[tuple[float, float]], kind: str) -> str:
+def path(points: Sequence[tuple[float, float]], css_class: str) -> str:
     places = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    return f'<polyline points="{places}" class="{kind}"/>'
+    return f'<polyline points="{places}" class="{css_class}"/>'
 
 
-def dot(x: float, y: float, kind: str, title: str, radius: float = 4.5) -> str:
+def dot(x: float, y: float, css_class: str, title: str, radius: float = 4.5) -> str:
     return (
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" class="{kind}">'
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" class="{css_class}">'
         f"<title>{escape(title)}</title></circle>"
     )
 
@@ -141,7 +141,7 @@ class Whisker:
     low: float
     high: float
     text: str  # beside it
-    kind: str  # its class in the style
+    css_class: str  # its class in the style
 
 
 def interval_plot(rows: Sequence[Whisker], title: str, axis_title: str) -> str:
@@ -159,8 +159,8 @@ def interval_plot(rows: Sequence[Whisker], title: str, axis_title: str) -> str:
         parts += [
             text(left, y - 13, row.label, "label halo"),
             text(right, y - 13, row.text, "halo", "end"),
-            line(axis(row.low), y, axis(row.high), y, f"whisker {row.kind}"),
-            dot(axis(row.value), y, row.kind, f"{row.label}: {row.text}"),
+            line(axis(row.low), y, axis(row.high), y, f"whisker {row.css_class}"),
+            dot(axis(row.value), y, row.css_class, f"{row.label}: {row.text}"),
         ]
     return svg(bottom + 42, title, *parts)
 
@@ -233,11 +233,13 @@ def curves(series: Sequence[tuple[str, Sequence[float], Sequence[float]]], title
     x = Axis(min(epochs), max(last, 2), left + 4, right - 6, ticks, lambda v: f"{v:g}")
     y = linear_axis([v for _, _, ys in series for v in ys], bottom, top, in_percent)
     parts = [bottom_axis(x, bottom, top, "epoch"), left_axis(y, left, right)]
-    for kind, xs, ys in series:
+    for css_class, xs, ys in series:
         best = int(np.argmax(ys))
-        tooltip = f"{kind}: best {in_percent(ys[best])} at epoch {xs[best]}"
-        parts.append(path([(x(a), y(b)) for a, b in zip(xs, ys, strict=True)], f"curve {kind}"))
-        parts.append(dot(x(xs[best]), y(ys[best]), kind, tooltip, 4))
+        tooltip = f"{css_class}: best {in_percent(ys[best])} at epoch {xs[best]}"
+        parts.append(
+            path([(x(a), y(b)) for a, b in zip(xs, ys, strict=True)], f"curve {css_class}")
+        )
+        parts.append(dot(x(xs[best]), y(ys[best]), css_class, tooltip, 4))
     return svg(bottom + 42, title, *parts)
 
 
@@ -248,7 +250,7 @@ def levels(
     title: str,
     axis_title: str,
 ) -> str:
-    """Shares at named levels, in equal steps: (class in the style, a share for each name).
+    """Shares at named levels, in equal steps: (CSS class, a share for each name).
 
     Args:
         span: of shares; the axis holds it, so that several drawings have one scale.
@@ -258,16 +260,18 @@ def levels(
     x = Axis(0, len(names) - 1, left + 16, right - 12, places, lambda place: names[int(place)])
     y = linear_axis(span, bottom, top, in_percent)
     parts = [bottom_axis(x, bottom, top, axis_title), left_axis(y, left, right)]
-    for kind, shares in series:
-        parts.append(path([(x(i), y(share)) for i, share in enumerate(shares)], f"curve {kind}"))
+    for css_class, shares in series:
+        parts.append(
+            path([(x(i), y(share)) for i, share in enumerate(shares)], f"curve {css_class}")
+        )
         for i, share in enumerate(shares):
-            tooltip = f"{kind}, {names[i]}: {in_percent(share)}"
-            parts.append(dot(x(i), y(share), kind, tooltip, 4))
+            tooltip = f"{css_class}, {names[i]}: {in_percent(share)}"
+            parts.append(dot(x(i), y(share), css_class, tooltip, 4))
     return svg(bottom + 42, title, *parts)
 
 
 def reliability_plot(models: Sequence[tuple[str, np.ndarray]], title: str) -> str:
-    """Accuracy by confidence: (class in the style, [bins, 3] count, confidence, accuracy).
+    """Accuracy by confidence: (CSS class, [bins, 3] count, confidence, accuracy).
 
     A dot's area is its bin's share of the samples; on the diagonal, accuracy equals confidence.
     """
@@ -277,18 +281,20 @@ def reliability_plot(models: Sequence[tuple[str, np.ndarray]], title: str) -> st
     y = Axis(0, 1, bottom, top + 10, ticks, in_percent)
     parts = [bottom_axis(x, bottom, top, "confidence"), left_axis(y, left, right)]
     parts.append(line(x(0), y(0), x(1), y(1), "diagonal"))
-    for kind, bins in models:
+    for css_class, bins in models:
         filled = bins[bins[:, 0] > 0]
         for count, confidence, accuracy in filled:
             tooltip = (
-                f"{kind}: {count:,.0f} images at {in_percent(confidence)} confidence, "
+                f"{css_class}: {count:,.0f} images at {in_percent(confidence)} confidence, "
                 f"{in_percent(accuracy)} right"
             )
             radius = max(3.0, 11 * (count / bins[:, 0].sum()) ** 0.5)
             parts.append(
-                line(x(confidence), y(confidence), x(confidence), y(accuracy), f"gap {kind}")
+                line(x(confidence), y(confidence), x(confidence), y(accuracy), f"gap {css_class}")
             )
-            parts.append(dot(x(confidence), y(accuracy), f"{kind} see-through", tooltip, radius))
+            parts.append(
+                dot(x(confidence), y(accuracy), f"{css_class} see-through", tooltip, radius)
+            )
     return svg(bottom + 42, title, *parts, width=280)
 
 
@@ -308,11 +314,11 @@ def diverging_bars(
     parts = [bottom_axis(axis, bottom, top, axis_title)]
     for i, ((label, value, note), name) in enumerate(zip(rows, names, strict=True)):
         y = top + step * i
-        kind = "distilled" if value > 0 else "baseline"
+        css_class = "distilled" if value > 0 else "baseline"
         parts.append(text(left, y + 14, name, "", "end"))
         parts.append(
             f'<rect x="{min(axis(0), axis(value)):.1f}" y="{y + 3:.1f}" height="{step - 6}" '
-            f'width="{abs(axis(value) - axis(0)):.1f}" class="{kind}">'
+            f'width="{abs(axis(value) - axis(0)):.1f}" class="{css_class}">'
             f"<title>{escape(f'{label}: {note}')}</title></rect>"
         )
     parts.append(line(axis(0), top, axis(0), bottom, "zero"))

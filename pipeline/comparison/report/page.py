@@ -259,10 +259,10 @@ def latencies(costs: Costs) -> dict[str, Callable[[ModelMetrics], float | None]]
         speed = device.teacher if model.role == "teacher" else device.students[model.name]
         return speed and speed.latency_ms
 
-    where = {"cpu": "the CPU", "cuda": "the GPU"}
+    names = {"cpu": "the CPU", "cuda": "the GPU"}
     return {
-        f"latency on {where[kind]}, ms": partial(latency, device)
-        for kind, device in costs.speed.items()
+        f"latency on {names[device_type]}, ms": partial(latency, device)
+        for device_type, device in costs.speed.items()
     }
 
 
@@ -403,7 +403,7 @@ def strips(comparison: Comparison, pixels_of: Callable[[int], np.ndarray]) -> li
         cells = []
         for i in order[:STRIP]:
             label = comparison.labels[i]
-            said = "".join(
+            predictions = "".join(
                 f'{role} <span class="{"right" if model.correct[i] else "wrong"}">'
                 f"{escape(charts.shortened(names[model.decisions[i]], 20))}"
                 f"{' ✓' if model.correct[i] else ' ✗'}</span><br>"
@@ -411,11 +411,15 @@ def strips(comparison: Comparison, pixels_of: Callable[[int], np.ndarray]) -> li
             )
             cells.append(
                 f"<figure>{picture(pixels_of(i), f'test image {i}, {names[label]}')}"
-                f"<figcaption><b>{escape(charts.shortened(names[label], 20))}</b><br>{said}"
+                f"<figcaption><b>{escape(charts.shortened(names[label], 20))}</b><br>{predictions}"
                 "</figcaption></figure>"
             )
         share = f"{len(split):,} of {len(comparison.labels):,} images"
-        strip = f'<div class="strip">{"".join(cells)}</div>' if cells else "<p>On none.</p>"
+        strip = (
+            f'<div class="strip">{"".join(cells)}</div>'
+            if cells
+            else "<p>They agree on every image.</p>"
+        )
         parts.append(
             f'<div class="card"><h3>{escape(student)} <span class="muted">{share}</span></h3>'
             f"{strip}</div>"
