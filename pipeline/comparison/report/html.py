@@ -29,8 +29,8 @@ def paragraphs(texts: Iterable[str]) -> str:
     return "".join(f"<p>{escape(text)}</p>" for text in texts)
 
 
-def card(content: str, kind: str = "") -> str:
-    return f'<div class="card {kind}">{content}</div>'
+def card(content: str, css_class: str = "") -> str:
+    return f'<div class="card {css_class}">{content}</div>'
 
 
 def drawing(title: str, content: str, note: str = "") -> str:
@@ -38,11 +38,11 @@ def drawing(title: str, content: str, note: str = "") -> str:
     return f'<figure class="card"><h3>{escape(title)}</h3>{content}{caption}</figure>'
 
 
-def grid(figures: Iterable[str], kind: str = "") -> str:
-    return f'<div class="grid {kind}">{"".join(figures)}</div>'
+def grid(figures: Iterable[str], css_class: str = "") -> str:
+    return f'<div class="grid {css_class}">{"".join(figures)}</div>'
 
 
-def table(rows: Sequence[Mapping[str, str]], kind: str = "") -> str:
+def table(rows: Sequence[Mapping[str, str]], css_class: str = "") -> str:
     """An HTML table of rows by column title; cells are HTML. On a phone each row is a list."""
     head = "".join(f"<th>{escape(title)}</th>" for title in rows[0])
     lines = (
@@ -53,7 +53,7 @@ def table(rows: Sequence[Mapping[str, str]], kind: str = "") -> str:
         for row in rows
     )
     body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<table class="{css_class}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def plain_table(rows: Sequence[Mapping[str, str]]) -> str:

@@ -18,9 +18,10 @@ from pipeline.comparison.compare import Comparison, Predictions, compare
 from pipeline.comparison.measurement.corruptions import CORRUPTIONS
 from pipeline.comparison.measurement.latency import DeviceSpeed, NetworkSpeed
 from pipeline.comparison.report import charts
+from pipeline.comparison.report.classes import MOST_CLASSES
 from pipeline.comparison.report.costs import Costs
-from pipeline.comparison.report.page import MOST_CLASSES, Origin, html_report
-from pipeline.comparison.report.summary import markdown
+from pipeline.comparison.report.markdown import markdown
+from pipeline.comparison.report.page import Origin, html_report
 from pipeline.comparison.robustness import CorruptionPredictions, compare_robustness
 
 HOSTILE = "</style><script src='https://example.org/x.js'></script>&"
