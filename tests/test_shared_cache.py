@@ -75,6 +75,7 @@ def test_a_clone_trains_a_new_student_without_the_images_the_teacher_or_other_st
     models = {str(path.relative_to(other.root)) for path in (other.root / "models").rglob("*.*")}
     assert models == {
         "models/imported/none/.gitkeep",
+        "models/students/new/family.py",
         "models/students/new/network.json",
         "models/students/new/weights.safetensors",
         "models/teacher/network.json",

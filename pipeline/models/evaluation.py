@@ -17,7 +17,6 @@ from pipeline.runtime.files import canonical_json, write_bytes
 from pipeline.views.loader import open_views
 from pipeline.views.policy import ViewPolicy
 
-PREDICTIONS, METRICS = Path("predictions"), Path("metrics")
 BATCH_SIZE = 256
 
 

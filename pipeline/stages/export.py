@@ -18,7 +18,6 @@ from pipeline.export.onnx_model import OnnxMetadata, OnnxStudent
 from pipeline.export.to_onnx import OPSET, to_onnx
 from pipeline.export.verification import both_logits, float32_error, verify_logits
 from pipeline.models import checkpoint
-from pipeline.models.evaluation import METRICS
 from pipeline.models.spec import ModelSpec
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import write_bytes, write_json
@@ -79,7 +78,7 @@ def export(name: str) -> None:
     inputs.check()
     write_bytes(path, content)
     file_facts = {"opset": OPSET, "size_bytes": len(content), "test_images": len(labels)}
-    write_json(METRICS / "export" / f"{name}.json", file_facts | figures)
+    write_json(Path("metrics/export") / f"{name}.json", file_facts | figures)
     print(
         f"{path}: {len(content):,} bytes, opset {OPSET}; on {len(labels):,} test images, accuracy "
         f"{figures['onnx_accuracy']:.2%} (PyTorch {figures['torch_accuracy']:.2%}), largest "
