@@ -99,9 +99,10 @@ def disagreements(comparison: Comparison, pixels_of: Callable[[int], np.ndarray]
         order = differing[np.argsort(-gain.first.divergences[differing], kind="stable")]
         examples = [example(i, models, comparison, pixels_of) for i in order[:EXAMPLES]]
         count = f"{len(differing):,} of {len(comparison.labels):,} images"
+        strip = f'<div class="strip">{"".join(examples)}</div>'
         cards.append(
             f'<div class="card"><h3>{escape(name)} <span class="muted">{count}</span></h3>'
-            f'<div class="strip">{"".join(examples)}</div></div>'
+            f"{strip if examples else '<p>They agree on every image.</p>'}</div>"
         )
     return section(
         "Test images on which they disagree",
