@@ -1,4 +1,4 @@
-"""A headless Chromium, spoken to over its pipe: what a page shows, asks for and complains of."""
+"""A headless Chromium, controlled over a pipe: what a page shows, its requests and errors."""
 
 import json
 import os
@@ -14,7 +14,7 @@ CHROMIUM = shutil.which("chromium")
 OPTIONS = [
     "--headless",
     "--remote-debugging-pipe",  # descriptors 3 and 4
-    "--no-sandbox",  # which a container's root does not have
+    "--no-sandbox",  # root has none in a container
     "--disable-gpu",
     "--disable-dev-shm-usage",
     "--no-first-run",
@@ -26,13 +26,13 @@ OPTIONS = [
 
 
 class Page:
-    """One tab. `requests` and `complaints` hold what was asked for and reported so far."""
+    """One tab. `requests` and `errors` hold the requested URLs and the reported errors so far."""
 
     def __init__(self, send: int, receive: int):
         self._send, self._receive = send, os.fdopen(receive, "rb")
         self._last, self._buffer, self._session = 0, b"", None
         self.requests: list[str] = []
-        self.complaints: list[str] = []
+        self.errors: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
@@ -45,11 +45,11 @@ class Page:
         if self._session:
             message["sessionId"] = self._session
         os.write(self._send, json.dumps(message).encode() + b"\0")
-        while (answer := self._next()).get("id") != self._last:
+        while (reply := self._next()).get("id") != self._last:
             pass
-        if "error" in answer:
-            raise RuntimeError(f"{method}: {answer['error']}")
-        return answer["result"]
+        if "error" in reply:
+            raise RuntimeError(f"{method}: {reply['error']}")
+        return reply["result"]
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
@@ -63,13 +63,13 @@ class Page:
             case "Network.requestWillBeSent":
                 self.requests.append(message["params"]["request"]["url"])
             case "Log.entryAdded":
-                self.complaints.append(message["params"]["entry"]["text"])
+                self.errors.append(message["params"]["entry"]["text"])
             case "Runtime.consoleAPICalled" | "Runtime.exceptionThrown":
-                self.complaints.append(json.dumps(message["params"]))
+                self.errors.append(json.dumps(message["params"]))
         return message
 
     def show(self, path: Path, *, width: int, dark: bool = False) -> None:
-        """Open a file in a window of so many pixels, and wait until it is loaded."""
+        """Open a file in a window of `width` pixels, and wait until it is loaded."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -90,7 +90,7 @@ class Page:
 
 @contextmanager
 def browser() -> Iterator[Page]:
-    """A page of a Chromium of its own, which ends with it."""
+    """Start Chromium, yield one tab, and stop Chromium."""
     to_child, from_parent = os.pipe()
     to_parent, from_child = os.pipe()
     with tempfile.TemporaryDirectory() as profile:

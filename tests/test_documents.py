@@ -20,6 +20,7 @@ from pydantic_core import PydanticUndefined
 from safetensors.torch import save_file
 
 from pipeline.comparison.measurement.corruptions import PUBLISHED, SEVERITIES
+from pipeline.comparison.report.console import console_table
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.data.sources.params import DatasetParams
 from pipeline.data.sources.torchvision_catalog import SETS
@@ -28,7 +29,6 @@ from pipeline.models import checkpoint
 from pipeline.models.params import NetworkParams
 from pipeline.models.spec import InputSpec, ModelSpec
 from pipeline.runtime.errors import UserError
-from pipeline.stages.compare import console_table
 from pipeline.store.writing.params import SoftTargetsParams
 from pipeline.students.params import StudentParams, TrainingParams
 from pipeline.teacher import foreign_checkpoint

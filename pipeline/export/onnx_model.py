@@ -12,20 +12,21 @@ from typing import Annotated, Literal, NotRequired
 import numpy as np
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
-from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on
+from typing_extensions import TypedDict  # pydantic supports typing's from Python 3.12
 
 from pipeline.data.prepared.image_decoding import CLEAN_RATIO
 from pipeline.data.sources.params import Quality
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, first_line
 
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # else it reports its use to its makers once it is loaded
+os.environ["ORT_DISABLE_TELEMETRY"] = (
+    "1"  # before the import: by default onnxruntime reports its use
+)
 import onnxruntime
 
 FORMAT_VERSION = 1
 IMAGE, LOGITS = "image", "logits"  # the names of the graph's input and output
 _VERSION_KEY = "teach_once_format_version"
 _TEXTS = ("student", "fingerprint")  # the other entries of the metadata are JSON
-
 
 Side = Annotated[int, Field(ge=1, le=4096)]  # pixels
 
@@ -112,7 +113,7 @@ class OnnxStudent:
             )
         except Exception as error:  # onnxruntime's errors have no common class
             raise UserError(
-                f"`{origin}` cannot be loaded by onnxruntime ({_line(error)}). {_EXPECTED}"
+                f"`{origin}` cannot be loaded by onnxruntime ({first_line(error)}). {_EXPECTED}"
             ) from None
         self._origin = origin
         self.metadata = _read_metadata(self._session.get_modelmeta().custom_metadata_map, origin)
@@ -130,7 +131,7 @@ class OnnxStudent:
                 return logits
             problem = f"its output is {list(logits.shape)}"
         except Exception as error:  # onnxruntime's errors have no common class
-            problem = _line(error)
+            problem = first_line(error)
         raise UserError(f"`{self._origin}` fails on images ({problem}). {_EXPECTED}")
 
 
@@ -185,7 +186,3 @@ def _read_metadata(metadata: Mapping[str, str], origin: str) -> OnnxMetadata:
     except (KeyError, ValueError, RecursionError) as error:
         problem = str(error)
     raise UserError(f"`{origin}` has damaged metadata ({problem}). {_EXPECTED}")
-
-
-def _line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.export.onnx_model import IMAGE, LOGITS, OnnxMetadata
 from pipeline.models.spec import InputSpec
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, first_line
 
 #: The oldest with an antialiased Resize, which a network with an `input_size` needs. More engines
 #: support an older opset.
@@ -81,9 +81,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
+    """The first line of the error at the root of the chain."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(error).partition("\n")[0].strip() or type(error).__name__
+    return first_line(error)
 
 
 def _without_traces(message: Any) -> None:

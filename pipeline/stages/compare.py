@@ -18,12 +18,13 @@ import pandas as pd
 from pipeline.comparison import results
 from pipeline.comparison.compare import compare
 from pipeline.comparison.example_images import clean_pixels, corrupted_examples
+from pipeline.comparison.report.console import console_table
 from pipeline.comparison.report.costs import Costs
 from pipeline.comparison.report.html import THUMBNAIL
+from pipeline.comparison.report.markdown import markdown
 from pipeline.comparison.report.page import Origin, html_report
 from pipeline.comparison.report.robustness import SHOWN_SEVERITY
-from pipeline.comparison.report.summary import console_table, headline_figures, markdown
-from pipeline.comparison.tables import class_table, models_table
+from pipeline.comparison.tables import class_table, headline_figures, models_table
 from pipeline.data.prepared.dataset import open_dataset, verify_dataset
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_directory, read_json, write_bytes, write_json

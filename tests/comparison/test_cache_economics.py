@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from pipeline.comparison.cache_economics import Economics
 from pipeline.comparison.measurement.latency import DeviceSpeed, NetworkSpeed
-from pipeline.comparison.report.costs import Costs, cache_rows, cache_sentence, duration, sentences
+from pipeline.comparison.report.costs import Costs, cache_rows, cache_sentence, cost_sentences
+from pipeline.comparison.report.numbers import duration
 
 DIGITS = Economics(  # the default run
     views=8,
@@ -96,15 +97,15 @@ def test_time_in_the_teacher_is_passes_over_its_measured_rate_on_the_named_devic
     costs = Costs({"cpu": device("a CPU")}, DIGITS)
     times = [row["time in the teacher"] for row in cache_rows(costs)]
     assert times == ["11 s", "45 s", "35 s"]  # at 1,000 images/s
-    assert sentences(costs)[-1].endswith(
+    assert cost_sentences(costs)[-1].endswith(
         "At the teacher's 1,000 images/s (a CPU, batches of 64) that is 11 s and 45 s. "
         "The store takes about 252 kB."
     )
     faster = TEACHER.model_copy(update={"images_per_second": 10_000.0})
     both = Costs({"cpu": device("a CPU"), "cuda": device("a GPU", faster)}, DIGITS)
     assert [row["time in the teacher"] for row in cache_rows(both)] == ["1.1 s", "4.5 s", "3.5 s"]
-    assert "(a GPU, batches of 64)" in sentences(both)[-1]
-    assert [sentence.partition(":")[0] for sentence in sentences(both)[:2]] == [
+    assert "(a GPU, batches of 64)" in cost_sentences(both)[-1]
+    assert [sentence.partition(":")[0] for sentence in cost_sentences(both)[:2]] == [
         "One image on a CPU",
         "One image on a GPU",
     ]
@@ -113,7 +114,7 @@ def test_time_in_the_teacher_is_passes_over_its_measured_rate_on_the_named_devic
 def test_a_teacher_without_a_network_has_passes_and_no_time():
     costs = Costs({"cpu": device("a CPU", None)}, DIGITS)
     assert [list(row) for row in cache_rows(costs)] == [["", "teacher passes"]] * 3
-    assert "images/s" not in sentences(costs)[-1]
+    assert "images/s" not in cost_sentences(costs)[-1]
 
 
 @pytest.mark.parametrize(

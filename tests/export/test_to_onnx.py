@@ -1,4 +1,4 @@
-"""A student as an ONNX file answers as it does in PyTorch, or is refused."""
+"""An exported student gives PyTorch's logits in onnxruntime, or nothing is written."""
 
 import json
 import os
@@ -45,17 +45,17 @@ def exported_project(finished_project: Path, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture
 def here(exported_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The exported project, to be read, as the current folder."""
+    """Work in the exported project, which the test only reads."""
     monkeypatch.chdir(exported_project)
     return exported_project
 
 
-def near(found: np.ndarray, expected: np.ndarray) -> bool:
+def near(actual: np.ndarray, expected: np.ndarray) -> bool:
     scale = np.maximum(1, np.abs(expected).max(1, keepdims=True))
-    return bool((np.abs(found - expected) <= TOLERANCE * scale).all())
+    return bool((np.abs(actual - expected) <= TOLERANCE * scale).all())
 
 
-def test_plain_onnxruntime_gives_the_students_predictions_of_the_test_images(here):
+def test_plain_onnxruntime_gives_the_logits_that_the_student_wrote(here):
     session = onnxruntime.InferenceSession(FILE)
     test = open_dataset().splits["test"]
     (logits,) = session.run(None, {"image": np.array(test.images)})
@@ -65,7 +65,7 @@ def test_plain_onnxruntime_gives_the_students_predictions_of_the_test_images(her
     assert np.array_equal(logits.argmax(1), expected.argmax(1))
 
 
-def test_the_metrics_are_what_was_measured(here):
+def test_the_metrics_agree_with_the_students_own(here):
     metrics = read_json(METRICS, produced_by="-")
     student = read_json("metrics/students/small.json", produced_by="-")
     assert metrics == {
@@ -80,7 +80,7 @@ def test_the_metrics_are_what_was_measured(here):
     assert 0 <= metrics["largest_difference"] < 1e-4
 
 
-def test_the_file_says_all_of_itself(here):
+def test_the_metadata_describe_the_classes_and_the_preprocessing(here):
     model = onnx.load(FILE)
     onnx.checker.check_model(model, full_check=True)
     assert [(o.domain, o.version) for o in model.opset_import] == [("", OPSET)]
@@ -107,7 +107,7 @@ def test_the_file_says_all_of_itself(here):
     assert "shorter side resized to 16 pixels (bicubic, antialiased)" in model.doc_string
 
 
-def test_another_process_writes_the_same_bytes_and_nothing_of_this_machine(here, tmp_path):
+def test_another_process_writes_the_same_bytes_without_paths_of_this_machine(here, tmp_path):
     shutil.copytree(here, tmp_path / "copy")
     (tmp_path / "copy" / FILE).unlink()
     settings = {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "5", "OMP_NUM_THREADS": "1"}
@@ -161,19 +161,19 @@ def test_every_family_gives_pytorchs_logits_in_batches_of_any_size(
     spread = np.ptp(expected, 0).max()
     assert spread > 1e-2  # the logits depend on the image
     reading = {"storage": "pixels", "image_size": side}
-    card = OnnxMetadata("mine", "-", list("abcde"), OPSET, channels, side, reading)
-    exported = OnnxStudent(to_onnx(network, spec, card), "mine.onnx", 1)
-    assert exported.metadata == card
+    metadata = OnnxMetadata("mine", "-", list("abcde"), OPSET, channels, side, reading)
+    exported = OnnxStudent(to_onnx(network, spec, metadata), "mine.onnx", 1)
+    assert exported.metadata == metadata
     for batch in (1, 7, 64):
         parts = [exported.logits(part.numpy()) for part in views.split(batch)]
         assert np.abs(np.concatenate(parts) - expected).max() < 1e-3 * spread
 
 
 def with_statistics_of(network: nn.Module, inputs: torch.Tensor) -> None:
-    """Batch norm's statistics, in place: else a fresh network's logits are all but 0."""
+    """Set the statistics of batch norm in place: without them a new network's logits are near 0."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # the mean of all that it sees
+            module.momentum = None  # the mean over all batches
     network.train()
     with torch.no_grad():
         network(inputs)
@@ -195,52 +195,56 @@ def with_statistics_of(network: nn.Module, inputs: torch.Tensor) -> None:
         ),
     ],
 )
-def test_the_description_says_how_an_image_becomes_the_square(reading, words):
-    card = OnnxMetadata("mine", "-", ["a", "b"], OPSET, 3, 16, reading)
-    assert words in card.in_words()
+def test_the_description_states_the_preprocessing(reading, words):
+    metadata = OnnxMetadata("mine", "-", ["a", "b"], OPSET, 3, 16, reading)
+    assert words in metadata.in_words()
 
 
 # Refusals.
 
 
-class Otherwise(nn.Module):
-    """A network that does something else when it is exported."""
+class DiffersInExport(nn.Module):
+    """A network that computes something else when it is exported."""
 
-    def __init__(self, kind: str):
+    def __init__(self, behaviour: str):
         super().__init__()
-        self.kind = kind
+        self.behaviour = behaviour
         self.layer = nn.Linear(3 * 16 * 16, 3)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         scores = self.layer(images.flatten(1))
         exporting = torch.compiler.is_exporting()
-        if self.kind == "other logits":
+        if self.behaviour == "other logits":
             return scores + 0.01 * exporting
-        if self.kind == "not a number":
+        if self.behaviour == "not a number":
             return scores * (float("nan") if exporting else 1)
-        if self.kind == "other decisions":  # by logits so near that their order is within tolerance
+        if (
+            self.behaviour == "other decisions"
+        ):  # nearly equal logits: their order is within tolerance
             return 1000 + (-0.001 if exporting else 0.001) * scores.tanh()
         return scores if scores.sum() > 0 else -scores  # "pixels decide"
 
 
 @pytest.fixture
 def odd_student(project, monkeypatch):
-    """Make the project's student one of such networks."""
-    family = ModuleType("pipeline.networks.otherwise")
-    family.build = lambda network, num_classes, in_channels: Otherwise(network)
+    """Replace the project's student by such a network."""
+    family = ModuleType("pipeline.networks.differs_in_export")
+    family.build = lambda network, num_classes, in_channels: DiffersInExport(network)
     monkeypatch.setitem(sys.modules, family.__name__, family)
 
-    def make(kind: str) -> None:
+    def make(behaviour: str) -> None:
         _, description = checkpoint.load(STUDENT, produced_by="-")
         torch.manual_seed(0)
-        odd = ModelSpec("otherwise", kind, {}, description.class_names, description.input)
+        odd = ModelSpec(
+            "differs_in_export", behaviour, {}, description.class_names, description.input
+        )
         checkpoint.save(STUDENT, build(odd), odd)
 
     return make
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"),
+    ("behaviour", "message"),
     [
         (
             "other logits",
@@ -251,22 +255,18 @@ def odd_student(project, monkeypatch):
         ("other decisions", r"12 of 12 test images have another class \(tolerance 1\)"),
     ],
 )
-def test_a_file_that_answers_otherwise_is_refused_and_nothing_is_written(
-    odd_student, kind, message
-):
-    odd_student(kind)
+def test_nothing_is_written_if_pytorch_and_onnxruntime_disagree(odd_student, behaviour, message):
+    odd_student(behaviour)
     FILE.parent.mkdir(parents=True)
-    FILE.write_text("the file of before")
+    FILE.write_text("the previous file")
     with pytest.raises(UserError, match=message):
         run_stage("export", "small")
-    assert FILE.read_text() == "the file of before"
+    assert FILE.read_text() == "the previous file"
     assert [path.name for path in FILE.parent.iterdir()] == [FILE.name]
     assert not METRICS.exists()
 
 
-def test_a_network_that_the_exporter_cannot_take_is_told_once_and_with_its_reason(
-    odd_student, capfd
-):
+def test_a_network_that_the_exporter_refuses_gives_one_line_with_the_reason(odd_student, capfd):
     odd_student("pixels decide")
     with pytest.raises(UserError) as refusal:
         run_stage("export", "small")
@@ -278,34 +278,34 @@ def test_a_network_that_the_exporter_cannot_take_is_told_once_and_with_its_reaso
     assert not FILE.exists()
 
 
-def test_logits_that_float32_moves_far_may_differ_as_far_and_no_further():
+def test_the_tolerance_grows_with_the_error_of_float32_and_no_further():
     expected = np.array([[4.0, 1.0], [5.0, 2.0]], np.float32)
-    found = expected + np.array([[0, 0], [0.03, 0]], np.float32)
+    actual = expected + np.array([[0, 0], [0.03, 0]], np.float32)
     labels = np.array([0, 0])
-    figures = verify_logits("mine", expected, found, labels, lambda: 0.01)
+    figures = verify_logits("mine", expected, actual, labels, lambda: 0.01)
     assert figures["largest_difference"] == 3e-2
     with pytest.raises(UserError, match=r"the logit of class 0 of test image 1 is 5\.05, but"):
         verify_logits(
-            "mine", expected, found + np.float32([[0, 0], [0.02, 0]]), labels, lambda: 0.01
+            "mine", expected, actual + np.float32([[0, 0], [0.02, 0]]), labels, lambda: 0.01
         )
     with pytest.raises(UserError, match=r"the logit of class 0 of test image 1 is 5\.03, but"):
-        verify_logits("mine", expected, found, labels, lambda: 0.0)
+        verify_logits("mine", expected, actual, labels, lambda: 0.0)
 
 
-def test_how_far_float32_moves_logits_is_measured_against_float64(project):
+def test_the_error_of_float32_is_measured_against_float64(project):
     network, description = checkpoint.load(STUDENT, produced_by="-")
     dataset = open_dataset()
-    moved = float32_error(network, description, dataset)
-    assert 0 < moved < 1e-4
+    error = float32_error(network, description, dataset)
+    assert 0 < error < 1e-4
     with torch.no_grad():  # a last layer that multiplies its errors
         network.fc.weight *= 1e4
-    assert float32_error(network, description, dataset) > 100 * moved
+    assert float32_error(network, description, dataset) > 100 * error
 
 
-def test_one_decision_may_differ_where_two_logits_are_as_good_as_equal():
+def test_one_class_may_differ_if_two_logits_are_nearly_equal():
     expected = np.array([[1, 0.9999], [2, 1], [0, 3]], np.float32)
-    found = expected + np.array([[0, 0.0002], [0, 0], [0, 0]], np.float32)
-    figures = verify_logits("mine", expected, found, np.array([0, 0, 0]), lambda: 0.0)
+    actual = expected + np.array([[0, 0.0002], [0, 0], [0, 0]], np.float32)
+    figures = verify_logits("mine", expected, actual, np.array([0, 0, 0]), lambda: 0.0)
     assert figures == {
         "torch_accuracy": 2 / 3,
         "onnx_accuracy": 1 / 3,
@@ -314,7 +314,7 @@ def test_one_decision_may_differ_where_two_logits_are_as_good_as_equal():
     }
 
 
-def test_an_unknown_student_and_one_of_other_classes_are_refused(project):
+def test_an_unknown_student_and_a_student_of_other_classes_are_refused(project):
     with pytest.raises(UserError, match=r"has no `smal`; did you mean `small`"):
         run_stage("export", "smal")
     shutil.move("images/train/cat", "images/train/cow")

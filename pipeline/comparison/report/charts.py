@@ -1,7 +1,7 @@
-"""The report's drawings: inline SVG, text as text, colours by class from the page's style.
+"""The charts of the report: inline SVG with text as text and colours from the page's CSS.
 
-Pure: numbers and labels in, SVG out; imports nothing of ours. Each is drawn for 340 pixels, so that
-a phone shows its text at full size.
+Pure: numbers and labels in, SVG out; imports nothing of ours. Each chart is 340 pixels wide, so a
+phone shows its text at full size.
 """
 
 from collections.abc import Callable, Sequence
@@ -106,8 +106,8 @@ def line(x1: float, y1: float, x2: float, y2: float, css_class: str) -> str:
 
 
 def path(points: Sequence[tuple[float, float]], css_class: str) -> str:
-    places = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    return f'<polyline points="{places}" class="{css_class}"/>'
+    coordinates = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return f'<polyline points="{coordinates}" class="{css_class}"/>'
 
 
 def dot(x: float, y: float, css_class: str, title: str, radius: float = 4.5) -> str:
@@ -134,14 +134,14 @@ def left_axis(axis: Axis, x: float, right: float) -> str:
 
 @dataclass(frozen=True)
 class Whisker:
-    """A value with its interval."""
+    """A value with its interval, as a line of `interval_plot`."""
 
     label: str
     value: float
     low: float
     high: float
     text: str  # beside it
-    css_class: str  # its class in the style
+    role: str  # its CSS class
 
 
 def interval_plot(rows: Sequence[Whisker], title: str, axis_title: str) -> str:
@@ -159,8 +159,8 @@ def interval_plot(rows: Sequence[Whisker], title: str, axis_title: str) -> str:
         parts += [
             text(left, y - 13, row.label, "label halo"),
             text(right, y - 13, row.text, "halo", "end"),
-            line(axis(row.low), y, axis(row.high), y, f"whisker {row.css_class}"),
-            dot(axis(row.value), y, row.css_class, f"{row.label}: {row.text}"),
+            line(axis(row.low), y, axis(row.high), y, f"whisker {row.role}"),
+            dot(axis(row.value), y, row.role, f"{row.label}: {row.text}"),
         ]
     return svg(bottom + 42, title, *parts)
 
@@ -168,7 +168,7 @@ def interval_plot(rows: Sequence[Whisker], title: str, axis_title: str) -> str:
 @dataclass(frozen=True)
 class Point:
     name: str  # shown beside it, where `named`
-    role: str  # its class in the style
+    role: str  # its CSS class
     x: float
     y: float
     low: float
@@ -224,7 +224,7 @@ def _extent(x: float, name: str, anchor: str) -> tuple[float, float]:
 
 
 def curves(series: Sequence[tuple[str, Sequence[float], Sequence[float]]], title: str) -> str:
-    """Curves of shares by epoch: (CSS class, epochs, shares). A dot marks the best epoch."""
+    """Curves of shares by epoch: (role, epochs, shares). A dot marks the best epoch."""
     left, right, top, bottom = 44, WIDTH - 8, 8, 180
     epochs = [e for _, xs, _ in series for e in xs]
     last = max(epochs)
@@ -233,45 +233,41 @@ def curves(series: Sequence[tuple[str, Sequence[float], Sequence[float]]], title
     x = Axis(min(epochs), max(last, 2), left + 4, right - 6, ticks, lambda v: f"{v:g}")
     y = linear_axis([v for _, _, ys in series for v in ys], bottom, top, in_percent)
     parts = [bottom_axis(x, bottom, top, "epoch"), left_axis(y, left, right)]
-    for css_class, xs, ys in series:
+    for role, xs, ys in series:
         best = int(np.argmax(ys))
-        tooltip = f"{css_class}: best {in_percent(ys[best])} at epoch {xs[best]}"
-        parts.append(
-            path([(x(a), y(b)) for a, b in zip(xs, ys, strict=True)], f"curve {css_class}")
-        )
-        parts.append(dot(x(xs[best]), y(ys[best]), css_class, tooltip, 4))
+        tooltip = f"{role}: best {in_percent(ys[best])} at epoch {xs[best]}"
+        parts.append(path([(x(a), y(b)) for a, b in zip(xs, ys, strict=True)], f"curve {role}"))
+        parts.append(dot(x(xs[best]), y(ys[best]), role, tooltip, 4))
     return svg(bottom + 42, title, *parts)
 
 
 def levels(
     series: Sequence[tuple[str, Sequence[float]]],
     names: Sequence[str],
-    span: tuple[float, float],
+    limits: tuple[float, float],
     title: str,
     axis_title: str,
 ) -> str:
-    """Shares at named levels, in equal steps: (CSS class, a share for each name).
+    """Shares at named levels, in equal steps: (role, a share for each name).
 
     Args:
-        span: of shares; the axis holds it, so that several drawings have one scale.
+        limits: of the axis, so that several charts have one scale.
     """
     left, right, top, bottom = 44, WIDTH - 8, 8, 180
-    places = range(len(names))
-    x = Axis(0, len(names) - 1, left + 16, right - 12, places, lambda place: names[int(place)])
-    y = linear_axis(span, bottom, top, in_percent)
+    ticks = range(len(names))
+    x = Axis(0, len(names) - 1, left + 16, right - 12, ticks, lambda tick: names[int(tick)])
+    y = linear_axis(limits, bottom, top, in_percent)
     parts = [bottom_axis(x, bottom, top, axis_title), left_axis(y, left, right)]
-    for css_class, shares in series:
-        parts.append(
-            path([(x(i), y(share)) for i, share in enumerate(shares)], f"curve {css_class}")
-        )
+    for role, shares in series:
+        parts.append(path([(x(i), y(share)) for i, share in enumerate(shares)], f"curve {role}"))
         for i, share in enumerate(shares):
-            tooltip = f"{css_class}, {names[i]}: {in_percent(share)}"
-            parts.append(dot(x(i), y(share), css_class, tooltip, 4))
+            tooltip = f"{role}, {names[i]}: {in_percent(share)}"
+            parts.append(dot(x(i), y(share), role, tooltip, 4))
     return svg(bottom + 42, title, *parts)
 
 
 def reliability_plot(models: Sequence[tuple[str, np.ndarray]], title: str) -> str:
-    """Accuracy by confidence: (CSS class, [bins, 3] count, confidence, accuracy).
+    """Accuracy by confidence: (role, [bins, 3] count, confidence, accuracy).
 
     A dot's area is its bin's share of the samples; on the diagonal, accuracy equals confidence.
     """
@@ -281,30 +277,28 @@ def reliability_plot(models: Sequence[tuple[str, np.ndarray]], title: str) -> st
     y = Axis(0, 1, bottom, top + 10, ticks, in_percent)
     parts = [bottom_axis(x, bottom, top, "confidence"), left_axis(y, left, right)]
     parts.append(line(x(0), y(0), x(1), y(1), "diagonal"))
-    for css_class, bins in models:
+    for role, bins in models:
         filled = bins[bins[:, 0] > 0]
         for count, confidence, accuracy in filled:
             tooltip = (
-                f"{css_class}: {count:,.0f} images at {in_percent(confidence)} confidence, "
-                f"{in_percent(accuracy)} right"
+                f"{role}: {count:,.0f} images at {in_percent(confidence)} confidence, "
+                f"{in_percent(accuracy)} correct"
             )
             radius = max(3.0, 11 * (count / bins[:, 0].sum()) ** 0.5)
             parts.append(
-                line(x(confidence), y(confidence), x(confidence), y(accuracy), f"gap {css_class}")
+                line(x(confidence), y(confidence), x(confidence), y(accuracy), f"gap {role}")
             )
-            parts.append(
-                dot(x(confidence), y(accuracy), f"{css_class} see-through", tooltip, radius)
-            )
+            parts.append(dot(x(confidence), y(accuracy), f"{role} see-through", tooltip, radius))
     return svg(bottom + 42, title, *parts, width=280)
 
 
 def diverging_bars(
     rows: Sequence[tuple[str, float, str]], largest: float, title: str, axis_title: str
 ) -> str:
-    """A bar to the left or right of zero for each (label, value, note).
+    """Horizontal bars left and right of zero, from (label, value, note).
 
     Args:
-        largest: the axis holds it on both sides, so that several drawings have one scale.
+        largest: limit of the axis on both sides, so that several charts have one scale.
     """
     step, top = 19, 6
     names = [shortened(name, 14) for name, _, _ in rows]
@@ -314,11 +308,11 @@ def diverging_bars(
     parts = [bottom_axis(axis, bottom, top, axis_title)]
     for i, ((label, value, note), name) in enumerate(zip(rows, names, strict=True)):
         y = top + step * i
-        css_class = "distilled" if value > 0 else "baseline"
+        role = "distilled" if value > 0 else "baseline"
         parts.append(text(left, y + 14, name, "", "end"))
         parts.append(
             f'<rect x="{min(axis(0), axis(value)):.1f}" y="{y + 3:.1f}" height="{step - 6}" '
-            f'width="{abs(axis(value) - axis(0)):.1f}" class="{css_class}">'
+            f'width="{abs(axis(value) - axis(0)):.1f}" class="{role}">'
             f"<title>{escape(f'{label}: {note}')}</title></rect>"
         )
     parts.append(line(axis(0), top, axis(0), bottom, "zero"))
@@ -328,7 +322,7 @@ def diverging_bars(
 def heat_map(
     table: np.ndarray, names: Sequence[str], title: str, row_title: str, column_title: str
 ) -> str:
-    """[C, C] counts: the diagonal grey, the rest in colour, by their shares of the largest."""
+    """Heat map of [C, C] counts: the diagonal grey, the rest in colour, by share of the largest."""
     labels = [shortened(name, 10) for name in names]
     long = max(len(label) for label in labels)
     left = 26 + LETTER * long
@@ -337,7 +331,7 @@ def heat_map(
     cell = (WIDTH - left - 4) / len(names)
     bottom = 4 + cell * len(names)
     off = table - np.diag(table.diagonal())
-    largest_off = max(4, off.max())  # a single image is no alarm
+    largest_off = max(4, off.max())  # so that one image is not in full colour
     parts = [
         f'<text class="title" text-anchor="middle" transform="translate(12 {bottom / 2:.1f}) '
         f'rotate(-90)">{escape(row_title)}</text>',

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pipeline.comparison.cache_economics import Economics
 from pipeline.comparison.measurement.latency import DeviceSpeed, NetworkSpeed
 from pipeline.comparison.report.charts import si3
+from pipeline.comparison.report.numbers import duration, milliseconds
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def cache_sentence(figures: Mapping[str, int]) -> str:
     )
 
 
-def sentences(costs: Costs) -> list[str]:
+def cost_sentences(costs: Costs) -> list[str]:
     """The speed of the students, and what the cache cost and saved."""
     economics, device = costs.economics, costs.of_teacher
     lines = [speed_sentence(of_device) for of_device in costs.speed.values()]
@@ -106,21 +107,7 @@ def cache_rows(costs: Costs) -> list[dict[str, str]]:
     return rows
 
 
-def milliseconds(value: float) -> str:
-    return f"{value:#.3g}".rstrip(".") + " ms"
-
-
 def speedup(speed: NetworkSpeed) -> str:
     values = (speed.speedup, speed.speedup_low, speed.speedup_high)
     middle, low, high = (f"{value:#.3g}".rstrip(".") for value in values)
     return f"{middle} ({low} to {high})"
-
-
-def duration(seconds: float) -> str:
-    """`8.4 s`, `36 s`, `12 min`, `5.1 h`"""
-    unit, size = next(
-        ((unit, size) for unit, size in (("s", 1), ("min", 60)) if abs(seconds) < 120 * size),
-        ("h", 3600),
-    )
-    value = seconds / size
-    return f"{value:.1f} {unit}" if abs(value) < 9.95 else f"{value:,.0f} {unit}"

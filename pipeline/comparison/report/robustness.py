@@ -9,15 +9,9 @@ from pipeline.comparison.compare import Comparison
 from pipeline.comparison.measurement.corruptions import CORRUPTIONS, SEVERITIES
 from pipeline.comparison.report import charts
 from pipeline.comparison.report.html import LEGEND, card, drawing, grid, picture, section, table
-from pipeline.comparison.report.summary import (
-    DECIDED_BY_INTERVAL,
-    join_and,
-    optional_percent,
-    percent,
-    points,
-    verdict,
-)
-from pipeline.comparison.robustness import RobustComparison, RobustGain
+from pipeline.comparison.report.numbers import join_and, percent
+from pipeline.comparison.report.summary import gain_with_interval, verdict
+from pipeline.comparison.robustness import RobustComparison
 
 SHOWN_SEVERITY = 3  # of the example images
 NAMES = {name: name.upper() if name == "jpeg" else name for name in CORRUPTIONS}
@@ -59,10 +53,9 @@ def under_corruption(comparison: Comparison, pictures: Mapping[str, np.ndarray])
 def drawings(robustness: RobustComparison) -> list[str]:
     """The gains of all students, then the curves of each."""
     whiskers = [
-        charts.Whisker(name, gain.gain, gain.low, gain.high, describe_gain(gain), "distilled")
+        charts.Whisker(name, gain.gain, gain.low, gain.high, gain_with_interval(gain), "distilled")
         for name, gain in robustness.gains.items()
     ]
-    names = ["clean", *map(str, SEVERITIES)]
     curves = {
         name: [
             (role, [model.clean, *model.table.mean(0)])
@@ -76,28 +69,17 @@ def drawings(robustness: RobustComparison) -> list[str]:
         for name, gain in robustness.gains.items()
     }
     shares = [share for series in curves.values() for _, values in series for share in values]
-    span = min(shares), max(shares)
-    return [
-        drawing("Robust gain", charts.interval_plot(whiskers, "Robust gain by student", "points")),
-        *(
-            drawing(
-                name,
-                charts.levels(
-                    series, names, span, f"Accuracy of {name} under corruption", "severity"
-                ),
-                f"Robust gain: {describe_gain(gain)}, {verdict_of(gain)}.",
-            )
-            for (name, series), gain in zip(curves.items(), robustness.gains.values(), strict=True)
-        ),
+    limits, levels = (min(shares), max(shares)), ["clean", *map(str, SEVERITIES)]
+    figures = [
+        drawing("Robust gain", charts.interval_plot(whiskers, "Robust gain by student", "points"))
     ]
-
-
-def describe_gain(gain: RobustGain) -> str:
-    return f"{points(gain.gain)} ({points(gain.low)} to {points(gain.high)})"
-
-
-def verdict_of(gain: RobustGain) -> str:
-    return verdict(gain.gain, gain.low, gain.high, DECIDED_BY_INTERVAL)
+    for name, gain in robustness.gains.items():
+        title = f"Accuracy of {name} under corruption"
+        plot = charts.levels(curves[name], levels, limits, title, "severity")
+        change = verdict(gain.gain, gain.low, gain.high)
+        caption = f"Robust gain: {gain_with_interval(gain)}, {change}."
+        figures.append(drawing(name, plot, caption))
+    return figures
 
 
 def robust_table(comparison: Comparison, robustness: RobustComparison) -> str:
@@ -113,7 +95,7 @@ def robust_table(comparison: Comparison, robustness: RobustComparison) -> str:
             {
                 "network": f"{escape(model.name)} <small>{role}</small>",
                 "robust accuracy": percent(robust.accuracy),
-                "relative": optional_percent(robust.relative),
+                "relative": percent(robust.relative),
                 "clean": percent(robust.clean),
                 **dict(by_corruption),
             }

@@ -1,4 +1,4 @@
-"""The report's style: light, dark, print; from 320 pixels up."""
+"""The CSS of the report: light, dark and print, from 320 pixels."""
 
 STYLE = """
 :root {
@@ -119,7 +119,7 @@ td small { color: var(--muted); font-size: .8rem; }
 .strip img.smooth { image-rendering: auto; }
 .strip figcaption { line-height: 1.35; font-size: .8rem; margin-top: .3rem; }
 .strip figcaption b { color: var(--ink); font-weight: 600; }
-.strip .wrong { color: var(--loss); } .strip .right { color: var(--gain); }
+.strip .wrong { color: var(--loss); } .strip .correct { color: var(--gain); }
 .stack > * + * { margin-top: 1rem; } .grid + .stack { margin-top: 1rem; }
 details { margin-top: 1rem; } summary { cursor: pointer; }
 pre { margin: .6rem 0 0; font: .8rem/1.5 var(--mono);

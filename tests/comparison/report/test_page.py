@@ -1,4 +1,4 @@
-"""The report opens without a network, draws what the figures say, and fits a phone."""
+"""The report needs no network, draws its figures, and fits a phone."""
 
 import re
 from collections.abc import Iterator
@@ -18,20 +18,21 @@ from pipeline.comparison.compare import Comparison, Predictions, compare
 from pipeline.comparison.measurement.corruptions import CORRUPTIONS
 from pipeline.comparison.measurement.latency import DeviceSpeed, NetworkSpeed
 from pipeline.comparison.report import charts
+from pipeline.comparison.report.classes import MOST_CLASSES
 from pipeline.comparison.report.costs import Costs
-from pipeline.comparison.report.page import MOST_CLASSES, Origin, html_report
-from pipeline.comparison.report.summary import markdown
+from pipeline.comparison.report.markdown import markdown
+from pipeline.comparison.report.page import Origin, html_report
 from pipeline.comparison.robustness import CorruptionPredictions, compare_robustness
 
 HOSTILE = "</style><script src='https://example.org/x.js'></script>&"
 
 
 def invented(num_classes: int, students: list[str], count: int = 300) -> Comparison:
-    """Networks of different sizes and skills, over classes with long and hostile names."""
+    """Compare networks of different size and accuracy, with long and hostile class names."""
     rng = np.random.default_rng(0)
     labels = {name: rng.integers(0, num_classes, count) for name in ("validation", "test")}
 
-    def answers(name: str, role: str, skill: float, parameters: int) -> Predictions:
+    def predictions(name: str, role: str, skill: float, parameters: int) -> Predictions:
         logits = {}
         for split, classes in labels.items():
             logits[split] = rng.normal(0, 1, (count, num_classes)).astype(np.float32)
@@ -45,7 +46,7 @@ def invented(num_classes: int, students: list[str], count: int = 300) -> Compari
             size_bytes=4 * parameters,
         )
 
-    def decisions(seed: int) -> CorruptionPredictions:
+    def corrupted_predictions(seed: int) -> CorruptionPredictions:
         chosen = np.random.default_rng(seed).integers(
             0, num_classes, (1 + len(CORRUPTIONS), 3, count)
         )
@@ -56,11 +57,11 @@ def invented(num_classes: int, students: list[str], count: int = 300) -> Compari
     names = [f"a class of a long name {i}" for i in range(num_classes)]
     names[1] = HOSTILE
     comparison = compare(
-        answers("teacher", "teacher", 4, 20_000_000),
+        predictions("teacher", "teacher", 4, 20_000_000),
         {
             name: (
-                answers(name, "distilled", 2 + i % 3, 50_000 * 3**i),
-                answers(name, "baseline", 1.5 + i % 4, 50_000 * 3**i),
+                predictions(name, "distilled", 2 + i % 3, 50_000 * 3**i),
+                predictions(name, "baseline", 1.5 + i % 4, 50_000 * 3**i),
             )
             for i, name in enumerate(students)
         },
@@ -68,15 +69,18 @@ def invented(num_classes: int, students: list[str], count: int = 300) -> Compari
         names,
     )
     robustness = compare_robustness(
-        None if len(students) == 1 else decisions(0),  # a teacher without a network
-        {name: (decisions(1), decisions(2 + i)) for i, name in enumerate(students)},
+        None if len(students) == 1 else corrupted_predictions(0),  # a teacher without a network
+        {
+            name: (corrupted_predictions(1), corrupted_predictions(2 + i))
+            for i, name in enumerate(students)
+        },
         labels["test"],
     )
     return replace(comparison, robustness=robustness)
 
 
 def costs_of(comparison: Comparison, *devices: str) -> Costs:
-    """Times that go with the networks' sizes."""
+    """Times in proportion to the networks' sizes."""
 
     def speed(model) -> NetworkSpeed:
         latency = model.parameters / 1e6
@@ -125,7 +129,7 @@ FOUR = ["mobilenet-v2-half", "resnet8", "b", "a_student_of_a_long_name"]
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory, finished_project: Path) -> dict[str, Path]:
-    """Of a real run; of few classes and four students; of many classes and one."""
+    """Reports of a real run, of few classes and four students, of many classes and one student."""
     folder = tmp_path_factory.mktemp("pages")
     few, many = invented(5, FOUR), invented(MOST_CLASSES + 10, ["solo"])
     costs = costs_of(few, "cpu", "cuda"), costs_of(many, "cpu")
@@ -142,7 +146,7 @@ NAMES = ("real", "few", "many")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_page_refers_to_nothing_outside_itself_and_holds_no_script(pages, name):
+def test_the_page_is_self_contained_and_has_no_script(pages, name):
     page = pages[name].read_text("utf-8")
     assert not re.search(r"<(script|link|iframe|object)\b", page)
     assert set(re.findall(r'\b(?:src|href)="([^"]{,11})', page)) <= {"data:image/"}
@@ -151,7 +155,7 @@ def test_the_page_refers_to_nothing_outside_itself_and_holds_no_script(pages, na
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_drawing_is_well_formed_and_named(pages, name):
+def test_every_chart_is_well_formed_and_named(pages, name):
     drawings = re.findall(r"<svg .*?</svg>", pages[name].read_text("utf-8"), re.DOTALL)
     for drawing in drawings:
         root = ElementTree.fromstring(drawing)
@@ -168,7 +172,7 @@ def test_every_drawing_is_well_formed_and_named(pages, name):
 
 
 @pytest.mark.parametrize(("name", "lines"), [("few", 4 * 3), ("many", 2), ("real", 3)])
-def test_accuracy_under_corruption_is_drawn_for_each_network_that_was_shown_it(pages, name, lines):
+def test_accuracy_under_corruption_is_drawn_for_each_network_that_was_measured(pages, name, lines):
     page = pages[name].read_text("utf-8")
     text = page.partition("<h2>Under corruption</h2>")[2].partition("</section>")[0]
     assert text.count("<polyline") == lines
@@ -177,14 +181,14 @@ def test_accuracy_under_corruption_is_drawn_for_each_network_that_was_shown_it(p
     assert text.count("<tr>") == 1 + rows
 
 
-def test_many_classes_are_told_by_their_extremes(pages):
+def test_of_many_classes_only_the_extremes_are_drawn(pages):
     page = pages["many"].read_text("utf-8")
     assert "class_accuracy.csv" in page
     bars = re.search(r'aria-label="Gain of solo by class".*?</svg>', page, re.DOTALL)[0]
     assert bars.count("<rect") == 16
 
 
-def test_every_image_on_which_they_disagree_is_counted_and_the_first_are_shown(pages):
+def test_all_disagreements_are_counted_and_the_largest_are_shown(pages):
     comparison = invented(5, FOUR)
     page = pages["few"].read_text("utf-8")
     for name, gain in comparison.gains.items():
@@ -197,7 +201,7 @@ def test_every_image_on_which_they_disagree_is_counted_and_the_first_are_shown(p
     assert strips.count("<img") == 4 * 9
 
 
-def test_the_markdown_holds_the_sentences_and_one_row_per_student_and_model():
+def test_the_markdown_has_the_sentences_and_one_row_per_student_and_model():
     comparison = invented(5, FOUR)
     text = markdown(comparison, costs_of(comparison, "cpu"))
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
@@ -208,15 +212,15 @@ def test_the_markdown_holds_the_sentences_and_one_row_per_student_and_model():
     assert "- The cache took 375,000 teacher passes" in text
 
 
-def test_accuracy_is_drawn_against_the_latency_of_each_device_with_its_front(pages):
+def test_accuracy_is_drawn_against_the_latency_of_each_device_with_its_pareto_front(pages):
     page = pages["few"].read_text("utf-8")
-    for where in ("CPU", "GPU"):
-        name = f"Accuracy against latency on the {where}"
-        (drawn,) = re.findall(rf'aria-label="{name}".*?</svg>', page, re.DOTALL)
-        assert drawn.count("<circle") == 1 + 2 * len(FOUR)
-        assert drawn.count('class="front"') == 1
-        assert "teacher, teacher: " in drawn
-        assert ", 20</title>" in drawn  # of 20 M parameters: 20 ms
+    for device in ("CPU", "GPU"):
+        name = f"Accuracy against latency on the {device}"
+        (chart,) = re.findall(rf'aria-label="{name}".*?</svg>', page, re.DOTALL)
+        assert chart.count("<circle") == 1 + 2 * len(FOUR)
+        assert chart.count('class="front"') == 1
+        assert "teacher, teacher: " in chart
+        assert ", 20</title>" in chart  # 20 ms for 20 M parameters
 
 
 @pytest.mark.parametrize(
@@ -228,7 +232,7 @@ def test_accuracy_is_drawn_against_the_latency_of_each_device_with_its_front(pag
         ([0.5, 0.5], [0.49, 0.495, 0.5, 0.505, 0.51]),
     ],
 )
-def test_an_axis_marks_round_values_around_all(values, ticks):
+def test_an_axis_has_round_ticks_around_all_values(values, ticks):
     axis = charts.linear_axis(values, 0, 100, str)
     assert axis.ticks == pytest.approx(ticks)
     assert (axis(axis.ticks[0]), axis(axis.ticks[-1])) == (0, 100)
@@ -241,14 +245,14 @@ def test_a_logarithmic_axis_places_equal_ratios_at_equal_distances():
 
 
 @pytest.mark.parametrize("ratio", [1, 3, 20, 100, 5000])
-def test_a_logarithmic_axis_has_some_marks_for_any_costs_and_not_too_many(ratio):
+def test_a_logarithmic_axis_has_two_to_seven_ticks_for_any_costs(ratio):
     for low in np.geomspace(1e4, 1e7, 40):
         axis = charts.log_axis([low, low * ratio], 44, 332, charts.si)
         assert 2 <= len(axis.ticks) <= 7
         assert all(axis(b) - axis(a) > 30 for a, b in pairwise(axis.ticks))
 
 
-def test_labels_that_would_lie_on_one_another_are_moved_apart():
+def test_overlapping_labels_are_moved_apart():
     labels = [(10, 50, "first", "start"), (12, 52, "second", "start"), (200, 51, "far", "start")]
     heights = {name: y for _, y, name, _ in charts.spread_labels(labels, 300)}
     assert heights == {"first": 50, "second": 50 + charts.LINE, "far": 51}
@@ -293,11 +297,11 @@ PAINT = "getComputedStyle(document.body).backgroundColor"
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("width", [1280, 390])
-def test_a_browser_shows_the_page_without_complaint_request_or_sideways_scrolling(
+def test_a_browser_shows_the_page_without_errors_requests_or_sideways_scrolling(
     pages, chromium, name, width
 ):
     chromium.requests.clear()
-    chromium.complaints.clear()
+    chromium.errors.clear()
     chromium.show(pages[name], width=width)
     assert chromium.evaluate("innerWidth") == width
     assert chromium.evaluate("document.documentElement.scrollWidth") <= width
@@ -306,22 +310,22 @@ def test_a_browser_shows_the_page_without_complaint_request_or_sideways_scrollin
     assert chromium.evaluate(SMALLEST_TEXT) >= 9
     assert chromium.evaluate("document.querySelectorAll('svg').length") >= 7
     assert chromium.evaluate(EMPTY) == 0
-    asked = {url for url in chromium.requests if not url.startswith("data:image/png;")}
-    assert asked == {pages[name].absolute().as_uri()}
-    assert chromium.complaints == []
+    requests = {url for url in chromium.requests if not url.startswith("data:image/png;")}
+    assert requests == {pages[name].absolute().as_uri()}
+    assert chromium.errors == []
 
 
-def test_the_page_is_dark_where_the_reader_prefers_dark(pages, chromium):
+def test_the_page_is_dark_if_the_reader_prefers_dark(pages, chromium):
     chromium.show(pages["real"], width=390)
     light = chromium.evaluate(PAINT)
     chromium.show(pages["real"], width=390, dark=True)
     assert light != chromium.evaluate(PAINT)
 
 
-def test_the_browser_notices_what_the_tests_above_ask_of_it(tmp_path, chromium):
-    """A page with a request, an error and an overflow is caught: the checks can fail."""
+def test_the_browser_reports_a_request_an_error_and_an_overflow(tmp_path, chromium):
+    """The checks above can fail."""
     chromium.requests.clear()
-    chromium.complaints.clear()
+    chromium.errors.clear()
     page = tmp_path / "bad.html"
     page.write_text(
         "<body><p style='width: 3000px'>wide</p><img src='http://example.org/a.png'>"
@@ -329,6 +333,6 @@ def test_the_browser_notices_what_the_tests_above_ask_of_it(tmp_path, chromium):
     )
     chromium.show(page, width=1280)
     assert "http://example.org/a.png" in chromium.requests
-    assert len(chromium.complaints) >= 2
+    assert len(chromium.errors) >= 2
     assert len(chromium.evaluate(OUTSIDE)) == 1
     assert chromium.evaluate(EMPTY) == 1

@@ -1,0 +1,62 @@
+"""Numbers as text."""
+
+from collections.abc import Iterable
+
+from pipeline.comparison.report.charts import si3
+
+
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.2%}"
+
+
+def points(share: float) -> str:
+    """A difference of shares, with its sign, in percentage points."""
+    text = f"{100 * share:+.2f}"
+    return "0.00" if text in ("+0.00", "-0.00") else text.replace("-", "\N{MINUS SIGN}")
+
+
+def percent_range(shares: Iterable[float]) -> str:
+    """Shares as `97.49% to 98.33%`, or as one if both ends are equal."""
+    ordered = [percent(share) for share in sorted(shares)]
+    return ordered[0] if ordered[0] == ordered[-1] else f"{ordered[0]} to {ordered[-1]}"
+
+
+def p_text(p_value: float) -> str:
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+
+
+def whole(number: int | None) -> str:
+    return "-" if number is None else f"{number:,}"
+
+
+def millions(number: int | None) -> str:
+    return "-" if number is None else f"{number / 1e6:.1f} M"
+
+
+def three_digits(number: int | None, unit: str = "") -> str:
+    """`17.0 M`; with a unit `17.0 MB`"""
+    return "-" if number is None else si3(number) + unit
+
+
+def compression(teachers: int | None, students: int) -> str:
+    """The teacher's cost over the student's; `-` without a teacher's cost."""
+    return "-" if teachers is None else f"{teachers / students:.1f} x"
+
+
+def milliseconds(value: float) -> str:
+    return f"{value:#.3g}".rstrip(".") + " ms"
+
+
+def duration(seconds: float) -> str:
+    """`8.4 s`, `36 s`, `12 min`, `5.1 h`"""
+    unit, size = next(
+        ((unit, size) for unit, size in (("s", 1), ("min", 60)) if abs(seconds) < 120 * size),
+        ("h", 3600),
+    )
+    value = seconds / size
+    return f"{value:.1f} {unit}" if abs(value) < 9.95 else f"{value:,.0f} {unit}"
+
+
+def join_and(items: Iterable[str]) -> str:
+    *most, last = items
+    return f"{', '.join(most)} and {last}" if most else last
