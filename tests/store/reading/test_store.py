@@ -35,7 +35,17 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One store of each encoding, with several shards a view."""
     root = tmp_path_factory.mktemp("stores")
     for encoding, k in (("dense", None), ("top_k", 2)):
-        identity = StoreIdentity("d" * 64, "t" * 64, "crop", 0, 8, encoding, k, "float32", CLASSES)
+        identity = StoreIdentity(
+            dataset_fingerprint="d" * 64,
+            teacher_fingerprint="t" * 64,
+            policy="crop",
+            seed=0,
+            image_size=8,
+            encoding=encoding,
+            k=k,
+            precision="float32",
+            num_classes=CLASSES,
+        )
         for key in shard_keys(SIZES, VIEWS):
             rows = slice(key.first_sample, key.first_sample + key.num_samples)
             write_shard(
