@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import ConfigDict, Field, PositiveInt, model_validator
 
 from pipeline.data.prepared.dataset import SPLITS
 from pipeline.runtime.validation import Record
@@ -50,6 +50,8 @@ class StoreIdentity(Record):
 
 class StoreIndex(StoreIdentity):
     """The content of `store.json`: the identity, and which shards there are."""
+
+    model_config = ConfigDict(extra="ignore")  # another writer may add keys
 
     format_version: int
     split_sizes: Mapping[Literal[SPLITS], PositiveInt] = Field(alias="splits")
