@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.composer import Composer
@@ -12,7 +12,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import CollectionNode, MappingNode, Node
 
 from pipeline.runtime.errors import UserError, did_you_mean, first_line
-from pipeline.runtime.validation import Record, shown, validate
+from pipeline.runtime.validation import Model, Record, shown, validate
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -20,8 +20,6 @@ PARAMS_FILE = Path("params.yaml")
 class Section(Record):
     """A section of params.yaml."""
 
-
-Model = TypeVar("Model", bound=Section)
 
 _MAX_VALUES = 100_000  # in one file, with the values that aliases repeat
 
@@ -64,9 +62,9 @@ def read_yaml(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"`{path}` cannot be read ({error.strerror}).") from None
     except MarkedYAMLError as error:
-        mark = error.problem_mark
-        problem = error.problem.partition(" with value ")[0]  # of a duplicate key: maybe long
-        problem = f"{problem} at line {mark.line + 1}, column {mark.column + 1}"
+        problem = str(error.problem).partition(" with value ")[0]  # of a duplicate key: maybe long
+        if mark := error.problem_mark:
+            problem += f" at line {mark.line + 1}, column {mark.column + 1}"
     except (YAMLError, UnicodeDecodeError) as error:
         problem = first_line(error)
     except _NOT_A_VALUE as error:
@@ -89,16 +87,16 @@ def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
     return content
 
 
-def load_section(model: type[Model], name: str, *, path: Path = PARAMS_FILE) -> Model:
+def load_section(model: type[Model], name: str) -> Model:
     """Load section `name` of params.yaml and validate it.
 
     Raises:
         UserError: lists every problem of the section, with the keys' full names.
     """
-    params = read_params(path)
+    params, where = read_params(), f"{PARAMS_FILE}: {name}"
     if name not in params:
-        raise UserError(f"`{path}: {name}` is missing; expected a section of that name.")
-    return validate(model, params[name], f"{path}: {name}")
+        raise UserError(f"`{where}` is missing; expected a section of that name.")
+    return validate(model, params[name], where)
 
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
