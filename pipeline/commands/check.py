@@ -123,10 +123,10 @@ def check_teacher() -> None:
     path, needed = Path(teacher.checkpoint), None
     if teacher.weights == "checkpoint" and not path.is_file():
         needed = "not a file; `weights: checkpoint` needs one"
-    if teacher.weights == "logits" and not _looks_like_logits(path):
+    if teacher.weights == "logits" and not (path / "store.json").is_file():
         needed = (
-            "neither a table (.csv, .npz) nor the folder of a store; `weights: logits` needs one "
-            "of them"
+            "no folder of a store; `weights: logits` needs one. Make it of a table: "
+            "`python -m pipeline.commands.import_logits TABLE`"
         )
     if needed:
         raise UserError(
@@ -134,13 +134,6 @@ def check_teacher() -> None:
         )
     check_outside_written("teacher.checkpoint", teacher.checkpoint, "models/imported/NAME")
     check_statistics(teacher.network, "teacher.network")
-
-
-def _looks_like_logits(path: Path) -> bool:
-    """Look at names alone; the stage `teacher` reads the contents."""
-    if path.is_dir():
-        return (path / "store.json").is_file()
-    return path.is_file() and path.suffix in (".csv", ".npz")
 
 
 def check_statistics(network: NetworkParams, key: str) -> None:

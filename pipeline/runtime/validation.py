@@ -86,6 +86,8 @@ def _message(
     if error["type"] == "value_error":  # about several keys together
         return f"`{full_name}`: {error['msg'].removeprefix('Value error, ')}."
     expected = error["msg"].removeprefix("Input should be ")
+    if error["type"] in ("model_type", "dict_type"):
+        expected = "a mapping"
     return f"`{full_name}` is {shown(error['input'])}; expected {expected}."
 
 
