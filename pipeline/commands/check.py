@@ -148,12 +148,12 @@ def check_statistics(network: NetworkParams, key: str) -> None:
 
 
 def check_students() -> None:
-    checks = (partial(check_student, name) for name in student_names())
+    checks = (partial(check_student_section, name) for name in student_names())
     if lines := [line for check in checks for line in _problems_of(check)]:
         raise UserError("\n".join(lines))
 
 
-def check_student(name: str) -> None:
+def check_student_section(name: str) -> None:
     student = load_student(name)
     check_statistics(student.network, f"students.{name}.network")
     load_with_overrides(TrainingParams, "training", student.training, name)

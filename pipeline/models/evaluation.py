@@ -92,9 +92,13 @@ def predict_all(
         samples: [N] sample numbers; None for all.
     """
     samples = np.arange(len(split)) if samples is None else samples
-    order = np.split(samples, range(BATCH_SIZE, len(samples), BATCH_SIZE))
-    batches = open_views(split, ViewPolicy("none"), 0, device).batches(0, order)
+    batches = open_views(split, ViewPolicy("none"), 0, device).batches(0, batches_of(samples))
     return torch.cat([predict(network, spec, batch.pixels).cpu() for batch in batches])
+
+
+def batches_of(samples: np.ndarray, size: int = BATCH_SIZE) -> list[np.ndarray]:
+    """Split sample numbers into batches, in their order."""
+    return np.split(samples, range(size, len(samples), size))
 
 
 def classification_metrics(logits: Tensor, labels: Tensor, prefix: str) -> dict[str, float]:

@@ -13,11 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import sha256_of_file
-from pipeline.runtime.params import PARAMS_FILE, read_params
+from pipeline.runtime.params import PARAMS_FILE, read_params, read_yaml
 
 DVC_FILE = Path("dvc.yaml")
 CODE = Path("pipeline")
@@ -84,11 +82,9 @@ def _definition(stage: str) -> dict[str, Any]:
         UserError: dvc.yaml is not YAML, or lacks the stage.
     """
     try:
-        content = yaml.safe_load(DVC_FILE.read_text("utf-8"))
+        content = read_yaml(DVC_FILE)
     except FileNotFoundError:
         return {}
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"`{DVC_FILE}` is not valid YAML: {error}") from None
     stages = content.get("stages") if isinstance(content, dict) else None
     if not isinstance(stages, dict) or not isinstance(stages.get(stage), dict):
         raise UserError(

@@ -21,8 +21,6 @@ from pipeline.compute.distributed import ProcessGroup
 from pipeline.compute.provenance import device_name, loaded_code
 from pipeline.runtime.files import canonical_json, write_bytes
 
-SCRATCH = Path(".scratch/training")
-
 
 def fingerprint(inputs: Mapping[str, Any], device: torch.device, group: ProcessGroup) -> str:
     """SHA-256 of the inputs and of everything else that moves the last bits of a training.
