@@ -39,7 +39,8 @@ from pipeline.models.spec import build, model_spec
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_directory, canonical_json
 from pipeline.runtime.outputs import PREPARED, STORE, TEACHER
-from pipeline.runtime.params import read_params, validate
+from pipeline.runtime.params import read_params
+from pipeline.runtime.validation import validate
 from pipeline.store.format.schema import INDEX, shard_keys
 from pipeline.store.format.shards import read_header
 from pipeline.store.reading.index import read_index

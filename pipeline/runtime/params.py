@@ -1,22 +1,20 @@
 """Load one section of params.yaml and validate it against the model of its owner."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args
+from typing import Any, NoReturn, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.runtime.errors import UserError, did_you_mean
+from pipeline.runtime.validation import Record, shown, validate
 
 PARAMS_FILE = Path("params.yaml")
 
 
-class Section(BaseModel):
-    """A section of params.yaml: typed, frozen, unknown keys refused, nothing converted."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+class Section(Record):
+    """A section of params.yaml."""
 
 
 Model = TypeVar("Model", bound=Section)
@@ -95,7 +93,7 @@ def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
             f"type ({error})."
         ) from None
     if not isinstance(content, dict):
-        raise UserError(f"`{path}` is {_shown(content)}; expected a mapping of sections.")
+        raise UserError(f"`{path}` is {shown(content)}; expected a mapping of sections.")
     return content
 
 
@@ -109,75 +107,6 @@ def load_section(model: type[Model], name: str, *, path: Path = PARAMS_FILE) -> 
     if name not in params:
         raise UserError(f"`{path}: {name}` is missing; expected a section of that name.")
     return validate(model, params[name], f"{path}: {name}")
-
-
-def validate(
-    model: type[Model], content: Any, location: str, *, origins: dict[str, str] | None = None
-) -> Model:
-    """Validate content against a model.
-
-    Args:
-        location: of the content, for messages: `params.yaml: teacher`.
-        origins: for merged content, the location of each top-level key.
-
-    Raises:
-        UserError: lists every problem.
-    """
-    if not isinstance(content, dict):
-        raise UserError(f"`{location}` is {_shown(content)}; expected a mapping.")
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        raise UserError(
-            "\n".join(_message(model, e, location, origins or {}) for e in error.errors())
-        ) from None
-
-
-def _message(model: type[BaseModel], error: Any, location: str, origins: dict[str, str]) -> str:
-    *parents, key = names = _names(model, error["loc"]) or [""]
-    parts = (origins.get(str(names[0]), location), *names)
-    full_name = ".".join(str(part) for part in parts if part != "")
-    if error["type"] == "extra_forbidden":
-        known = sorted(_fields_at(model, parents))
-        suggestion = did_you_mean(str(key), known) or "."
-        return f"`{full_name}` is unknown{suggestion} Known: {', '.join(known)}."
-    if error["type"] == "missing":
-        return f"`{full_name}` is missing."
-    if error["type"] == "value_error":  # about several keys together
-        return f"`{full_name}`: {error['msg'].removeprefix('Value error, ')}."
-    expected = error["msg"].removeprefix("Input should be ")
-    return f"`{full_name}` is {_shown(error['input'])}; expected {expected}."
-
-
-def _names(model: type[BaseModel], location: Sequence[int | str]) -> list[int | str]:
-    """Drop pydantic's marks of a union's branches from a location."""
-    names: list[int | str] = []
-    for part in location:
-        if names and not isinstance(part, int) and not _fields_at(model, names):
-            break  # a branch of a union: `int`, `literal['all']`
-        names.append(part)
-    return names
-
-
-def _fields_at(model: type[BaseModel], names: Sequence[int | str]) -> dict[str, Any]:
-    """The fields of the model at a nested key; empty if the key holds no model."""
-    fields = model.model_fields
-    for name in names:
-        annotation = fields[str(name)].annotation if str(name) in fields else None
-        models = [
-            option
-            for option in (annotation, *get_args(annotation))
-            if isinstance(option, type) and issubclass(option, BaseModel)
-        ]
-        fields = models[0].model_fields if models else {}
-    return fields
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "empty"
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")

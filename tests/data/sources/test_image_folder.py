@@ -17,7 +17,7 @@ from pipeline.data.sources.image_reading import to_pixels
 from pipeline.data.sources.packing import Statistics
 from pipeline.data.sources.params import DatasetParams
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.params import validate
+from pipeline.runtime.validation import validate
 
 
 def splits(dataset: Dataset) -> dict[str, list[str]]:
