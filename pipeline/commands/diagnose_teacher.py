@@ -12,6 +12,7 @@ from pipeline.runtime.command import run_command
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -97,20 +98,16 @@ def diagnose(
     predictions = logits.argmax(1)
     is_correct = predictions == labels
     samples = np.unique(np.linspace(0, len(labels) - 1, _IMAGES).astype(int))
-    trials = {
-        "classes in the best other order": [
-            in_another_order(predictions, labels, dataset.class_names, teacher is None)
-        ],
-        "other normalisations": list(_try_normalisations(teacher, samples)) if teacher else [],
-        "other input sizes": list(_try_sizes(teacher, samples)) if teacher else [],
-    }
+    order = in_another_order(predictions, labels, dataset.class_names, teacher is None)
+    trials = {"classes in the best other order": [order]}
+    for kind, trial in _try_other_inputs(teacher, samples) if teacher else ():
+        trials.setdefault(kind, []).append(trial)
     lines = [
         f"teacher accuracy on validation: {is_correct.mean():.2%} ({is_correct.sum():,} of "
         f"{len(labels):,}); the share of the majority class is {majority_share(labels):.2%}",
         *(
             f"  {name}: " + "; ".join(f"{trial.setting} {trial.accuracy:.2%}" for trial in group)
             for name, group in trials.items()
-            if group
         ),
         f"  mean entropy of its predictions: {entropy(softmax(logits, 1), axis=1).mean():.2f} "
         f"nats, of at most {np.log(logits.shape[1]):.2f}",
@@ -125,41 +122,35 @@ def diagnose(
     return lines
 
 
-def _try_normalisations(teacher: Teacher, samples: np.ndarray) -> Iterator[Trial]:
+def _try_other_inputs(teacher: Teacher, samples: np.ndarray) -> Iterator[tuple[str, Trial]]:
+    """Measure each input of `_other_inputs` that the network can take, by its kind."""
+    split, device = teacher.dataset.splits["validation"], default_device()
+    for kind, setting, spec, advice in _other_inputs(teacher):
+        with suppress(*WRONG_SIZE, UserError):
+            logits = predict_all(teacher.network, spec, split, device=device, samples=samples)
+            correct = int((logits.argmax(1).numpy() == split.labels[samples]).sum())
+            yield kind, Trial(setting, correct, len(samples), advice)
+
+
+def _other_inputs(teacher: Teacher) -> Iterator[tuple[str, str, InputSpec, str]]:
+    """Kind, setting, input and advice of each other input."""
+    present, native = teacher.input, teacher.pretrained_input
     for name, mean, std in _normalisations(teacher):
         advice = (
             f"The likeliest cause is the normalisation: the teacher was trained on {name}. Set "
             f"`mean: {_shown(mean)}` and `std: {_shown(std)}` in `teacher.network`."
         )
-        yield from _try(teacher, replace(teacher.input, mean=mean, std=std), samples, name, advice)
-
-
-def _try_sizes(teacher: Teacher, samples: np.ndarray) -> Iterator[Trial]:
-    present, native = teacher.input.size, teacher.pretrained_input
-    sizes = {teacher.dataset.image_size, present // 2, 2 * present}
-    if native:
-        sizes.add(native.size)
-    for size in sorted(size for size in sizes - {present} if 8 <= size <= _LARGEST_SIZE):
-        name = f"{size} pixels"
-        if native and size == native.size:
-            name += " (of its pretraining)"
-        advice = (
-            f"The likeliest cause is the input size: set `input_size: {size}` in `teacher.network`."
-        )
-        yield from _try(teacher, replace(teacher.input, size=size), samples, name, advice)
-
-
-def _try(
-    teacher: Teacher, other: InputSpec, samples: np.ndarray, setting: str, advice: str
-) -> Iterator[Trial]:
-    """Measure another input on the samples; nothing if the network cannot take its size."""
-    split, device = teacher.dataset.splits["validation"], default_device()
-    try:
-        logits = predict_all(teacher.network, other, split, device=device, samples=samples)
-    except (*WRONG_SIZE, UserError):
-        return
-    correct = int((logits.argmax(1).numpy() == split.labels[samples]).sum())
-    yield Trial(setting, correct, len(samples), advice)
+        yield "other normalisations", name, replace(present, mean=mean, std=std), advice
+    sizes = {teacher.dataset.image_size, present.size // 2, 2 * present.size}
+    native_size = native.size if native else present.size
+    for size in sorted({*sizes, native_size} - {present.size}):
+        if 8 <= size <= _LARGEST_SIZE:
+            name = f"{size} pixels" + (" (of its pretraining)" if size == native_size else "")
+            advice = (
+                f"The likeliest cause is the input size: set `input_size: {size}` in "
+                "`teacher.network`."
+            )
+            yield "other input sizes", name, replace(present, size=size), advice
 
 
 def _normalisations(teacher: Teacher) -> Iterator[tuple[str, Sequence[float], Sequence[float]]]:
