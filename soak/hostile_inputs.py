@@ -99,7 +99,7 @@ def read_images(root: str = "images", **storage: Any) -> None:
     out = Path("data/out")
     out.mkdir()
     values = PARAMS["dataset"] | {"root": root} | storage
-    sizes = prepare.write_dataset(DatasetParams(**values), out)["splits"]
+    sizes = prepare.write_dataset(DatasetParams(**values), out).splits
     splits = open_dataset(out).splits
     ids = [sample for split in splits.values() for sample in split.sample_ids]
     files = [p.relative_to("images") for p in Path("images").glob("train/*/**/*") if p.is_file()]
