@@ -128,7 +128,7 @@ def read_images(root: str = "images", *, storage: str = "pixels", quality: Any =
     else:
         expected = {p.relative_to("images").as_posix() for p in Path("images").rglob("*.png")}
         expect(expected <= set(ids), f"samples {sorted(expected - set(ids))[:3]} are left out")
-    expect(len(ids) == len(set(ids)) == sum(description["splits"].values()), "samples are repeated")
+    expect(len(ids) == len(set(ids)) == sum(description.splits.values()), "samples are repeated")
     read_every_sample(dataset)
 
 

@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 from benchmarks.hostile import png_of_any_size
 from benchmarks.soak_inputs import Watch, write_onnx
 from pipeline.commands import check, predict
+from pipeline.commands.import_logits import import_logits
 from pipeline.commands.store import inspect, verify
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.export.onnx_model import OnnxMetadata
@@ -556,11 +557,6 @@ MISTAKES |= {
 # Imported logits.
 
 
-def import_logits(path: str) -> None:
-    change_params("teacher", family="logits", network="mine", weights="logits", checkpoint=path)
-    run_stage("teacher")
-
-
 def import_table(**changes: Callable[[np.ndarray], np.ndarray]) -> None:
     """Import a table with a row for each image, with some of its arrays changed."""
     dataset = open_dataset()
@@ -572,18 +568,19 @@ def import_table(**changes: Callable[[np.ndarray], np.ndarray]) -> None:
         "class_names": np.array(dataset.class_names),
     }
     np.savez("mine.npz", **arrays | {key: change(arrays[key]) for key, change in changes.items()})
-    import_logits("mine.npz")
+    import_logits(Path("mine.npz"), Path("mine"))
 
 
 def text(content: str) -> None:
     Path("mine.csv").write_text(content, "utf-8")
-    import_logits("mine.csv")
+    import_logits(Path("mine.csv"), Path("mine"))
 
 
 def store_of_others(change: Callable[[Path], None]) -> None:
     shutil.copytree(STORE, "mine")
     change(Path("mine/test_view00000_sample000000000.h5"))
-    import_logits("mine")
+    change_params("teacher", family="logits", network="mine", weights="logits", checkpoint="mine")
+    run_stage("teacher")
 
 
 def compress(path: Path) -> None:
@@ -594,7 +591,7 @@ def compress(path: Path) -> None:
 
 
 MISTAKES |= {
-    "neither a table nor a store": lambda: (
+    "no folder of a store": lambda: (
         Path("mine.txt").touch()
         or with_params("teacher", weights="logits", family="logits", checkpoint="mine.txt")
     ),
