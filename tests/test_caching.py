@@ -221,13 +221,13 @@ def test_a_table_of_logits_in_another_order_trains_no_student_again(clone):
     labels = np.concatenate([split.labels for split in splits.values()])
     table = {"ids": ids, "logits": 5.0 * np.eye(3)[labels]}
     logits = {"family": "logits", "network": "labels", "weights": "logits"}
-    clone.params["teacher"] |= logits | {"checkpoint": "models/imported/labels.npz"}
+    clone.params["teacher"] |= logits | {"checkpoint": "models/imported/logits"}
     write_params(clone.root, clone.params)
     ran = []
     for order in (slice(None), slice(None, None, -1)):
         rows = {name: array[order] for name, array in table.items()}
-        np.savez(
-            clone.root / "models/imported/labels.npz", class_names=["ant", "bee", "cat"], **rows
-        )
+        np.savez(clone.root / "labels.npz", class_names=["ant", "bee", "cat"], **rows)
+        result = clone.run(sys.executable, "-m", "pipeline.commands.import_logits", "labels.npz")
+        assert result.returncode == 0, result.stderr
         ran.append(stages_run(clone.dvc("repro", "student@small")))
     assert ran == [{"teacher", "soft_targets", "student@small"}, {"teacher", "soft_targets"}]

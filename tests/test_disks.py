@@ -90,7 +90,7 @@ def test_a_full_or_read_only_disk_is_reported_with_path_and_bytes_and_costs_no_o
         message = refused(stage)
         ballast.unlink()
         assert re.match(
-            r"error: .*`[\w./]+`.* needs? (more than )?[\d,]+ bytes.*[\d,]+ are free|"
+            r"error: .*`[-\w./]+`.* needs? (more than )?[\d,]+ bytes.*[\d,]+ are free|"
             r"error: the soft targets need [\d,]+ bytes in `.scratch/soft_targets`",
             message or "no refusal",
         ), message
@@ -98,7 +98,7 @@ def test_a_full_or_read_only_disk_is_reported_with_path_and_bytes_and_costs_no_o
         assert not list(Path().rglob("*.partial"))
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     message = refused(stage)
-    assert re.fullmatch(r"error: `[\w./]+`.*Read-only file system.* run again.*", message)
+    assert re.fullmatch(r"error: `[-\w./]+`.*Read-only file system.* run again.*", message)
     subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
     assert refused(stage) is None
     assert outputs() == expected
@@ -114,7 +114,7 @@ def test_a_read_only_output_folder_is_reported_with_its_path_and_the_training_is
         message = refused("student")
     finally:
         subprocess.run(["umount", folder], check=True)
-    assert re.match(rf"error: `{folder}/[\w./]+` cannot be written \(Read-only file sys", message)
+    assert re.match(rf"error: `{folder}/[-\w./]+` cannot be written \(Read-only file sys", message)
     capsys.readouterr()
     assert refused("student") is None
     assert "resumes after epoch 1 of 1" in capsys.readouterr().out

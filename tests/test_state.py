@@ -235,7 +235,7 @@ def test_every_edited_output_is_restored(clone):
         if not content:
             continue  # .gitkeep
         (clone.root / name).write_bytes(bytes([content[0] ^ 1]) + content[1:])
-    assert clone.repro() == set()
+    assert clone.repro("--all-pipelines") == set()
     assert clone.outputs() == before
 
 
