@@ -108,8 +108,8 @@ def _look_up(key: str, params: Mapping[str, Any]) -> Any:
 
 
 def _state(path: Path) -> Any:
-    """A value that changes with a file's content. For a folder of code: the hash of every Python
-    file, the files that DVC sees through `.dvcignore`. For another folder: sizes and dates."""
+    """A value that changes with a file's content. For a folder of code: the hash of every file
+    of code, the files that DVC sees through `.dvcignore`. For another folder: sizes and dates."""
     if path.is_dir() and path.is_relative_to(CODE):
         return {str(file): sha256_of_file(file) for file in _code_files(path)}
     if path.is_dir():
@@ -120,11 +120,12 @@ def _state(path: Path) -> Any:
 
 
 def _code_files(folder: Path) -> list[Path]:
-    """The Python files below the folder, without hidden ones."""
+    """The Python files and those that they read (.txt) below the folder, without hidden ones."""
     return [
         file
-        for file in folder.rglob("*.py")
-        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        for file in folder.rglob("*")
+        if file.suffix in (".py", ".txt")
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     ]
 
 

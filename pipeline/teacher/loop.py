@@ -2,7 +2,6 @@
 so that an edit of the students' loop never trains the teacher again."""
 
 from collections.abc import Mapping
-from functools import partial
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from pipeline.models.evaluation import classification_metrics
 from pipeline.models.spec import InputSpec
 from pipeline.runtime.derived_random import permutation
 from pipeline.runtime.progress import EpochLog, bar
-from pipeline.teacher import auxiliary_heads, fine_tuning
+from pipeline.teacher import fine_tuning
 from pipeline.teacher.params import TeacherTraining
 from pipeline.training.data_parallel import (
     gather_rows,
@@ -97,9 +96,7 @@ def fit_teacher(
                 local_logits = forward(inputs)
             logits = gather_rows(local_logits.float(), len(samples), group)
             targets = labels[to_device(samples, device)]
-            gather = partial(gather_rows, count=len(samples), group=group)
             loss = F.cross_entropy(logits, targets)
-            loss = loss + auxiliary_heads.loss(network, targets, gather)
             optimisation.step(scale_for_ddp(loss, group))
             monitor.add(loss.detach(), len(samples))
         train_loss = monitor.mean(len(labelled))

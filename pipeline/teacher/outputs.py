@@ -23,7 +23,7 @@ from pipeline.teacher import accuracy_gate
 from pipeline.teacher.params import TeacherParams
 
 EVALUATED = ("validation", "test")
-#: What to do about a low accuracy that no other order, normalisation or size explains.
+#: What to do about a low accuracy that nothing else explains.
 FALLBACK_HINTS = {
     "train": "Train it longer (`teacher.training.epochs`), or with another `learning_rate`.",
     "pretrained": "Check that its logits are for the classes of the folders, or train it longer.",
@@ -73,14 +73,11 @@ def import_logits(params: TeacherParams, dataset: Dataset, inputs: StageInputs) 
         )
     logits = {name: torch.from_numpy(source.held_out[name]) for name in EVALUATED}
     accuracy_gate.check(
-        None,
-        None,
         dataset,
         logits["validation"],
         minimum_accuracy=params.minimum_accuracy,
-        pretrained_input=None,
         fallback_hint=FALLBACK_HINTS["logits"],
-        device=torch.device("cpu"),
+        imported=True,
     )
     description = LogitSource(
         params.family,

@@ -6,6 +6,7 @@ last layer and needs no training. Otherwise its last layer is new and has to be 
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from pipeline.models import checkpoint
 from pipeline.models.spec import ModelSpec, build, family_module
 from pipeline.runtime.errors import UserError
-from pipeline.teacher.imagenet_classes import WORDNET_IDS
+
+#: ImageNet's 1,000 classes (ILSVRC 2012), in the order of networks' logits, which is ascending.
+WORDNET_IDS = Path(__file__).with_name("imagenet_wordnet_ids.txt").read_text("ascii").split()
 
 
 def load(spec: ModelSpec) -> tuple[nn.Module, ModelSpec]:
