@@ -118,7 +118,15 @@ def test_any_file_becomes_the_pixels_that_the_pipeline_decodes(folder, reading, 
     split = prepare(**reading, channels=channels).resized(side).splits["train"]
     views = open_views(split, ViewPolicy("none"), 0, torch.device("cpu"), num_workers=0)
     (batch,) = views.batches(0, [np.arange(len(split))])
-    metadata = OnnxMetadata("mine", "-", ["a", "b"], 18, channels, side, reading)
+    metadata = OnnxMetadata(
+        student="mine",
+        fingerprint="-",
+        class_names=["a", "b"],
+        opset=18,
+        channels=channels,
+        image_size=side,
+        reading=reading,
+    )
     assert len(split) >= 6
     for sample_id, expected in zip(split.sample_ids, batch.pixels.numpy(), strict=True):
         pixels = predict.student_input((folder / "images" / sample_id).read_bytes(), metadata)
@@ -217,20 +225,12 @@ def changed_metadata(path: Path, **entries: str | None) -> str:
     [
         ({"teach_once_format_version": None}, "was not written by `export`"),
         ({"teach_once_format_version": "2"}, "has format version 2; expected 1"),
-        ({"class_names": None}, r"has damaged metadata \('class_names'\)"),
-        ({"reading": "{"}, r"has damaged metadata \(Expecting property name"),
-        ({"reading": "7"}, r"has damaged metadata \(reading: .* valid dictionary"),
-        ({"reading": '{"storage": "pixels"}'}, r"has damaged metadata \(reading.image_size: "),
-        ({"channels": "2"}, r"has damaged metadata \(channels: Input should be 1 or 3"),
-        ({"class_names": "[1, 2, 3]"}, r"has damaged metadata \(class_names.0: .* valid string"),
-        (
-            {"image_size": "1000000"},
-            r"has damaged metadata \(image_size: Input should be less than or equal to 4096",
-        ),
-        (
-            {"class_names": '["a", "b"]'},
-            r"has inputs image \['batch', 3, 16, 16\] and outputs logits \['batch', 3\], but its",
-        ),
+        ({"class_names": None}, r"has damaged metadata.*: metadata.class_names` is missing"),
+        ({"reading": "{"}, r"has damaged metadata. Expecting property name"),
+        ({"reading": "7"}, r"has damaged metadata.*: metadata.reading` is 7; expected a mapping"),
+        ({"reading": '{"storage": "pixels"}'}, r"has damaged.*metadata.reading.image_size` is mis"),
+        ({"class_names": "[1, 2, 3]"}, r"has damaged.*class_names.0` is 1; expected a valid str"),
+        ({"image_size": "1000000"}, r"has damaged.*image_size` is 1000000; expected less than"),
     ],
 )
 def test_a_file_that_export_did_not_write_is_refused(here, tmp_path, monkeypatch, entries, message):
