@@ -1,7 +1,7 @@
 """An interrupted command exits at once with one line, and a second run gives the same bytes.
 
 training/test_resume.py and store/writing/test_finished_shards.py test what a killed training and a
-killed store keep. `python -m benchmarks.soak_interrupts` interrupts every command, many times.
+killed store keep. `python -m soak.interruptions` interrupts every command, many times.
 """
 
 import os
@@ -21,8 +21,6 @@ from conftest import PARAMS, change_params, run_stage, write_images, write_param
 from import_closure import ROOT
 from stage_process import finish, kill, start
 
-from benchmarks import soak_interrupts
-from benchmarks.soak_interrupts import Project, Row, Target
 from pipeline.compute.distributed import SINGLE_PROCESS
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.models.params import NetworkParams
@@ -34,6 +32,8 @@ from pipeline.teacher import accuracy_gate, fine_tuning
 from pipeline.teacher import loop as teacher_loop
 from pipeline.teacher.params import TeacherTraining
 from pipeline.training.resume import ResumeState
+from soak import common, interruptions
+from soak.interruptions import Project, Row, Target
 
 TEACHER_STATES = Path(".scratch/training/teacher")
 
@@ -383,7 +383,7 @@ PREPARE = Target("prepare", ("pipeline.stages.prepare",))
 def soaked(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project of the soak, after one stage."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(soak_interrupts, "OUTPUTS", ("data/prepared",))
+        patch.setattr(common, "OUTPUTS", ("data/prepared",))
         project = Project(tmp_path_factory.mktemp("soak"))
         project.measure(PREPARE)
         yield project
@@ -404,14 +404,14 @@ def test_the_soak_reports_different_bytes_and_stray_files(soaked, monkeypatch):
     assert any("left behind: /tmp/x" in failure for failure in row.failures)
 
 
-def test_the_soak_interrupts_every_command_by_every_signal():
-    turns = soak_interrupts.schedule(200)
+def test_the_interruptions_every_command_by_every_signal():
+    turns = interruptions.schedule(200)
     assert len(turns) == 200
     every = {(target, signum) for target, signum in turns}
-    assert {target for target, _ in every} == {*soak_interrupts.STAGES, *soak_interrupts.WHOLE}
+    assert {target for target, _ in every} == {*interruptions.STAGES, *interruptions.WHOLE}
     assert all(
         (target, signum) in every
-        for target in (*soak_interrupts.STAGES, *soak_interrupts.WHOLE)
-        for signum in soak_interrupts.SIGNALS
+        for target in (*interruptions.STAGES, *interruptions.WHOLE)
+        for signum in interruptions.SIGNALS
         if target.to != "rank" or signum != signal.SIGINT
     )
