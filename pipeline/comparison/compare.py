@@ -95,7 +95,7 @@ class Comparison:
     gains: Mapping[str, PairedDifference]  # by student: distilled minus baseline
     pairs: Sequence[PairedDifference]  # of distilled students; p-values adjusted (Holm)
     recommendation: Recommendation
-    robustness: RobustComparison | None = None  # None if not measured
+    robustness: RobustComparison
 
     @property
     def models(self) -> list[ModelMetrics]:
@@ -138,7 +138,7 @@ def model_metrics(
         ece_scaled=None
         if temperature is None
         else metrics.calibration_error(model.test.astype(np.float64) / temperature, test),
-        macro_f1=metrics.macro_f1(decisions, test, num_classes),
+        macro_f1=metrics.macro_f1(decisions, test),
         agreement=float((decisions == teacher.test.argmax(1)).mean()),
         kl=float(divergences.mean()),
         parameters=model.parameters,
@@ -157,6 +157,7 @@ def compare(
     students: Mapping[str, tuple[Predictions, Predictions]],
     labels: Mapping[str, np.ndarray],
     class_names: Sequence[str],
+    robustness: RobustComparison,
 ) -> Comparison:
     """Compare every student with its baseline, with the teacher, and with the other students.
 
@@ -199,6 +200,7 @@ def compare(
         gains=gains,
         pairs=[replace(pair, p_value=p) for pair, p in zip(pairs, adjusted, strict=True)],
         recommendation=Recommendation(chosen, best, difference(chosen, best)),
+        robustness=robustness,
     )
 
 

@@ -1,8 +1,8 @@
 """Validate what a person or another stage wrote against a pydantic model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -98,8 +98,11 @@ def _names(model: type[BaseModel], location: Sequence[int | str]) -> list[int | 
 
 def _fields_at(model: type[BaseModel], names: Sequence[int | str]) -> dict[str, Any]:
     """The fields of the model at a nested key; empty if the key holds no model."""
-    fields = model.model_fields
+    fields, in_mapping = model.model_fields, False
     for name in names:
+        if in_mapping:  # the name is a key of a mapping to models
+            in_mapping = False
+            continue
         annotation = fields[str(name)].annotation if str(name) in fields else None
         models = [
             option
@@ -107,6 +110,7 @@ def _fields_at(model: type[BaseModel], names: Sequence[int | str]) -> dict[str, 
             if isinstance(option, type) and issubclass(option, BaseModel)
         ]
         fields = models[0].model_fields if models else {}
+        in_mapping = get_origin(annotation) in (dict, Mapping)
     return fields
 
 

@@ -12,8 +12,20 @@ import yaml
 from conftest import run_stage, write_params
 from safetensors.numpy import load_file, save_file
 
-from pipeline.comparison.compare import Predictions, compare, is_significant, pareto_front
-from pipeline.comparison.report.summary import gain_sentence, sentences
+from pipeline.comparison.compare import (
+    Comparison,
+    Predictions,
+    compare,
+    is_significant,
+    pareto_front,
+)
+from pipeline.comparison.figures import headline_figures
+from pipeline.comparison.report.summary import (
+    gain_sentence,
+    headline_sentences,
+    recommendation_sentence,
+)
+from pipeline.comparison.robustness import CorruptionPredictions, compare_robustness
 from pipeline.comparison.statistics import holm, mcnemar
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.runtime.errors import UserError
@@ -55,8 +67,15 @@ TEACHER = invented("teacher", "teacher", 0.95, 1, parameters=1000)
 NAMES = ["ant", "bee", "cat", "dog"]
 
 
-def compared(**students: tuple[Predictions, Predictions]):
-    return compare(TEACHER, students, LABELS, NAMES)
+def compared(**students: tuple[Predictions, Predictions]) -> Comparison:
+    labels = LABELS["test"]
+    corrupted = CorruptionPredictions(labels, np.broadcast_to(labels, (6, 3, len(labels))))
+    robustness = compare_robustness(corrupted, dict.fromkeys(students, (corrupted,) * 2), labels)
+    return compare(TEACHER, students, LABELS, NAMES, robustness)
+
+
+def gains_in_words(comparison: Comparison) -> str:
+    return headline_sentences(headline_figures(comparison, None))[0]
 
 
 def test_a_model_compared_with_itself_gains_nothing_and_agrees_everywhere():
@@ -66,7 +85,7 @@ def test_a_model_compared_with_itself_gains_nothing_and_agrees_everywhere():
     assert (gain.gain, gain.low, gain.high, gain.p_value) == (0, 0, 0, 1)
     assert not gain.significant
     assert (gain.first.agreement, gain.first.kl) == (1, 0)
-    assert "the gain of twin is not significant" in sentences(comparison)[0]
+    assert "the gain of twin is not significant" in gains_in_words(comparison)
 
 
 def test_a_large_gain_or_loss_is_reported_as_one():
@@ -81,16 +100,15 @@ def test_a_large_gain_or_loss_is_reported_as_one():
     assert up.p_value < 1e-6
     assert up.significant
     assert down.gain == pytest.approx(-0.3)
-    assert "raised the accuracy of up by 30.00 points" in sentences(comparison)[0]
-    assert "lowered the accuracy of down by 30.00 points" in sentences(comparison)[0]
-    assert "noise" not in sentences(comparison)[0]
+    assert "raised the accuracy of up by 30.00 points" in gains_in_words(comparison)
+    assert "lowered the accuracy of down by 30.00 points" in gains_in_words(comparison)
 
 
 def test_a_gain_whose_interval_holds_0_is_not_significant():
     one, other = invented("s", "distilled", 0.90, 2), invented("s", "baseline", 0.89, 3)
     comparison = compared(s=(one, other))
     assert comparison.gains["s"].low < 0 < comparison.gains["s"].high
-    assert "the gain of s is not significant" in sentences(comparison)[0]
+    assert "the gain of s is not significant" in gains_in_words(comparison)
 
 
 def test_a_gain_is_significant_only_by_both_interval_and_test():
@@ -131,7 +149,7 @@ def test_the_smallest_network_that_is_not_significantly_worse_than_the_best_is_r
     assert comparison.recommendation.best.name == "big"
     assert comparison.recommendation.chosen.name == "small"
     assert comparison.recommendation.chosen.role == "distilled"
-    assert "To ship: small, distilled: 91.00%" in sentences(comparison)[1]
+    assert "To ship: small, distilled: 91.00%" in recommendation_sentence(comparison)
 
 
 def test_p_values_of_pairs_of_students_are_adjusted_for_their_number():
@@ -282,7 +300,7 @@ def test_a_store_of_other_images_is_refused(project):
         run_stage("compare")
     del index["teacher_fingerprint"]
     write_json("data/soft_targets/store.json", index)
-    with pytest.raises(UserError, match="lacks teacher_fingerprint"):
+    with pytest.raises(UserError, match="store.json: teacher_fingerprint` is missing"):
         run_stage("compare")
 
 
