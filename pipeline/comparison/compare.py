@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.comparison import metrics, statistics
-from pipeline.comparison.robustness import RobustComparison
+from pipeline.comparison.robustness import RobustComparison, Robustness
 
 ALPHA = 1 - statistics.LEVEL
 COSTS = ("parameters", "macs", "size_bytes")
@@ -50,6 +50,7 @@ class ModelMetrics:
     parameters: int | None  # costs are None for imported logits
     macs: int | None
     size_bytes: int | None
+    robust_accuracy: float | None  # None for imported logits: they cover clean images only
     decisions: np.ndarray  # [N]
     correct: np.ndarray  # [N] bool
     divergences: np.ndarray  # [N] KL(teacher || model)
@@ -113,7 +114,10 @@ def is_significant(low: float, high: float, p_value: float) -> bool:
 
 
 def model_metrics(
-    model: Predictions, teacher: Predictions, labels: Mapping[str, np.ndarray]
+    model: Predictions,
+    teacher: Predictions,
+    labels: Mapping[str, np.ndarray],
+    robust: Robustness | None,
 ) -> ModelMetrics:
     """Compute every metric but the interval: `low` and `high` are NaN until all models are drawn.
 
@@ -144,6 +148,7 @@ def model_metrics(
         parameters=model.parameters,
         macs=model.macs,
         size_bytes=model.size_bytes,
+        robust_accuracy=None if robust is None else robust.accuracy,
         decisions=decisions,
         correct=correct,
         divergences=divergences,
@@ -166,7 +171,10 @@ def compare(
         labels: `validation` and `test`, [N] each.
     """
     predictions = [teacher, *(model for pair in students.values() for model in pair)]
-    models = [model_metrics(model, teacher, labels) for model in predictions]
+    models = [
+        model_metrics(model, teacher, labels, robustness.of(model.name, model.role))
+        for model in predictions
+    ]
     means = statistics.bootstrap_means(np.stack([model.correct for model in models], 1))
     models = [
         replace(model, low=float(low), high=float(high))

@@ -65,15 +65,14 @@ class Figures(Record):
 
 
 def headline_figures(comparison: Comparison, economics: Economics | None) -> Figures:
-    robustness = comparison.robustness
-
     def of_model(model: ModelMetrics, record: type[Record]) -> dict[str, Any]:
-        robust = robustness.of(model.name, model.role)
-        figures = {} if robust is None else {"robust_accuracy": robust.accuracy}
-        return figures | {n: v for n, v in vars(model).items() if n in record.model_fields}
+        figures = {name: v for name, v in model.figures.items() if name in record.model_fields}
+        if model.robust_accuracy is None:
+            del figures["robust_accuracy"]
+        return figures
 
     def of_student(name: str, gain: PairedDifference) -> StudentFigures:
-        robust = robustness.gains[name]
+        robust = comparison.robustness.gains[name]
         return StudentFigures(
             baseline=gain.second.accuracy,
             gain=gain.gain,
@@ -96,13 +95,9 @@ def headline_figures(comparison: Comparison, economics: Economics | None) -> Fig
 
 def models_table(comparison: Comparison) -> pd.DataFrame:
     """Tabulate every figure, one row per model."""
-    rows = []
-    for model in comparison.models:
-        robust = comparison.robustness.of(model.name, model.role)
-        robust_accuracy = None if robust is None else robust.accuracy
-        rows.append({"model": model.name, **model.figures, "robust_accuracy": robust_accuracy})
+    table = pd.DataFrame(model.figures for model in comparison.models)
     integers = dict.fromkeys(COSTS, "Int64")  # nullable: a teacher without a network has none
-    return pd.DataFrame(rows).drop(columns="name").astype(integers)
+    return table.rename(columns={"name": "model"}).astype(integers)
 
 
 def class_table(comparison: Comparison) -> pd.DataFrame:

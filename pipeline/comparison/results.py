@@ -1,6 +1,7 @@
 """Read what the other stages wrote. Refuse what is damaged, or was made from other inputs."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -83,11 +84,10 @@ def read_predictions(outputs: ModelOutputs, dataset: Dataset) -> Predictions:
         UserError: a file is absent or damaged, or is not of these images or these parameters;
             names the command that writes it.
     """
-    stage_inputs = StageInputs(*outputs.stage.split("@"))
+    stage_inputs, produced_by = StageInputs(*outputs.stage.split("@")), f"dvc repro {outputs.stage}"
     is_imported = outputs == TEACHER and read_params()["teacher"]["weights"] == "logits"
     costs = dict.fromkeys(COSTS)
     if not is_imported:
-        produced_by = f"dvc repro {outputs.stage}"
         costs = read_model(outputs.metrics, Costs, produced_by=produced_by).model_dump()
     logits = _read_logits(outputs, dataset)
     _check_made_from(outputs, stage_inputs)
@@ -96,26 +96,18 @@ def read_predictions(outputs: ModelOutputs, dataset: Dataset) -> Predictions:
 
 def _read_logits(outputs: ModelOutputs, dataset: Dataset) -> dict[str, np.ndarray]:
     """Read the [N, C] raw logits of validation and test."""
-    path, hint = outputs.predictions, _hint(outputs.predictions, outputs.stage)
-    logits = _read_tensors(path, hint)
-    for name in HELD_OUT:
-        shape = (len(dataset.splits[name]), dataset.num_classes)
-        if name not in logits or logits[name].shape != shape:
-            actual = list(logits[name].shape) if name in logits else "nothing"
-            raise UserError(
-                f"`{path}` holds {actual} for {name}; expected logits {list(shape)} for the images "
-                f"of data/prepared. {hint}"
-            )
-        if logits[name].dtype != np.float32:
-            raise UserError(
-                f"`{path}` holds {logits[name].dtype} for {name}; expected float32. {hint}"
-            )
-        if not np.isfinite(logits[name]).all():
+    path, num_classes = outputs.predictions, dataset.num_classes
+    logits = _read_tensors(path, outputs.stage)
+    shapes = {name: [len(dataset.splits[name]), num_classes] for name in sorted(HELD_OUT)}
+    wanted = ", ".join(f"{name} float32 {shape}" for name, shape in shapes.items())
+    _check_tensors(path, logits, wanted, outputs.stage)
+    for name, of_split in logits.items():
+        if not np.isfinite(of_split).all():
             raise UserError(
                 f"`{path}` holds logits for {name} that are not finite: the training diverged. "
                 "Lower its learning rate in params.yaml."
             )
-    return {name: logits[name] for name in HELD_OUT}
+    return logits
 
 
 def _check_made_from(outputs: ModelOutputs, stage_inputs: StageInputs) -> None:
@@ -131,12 +123,22 @@ def _check_made_from(outputs: ModelOutputs, stage_inputs: StageInputs) -> None:
             )
 
 
-def _read_tensors(path: Path, hint: str) -> dict[str, np.ndarray]:
+def _read_tensors(path: Path, stage: str) -> dict[str, np.ndarray]:
     """Raises: UserError: the file is absent or damaged."""
     try:
         return load_file(path)
     except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"`{path}` is absent or damaged ({error}). {hint}") from None
+        raise UserError(f"`{path}` is absent or damaged ({error}). {_hint(path, stage)}") from None
+
+
+def _check_tensors(path: Path, tensors: Mapping[str, np.ndarray], wanted: str, stage: str) -> None:
+    """Raises: UserError: the tensors have other names, types or shapes."""
+    held = ", ".join(f"{name} {t.dtype} {list(t.shape)}" for name, t in sorted(tensors.items()))
+    if held != wanted:
+        raise UserError(
+            f"`{path}` holds {held}; expected {wanted}, for the images of data/prepared. "
+            f"{_hint(path, stage)}"
+        )
 
 
 def _hint(path: Path, stage: str) -> str:
@@ -166,23 +168,17 @@ def _read_corrupted(
     outputs: ModelOutputs, stage: str, samples: np.ndarray
 ) -> CorruptionPredictions | None:
     """Read the predicted classes of corrupted images; None for a teacher without a network."""
-    path = outputs.corrupted_predictions
-    hint = _hint(path, stage)
-    tensors = _read_tensors(path, hint)
+    path, count = outputs.corrupted_predictions, len(samples)
+    tensors = _read_tensors(path, stage)
     if outputs == TEACHER and list(tensors) == ["samples"]:
         return None
-    shapes = {
-        "clean": [len(samples)],
-        "decisions": [len(CORRUPTIONS), len(SEVERITIES), len(samples)],
-        "samples": [len(samples)],
-    }
-    expected = ", ".join(f"{name} int32 {shape}" for name, shape in shapes.items())
-    actual = ", ".join(f"{name} {t.dtype} {list(t.shape)}" for name, t in sorted(tensors.items()))
-    if actual != expected or not np.array_equal(tensors["samples"], samples):
-        other_images = ", of other test images" if actual == expected else ""
+    decisions = [len(CORRUPTIONS), len(SEVERITIES), count]
+    wanted = f"clean int32 [{count}], decisions int32 {decisions}, samples int32 [{count}]"
+    _check_tensors(path, tensors, wanted, stage)
+    if not np.array_equal(tensors["samples"], samples):
         raise UserError(
-            f"`{path}` holds {actual}{other_images}; expected {expected}, of {len(samples):,} test "
-            f"images of data/prepared, evenly spread. {hint}"
+            f"`{path}` is of other test images; expected {count:,} of data/prepared, evenly "
+            f"spread. {_hint(path, stage)}"
         )
     return CorruptionPredictions(tensors["clean"], tensors["decisions"])
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
-from conftest import run_stage, write_params
+from conftest import run_stage
 from safetensors.numpy import load_file, save_file
 
 from pipeline.comparison.compare import (
@@ -122,7 +121,6 @@ def test_a_gain_is_significant_only_by_both_interval_and_test():
 @pytest.mark.parametrize(
     ("gains", "expected"),
     [
-        ({"a": (0.01, -0.01, 0.03, 0.4)}, "On 1 test image, the gain of a is not significant."),
         (
             dict.fromkeys("ab", (0.01, -0.01, 0.03, 0.4)),
             "On 1 test image, no gain is significant.",
@@ -248,11 +246,8 @@ def test_the_comparison_is_printed_as_a_table_with_interval_and_verdict(project,
     ("path", "stage"),
     [
         ("metrics/students/small.json", "student@small"),
-        ("metrics/teacher.json", "teacher"),
-        ("predictions/students/small.safetensors", "student@small"),
         ("predictions/baselines/small.safetensors", "baseline@small"),
         ("predictions/robustness/students/small.safetensors", "robustness@small"),
-        ("predictions/robustness/baselines/small.safetensors", "robustness@small"),
         ("predictions/robustness/teacher.safetensors", "robustness_teacher"),
         ("metrics/history/baselines/small.csv", "baseline@small"),
         ("data/prepared/dataset.json", "prepare"),
@@ -260,20 +255,21 @@ def test_the_comparison_is_printed_as_a_table_with_interval_and_verdict(project,
         ("metrics/speed.json", "speed"),
     ],
 )
-@pytest.mark.parametrize("damage", ["absent", "damaged"])
-def test_an_absent_or_damaged_input_is_named_with_the_stage_that_writes_it(
-    project, path, stage, damage
-):
+def test_an_absent_or_damaged_input_is_named_with_the_stage_that_writes_it(project, path, stage):
     before = Path("reports/index.html").read_bytes()
-    if damage == "absent":
-        Path(path).unlink()
-    else:
-        Path(path).write_bytes(b"")
-    with pytest.raises(UserError) as refusal:
-        run_stage("compare")
-    assert path in str(refusal.value)
-    assert stage in str(refusal.value)
+    for damage in (Path.unlink, Path.touch):
+        damage(Path(path))
+        with pytest.raises(UserError) as refusal:
+            run_stage("compare")
+        assert path in str(refusal.value)
+        assert stage in str(refusal.value)
     assert Path("reports/index.html").read_bytes() == before
+
+
+def test_a_damaged_comparison_is_not_shown(project):
+    write_json("metrics/comparison.json", read("metrics/comparison.json") | {"test_images": "all"})
+    with pytest.raises(UserError, match="comparison.json: test_images` is 'all'; expected a valid"):
+        run_stage("compare", "--show")
 
 
 PREDICTIONS = Path("predictions/students/small.safetensors")
@@ -282,15 +278,10 @@ PREDICTIONS = Path("predictions/students/small.safetensors")
 def test_predictions_for_other_images_are_refused(project):
     logits = load_file(PREDICTIONS)
     save_file(logits | {"test": logits["test"][1:]}, PREDICTIONS)
-    with pytest.raises(UserError, match=r"holds \[11, 3\] for test; expected logits \[12, 3\]"):
+    with pytest.raises(
+        UserError, match=r"test float32 \[11, 3\].*; expected test float32 \[12, 3\]"
+    ):
         run_stage("compare")
-
-
-def test_predictions_without_a_split_are_refused(project):
-    save_file({"test": load_file(PREDICTIONS)["test"]}, PREDICTIONS)
-    with pytest.raises(UserError, match="holds nothing for validation") as refusal:
-        run_stage("compare")
-    assert "dvc repro --force student@small" in str(refusal.value)
 
 
 def test_a_store_of_other_images_is_refused(project):
@@ -327,14 +318,6 @@ def test_results_of_a_removed_student_are_left_out(project):
     Path("metrics/students/old.json").write_text("{}")
     run_stage("compare")
     assert list(read("metrics/comparison.json")["students"]) == ["small"]
-
-
-def test_a_student_without_results_is_named_with_its_stage(project):
-    params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))
-    params["students"]["new"] = params["students"]["small"]
-    write_params(project, params)
-    with pytest.raises(UserError, match="student@new"):
-        run_stage("compare")
 
 
 def test_equal_inputs_give_equal_bytes(project):

@@ -159,34 +159,25 @@ def framed(
     return svg(y.start + 42, title, *axes, *parts, width=right + 8)
 
 
-@dataclass(frozen=True)
-class Whisker:
-    """A gain with its interval, as a line of `interval_plot`."""
-
-    label: str
-    value: float
-    low: float
-    high: float
-    text: str  # beside it
-
-
-def interval_plot(rows: Sequence[Whisker], title: str, axis_title: str) -> Markup:
-    """One interval per row, around a vertical zero."""
+def interval_plot(
+    rows: Sequence[tuple[str, float, float, float, str]], title: str, axis_title: str
+) -> Markup:
+    """One interval per row, around a vertical zero: (label, gain, low, high, text beside it)."""
     left, right, top, step = 12, WIDTH - 12, 6, 44
     bottom = top + step * len(rows)
-    values = [0, *(v for r in rows for v in (r.low, r.high))]
+    values = [0, *(bound for _, _, low, high, _ in rows for bound in (low, high))]
     axis = linear_axis(values, left + 12, right - 12, in_points, 4)
     parts = [
         bottom_axis(axis, bottom, top, axis_title),
         line(axis(0), top, axis(0), bottom, "zero"),
     ]
-    for i, row in enumerate(rows):
+    for i, (label, gain, low, high, note) in enumerate(rows):
         y = top + step * i + 30
         parts += [
-            text(left, y - 13, row.label, "label halo"),
-            text(right, y - 13, row.text, "halo", "end"),
-            line(axis(row.low), y, axis(row.high), y, "whisker distilled"),
-            dot(axis(row.value), y, "distilled", f"{row.label}: {row.text}"),
+            text(left, y - 13, label, "label halo"),
+            text(right, y - 13, note, "halo", "end"),
+            line(axis(low), y, axis(high), y, "whisker distilled"),
+            dot(axis(gain), y, "distilled", f"{label}: {note}"),
         ]
     return svg(bottom + 42, title, *parts)
 
@@ -251,14 +242,14 @@ def curves(series: Sequence[tuple[str, Sequence[int], Sequence[float]]], title: 
     last = max(epochs)
     step = next((s for s in (1, 2, 5, 10, 20, 50, 100) if last / s <= 7), 200)
     ticks = [1, *range(step, last + 1, step)] if step > 1 else list(range(1, last + 1))
-    x = Axis(min(epochs), max(last, 2), LEFT + 4, RIGHT - 6, ticks, lambda v: f"{v:g}")
-    y = linear_axis([v for _, _, ys in series for v in ys], 180, TOP, in_percent)
+    x = Axis(min(epochs), max(last, 2), LEFT + 4, RIGHT - 6, ticks, "{:g}".format)
+    y = linear_axis([share for _, _, ys in series for share in ys], 180, TOP, in_percent)
     parts = []
     for role, xs, ys in series:
-        best = int(np.argmax(ys))
-        tooltip = f"{role}: best {in_percent(ys[best])} at epoch {xs[best]}"
-        parts.append(path([(x(a), y(b)) for a, b in zip(xs, ys, strict=True)], f"curve {role}"))
-        parts.append(dot(x(xs[best]), y(ys[best]), role, tooltip, 4))
+        at, best = max(zip(xs, ys, strict=True), key=lambda point: point[1])
+        parts.append(path(zip(map(x, xs), map(y, ys), strict=True), f"curve {role}"))
+        tooltip = f"{role}: best {in_percent(best)} at epoch {at}"
+        parts.append(dot(x(at), y(best), role, tooltip, 4))
     return framed(x, y, title, "epoch", parts)
 
 
@@ -274,14 +265,14 @@ def levels(
     Args:
         limits: of the axis, so that several charts have one scale.
     """
-    ticks = range(len(names))
-    x = Axis(0, len(names) - 1, LEFT + 16, RIGHT - 12, ticks, lambda tick: names[int(tick)])
+    x = Axis(0, len(names) - 1, LEFT + 16, RIGHT - 12, range(len(names)), names.__getitem__)
     y = linear_axis(limits, 180, TOP, in_percent)
     parts = []
     for role, shares in series:
-        parts.append(path([(x(i), y(share)) for i, share in enumerate(shares)], f"curve {role}"))
-        for i, share in enumerate(shares):
-            parts.append(dot(x(i), y(share), role, f"{role}, {names[i]}: {in_percent(share)}", 4))
+        points = [(x(i), y(share)) for i, share in enumerate(shares)]
+        parts.append(path(points, f"curve {role}"))
+        for point, name, share in zip(points, names, shares, strict=True):
+            parts.append(dot(*point, role, f"{role}, {name}: {in_percent(share)}", 4))
     return framed(x, y, title, axis_title, parts)
 
 

@@ -32,11 +32,8 @@ class Drawing(NamedTuple):
 def intervals(
     title: str, gains: Mapping[str, PairedDifference] | Mapping[str, RobustGain]
 ) -> Drawing:
-    whiskers = [
-        charts.Whisker(name, gain.gain, gain.low, gain.high, gain_with_interval(gain))
-        for name, gain in gains.items()
-    ]
-    return Drawing(title, charts.interval_plot(whiskers, f"{title} by student", "points"))
+    rows = [(name, g.gain, g.low, g.high, gain_with_interval(g)) for name, g in gains.items()]
+    return Drawing(title, charts.interval_plot(rows, f"{title} by student", "points"))
 
 
 def gain_and_cost(comparison: Comparison, speed: Mapping[str, DeviceSpeed]) -> list[Drawing]:

@@ -38,12 +38,6 @@ def test_the_interval_of_a_median_ends_at_the_order_statistics_of_the_binomial_t
     assert median_interval([7]) == (7, 7, 7)
 
 
-def test_the_interval_of_a_median_covers_it_at_its_rate():
-    draws = np.random.default_rng(0).exponential(size=(4000, 20))
-    covered = [low <= np.log(2) <= high for _, low, high in map(median_interval, draws)]
-    assert 0.95 <= np.mean(covered) <= 0.97  # 95.86 % exactly
-
-
 def test_the_figures_follow_from_the_times():
     latencies = np.full((6, 2), 0.004)
     latencies[0, 0] = 0.008  # one of 12 calls
@@ -110,8 +104,6 @@ def test_the_teacher_and_every_student_have_figures_on_every_device(finished_pro
 def test_exactly_the_students_of_the_parameters_are_timed(project, capsys):
     students = PARAMS["students"]
     write_params(project, PARAMS | {"students": students | {"teacher": students["small"]}})
-    with pytest.raises(UserError, match=r"`models/students/teacher/network.json` is absent\. Run"):
-        run_stage("speed")
     shutil.copytree("models/students/small", "models/students/teacher")  # a student of that name
     run_stage("speed")
     speeds = json.loads(SPEED_FILE.read_text("utf-8"))["cpu"]
@@ -119,9 +111,6 @@ def test_exactly_the_students_of_the_parameters_are_timed(project, capsys):
     assert "speedup" in speeds["students"]["teacher"]
     assert "speedup" not in speeds["teacher"]
     assert "small: " in capsys.readouterr().out
-    write_params(project, PARAMS)
-    run_stage("speed")
-    assert list(json.loads(SPEED_FILE.read_text("utf-8"))["cpu"]["students"]) == ["small"]
 
 
 def test_a_teacher_of_imported_logits_is_left_out(project):
