@@ -148,7 +148,7 @@ def cache_table(costs: Costs) -> pd.DataFrame:
         "a live teacher at every step": costs.economics.online_passes,
         "saved": costs.economics.passes_saved,
     }
-    table = pd.DataFrame({"": passes.keys(), "teacher passes": map(whole, passes.values())})
+    table = pd.DataFrame({"": list(passes), "teacher passes": list(map(whole, passes.values()))})
     if costs.of_teacher is not None:
         table["time in the teacher"] = [duration(costs.seconds(p)) for p in passes.values()]
     return table
