@@ -45,7 +45,7 @@ from pipeline.data.prepared.dataset import open_dataset
 from pipeline.data.sources.params import DatasetParams
 from pipeline.models import checkpoint
 from pipeline.models.evaluation import predict
-from pipeline.models.spec import InputSpec, LogitSource, ModelSpec
+from pipeline.models.spec import InputSpec, ModelSpec
 from pipeline.networks import cifar_resnet, logits
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.outputs import STORE, TEACHER
@@ -193,8 +193,13 @@ def rows_of_answers(path: Path) -> list[np.ndarray]:
         import_logits(path, Path("imported"))
         path = Path("imported")
     dataset, index = open_dataset(), read_index(STORE)
-    digest = logits.open_source(path, dataset).contents_sha256
-    source = LogitSource("logits", "mine", dataset.class_names, str(path), digest)
+    source = checkpoint.LogitSource(
+        family="logits",
+        network="mine",
+        class_names=dataset.class_names,
+        path=str(path),
+        contents_sha256=logits.open_source(path, dataset).contents_sha256,
+    )
     device = torch.device("cpu")
     views = open_views_by_split(dataset, index, device)
     opened = open_imported(source, dataset, index, 1, views, device)

@@ -28,9 +28,13 @@ from pipeline.models.spec import InputSpec, ModelSpec, family_module, native_inp
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.outputs import TEACHER
 from pipeline.runtime.params import load_section
-from pipeline.teacher.accuracy_gate import Trial, in_another_order, majority_share
+from pipeline.teacher.accuracy_gate import (
+    FALLBACK_HINTS,
+    Trial,
+    in_another_order,
+    majority_share,
+)
 from pipeline.teacher.initial_network import build_initial_network, is_trained, training_inputs
-from pipeline.teacher.outputs import FALLBACK_HINTS
 from pipeline.teacher.params import TeacherParams
 from pipeline.training.resume import read_state
 

@@ -2,7 +2,7 @@
 input. Nothing here executes pickled code."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,14 +11,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
-from pipeline.models.spec import (
-    InputSpec,
-    LogitSource,
-    ModelSpec,
-    build,
-    build_from_file,
-    family_module,
-)
+from pipeline.models.spec import InputSpec, ModelSpec, build, family_module
 from pipeline.runtime.errors import UserError, did_you_mean
 from pipeline.runtime.files import (
     canonical_json,
@@ -53,21 +46,30 @@ class NetworkFile(Record):
         return ModelSpec(**{name: getattr(self, name) for name in ModelSpec.__dataclass_fields__})
 
 
-class SourceFile(Record):
-    """network.json of a teacher without weights: a LogitSource."""
+class LogitSource(Record):
+    """A teacher without a network: logits that another system computed."""
 
-    format_version: Literal[FORMAT_VERSION]
     family: str
     network: str
     class_names: Sequence[str]
     path: str
-    contents_sha256: str
+    contents_sha256: str  # of the logits, as the family defines it
+
+
+class SourceFile(LogitSource):
+    """network.json of a teacher without a network."""
+
+    format_version: Literal[FORMAT_VERSION]
+
+
+def state_bytes(network: nn.Module) -> bytes:
+    """The state dict in safetensors. Equal networks give equal bytes."""
+    return serialised({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()})
 
 
 def save(directory: Path, network: nn.Module, spec: ModelSpec) -> None:
     """Write weights and spec. Equal networks give equal bytes."""
-    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    write_bytes(directory / WEIGHTS, serialised(state))
+    write_bytes(directory / WEIGHTS, state_bytes(network))
     file = NetworkFile(
         format_version=FORMAT_VERSION,
         **vars(spec),
@@ -80,8 +82,8 @@ def save_source(directory: Path, source: LogitSource) -> None:
     """Write the description of a teacher without weights, and an empty weights file, which dvc.yaml
     lists as an output."""
     write_bytes(directory / WEIGHTS, serialised({}))
-    file = SourceFile(format_version=FORMAT_VERSION, **vars(source))
-    write_json(directory / DESCRIPTION, file.model_dump())
+    description = {"format_version": FORMAT_VERSION, **source.model_dump()}
+    write_json(directory / DESCRIPTION, description)
 
 
 def logit_source(directory: Path, *, produced_by: str) -> LogitSource | None:
@@ -91,9 +93,7 @@ def logit_source(directory: Path, *, produced_by: str) -> LogitSource | None:
         UserError: the description is absent, damaged or of another format version.
     """
     file = _read(directory, produced_by)
-    if isinstance(file, NetworkFile):
-        return None
-    return LogitSource(**file.model_dump(exclude={"format_version"}))
+    return file if isinstance(file, LogitSource) else None
 
 
 def load(directory: Path, *, produced_by: str) -> tuple[nn.Module, ModelSpec]:
@@ -104,7 +104,7 @@ def load(directory: Path, *, produced_by: str) -> tuple[nn.Module, ModelSpec]:
             that the description names, or there is no network.
     """
     file = _read(directory, produced_by)
-    if isinstance(file, SourceFile):
+    if isinstance(file, LogitSource):
         raise UserError(
             f"`{directory}` holds no network, but the logits of `{file.path}`; expected a teacher "
             f"with weights. Set another `teacher.weights` than logits and run `{produced_by}`."
@@ -118,7 +118,7 @@ def load(directory: Path, *, produced_by: str) -> tuple[nn.Module, ModelSpec]:
         )
     spec, state = file.spec, load_file(weights)
     if hasattr(family_module(spec.family), "build_from_file"):
-        return build_from_file(spec, state), spec
+        return build(spec, state), spec
     network = build(spec)
     load_state(network, state, f"`{weights}`")
     return network, spec
@@ -154,24 +154,24 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> 
     reshaped = [k for k in shared if state[k].shape != expected[k].shape]
     retyped = [k for k in shared if k not in reshaped and not _converts(state[k], expected[k])]
     lines = [
-        *_list_keys(
-            missing,
-            lambda k: f"missing `{k}` {list(expected[k].shape)}{did_you_mean(k, unexpected)}",
+        *(
+            f"missing `{k}` {list(expected[k].shape)}{did_you_mean(k, unexpected)}"
+            for k in missing[:_SHOWN]
         ),
-        *_list_keys(unexpected, lambda k: f"unexpected `{k}` {list(state[k].shape)}"),
-        *_list_keys(
-            reshaped,
-            lambda k: f"`{k}` is {list(state[k].shape)}; expected {list(expected[k].shape)}",
+        *(f"unexpected `{k}` {list(state[k].shape)}" for k in unexpected[:_SHOWN]),
+        *(
+            f"`{k}` is {list(state[k].shape)}; expected {list(expected[k].shape)}"
+            for k in reshaped[:_SHOWN]
         ),
-        *_list_keys(
-            retyped,
-            lambda k: (
-                f"`{k}` is {_describe_type(state[k])}; expected "
-                f"{_describe_type(expected[k])}, or another precision"
-            ),
+        *(
+            f"`{k}` is {_describe_type(state[k])}; expected {_describe_type(expected[k])}, or "
+            "another precision"
+            for k in retyped[:_SHOWN]
         ),
     ]
     if lines:
+        count = len(missing + unexpected + reshaped + retyped)
+        lines += ["..."] if count > len(lines) else []
         raise UserError(
             f"{source} does not fit the network:\n  "
             + "\n  ".join(lines)
@@ -190,8 +190,3 @@ def _describe_type(value: Tensor) -> str:
     layout = "" if value.layout == torch.strided else f", {value.layout}"
     contents = ", without contents" if value.is_meta else ""
     return f"{value.dtype}{layout}{contents}".replace("torch.", "")
-
-
-def _list_keys(keys: list[str], line: Callable[[str], str]) -> list[str]:
-    more = [f"... and {len(keys) - _SHOWN} more like it"] if len(keys) > _SHOWN else []
-    return [line(key) for key in keys[:_SHOWN]] + more

@@ -1,7 +1,7 @@
 """What a network is, apart from its weights; and building it."""
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Annotated, Any
@@ -66,17 +66,6 @@ class ModelSpec:
         return len(self.class_names)
 
 
-@dataclass(frozen=True)
-class LogitSource:
-    """A teacher without a network: logits that another system computed."""
-
-    family: str
-    network: str
-    class_names: Sequence[str]
-    path: str
-    contents_sha256: str  # of the logits, as the family defines it
-
-
 def model_spec(
     family: str, params: NetworkParams, dataset: Dataset, *, pretrained: bool = False
 ) -> ModelSpec:
@@ -115,30 +104,26 @@ def model_spec(
     )
 
 
-def build(spec: ModelSpec) -> nn.Module:
+def build(spec: ModelSpec, state: Mapping[str, Tensor] | None = None) -> nn.Module:
     """Build a network with fresh weights from torch's global generator, and try it on one blank
     image.
+
+    Args:
+        state: of a format that stores architecture and weights together (ONNX): the network to
+            build. Its family has two functions: `read_file(path)` returns the state, and
+            `build_from_file(state, num_classes, in_channels, **options)` the network.
 
     Raises:
         UserError: the family cannot be imported, it has no such network or option, or the network
             cannot take its input.
     """
-    return _build(spec, family_module(spec.family).build, spec.network)
-
-
-def build_from_file(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
-    """Build a network of a format that stores architecture and weights together (ONNX).
-
-    Its family has two functions: `read_file(path)` returns the state, and
-    `build_from_file(state, num_classes, in_channels, **options)` the network.
-    """
-    return _build(spec, family_module(spec.family).build_from_file, state)
-
-
-def _build(spec: ModelSpec, build_network: Callable[..., nn.Module], first: Any) -> nn.Module:
-    options = dict(spec.options)
+    family, options = family_module(spec.family), dict(spec.options)
+    arguments = (spec.num_classes, spec.input.channels)
     try:
-        network = build_network(first, spec.num_classes, spec.input.channels, **options)
+        if state is None:
+            network = family.build(spec.network, *arguments, **options)
+        else:
+            network = family.build_from_file(state, *arguments, **options)
     except TypeError as error:
         raise UserError(
             f"network `{spec.network}` of family `{spec.family}` does not take the options "
@@ -153,18 +138,15 @@ def family_module(name: str) -> ModuleType:
     """Import a family of networks, pipeline/networks/NAME.py.
 
     Raises:
-        UserError: the import fails; names the package that is missing.
+        UserError: the import fails.
     """
     try:
         return importlib.import_module(f"pipeline.networks.{name}")
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"family `{name}` needs the Python package `{error.name}`, which is not installed. Run "
-            f"`python -m pip install {error.name}` in the project's environment."
-        ) from None
     except ImportError as error:
         raise UserError(
-            f"family `{name}` cannot be imported from pipeline/networks ({error})."
+            f"family `{name}` cannot be imported from pipeline/networks ({error}). If a Python "
+            f"package is missing, run `python -m pip install {error.name}` in the project's "
+            "environment."
         ) from None
 
 
@@ -189,12 +171,9 @@ def _try_on_blank_image(network: nn.Module, spec: ModelSpec) -> None:
         with torch.inference_mode():
             logits = network(torch.zeros(1, spec.input.channels, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:  # of an input of the wrong size
-        native = native_input(spec.family, spec.network)
-        remedy = (
-            f"`input_size: {native.size}`, as it was pretrained"
-            if native
-            else "another `input_size`"
-        )
+        remedy = "another `input_size`"
+        if native := native_input(spec.family, spec.network):
+            remedy = f"`input_size: {native.size}`, as it was pretrained"
         raise UserError(
             f"network `{spec.network}` cannot take {spec.input.channels} x {size} x {size} pixels "
             f"({first_line(error)}). Set {remedy}."

@@ -5,19 +5,9 @@ from torch import Tensor, nn
 from pipeline.runtime.errors import look_up
 
 _STEM = 32
-#: (channels, stride) of each depthwise separable convolution.
-_LAYERS = (
-    (64, 1),
-    (128, 2),
-    (128, 1),
-    (256, 2),
-    (256, 1),
-    (512, 2),
-    *((512, 1),) * 5,
-    (1024, 2),
-    (1024, 1),
-)
-NETWORKS = {"mobilenet_v1": _LAYERS}
+#: (channels, depthwise separable convolutions, stride of the first) of each stage.
+_STAGES = ((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 6, 2), (1024, 2, 2))
+NETWORKS = {"mobilenet_v1": _STAGES}
 
 
 def build(network: str, num_classes: int, in_channels: int) -> nn.Module:
@@ -35,13 +25,17 @@ def convolution(
 
 
 class MobileNet(nn.Module):
-    def __init__(self, layers: tuple[tuple[int, int], ...], num_classes: int, in_channels: int):
+    def __init__(
+        self, stages: tuple[tuple[int, int, int], ...], num_classes: int, in_channels: int
+    ):
         super().__init__()
         modules, width = convolution(in_channels, _STEM, 3, stride=2), _STEM
-        for channels, stride in layers:
-            modules += convolution(width, width, 3, stride, groups=width)
-            modules += convolution(width, channels, 1)
-            width = channels
+        for channels, convolutions, first_stride in stages:
+            for number in range(convolutions):
+                stride = 1 if number else first_stride
+                modules += convolution(width, width, 3, stride, groups=width)
+                modules += convolution(width, channels, 1)
+                width = channels
         self.features = nn.Sequential(*modules)
         self.fc = nn.Linear(width, num_classes)
 

@@ -40,15 +40,13 @@ def read_file(path: Path) -> dict[str, Tensor]:
 def build_from_file(
     state: Mapping[str, Tensor], num_classes: int, in_channels: int, layout: str | None = None
 ) -> nn.Module:
-    """Build the network that the file is.
+    """Build the network that the file is, from the state of `read_file`.
 
     Args:
-        state: from `read_file`.
         layout: of the input, nchw or nhwc, if its shape leaves both possible.
 
     Raises:
-        UserError: the state is no ONNX file, one in several parts, or one with other inputs or
-            outputs.
+        UserError: it is no ONNX file, one in several parts, or one with other inputs or outputs.
     """
     return OnnxNetwork(state["onnx"], num_classes, in_channels, layout)
 
@@ -128,14 +126,14 @@ class OnnxNetwork(nn.Module):
             if t.data_type in weights and t.name not in statistics
         )
         products = [n for n in graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
-        traced = onnx.ModelProto()
-        traced.CopyFrom(self._model)
         batch = self._input.shape[0] if isinstance(self._input.shape[0], int) else 1
         shape = (channels, size, size) if self._layout == "nchw" else (size, size, channels)
         blank = np.zeros((batch, *shape), np.float32)
         shapes[self._input.name] = blank.shape
         names = {name for n in products for name in (*n.input[:2], n.output[0])} - shapes.keys()
-        present = {output.name for output in traced.graph.output}
+        traced = onnx.ModelProto()
+        traced.CopyFrom(self._model)
+        present = {output.name for output in graph.output}
         traced.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names - present)
         session = _session(traced)
         outputs = [output.name for output in session.get_outputs()]

@@ -9,9 +9,8 @@ every batch among N processes.
 from pipeline.runtime.command import run_command
 
 import argparse
+import sys
 from contextlib import nullcontext
-
-import torch
 
 from pipeline.compute import distributed
 from pipeline.compute.device import default_device
@@ -22,10 +21,9 @@ from pipeline.runtime.locks import exclusive
 from pipeline.runtime.outputs import TEACHER
 from pipeline.runtime.params import load_section
 from pipeline.runtime.stage_inputs import StageInputs
-from pipeline.teacher import accuracy_gate
 from pipeline.teacher.initial_network import build_initial_network, is_trained, training_inputs
 from pipeline.teacher.loop import fit_teacher
-from pipeline.teacher.outputs import EVALUATED, FALLBACK_HINTS, import_logits, write_network
+from pipeline.teacher.outputs import EVALUATED, import_logits, write_teacher
 from pipeline.teacher.params import TeacherParams
 from pipeline.training.data_parallel import predict_distributed
 from pipeline.training.resume import ResumeState, fingerprint
@@ -55,17 +53,12 @@ def make_teacher(group: ProcessGroup) -> None:
         network.to(device)
     trains = is_trained(params, spec)
     if group.is_main:
-        print(
-            f"teacher: {params.family}, {params.network.name}, weights: {params.weights}",
-            flush=True,
-        )
-        if params.weights == "pretrained":
-            print(
-                "  some classes are not in its pretraining: its last layer is new"
-                if trains
-                else "  all classes are in its pretraining: it is used without training",
-                flush=True,
-            )
+        print(f"teacher: {params.family}, {params.network.name}, weights: {params.weights}")
+        if params.weights == "pretrained" and trains:
+            print("  some classes are not in its pretraining: its last layer is new")
+        elif params.weights == "pretrained":
+            print("  all classes are in its pretraining: it is used without training")
+        sys.stdout.flush()
     resume = None
     if trains:
         fields = training_inputs(params, network, spec, dataset)
@@ -73,26 +66,13 @@ def make_teacher(group: ProcessGroup) -> None:
         with group.report_peer_failure():
             fit_teacher(network, spec.input, dataset, params.training, device, group, resume)
 
-    logits = {
-        name: predict_distributed(
-            network, spec.input, dataset.splits[name], device=device, group=group
-        )
-        for name in EVALUATED
-    }
+    logits = {}
+    for name in EVALUATED:
+        split = dataset.splits[name]
+        logits[name] = predict_distributed(network, spec.input, split, device=device, group=group)
     if not group.is_main:
         return
-    if not all(torch.isfinite(values).all() for values in logits.values()):
-        raise UserError(
-            f"the logits of the teacher `{params.network.name}` are not finite. Check its weights "
-            "(`teacher.checkpoint`) and its `mean` and `std`."
-        )
-    accuracy_gate.check(
-        dataset,
-        logits["validation"],
-        minimum_accuracy=params.minimum_accuracy,
-        fallback_hint=FALLBACK_HINTS[params.weights],
-    )
-    write_network(network, spec, dataset, logits, inputs)
+    write_teacher((network, spec), logits, dataset, params, inputs)
     if resume is not None:  # kept until now: a teacher that the gate refuses is not trained again
         resume.remove()
 

@@ -15,9 +15,17 @@ from torch import Tensor
 from pipeline.data.prepared.dataset import Dataset
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.outputs import TEACHER
+from pipeline.teacher.params import TeacherParams
 
 SIGNIFICANCE = 1e-3  # of the one-sided binomial tests
 _PAIRS = 3  # of classes, in a message
+#: By `teacher.weights`: what to do about a low accuracy that nothing else explains.
+FALLBACK_HINTS = {
+    "train": "Train it longer (`teacher.training.epochs`), or with another `learning_rate`.",
+    "pretrained": "Check that its logits are for the classes of the folders, or train it longer.",
+    "checkpoint": "Check that `teacher.checkpoint` was trained for these classes and images.",
+    "logits": "Check that each row has the id of its own image, and that the classes are the same.",
+}
 
 
 @dataclass(frozen=True)
@@ -37,21 +45,11 @@ class Trial:
         return _p_value(self.correct, self.total, accuracy) <= SIGNIFICANCE
 
 
-def check(
-    dataset: Dataset,
-    logits: Tensor,
-    *,
-    minimum_accuracy: float | None,
-    fallback_hint: str,
-    imported: bool = False,
-) -> None:
+def check(dataset: Dataset, logits: Tensor, params: TeacherParams) -> None:
     """Refuse a teacher that is not significantly better than always predicting the majority class.
 
     Args:
         logits: [N, num_classes] float32, of the validation images without augmentation.
-        minimum_accuracy: on validation, between 0 and 1, or None.
-        fallback_hint: what to do if another order of the classes does not explain a low accuracy.
-        imported: the logits are of no network that the project runs.
 
     Raises:
         UserError: validation accuracy is below the minimum, or not significantly above the share
@@ -61,42 +59,38 @@ def check(
     predictions = logits.argmax(1).numpy()
     correct, total = int((predictions == labels).sum()), len(labels)
     majority = majority_share(labels)
-    expected = _unmet_requirement(correct, total, majority, minimum_accuracy)
-    if expected is None:
+    if params.minimum_accuracy is not None and correct < params.minimum_accuracy * total:
+        expected = f"`teacher.minimum_accuracy`, {params.minimum_accuracy:.2%}, or more"
+    elif majority**total > SIGNIFICANCE:
+        print(
+            f"  {total} validation images of these classes are too few to tell a good teacher from "
+            "a bad one"
+        )
         return
+    elif _p_value(correct, total, majority) > SIGNIFICANCE:
+        expected = (
+            f"significantly more than {majority:.2%}, the share of the majority class (one-sided "
+            f"binomial test at {SIGNIFICANCE})"
+        )
+    else:
+        return
+    imported = params.weights == "logits"
     order = in_another_order(predictions, labels, dataset.class_names, imported)
-    explained = order.is_better_than(max(correct / total, majority))
+    if order.is_better_than(max(correct / total, majority)):
+        advice = order.advice
+    else:
+        advice = f"No other order explains it. {FALLBACK_HINTS[params.weights]}"
     more = "entropy" if imported else "accuracy with other normalisations and input sizes"
     raise UserError(
         f"teacher accuracy on validation: {correct / total:.2%} ({correct:,} of {total:,}); "
         f"expected {expected}. `{TEACHER.model}` is unchanged.\n"
         f"  classes in the best other order: {order.setting} {order.accuracy:.2%}\n"
-        f"{order.advice if explained else f'No other order explains it. {fallback_hint}'}\n"
-        f"Run `python -m pipeline.commands.diagnose_teacher` to see its {more}."
+        f"{advice}\nRun `python -m pipeline.commands.diagnose_teacher` to see its {more}."
     )
 
 
 def majority_share(labels: np.ndarray) -> float:
     return np.bincount(labels).max() / len(labels)
-
-
-def _unmet_requirement(
-    correct: int, total: int, majority: float, minimum_accuracy: float | None
-) -> str | None:
-    """What was expected of the accuracy, or None if it is enough."""
-    if minimum_accuracy is not None and correct < minimum_accuracy * total:
-        return f"`teacher.minimum_accuracy`, {minimum_accuracy:.2%}, or more"
-    if majority**total > SIGNIFICANCE:
-        print(
-            f"  {total} validation images of these classes are too few to tell a good teacher from "
-            "a bad one"
-        )
-    elif _p_value(correct, total, majority) > SIGNIFICANCE:
-        return (
-            f"significantly more than {majority:.2%}, the share of the majority class (one-sided "
-            f"binomial test at {SIGNIFICANCE})"
-        )
-    return None
 
 
 def _p_value(correct: int, total: int, accuracy: float) -> float:

@@ -8,16 +8,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pipeline.teacher.params import TeacherTraining
 
 
-def mark_last_layer(network: nn.Module, keys: Collection[str]) -> None:
-    """Name the new tensors of the state dict: `freeze_epochs` trains these alone."""
-    network.last_layer_keys = frozenset(keys)
-
-
 def begin_epoch(network: nn.Module, params: TeacherTraining, epoch: int) -> None:
     """Freeze what the epoch does not train. Call it on the unwrapped module after `.train()`.
 
-    In the first `freeze_epochs` only the last layer trains, and the rest is in evaluation mode;
-    `freeze_batch_norm` keeps the statistics of batch norm in every epoch.
+    In the first `freeze_epochs` only the network's `last_layer_keys` train, and the rest is in
+    evaluation mode; `freeze_batch_norm` keeps the statistics of batch norm in every epoch.
 
     Args:
         epoch: counted from 1.

@@ -3,7 +3,7 @@
 import re
 import tarfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.models.checkpoint import load_state
-from pipeline.models.spec import ModelSpec, build, build_from_file, family_module
+from pipeline.models.spec import ModelSpec, build, family_module
 from pipeline.runtime.errors import UserError, first_line
 
 #: The names under which checkpoints keep their state dict; the first present is taken. Averaged
@@ -33,24 +33,20 @@ def load_foreign(spec: ModelSpec, path: Path) -> nn.Module:
     Raises:
         UserError: as `build` and `load_foreign_weights`.
     """
-    _check_is_file(path)
+    if not path.is_file():
+        raise UserError(
+            f"`{path}` is not a file; `weights: checkpoint` needs one. Put the checkpoint there, "
+            "or name it in `teacher.checkpoint`."
+        )
     family = family_module(spec.family)
     if not hasattr(family, "build_from_file"):
         network = build(spec)
         load_foreign_weights(network, path)
         return network
     try:
-        return build_from_file(spec, family.read_file(path))
+        return build(spec, family.read_file(path))
     except UserError as error:
         raise UserError(f"`{path}`: {error}") from None
-
-
-def _check_is_file(path: Path) -> None:
-    if not path.is_file():
-        raise UserError(
-            f"`{path}` is not a file; `weights: checkpoint` needs one. Put the checkpoint there, "
-            "or name it in `teacher.checkpoint`."
-        )
 
 
 def load_foreign_weights(network: nn.Module, path: Path) -> None:
@@ -58,10 +54,9 @@ def load_foreign_weights(network: nn.Module, path: Path) -> None:
     that wrapping a network adds. Averaged weights (EMA) are preferred.
 
     Raises:
-        UserError: the file is absent or unreadable, holds pickled code (which is not executed) or
-            several state dicts without a usual name, or its keys or shapes differ.
+        UserError: the file cannot be read, holds pickled code (which is not executed) or several
+            state dicts without a usual name, or its keys or shapes differ.
     """
-    _check_is_file(path)
     state, location = _unwrapped(_read_foreign(path), path)
     if location:
         print(f"  {path}: the weights under `{location}`", flush=True)
@@ -108,60 +103,47 @@ def _check_container(path: Path) -> None:
 
 def _unwrapped(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
     """The state dict and its location, as in `model_ema.state_dict`."""
-    location: tuple[str, ...] = ()
-    while not _is_state_dict(content):
-        candidates = _locate_state_dicts(content)
-        usual = [(name,) for name in _WRAPPERS if any(keys[0] == name for keys in candidates)]
-        if not usual and len(candidates) != 1:
-            raise UserError(_not_one_state_dict([location + keys for keys in candidates], path))
-        step = usual[0] if usual else candidates[0]
-        for key in step:
-            content = content[key]
-        location += step
-    return dict(content), ".".join(location)
-
-
-def _not_one_state_dict(locations: list[tuple[str, ...]], path: Path) -> str:
+    found = dict(_locate_state_dicts(content, set()))
     usual = ", ".join(f"`{name}`" for name in _WRAPPERS)
-    if not locations:
-        return (
+    if not found:
+        raise UserError(
             f"`{path}` is not a state dict; expected a mapping from names to tensors, bare or "
             f"under one of {usual}."
         )
-    shown = ", ".join(f"`{'.'.join(keys)}`" for keys in locations)
-    return (
-        f"`{path}` holds {len(locations)} state dicts, {shown}; expected one, or one under any "
-        f"of {usual}. Save the teacher's alone."
-    )
+    depth = 0
+    while len(found) > 1:
+        name = next((name for name in _WRAPPERS if name in {keys[depth] for keys in found}), None)
+        if name is None:
+            locations = ", ".join(f"`{'.'.join(keys)}`" for keys in found)
+            raise UserError(
+                f"`{path}` holds {len(found)} state dicts, {locations}; expected one, or one under "
+                f"any of {usual}. Save the teacher's alone."
+            )
+        found = {keys: state for keys, state in found.items() if keys[depth] == name}
+        depth += 1
+    ((keys, state),) = found.items()
+    return state, ".".join(keys)
 
 
-def _is_state_dict(content: Any) -> bool:
-    return (
-        isinstance(content, Mapping)
-        and len(content) > 0
-        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
-    )
-
-
-def _locate_state_dicts(content: Any, seen: set[int] | None = None) -> list[tuple[str, ...]]:
-    """The keys that lead to each state dict, at any depth; no keys if the content is one. Tensors
-    of an optimizer have numbers, not names.
+def _locate_state_dicts(
+    content: Any, seen: set[int]
+) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
+    """Each state dict, at any depth, with the keys that lead to it. Tensors of an optimizer have
+    numbers, not names.
 
     Args:
         seen: ids of the mappings that were searched: a mapping can be in several, or in itself.
     """
-    seen = set() if seen is None else seen
-    if _is_state_dict(content):
-        return [()]
-    if not isinstance(content, Mapping) or id(content) in seen:
-        return []
-    seen.add(id(content))
-    return [
-        (key, *keys)
-        for key, value in content.items()
-        if isinstance(key, str)
-        for keys in _locate_state_dicts(value, seen)
-    ]
+    if not isinstance(content, Mapping):
+        return
+    if content and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
+        yield (), dict(content)
+    elif id(content) not in seen:
+        seen.add(id(content))
+        for key, value in content.items():
+            if isinstance(key, str):
+                for keys, state in _locate_state_dicts(value, seen):
+                    yield (key, *keys), state
 
 
 def _without_prefixes(state: dict[str, Tensor], expected: set[str]) -> dict[str, Tensor]:

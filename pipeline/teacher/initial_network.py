@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from pipeline.data.prepared.dataset import Dataset
+from pipeline.models.checkpoint import state_bytes
 from pipeline.models.spec import ModelSpec, build, model_spec
-from pipeline.teacher import fine_tuning, foreign_checkpoint, pretrained
+from pipeline.teacher import foreign_checkpoint, pretrained
 from pipeline.teacher.params import TeacherParams
 
 
@@ -28,7 +29,7 @@ def build_initial_network(params: TeacherParams, dataset: Dataset) -> tuple[nn.M
     if params.weights == "pretrained":
         network, spec = pretrained.load(spec)
         if spec.pretrained_classes is None:
-            fine_tuning.mark_last_layer(network, pretrained.last_layer(spec))
+            network.last_layer_keys = pretrained.last_layer(spec)  # for `freeze_epochs`
         return network, spec
     if params.weights == "checkpoint":
         return foreign_checkpoint.load_foreign(spec, Path(params.checkpoint)), spec
@@ -46,15 +47,7 @@ def training_inputs(
     """Everything that a training of the initial network depends on, but for code and machine."""
     return {
         "network": asdict(spec),
-        "weights": _sha256_of_weights(network),
+        "weights": hashlib.sha256(state_bytes(network)).hexdigest(),
         "training": params.training.model_dump(),
         "dataset": dataset.fingerprint,
     }
-
-
-def _sha256_of_weights(network: nn.Module) -> str:
-    """SHA-256 of the state dict's bytes."""
-    digest = hashlib.sha256()
-    for value in network.state_dict().values():
-        digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

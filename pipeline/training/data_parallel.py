@@ -77,8 +77,6 @@ def predict_distributed(
 ) -> Tensor:
     """Distributed `predict_all`: the same batch boundaries as in one process, the result on every
     rank."""
-    if group.size == 1:
-        return predict_all(network, spec, split, device=device)
     batches = -(-len(split) // BATCH_SIZE)
     bounds = np.minimum(np.arange(group.size + 1) * batches // group.size * BATCH_SIZE, len(split))
     start, stop = bounds[group.rank : group.rank + 2]

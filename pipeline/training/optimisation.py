@@ -78,7 +78,15 @@ class Average:
 
 
 def make_optimizer(network: nn.Module, params: OptimisationParams) -> torch.optim.Optimizer:
-    groups = parameter_groups(network, params)
+    """Make the optimizer. With `norm_and_bias` excluded from weight decay, its second group has
+    none: the parameters of one dimension, which are normalisation weights and biases."""
+    parameters, decay = list(network.parameters()), params.weight_decay
+    groups = [{"params": parameters, "weight_decay": decay}]
+    if params.weight_decay_exclusions == "norm_and_bias":
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
     if params.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=params.learning_rate)
     return torch.optim.SGD(
@@ -87,18 +95,6 @@ def make_optimizer(network: nn.Module, params: OptimisationParams) -> torch.opti
         momentum=params.momentum,
         nesterov=params.nesterov and params.momentum > 0,
     )
-
-
-def parameter_groups(network: nn.Module, params: OptimisationParams) -> list[dict[str, Any]]:
-    """One group of all parameters with weight decay; or two, the second without weight decay for
-    the parameters of one dimension: normalisation weights and biases."""
-    parameters, decay = list(network.parameters()), params.weight_decay
-    if params.weight_decay_exclusions == "none":
-        return [{"params": parameters, "weight_decay": decay}]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
 
 
 def learning_rate_factor(step: int, params: OptimisationParams, steps_per_epoch: int) -> float:

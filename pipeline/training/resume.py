@@ -51,12 +51,8 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def read_state(folder: Path, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Read the last state of a training with these inputs, by any code and on any machine, on the
-    CPU; None if there is none. Changes nothing.
-
-    Args:
-        inputs: as for `fingerprint`.
-    """
+    """Read the last state of a training with these inputs of `fingerprint`, by any code and on any
+    machine, on the CPU; None if there is none. Changes nothing."""
     paths = folder.glob(f"{_digest(inputs)}-*.state")
     return next(filter(None, map(_read, paths)), None)
 
@@ -65,12 +61,7 @@ class ResumeState:
     """The file with the state of one training; the main process writes and reads it for all."""
 
     def __init__(self, folder: Path, name: str, group: ProcessGroup):
-        """Name the file.
-
-        Args:
-            folder: for this training alone.
-            name: the fingerprint.
-        """
+        """Name the file after the fingerprint, in a folder for this training alone."""
         self.folder, self._path, self._group = folder, folder / f"{name}.state", group
 
     def save(self, state: Mapping[str, Any]) -> None:

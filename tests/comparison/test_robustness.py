@@ -25,7 +25,7 @@ from pipeline.data.prepared.dataset import open_dataset
 from pipeline.data.prepared.image_decoding import clean_boxes, decode_view
 from pipeline.models import checkpoint
 from pipeline.models.evaluation import predict
-from pipeline.models.spec import InputSpec, LogitSource
+from pipeline.models.spec import InputSpec
 from pipeline.runtime import outputs
 from pipeline.runtime.errors import UserError
 from pipeline.stages import robustness as stage
@@ -218,8 +218,10 @@ def test_a_baseline_with_the_students_predictions_never_differs_significantly(pr
 
 
 def test_a_teacher_of_imported_logits_is_left_out(project):
-    classes = open_dataset().class_names
-    source = LogitSource("logits", "mine", classes, "mine.npz", 64 * "0")
+    source = checkpoint.LogitSource(
+        **{"family": "logits", "network": "mine", "path": "mine.npz", "contents_sha256": 64 * "0"},
+        class_names=open_dataset().class_names,
+    )
     checkpoint.save_source(outputs.TEACHER.model, source)
     run_stage("robustness", "--teacher")
     run_stage("compare")

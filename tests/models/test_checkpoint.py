@@ -11,7 +11,7 @@ from torch import nn
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from pipeline.models import checkpoint
-from pipeline.models.evaluation import classification_metrics, count_parameters_and_macs
+from pipeline.models.evaluation import classification_metrics
 from pipeline.models.spec import InputSpec, ModelSpec, build
 from pipeline.networks import cifar_resnet
 from pipeline.runtime.errors import UserError
@@ -48,11 +48,8 @@ def test_a_saved_network_is_rebuilt_with_its_logits(tmp_path):
     ("changed", "message"),
     [
         ({"format_version": 2}, "format_version` is 2; expected 1"),
-        ({"famly": "timm"}, "famly` is unknown; did you mean `family`"),
-        ({"input": {"size": 0}}, "input.size` is 0; expected greater than or equal to 1"),
         ({"input": {"mean": [0.5]}}, "input`: mean and std have not one value for each channel"),
         ({"input": {"std": [0.2, 0.0, 0.2]}}, "input.std.1` is 0.0; expected greater than 0"),
-        ({"input": {"siz": 8}}, "input.siz` is unknown; did you mean `size`"),
     ],
 )
 def test_a_changed_description_is_refused_by_its_key(tmp_path, changed, message):
@@ -113,31 +110,22 @@ def has_weights(network: nn.Module, seed: int) -> bool:
     return all(torch.equal(value, expected[key]) for key, value in network.state_dict().items())
 
 
+@pytest.mark.parametrize("prefix", ["", "_orig_mod.module.", "model."])
 @pytest.mark.parametrize(
     "wrap",
     [
         lambda s: s,
         lambda s: {"state_dict": s, "epoch": 3, "optimizer": OPTIMIZER},
-        lambda s: {"model": s},
-        lambda s: {"model": {"state_dict": s}, "args": {"lr": 0.1}},
-        lambda s: {"net": s, "acc": 93.1},
+        lambda s: {"model": {"state_dict": s, "other": {"x": torch.ones(1)}}, "copy": s},
         lambda s: {"run": {"classifier": s}, "optimizer": OPTIMIZER},  # the only one there
     ],
 )
-def test_foreign_checkpoints_are_unwrapped(tmp_path, monkeypatch, wrap):
-    monkeypatch.chdir(tmp_path)
-    assert has_weights(loaded(wrap(state_of(0, "module."))), 0)
-
-
-@pytest.mark.parametrize("prefix", ["", "_orig_mod.module.", "model."])
-def test_the_names_of_a_foreign_checkpoint_may_have_a_prefix(tmp_path, monkeypatch, prefix):
-    monkeypatch.chdir(tmp_path)
-    assert has_weights(loaded({"model": state_of(0, prefix)}), 0)
+def test_foreign_checkpoints_are_unwrapped_and_lose_their_prefixes(folder, wrap, prefix):
+    assert has_weights(loaded(wrap(state_of(0, prefix))), 0)
 
 
 @pytest.mark.parametrize("name", ["state_dict_ema", "model_ema", "ema", "ema_state_dict"])
-def test_averaged_weights_are_preferred(tmp_path, monkeypatch, capsys, name):
-    monkeypatch.chdir(tmp_path)
+def test_averaged_weights_are_preferred(folder, capsys, name):
     averaged = {"n_averaged": torch.tensor(7), **state_of(1, "module.")}
     for content in ({"state_dict": state_of(0), name: averaged}, {name: averaged, "model": {}}):
         assert has_weights(loaded(content), 1)
@@ -145,53 +133,36 @@ def test_averaged_weights_are_preferred(tmp_path, monkeypatch, capsys, name):
 
 
 @pytest.mark.parametrize("prefix", ["ema_model.", "model_ema.module.", "ema."])
-def test_averaged_weights_within_one_state_dict_are_preferred_by_their_prefix(
-    tmp_path, monkeypatch, prefix
-):
-    monkeypatch.chdir(tmp_path)
+def test_averaged_weights_within_one_state_dict_are_preferred_by_their_prefix(folder, prefix):
     for own in ("", "model."):
         mixed = {**state_of(0, own), **state_of(1, prefix), "n_averaged": torch.tensor(7)}
         assert has_weights(loaded({"state_dict": mixed}), 1)
 
 
-def test_several_state_dicts_without_a_usual_name_are_refused_by_their_names(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    content = {"nets": {"student": state_of(0), "teacher": state_of(1)}, "optimizer": OPTIMIZER}
-    with pytest.raises(UserError) as refusal:
-        loaded(content)
-    assert "holds 2 state dicts, `nets.student`, `nets.teacher`; expected one, or one" in str(
-        refusal.value
-    )
-
-
-@pytest.mark.parametrize("content", [{}, [1], {"state_dict": {}}])
-def test_a_file_without_a_state_dict_is_refused(tmp_path, monkeypatch, content):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="`weights.pth` is not a state dict; expected a mapping"):
+def test_several_state_dicts_without_a_usual_name_are_refused_by_their_names(folder):
+    content = {"nets": {"other": state_of(0), "model": state_of(1)}, "optimizer": OPTIMIZER}
+    with pytest.raises(UserError, match="holds 2 state dicts, `nets.other`, `nets.model`; expec"):
         loaded(content)
 
 
 def test_foreign_safetensors_are_read(tmp_path):
-    source = cifar_resnet.build("resnet8", 3, 3)
-    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    save_file(state_of(0), tmp_path / "weights.safetensors")
     target = cifar_resnet.build("resnet8", 3, 3)
     foreign_checkpoint.load_foreign_weights(target, tmp_path / "weights.safetensors")
-    assert torch.equal(target.fc.weight, source.fc.weight)
+    assert has_weights(target, 0)
 
 
-def test_a_checkpoint_of_another_shape_is_refused_with_the_keys_that_do_not_fit(tmp_path):
-    source = cifar_resnet.build("resnet8", 10, 3)
-    state = source.state_dict()
+def test_a_checkpoint_of_another_network_is_refused_with_the_keys_that_do_not_fit(folder):
+    state = cifar_resnet.build("resnet8", 10, 3).state_dict()
     state["conv1.weight"] = state.pop("conv.weight")
-    torch.save(state, tmp_path / "weights.pth")
+    state |= {f"more.{number}": torch.zeros(1) for number in range(20)}
     with pytest.raises(UserError) as refusal:
-        foreign_checkpoint.load_foreign_weights(
-            cifar_resnet.build("resnet8", 3, 3), tmp_path / "weights.pth"
-        )
-    message = str(refusal.value)
-    assert "missing `conv.weight` [16, 3, 3, 3]; did you mean `conv1.weight`?" in message
-    assert "unexpected `conv1.weight`" in message
-    assert "`fc.weight` is [10, 64]; expected [3, 64]" in message
+        loaded(state)
+    lines = [line.strip() for line in str(refusal.value).splitlines()]
+    assert "missing `conv.weight` [16, 3, 3, 3]; did you mean `conv1.weight`?" in lines
+    assert sum(line.startswith("unexpected `") for line in lines) == 10
+    assert "`fc.weight` is [10, 64]; expected [3, 64]" in lines
+    assert lines[-2] == "..."
 
 
 class Payload:
@@ -201,33 +172,15 @@ class Payload:
         return (Path.touch, (Path("executed"),))
 
 
-def test_pickled_code_is_refused_unexecuted(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.save({"state_dict": Payload()}, "weights.pth")
+def test_pickled_code_is_refused_unexecuted(folder):
     with pytest.raises(UserError, match="holds pickled objects, which could run code"):
-        foreign_checkpoint.load_foreign_weights(
-            cifar_resnet.build("resnet8", 3, 3), Path("weights.pth")
-        )
+        loaded({"state_dict": Payload()})
     assert not Path("executed").exists()
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive"])
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content, suffix):
-    path = tmp_path / f"weights{suffix}"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match="weights"):
-        foreign_checkpoint.load_foreign_weights(cifar_resnet.build("resnet8", 3, 3), path)
-
-
-def test_an_unknown_network_is_named_with_the_nearest():
-    with pytest.raises(UserError, match="has no network `resnet9`; did you mean `resnet8`"):
-        build(describe(network="resnet9"))
 
 
 @pytest.mark.parametrize(
     ("network", "channels"),
-    [("resnet18", 1), ("mobilenet_v2", 3), ("squeezenet1_1", 1), ("googlenet", 3)],
+    [("resnet18", 1), ("squeezenet1_1", 1), ("googlenet", 3)],
 )
 def test_torchvisions_networks_take_any_number_of_channels_and_classes(network, channels):
     spec = InputSpec(channels, 64, [0.5] * channels, [0.2] * channels)
@@ -237,18 +190,15 @@ def test_torchvisions_networks_take_any_number_of_channels_and_classes(network, 
         assert built.train(mode)(spec.apply(views)).shape == (2, 3)
 
 
-def test_torchvisions_options_reach_its_networks_and_unknown_names_are_refused():
+def test_options_reach_torchvisions_networks_and_unknown_options_and_names_are_refused():
     half = build(
         describe(family="torchvision", network="mobilenet_v2", options={"width_mult": 0.5})
     )
     assert sum(p.numel() for p in half.parameters()) < 1e6
-    with pytest.raises(UserError, match="has no network `mobilenet_v9`; did you mean `mobilenet_v"):
-        build(describe(family="torchvision", network="mobilenet_v9"))
-
-
-def test_an_option_that_the_network_lacks_is_refused():
     with pytest.raises(UserError, match="does not take the options"):
         build(describe(options={"width": 2}))
+    with pytest.raises(UserError, match="has no network `mobilenet_v9`; did you mean `mobilenet_v"):
+        build(describe(family="torchvision", network="mobilenet_v9"))
 
 
 def test_a_network_that_cannot_take_its_input_is_refused(monkeypatch):
@@ -263,12 +213,10 @@ def test_a_network_that_cannot_take_its_input_is_refused(monkeypatch):
         build(describe())
 
 
-@pytest.mark.parametrize(("network", "size"), [("alexnet", 224), ("vit_b_32", 224)])
-def test_a_network_that_was_pretrained_is_refused_with_the_size_that_it_was_pretrained_at(
-    network, size
-):
-    with pytest.raises(UserError, match=f"Set `input_size: {size}`, as it was pretrained"):
-        build(describe(family="torchvision", network=network))
+def test_a_network_that_was_pretrained_is_refused_with_the_size_that_it_was_pretrained_at():
+    for network in ("alexnet", "vit_b_32"):  # RuntimeError, AssertionError
+        with pytest.raises(UserError, match="Set `input_size: 224`, as it was pretrained"):
+            build(describe(family="torchvision", network=network))
 
 
 def test_a_network_that_does_not_return_logits_is_refused(monkeypatch):
@@ -277,25 +225,6 @@ def test_a_network_that_does_not_return_logits_is_refused(monkeypatch):
         UserError, match=r"returns \[1, 768\] for one image; expected logits \[1, 3\]"
     ):
         build(describe())
-
-
-@pytest.mark.parametrize(
-    ("network", "parameters", "macs"),
-    [  # of the literature's CIFAR-100 tables
-        ("resnet8x4", 1.234e6, 177e6),
-        ("resnet20", 0.278e6, 40.8e6),
-        ("resnet32", 0.473e6, 69.1e6),
-        ("resnet56", 0.862e6, 125.8e6),
-        ("resnet110", 1.737e6, 253e6),
-        ("resnet32x4", 7.434e6, 1083e6),
-    ],
-)
-def test_parameters_and_macs_are_those_of_the_literature(network, parameters, macs):
-    measured = count_parameters_and_macs(
-        cifar_resnet.build(network, 100, 3), InputSpec(3, 32, [0] * 3, [1] * 3)
-    )
-    assert measured["parameters"] == pytest.approx(parameters, abs=0.5e3)
-    assert measured["macs"] == pytest.approx(macs, rel=2e-3)
 
 
 def test_metrics_agree_with_torchmetrics():
@@ -307,11 +236,8 @@ def test_metrics_agree_with_torchmetrics():
         assert metrics[name] == pytest.approx(expected, abs=1e-6)
     expected = -torch.log_softmax(logits, 1)[torch.arange(500), labels].mean().item()
     assert metrics["test_nll"] == pytest.approx(expected, rel=1e-6)
-
-
-def test_top5_of_fewer_than_five_classes_is_everything():
-    logits, labels = torch.randn(10, 3), torch.randint(0, 3, (10,))
-    assert classification_metrics(logits, labels, "test")["test_top5_accuracy"] == 1
+    few = classification_metrics(logits[:, :3], labels % 3, "test")
+    assert few["test_top5_accuracy"] == 1  # of fewer than five classes it is everything
 
 
 def test_a_teacher_from_a_checkpoint_has_its_weights_and_is_not_trained(project):
@@ -325,16 +251,3 @@ def test_a_teacher_from_a_checkpoint_has_its_weights_and_is_not_trained(project)
     run_stage("teacher")
     taught, _ = checkpoint.load(TEACHER.model, produced_by="-")
     assert torch.equal(taught.fc.weight, source.fc.weight)
-
-
-def test_a_teacher_with_weights_that_are_not_numbers_is_refused(project):
-    source = cifar_resnet.build("resnet8", 3, 3)
-    with torch.no_grad():
-        source.fc.weight[0, 0] = float("nan")
-    torch.save(source.state_dict(), "mine.pth")
-    teacher = PARAMS["teacher"] | {"weights": "checkpoint", "checkpoint": "mine.pth"}
-    write_params(project, PARAMS | {"teacher": teacher})
-    before = (TEACHER.model / "weights.safetensors").read_bytes()
-    with pytest.raises(UserError, match="are not finite"):
-        run_stage("teacher")
-    assert (TEACHER.model / "weights.safetensors").read_bytes() == before

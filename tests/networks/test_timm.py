@@ -28,11 +28,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_network_of_timm_takes_any_number_of_channels_and_classes(channels):
-    spec = InputSpec(channels, 64, [0.5] * channels, [0.2] * channels)
+def test_a_network_of_timm_takes_any_number_of_channels_and_classes():
+    spec = InputSpec(1, 64, [0.5], [0.2])
     description = ModelSpec("timm", "test_resnet", {}, ["a", "b", "c"], spec)
-    views = torch.randint(0, 256, (2, channels, 64, 64), dtype=torch.uint8)
+    views = torch.randint(0, 256, (2, 1, 64, 64), dtype=torch.uint8)
     assert build(description).train()(spec.apply(views)).shape == (2, 3)
 
 
@@ -61,15 +60,13 @@ def test_its_published_weights_keep_the_rows_of_known_classes(hub):
 
 
 def test_a_failed_download_names_the_file_and_its_place(hub):
-    with pytest.raises(UserError) as refusal:
-        pretrained.load(describe(["ant", "bee"]))
-    message = str(refusal.value)
-    assert "the pretrained weights of `test_resnet` cannot be downloaded (" in message
-    assert f"put it at `{hub}/timm_test_resnet.r160_in1k.safetensors`." in message
-    assert (
-        "Download `model.safetensors` from https://huggingface.co/timm/test_resnet.r160_in1k"
-        in message
+    message = (
+        "the pretrained weights of `test_resnet` cannot be downloaded .*Download "
+        "`model.safetensors` from https://huggingface.co/timm/test_resnet.r160_in1k yourself, and "
+        f"put it at `{hub}/timm_test_resnet.r160_in1k.safetensors`."
     )
+    with pytest.raises(UserError, match=message):
+        pretrained.load(describe(["ant", "bee"]))
 
 
 def test_unknown_networks_tags_and_absent_weights_are_refused():

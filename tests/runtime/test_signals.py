@@ -29,7 +29,7 @@ from pipeline.models.spec import build, model_spec
 from pipeline.runtime import signals
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_directory
-from pipeline.teacher import accuracy_gate, fine_tuning
+from pipeline.teacher import accuracy_gate
 from pipeline.teacher import loop as teacher_loop
 from pipeline.teacher.params import TeacherTraining
 from pipeline.training.resume import ResumeState
@@ -244,7 +244,7 @@ def test_a_fine_tuned_teacher_resumes_frozen_or_thawed(project, monkeypatch, who
     def train(folder: str) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
         network = build(description)
-        fine_tuning.mark_last_layer(network, ["fc.weight", "fc.bias"])
+        network.last_layer_keys = {"fc.weight", "fc.bias"}
         Path(folder).mkdir(exist_ok=True)
         progress = ResumeState(Path(folder), "any", SINGLE_PROCESS)
         teacher_loop.fit_teacher(

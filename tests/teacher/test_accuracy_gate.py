@@ -12,7 +12,9 @@ from pipeline.data.prepared.dataset import Dataset, open_dataset
 from pipeline.models import checkpoint
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.outputs import TEACHER
+from pipeline.runtime.params import load_section
 from pipeline.teacher import accuracy_gate
+from pipeline.teacher.params import TeacherParams
 
 
 def change_last_layer(change) -> None:
@@ -50,11 +52,8 @@ def test_the_gate_names_the_likeliest_cause_and_the_command_and_leaves_all_as_it
     project, change, cause
 ):
     def outputs() -> tuple:
-        return (
-            bytes_of(TEACHER.model),
-            TEACHER.metrics.read_bytes(),
-            TEACHER.predictions.read_bytes(),
-        )
+        written = (TEACHER.metrics, TEACHER.predictions)
+        return (bytes_of(TEACHER.model), *(path.read_bytes() for path in written))
 
     before = outputs()
     change_last_layer(change)
@@ -67,26 +66,20 @@ def test_the_gate_names_the_likeliest_cause_and_the_command_and_leaves_all_as_it
     assert outputs() == before
 
 
-def check(dataset: Dataset, correct: int, minimum_accuracy: float | None = None) -> None:
+def check(dataset: Dataset, correct: int, **changed: object) -> None:
     """Apply the gate to logits that are right for this many images."""
     answers = torch.from_numpy(dataset.splits["validation"].labels).clone()
     answers[correct:] = (answers[correct:] + 1) % 3
-    logits = nn.functional.one_hot(answers, 3).float()
-    accuracy_gate.check(
-        dataset, logits, minimum_accuracy=minimum_accuracy, fallback_hint="Look elsewhere."
-    )
+    params = load_section(TeacherParams, "teacher").model_copy(update=changed)
+    accuracy_gate.check(dataset, nn.functional.one_hot(answers, 3).float(), params)
 
 
-def test_a_significantly_better_teacher_passes_a_binomial_test_at_one_in_a_thousand(project):
+def test_a_teacher_passes_by_a_binomial_test_at_one_in_a_thousand_and_the_users_minimum(project):
     # Of 12 guesses at 1/3, 9 or more are right with probability 0.0039, 10 or more with 0.0005.
     dataset = open_dataset()
     check(dataset, 10)
     with pytest.raises(UserError, match="9 of 12.*expected significantly more than 33.33%"):
         check(dataset, 9)
-
-
-def test_a_teacher_below_the_users_minimum_is_stopped(project):
-    dataset = open_dataset()
     check(dataset, 12, minimum_accuracy=1.0)
     with pytest.raises(UserError, match="expected `teacher.minimum_accuracy`, 90.00%, or more"):
         check(dataset, 10, minimum_accuracy=0.9)

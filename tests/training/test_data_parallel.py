@@ -99,23 +99,19 @@ def test_a_stage_starts_its_processes_and_counts_each_sample_once(project):
     assert {split: len(rows) for split, rows in logits.items()} == {"validation": 12, "test": 12}
 
 
-def message_of(*arguments: str) -> str:
-    process = start(2, ROOT, *arguments)
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("small", r"error: the training loss is nan at step \d+ of \d+ in epoch .*"),
+        ("smal", "error: `params.yaml: students` has no `smal`; did you mean `small`?.*"),
+    ],
+)
+def test_a_divergence_and_a_mistake_are_told_by_one_process(project, name, message):
+    change_params("training", learning_rate=1e30)
+    process = start(2, ROOT, "student", name)
     stderr = process.communicate(timeout=120)[1]
     assert process.returncode == 1
-    return stderr
-
-
-def test_a_training_that_diverges_in_several_processes_is_told_once(project):
-    change_params("training", learning_rate=1e30)
-    (line,) = message_of("student", "small").splitlines()
-    assert re.search(r"training loss is nan at step \d+ of \d+ in epoch", line)
-
-
-def test_a_mistake_is_told_by_one_process(project):
-    assert message_of("student", "smal").splitlines() == [
-        "error: `params.yaml: students` has no `smal`; did you mean `small`? Known: small."
-    ]
+    assert re.fullmatch(message, stderr.strip())
 
 
 def test_shares_are_a_batch_in_its_order():
@@ -135,8 +131,10 @@ def alone_in_a_group(tmp_path):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("options", [{}, {"affine": False}, {"momentum": None}])
-@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 4), (6, 5, 3, 2)])
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [((6, 5), {}), ((6, 5, 4), {"affine": False}), ((6, 5, 3, 2), {"momentum": None})],
+)
 def test_synchronised_batch_norm_of_one_process_is_that_of_torch(alone_in_a_group, shape, options):
     kind = nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d
     torch.manual_seed(0)

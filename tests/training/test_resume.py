@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import OUTPUTS, bytes_of, change_params, run_stage, write_params
+from conftest import OUTPUTS, change_params, run_stage, write_params
 from import_closure import ROOT
 from stage_process import finish, kill, start
 
@@ -37,12 +37,7 @@ def build(network, num_classes, in_channels):
         nn.Linear(72, num_classes),
     )
 """
-TRAINING = {
-    "schedule": "step",
-    "milestones": [8, 16],
-    "warmup_epochs": 3,
-    "ema_decay": 0.9,
-}
+TRAINING = {"schedule": "step", "milestones": [8, 16], "warmup_epochs": 3, "ema_decay": 0.9}
 
 
 def states(kind: str = "students") -> list[Path]:
@@ -165,7 +160,6 @@ CHANGES = {
     "training": lambda: change_params("training", learning_rate=0.04),
     "distillation": lambda: change_params("distillation", temperature=2.0),
     "network": change_network,
-    "view order": lambda: change_params("training", seed=3),
 }
 
 
@@ -193,23 +187,19 @@ def test_another_students_state_stays(interrupted):
     assert states("baselines")
 
 
-def flipped(content: bytes) -> bytes:
-    """One bit of a weight."""
-    changed = bytearray(content)
-    changed[len(content) // 2] ^= 1
-    return bytes(changed)
-
-
-def test_a_damaged_state_is_said_and_not_used(interrupted, capsys):
+@pytest.mark.parametrize("damage", ["truncated", "bit"])
+def test_a_damaged_state_is_said_and_not_used(interrupted, capsys, damage):
     run_stage("student", "small")
     expected = outputs()
-    for damage in (lambda c: b"", lambda c: c[:-1], flipped):
-        interrupted("student")
-        (path,) = states()
-        path.write_bytes(damage(path.read_bytes()))
-        run_stage("student", "small")
-        assert "is damaged: the training starts again" in capsys.readouterr().out
-        assert outputs() == expected
+    interrupted("student")
+    (path,) = states()
+    content = bytearray(path.read_bytes())
+    if damage == "bit":
+        content[len(content) // 2] ^= 1  # of a weight
+    path.write_bytes(content if damage == "bit" else content[:-1])
+    run_stage("student", "small")
+    assert "is damaged: the training starts again" in capsys.readouterr().out
+    assert outputs() == expected
 
 
 def test_whatever_moves_a_trainings_bytes_is_in_the_name_of_its_state(monkeypatch, project):
@@ -243,10 +233,8 @@ def test_the_code_that_is_loaded_counts_and_no_other():
 
 
 def test_two_trainings_of_one_student_at_once_are_refused(project):
-    before = bytes_of(Path("models/students/small"))
     with (
         exclusive(SCRATCH / "students/small"),
         pytest.raises(UserError, match="another run of this stage is writing to `.scratch/train"),
     ):
         run_stage("student", "small")
-    assert bytes_of(Path("models/students/small")) == before

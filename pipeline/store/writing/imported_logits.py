@@ -7,8 +7,9 @@ import numpy as np
 import torch
 
 from pipeline.data.prepared.dataset import Dataset
+from pipeline.models.checkpoint import LogitSource
 from pipeline.models.evaluation import check_imported
-from pipeline.models.spec import LogitSource, family_module
+from pipeline.models.spec import family_module
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.outputs import TEACHER
 from pipeline.runtime.validation import read_model

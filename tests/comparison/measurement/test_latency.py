@@ -24,7 +24,6 @@ from pipeline.comparison.measurement.latency import (
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.models import checkpoint
 from pipeline.models.evaluation import predict
-from pipeline.models.spec import LogitSource
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json, write_json
 from pipeline.runtime.outputs import TEACHER, ModelOutputs
@@ -114,8 +113,10 @@ def test_exactly_the_students_of_the_parameters_are_timed(project, capsys):
 
 
 def test_a_teacher_of_imported_logits_is_left_out(project):
-    classes = open_dataset().class_names
-    source = LogitSource("logits", "mine", classes, "mine.npz", 64 * "0")
+    source = checkpoint.LogitSource(
+        **{"family": "logits", "network": "mine", "path": "mine.npz", "contents_sha256": 64 * "0"},
+        class_names=open_dataset().class_names,
+    )
     checkpoint.save_source(TEACHER.model, source)
     run_stage("speed")
     speeds = json.loads(SPEED_FILE.read_text("utf-8"))["cpu"]
