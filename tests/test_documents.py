@@ -166,8 +166,8 @@ def test_files_that_the_documents_link_to_exist():
 def test_commands_and_files_of_code_that_the_documents_name_exist():
     for path in PAGES:
         text = path.read_text("utf-8")
-        commands = re.findall(r"\b((?:pipeline|benchmarks)\.[\w.]*\w)", text)
-        files = re.findall(r"\b((?:pipeline|benchmarks|tests)/[\w/]+\.py)\b", text)
+        commands = re.findall(r"\b((?:pipeline|benchmarks|soak)\.[\w.]*\w)", text)
+        files = re.findall(r"\b((?:pipeline|benchmarks|soak|tests)/[\w/]+\.py)\b", text)
         for name in {*files, *(f"{command.replace('.', '/')}.py" for command in commands)}:
             assert (ROOT / name).is_file(), f"{path.name} names {name}"
 

@@ -74,7 +74,7 @@ def test_the_whole_of_cifar100_is_prepared_from_its_archive_in_little_memory(tmp
     shutil.copy(DATA / "cifar100.tar.gz", clone / "data/raw")
     shutil.copy(clone / "recipes/cifar100_laptop.yaml", clone / "params.yaml")
     run(f"{sys.executable} -m pipeline.commands.check", clone)
-    measured = "from benchmarks.memory import memory_bytes; "
+    measured = "from benchmarks.harness import memory_bytes; "
     measured += "from pipeline.stages.prepare import main; main()"
     # Not getrusage's, which includes the peak of the parent process.
     peak = 'print(memory_bytes("VmHWM"))'

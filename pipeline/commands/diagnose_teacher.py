@@ -24,7 +24,7 @@ from torch import nn
 from pipeline.compute.device import default_device
 from pipeline.data.prepared.dataset import Dataset, open_dataset
 from pipeline.models.evaluation import predict_all
-from pipeline.models.spec import WRONG_SIZE, InputSpec, ModelSpec, family_module, native_input
+from pipeline.models.spec import InputSpec, ModelSpec, family_module, native_input
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.outputs import TEACHER
 from pipeline.runtime.params import load_section
@@ -36,6 +36,7 @@ from pipeline.training.resume import read_state
 
 _IMAGES = 256  # of validation, evenly spread, for each other input
 _LARGEST_SIZE = 512  # pixels, of the input sizes that are tried
+_WRONG_SIZE = (RuntimeError, AssertionError, ValueError)  # what networks raise for it
 
 _NORMALISATIONS = {
     "pixels in 0 to 1": ([0.0], [1.0]),
@@ -126,7 +127,7 @@ def _try_other_inputs(teacher: Teacher, samples: np.ndarray) -> Iterator[tuple[s
     """Measure each input of `_other_inputs` that the network can take, by its kind."""
     split, device = teacher.dataset.splits["validation"], default_device()
     for kind, setting, spec, advice in _other_inputs(teacher):
-        with suppress(*WRONG_SIZE, UserError):
+        with suppress(*_WRONG_SIZE, UserError):
             logits = predict_all(teacher.network, spec, split, device=device, samples=samples)
             correct = int((logits.argmax(1).numpy() == split.labels[samples]).sum())
             yield kind, Trial(setting, correct, len(samples), advice)
@@ -186,7 +187,7 @@ def main() -> None:
     dataset, teacher = open_dataset(), None
     if params.weights == "logits":
         source = family_module(params.family).open_source(Path(params.checkpoint), dataset)
-        logits = source.rows("validation", 0, np.arange(len(dataset.splits["validation"])))
+        logits = source.held_out["validation"]
     else:
         teacher = load_teacher(params, dataset)
         dataset = teacher.dataset

@@ -135,7 +135,7 @@ def test_a_trained_teacher_that_was_refused_is_measured_without_training(
 def test_imported_logits_are_tried_in_another_order_alone(project, monkeypatch, capsys):
     labels = open_dataset().splits["validation"].labels
     logits = np.eye(3, dtype=np.float32)[(labels + 1) % 3]
-    source = SimpleNamespace(rows=lambda split, view, samples: logits[samples])
+    source = SimpleNamespace(held_out={"validation": logits})
     family = SimpleNamespace(open_source=lambda path, dataset: source)
     monkeypatch.setattr(diagnose_teacher, "family_module", lambda name: family)
     change_params("teacher", family="logits", weights="logits")

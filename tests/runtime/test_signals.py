@@ -1,7 +1,7 @@
 """An interrupted command exits at once with one line, and a second run gives the same bytes.
 
 training/test_resume.py and store/writing/test_finished_shards.py test what a killed training and a
-killed store keep. `python -m benchmarks.soak_interrupts` interrupts every command, many times.
+killed store keep. `python -m soak.interruptions` interrupts every command, many times.
 """
 
 import os
@@ -22,8 +22,6 @@ from conftest import PARAMS, bytes_of, change_params, run_stage, write_images, w
 from import_closure import ROOT
 from stage_process import finish, kill, start, start_module
 
-from benchmarks import soak_interrupts
-from benchmarks.soak_interrupts import Project, Row, Target
 from pipeline.compute.distributed import SINGLE_PROCESS
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.models.params import NetworkParams
@@ -35,6 +33,8 @@ from pipeline.teacher import accuracy_gate, fine_tuning
 from pipeline.teacher import loop as teacher_loop
 from pipeline.teacher.params import TeacherTraining
 from pipeline.training.resume import ResumeState
+from soak import common, interruptions
+from soak.interruptions import Project, Row, Target
 
 TEACHER_STATES = Path(".scratch/training/teacher")
 
@@ -329,7 +329,7 @@ PREPARE = Target("prepare", ("pipeline.stages.prepare",))
 def test_the_soak_counts_a_survived_interruption_and_reports_other_bytes_and_stray_files(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(soak_interrupts, "OUTPUTS", ("data/prepared",))
+    monkeypatch.setattr(common, "OUTPUTS", ("data/prepared",))
     project, survived, failed = Project(tmp_path), Row(), Row()
     project.measure(PREPARE)
     assert project.interrupt(PREPARE, signal.SIGTERM, 0.5, survived)
@@ -342,11 +342,11 @@ def test_the_soak_counts_a_survived_interruption_and_reports_other_bytes_and_str
 
 
 def test_the_soak_interrupts_every_command_by_every_signal():
-    targets = (*soak_interrupts.STAGES, *soak_interrupts.WHOLE)
+    targets = (*interruptions.STAGES, *interruptions.WHOLE)
     expected = {
         (target, signum)
         for target in targets
-        for signum in soak_interrupts.SIGNALS
+        for signum in interruptions.SIGNALS
         if target.to != "rank" or signum != signal.SIGINT
     }
-    assert expected <= set(soak_interrupts.schedule(200))
+    assert expected <= set(interruptions.schedule(200))

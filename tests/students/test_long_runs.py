@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import change_params, run_stage
 
-from benchmarks.memory import memory_bytes
+from benchmarks.harness import memory_bytes
 from pipeline.runtime.errors import UserError
 from pipeline.students import loop
 from pipeline.teacher import loop as teacher_loop

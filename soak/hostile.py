@@ -23,14 +23,12 @@ from PIL import Image
 from safetensors.torch import save as safetensors_bytes
 
 CANARY = "executed"  # a file that exists if any input was executed
-BRING, ARCHIVE = Path("brought"), Path("archive")
-_FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "TGA", "ICO")
-_MODES = ("RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "I;16", "I", "F", "YCbCr")
-_ODD: tuple[Any, ...] = (
-    *(None, True, False, 0, 1, -1, 3, 10**30, -(2**63), 1e308, float("nan"), float("inf"), 1e-320),
-    *("", "x", "none", "x" * 9999, "../../..", "-rf", "\0", "ä\u0308\u202e", ".", "a\nb", "${x}"),
-    *([], {}, [[]], [None], {"": None}, {"a": {"b": [1]}}, [1, "a"], list(range(999))),
-)
+_FORMATS = ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "TGA", "ICO"]
+_MODES = ["RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "I;16", "I", "F", "YCbCr"]
+_NUMBERS = (0, 1, -1, 3, 10**30, -(2**63), 1e308, float("nan"), float("inf"), 1e-320)
+_TEXTS = ("", "x", "none", "x" * 9999, "../..", "-rf", "\0", "ä\u0308\u202e", ".", "a\nb", "${x}")
+_NESTED = ([], {}, [[]], [None], {"": None}, {"a": {"b": [1]}}, [1, "a"], list(range(999)))
+_ODD: tuple[Any, ...] = (None, True, False, *_NUMBERS, *_TEXTS, *_NESTED)
 
 
 class Executed:
@@ -42,31 +40,26 @@ class Executed:
 
 def damaged(rng: random.Random, content: bytes) -> bytes:
     """Change, move, remove or add some of the bytes."""
-    data = bytearray(content)
-    size = len(data)
-    start = rng.randrange(size) if size else 0
-    run = slice(start, start + rng.choice((1, 2, 4, 8, 64, 1024)))
-    match rng.randrange(12):
-        case 0 | 1 | 2 | 3 if size:
-            for _ in range(rng.choice((1, 1, 1, 3, 16))):
-                data[rng.randrange(size)] ^= 1 << rng.randrange(8)
-        case 4:
-            del data[start:]
-        case 5:
-            data[run] = bytes(len(data[run]))
-        case 6:
-            data[run] = rng.randbytes(len(data[run]))
-        case 7:
-            data[run] = b"\xff" * len(data[run])
-        case 8:
-            del data[run]
-        case 9:
-            data[start:start] = data[run] * rng.choice((1, 3))
-        case 10:
-            data = bytearray(rng.choice((b"", b"\0" * 999, b"text\n", rng.randbytes(500))))
-        case _:
-            data += rng.randbytes(rng.choice((1, 99)))
-    return bytes(data)
+    start = rng.randrange(len(content) or 1)
+    end = start + rng.choice((1, 2, 4, 8, 64, 1024))
+    before, run, after = content[:start], content[start:end], content[end:]
+    if content and rng.random() < 0.4:
+        data = bytearray(content)
+        for _ in range(rng.choice((1, 1, 1, 3, 16))):
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        return bytes(data)
+    return rng.choice(
+        (
+            before,
+            before + bytes(len(run)) + after,
+            before + rng.randbytes(len(run)) + after,
+            before + b"\xff" * len(run) + after,
+            before + after,
+            before + run * rng.choice((2, 4)) + after,
+            content + rng.randbytes(rng.choice((1, 99))),
+            rng.choice((b"", b"\0" * 999, b"text\n", rng.randbytes(500))),
+        )
+    )
 
 
 def altered(rng: random.Random, value: Any) -> Any:
@@ -78,9 +71,8 @@ def altered(rng: random.Random, value: Any) -> Any:
             case 0:
                 del copy[key]
             case 1 if isinstance(copy, dict):
-                copy[rng.choice((f"{key}x", str(key)[:-1], 3, "", "format_version"))] = copy.pop(
-                    key
-                )
+                name = rng.choice((f"{key}x", str(key)[:-1], 3, "", "format_version"))
+                copy[name] = copy.pop(key)
             case 1:
                 copy.append(copy[key])
             case 2:
@@ -94,43 +86,55 @@ def altered(rng: random.Random, value: Any) -> Any:
 
 
 def a_file(rng: random.Random, *folders: str) -> Path:
-    return rng.choice(
-        sorted(p for folder in folders for p in Path(folder).rglob("*") if p.is_file())
-    )
+    found = (path for folder in folders for path in Path(folder).rglob("*") if path.is_file())
+    return rng.choice(sorted(found))
 
 
 def change_a_file(rng: random.Random, *folders: str) -> None:
     """Damage a file, alter its values, or remove, exchange, copy or link it."""
-    path = a_file(rng, *folders)
-    chance = rng.random()
+    path, chance = a_file(rng, *folders), rng.random()
     if path.suffix == ".json" and chance < 0.7:
         path.write_text(json.dumps(altered(rng, json.loads(path.read_text("utf-8")))), "utf-8")
-    elif chance < 0.9:
+        return
+    if chance < 0.9:
         path.write_bytes(damaged(rng, path.read_bytes()))
-    else:
-        other = a_file(rng, *folders)
-        content = other.read_bytes()
-        match rng.randrange(6):
-            case 0:
-                path.unlink()
-            case 1:
-                path.rename(path.with_name(f"{path.name} other"))
-            case 2:
-                path.write_bytes(content)
-            case 3:
-                path.unlink()
-                path.mkdir()
-            case 4:
-                path.unlink()
-                path.symlink_to(rng.choice(("/dev/zero", "nowhere", path.name, other.absolute())))
-            case _:
-                path.with_name(f"-{path.name}").write_bytes(content)
+        return
+    other = a_file(rng, *folders)
+    content = other.read_bytes()
+    match rng.randrange(6):
+        case 0:
+            path.unlink()
+        case 1:
+            path.rename(path.with_name(f"{path.name} other"))
+        case 2:
+            path.write_bytes(content)
+        case 3:
+            path.unlink()
+            path.mkdir()
+        case 4:
+            path.unlink()
+            path.symlink_to(rng.choice(("/dev/zero", "nowhere", path.name, other.absolute())))
+        case _:
+            path.with_name(f"-{path.name}").write_bytes(content)
+
+
+def _odd_yaml(text: str) -> list[str]:
+    aliases = (f"b{n}: &b{n} [{', '.join([f'*b{n - 1}'] * 9)}]\n" for n in range(1, 12))
+    bomb = "b0: &b0 [x, x]\n" + "".join(aliases)
+    tags = ("int x", "bool x", "binary x", f"python/object/apply:os.system ['touch {CANARY}']")
+    return [
+        *(bomb, f"{text}{bomb}", "a: &a [*a]\n", "a: &a {b: *a}\n", "[" * 5000, "{a: " * 999),
+        *(f"{text}---\n{text}", f"{text}{text}", f"{text}a: !!python/name:os.system\n"),
+        *("a: 2024-13-45\n", f"a: {'9' * 5000}\n", "? [1]\n: 2\n", f"\ufeff{text}"),
+        *(f"a: !!{tag}\n" for tag in tags),
+        *(f"<<: [{{a: 1}}]\n{text}", text.replace(": ", ":"), text.replace("\n", "\r")),
+        *(text.replace("{}", "!!set {a}"), text.replace("0.05", "!!timestamp x")),
+    ]
 
 
 def params(rng: random.Random) -> None:
     path = Path("params.yaml")
-    text = path.read_text("utf-8")
-    chance = rng.random()
+    text, chance = path.read_text("utf-8"), rng.random()
     if chance < 0.55:
         content = yaml.safe_load(text)
         for _ in range(rng.choice((1, 1, 1, 3))):
@@ -144,46 +148,18 @@ def params(rng: random.Random) -> None:
     elif chance < 0.85:
         path.write_bytes(damaged(rng, text.encode()))
     else:
-        run = f"os.system ['touch {CANARY}']"
-        bomb = "b0: &b0 [x, x]\n" + "".join(
-            f"b{n}: &b{n} [{', '.join([f'*b{n - 1}'] * 9)}]\n" for n in range(1, 12)
-        )
-        odd = rng.choice(
-            (
-                *(
-                    bomb,
-                    f"{text}{bomb}",
-                    "a: &a [*a]\n",
-                    "a: &a {b: *a}\n",
-                    "[" * 5000,
-                    "{a: " * 999,
-                ),
-                *(f"a: !!python/object/apply:{run}\n", f"{text}a: !!python/name:os.system\n"),
-                *(f"{text}---\n{text}", f"{text}{text}", "a: 2024-13-45\n", f"a: {'9' * 5000}\n"),
-                *(
-                    "a: !!int x\n",
-                    "a: !!bool x\n",
-                    "a: !!binary x\n",
-                    "? [1]\n: 2\n",
-                    "\ufeff" + text,
-                ),
-                *(f"<<: [{{a: 1}}]\n{text}", text.replace(": ", ":"), text.replace("\n", "\r")),
-                *(text.replace("{}", "!!set {a}"), text.replace("0.05", "!!timestamp x")),
-            )
-        )
-        path.write_bytes(odd.encode(rng.choice(("utf-8", "utf-8", "utf-16"))))
+        path.write_bytes(rng.choice(_odd_yaml(text)).encode(rng.choice(("utf-8", "utf-16"))))
 
 
 def an_image(rng: random.Random) -> tuple[bytes, str]:
     """An image's bytes, of any mode, format and size, some with several pages; and its format."""
     size = rng.choice(((16, 16), (1, 1), (1, 200), (300, 2), (40, 31)))
     pixels = np.random.default_rng(rng.randrange(2**32)).integers(0, 256, (*size, 3), np.uint8)
-    image = Image.fromarray(pixels)
     mode, form = rng.choice(_MODES), rng.choice(_FORMATS)
-    image = image.convert("I" if mode == "I;16" else mode)
+    image = Image.fromarray(pixels).convert("I" if mode == "I;16" else mode)
     exif = Image.Exif()
-    exif[0x0112] = rng.choice((1, 3, 6, 8, 9, 0, 65535))
-    exif[0x010E] = "x" * rng.choice((1, 60_000))
+    exif[0x0112] = rng.choice((1, 3, 6, 8, 9, 0, 65535))  # orientation
+    exif[0x010E] = "x" * rng.choice((1, 60_000))  # description
     options: dict[str, Any] = {"exif": exif} if rng.random() < 0.3 else {}
     if form == "AVIF":  # its writer, not its reader, crashes on odd images
         image = Image.fromarray(pixels).resize((48, 32))
@@ -215,14 +191,12 @@ def image(rng: random.Random) -> None:
     if chance < 0.7:
         content = damaged(rng, content)
     elif chance < 0.8:
-        sides = [rng.choice((0, 1, 50_000, 2**31 - 1, 13_000)) for _ in range(2)]
-        content = png_of_any_size(*sides)
+        content = png_of_any_size(*rng.choices((0, 1, 50_000, 2**31 - 1, 13_000), k=2))
     elif chance < 0.9:
         eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(executed) (w) file closefile\n"
         svg = b"<svg><image href='/etc/passwd'/></svg>"
-        content = rng.choice(
-            (b"", b"no image", eps, svg, b"GIF89a", b"BM", b"\xff\xd8\xff", b"II*\0")
-        )
+        starts = (b"", b"no image", b"GIF89a", b"BM", b"\xff\xd8\xff", b"II*\0")
+        content = rng.choice((eps, svg, *starts))
     suffix = rng.choice((form.lower(), "png", "jpg", "txt", ""))
     Path(f"images/train/ant/x.{suffix}").write_bytes(content)
     if rng.random() < 0.05:
@@ -252,12 +226,10 @@ def names(rng: random.Random) -> None:
 def archive(rng: random.Random) -> str:
     """Write an archive of the images, damaged or with an odd member; returns its path."""
     kind = rng.choice((".tar", ".tar.gz", ".tar.xz", ".tar.bz2", ".tgz", ".zip"))
-    path = Path(f"brought{kind}")
-    odd = rng.random() < 0.5
+    path, odd = Path(f"brought{kind}"), rng.random() < 0.5
     if kind == ".zip":
-        with zipfile.ZipFile(
-            path, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
-        ) as to:
+        method = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
+        with zipfile.ZipFile(path, "w", method) as to:
             for file in sorted(Path("images").rglob("*.png")):
                 to.write(file, file.relative_to("images"))
             if odd:
@@ -276,40 +248,37 @@ def archive(rng: random.Random) -> str:
     return str(path)
 
 
-_NAMES = (
+_MEMBERS = (
     *("../out.png", "/out.png", "train/ant/../../../out.png", "train/ant/./y.png", "a" * 300),
     *("train/ant/-rf.png", "train/ant/\U0001f98a.png", "\\..\\out.png", "train/ant/a b.png", "~/x"),
 )
 
 
 def _add_to_zip(rng: random.Random, to: zipfile.ZipFile) -> None:
-    member = zipfile.ZipInfo(rng.choice(_NAMES))
-    content = rng.choice((an_image(rng)[0], Path("brought.zip").name.encode(), b"/etc/passwd"))
+    member = zipfile.ZipInfo(rng.choice(_MEMBERS))
     if rng.random() < 0.3:
         member.external_attr = 0o120777 << 16  # a link
-    to.writestr(member, content)
-    written = to.infolist()[rng.randrange(len(to.infolist()))]
-    match rng.randrange(6):
-        case 0:
-            written.flag_bits |= 1  # marked as encrypted
-        case 1:
-            written.file_size = rng.choice((2**40, 0, 10))
-        case 2:
-            written.compress_type = rng.choice((0, 8, 12, 14, 99))
-        case 3:
-            written.header_offset = rng.choice((0, 10, 2**31))
+    to.writestr(member, rng.choice((an_image(rng)[0], b"brought.zip", b"/etc/passwd")))
+    written = rng.choice(to.infolist())
+    name, value = rng.choice(
+        (
+            ("flag_bits", written.flag_bits | 1),  # marked as encrypted
+            ("file_size", rng.choice((2**40, 0, 10))),
+            ("compress_type", rng.choice((0, 8, 12, 14, 99))),
+            ("header_offset", rng.choice((0, 10, 2**31))),
+            ("comment", b"none of these"),
+        )
+    )
+    setattr(written, name, value)
 
 
 def _add_to_tar(rng: random.Random, to: tarfile.TarFile) -> None:
-    member = tarfile.TarInfo(rng.choice(_NAMES))
+    member = tarfile.TarInfo(rng.choice(_MEMBERS))
     content = an_image(rng)[0]
     member.size = len(content)
-    member.type = rng.choice(
-        (
-            *(tarfile.REGTYPE, tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE),
-            *(tarfile.FIFOTYPE, tarfile.DIRTYPE, tarfile.CONTTYPE, b"V", b"Z"),
-        )
-    )
+    links = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)
+    others = (tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.CONTTYPE, b"V", b"Z")
+    member.type = rng.choice((tarfile.REGTYPE, *others, *links))
     member.linkname = rng.choice(("../../etc/passwd", "/etc/passwd", "train/ant/000.png", ""))
     if rng.random() < 0.3:
         member.size = rng.choice((2**34, 2**60, 1, 0))
@@ -325,53 +294,44 @@ def _add_to_tar(rng: random.Random, to: tarfile.TarFile) -> None:
 def checkpoint(rng: random.Random) -> Path:
     """Write a file of weights for the students' network."""
     state = torch.load("state.pth", weights_only=True)
+    path, chance = Path("brought.pth"), rng.random()
+    if chance < 0.3:
+        path.write_bytes(damaged(rng, _saved(rng, state)))
+    elif chance < 0.6:
+        path = Path("brought.safetensors")
+        change = rng.choice((damaged, _lying_header))
+        path.write_bytes(change(rng, safetensors_bytes(state)))
+    elif chance < 0.65:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as to:
+            to.writestr("archive/data.pkl", b"\0" * 50_000_000)
+    else:
+        odd = rng.choice(_odd_states(rng, state))
+        pickled = chance < 0.7 and not isinstance(odd, torch.Tensor)
+        path.write_bytes(pickle.dumps(odd, rng.randrange(6)) if pickled else _saved(rng, odd))
+    return path
+
+
+def _odd_states(rng: random.Random, state: dict[str, torch.Tensor]) -> list[Any]:
     key = rng.choice(sorted(state))
-    path = Path("brought.pth")
-    if rng.random() < 0.6:
-        path = rng.choice((path, Path("brought.safetensors")))
-        content = safetensors_bytes(state) if path.suffix != ".pth" else _saved(rng, state)
-        path.write_bytes(damaged(rng, content))
-        if path.suffix != ".pth" and rng.random() < 0.5:
-            path.write_bytes(_lying_header(rng, safetensors_bytes(state)))
-        return path
+    value, others = state[key], {name: tensor for name, tensor in state.items() if name != key}
+    plain = value.float()
+    types = (torch.half, torch.int8, torch.bool, torch.cdouble, torch.double)
+    tensors = [
+        *(plain.to(dtype) for dtype in types),
+        *(plain * torch.nan, plain[None], plain.flatten()[:0], plain.to("meta")),
+        *(plain.reshape(-1)[:1].expand(2**40), plain.to_sparse()),
+    ]
     loop: dict[str, Any] = {}
     loop["model"] = loop
     ladder: dict[str, Any] = {"x": 1}
     for _ in range(60):
         ladder = {"a": ladder, "b": ladder}
-    value = state[key]
-    odd = (
-        *(Executed(), {"state_dict": Executed()}, loop, ladder, [], 3, {}, {"model": {}}, None),
-        *({**state, key: other} for other in _odd_tensors(value)),
-        *({k: v for k, v in state.items() if k != key}, {**state, "more": value}),
-        *(
-            {"a": state, "b": state},
-            {"ema": state, "model": 3},
-            {f"module.{k}": v for k, v in state.items()},
-        ),
-        *({1: state}, {"model": [state]}, {key: "text"}, {**state, 3: value}),
-    )
-    content = rng.choice(odd)
-    if rng.random() < 0.2:
-        path.write_bytes(
-            pickle.dumps(rng.choice((Executed(), loop, ladder)), protocol=rng.randrange(6))
-        )
-    elif rng.random() < 0.1:
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as to:
-            to.writestr("archive/data.pkl", b"\0" * 50_000_000)
-    else:
-        path.write_bytes(_saved(rng, content))
-    return path
-
-
-def _odd_tensors(value: torch.Tensor) -> list[torch.Tensor]:
-    plain = value.float()
-    others = [
-        plain.to(t) for t in (torch.half, torch.int8, torch.bool, torch.cdouble, torch.double)
-    ]
     return [
-        *(*others, plain * torch.nan, plain[None], plain.flatten()[:0], plain.to("meta")),
-        *(plain.reshape(-1)[:1].expand(2**40), plain.to_sparse()),
+        *(Executed(), {"state_dict": Executed()}, loop, ladder, [], 3, {}, {"model": {}}, None),
+        *({**state, key: tensor} for tensor in tensors),
+        *(others, {**state, "more": value}, {"a": state, "b": state}, {"ema": state, "model": 3}),
+        *({f"module.{k}": v for k, v in state.items()}, {1: state}, {"model": [state]}),
+        *({key: "text"}, {**state, 3: value}),
     ]
 
 
@@ -389,47 +349,29 @@ def _lying_header(rng: random.Random, content: bytes) -> bytes:
     return struct.pack("<Q", length) + header + content[8 + size :]
 
 
-def onnx_file(rng: random.Random) -> Path:
-    """Write a foreign network."""
-    path = Path("brought.onnx")
-    model = _damaged_or_model(rng, path)
-    if model is not None:
-        _change_graph(rng, model)
-        path.write_bytes(model.SerializeToString())
-    return path
-
-
-def exported(rng: random.Random) -> Path:
-    """Write an exported student."""
-    path = Path("exported.onnx")
-    model = _damaged_or_model(rng, path)
-    if model is not None:
-        if rng.random() < 0.7:
-            entry = rng.choice(model.metadata_props)
-            try:
-                entry.value = json.dumps(altered(rng, json.loads(entry.value)))
-            except ValueError:  # a text, not JSON
-                entry.value = damaged(rng, entry.value.encode()).decode("latin-1")
-        else:
-            _change_graph(rng, model)
-        path.write_bytes(model.SerializeToString())
-    return path
-
-
-def _damaged_or_model(rng: random.Random, path: Path) -> onnx.ModelProto | None:
-    """Change some bytes of the file; or return its model, unchanged."""
+def onnx_file(rng: random.Random, path: Path, *, metadata: bool = False) -> Path:
+    """Change some bytes of an ONNX file, one part of its graph, or a value of its metadata."""
     content = path.read_bytes()
     if rng.random() < 0.6:
         path.write_bytes(damaged(rng, content))
-        return None
-    return onnx.load_from_string(content)
+        return path
+    model = onnx.load_from_string(content)
+    if metadata and rng.random() < 0.7:
+        entry = rng.choice(model.metadata_props)
+        try:
+            entry.value = json.dumps(altered(rng, json.loads(entry.value)))
+        except ValueError:  # a text, not JSON
+            entry.value = damaged(rng, entry.value.encode()).decode("latin-1")
+    else:
+        _change_graph(rng, model)
+    path.write_bytes(model.SerializeToString())
+    return path
 
 
 def _change_graph(rng: random.Random, model: onnx.ModelProto) -> None:
-    node = rng.choice(model.graph.node)
+    node, tensor = rng.choice(model.graph.node), rng.choice(model.graph.initializer)
     match rng.randrange(9):
         case 0:
-            tensor = rng.choice(model.graph.initializer)
             tensor.data_location = onnx.TensorProto.EXTERNAL
             tensor.external_data.add(key="location", value=rng.choice(("/etc/passwd", "state.pth")))
         case 1:
@@ -443,7 +385,7 @@ def _change_graph(rng: random.Random, model: onnx.ModelProto) -> None:
         case 4:
             del node.input[:]
         case 5:
-            rng.choice(model.graph.initializer).dims[:] = [2**40, -1]
+            tensor.dims[:] = [2**40, -1]
         case 6:
             model.opset_import[0].version = rng.choice((0, 1, 99))
         case 7:
