@@ -623,7 +623,15 @@ def write_exported(**metadata: str) -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     reading = {"storage": "pixels", "image_size": 16}
-    card = OnnxMetadata("mine", "-", ["ant", "bee", "cat"], 17, 3, 16, reading)
+    card = OnnxMetadata(
+        student="mine",
+        fingerprint="-",
+        class_names=["ant", "bee", "cat"],
+        opset=17,
+        channels=3,
+        image_size=16,
+        reading=reading,
+    )
     helper.set_model_props(model, card.metadata() | metadata)
     onnx.save(model, "mine.onnx")
 

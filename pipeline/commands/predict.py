@@ -44,7 +44,8 @@ def student_input(content: bytes, metadata: OnnxMetadata) -> np.ndarray:
         one of UNREADABLE: the content is not an image.
     """
     # The fields that the functions below read; the section's others describe a whole dataset.
-    params = DatasetParams.model_construct(channels=metadata.channels, **metadata.reading)
+    reading = metadata.reading.model_dump(exclude_none=True)
+    params = DatasetParams.model_construct(channels=metadata.channels, **reading)
     side, channels = metadata.image_size, metadata.channels
     image = eight_bits(Image.open(io.BytesIO(content)))
     encoded = encode(image, content, params)

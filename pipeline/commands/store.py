@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.compute.device import default_device
 from pipeline.data.prepared.dataset import Dataset, open_dataset
 from pipeline.models import checkpoint
-from pipeline.models.evaluation import BATCH_SIZE
+from pipeline.models.evaluation import BATCH_SIZE, batches_of
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.outputs import STORE, TEACHER
 from pipeline.runtime.params import load_section
@@ -157,7 +157,7 @@ def differences_to_teacher(
     views, samples = np.divmod(positions, store.index.split_sizes["train"])
     for view in np.unique(views).tolist():
         of_view = samples[views == view]
-        for batch in np.split(of_view, range(_BATCH_ROWS, len(of_view), _BATCH_ROWS)):
+        for batch in batches_of(of_view, _BATCH_ROWS):
             logits = teacher.logits("train", view, batch)
             yield from _batch_differences(store, view, batch, logits)
 

@@ -12,6 +12,8 @@ from pipeline.runtime.files import recovery_hint
 
 Model = TypeVar("Model", bound=BaseModel)
 
+_SHOWN = 10  # problems of one file
+
 
 class Record(BaseModel):
     """A mapping of a file: typed, frozen, unknown keys refused, nothing converted."""
@@ -26,7 +28,7 @@ def read_model(path: Path | str, model: type[Model], *, produced_by: str) -> Mod
         produced_by: the command that writes the file, for messages.
 
     Raises:
-        UserError: the file is absent, is not JSON, or lists every key that does not fit the model.
+        UserError: the file is absent, is not JSON, or lists the keys that do not fit the model.
     """
     path = Path(path)
     if not path.is_file():  # reading a device might never end
@@ -44,8 +46,9 @@ def read_model(path: Path | str, model: type[Model], *, produced_by: str) -> Mod
                 f"`{path}` is not a JSON file ({problems[0]['msg']}). {again}"
             ) from None
         parsed = from_json(content)
-        lines = [_message(model, parsed, problem, str(path), {}) for problem in problems]
-        raise UserError("\n".join([*lines, again])) from None
+        lines = [_message(model, parsed, each, str(path), {}) for each in problems[:_SHOWN]]
+        more = [f"... and {len(problems) - _SHOWN} more."] if len(problems) > _SHOWN else []
+        raise UserError("\n".join([*lines, *more, again])) from None
 
 
 def validate(

@@ -144,23 +144,24 @@ def _is_state_dict(content: Any) -> bool:
 
 
 def _locate_state_dicts(content: Any, seen: set[int] | None = None) -> list[tuple[str, ...]]:
-    """The keys that lead to each state dict, at any depth. Tensors of an optimizer have numbers,
-    not names.
+    """The keys that lead to each state dict, at any depth; no keys if the content is one. Tensors
+    of an optimizer have numbers, not names.
 
     Args:
         seen: ids of the mappings that were searched: a mapping can be in several, or in itself.
     """
     seen = set() if seen is None else seen
+    if _is_state_dict(content):
+        return [()]
     if not isinstance(content, Mapping) or id(content) in seen:
         return []
     seen.add(id(content))
-    locations = []
-    for key, value in content.items():
-        if isinstance(key, str) and _is_state_dict(value):
-            locations.append((key,))
-        elif isinstance(key, str):
-            locations += [(key, *keys) for keys in _locate_state_dicts(value, seen)]
-    return locations
+    return [
+        (key, *keys)
+        for key, value in content.items()
+        if isinstance(key, str)
+        for keys in _locate_state_dicts(value, seen)
+    ]
 
 
 def _without_prefixes(state: dict[str, Tensor], expected: set[str]) -> dict[str, Tensor]:

@@ -162,7 +162,15 @@ def test_every_family_gives_pytorchs_logits_in_batches_of_any_size(
     spread = np.ptp(expected, 0).max()
     assert spread > 1e-2  # the logits depend on the image
     reading = {"storage": "pixels", "image_size": side}
-    metadata = OnnxMetadata("mine", "-", list("abcde"), OPSET, channels, side, reading)
+    metadata = OnnxMetadata(
+        student="mine",
+        fingerprint="-",
+        class_names=list("abcde"),
+        opset=OPSET,
+        channels=channels,
+        image_size=side,
+        reading=reading,
+    )
     exported = OnnxStudent(to_onnx(network, spec, metadata), "mine.onnx", 1)
     assert exported.metadata == metadata
     for batch in (1, 7, 64):
@@ -197,7 +205,15 @@ def with_statistics_of(network: nn.Module, inputs: torch.Tensor) -> None:
     ],
 )
 def test_the_description_states_the_preprocessing(reading, words):
-    metadata = OnnxMetadata("mine", "-", ["a", "b"], OPSET, 3, 16, reading)
+    metadata = OnnxMetadata(
+        student="mine",
+        fingerprint="-",
+        class_names=["a", "b"],
+        opset=OPSET,
+        channels=3,
+        image_size=16,
+        reading=reading,
+    )
     assert words in metadata.in_words()
 
 

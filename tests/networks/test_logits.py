@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from conftest import (
     run_stage,
     write_params,
 )
-from logit_tables import VIEWS, import_table, table, write_npz
+from logit_tables import VIEWS, import_table, made_up_logits, table, write_npz
 from safetensors.numpy import load_file
 from stage_process import finish, resumed, start
 
@@ -301,24 +302,19 @@ def test_more_views_than_the_store_has_are_refused(project):
     assert opened().num_views == 2
 
 
-def change_index(**values: object):
-    def change():
-        path = Path("mine/store.json")
-        path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | values), "utf-8")
-
-    return change
+def change_index(**values: object) -> None:
+    path = Path("mine/store.json")
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | values), "utf-8")
 
 
-def change_shard(split: str, change, *, mend: bool):
-    def changed():
-        view = 1 if split == "train" else 0
-        with h5py.File(f"mine/{split}_view{view:05d}_sample000000000.h5", "r+") as file:
-            change(file)
-            if mend:
-                digest = hashlib.sha256(file["logits"][()].tobytes()).hexdigest()
-                file.attrs["logits_sha256"] = np.bytes_(digest)
-
-    return changed
+def change_shard(split: str, change: Callable[[h5py.File], None], *, checksums: bool) -> None:
+    """Change a shard, with or without the checksums of its arrays."""
+    view = 1 if split == "train" else 0
+    with h5py.File(f"mine/{split}_view{view:05d}_sample000000000.h5", "r+") as file:
+        change(file)
+        for name in ("logits", "canaries") if checksums else ():
+            digest = hashlib.sha256(file[name][()].tobytes()).hexdigest()
+            file.attrs[f"{name}_sha256"] = np.bytes_(digest)
 
 
 def set_nan(file: h5py.File) -> None:
@@ -327,24 +323,20 @@ def set_nan(file: h5py.File) -> None:
 
 def set_canary(file: h5py.File) -> None:
     file["canaries"][0, 0] += 1
-    file.attrs["canaries_sha256"] = np.bytes_(hashlib.sha256(file["canaries"][()]).hexdigest())
 
 
-def probabilities(file: h5py.File) -> None:
+def reverse(file: h5py.File) -> None:
+    file["logits"][...] = file["logits"][()][::-1]
+
+
+def to_probabilities(file: h5py.File) -> None:
     file["logits"][...] = torch.from_numpy(file["logits"][()]).float().softmax(1).half().numpy()
 
 
-def put_instead(**options: object):
-    """In place of the logits, a dataset that HDF5 would have to do more for than copy."""
-
-    def change(file: h5py.File) -> None:
-        logits = file["logits"][()]
-        del file["logits"]
-        if "shape" not in options:
-            options["data"] = logits
-        file.create_dataset("logits", **options)
-
-    return change
+def compress(file: h5py.File) -> None:
+    logits = file["logits"][()]
+    del file["logits"]
+    file.create_dataset("logits", data=logits, compression="gzip")
 
 
 def link_elsewhere(file: h5py.File) -> None:
@@ -354,136 +346,97 @@ def link_elsewhere(file: h5py.File) -> None:
     file["logits"] = h5py.ExternalLink("elsewhere.h5", "/logits")
 
 
-@pytest.mark.parametrize(
-    ("change", "stage_name", "message"),
-    [
-        (
-            change_shard("test", put_instead(compression="gzip"), mend=False),
-            "teacher",
-            r"test_view00000_sample000000000.h5` is damaged \(its logits are a link, in",
-        ),
-        (
-            change_shard("test", put_instead(external="mine/raw"), mend=False),
-            "teacher",
-            r"test_view00000_sample000000000.h5` is damaged \(its logits are a link, in",
-        ),
-        (  # all of it a fill value, in a file of some kilobytes
-            change_shard("test", put_instead(shape=(2**40, 3), dtype="<f2"), mend=False),
-            "teacher",
-            r"`mine/test_view00000_sample000000000.h5` is damaged \(its logits are a link",
-        ),
-        (
-            change_shard("test", link_elsewhere, mend=False),
-            "teacher",
-            r"`mine/test_view00000_sample000000000.h5` is damaged \(its logits are a link",
-        ),
-        (
-            lambda: Path("mine/store.json").unlink(),
-            "teacher",
-            r"`mine` is no store of logits: it has no `store.json`. .*import_logits TABLE mine",
-        ),
-        (
-            lambda: Path("mine/store.json").write_text("[1]"),
-            "teacher",
-            r"`mine/store.json` is \[1\]; expected .*\nRemove it and run `python -m",
-        ),
-        (
-            change_index(format_version=1),
-            "teacher",
-            r"`mine/store.json: format_version` is 1; expected 2.",
-        ),
-        (change_index(num_views=None), "teacher", r"store.json: num_views` is empty; expected"),
-        (change_index(num_views=0), "teacher", r"store.json: num_views` is 0; expected greater"),
-        (
-            change_index(encoding="top_k", k=1),
-            "teacher",
-            r"has encoding top_k; expected dense, because validation and test need every logit",
-        ),
-        (
-            change_index(dataset_fingerprint="e" * 64),
-            "teacher",
-            r"has dataset_fingerprint eeeeeeeeeeee…, but data/prepared \w{12}…\.",
-        ),
-        (
-            change_index(class_names=["bee", "ant", "cat"]),
-            "teacher",
-            r"has class_names \['bee', 'ant', 'cat'\], but data/prepared \['ant', 'bee', 'cat'\]",
-        ),
-        (
-            lambda: Path("mine/train_view00002_sample000000000.h5").unlink(),
-            "teacher",
-            r"`mine/train_view00002_sample000000000.h5` is absent \(.*Write it again",
-        ),
-        (
-            lambda: Path("mine/test_view00000_sample000000000.h5").write_bytes(b"no HDF5"),
-            "teacher",
-            r"`mine/test_view00000_sample000000000.h5` is damaged \(",
-        ),
-        (
-            change_shard(
-                "validation",
-                lambda f: f["logits"].write_direct(f["logits"][()][::-1].copy()),
-                mend=False,
-            ),
-            "teacher",
-            r"`mine/validation_view00000_sample000000000.h5` is damaged: its logits do not match",
-        ),
-        (
-            change_shard("test", set_nan, mend=True),
-            "teacher",
-            r"the first is sample 7 of test: nan for `",
-        ),
-        (change_shard("test", probabilities, mend=True), "teacher", r"holds probabilities"),
-        (
-            lambda: shutil.copy(
-                "mine/test_view00000_sample000000000.h5",
-                "mine/validation_view00000_sample000000000.h5",
-            ),
-            "soft_targets",
-            r"validation_view00000_sample000000000.h5` says split test; expected validation",
-        ),
-        (
-            change_shard(
-                "train",
-                lambda f: f["logits"].write_direct(f["logits"][()][::-1].copy()),
-                mend=False,
-            ),
-            "soft_targets",
-            r"`mine/train_view00001_sample000000000.h5` is damaged: its logits do not match",
-        ),
-        (
-            change_shard("train", set_nan, mend=True),
-            "soft_targets",
-            r"first is sample 7: nan for `bee`",
-        ),
-        (
-            change_shard("train", set_canary, mend=False),
-            "soft_targets",
-            r"has canaries that differ: the images or the augmentation have changed",
-        ),
-        (
-            lambda: change_params("views", seed=8, policy="crop"),
-            "soft_targets",
-            r"`mine` was written for view policy crop_flip, but params.yaml says crop.\n"
-            r"`mine` was written for views.seed 7, but params.yaml says 8.\nSet params.yaml to",
-        ),
-        (
-            lambda: change_params("soft_targets", precision="bfloat16"),
-            "soft_targets",
-            r"`mine` was written for soft_targets.precision float32, but params.yaml says bfloat16",
-        ),
-    ],
+TEST, VALIDATION = (
+    f"mine/{split}_view00000_sample000000000.h5" for split in ("test", "validation")
 )
-def test_a_store_that_is_not_for_this_project_or_damaged_is_refused(
-    project, change, stage_name, message
+BY_TEACHER = [
+    (
+        lambda: Path("mine/store.json").unlink(),
+        r"`mine` is no store of logits: it has no `store.json`. .*import_logits TABLE mine",
+    ),
+    (
+        lambda: change_index(format_version=1, num_views=0),
+        r"`mine/store.json: format_version` is 1; expected 2.\n.*num_views` is 0; expected greater",
+    ),
+    (
+        lambda: change_index(encoding="top_k", k=1),
+        "has encoding top_k; expected dense, because validation and test need every logit",
+    ),
+    (
+        lambda: change_index(dataset_fingerprint="e" * 64),
+        r"has dataset_fingerprint eeeeeeeeeeee…, but data/prepared \w{12}…\.",
+    ),
+    (
+        lambda: change_index(class_names=["bee", "ant", "cat"]),
+        r"has class_names \['bee', 'ant', 'cat'\], but data/prepared \['ant', 'bee', 'cat'\]",
+    ),
+    (
+        lambda: Path("mine/train_view00002_sample000000000.h5").unlink(),
+        r"`mine/train_view00002_sample000000000.h5` is absent \(.*Write it again",
+    ),
+    (lambda: Path(TEST).write_bytes(b"no HDF5"), rf"`{TEST}` is damaged \("),
+    (
+        lambda: change_shard("test", compress, checksums=False),
+        rf"`{TEST}` is damaged \(its logits are a link, in another file, chunked or compressed",
+    ),
+    (
+        lambda: change_shard("test", link_elsewhere, checksums=False),
+        rf"`{TEST}` is damaged \(its logits are a link, in another file, chunked or compressed",
+    ),
+    (
+        lambda: change_shard("validation", reverse, checksums=False),
+        rf"`{VALIDATION}` is damaged: its logits do not match",
+    ),
+    (
+        lambda: change_shard("test", set_nan, checksums=True),
+        "the first is sample 7 of test: nan for `bee`",
+    ),
+    (lambda: change_shard("test", to_probabilities, checksums=True), "holds probabilities"),
+]
+BY_SOFT_TARGETS = [
+    (lambda: shutil.copy(TEST, VALIDATION), "says split test; expected validation"),
+    (
+        lambda: change_shard("train", reverse, checksums=False),
+        "`mine/train_view00001_sample000000000.h5` is damaged: its logits do not match",
+    ),
+    (
+        lambda: change_shard("train", set_nan, checksums=True),
+        "first is sample 7: nan for `bee`",
+    ),
+    (
+        lambda: change_shard("train", set_canary, checksums=True),
+        "has canaries that differ: the images or the augmentation have changed",
+    ),
+    (
+        lambda: change_params("views", seed=8, policy="crop"),
+        r"`mine` was written for view policy crop_flip, but params.yaml says crop.\n"
+        r"`mine` was written for views.seed 7, but params.yaml says 8.\nSet params.yaml to",
+    ),
+    (
+        lambda: change_params("soft_targets", precision="bfloat16"),
+        "`mine` was written for soft_targets.precision float32, but params.yaml says bfloat16",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BY_TEACHER)
+def test_the_teacher_refuses_a_store_that_is_damaged_or_of_another_dataset(
+    project, change, message
 ):
-    set_teacher(write_store(answers_of_the_network()))
+    set_teacher(write_store(made_up_logits()))
     change()
-    if stage_name == "soft_targets":
+    with pytest.raises(UserError, match=message):
         run_stage("teacher")
+
+
+@pytest.mark.parametrize(("change", "message"), BY_SOFT_TARGETS)
+def test_soft_targets_refuses_a_store_that_is_damaged_or_of_other_views(project, change, message):
+    set_teacher(write_store(made_up_logits()))
+    change()
+    run_stage("teacher")
     before = bytes_of(STORE)
     with pytest.raises(UserError, match=message):
-        run_stage(stage_name)
+        run_stage("soft_targets")
     assert bytes_of(STORE) == before
 
 

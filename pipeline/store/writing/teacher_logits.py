@@ -10,7 +10,7 @@ from torch import nn
 
 from pipeline.data.prepared.dataset import Dataset
 from pipeline.models import checkpoint
-from pipeline.models.evaluation import predict
+from pipeline.models.evaluation import batches_of, predict
 from pipeline.models.spec import InputSpec
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.outputs import TEACHER
@@ -44,7 +44,7 @@ class TeacherForward:
 
     def logits(self, split: str, view: int, samples: np.ndarray) -> np.ndarray:
         """Run the teacher on one view of n samples: [n, num_classes] float32, raw."""
-        order = np.split(samples, range(self._batch_size, len(samples), self._batch_size))
+        order = batches_of(samples, self._batch_size)
         logits = []
         for batch in self._views[split].batches(view, order):
             with self._clock.running(batch.pixels.device):
