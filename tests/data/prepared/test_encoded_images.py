@@ -22,8 +22,7 @@ from import_closure import ROOT
 from PIL import Image
 
 from pipeline.commands.store import verify
-from pipeline.comparison.example_images import clean_pixels
-from pipeline.comparison.report.html import THUMBNAIL
+from pipeline.comparison.example_images import THUMBNAIL, clean_pixels
 from pipeline.data.prepared.dataset import Dataset, encoded_path, open_dataset
 from pipeline.data.prepared.image_decoding import clean_boxes, decode_view, eight_bits
 from pipeline.data.sources.image_reading import map_in_threads
