@@ -423,7 +423,7 @@ def test_a_store_of_mixed_views_contains_the_teachers_logits_for_them(
     change_params("views", **changed)
     change_params("soft_targets", **encoding)
     run_stage("soft_targets")
-    assert read_index().identity.policy == text
+    assert read_index().policy == text
     assert f"  views     {text}, seed 7, 16 pixels" in list(store.inspect(STORE))
     assert "108 of them match the teacher's logits" in store.verify(STORE, 108, 0)
     for stage in ("student", "baseline"):
