@@ -70,6 +70,22 @@ def photographs(archive: Path, samples: int, size: int, classes: int) -> Dataset
     return in_memory(images, np.arange(samples) % classes, classes)
 
 
+#: Default and help of `--photographs`.
+PHOTOGRAPHS = (
+    Path("data/raw/imagenet_samples.tar"),
+    "a folder or archive of images; without it, the case of 224 pixels is skipped",
+)
+
+
+def cases(samples: int, archive: Path) -> Iterator[tuple[Case, Dataset]]:
+    """ResNet-20 on noise, and MobileNet on photographs if there are any."""
+    yield RESNET20, noise(samples, 32, 100)
+    if archive.exists():
+        yield MOBILENET, photographs(archive, 496, 224, 1000)
+    else:
+        print(f"no photographs at {archive} (--photographs): 224 pixels are skipped")
+
+
 def in_memory(images: np.ndarray, labels: np.ndarray, classes: int) -> Dataset:
     """A dataset with only a training split: images [N, C, H, W] uint8, labels [N] int64."""
     names = [str(number) for number in range(classes)]
