@@ -61,7 +61,7 @@ def prepare(root: Path, directory: Path) -> dict[str, float]:
     with atomic_directory(directory) as partial:
         description = write_dataset(params, partial)
     seconds, memory = time.process_time() - begin, memory_bytes("VmHWM") - before
-    count = sum(description["splits"].values())
+    count = sum(description.splits.values())
     index = sum(f.stat().st_size for f in directory.iterdir() if not f.name.endswith("_images.bin"))
     values = (1000 * seconds / count, memory / count, index / count)
     return dict(zip(MEASURES, values, strict=True))

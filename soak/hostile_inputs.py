@@ -38,20 +38,24 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.commands import check
+from pipeline.commands.import_logits import import_logits
 from pipeline.commands.predict import classify, most_likely, open_student
 from pipeline.commands.store import inspect
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.data.sources.params import DatasetParams
 from pipeline.models import checkpoint
 from pipeline.models.evaluation import predict
-from pipeline.models.spec import InputSpec, ModelSpec
+from pipeline.models.spec import InputSpec, LogitSource, ModelSpec
 from pipeline.networks import cifar_resnet, logits
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.outputs import STORE, TEACHER
 from pipeline.runtime.params import load_section, student_names
 from pipeline.runtime.progress import bar
 from pipeline.stages import prepare
+from pipeline.store.format.views_by_split import open_views_by_split
+from pipeline.store.reading.index import read_index
 from pipeline.store.reading.store import open_store
+from pipeline.store.writing.imported_logits import open_imported
 from pipeline.teacher import foreign_checkpoint
 from pipeline.views.loader import open_views
 from pipeline.views.params import ViewsParams
@@ -95,7 +99,7 @@ def read_images(root: str = "images", **storage: Any) -> None:
     out = Path("data/out")
     out.mkdir()
     values = PARAMS["dataset"] | {"root": root} | storage
-    sizes = prepare.write_dataset(DatasetParams(**values), out)["splits"]
+    sizes = prepare.write_dataset(DatasetParams(**values), out).splits
     splits = open_dataset(out).splits
     ids = [sample for split in splits.values() for sample in split.sample_ids]
     files = [p.relative_to("images") for p in Path("images").glob("train/*/**/*") if p.is_file()]
@@ -175,7 +179,7 @@ def read_exported(path: Path) -> None:
 
 
 def read_answers(source: str) -> None:
-    rows = rows_of_answers(source)
+    rows = rows_of_answers(Path(source))
     for split, array in zip(open_dataset().splits.values(), rows, strict=True):
         expect(array.shape == (len(split), len(CLASSES)), f"logits {list(array.shape)}")
         expect(bool(np.isfinite(array).all()), "logits")
@@ -183,10 +187,18 @@ def read_answers(source: str) -> None:
         expect(b"".join(map(bytes, rows)) == Path("answers").read_bytes(), "rows")
 
 
-def rows_of_answers(source: str) -> list[np.ndarray]:
-    dataset = open_dataset()
-    taken = logits.open_source(Path(source), dataset)
-    return [taken.rows(name, 0, np.arange(len(s))) for name, s in dataset.splits.items()]
+def rows_of_answers(path: Path) -> list[np.ndarray]:
+    """The rows of view 0 of each split, as the stage `soft_targets` reads them."""
+    if not path.is_dir():
+        import_logits(path, Path("imported"))
+        path = Path("imported")
+    dataset, index = open_dataset(), read_index(STORE)
+    digest = logits.open_source(path, dataset).contents_sha256
+    source = LogitSource("logits", "mine", dataset.class_names, str(path), digest)
+    device = torch.device("cpu")
+    views = open_views_by_split(dataset, index, device)
+    opened = open_imported(source, dataset, index, 1, views, device)
+    return [opened.logits(name, 0, np.arange(len(s))) for name, s in dataset.splits.items()]
 
 
 # Kinds of input. Each makes one in the current folder, and returns its reader.
@@ -253,7 +265,7 @@ def make_project() -> None:
     for name in ("prepare", "teacher", "soft_targets"):
         run_stage(name)
     shutil.copytree(STORE, "answers_store")
-    rows = rows_of_answers("answers_store")
+    rows = rows_of_answers(Path("answers_store"))
     Path("answers").write_bytes(b"".join(map(bytes, rows)))
     dataset = open_dataset()
     table = pd.DataFrame(np.concatenate(rows), columns=list(dataset.class_names))

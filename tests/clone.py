@@ -1,6 +1,5 @@
 """A clone of this project with a small dataset, for real `dvc repro`."""
 
-import json
 import os
 import re
 import shutil
@@ -9,8 +8,10 @@ import sys
 from copy import deepcopy
 from pathlib import Path
 
+import pytest
 import yaml
-from conftest import PARAMS, write_images, write_params
+from conftest import PARAMS, run_every_stage, run_stage, write_images, write_params
+from dvc.repo import Repo
 from import_closure import ROOT
 
 
@@ -98,9 +99,15 @@ class Clone:
         return stages_run(output)
 
     def invalidated(self) -> set[str]:
-        """The stages whose dependencies or outputs are not those of the lock; exports left out."""
-        stages = json.loads(self.dvc("status", "--json"))
-        return {name for name in stages if not name.startswith("export")}
+        """The stages whose dependencies or outputs are not those of the lock; what `dvc status`
+        lists, without a process."""
+        write_params(self.root, self.params)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self._environment().items():
+                patch.setenv(name, value)
+            patch.chdir(self.root)
+            with Repo() as repo:
+                return set(repo.status())
 
     def commit(self, message: str) -> None:
         identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
@@ -134,3 +141,16 @@ def cloned(root: Path) -> Clone:
     subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
     write_images(root / "images")
     return Clone(root)
+
+
+def committed(root: Path) -> Clone:
+    """Make a clone in the folder in which every stage has run in this process, with the lock and
+    the cache that `dvc repro` leaves."""
+    clone = cloned(root)
+    clone.params = deepcopy(PARAMS)
+    run_every_stage(root, clone.params)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        run_stage("export", "small")
+    clone.dvc("commit", "--force")
+    return clone

@@ -14,19 +14,24 @@ from import_closure import ROOT
 SCRATCH = Path(".scratch/soft_targets")
 
 
-def start(
-    processes: int | str = 1, code: Path = ROOT, stage: str = "soft_targets", *arguments: str
-) -> subprocess.Popen:
-    """Start a stage in the current folder and a new process group."""
-    settings = {"PROCESSES": str(processes), "PYTHONPATH": str(code), "OMP_NUM_THREADS": "1"}
+def start_module(module: str, *arguments: str, **settings: str) -> subprocess.Popen:
+    """Start `python -m module arguments` in the current folder and a new process group."""
     return subprocess.Popen(
-        [sys.executable, "-m", f"pipeline.stages.{stage}", *arguments],
-        env=os.environ | settings,
+        [sys.executable, "-m", module, *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | settings,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+
+
+def start(
+    processes: int | str = 1, code: Path = ROOT, stage: str = "soft_targets", *arguments: str
+) -> subprocess.Popen:
+    """Start a stage in the current folder and a new process group."""
+    settings = {"PROCESSES": str(processes), "PYTHONPATH": str(code)}
+    return start_module(f"pipeline.stages.{stage}", *arguments, **settings)
 
 
 def finish(process: subprocess.Popen) -> str:

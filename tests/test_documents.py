@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import json
 import re
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from import_closure import ROOT
 from pydantic_core import PydanticUndefined
 from safetensors.torch import save_file
 
+from pipeline.comparison.figures import Figures
 from pipeline.comparison.measurement.corruptions import PUBLISHED, SEVERITIES
 from pipeline.comparison.report.console import console_table
 from pipeline.data.prepared.dataset import open_dataset
@@ -140,8 +140,9 @@ def test_the_reference_has_no_section_that_the_code_lacks():
 def test_the_readme_shows_the_table_of_the_committed_run():
     """Not of a later run on this machine: another processor gives other figures."""
     show = ["git", "show", ":metrics/comparison.json"]
-    comparison = json.loads(subprocess.run(show, cwd=ROOT, check=True, capture_output=True).stdout)
-    shown = "\n".join(f"    {line}" for line in console_table(comparison).splitlines())
+    committed = subprocess.run(show, cwd=ROOT, check=True, capture_output=True).stdout
+    table = console_table(Figures.model_validate_json(committed))
+    shown = "\n".join(f"    {line}" for line in table.splitlines())
     assert shown in README
 
 

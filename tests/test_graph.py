@@ -60,6 +60,7 @@ MAY_IMPORT = {
     "teacher": {*MODELS, "training"},
     "store/format": {*DATA, "views"},
     "store/writing": {*MODELS, "store/format"},
+    "store/importing": DATA,
     "store/reading": {*MODELS, "store/format"},
     "students": {*MODELS, "training"},
     "distillation": {*GROUND, "compute", "students"},

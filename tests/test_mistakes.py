@@ -29,6 +29,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pipeline.commands import check, predict
+from pipeline.commands.import_logits import import_logits
 from pipeline.commands.store import inspect, verify
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.export.onnx_model import OnnxMetadata
@@ -46,20 +47,8 @@ PAGE = (ROOT / "docs/mistakes.md").read_text("utf-8")
 ROWS = dict(re.findall(r"^\| ([^|]+?) \| `` (.+?) `` \|$", PAGE, re.MULTILINE))
 ANT, STORE = Path("images/train/ant"), Path("data/soft_targets")
 SHARD = STORE / "train_view00001_sample000000000.h5"
-Mistake = Callable[[], str | None]
-MISTAKES: dict[str, Mistake] = {}
-
-
-def mistake(row: str) -> Callable[[Mistake], Mistake]:
-    """Register the function that makes a row's mistake. It raises the UserError, or returns the
-    message."""
-
-    def register(make: Mistake) -> Mistake:
-        assert row not in MISTAKES, row
-        MISTAKES[row] = make
-        return make
-
-    return register
+#: A row's mistake, and how to make it: the function raises the UserError, or returns the message.
+MISTAKES: dict[str, Callable[[], str | None]] = {}
 
 
 def test_the_page_and_the_tests_list_the_same_mistakes():
@@ -103,7 +92,7 @@ def with_line(line: str) -> str:
 BOMB = "b0: &b0 [x]\n" + "".join(
     f"b{n}: &b{n} [{', '.join([f'*b{n - 1}'] * 10)}]\n" for n in range(1, 10)
 )
-for _row, _make in {
+MISTAKES |= {
     "another type": partial(with_params, "training", epochs="ten"),
     "out of range": partial(with_params, "views", seed=-1),
     "not one of the choices": partial(with_params, "teacher", weights="pretraind"),
@@ -139,116 +128,70 @@ for _row, _make in {
     "an alias within itself": partial(with_text, "a: &a [*a]\n"),
     "an invalid date or number": partial(with_line, "x: 2024-13-45"),
     "nesting without end": partial(with_text, "[" * 5000),
-}.items():
-    mistake(_row)(_make)
-
-
-@mistake("no `params.yaml`")
-def _():
-    Path("params.yaml").unlink()
-    return problems()
+}
 
 
 # Datasets: messages of `python -m pipeline.commands.check`, or of `prepare`.
 
 
-@mistake("a missing root")
-def _():
-    return with_params("dataset", root="elsewhere")
+def checking(*acts: Callable[[], object], **dataset: object) -> Callable[[], str]:
+    """Do these in the finished project, set these keys, and check."""
+
+    def make() -> str:
+        for act in acts:
+            act()
+        return with_params("dataset", **dataset)
+
+    return make
 
 
-@mistake("a root that is no folder and no archive")
-def _():
-    Path("images.rar").write_bytes(b"Rar!")
-    return with_params("dataset", root="images.rar")
-
-
-@mistake("a root that the stages write into")
-def _():
-    return with_params("dataset", root=".")
-
-
-@mistake("a checkpoint that the stages write")
-def _():
-    return with_params(
-        "teacher", weights="checkpoint", checkpoint="models/teacher/weights.safetensors"
-    )
-
-
-@mistake("a file that is no tar, by `check`")
-def _():
-    Path("images.tar").write_bytes(b"no archive")
-    return with_params("dataset", root="images.tar")
-
-
-@mistake("no `train/`")
-def _():
-    Path("images/train").rename("images/training")
+def remove_params() -> str:
+    Path("params.yaml").unlink()
     return problems()
 
 
-@mistake("a class folder without images")
-def _():
-    Path("images/train/dog").mkdir()
-    return problems()
-
-
-@mistake("one class")
-def _():
-    shutil.rmtree("images/train/bee")
-    shutil.rmtree("images/train/cat")
-    return problems()
-
-
-@mistake("a class in `test/` alone")
-def _():
-    shutil.copytree(ANT, "images/test/dog")
-    return problems()
-
-
-@mistake("a class too small to split")
-def _():
-    for path in sorted(ANT.iterdir())[2:]:
-        path.unlink()
-    return problems()
-
-
-@mistake("two classes with one name, composed and not")
-def _():
+def name_two_classes_alike() -> None:
     ANT.rename("images/train/" + unicodedata.normalize("NFC", "é"))
     Path("images/train/bee").rename("images/train/" + unicodedata.normalize("NFD", "é"))
-    return problems()
 
 
-@mistake("a link to a folder")
-def _():
+def link_to_a_folder() -> None:
     ANT.rename("elsewhere")
     ANT.symlink_to(Path("elsewhere").absolute())
-    return problems()
 
 
-@mistake("a link to nothing")
-def _():
-    (ANT / "x.png").symlink_to("nowhere")
-    return problems()
-
-
-@mistake("a pipe")
-def _():
-    os.mkfifo(ANT / "x.png")
-    return problems()
-
-
-@mistake("a name that is not UTF-8")
-def _():
-    Path(os.fsdecode(b"images/train/ant/\xff.png")).write_bytes(b"")
-    return problems()
-
-
-@mistake("classes that differ in case")
-def _():
-    ANT.rename("images/train/Bee")
-    return capture(prepare_anew)
+MISTAKES |= {
+    "no `params.yaml`": remove_params,
+    "a missing root": checking(root="elsewhere"),
+    "a root that is no folder and no archive": checking(
+        lambda: Path("images.rar").write_bytes(b"Rar!"), root="images.rar"
+    ),
+    "a root that the stages write into": checking(root="."),
+    "a checkpoint that the stages write": partial(
+        with_params,
+        "teacher",
+        weights="checkpoint",
+        checkpoint="models/teacher/weights.safetensors",
+    ),
+    "a file that is no tar, by `check`": checking(
+        lambda: Path("images.tar").write_bytes(b"no archive"), root="images.tar"
+    ),
+    "no `train/`": checking(lambda: Path("images/train").rename("images/training")),
+    "a class folder without images": checking(Path("images/train/dog").mkdir),
+    "one class": checking(*(partial(shutil.rmtree, f"images/train/{n}") for n in ("bee", "cat"))),
+    "a class in `test/` alone": checking(partial(shutil.copytree, ANT, "images/test/dog")),
+    "a class too small to split": checking(
+        lambda: [path.unlink() for path in sorted(ANT.iterdir())[2:]]
+    ),
+    "two classes with one name, composed and not": checking(name_two_classes_alike),
+    "a link to a folder": checking(link_to_a_folder),
+    "a link to nothing": checking(lambda: (ANT / "x.png").symlink_to("nowhere")),
+    "a pipe": checking(partial(os.mkfifo, ANT / "x.png")),
+    "a name that is not UTF-8": checking(
+        Path(os.fsdecode(b"images/train/ant/\xff.png")).touch,
+    ),
+    "classes that differ in case": lambda: ANT.rename("images/train/Bee") and capture(prepare_anew),
+}
 
 
 def capture(function: Callable[[], object]) -> str:
@@ -267,13 +210,19 @@ def with_image(content: bytes, name: str = "x.png", **dataset: object) -> None:
     prepare_anew(**dataset)
 
 
+def with_large_file() -> None:
+    (ANT / "x.png").touch()
+    os.truncate(ANT / "x.png", 600_000_000)
+    prepare_anew()
+
+
 def saved(form: str, image: Image.Image | None = None, **options: object) -> bytes:
     file = io.BytesIO()
     (image or Image.new("RGB", (40, 30), "red")).save(file, form, **options)
     return file.getvalue()
 
 
-for _row, _make in {
+MISTAKES |= {
     "zero bytes": partial(with_image, b""),
     "a text named `.png`": partial(with_image, b"no image"),
     "a truncated PNG": lambda: with_image((ANT / "000.png").read_bytes()[:400]),
@@ -295,15 +244,8 @@ for _row, _make in {
     "a side too long for JPEG": lambda: with_image(
         saved("PNG", Image.new("L", (70_000, 16))), storage="encoded"
     ),
-}.items():
-    mistake(_row)(_make)
-
-
-@mistake("a file of 600 MB")
-def _():
-    (ANT / "x.png").touch()
-    os.truncate(ANT / "x.png", 600_000_000)
-    prepare_anew()
+    "a file of 600 MB": with_large_file,
+}
 
 
 @pytest.mark.parametrize(
@@ -349,24 +291,14 @@ def link(kind: bytes, to: str) -> None:
     from_tar((member("train/ant/x.png", type=kind, linkname=to), b""))
 
 
-for _row, _make in {
+MISTAKES |= {
     "a name that leads out of a tar": lambda: from_tar((member("../../x.png"), b"x")),
     "an absolute name in a tar": lambda: from_tar((member("/tmp/x.png"), b"x")),
     "a symbolic link in a tar": lambda: link(tarfile.SYMTYPE, "/etc/passwd"),
     "a hard link in a tar": lambda: link(tarfile.LNKTYPE, "train/ant/000.png"),
     "a device in a tar": lambda: link(tarfile.CHRTYPE, ""),
-}.items():
-    mistake(_row)(_make)
-
-
-@mistake("a member of a tar that says it has a terabyte")
-def _():
-    with tarfile.open("archive.tar", "w") as archive:
-        archive.add("images", ".")
-    whole = Path("archive.tar").read_bytes()
-    header = member("train/ant/x.png", size=2**40).tobuf(tarfile.GNU_FORMAT)
-    Path("archive.tar").write_bytes(header + whole)
-    prepare_anew(root="archive.tar")
+    "a member of a tar that says it has a terabyte": lambda: damaged_tar(".tar", prepend_terabyte),
+}
 
 
 def damaged_tar(suffix: str, damage: Callable[[bytes], bytes]) -> None:
@@ -377,13 +309,17 @@ def damaged_tar(suffix: str, damage: Callable[[bytes], bytes]) -> None:
     prepare_anew(root=path.name)
 
 
+def prepend_terabyte(content: bytes) -> bytes:
+    return member("train/ant/x.png", size=2**40).tobuf(tarfile.GNU_FORMAT) + content
+
+
 def in_header(content: bytes) -> bytes:
     """Damage a name in the middle; tarfile alone would take it for the end of the archive."""
     place = content.index(b"train/bee/005.png")
     return content[:place] + b"T" + content[place + 1 :]
 
 
-for _row, _make in {
+MISTAKES |= {
     "a truncated `.tar.gz`": lambda: damaged_tar(".tar.gz", lambda c: c[: len(c) // 2]),
     "a `.tar.gz` with a wrong checksum": lambda: damaged_tar(
         ".tar.gz", lambda c: c[:-8] + bytes(8)
@@ -392,8 +328,7 @@ for _row, _make in {
     "a `.tar` cut after a member": lambda: damaged_tar(".tar", lambda c: c.rstrip(b"\0")[:-1024]),
     "two tars in one file": lambda: damaged_tar(".tar", lambda c: c + c),
     "a file that is no archive": lambda: damaged_tar(".tar", lambda c: b"no archive"),
-}.items():
-    mistake(_row)(_make)
+}
 
 
 def from_zip(change: Callable[[zipfile.ZipFile], None]) -> None:
@@ -412,14 +347,13 @@ def set_last(**values: object) -> Callable[[zipfile.ZipFile], None]:
     return change
 
 
-for _row, _make in {
+MISTAKES |= {
     "a name that leads out of a zip": lambda: from_zip(lambda z: z.writestr("../x.png", b"x")),
     "a link in a zip": lambda: from_zip(set_last(external_attr=0o120777 << 16)),
     "an encrypted zip": lambda: from_zip(set_last(flag_bits=1)),
     "a member of a zip that says it has a terabyte": lambda: from_zip(set_last(file_size=2**40)),
     "a zip with a wrong checksum": lambda: from_zip(set_last(CRC=1)),
-}.items():
-    mistake(_row)(_make)
+}
 
 
 # Checkpoints.
@@ -461,6 +395,12 @@ def lying_header() -> bytes:
     return (2**62).to_bytes(8, "little") + content[8:]
 
 
+def train_with_weights(value: float) -> None:
+    torch.save(state(fc_weight=torch.full((3, 64), value)), "mine.pth")
+    change_params("teacher", weights="checkpoint", checkpoint="mine.pth")
+    run_stage("teacher")
+
+
 def compressed() -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -475,7 +415,7 @@ def old_tar() -> bytes:
     return file.getvalue()
 
 
-for _row, _make in {
+MISTAKES |= {
     "an empty file": partial(load_checkpoint, b""),
     "pickled code": lambda: load_checkpoint({"state_dict": Payload()}),
     "other shapes": lambda: load_checkpoint(state(fc_weight=torch.zeros(10, 64))),
@@ -495,22 +435,12 @@ for _row, _make in {
     "a compressed `.pth`": lambda: load_checkpoint(compressed()),
     "a tar, as torch wrote until 2017": lambda: load_checkpoint(old_tar()),
     "safetensors with a lying header": lambda: load_checkpoint(lying_header(), "mine.safetensors"),
-}.items():
-    mistake(_row)(_make)
-
-
-@mistake("a folder as the checkpoint")
-def _():
-    Path("weights").mkdir()
-    return with_params("teacher", weights="checkpoint", checkpoint="weights")
-
-
-@mistake("weights that are not finite")
-def _():
-    weights = state(fc_weight=torch.full((3, 64), torch.nan))
-    torch.save(weights, "mine.pth")
-    change_params("teacher", weights="checkpoint", checkpoint="mine.pth")
-    run_stage("teacher")
+    "a folder as the checkpoint": lambda: (
+        Path("weights").mkdir()
+        or with_params("teacher", weights="checkpoint", checkpoint="weights")
+    ),
+    "weights that are not finite": partial(train_with_weights, torch.nan),
+}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -544,13 +474,12 @@ def take_a_terabyte(model: onnx.ModelProto) -> None:
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2**40
 
 
-for _row, _make in {
+MISTAKES |= {
     "a file that is not ONNX": partial(load_checkpoint, b"garbage", "mine.onnx"),
     "external data": lambda: load_checkpoint(onnx_model(keep_outside), "mine.onnx"),
     "a circle of nodes": lambda: load_checkpoint(onnx_model(close_circle), "mine.onnx"),
     "a batch without end": lambda: load_checkpoint(onnx_model(take_a_terabyte), "mine.onnx"),
-}.items():
-    mistake(_row)(_make)
+}
 
 
 # Stores.
@@ -567,63 +496,52 @@ def flipped(path: Path, place: int) -> None:
     path.write_bytes(content)
 
 
-@mistake("a flipped bit in a row")
-def _():
+def reading(act: Callable[..., object], *arguments: object) -> Callable[[], None]:
+    """Do this to the finished store, and read it."""
+
+    def make() -> None:
+        act(*arguments)
+        opened()
+
+    return make
+
+
+def flip_in_row() -> None:
     with h5py.File(SHARD, "r") as file:
         place = file["logits"].id.get_offset()
     flipped(SHARD, place)
-    opened()
 
 
-@mistake("a flipped bit in the header")
-def _():
-    flipped(SHARD, 3)
-    opened()
+def link_elsewhere(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        del file["logits"]
+        file["logits"] = h5py.ExternalLink("/tmp/other.h5", "logits")
 
 
-@mistake("a truncated shard")
-def _():
-    os.truncate(SHARD, 2000)
-    opened()
-
-
-@mistake("a missing shard")
-def _():
-    SHARD.unlink()
-    opened()
-
-
-@mistake("a shard of another view under this one's name")
-def _():
-    shutil.copy(STORE / "train_view00002_sample000000000.h5", SHARD)
-    opened()
-
-
-@mistake("a foreign shard")
-def _():
+def verify_foreign_shard() -> None:
     shutil.copy(SHARD, STORE / "mine.h5")
     verify(STORE, recompute=0, seed=0)
 
 
-@mistake("a shard that links to another file")
-def _():
-    with h5py.File(SHARD, "r+") as file:
-        del file["logits"]
-        file["logits"] = h5py.ExternalLink("/tmp/other.h5", "logits")
-    opened()
-
-
-@mistake("a damaged top_k store, by `inspect`")
-def _():
+def inspect_damaged_top_k() -> None:
     change_params("soft_targets", encoding="top_k", k=2)
     run_stage("soft_targets")
-    path = STORE / "train_view00000_sample000000000.h5"
-    with h5py.File(path, "r+") as file:
+    with h5py.File(STORE / "train_view00000_sample000000000.h5", "r+") as file:
         file["class_ids"][0] = 0xFF
     list(inspect(STORE))
 
 
-for _row, _make in {
+MISTAKES |= {
+    "a flipped bit in a row": reading(flip_in_row),
+    "a flipped bit in the header": reading(flipped, SHARD, 3),
+    "a truncated shard": reading(os.truncate, SHARD, 2000),
+    "a missing shard": reading(SHARD.unlink),
+    "a shard of another view under this one's name": reading(
+        shutil.copy, STORE / "train_view00002_sample000000000.h5", SHARD
+    ),
+    "a foreign shard": verify_foreign_shard,
+    "a shard that links to another file": reading(link_elsewhere, SHARD),
+    "a damaged top_k store, by `inspect`": inspect_damaged_top_k,
     "a newer format": partial(with_index, format_version=99),
     "an index with another type": partial(with_index, num_views="3"),
     "an index with impossible numbers": partial(with_index, num_views=-1),
@@ -631,28 +549,12 @@ for _row, _make in {
     "a store of another dataset": partial(with_index, dataset_fingerprint="0" * 64),
     "a store of another teacher": partial(with_index, teacher_fingerprint="0" * 64),
     "a store of other views": partial(with_index, seed=8),
-}.items():
-    mistake(_row)(_make)
-
-
-@mistake("an index that is not JSON")
-def _():
-    (STORE / "store.json").write_text("{")
-    opened()
-
-
-@mistake("an index that is not a mapping")
-def _():
-    (STORE / "store.json").write_text("[]")
-    opened()
+    "an index that is not JSON": reading((STORE / "store.json").write_text, "{"),
+    "an index that is not a mapping": reading((STORE / "store.json").write_text, "[]"),
+}
 
 
 # Imported logits.
-
-
-def import_logits(path: str) -> None:
-    change_params("teacher", family="logits", network="mine", weights="logits", checkpoint=path)
-    run_stage("teacher")
 
 
 def import_table(**changes: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -666,40 +568,33 @@ def import_table(**changes: Callable[[np.ndarray], np.ndarray]) -> None:
         "class_names": np.array(dataset.class_names),
     }
     np.savez("mine.npz", **arrays | {key: change(arrays[key]) for key, change in changes.items()})
-    import_logits("mine.npz")
+    import_logits(Path("mine.npz"), Path("mine"))
 
 
 def text(content: str) -> None:
     Path("mine.csv").write_text(content, "utf-8")
-    import_logits("mine.csv")
+    import_logits(Path("mine.csv"), Path("mine"))
 
 
-def store_of_others(change: Callable[[h5py.File], None]) -> None:
+def store_of_others(change: Callable[[Path], None]) -> None:
     shutil.copytree(STORE, "mine")
-    with h5py.File("mine/test_view00000_sample000000000.h5", "r+") as file:
-        change(file)
-    import_logits("mine")
+    change(Path("mine/test_view00000_sample000000000.h5"))
+    change_params("teacher", family="logits", network="mine", weights="logits", checkpoint="mine")
+    run_stage("teacher")
 
 
-def compress(file: h5py.File) -> None:
-    logits = file["logits"][()]
-    del file["logits"]
-    file.create_dataset("logits", data=logits, compression="gzip")
+def compress(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        logits = file["logits"][()]
+        del file["logits"]
+        file.create_dataset("logits", data=logits, compression="gzip")
 
 
-def point_elsewhere(file: h5py.File) -> None:
-    del file["logits"]
-    file["logits"] = h5py.ExternalLink("/tmp/other.h5", "logits")
-
-
-@mistake("neither a table nor a store")
-def _():
-    Path("mine.txt").write_text("logits")
-    change_params("teacher", weights="logits", family="logits", checkpoint="mine.txt")
-    return problems()
-
-
-for _row, _make in {
+MISTAKES |= {
+    "no folder of a store": lambda: (
+        Path("mine.txt").touch()
+        or with_params("teacher", weights="logits", family="logits", checkpoint="mine.txt")
+    ),
     "images without logits": partial(import_table, ids=lambda ids: np.char.add("x", ids)),
     "probabilities for logits": partial(import_table, logits=lambda a: np.abs(a) / 5),
     "logits that are not finite": partial(import_table, logits=lambda a: a * np.inf),
@@ -707,9 +602,8 @@ for _row, _make in {
     "pickled ids": partial(import_table, ids=lambda ids: ids.astype(object)),
     "a table without its header": partial(text, "train/ant/000.png,1,2,3\n"),
     "a store with compressed logits": partial(store_of_others, compress),
-    "a store whose logits are elsewhere": partial(store_of_others, point_elsewhere),
-}.items():
-    mistake(_row)(_make)
+    "a store whose logits are elsewhere": partial(store_of_others, link_elsewhere),
+}
 
 
 # Exported students.
@@ -729,7 +623,15 @@ def write_exported(**metadata: str) -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     reading = {"storage": "pixels", "image_size": 16}
-    card = OnnxMetadata("mine", "-", ["ant", "bee", "cat"], 17, 3, 16, reading)
+    card = OnnxMetadata(
+        student="mine",
+        fingerprint="-",
+        class_names=["ant", "bee", "cat"],
+        opset=17,
+        channels=3,
+        image_size=16,
+        reading=reading,
+    )
     helper.set_model_props(model, card.metadata() | metadata)
     onnx.save(model, "mine.onnx")
 
@@ -740,107 +642,90 @@ def predicted(*places: str) -> None:
         predict.main()
 
 
-@mistake("a missing student")
-def _():
+def predicted_by(metadata: dict[str, str]) -> None:
+    write_exported(**metadata)
     predicted("images")
 
 
-@mistake("an ONNX file that `export` did not write")
-def _():
+def predict_by_foreign_onnx() -> None:
     write_onnx(Path("mine.onnx"))
     predicted("images")
 
 
-@mistake("changed metadata")
-def _():
-    write_exported(channels="4")
-    predicted("images")
-
-
-@mistake("classes that are not the graph's")
-def _():
-    write_exported(class_names='["ant", "bee"]')
-    predicted("images")
-
-
-@mistake("a file to classify that is not an image")
-def _():
+def predict_text() -> None:
     write_exported()
     Path("notes.txt").write_text("no image")
     predicted("images", "notes.txt")
 
 
+MISTAKES |= {
+    "a missing student": partial(predicted, "images"),
+    "an ONNX file that `export` did not write": predict_by_foreign_onnx,
+    "changed metadata": partial(predicted_by, {"channels": "4"}),
+    "classes that are not the graph's": partial(predicted_by, {"class_names": '["ant", "bee"]'}),
+    "a file to classify that is not an image": predict_text,
+}
+
+
 # What stages wrote.
 
 
-@mistake("`dataset.json` changed")
-def _():
-    path = Path("data/prepared/dataset.json")
-    write_json(path, read_json(path, produced_by="-") | {"std": [0.0, 1.0, 1.0]})
-    open_dataset()
+def then(stage: str, act: Callable[..., object], *arguments: object) -> Callable[[], None]:
+    """Do this in the finished project, and run the stage."""
+
+    def make() -> None:
+        act(*arguments)
+        run_stage(stage)
+
+    return make
 
 
-@mistake("a label out of range")
-def _():
-    path = Path("data/prepared/train_labels.npy")
-    labels = np.load(path)
+def change_json(path: str, **values: object) -> None:
+    write_json(Path(path), read_json(Path(path), produced_by="-") | values)
+
+
+def change_bytes(path: str, old: bytes, new: bytes) -> None:
+    Path(path).write_bytes(Path(path).read_bytes().replace(old, new, 1))
+
+
+def change_a_label() -> None:
+    labels = np.load("data/prepared/train_labels.npy")
     labels[0] = 77
-    np.save(path, labels)
+    np.save("data/prepared/train_labels.npy", labels)
     open_dataset()
 
 
-@mistake("an array with a damaged header")
-def _():
-    path = Path("data/prepared/train_images.npy")
-    path.write_bytes(path.read_bytes().replace(b"(36,", b"((((", 1))
-    open_dataset()
+def put_a_folder_in_place_of(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
 
 
-@mistake("`network.json` changed")
-def _():
-    path = TEACHER.model / "network.json"
-    content = read_json(path, produced_by="-")
-    write_json(path, content | {"input": content["input"] | {"size": 10**9}})
-    run_stage("soft_targets")
-
-
-@mistake("weights changed")
-def _():
-    flipped(TEACHER.model / "weights.safetensors", -1)
-    run_stage("soft_targets")
-
-
-@mistake("weights absent")
-def _():
-    (TEACHER.model / "weights.safetensors").unlink()
-    run_stage("soft_targets")
-
-
-@mistake("metrics changed")
-def _():
-    path = Path("metrics/students/small.json")
-    write_json(path, read_json(path, produced_by="-") | {"parameters": "many"})
-    run_stage("compare")
-
-
-@mistake("a history changed")
-def _():
-    path = Path("metrics/history/students/small.csv")
-    path.write_text(path.read_text("utf-8").replace("\n2,", "\n999999999,"))
-    run_stage("compare")
-
-
-@mistake("predictions truncated")
-def _():
-    os.truncate("predictions/students/small.safetensors", 100)
-    run_stage("compare")
-
-
-@mistake("a folder in a file's place")
-def _():
-    Path("metrics/comparison.json").unlink()
-    Path("metrics/comparison.json").mkdir()
-    run_stage("compare")
+MISTAKES |= {
+    "`dataset.json` changed": lambda: (
+        change_json("data/prepared/dataset.json", std=[0.0, 1.0, 1.0]) or open_dataset()
+    ),
+    "a label out of range": change_a_label,
+    "an array with a damaged header": lambda: (
+        change_bytes("data/prepared/train_images.npy", b"(36,", b"((((") or open_dataset()
+    ),
+    "`network.json` changed": then(
+        "soft_targets", change_bytes, "models/teacher/network.json", b"16", b"1000000000"
+    ),
+    "weights changed": then("soft_targets", flipped, TEACHER.model / "weights.safetensors", -1),
+    "weights absent": then("soft_targets", (TEACHER.model / "weights.safetensors").unlink),
+    "metrics changed": then(
+        "compare", partial(change_json, "metrics/students/small.json", parameters="many")
+    ),
+    "a history changed": then(
+        "compare", change_bytes, "metrics/history/students/small.csv", b"\n2,", b"\n999999999,"
+    ),
+    "predictions truncated": then(
+        "compare", os.truncate, "predictions/students/small.safetensors", 100
+    ),
+    "a folder in a file's place": then(
+        "compare", put_a_folder_in_place_of, Path("metrics/comparison.json")
+    ),
+}
 
 
 # Names.
@@ -868,29 +753,25 @@ def test_names_of_any_letters_are_carried_through_to_the_report(folder):
 # The campaign of wrong inputs.
 
 
-@pytest.mark.parametrize(
-    ("act", "noted"),
-    [
+def test_the_campaign_records_what_an_input_executes_or_writes_outside(project):
+    for act, noted in (
         (lambda: os.system("true"), "executed: os.system"),
         (lambda: subprocess.run(["true"], check=False), "executed: subprocess.Popen"),
         (lambda: Path("../outside").write_text("x"), "wrote outside: open"),
         (lambda: os.mkdir("../folder"), "wrote outside: os.mkdir"),
-        (lambda: Path("inside").write_text("x"), ""),
-        (lambda: Path("/etc/hostname").exists(), ""),
-    ],
-)
-def test_the_campaign_records_what_an_input_executes_or_writes_outside(project, act, noted):
-    watch = Watch(Path())
-    watch.on = True
-    act()
-    watch.on = False
-    assert watch.noted.startswith(noted)
-    assert bool(watch.noted) == bool(noted)
+        (lambda: Path("inside").write_text("x"), "$"),
+        (lambda: Path("/etc/hostname").exists(), "$"),
+    ):
+        watch = Watch(Path())
+        watch.on = True
+        act()
+        watch.on = False
+        assert re.match(noted, watch.noted)
 
 
 def test_wrong_inputs_of_every_kind_are_refused_or_read_correctly():
     result = subprocess.run(
-        [sys.executable, "-m", "soak.hostile_inputs", "--inputs", "66", "--jobs", "1"],
+        [sys.executable, "-m", "soak.hostile_inputs", "--inputs", "33", "--jobs", "1"],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -899,5 +780,5 @@ def test_wrong_inputs_of_every_kind_are_refused_or_read_correctly():
     )
     assert result.returncode == 0, result.stdout + result.stderr
     counts = json.loads(result.stdout.splitlines()[-1])
-    assert counts["accepted"] + counts["refused"] == counts["inputs"] == 66
-    assert min(counts["accepted"], counts["refused"]) > 10
+    assert counts["accepted"] + counts["refused"] == counts["inputs"] == 33
+    assert min(counts["accepted"], counts["refused"]) > 5

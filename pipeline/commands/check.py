@@ -123,10 +123,10 @@ def check_teacher() -> None:
     path, needed = Path(teacher.checkpoint), None
     if teacher.weights == "checkpoint" and not path.is_file():
         needed = "not a file; `weights: checkpoint` needs one"
-    if teacher.weights == "logits" and not _looks_like_logits(path):
+    if teacher.weights == "logits" and not (path / "store.json").is_file():
         needed = (
-            "neither a table (.csv, .npz) nor the folder of a store; `weights: logits` needs one "
-            "of them"
+            "no folder of a store; `weights: logits` needs one. Make it of a table: "
+            "`python -m pipeline.commands.import_logits TABLE`"
         )
     if needed:
         raise UserError(
@@ -134,13 +134,6 @@ def check_teacher() -> None:
         )
     check_outside_written("teacher.checkpoint", teacher.checkpoint, "models/imported/NAME")
     check_statistics(teacher.network, "teacher.network")
-
-
-def _looks_like_logits(path: Path) -> bool:
-    """Look at names alone; the stage `teacher` reads the contents."""
-    if path.is_dir():
-        return (path / "store.json").is_file()
-    return path.is_file() and path.suffix in (".csv", ".npz")
 
 
 def check_statistics(network: NetworkParams, key: str) -> None:
@@ -155,12 +148,12 @@ def check_statistics(network: NetworkParams, key: str) -> None:
 
 
 def check_students() -> None:
-    checks = (partial(check_student, name) for name in student_names())
+    checks = (partial(check_student_section, name) for name in student_names())
     if lines := [line for check in checks for line in _problems_of(check)]:
         raise UserError("\n".join(lines))
 
 
-def check_student(name: str) -> None:
+def check_student_section(name: str) -> None:
     student = load_student(name)
     check_statistics(student.network, f"students.{name}.network")
     load_with_overrides(TrainingParams, "training", student.training, name)

@@ -31,7 +31,7 @@ from pipeline.data.sources.image_encoding import encode
 from pipeline.data.sources.image_reading import map_in_threads, to_pixels
 from pipeline.data.sources.params import DatasetParams
 from pipeline.export.onnx_model import OnnxMetadata, OnnxStudent
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, positive_int
 
 BATCH_SIZE = 64  # images
 Classes = list[tuple[str, float]]  # names and probabilities
@@ -44,7 +44,8 @@ def student_input(content: bytes, metadata: OnnxMetadata) -> np.ndarray:
         one of UNREADABLE: the content is not an image.
     """
     # The fields that the functions below read; the section's others describe a whole dataset.
-    params = DatasetParams.model_construct(channels=metadata.channels, **metadata.reading)
+    reading = metadata.reading.model_dump(exclude_none=True)
+    params = DatasetParams.model_construct(channels=metadata.channels, **reading)
     side, channels = metadata.image_size, metadata.channels
     image = eight_bits(Image.open(io.BytesIO(content)))
     encoded = encode(image, content, params)
@@ -123,15 +124,6 @@ def format_json(path: Path, classes: Classes) -> str:
     return json.dumps({"file": str(path), "classes": entries}, ensure_ascii=False)
 
 
-def parse_top(text: str, num_classes: int) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= num_classes):
-        raise UserError(
-            f"`--top` is `{text}`; expected how many classes to print for each file, 1 to "
-            f"{num_classes}."
-        )
-    return int(text)
-
-
 def open_student(path: str) -> OnnxStudent:
     try:
         content = Path(path).read_bytes()
@@ -171,7 +163,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print each line as a JSON object")
     arguments = parser.parse_args()
     model = open_student(arguments.model)
-    top = parse_top(arguments.top, len(model.metadata.class_names))
+    top = positive_int(
+        arguments.top,
+        "`--top`",
+        "how many classes to print for each file",
+        most=len(model.metadata.class_names),
+    )
     print_classes(model, list_files(arguments.paths), top, arguments.json)
 
 

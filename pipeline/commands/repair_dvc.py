@@ -13,19 +13,16 @@ from pipeline.runtime.command import run_command
 import argparse
 import fcntl
 import json
-from collections.abc import Mapping
+import re
 from pathlib import Path
-from typing import Any
 
 import psutil
-
-from pipeline.runtime.files import write_json
 
 RWLOCK, RWLOCK_GUARD = Path(".dvc/tmp/rwlock"), Path(".dvc/tmp/rwlock.lock")
 
 
 def repair_rwlock() -> str | None:
-    """Remove the lock file if it is damaged, or its entries of processes that have ended.
+    """Remove the lock file if it is truncated, or if every process in it has ended.
 
     A DVC that is writing the file holds the guard; then nothing is changed.
 
@@ -39,36 +36,24 @@ def repair_rwlock() -> str | None:
             fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return None
+        content = RWLOCK.read_bytes()
+        processes = [int(number) for number in re.findall(rb'"pid": *(\d+)', content)]
         try:
-            entries = json.loads(RWLOCK.read_bytes())
-            living = _without_ended(entries)
-        except (ValueError, AttributeError, KeyError, TypeError):
-            RWLOCK.unlink()
-            return f"removed `{RWLOCK}`, which a killed DVC had left truncated"
-        if living == entries:
-            return None
-        write_json(RWLOCK, living)
-        return f"removed killed processes that nobody has collected from `{RWLOCK}`"
+            json.loads(content)
+        except ValueError:
+            problem = "which a killed DVC had left truncated"
+        else:
+            if not processes or any(map(_is_living, processes)):
+                return None
+            problem = "whose processes have ended"
+        RWLOCK.unlink()
+        return f"removed `{RWLOCK}`, {problem}"
 
 
-def _without_ended(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop processes that have ended. A path has any number of readers and one writer."""
-    readers = {
-        path: [process for process in processes if not _is_zombie(process["pid"])]
-        for path, processes in entries.get("read", {}).items()
-    }
-    writers = entries.get("write", {}).items()
-    living = {
-        "read": {path: processes for path, processes in readers.items() if processes},
-        "write": {path: process for path, process in writers if not _is_zombie(process["pid"])},
-    }
-    return {mode: living[mode] for mode in entries}
-
-
-def _is_zombie(process: int) -> bool:
+def _is_living(process: int) -> bool:
     try:
-        return psutil.Process(int(process)).status() == psutil.STATUS_ZOMBIE
-    except psutil.Error:  # it is gone: DVC removes its entry
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
         return False
 
 

@@ -16,22 +16,18 @@ import numpy as np
 from pipeline.compute.device import default_device
 from pipeline.data.prepared.dataset import Dataset, open_dataset
 from pipeline.models import checkpoint
-from pipeline.models.evaluation import BATCH_SIZE
+from pipeline.models.evaluation import BATCH_SIZE, batches_of
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.outputs import STORE, TEACHER
 from pipeline.runtime.params import load_section
 from pipeline.store.format.encodings import decode, row_bytes
-from pipeline.store.format.schema import INDEX
-from pipeline.store.format.shards import read_header
+from pipeline.store.format.schema import INDEX, StoreIndex
 from pipeline.store.format.views_by_split import open_views_by_split
-from pipeline.store.reading.index import StoreIndex, check_purpose, read_index
+from pipeline.store.reading.index import check_purpose, read_index
 from pipeline.store.reading.store import Store, open_shards, open_store
 from pipeline.store.reading.verification import differences
-from pipeline.store.writing.teacher_logits import (
-    ImportedLogits,
-    TeacherForward,
-    open_teacher_logits,
-)
+from pipeline.store.writing.imported_logits import ImportedLogits
+from pipeline.store.writing.teacher_logits import TeacherForward, open_teacher_logits
 from pipeline.views.params import ViewsParams
 
 #: By the precision of the forward pass: how far a stored logit may be from the recomputed one, as
@@ -45,15 +41,15 @@ _FLAT = 1e9  # so high a temperature that every class of a tail has the tail's m
 def inspect(directory: Path) -> Iterator[str]:
     """Describe a store, line by line, without its dataset or teacher."""
     index = read_index(directory)
-    store, identity = open_shards(directory, index, {}), index.identity
-    k = f", k = {identity.k}" if identity.k else ""
+    store = open_shards(directory, index, {})
+    k = f", k = {index.k}" if index.k else ""
     fidelity = ", ".join(f"{key} {value}" for key, value in index.fidelity.items())
     yield f"{directory}: format {index.format_version}"
     for name, value in {
-        "dataset": identity.dataset_fingerprint,
-        "teacher": f"{identity.teacher_fingerprint}, forward pass in {identity.precision}",
-        "views": f"{identity.policy}, seed {identity.seed}, {identity.image_size} pixels",
-        "encoding": f"{identity.encoding}{k}, of {identity.num_classes:,} classes",
+        "dataset": index.dataset_fingerprint,
+        "teacher": f"{index.teacher_fingerprint}, forward pass in {index.precision}",
+        "views": f"{index.policy}, seed {index.seed}, {index.image_size} pixels",
+        "encoding": f"{index.encoding}{k}, of {index.num_classes:,} classes",
         "rows": _describe_rows(index),
         "size": _describe_size(directory, index),
         "fidelity": fidelity or "not measured",
@@ -72,19 +68,18 @@ def _describe_rows(index: StoreIndex) -> str:
 
 
 def _describe_size(directory: Path, index: StoreIndex) -> str:
-    identity = index.identity
     sizes = {key: (directory / key.file_name).stat().st_size for key in index.shards()}
     train = [key for key in sizes if key.split == "train"]
     per_view = sum(sizes[key] for key in train) / sum(key.num_samples for key in train)
     return (
         f"{sum(sizes.values()):,} bytes; {per_view:,.1f} per view of an image, "
-        f"{row_bytes(identity.encoding, identity.num_classes, identity.k):,} of them its row"
+        f"{row_bytes(index.encoding, index.num_classes, index.k):,} of them its row"
     )
 
 
 def _example_rows(store: Store) -> Iterator[str]:
     """The largest logits of each split's first and last row."""
-    identity, names = store.identity, _class_names(store)
+    identity, names = store.identity, store.index.class_names
     for split, size in store.index.split_sizes.items():
         last = store.num_views - 1 if split == "train" else 0
         samples, views = np.array([0, size - 1]), np.array([0, last])
@@ -101,14 +96,6 @@ def _example_rows(store: Store) -> Iterator[str]:
             largest = np.argsort(-row, kind="stable")[: min(3, identity.k or identity.num_classes)]
             classes = ", ".join(f"{names[c]} {row[c]:.2f}" for c in largest)
             yield f"{split} view {view} sample {sample}: {classes}"
-
-
-def _class_names(store: Store) -> list[str]:
-    if store.index.format_version > 1:
-        return list(store.index.class_names)
-    key = next(store.index.shards())
-    names = read_header(store.directory / key.file_name).arrays["class_names"].map()
-    return [name.decode() for name in names.tolist()]
 
 
 def verify(directory: Path, recompute: int, seed: int) -> str:
@@ -170,7 +157,7 @@ def differences_to_teacher(
     views, samples = np.divmod(positions, store.index.split_sizes["train"])
     for view in np.unique(views).tolist():
         of_view = samples[views == view]
-        for batch in np.split(of_view, range(_BATCH_ROWS, len(of_view), _BATCH_ROWS)):
+        for batch in batches_of(of_view, _BATCH_ROWS):
             logits = teacher.logits("train", view, batch)
             yield from _batch_differences(store, view, batch, logits)
 
@@ -179,7 +166,7 @@ def _batch_differences(
     store: Store, view: int, samples: np.ndarray, logits: np.ndarray
 ) -> Iterator[str]:
     """Args: logits: [B, C] float32, the teacher's."""
-    names, share = _class_names(store), TOLERANCE[store.identity.precision]
+    names, share = store.index.class_names, TOLERANCE[store.identity.precision]
     stored, kept = store.decoded_at(1.0).gather(view, samples)
     flat = store.decoded_at(_FLAT).gather(view, samples).logits
     tails = np.zeros_like(logits, bool) if kept is None else ~kept

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.runtime import signals
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, positive_int
 from pipeline.runtime.outputs import ModelOutputs
 from pipeline.runtime.params import student_names
 
@@ -30,7 +30,7 @@ def main() -> None:
         "python -m pipeline.commands.train_students", description=__doc__
     )
     parser.add_argument("--jobs", default="2", help="trainings at once")
-    jobs = parse_jobs(parser.parse_args().jobs)
+    jobs = positive_int(parser.parse_args().jobs, "JOBS", "the number of trainings to run at once")
     stages = [
         ModelOutputs(role, name).stage
         for name in student_names()
@@ -40,14 +40,6 @@ def main() -> None:
     run_dvc("repro", UPSTREAM)
     train_in_parallel(stages, jobs)
     run_dvc("repro")
-
-
-def parse_jobs(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise UserError(
-            f"JOBS is `{text}`; expected the number of trainings to run at once, 1 or more."
-        )
-    return int(text)
 
 
 def train_in_parallel(stages: list[str], jobs: int) -> None:

@@ -8,14 +8,26 @@ from collections.abc import Mapping
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
 
 
-class Economics(BaseModel):
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class CacheFigures(_Record):
+    """`cache` of metrics/comparison.json; no figure depends on time."""
+
+    teacher_passes: int
+    passes_saved: int
+    break_even_epochs: int
+    break_even_students: int
+    store_bytes: int | None
+
+
+class Economics(_Record):
     """One store, and the students that were trained from it.
 
     Cached or online, a pass costs the same, so the numbers of passes decide. Writing and reading
     the store come on top; benchmarks/README.md has their times.
     """
-
-    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
     views: PositiveInt
     training_images: PositiveInt
@@ -56,12 +68,5 @@ class Economics(BaseModel):
         return round(self.teacher_passes * self.bytes_per_row)
 
     @property
-    def figures(self) -> dict[str, int | None]:
-        """The figures of metrics/comparison.json; none depends on time."""
-        return {
-            "teacher_passes": self.teacher_passes,
-            "passes_saved": self.passes_saved,
-            "break_even_epochs": self.break_even_epochs,
-            "break_even_students": self.break_even_students,
-            "store_bytes": self.store_bytes,
-        }
+    def figures(self) -> CacheFigures:
+        return CacheFigures(**{name: getattr(self, name) for name in CacheFigures.model_fields})

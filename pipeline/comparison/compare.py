@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.comparison import metrics, statistics
-from pipeline.comparison.robustness import RobustComparison
+from pipeline.comparison.robustness import RobustComparison, Robustness
 
 ALPHA = 1 - statistics.LEVEL
 COSTS = ("parameters", "macs", "size_bytes")
@@ -50,6 +50,7 @@ class ModelMetrics:
     parameters: int | None  # costs are None for imported logits
     macs: int | None
     size_bytes: int | None
+    robust_accuracy: float | None  # None for imported logits: they cover clean images only
     decisions: np.ndarray  # [N]
     correct: np.ndarray  # [N] bool
     divergences: np.ndarray  # [N] KL(teacher || model)
@@ -95,7 +96,7 @@ class Comparison:
     gains: Mapping[str, PairedDifference]  # by student: distilled minus baseline
     pairs: Sequence[PairedDifference]  # of distilled students; p-values adjusted (Holm)
     recommendation: Recommendation
-    robustness: RobustComparison | None = None  # None if not measured
+    robustness: RobustComparison
 
     @property
     def models(self) -> list[ModelMetrics]:
@@ -113,7 +114,10 @@ def is_significant(low: float, high: float, p_value: float) -> bool:
 
 
 def model_metrics(
-    model: Predictions, teacher: Predictions, labels: Mapping[str, np.ndarray]
+    model: Predictions,
+    teacher: Predictions,
+    labels: Mapping[str, np.ndarray],
+    robust: Robustness | None,
 ) -> ModelMetrics:
     """Compute every metric but the interval: `low` and `high` are NaN until all models are drawn.
 
@@ -138,12 +142,13 @@ def model_metrics(
         ece_scaled=None
         if temperature is None
         else metrics.calibration_error(model.test.astype(np.float64) / temperature, test),
-        macro_f1=metrics.macro_f1(decisions, test, num_classes),
+        macro_f1=metrics.macro_f1(decisions, test),
         agreement=float((decisions == teacher.test.argmax(1)).mean()),
         kl=float(divergences.mean()),
         parameters=model.parameters,
         macs=model.macs,
         size_bytes=model.size_bytes,
+        robust_accuracy=None if robust is None else robust.accuracy,
         decisions=decisions,
         correct=correct,
         divergences=divergences,
@@ -157,6 +162,7 @@ def compare(
     students: Mapping[str, tuple[Predictions, Predictions]],
     labels: Mapping[str, np.ndarray],
     class_names: Sequence[str],
+    robustness: RobustComparison,
 ) -> Comparison:
     """Compare every student with its baseline, with the teacher, and with the other students.
 
@@ -165,7 +171,10 @@ def compare(
         labels: `validation` and `test`, [N] each.
     """
     predictions = [teacher, *(model for pair in students.values() for model in pair)]
-    models = [model_metrics(model, teacher, labels) for model in predictions]
+    models = [
+        model_metrics(model, teacher, labels, robustness.of(model.name, model.role))
+        for model in predictions
+    ]
     means = statistics.bootstrap_means(np.stack([model.correct for model in models], 1))
     models = [
         replace(model, low=float(low), high=float(high))
@@ -199,6 +208,7 @@ def compare(
         gains=gains,
         pairs=[replace(pair, p_value=p) for pair, p in zip(pairs, adjusted, strict=True)],
         recommendation=Recommendation(chosen, best, difference(chosen, best)),
+        robustness=robustness,
     )
 
 

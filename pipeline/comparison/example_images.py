@@ -7,6 +7,8 @@ from pipeline.data.prepared.dataset import AGAIN, AnySplit, EncodedSplit
 from pipeline.data.prepared.image_decoding import UNREADABLE, clean_boxes, decode_view
 from pipeline.runtime.errors import UserError
 
+THUMBNAIL = 144  # pixels a side at most
+
 
 def clean_pixels(split: AnySplit, sample: int, side: int) -> np.ndarray:
     """Read [C, H, W] uint8 of a test image as the networks see it.

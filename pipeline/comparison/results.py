@@ -3,18 +3,18 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Self
 
 import numpy as np
 import pandas as pd
-from pydantic import ValidationError
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from pipeline.comparison.cache_economics import Economics
 from pipeline.comparison.compare import COSTS, Predictions
 from pipeline.comparison.measurement.corruptions import CORRUPTIONS, SEVERITIES, samples_to_corrupt
-from pipeline.comparison.measurement.latency import SPEED, SPEED_FILE, DeviceSpeed
+from pipeline.comparison.measurement.latency import SPEED_FILE, DeviceSpeed, Speeds
 from pipeline.comparison.robustness import (
     CorruptionPredictions,
     RobustComparison,
@@ -22,14 +22,59 @@ from pipeline.comparison.robustness import (
 )
 from pipeline.data.prepared.dataset import Dataset
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import canonical_json, read_json, recovery_hint
+from pipeline.runtime.files import canonical_json, recovery_hint
 from pipeline.runtime.outputs import STORE, TEACHER, ModelOutputs, Role
 from pipeline.runtime.params import PARAMS_FILE, read_params
 from pipeline.runtime.stage_inputs import StageInputs
+from pipeline.runtime.validation import Record, read_model
 
 STUDENT_ROLES: tuple[Role, ...] = ("distilled", "baseline")
 HELD_OUT = ("validation", "test")
-STORE_INDEX = STORE / "store.json"
+
+
+class _Part(Record, extra="ignore"):
+    """The keys that the comparison needs, of a file that holds others."""
+
+
+class Costs(_Part):
+    """metrics/*.json of a network."""
+
+    parameters: NonNegativeInt
+    macs: NonNegativeInt
+    size_bytes: NonNegativeInt
+
+
+class StoredImages(_Part):
+    train: PositiveInt
+    validation: NonNegativeInt
+    test: NonNegativeInt
+
+
+class Fidelity(_Part):
+    bytes_per_row: PositiveFloat | None = None  # of stored training rows, where measured
+
+
+class StoreIndex(_Part):
+    """data/soft_targets/store.json."""
+
+    dataset_fingerprint: str
+    teacher_fingerprint: str
+    num_views: PositiveInt
+    splits: StoredImages
+    fidelity: Fidelity
+
+
+class History(_Part):
+    """metrics/history/*.csv, by column."""
+
+    epoch: list[int]
+    validation_accuracy: list[Annotated[float, Field(ge=0, le=1)]]
+
+    @model_validator(mode="after")
+    def _every_epoch(self) -> Self:
+        if not self.epoch or self.epoch != list(range(1, len(self.epoch) + 1)):
+            raise ValueError("expected a row for each epoch from 1")
+        return self
 
 
 def read_predictions(outputs: ModelOutputs, dataset: Dataset) -> Predictions:
@@ -39,50 +84,30 @@ def read_predictions(outputs: ModelOutputs, dataset: Dataset) -> Predictions:
         UserError: a file is absent or damaged, or is not of these images or these parameters;
             names the command that writes it.
     """
-    stage_inputs = StageInputs(*outputs.stage.split("@"))
+    stage_inputs, produced_by = StageInputs(*outputs.stage.split("@")), f"dvc repro {outputs.stage}"
     is_imported = outputs == TEACHER and read_params()["teacher"]["weights"] == "logits"
-    costs = dict.fromkeys(COSTS) if is_imported else _read_costs(outputs)
+    costs = dict.fromkeys(COSTS)
+    if not is_imported:
+        costs = read_model(outputs.metrics, Costs, produced_by=produced_by).model_dump()
     logits = _read_logits(outputs, dataset)
     _check_made_from(outputs, stage_inputs)
     return Predictions(outputs.name or "teacher", outputs.role, **logits, **costs)
 
 
-def _read_costs(outputs: ModelOutputs) -> dict[str, int]:
-    """Read parameters, MACs and bytes as the model's stage measured them."""
-    metrics = read_json(outputs.metrics, produced_by=f"dvc repro {outputs.stage}")
-    costs = {name: metrics.get(name) for name in COSTS}
-    for name, value in costs.items():
-        if type(value) is not int or value < 0:
-            actual = f"has {name} {value!r}" if name in metrics else f"lacks {name}"
-            raise UserError(
-                f"`{outputs.metrics}` {actual}; expected a whole number. Run "
-                f"`dvc repro --force {outputs.stage}`."
-            )
-    return costs
-
-
 def _read_logits(outputs: ModelOutputs, dataset: Dataset) -> dict[str, np.ndarray]:
     """Read the [N, C] raw logits of validation and test."""
-    path, hint = outputs.predictions, _hint(outputs.predictions, outputs.stage)
-    logits = _read_tensors(path, hint)
-    for name in HELD_OUT:
-        shape = (len(dataset.splits[name]), dataset.num_classes)
-        if name not in logits or logits[name].shape != shape:
-            actual = list(logits[name].shape) if name in logits else "nothing"
-            raise UserError(
-                f"`{path}` holds {actual} for {name}; expected logits {list(shape)} for the images "
-                f"of data/prepared. {hint}"
-            )
-        if logits[name].dtype != np.float32:
-            raise UserError(
-                f"`{path}` holds {logits[name].dtype} for {name}; expected float32. {hint}"
-            )
-        if not np.isfinite(logits[name]).all():
+    path, num_classes = outputs.predictions, dataset.num_classes
+    logits = _read_tensors(path, outputs.stage)
+    shapes = {name: [len(dataset.splits[name]), num_classes] for name in sorted(HELD_OUT)}
+    wanted = ", ".join(f"{name} float32 {shape}" for name, shape in shapes.items())
+    _check_tensors(path, logits, wanted, outputs.stage)
+    for name, of_split in logits.items():
+        if not np.isfinite(of_split).all():
             raise UserError(
                 f"`{path}` holds logits for {name} that are not finite: the training diverged. "
                 "Lower its learning rate in params.yaml."
             )
-    return {name: logits[name] for name in HELD_OUT}
+    return logits
 
 
 def _check_made_from(outputs: ModelOutputs, stage_inputs: StageInputs) -> None:
@@ -98,12 +123,22 @@ def _check_made_from(outputs: ModelOutputs, stage_inputs: StageInputs) -> None:
             )
 
 
-def _read_tensors(path: Path, hint: str) -> dict[str, np.ndarray]:
+def _read_tensors(path: Path, stage: str) -> dict[str, np.ndarray]:
     """Raises: UserError: the file is absent or damaged."""
     try:
         return load_file(path)
     except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"`{path}` is absent or damaged ({error}). {hint}") from None
+        raise UserError(f"`{path}` is absent or damaged ({error}). {_hint(path, stage)}") from None
+
+
+def _check_tensors(path: Path, tensors: Mapping[str, np.ndarray], wanted: str, stage: str) -> None:
+    """Raises: UserError: the tensors have other names, types or shapes."""
+    held = ", ".join(f"{name} {t.dtype} {list(t.shape)}" for name, t in sorted(tensors.items()))
+    if held != wanted:
+        raise UserError(
+            f"`{path}` holds {held}; expected {wanted}, for the images of data/prepared. "
+            f"{_hint(path, stage)}"
+        )
 
 
 def _hint(path: Path, stage: str) -> str:
@@ -133,23 +168,17 @@ def _read_corrupted(
     outputs: ModelOutputs, stage: str, samples: np.ndarray
 ) -> CorruptionPredictions | None:
     """Read the predicted classes of corrupted images; None for a teacher without a network."""
-    path = outputs.corrupted_predictions
-    hint = _hint(path, stage)
-    tensors = _read_tensors(path, hint)
+    path, count = outputs.corrupted_predictions, len(samples)
+    tensors = _read_tensors(path, stage)
     if outputs == TEACHER and list(tensors) == ["samples"]:
         return None
-    shapes = {
-        "clean": [len(samples)],
-        "decisions": [len(CORRUPTIONS), len(SEVERITIES), len(samples)],
-        "samples": [len(samples)],
-    }
-    expected = ", ".join(f"{name} int32 {shape}" for name, shape in shapes.items())
-    actual = ", ".join(f"{name} {t.dtype} {list(t.shape)}" for name, t in sorted(tensors.items()))
-    if actual != expected or not np.array_equal(tensors["samples"], samples):
-        other_images = ", of other test images" if actual == expected else ""
+    decisions = [len(CORRUPTIONS), len(SEVERITIES), count]
+    wanted = f"clean int32 [{count}], decisions int32 {decisions}, samples int32 [{count}]"
+    _check_tensors(path, tensors, wanted, stage)
+    if not np.array_equal(tensors["samples"], samples):
         raise UserError(
-            f"`{path}` holds {actual}{other_images}; expected {expected}, of {len(samples):,} test "
-            f"images of data/prepared, evenly spread. {hint}"
+            f"`{path}` is of other test images; expected {count:,} of data/prepared, evenly "
+            f"spread. {_hint(path, stage)}"
         )
     return CorruptionPredictions(tensors["clean"], tensors["decisions"])
 
@@ -175,64 +204,46 @@ def _read_history(outputs: ModelOutputs) -> pd.DataFrame:
     if not path.is_file():
         raise UserError(f"`{path}` is absent. {hint}")
     try:
-        history = pd.read_csv(path)
-        epochs, accuracies = history["epoch"].tolist(), history["validation_accuracy"]
-        complete = epochs == list(range(1, len(epochs) + 1)) and accuracies.between(0, 1).all()
-    except (OSError, ValueError, KeyError, TypeError, ArithmeticError) as error:
-        raise UserError(f"`{path}` cannot be read ({error}). {hint}") from None
-    if not (epochs and complete):
+        table = pd.read_csv(path)
+        History.model_validate(table.to_dict("list"))
+    except (OSError, ValueError):
         raise UserError(
             f"`{path}` is damaged; expected a row for each epoch from 1, and in each "
             f"`validation_accuracy` from 0 to 1. {hint}"
-        )
-    return history
+        ) from None
+    return table
 
 
-def read_store_index(dataset: Dataset) -> dict[str, Any]:
+def read_store_index(dataset: Dataset) -> StoreIndex:
     """Read the index of the store that the students were trained from.
 
     Raises:
         UserError: it is absent or damaged, or the store holds soft targets of other images.
     """
-    command = "dvc repro soft_targets"
-    index = read_json(STORE_INDEX, produced_by=command)
-    keys = ("dataset_fingerprint", "teacher_fingerprint")
-    missing = [key for key in keys if not isinstance(index.get(key), str)]
-    if missing:
-        raise UserError(f"`{STORE_INDEX}` lacks {', '.join(missing)}. Run `{command}`.")
-    if index["dataset_fingerprint"] != dataset.fingerprint:
+    index = read_model(STORE / "store.json", StoreIndex, produced_by="dvc repro soft_targets")
+    if index.dataset_fingerprint != dataset.fingerprint:
         raise UserError(
             f"`{STORE}`, which the students were trained from, was written for dataset "
-            f"{index['dataset_fingerprint'][:12]}…, but data/prepared is "
+            f"{index.dataset_fingerprint[:12]}…, but data/prepared is "
             f"{dataset.fingerprint[:12]}…. Run `dvc repro`."
         )
     return index
 
 
-def cache_economics(index: Mapping[str, Any], curves: pd.DataFrame) -> Economics:
+def cache_economics(index: StoreIndex, curves: pd.DataFrame) -> Economics:
     """Count what the store's index and the histories imply.
 
     Args:
         curves: one row per epoch of each training.
-
-    Raises:
-        UserError: the index does not say how much the store holds.
     """
     epochs = curves[curves["role"] == "distilled"].groupby("student", sort=False).size()
-    try:
-        return Economics(
-            views=index["num_views"],
-            training_images=index["splits"]["train"],
-            held_out_images=sum(index["splits"][name] for name in HELD_OUT),
-            epochs=epochs.to_dict(),
-            bytes_per_row=index["fidelity"].get("bytes_per_row"),
-        )
-    except (KeyError, TypeError, AttributeError, ValidationError):
-        raise UserError(
-            f"`{STORE_INDEX}` does not say how many views of how many images the store holds; "
-            "expected `num_views`, `splits` and `fidelity` as in docs/soft_targets_format.md. Run "
-            "`dvc repro --force soft_targets`."
-        ) from None
+    return Economics(
+        views=index.num_views,
+        training_images=index.splits.train,
+        held_out_images=index.splits.validation + index.splits.test,
+        epochs=epochs.to_dict(),
+        bytes_per_row=index.fidelity.bytes_per_row,
+    )
 
 
 def read_speed(names: list[str]) -> dict[str, DeviceSpeed]:
@@ -241,17 +252,10 @@ def read_speed(names: list[str]) -> dict[str, DeviceSpeed]:
     Raises:
         UserError: the file is absent or damaged, or lacks a student.
     """
-    content = read_json(SPEED_FILE, produced_by="dvc repro speed")
-    hint = "Run `dvc repro --force speed`."
-    try:
-        speed = SPEED.validate_python(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "all of it"
-        raise UserError(
-            f"`{SPEED_FILE}` is not what the stage `speed` writes: `{key}`: {first['msg']}. {hint}"
-        ) from None
-    missing = [name for name in names if any(name not in d.students for d in speed.values())]
+    devices = read_model(SPEED_FILE, Speeds, produced_by="dvc repro speed").devices
+    missing = [name for name in names if any(name not in d.students for d in devices.values())]
     if missing:
-        raise UserError(f"`{SPEED_FILE}` has no figures of {', '.join(missing)}. {hint}")
-    return speed
+        raise UserError(
+            f"`{SPEED_FILE}` has no figures of {', '.join(missing)}. Run `dvc repro --force speed`."
+        )
+    return devices

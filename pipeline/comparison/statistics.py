@@ -7,6 +7,7 @@ another training seed is not included.
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.stats import binomtest
 
 LEVEL = 0.95
 RESAMPLES = 5_000
@@ -47,14 +48,9 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     Args:
         first, second: [N] bool, whether each model's prediction is correct.
     """
-    only_first = int((first & ~second).sum())
-    only_second = int((second & ~first).sum())
+    only_first, only_second = (first & ~second).sum(), (second & ~first).sum()
     discordant = only_first + only_second
-    tail = ways = 1  # of 0 successes
-    for i in range(min(only_first, only_second)):
-        ways = ways * (discordant - i) // (i + 1)  # exact: Python's integers
-        tail += ways
-    return min(1.0, 2 * tail / 2**discordant)
+    return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

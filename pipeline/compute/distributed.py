@@ -19,7 +19,7 @@ from torch import distributed
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, positive_int
 from pipeline.runtime.signals import LAUNCHER
 
 _TIMEOUT = timedelta(days=7)  # how long a rank waits for the slowest one
@@ -121,18 +121,14 @@ def _signal_name(code: int) -> str | None:
 
 def _process_count() -> int:
     text = os.environ.get("PROCESSES") or "1"
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise UserError(
-            f"PROCESSES is `{text}`; expected the number of processes to start on this machine, "
-            "1 or more. Set it so, or unset it."
-        )
+    count = positive_int(text, "PROCESSES", "the number of processes to start on this machine")
     devices = torch.cuda.device_count()
-    if 0 < devices < int(text):
+    if 0 < devices < count:
         raise UserError(
-            f"PROCESSES is {text}, but this machine has {devices} CUDA devices; expected at most "
+            f"PROCESSES is {count}, but this machine has {devices} CUDA devices; expected at most "
             f"one process per device. Set PROCESSES={devices}."
         )
-    return int(text)
+    return count
 
 
 @contextmanager

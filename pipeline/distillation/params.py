@@ -4,7 +4,7 @@ Each method has the parameters and defaults of its authors (docs/losses.md) and 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -161,17 +161,9 @@ class MLKD(Standardizable, DistillationParams):
     hard_label_weight: Weight = 0.1
 
 
+_MODELS = (KD, SoftCrossEntropy, LogitMSE, DKD, NKD, DIST, TTM, WTTM, RLD, MLKD)
 METHODS: dict[str, type[DistillationParams]] = {
-    "kd": KD,
-    "soft_cross_entropy": SoftCrossEntropy,
-    "logit_mse": LogitMSE,
-    "dkd": DKD,
-    "nkd": NKD,
-    "dist": DIST,
-    "ttm": TTM,
-    "wttm": WTTM,
-    "rld": RLD,
-    "mlkd": MLKD,
+    get_args(model.model_fields["method"].annotation)[0]: model for model in _MODELS
 }
 
 

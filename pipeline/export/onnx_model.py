@@ -6,17 +6,15 @@ The texts of the metadata are part of the file: a change of one changes every ex
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Annotated, Literal, NotRequired
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import ConfigDict, Field, ValidationError
-from pydantic.dataclasses import dataclass
-from typing_extensions import TypedDict  # pydantic supports typing's from Python 3.12
+from pydantic import Field
 
 from pipeline.data.prepared.image_decoding import CLEAN_RATIO
 from pipeline.data.sources.params import Quality
 from pipeline.runtime.errors import UserError, first_line
+from pipeline.runtime.validation import Record, validate
 
 os.environ["ORT_DISABLE_TELEMETRY"] = (
     "1"  # before the import: by default onnxruntime reports its use
@@ -31,16 +29,15 @@ _TEXTS = ("student", "fingerprint")  # the other entries of the metadata are JSO
 Side = Annotated[int, Field(ge=1, le=4096)]  # pixels
 
 
-class Reading(TypedDict):
+class Reading(Record):
     """How an image file becomes a square, by the keys of `dataset`."""
 
     storage: Literal["pixels", "encoded"]
     image_size: Side
-    quality: NotRequired[Quality | Literal["original"]]
+    quality: Quality | Literal["original"] | None = None  # of `encoded`
 
 
-@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
-class OnnxMetadata:
+class OnnxMetadata(Record):
     """The metadata of an exported file."""
 
     student: str
@@ -52,10 +49,9 @@ class OnnxMetadata:
     reading: Reading
 
     def metadata(self) -> dict[str, str]:
-        fields = asdict(self)
         texts = {
             key: value if key in _TEXTS else json.dumps(value, ensure_ascii=False)
-            for key, value in fields.items()
+            for key, value in self.model_dump(exclude_none=True).items()
         }
         return {_VERSION_KEY: str(FORMAT_VERSION), **texts}
 
@@ -71,14 +67,14 @@ class OnnxMetadata:
         )
 
     def _square_in_words(self) -> str:
-        side, stored = self.image_size, self.reading["image_size"]
-        if self.reading["storage"] == "pixels":
+        side, stored = self.image_size, self.reading.image_size
+        if self.reading.storage == "pixels":
             again = "" if stored == side else f", which is resized to {side} pixels (likewise)"
             return (
                 f"its shorter side resized to {stored} pixels (bicubic, antialiased) and the "
                 f"middle square cut out{again}"
             )
-        quality = self.reading["quality"]
+        quality = self.reading.quality
         kept = (
             ""
             if quality == "original"
@@ -174,15 +170,11 @@ def _read_metadata(metadata: Mapping[str, str], origin: str) -> OnnxMetadata:
             "Export the student again with this version of the project, or read it with that one."
         )
     try:
-        return OnnxMetadata(
-            **{
-                key: metadata[key] if key in _TEXTS else json.loads(metadata[key])
-                for key in OnnxMetadata.__dataclass_fields__
-            }
-        )
-    except ValidationError as error:  # a subclass of ValueError
-        first = error.errors()[0]
-        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    except (KeyError, ValueError, RecursionError) as error:
-        problem = str(error)
-    raise UserError(f"`{origin}` has damaged metadata ({problem}). {_EXPECTED}")
+        content = {
+            key: text if key in _TEXTS else json.loads(text)
+            for key, text in metadata.items()
+            if key in OnnxMetadata.model_fields
+        }
+        return validate(OnnxMetadata, content, f"{origin}: metadata")
+    except (UserError, ValueError, RecursionError) as error:
+        raise UserError(f"`{origin}` has damaged metadata. {error} {_EXPECTED}") from None

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.data.prepared.dataset import Dataset
 from pipeline.export.onnx_model import OnnxStudent
-from pipeline.models.evaluation import BATCH_SIZE, predict
+from pipeline.models.evaluation import BATCH_SIZE, batches_of, predict
 from pipeline.models.spec import ModelSpec
 from pipeline.runtime.errors import UserError
 from pipeline.views.loader import open_views
@@ -30,7 +30,7 @@ def both_logits(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Raw logits of the test images, from PyTorch and from the file: [N, C] float32 each."""
     split = dataset.splits["test"]
-    order = np.split(np.arange(len(split)), range(BATCH_SIZE, len(split), BATCH_SIZE))
+    order = batches_of(np.arange(len(split)))
     torch_logits, onnx_logits = [], []
     for batch in open_views(split, ViewPolicy("none"), 0, torch.device("cpu")).batches(0, order):
         torch_logits.append(predict(network, spec.input, batch.pixels).numpy())

@@ -2,19 +2,24 @@
 input. Nothing here executes pickled code."""
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from pydantic import TypeAdapter
 from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
-from pipeline.models.spec import LogitSource, ModelSpec, build, build_from_file, family_module
-from pipeline.runtime.errors import UserError, did_you_mean, first_line
+from pipeline.models.spec import (
+    InputSpec,
+    LogitSource,
+    ModelSpec,
+    build,
+    build_from_file,
+    family_module,
+)
+from pipeline.runtime.errors import UserError, did_you_mean
 from pipeline.runtime.files import (
     canonical_json,
     read_json,
@@ -23,33 +28,60 @@ from pipeline.runtime.files import (
     write_bytes,
     write_json,
 )
+from pipeline.runtime.validation import Record, read_model
 
 FORMAT_VERSION = 1
 WEIGHTS, DESCRIPTION = "weights.safetensors", "network.json"
 
 _SHOWN = 10  # keys of each kind in a message
-_SPEC, _SOURCE = TypeAdapter(ModelSpec), TypeAdapter(LogitSource)
+
+
+class NetworkFile(Record):
+    """network.json beside weights: a ModelSpec, and the weights' hash."""
+
+    format_version: Literal[FORMAT_VERSION]
+    family: str
+    network: str
+    options: Mapping[str, Any]
+    class_names: Sequence[str]
+    input: InputSpec
+    pretrained_classes: Sequence[int] | None = None
+    weights_sha256: str
+
+    @property
+    def spec(self) -> ModelSpec:
+        return ModelSpec(**{name: getattr(self, name) for name in ModelSpec.__dataclass_fields__})
+
+
+class SourceFile(Record):
+    """network.json of a teacher without weights: a LogitSource."""
+
+    format_version: Literal[FORMAT_VERSION]
+    family: str
+    network: str
+    class_names: Sequence[str]
+    path: str
+    contents_sha256: str
 
 
 def save(directory: Path, network: nn.Module, spec: ModelSpec) -> None:
     """Write weights and spec. Equal networks give equal bytes."""
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     write_bytes(directory / WEIGHTS, serialised(state))
-    write_json(
-        directory / DESCRIPTION,
-        {
-            "format_version": FORMAT_VERSION,
-            **{key: value for key, value in asdict(spec).items() if value is not None},
-            "weights_sha256": sha256_of_file(directory / WEIGHTS),
-        },
+    file = NetworkFile(
+        format_version=FORMAT_VERSION,
+        **vars(spec),
+        weights_sha256=sha256_of_file(directory / WEIGHTS),
     )
+    write_json(directory / DESCRIPTION, file.model_dump(exclude_none=True))
 
 
 def save_source(directory: Path, source: LogitSource) -> None:
     """Write the description of a teacher without weights, and an empty weights file, which dvc.yaml
     lists as an output."""
     write_bytes(directory / WEIGHTS, serialised({}))
-    write_json(directory / DESCRIPTION, {"format_version": FORMAT_VERSION, **asdict(source)})
+    file = SourceFile(format_version=FORMAT_VERSION, **vars(source))
+    write_json(directory / DESCRIPTION, file.model_dump())
 
 
 def logit_source(directory: Path, *, produced_by: str) -> LogitSource | None:
@@ -58,8 +90,10 @@ def logit_source(directory: Path, *, produced_by: str) -> LogitSource | None:
     Raises:
         UserError: the description is absent, damaged or of another format version.
     """
-    content = _read_description(directory, produced_by)
-    return _SOURCE.validate_python(content) if "contents_sha256" in content else None
+    file = _read(directory, produced_by)
+    if isinstance(file, NetworkFile):
+        return None
+    return LogitSource(**file.model_dump(exclude={"format_version"}))
 
 
 def load(directory: Path, *, produced_by: str) -> tuple[nn.Module, ModelSpec]:
@@ -69,21 +103,20 @@ def load(directory: Path, *, produced_by: str) -> tuple[nn.Module, ModelSpec]:
         UserError: a file is absent, damaged or of another format version, the weights are not those
             that the description names, or there is no network.
     """
-    content = _read_description(directory, produced_by)
-    if "weights_sha256" not in content:
+    file = _read(directory, produced_by)
+    if isinstance(file, SourceFile):
         raise UserError(
-            f"`{directory}` holds no network, but the logits of `{content.get('path')}`; expected "
-            "a teacher with weights. Set another `teacher.weights` than logits and run "
-            f"`{produced_by}`."
+            f"`{directory}` holds no network, but the logits of `{file.path}`; expected a teacher "
+            f"with weights. Set another `teacher.weights` than logits and run `{produced_by}`."
         )
     weights = directory / WEIGHTS
-    if not weights.is_file() or sha256_of_file(weights) != content.get("weights_sha256"):
+    if not weights.is_file() or sha256_of_file(weights) != file.weights_sha256:
         state = "not the file" if weights.is_file() else "absent; expected the file"
         raise UserError(
             f"`{weights}` is {state} that `{DESCRIPTION}` beside it describes. "
             f"{recovery_hint(weights, produced_by)}"
         )
-    spec, state = _SPEC.validate_python(content), load_file(weights)
+    spec, state = file.spec, load_file(weights)
     if hasattr(family_module(spec.family), "build_from_file"):
         return build_from_file(spec, state), spec
     network = build(spec)
@@ -94,28 +127,14 @@ def load(directory: Path, *, produced_by: str) -> tuple[nn.Module, ModelSpec]:
 def fingerprint(directory: Path, *, produced_by: str) -> str:
     """SHA-256 of the network, its input and its weights, or of the logits of a teacher without a
     network. Reads the description alone."""
-    content = _read_description(directory, produced_by)
+    content = _read(directory, produced_by).model_dump(exclude_none=True)
     return hashlib.sha256(canonical_json(content).encode(errors="replace")).hexdigest()
 
 
-def _read_description(directory: Path, produced_by: str) -> dict[str, Any]:
+def _read(directory: Path, produced_by: str) -> NetworkFile | SourceFile:
     path = directory / DESCRIPTION
-    content = read_json(path, produced_by=produced_by)
-    if content.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"`{path}` has format version {content.get('format_version')}; expected "
-            f"{FORMAT_VERSION}. Run `{produced_by}`."
-        )
-    try:
-        if "contents_sha256" in content:
-            _SOURCE.validate_python(content)
-        elif not (spec := _SPEC.validate_python(content).input).is_possible():
-            raise ValueError(f"its input is {spec}")
-    except ValueError as error:  # pydantic's error is one
-        raise UserError(
-            f"`{path}` is damaged ({first_line(error)}). Run `{produced_by}`."
-        ) from None
-    return content
+    is_source = "contents_sha256" in read_json(path, produced_by=produced_by)
+    return read_model(path, SourceFile if is_source else NetworkFile, produced_by=produced_by)
 
 
 def load_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

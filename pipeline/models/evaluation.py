@@ -1,6 +1,6 @@
 """Predictions, accuracy metrics, parameter and MAC counts: the figures that every model reports."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.data.prepared.dataset import AnySplit
 from pipeline.models.spec import InputSpec
+from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import canonical_json, write_bytes
 from pipeline.views.loader import open_views
 from pipeline.views.policy import ViewPolicy
@@ -43,6 +44,39 @@ def predict(
         return network(spec.apply(views)).float()
 
 
+def check_imported(
+    logits: np.ndarray, class_names: Sequence[str], source: str, row_name: Callable[[int], str]
+) -> None:
+    """Refuse numbers of another system that cannot be raw logits.
+
+    Args:
+        logits: [n, C] float32.
+        source: for messages: where the numbers are from.
+        row_name: the name of a row, by its number.
+
+    Raises:
+        UserError: a number is not finite in float16, or all rows are probabilities.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        wrong = ~np.isfinite(logits.astype(np.float16))
+        are_probabilities = (logits >= 0).all() and (abs(logits.sum(1) - 1) < 0.02).all()
+    rows = np.flatnonzero(wrong.any(1))
+    if len(rows):
+        row = int(rows[0])
+        column = int(wrong[row].argmax())
+        raise UserError(
+            f"`{source}`: {len(rows):,} rows have numbers that are not finite, or beyond float16's "
+            f"±65504; the first is {row_name(row)}: {logits[row, column]:g} for "
+            f"`{class_names[column]}`. Expected finite logits."
+        )
+    if are_probabilities:
+        raise UserError(
+            f"`{source}` holds probabilities, which are not negative and add up to 1; expected "
+            "logits. Save the input of the softmax, or the logarithm of the probabilities (raised "
+            "to at least 1e-7, because that of 0 is not finite)."
+        )
+
+
 def predict_all(
     network: nn.Module,
     spec: InputSpec,
@@ -58,9 +92,13 @@ def predict_all(
         samples: [N] sample numbers; None for all.
     """
     samples = np.arange(len(split)) if samples is None else samples
-    order = np.split(samples, range(BATCH_SIZE, len(samples), BATCH_SIZE))
-    batches = open_views(split, ViewPolicy("none"), 0, device).batches(0, order)
+    batches = open_views(split, ViewPolicy("none"), 0, device).batches(0, batches_of(samples))
     return torch.cat([predict(network, spec, batch.pixels).cpu() for batch in batches])
+
+
+def batches_of(samples: np.ndarray, size: int = BATCH_SIZE) -> list[np.ndarray]:
+    """Split sample numbers into batches, in their order."""
+    return np.split(samples, range(size, len(samples), size))
 
 
 def classification_metrics(logits: Tensor, labels: Tensor, prefix: str) -> dict[str, float]:

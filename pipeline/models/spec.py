@@ -1,13 +1,14 @@
 """What a network is, apart from its weights; and building it."""
 
 import importlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
+import pydantic
 import torch
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,17 +16,23 @@ from pipeline.data.prepared.dataset import Dataset
 from pipeline.models.params import LARGEST_INPUT, NetworkParams
 from pipeline.runtime.errors import UserError, first_line
 
-_LARGEST_SUGGESTION = 512  # pixels
 
-
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(
+    frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+)
 class InputSpec:
     """What a network does to a view before its first layer."""
 
     channels: int
-    size: int  # pixels
+    size: Annotated[int, Field(ge=1, le=LARGEST_INPUT)]  # pixels
     mean: Sequence[float]  # per channel, of pixels in [0, 1]
-    std: Sequence[float]
+    std: Sequence[Annotated[float, Field(gt=0)]]
+
+    @pydantic.model_validator(mode="after")
+    def _one_for_each_channel(self) -> "InputSpec":
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError("mean and std have not one value for each channel")
+        return self
 
     def apply(self, views: Tensor) -> Tensor:
         """[B, C, H, W] uint8 -> [B, C, size, size] float32, normalised, channels last in memory."""
@@ -35,16 +42,6 @@ class InputSpec:
         if views.shape[-1] != self.size:
             pixels = F.interpolate(pixels, (self.size, self.size), mode="bilinear", antialias=True)
         return (pixels - 255 * mean) * scale
-
-    def is_possible(self) -> bool:
-        """Whether a network can have this input: a file may say anything."""
-        statistics = [*self.mean, *self.std]
-        return (
-            1 <= self.size <= LARGEST_INPUT
-            and len(self.mean) == len(self.std) == self.channels
-            and all(math.isfinite(value) for value in statistics)
-            and min(self.std) > 0
-        )
 
 
 def _per_channel(values: Sequence[float], device: torch.device) -> Tensor:
@@ -185,38 +182,25 @@ def native_input(family: str, network: str) -> InputSpec | None:
     return InputSpec(len(mean), size, list(mean), list(std))
 
 
-#: What networks raise for an input of the wrong size.
-WRONG_SIZE = (RuntimeError, AssertionError, ValueError)
-
-
 def _try_on_blank_image(network: nn.Module, spec: ModelSpec) -> None:
     size, expected = spec.input.size, [1, spec.num_classes]
     network.eval()
     try:
-        logits = _logits_of_blank(network, spec.input.channels, size)
-    except WRONG_SIZE as error:
+        with torch.inference_mode():
+            logits = network(torch.zeros(1, spec.input.channels, size, size))
+    except (RuntimeError, AssertionError, ValueError) as error:  # of an input of the wrong size
+        native = native_input(spec.family, spec.network)
+        remedy = (
+            f"`input_size: {native.size}`, as it was pretrained"
+            if native
+            else "another `input_size`"
+        )
         raise UserError(
             f"network `{spec.network}` cannot take {spec.input.channels} x {size} x {size} pixels "
-            f"({first_line(error)}). {_suggested_size(network, spec.input.channels)}"
+            f"({first_line(error)}). Set {remedy}."
         ) from None
     if not isinstance(logits, Tensor) or list(logits.shape) != expected:
         actual = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(
             f"network `{spec.network}` returns {actual} for one image; expected logits {expected}."
         )
-
-
-def _logits_of_blank(network: nn.Module, channels: int, size: int) -> Any:
-    with torch.inference_mode():
-        return network(torch.zeros(1, channels, size, size))
-
-
-def _suggested_size(network: nn.Module, channels: int) -> str:
-    """The smallest multiple of 8 pixels that the network takes, by trial."""
-    for size in range(8, _LARGEST_SUGGESTION + 1, 8):
-        try:
-            _logits_of_blank(network, channels, size)
-        except WRONG_SIZE:
-            continue
-        return f"Set `input_size: {size}` for it, the smallest multiple of 8 that it takes."
-    return f"It takes no multiple of 8 up to {_LARGEST_SUGGESTION}: check its options."

@@ -108,11 +108,9 @@ class OnnxNetwork(nn.Module):
         logits = []
         for start in range(0, len(images), size):
             batch = images[start : start + size]
-            missing = size - len(batch)
-            if missing:
-                batch = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), batch.dtype)])
-            rows = _run(self._session, {self._input.name: batch})[0]
-            logits.append(rows[: size - missing])
+            if missing := size - len(batch):
+                batch = np.pad(batch, [(0, missing), (0, 0), (0, 0), (0, 0)])
+            logits.append(_run(self._session, {self._input.name: batch})[0][: size - missing])
         return np.concatenate(logits).astype(np.float32, copy=False)
 
     def cost(self, channels: int, size: int) -> dict[str, int]:
@@ -209,14 +207,8 @@ def _use_logits(model: onnx.ModelProto, num_classes: int) -> None:
 
 
 def _layout_of(shape: list[Any], channels: int) -> str:
-    if len(shape) == 4:
-        fitting = [
-            layout
-            for layout, place in zip(_LAYOUTS, (1, 3), strict=True)
-            if shape[place] == channels
-        ]
-        if len(fitting) == 1:
-            return fitting[0]
+    if len(shape) == 4 and (shape[1] == channels) != (shape[3] == channels):
+        return "nchw" if shape[1] == channels else "nhwc"
     raise UserError(
         f"the ONNX file takes an input of {shape}; expected [batch, {channels}, height, width] or "
         f"[batch, height, width, {channels}]. If it is one of these, set "

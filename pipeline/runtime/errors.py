@@ -1,5 +1,6 @@
 """Errors that the user can fix, and suggestions for misspelt names."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import TypeVar
@@ -14,6 +15,22 @@ class UserError(Exception):
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or its class if it has none."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def positive_int(text: str, name: str, meaning: str, most: int | None = None) -> int:
+    """Read a positive integer that a user typed.
+
+    Args:
+        name, meaning: for the message: what was typed, and what was expected.
+
+    Raises:
+        UserError: it is not an integer from 1, or is larger than `most`.
+    """
+    if not (text.isascii() and text.isdigit() and 0 < float(text) <= (most or sys.maxsize)):
+        raise UserError(
+            f"{name} is `{text}`; expected {meaning}, {f'1 to {most}' if most else '1 or more'}."
+        )
+    return int(text)
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:

@@ -2,13 +2,17 @@
 
 import re
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import CollectionNode, MappingNode, Node
 
-from pipeline.runtime.errors import UserError, did_you_mean
-from pipeline.runtime.validation import Record, shown, validate
+from pipeline.runtime.errors import UserError, did_you_mean, first_line
+from pipeline.runtime.validation import Model, Record, shown, validate
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -17,59 +21,55 @@ class Section(Record):
     """A section of params.yaml."""
 
 
-Model = TypeVar("Model", bound=Section)
-
 _MAX_VALUES = 100_000  # in one file, with the values that aliases repeat
-_MERGE = "tag:yaml.org,2002:merge"
+
+#: ruamel.yaml raises these for deep nesting, and for a text that is not a value of its type, such
+#: as `2024-13-45`.
+_NOT_A_VALUE = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError)
 
 
-class _Loader(yaml.SafeLoader):
-    """Read YAML 1.2 numbers, as DVC does: `5e-4` is a number, not text. Refuse duplicate keys, and
-    aliases that make a small file a large one."""
+class _Composer(Composer):
+    """Refuses aliases that make a small file a large one, or one without end."""
 
-    def get_single_node(self) -> yaml.Node | None:
-        node = super().get_single_node()
-        if node is not None:
-            _check_node(node, {})
-        return node
+    def get_single_node(self) -> Node | None:
+        root = super().get_single_node()
+        waiting, count = [root], 0
+        while waiting:
+            node = waiting.pop()
+            parts = node.value if isinstance(node, CollectionNode) else []
+            parts = list(chain(*parts)) if isinstance(node, MappingNode) else parts
+            waiting += parts
+            count += len(parts)
+            if count > _MAX_VALUES:
+                problem = f"more than {_MAX_VALUES:,} values, counting what aliases repeat"
+                raise MarkedYAMLError(None, None, problem, node.start_mark)
+        return root
 
 
-def _check_node(node: yaml.Node, counts: dict[int, int]) -> int:
-    """Count the values of a node, with those that aliases repeat.
-
-    Args:
-        counts: by id, of the nodes seen before; 0 while their parts are being counted.
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file by the library that DVC reads with, so that both get the same values.
 
     Raises:
-        yaml.MarkedYAMLError: too many values, a node that contains itself, or a duplicate key.
+        FileNotFoundError: the file is absent.
+        UserError: it cannot be read, or is not YAML.
     """
-
-    def refuse(problem: str, at: yaml.Node = node) -> NoReturn:
-        raise yaml.MarkedYAMLError(None, None, problem, at.start_mark)
-
-    if id(node) in counts:
-        return counts[id(node)] or refuse("an alias refers to a node that contains it")
-    counts[id(node)] = 0
-    parts = node.value if isinstance(node, yaml.CollectionNode) else []
-    if isinstance(node, yaml.MappingNode):
-        parts, keys = [part for pair in node.value for part in pair], set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
-                if (key.tag, key.value) in keys:
-                    refuse(f"duplicate key `{key.value}`: remove one", key)
-                keys.add((key.tag, key.value))
-    counts[id(node)] = 1 + sum(_check_node(part, counts) for part in parts)
-    if counts[id(node)] > _MAX_VALUES:
-        refuse(f"more than {_MAX_VALUES:,} values, counting what aliases repeat")
-    return counts[id(node)]
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), "-+0123456789"
-)
-
-#: PyYAML raises these for a text that is not a value of its type, `2024-13-45`, or deep nesting.
-_NOT_A_VALUE = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError)
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Composer = _Composer
+    try:
+        return yaml.load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"`{path}` cannot be read ({error.strerror}).") from None
+    except MarkedYAMLError as error:
+        problem = str(error.problem).partition(" with value ")[0]  # of a duplicate key: maybe long
+        if mark := error.problem_mark:
+            problem += f" at line {mark.line + 1}, column {mark.column + 1}"
+    except (YAMLError, UnicodeDecodeError) as error:
+        problem = first_line(error)
+    except _NOT_A_VALUE as error:
+        problem = f"a value is nested too deeply, or is not valid for its type ({error})"
+    raise UserError(f"`{path}` is not valid YAML: {problem}.")
 
 
 def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
@@ -79,34 +79,24 @@ def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
         UserError: the file is absent, not YAML, or not a mapping.
     """
     try:
-        content = yaml.load(path.read_text("utf-8"), _Loader)  # a subclass of SafeLoader
+        content = read_yaml(path)
     except FileNotFoundError:
         raise UserError(f"`{path}` is absent. Run this from the project's folder.") from None
-    except OSError as error:
-        raise UserError(f"`{path}` cannot be read ({error.strerror}).") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        problem = str(error).replace('in "<unicode string>", line', "at line")
-        raise UserError(f"`{path}` is not valid YAML: {problem}") from None
-    except _NOT_A_VALUE as error:
-        raise UserError(
-            f"`{path}` is not valid YAML: a value is nested too deeply, or is not valid for its "
-            f"type ({error})."
-        ) from None
     if not isinstance(content, dict):
         raise UserError(f"`{path}` is {shown(content)}; expected a mapping of sections.")
     return content
 
 
-def load_section(model: type[Model], name: str, *, path: Path = PARAMS_FILE) -> Model:
+def load_section(model: type[Model], name: str) -> Model:
     """Load section `name` of params.yaml and validate it.
 
     Raises:
         UserError: lists every problem of the section, with the keys' full names.
     """
-    params = read_params(path)
+    params, where = read_params(), f"{PARAMS_FILE}: {name}"
     if name not in params:
-        raise UserError(f"`{path}: {name}` is missing; expected a section of that name.")
-    return validate(model, params[name], f"{path}: {name}")
+        raise UserError(f"`{where}` is missing; expected a section of that name.")
+    return validate(model, params[name], where)
 
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")

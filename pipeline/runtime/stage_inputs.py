@@ -13,11 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import sha256_of_file
-from pipeline.runtime.params import PARAMS_FILE, read_params
+from pipeline.runtime.params import PARAMS_FILE, read_params, read_yaml
 
 DVC_FILE = Path("dvc.yaml")
 CODE = Path("pipeline")
@@ -84,11 +82,9 @@ def _definition(stage: str) -> dict[str, Any]:
         UserError: dvc.yaml is not YAML, or lacks the stage.
     """
     try:
-        content = yaml.safe_load(DVC_FILE.read_text("utf-8"))
+        content = read_yaml(DVC_FILE)
     except FileNotFoundError:
         return {}
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"`{DVC_FILE}` is not valid YAML: {error}") from None
     stages = content.get("stages") if isinstance(content, dict) else None
     if not isinstance(stages, dict) or not isinstance(stages.get(stage), dict):
         raise UserError(
@@ -112,8 +108,8 @@ def _look_up(key: str, params: Mapping[str, Any]) -> Any:
 
 
 def _state(path: Path) -> Any:
-    """A value that changes with a file's content. For a folder of code: the hash of every Python
-    file, the files that DVC sees through `.dvcignore`. For another folder: sizes and dates."""
+    """A value that changes with a file's content. For a folder of code: the hash of every file
+    of code, the files that DVC sees through `.dvcignore`. For another folder: sizes and dates."""
     if path.is_dir() and path.is_relative_to(CODE):
         return {str(file): sha256_of_file(file) for file in _code_files(path)}
     if path.is_dir():
@@ -124,11 +120,12 @@ def _state(path: Path) -> Any:
 
 
 def _code_files(folder: Path) -> list[Path]:
-    """The Python files below the folder, without hidden ones."""
+    """The Python files and those that they read (.txt) below the folder, without hidden ones."""
     return [
         file
-        for file in folder.rglob("*.py")
-        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        for file in folder.rglob("*")
+        if file.suffix in (".py", ".txt")
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     ]
 
 

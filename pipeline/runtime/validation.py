@@ -1,15 +1,18 @@
 """Validate what a person or another stage wrote against a pydantic model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import from_json
 
 from pipeline.runtime.errors import UserError, did_you_mean
 from pipeline.runtime.files import recovery_hint
 
 Model = TypeVar("Model", bound=BaseModel)
+
+_SHOWN = 10  # problems of one file
 
 
 class Record(BaseModel):
@@ -25,7 +28,7 @@ def read_model(path: Path | str, model: type[Model], *, produced_by: str) -> Mod
         produced_by: the command that writes the file, for messages.
 
     Raises:
-        UserError: the file is absent, is not JSON, or lists every key that does not fit the model.
+        UserError: the file is absent, is not JSON, or lists the keys that do not fit the model.
     """
     path = Path(path)
     if not path.is_file():  # reading a device might never end
@@ -42,8 +45,10 @@ def read_model(path: Path | str, model: type[Model], *, produced_by: str) -> Mod
             raise UserError(
                 f"`{path}` is not a JSON file ({problems[0]['msg']}). {again}"
             ) from None
-        lines = [_message(model, problem, str(path), {}) for problem in problems]
-        raise UserError("\n".join([*lines, again])) from None
+        parsed = from_json(content)
+        lines = [_message(model, parsed, each, str(path), {}) for each in problems[:_SHOWN]]
+        more = [f"... and {len(problems) - _SHOWN} more."] if len(problems) > _SHOWN else []
+        raise UserError("\n".join([*lines, *more, again])) from None
 
 
 def validate(
@@ -64,49 +69,53 @@ def validate(
         return model.model_validate(content)
     except ValidationError as error:
         raise UserError(
-            "\n".join(_message(model, e, location, origins or {}) for e in error.errors())
+            "\n".join(_message(model, content, e, location, origins or {}) for e in error.errors())
         ) from None
 
 
-def _message(model: type[BaseModel], error: Any, location: str, origins: dict[str, str]) -> str:
-    *parents, key = names = _names(model, error["loc"]) or [""]
-    location = origins.get(str(names[0]), location)
-    inside = ".".join(map(str, names))
+def _message(
+    model: type[BaseModel], content: Any, error: Any, location: str, origins: dict[str, str]
+) -> str:
+    names = _names(content, error)
+    location = origins.get(str(names[0]), location) if names else location
     separator = "." if ": " in location else ": "  # `params.yaml: teacher.seed`, `x.json: seed`
-    full_name = f"{location}{separator}{inside}" if inside else location
-    if error["type"] == "extra_forbidden":
-        known = sorted(_fields_at(model, parents))
-        suggestion = did_you_mean(str(key), known) or "."
+    full_name = separator.join([location, ".".join(map(str, names))]) if names else location
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = sorted(_fields_at(model, names[:-1]))
+        suggestion = did_you_mean(str(names[-1]), known) or "."
         return f"`{full_name}` is unknown{suggestion} Known: {', '.join(known)}."
     if error["type"] == "missing":
         return f"`{full_name}` is missing."
     if error["type"] == "value_error":  # about several keys together
         return f"`{full_name}`: {error['msg'].removeprefix('Value error, ')}."
     expected = error["msg"].removeprefix("Input should be ")
+    if error["type"] in ("model_type", "dict_type"):
+        expected = "a mapping"
     return f"`{full_name}` is {shown(error['input'])}; expected {expected}."
 
 
-def _names(model: type[BaseModel], location: Sequence[int | str]) -> list[int | str]:
-    """Drop pydantic's marks of a union's branches from a location."""
+def _names(content: Any, error: Any) -> list[int | str]:
+    """The keys of an error's location, without pydantic's marks of a union's branches."""
     names: list[int | str] = []
-    for part in location:
-        if names and not isinstance(part, int) and not _fields_at(model, names):
-            break  # a branch of a union: `int`, `literal['all']`
+    for part in error["loc"]:
+        is_key = isinstance(content, dict) and (part in content or error["type"] == "missing")
+        if not is_key and not (isinstance(content, list) and isinstance(part, int)):
+            break
         names.append(part)
+        content = content[part] if isinstance(content, list) else content.get(part)
     return names
 
 
-def _fields_at(model: type[BaseModel], names: Sequence[int | str]) -> dict[str, Any]:
-    """The fields of the model at a nested key; empty if the key holds no model."""
-    fields = model.model_fields
+def _fields_at(model: type[BaseModel], names: Sequence[int | str]) -> Mapping[str, Any]:
+    """The fields of the model at a nested key."""
+    fields = model.__pydantic_fields__
     for name in names:
-        annotation = fields[str(name)].annotation if str(name) in fields else None
-        models = [
-            option
-            for option in (annotation, *get_args(annotation))
-            if isinstance(option, type) and issubclass(option, BaseModel)
-        ]
-        fields = models[0].model_fields if models else {}
+        if name in fields:  # else the index of a list, or the key of a mapping
+            annotation = fields[name].annotation
+            options = (annotation, *get_args(annotation))
+            fields = next(
+                (f for o in options if (f := getattr(o, "__pydantic_fields__", None))), {}
+            )
     return fields
 
 

@@ -8,7 +8,6 @@ metrics/training_curves.csv, and the report in reports/. Measured times go to re
 from pipeline.runtime.command import run_command
 
 import argparse
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,20 +16,19 @@ import pandas as pd
 
 from pipeline.comparison import results
 from pipeline.comparison.compare import compare
-from pipeline.comparison.example_images import clean_pixels, corrupted_examples
+from pipeline.comparison.example_images import THUMBNAIL, clean_pixels, corrupted_examples
+from pipeline.comparison.figures import Figures, class_table, headline_figures, models_table
 from pipeline.comparison.report.console import console_table
 from pipeline.comparison.report.costs import Costs
-from pipeline.comparison.report.html import THUMBNAIL
 from pipeline.comparison.report.markdown import markdown
-from pipeline.comparison.report.page import Origin, html_report
-from pipeline.comparison.report.robustness import SHOWN_SEVERITY
-from pipeline.comparison.tables import class_table, headline_figures, models_table
+from pipeline.comparison.report.page import SHOWN_SEVERITY, Origin, html_report
 from pipeline.data.prepared.dataset import open_dataset, verify_dataset
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import atomic_directory, read_json, write_bytes, write_json
+from pipeline.runtime.files import atomic_directory, write_bytes, write_json
 from pipeline.runtime.outputs import TEACHER, ModelOutputs
 from pipeline.runtime.params import read_params, student_names
 from pipeline.runtime.stage_inputs import StageInputs
+from pipeline.runtime.validation import read_model
 
 METRICS, REPORTS = Path("metrics"), Path("reports")
 
@@ -43,8 +41,8 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m pipeline.stages.compare", description=__doc__)
     parser.add_argument("--show", action="store_true", help="print the last comparison again")
     if parser.parse_args().show:
-        figures = read_json(METRICS / "comparison.json", produced_by="dvc repro compare")
-        print(console_table(figures))
+        path, produced_by = METRICS / "comparison.json", "dvc repro compare"
+        print(console_table(read_model(path, Figures, produced_by=produced_by)))
         return
     inputs = StageInputs("compare")
     names, dataset = student_names(), open_dataset()
@@ -59,10 +57,8 @@ def main() -> None:
         for name in names
     }
     labels = {name: np.asarray(dataset.splits[name].labels) for name in results.HELD_OUT}
-    comparison = replace(
-        compare(teacher, students, labels, dataset.class_names),
-        robustness=results.read_robustness(names, dataset),
-    )
+    robustness = results.read_robustness(names, dataset)
+    comparison = compare(teacher, students, labels, dataset.class_names, robustness)
     if comparison.teacher.accuracy == 0:
         raise UserError(
             "the teacher classifies no test image correctly; expected some, for retention is a "
@@ -73,9 +69,10 @@ def main() -> None:
     made_passes = teacher.parameters is not None  # imported logits took no forward pass
     costs = Costs(speed, results.cache_economics(store_index, curves) if made_passes else None)
 
-    fingerprints = {"dataset": dataset.fingerprint, "teacher": store_index["teacher_fingerprint"]}
-    test = dataset.splits["test"]
+    fingerprints = {"dataset": dataset.fingerprint, "teacher": store_index.teacher_fingerprint}
+    test, figures = dataset.splits["test"], headline_figures(comparison, costs.economics)
     page = html_report(
+        figures,
         comparison,
         curves,
         partial(clean_pixels, test, side=THUMBNAIL),
@@ -83,18 +80,14 @@ def main() -> None:
         Origin(params=read_params(), fingerprints=fingerprints),
         costs,
     )
-    figures = headline_figures(comparison)
-    if costs.economics is not None:
-        figures["cache"] = costs.economics.figures
-
     inputs.check()
     with atomic_directory(REPORTS) as folder:
         write_bytes(folder / "index.html", page.encode())
-        write_bytes(folder / "comparison.md", markdown(comparison, costs).encode())
+        write_bytes(folder / "comparison.md", markdown(figures, comparison, costs).encode())
         write_table(folder / "class_accuracy.csv", class_table(comparison))
     write_table(METRICS / "training_curves.csv", curves)
     write_table(METRICS / "comparison.csv", models_table(comparison))
-    write_json(METRICS / "comparison.json", figures)
+    write_json(METRICS / "comparison.json", figures.model_dump(exclude_unset=True))
     print(console_table(figures))
 
 

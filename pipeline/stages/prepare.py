@@ -9,6 +9,7 @@ from pipeline.runtime.command import run_command
 import argparse
 from pathlib import Path
 
+from pipeline.data.prepared.dataset import DatasetDescription
 from pipeline.data.sources.data_quality import find_duplicates, findings
 from pipeline.data.sources.digits import digits
 from pipeline.data.sources.image_folder import image_folder
@@ -25,18 +26,13 @@ SCRATCH = Path(".scratch/prepare")  # holds only its lock
 SOURCES = {"digits": digits, "image_folder": image_folder, "torchvision": torchvision_set}
 
 
-def write_dataset(params: DatasetParams, directory: Path) -> dict[str, object]:
-    """Write the files of a prepared dataset into an empty directory.
-
-    Returns:
-        The content of dataset.json.
-    """
+def write_dataset(params: DatasetParams, directory: Path) -> DatasetDescription:
+    """Write the files of a prepared dataset into an empty directory."""
     source = SOURCES[params.source](params)
     description, digests = pack(source, params, directory)
     duplicates = find_duplicates(source.samples, digests)
-    if duplicates:
-        description["duplicates"] = duplicates
-    write_json(directory / "dataset.json", description)
+    description = description.model_copy(update={"duplicates": duplicates or None})
+    write_json(directory / "dataset.json", description.model_dump(exclude_none=True))
     for line in findings(source, duplicates):
         print(f"prepare: {line}", flush=True)
     return description
@@ -50,8 +46,8 @@ def main() -> None:
     with exclusive(SCRATCH), atomic_directory(PREPARED) as directory:
         description = write_dataset(params, directory)
         inputs.check()
-    counts = ", ".join(f"{count:,} {split}" for split, count in description["splits"].items())
-    classes, fingerprint = len(description["class_names"]), description["fingerprint"]
+    counts = ", ".join(f"{count:,} {split}" for split, count in description.splits.items())
+    classes, fingerprint = len(description.class_names), description.fingerprint
     print(f"{PREPARED}: {counts} images of {classes} classes, {fingerprint[:12]}")
 
 

@@ -25,7 +25,7 @@ from pipeline.compute.device import default_device
 from pipeline.data.prepared.dataset import AnySplit, open_dataset, verify_dataset
 from pipeline.data.prepared.image_decoding import available_cores
 from pipeline.models import checkpoint
-from pipeline.models.evaluation import BATCH_SIZE, predict
+from pipeline.models.evaluation import batches_of, predict
 from pipeline.models.spec import InputSpec
 from pipeline.runtime.files import write_bytes
 from pipeline.runtime.outputs import TEACHER, ModelOutputs
@@ -47,7 +47,7 @@ def predict_variants(
     All networks see the same pixels: images are corrupted at the dataset's size, before they are
     resized and normalised for a network.
     """
-    order = np.split(samples, range(BATCH_SIZE, len(samples), BATCH_SIZE))
+    order = batches_of(samples)
     batches = open_views(split, ViewPolicy("none"), 0, torch.device("cpu")).batches(0, order)
     classes = []
     for batch in bar(batches, "corrupted images", total=len(order)):

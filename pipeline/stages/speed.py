@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.comparison.measurement import latency
-from pipeline.comparison.measurement.latency import BATCH_SIZE, DeviceSpeed, NetworkSpeed
+from pipeline.comparison.measurement.latency import BATCH_SIZE, DeviceSpeed, NetworkSpeed, Speeds
 from pipeline.models import checkpoint
 from pipeline.models.spec import InputSpec
 from pipeline.runtime.files import write_json
@@ -113,7 +113,7 @@ def main() -> None:
         for name, figures in speed.students.items():
             print(format_speed(name, figures))
     inputs.check()
-    write_json(latency.SPEED_FILE, latency.SPEED.dump_python(speeds, exclude_none=True))
+    write_json(latency.SPEED_FILE, Speeds(**speeds).model_dump(exclude_none=True))
 
 
 if __name__ == "__main__":

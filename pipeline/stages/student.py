@@ -9,7 +9,6 @@ the environment shares every batch among N processes.
 from pipeline.runtime.command import run_command
 
 import argparse
-from dataclasses import asdict
 
 import numpy as np
 
@@ -66,7 +65,7 @@ def train_student(name: str, group: ProcessGroup) -> None:
     defining = {
         "views": views.model_dump(),
         "distillation": distillation.model_dump(),
-        "store": asdict(store.index),
+        "store": store.index.content(),
     }
     with resumable(outputs, spec, training, dataset, defining, device, group) as resume:
         result = fit(network, spec.input, data, loss, training, device, group, resume)

@@ -10,7 +10,6 @@ from pipeline.runtime.command import run_command
 
 import argparse
 from contextlib import nullcontext
-from dataclasses import asdict
 
 import torch
 
@@ -18,14 +17,13 @@ from pipeline.compute import distributed
 from pipeline.compute.device import default_device
 from pipeline.compute.distributed import ProcessGroup
 from pipeline.data.prepared.dataset import open_dataset, verify_dataset
-from pipeline.models.spec import native_input
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.locks import exclusive
 from pipeline.runtime.outputs import TEACHER
 from pipeline.runtime.params import load_section
 from pipeline.runtime.stage_inputs import StageInputs
-from pipeline.teacher import accuracy_gate, auxiliary_heads
-from pipeline.teacher.initial_network import build_initial_network, sha256_of_weights
+from pipeline.teacher import accuracy_gate
+from pipeline.teacher.initial_network import build_initial_network, is_trained, training_inputs
 from pipeline.teacher.loop import fit_teacher
 from pipeline.teacher.outputs import EVALUATED, FALLBACK_HINTS, import_logits, write_network
 from pipeline.teacher.params import TeacherParams
@@ -51,12 +49,11 @@ def make_teacher(group: ProcessGroup) -> None:
                 f"{group.size} processes cannot do; expected one. Unset PROCESSES, or set "
                 "freeze_epochs: 0."
             )
-        torch.manual_seed(params.training.seed)
         network, spec = build_initial_network(params, dataset)
         if dataset.encoded:  # decoded at the size of the network's input
             dataset = dataset.resized(spec.input.size)
         network.to(device)
-    trains = params.weights != "checkpoint" and spec.pretrained_classes is None
+    trains = is_trained(params, spec)
     if group.is_main:
         print(
             f"teacher: {params.family}, {params.network.name}, weights: {params.weights}",
@@ -71,14 +68,9 @@ def make_teacher(group: ProcessGroup) -> None:
             )
     resume = None
     if trains:
-        fields = {
-            "network": asdict(spec),
-            "weights": sha256_of_weights(network),
-            "training": params.training.model_dump(),
-            "dataset": dataset.fingerprint,
-        }
+        fields = training_inputs(params, network, spec, dataset)
         resume = ResumeState(TEACHER.scratch, fingerprint(fields, device, group), group)
-        with group.report_peer_failure(), auxiliary_heads.heads(network, spec):
+        with group.report_peer_failure():
             fit_teacher(network, spec.input, dataset, params.training, device, group, resume)
 
     logits = {
@@ -95,14 +87,10 @@ def make_teacher(group: ProcessGroup) -> None:
             "(`teacher.checkpoint`) and its `mean` and `std`."
         )
     accuracy_gate.check(
-        network,
-        spec.input,
         dataset,
         logits["validation"],
         minimum_accuracy=params.minimum_accuracy,
-        pretrained_input=native_input(params.family, params.network.name),
         fallback_hint=FALLBACK_HINTS[params.weights],
-        device=device,
     )
     write_network(network, spec, dataset, logits, inputs)
     if resume is not None:  # kept until now: a teacher that the gate refuses is not trained again

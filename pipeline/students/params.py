@@ -7,8 +7,8 @@ from pydantic import Field
 
 from pipeline.models.params import Family, Network
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.params import PARAMS_FILE, Model, Section, check_student, read_params
-from pipeline.runtime.validation import validate
+from pipeline.runtime.params import PARAMS_FILE, Section, check_student, read_params
+from pipeline.runtime.validation import Model, validate
 from pipeline.training.params import OptimisationParams
 
 

@@ -1,7 +1,9 @@
 """The teacher's network with the weights that it has before any training."""
 
 import hashlib
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,11 +15,13 @@ from pipeline.teacher.params import TeacherParams
 
 
 def build_initial_network(params: TeacherParams, dataset: Dataset) -> tuple[nn.Module, ModelSpec]:
-    """Build the network on the CPU, with fresh, published or checkpointed weights.
+    """Build the network on the CPU, with fresh, published or checkpointed weights. Fresh ones are
+    drawn from the training's seed.
 
     Raises:
         UserError: the network cannot be built, or its weights cannot be loaded.
     """
+    torch.manual_seed(params.training.seed)
     spec = model_spec(
         params.family, params.network, dataset, pretrained=params.weights == "pretrained"
     )
@@ -31,7 +35,24 @@ def build_initial_network(params: TeacherParams, dataset: Dataset) -> tuple[nn.M
     return build(spec), spec
 
 
-def sha256_of_weights(network: nn.Module) -> str:
+def is_trained(params: TeacherParams, spec: ModelSpec) -> bool:
+    """Whether the stage trains the initial network."""
+    return params.weights != "checkpoint" and spec.pretrained_classes is None
+
+
+def training_inputs(
+    params: TeacherParams, network: nn.Module, spec: ModelSpec, dataset: Dataset
+) -> dict[str, Any]:
+    """Everything that a training of the initial network depends on, but for code and machine."""
+    return {
+        "network": asdict(spec),
+        "weights": _sha256_of_weights(network),
+        "training": params.training.model_dump(),
+        "dataset": dataset.fingerprint,
+    }
+
+
+def _sha256_of_weights(network: nn.Module) -> str:
     """SHA-256 of the state dict's bytes."""
     digest = hashlib.sha256()
     for value in network.state_dict().values():

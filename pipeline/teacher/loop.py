@@ -1,9 +1,6 @@
 """The training loop of the teacher. It shares no module with the students' loop but `training/`,
 so that an edit of the students' loop never trains the teacher again."""
 
-from collections.abc import Mapping
-from functools import partial
-
 import numpy as np
 import torch
 from torch import nn
@@ -21,7 +18,7 @@ from pipeline.models.evaluation import classification_metrics
 from pipeline.models.spec import InputSpec
 from pipeline.runtime.derived_random import permutation
 from pipeline.runtime.progress import EpochLog, bar
-from pipeline.teacher import auxiliary_heads, fine_tuning
+from pipeline.teacher import fine_tuning
 from pipeline.teacher.params import TeacherTraining
 from pipeline.training.data_parallel import (
     gather_rows,
@@ -56,7 +53,8 @@ def fit_teacher(
     Raises:
         UserError: the loss is no longer finite.
     """
-    split = dataset.splits["train"]
+    split, validation = dataset.splits["train"], dataset.splits["validation"]
+    validation_labels = torch.from_numpy(validation.labels)
     views = open_views(split, ViewPolicy(params.policy), params.seed, device)
     labels = torch.from_numpy(split.labels).to(device)
     labelled = np.flatnonzero(split.labels >= 0)  # only students see the others
@@ -97,13 +95,14 @@ def fit_teacher(
                 local_logits = forward(inputs)
             logits = gather_rows(local_logits.float(), len(samples), group)
             targets = labels[to_device(samples, device)]
-            gather = partial(gather_rows, count=len(samples), group=group)
             loss = F.cross_entropy(logits, targets)
-            loss = loss + auxiliary_heads.loss(network, targets, gather)
             optimisation.step(scale_for_ddp(loss, group))
             monitor.add(loss.detach(), len(samples))
         train_loss = monitor.mean(len(labelled))
-        metrics = _validate(optimisation.evaluated, spec, dataset, device, group)
+        predictions = predict_distributed(
+            optimisation.evaluated, spec, validation, device=device, group=group
+        )
+        metrics = classification_metrics(predictions, validation_labels, "validation")
         monitor.check_validation(metrics["validation_nll"])
         if resume is not None:
             resume.save(
@@ -118,15 +117,3 @@ def fit_teacher(
             log.line(epoch, train_loss=train_loss, validation_accuracy=accuracy)
     if optimisation.evaluated is not network:
         network.load_state_dict(optimisation.evaluated.state_dict())
-
-
-def _validate(
-    network: nn.Module,
-    spec: InputSpec,
-    dataset: Dataset,
-    device: torch.device,
-    group: ProcessGroup,
-) -> Mapping[str, float]:
-    split = dataset.splits["validation"]
-    logits = predict_distributed(network, spec, split, device=device, group=group)
-    return classification_metrics(logits, torch.from_numpy(split.labels), "validation")

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -11,6 +10,7 @@ from pipeline.data.prepared.dataset import Dataset
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import WEIGHTS
 from pipeline.models.evaluation import (
+    check_imported,
     classification_metrics,
     count_parameters_and_macs,
     write_predictions,
@@ -23,7 +23,7 @@ from pipeline.teacher import accuracy_gate
 from pipeline.teacher.params import TeacherParams
 
 EVALUATED = ("validation", "test")
-#: What to do about a low accuracy that no other order, normalisation or size explains.
+#: What to do about a low accuracy that nothing else explains.
 FALLBACK_HINTS = {
     "train": "Train it longer (`teacher.training.epochs`), or with another `learning_rate`.",
     "pretrained": "Check that its logits are for the classes of the folders, or train it longer.",
@@ -56,7 +56,7 @@ def write_network(
 
 
 def import_logits(params: TeacherParams, dataset: Dataset, inputs: StageInputs) -> None:
-    """Write a teacher that is a table or a store of logits from elsewhere.
+    """Write a teacher that is a store of logits from elsewhere.
 
     Raises:
         UserError: the logits cannot be read, or fail the accuracy gate.
@@ -64,24 +64,27 @@ def import_logits(params: TeacherParams, dataset: Dataset, inputs: StageInputs) 
     family = family_module(params.family)
     source = family.open_source(Path(params.checkpoint), dataset)
     print(f"teacher: {params.network.name}, the logits of {source.path}", flush=True)
-    for line in source.told:
-        print(f"  {line}", flush=True)
-    logits = {
-        name: torch.from_numpy(source.rows(name, 0, np.arange(len(dataset.splits[name]))))
-        for name in EVALUATED
-    }
+    for name, logits in source.held_out.items():
+        check_imported(
+            logits,
+            dataset.class_names,
+            str(source.path),
+            lambda row, s=name: f"sample {row} of {s}",
+        )
+    logits = {name: torch.from_numpy(source.held_out[name]) for name in EVALUATED}
     accuracy_gate.check(
-        None,
-        None,
         dataset,
         logits["validation"],
         minimum_accuracy=params.minimum_accuracy,
-        pretrained_input=None,
         fallback_hint=FALLBACK_HINTS["logits"],
-        device=torch.device("cpu"),
+        imported=True,
     )
     description = LogitSource(
-        params.family, params.network.name, dataset.class_names, params.checkpoint, source.sha256
+        params.family,
+        params.network.name,
+        dataset.class_names,
+        params.checkpoint,
+        source.contents_sha256,
     )
     inputs.check()
     with atomic_directory(TEACHER.model) as directory:

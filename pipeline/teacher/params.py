@@ -34,7 +34,7 @@ class TeacherParams(Section):
     family: Family
     network: Network
     weights: Literal["train", "checkpoint", "pretrained", "logits"]
-    # checkpoint: the file (.pt, .pth, .th, .safetensors); logits: the table or the store
+    # checkpoint: the file (.pt, .pth, .th, .safetensors); logits: the folder of a store
     checkpoint: str
     minimum_accuracy: float | None = Field(default=None, gt=0, le=1)  # on validation
     training: TeacherTraining
@@ -55,7 +55,7 @@ class TeacherParams(Section):
         if (self.family == "logits") != (self.weights == "logits"):
             raise ValueError(
                 f"family is `{self.family}` and weights is `{self.weights}`, but a teacher that is "
-                "a table or a store of logits has `logits` for both: set both, or neither"
+                "a store of logits has `logits` for both: set both, or neither"
             )
         if self.weights == "logits" and self.network != NetworkParams(name=self.network.name):
             raise ValueError(

@@ -4,16 +4,19 @@ If every class of the dataset is among those of the pretraining, the network kee
 last layer and needs no training. Otherwise its last layer is new and has to be trained.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.models import checkpoint
 from pipeline.models.spec import ModelSpec, build, family_module
 from pipeline.runtime.errors import UserError
-from pipeline.teacher.imagenet_classes import WORDNET_IDS
+
+#: ImageNet's 1,000 classes (ILSVRC 2012), in the order of networks' logits, which is ascending.
+WORDNET_IDS = Path(__file__).with_name("imagenet_wordnet_ids.txt").read_text("ascii").split()
 
 
 def load(spec: ModelSpec) -> tuple[nn.Module, ModelSpec]:
@@ -41,12 +44,9 @@ def load(spec: ModelSpec) -> tuple[nn.Module, ModelSpec]:
             f"the pretrained weights of `{spec.network}` have no {len(class_names)} rows "
             f"for {', '.join(f'`{key}`' for key in unfit)}. Remove the network's `options`."
         )
-    if classes is None:
-        fresh = network.state_dict()
-        fitted = {**state, **{key: fresh[key] for key in head}}
-    else:
-        fitted = {**state, **{key: state[key][classes] for key in head}}
-    checkpoint.load_state(network, fitted, f"the pretrained weights of `{spec.network}`")
+    fresh = network.state_dict()
+    rows = {key: fresh[key] if classes is None else state[key][classes] for key in head}
+    checkpoint.load_state(network, {**state, **rows}, f"the pretrained weights of `{spec.network}`")
     return network, spec
 
 
@@ -78,12 +78,6 @@ def _plain(name: str) -> str:
 def last_layer(spec: ModelSpec) -> frozenset[str]:
     """Keys of the tensors with one row per class."""
     with torch.random.fork_rng(devices=[]):
-        own, other = (
-            _shapes(replace(spec, class_names=[*spec.class_names, *more])) for more in ([], [""])
-        )
-    return frozenset(key for key, shape in own.items() if shape != other[key])
-
-
-def _shapes(spec: ModelSpec) -> Mapping[str, torch.Size]:
-    state: Mapping[str, Tensor] = build(spec).state_dict()
-    return {key: value.shape for key, value in state.items()}
+        own = build(spec).state_dict()
+        other = build(replace(spec, class_names=[*spec.class_names, ""])).state_dict()
+    return frozenset(key for key, value in own.items() if value.shape != other[key].shape)

@@ -21,18 +21,15 @@ from pipeline.compute.distributed import ProcessGroup
 from pipeline.compute.provenance import device_name, loaded_code
 from pipeline.runtime.files import canonical_json, write_bytes
 
-SCRATCH = Path(".scratch/training")
-
 
 def fingerprint(inputs: Mapping[str, Any], device: torch.device, group: ProcessGroup) -> str:
-    """SHA-256 of the inputs and of everything else that moves the last bits of a training.
+    """SHA-256 of the inputs, then of everything else that moves the last bits of a training.
 
     Args:
         inputs: every parameter, and what identifies the data, as JSON.
     """
     torchvision = sys.modules.get("torchvision")  # loading it takes seconds
-    defining = {
-        **inputs,
+    surroundings = {
         "device": device_name(device),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "bfloat16": computes_in_bfloat16(device),
@@ -46,7 +43,22 @@ def fingerprint(inputs: Mapping[str, Any], device: torch.device, group: ProcessG
         },
         "code": loaded_code(),
     }
-    return hashlib.sha256(canonical_json(defining).encode()).hexdigest()
+    return f"{_digest(inputs)}-{_digest(surroundings)}"
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+
+def read_state(folder: Path, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Read the last state of a training with these inputs, by any code and on any machine, on the
+    CPU; None if there is none. Changes nothing.
+
+    Args:
+        inputs: as for `fingerprint`.
+    """
+    paths = folder.glob(f"{_digest(inputs)}-*.state")
+    return next(filter(None, map(_read, paths)), None)
 
 
 class ResumeState:
@@ -89,12 +101,19 @@ class ResumeState:
                 path.unlink()
         if not self._path.exists():
             return None
-        with open(self._path, "rb") as file:
-            digest, content = file.read(hashlib.sha256().digest_size), file.read()
-        if hashlib.sha256(content).digest() != digest:
+        state = _read(self._path)
+        if state is None:
             print(f"  `{self._path}` is damaged: the training starts again", flush=True)
-            return None
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return state
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Read the state; None if the file is damaged."""
+    with open(path, "rb") as file:
+        digest, content = file.read(hashlib.sha256().digest_size), file.read()
+    if hashlib.sha256(content).digest() != digest:
+        return None
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def _random_states() -> list[Tensor]:

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MAGNITUDES = 31  # 0 ... 30
 _ONE = 2**14
 _GREY = (4899, 9617, 1868)  # weights of red, green and blue, in units of 1 / 2**14
 _UNIT = 2**16  # 1 in the coefficients of affine maps

@@ -104,21 +104,28 @@ def write_odd_images(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reading", "side"),
+    ("reading", "side", "channels"),
     [
-        ({"storage": "pixels", "image_size": 16}, 16),
-        ({"storage": "pixels", "image_size": 24}, 16),
-        ({"storage": "encoded", "image_size": 40, "quality": 80}, 16),
-        ({"storage": "encoded", "image_size": 40, "quality": "original"}, 24),
+        ({"storage": "pixels", "image_size": 16}, 16, 3),
+        ({"storage": "pixels", "image_size": 24}, 16, 1),
+        ({"storage": "encoded", "image_size": 40, "quality": 80}, 16, 1),
+        ({"storage": "encoded", "image_size": 40, "quality": "original"}, 24, 3),
     ],
 )
-@pytest.mark.parametrize("channels", [3, 1])
 def test_any_file_becomes_the_pixels_that_the_pipeline_decodes(folder, reading, side, channels):
     write_odd_images(folder / "images")
     split = prepare(**reading, channels=channels).resized(side).splits["train"]
     views = open_views(split, ViewPolicy("none"), 0, torch.device("cpu"), num_workers=0)
     (batch,) = views.batches(0, [np.arange(len(split))])
-    metadata = OnnxMetadata("mine", "-", ["a", "b"], 18, channels, side, reading)
+    metadata = OnnxMetadata(
+        student="mine",
+        fingerprint="-",
+        class_names=["a", "b"],
+        opset=18,
+        channels=channels,
+        image_size=side,
+        reading=reading,
+    )
     assert len(split) >= 6
     for sample_id, expected in zip(split.sample_ids, batch.pixels.numpy(), strict=True):
         pixels = predict.student_input((folder / "images" / sample_id).read_bytes(), metadata)
@@ -183,13 +190,10 @@ def test_more_files_than_a_batch_are_classified_in_order(here, monkeypatch, caps
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ("nowhere.onnx", "images"),
-            r"`nowhere.onnx` cannot be read \(No such file or directory\)",
-        ),
         (("params.yaml", "images"), "`params.yaml` cannot be loaded by onnxruntime"),
         ((MODEL, "images", "--top", "0"), "`--top` is `0`; expected how many classes .* 1 to 3"),
         ((MODEL, "images", "--top", "4"), "`--top` is `4`"),
+        ((MODEL, "images", "--top", 5000 * "9"), "`--top` is `999"),
         ((MODEL, "images", "--top", "all"), "`--top` is `all`"),
         ((MODEL, "empty"), "there is no file in empty; expected images"),
     ],
@@ -215,22 +219,13 @@ def changed_metadata(path: Path, **entries: str | None) -> str:
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"teach_once_format_version": None}, "was not written by `export`"),
         ({"teach_once_format_version": "2"}, "has format version 2; expected 1"),
-        ({"class_names": None}, r"has damaged metadata \('class_names'\)"),
-        ({"reading": "{"}, r"has damaged metadata \(Expecting property name"),
-        ({"reading": "7"}, r"has damaged metadata \(reading: .* valid dictionary"),
-        ({"reading": '{"storage": "pixels"}'}, r"has damaged metadata \(reading.image_size: "),
-        ({"channels": "2"}, r"has damaged metadata \(channels: Input should be 1 or 3"),
-        ({"class_names": "[1, 2, 3]"}, r"has damaged metadata \(class_names.0: .* valid string"),
-        (
-            {"image_size": "1000000"},
-            r"has damaged metadata \(image_size: Input should be less than or equal to 4096",
-        ),
-        (
-            {"class_names": '["a", "b"]'},
-            r"has inputs image \['batch', 3, 16, 16\] and outputs logits \['batch', 3\], but its",
-        ),
+        ({"class_names": None}, r"has damaged metadata.*: metadata.class_names` is missing"),
+        ({"reading": "{"}, r"has damaged metadata. Expecting property name"),
+        ({"reading": "7"}, r"has damaged metadata.*: metadata.reading` is 7; expected a mapping"),
+        ({"reading": '{"storage": "pixels"}'}, r"has damaged.*metadata.reading.image_size` is mis"),
+        ({"class_names": "[1, 2, 3]"}, r"has damaged.*class_names.0` is 1; expected a valid str"),
+        ({"image_size": "1000000"}, r"has damaged.*image_size` is 1000000; expected less than"),
     ],
 )
 def test_a_file_that_export_did_not_write_is_refused(here, tmp_path, monkeypatch, entries, message):

@@ -20,7 +20,6 @@ from pipeline.runtime.files import read_json
 from pipeline.runtime.outputs import STORE
 
 SHARD = STORE / "train_view00001_sample000000000.h5"
-VERSION_1 = ROOT / "tests/files/store_v1"
 
 
 @pytest.fixture
@@ -91,13 +90,6 @@ def test_inspect_needs_neither_dataset_nor_teacher_nor_parameters(
     shutil.copytree(STORE, tmp_path / directory)
     monkeypatch.chdir(tmp_path)
     assert next(inspect(Path(directory))) == f"{directory}: format 2"
-
-
-def test_inspect_shows_a_store_of_format_1(project):
-    lines = list(inspect(VERSION_1 / "soft_targets"))
-    assert lines[0].endswith(": format 1")
-    assert "  fidelity  not measured" in lines
-    assert any("train view 1 sample 5: " in line and "bee " in line for line in lines)
 
 
 def test_verify_accepts_a_sound_store(project):

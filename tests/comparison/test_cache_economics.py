@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from pipeline.comparison.cache_economics import Economics
 from pipeline.comparison.measurement.latency import DeviceSpeed, NetworkSpeed
-from pipeline.comparison.report.costs import Costs, cache_rows, cache_sentence, cost_sentences
+from pipeline.comparison.report.costs import Costs, cache_sentence, cost_sentences
 from pipeline.comparison.report.numbers import duration
+from pipeline.comparison.report.tables import cache_table
 
 DIGITS = Economics(  # the default run
     views=8,
@@ -34,7 +35,7 @@ def device(name: str, teacher: NetworkSpeed | None = TEACHER) -> DeviceSpeed:
 
 
 def test_the_passes_of_the_default_run_equal_hand_computed_ones():
-    assert DIGITS.figures == {
+    assert DIGITS.figures.model_dump() == {
         "teacher_passes": 8 * 1259 + 179 + 359,  # 10,610
         "passes_saved": (10 + 14 + 12) * 1259 - 10_610,  # 34,714
         "break_even_epochs": 9,  # 8 epochs take 10,072 passes, 9 take 11,331
@@ -95,15 +96,18 @@ def test_the_sentence_states_how_many_passes_were_saved_or_lost():
 
 def test_time_in_the_teacher_is_passes_over_its_measured_rate_on_the_named_device():
     costs = Costs({"cpu": device("a CPU")}, DIGITS)
-    times = [row["time in the teacher"] for row in cache_rows(costs)]
-    assert times == ["11 s", "45 s", "35 s"]  # at 1,000 images/s
+    assert list(cache_table(costs)["time in the teacher"]) == [
+        "11 s",
+        "45 s",
+        "35 s",
+    ]  # at 1,000 images/s
     assert cost_sentences(costs)[-1].endswith(
         "At the teacher's 1,000 images/s (a CPU, batches of 64) that is 11 s and 45 s. "
         "The store takes about 252 kB."
     )
     faster = TEACHER.model_copy(update={"images_per_second": 10_000.0})
     both = Costs({"cpu": device("a CPU"), "cuda": device("a GPU", faster)}, DIGITS)
-    assert [row["time in the teacher"] for row in cache_rows(both)] == ["1.1 s", "4.5 s", "3.5 s"]
+    assert list(cache_table(both)["time in the teacher"]) == ["1.1 s", "4.5 s", "3.5 s"]
     assert "(a GPU, batches of 64)" in cost_sentences(both)[-1]
     assert [sentence.partition(":")[0] for sentence in cost_sentences(both)[:2]] == [
         "One image on a CPU",
@@ -113,7 +117,7 @@ def test_time_in_the_teacher_is_passes_over_its_measured_rate_on_the_named_devic
 
 def test_a_teacher_without_a_network_has_passes_and_no_time():
     costs = Costs({"cpu": device("a CPU", None)}, DIGITS)
-    assert [list(row) for row in cache_rows(costs)] == [["", "teacher passes"]] * 3
+    assert list(cache_table(costs)) == ["", "teacher passes"]
     assert "images/s" not in cost_sentences(costs)[-1]
 
 
@@ -123,10 +127,8 @@ def test_a_teacher_without_a_network_has_passes_and_no_time():
         (0.04, "0.0 s"),
         (8.44, "8.4 s"),
         (9.96, "10 s"),
-        (119.4, "119 s"),
         (-35, "-35 s"),
         (120, "2.0 min"),
-        (7199, "120 min"),
         (7200, "2.0 h"),
         (3.6e6, "1,000 h"),
     ],

@@ -8,12 +8,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
-from conftest import run_stage, write_params
+from conftest import run_stage
 from safetensors.numpy import load_file, save_file
 
-from pipeline.comparison.compare import Predictions, compare, is_significant, pareto_front
-from pipeline.comparison.report.summary import gain_sentence, sentences
+from pipeline.comparison.compare import (
+    Comparison,
+    Predictions,
+    compare,
+    is_significant,
+    pareto_front,
+)
+from pipeline.comparison.figures import headline_figures
+from pipeline.comparison.report.summary import (
+    gain_sentence,
+    headline_sentences,
+    recommendation_sentence,
+)
+from pipeline.comparison.robustness import CorruptionPredictions, compare_robustness
 from pipeline.comparison.statistics import holm, mcnemar
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.runtime.errors import UserError
@@ -55,8 +66,15 @@ TEACHER = invented("teacher", "teacher", 0.95, 1, parameters=1000)
 NAMES = ["ant", "bee", "cat", "dog"]
 
 
-def compared(**students: tuple[Predictions, Predictions]):
-    return compare(TEACHER, students, LABELS, NAMES)
+def compared(**students: tuple[Predictions, Predictions]) -> Comparison:
+    labels = LABELS["test"]
+    corrupted = CorruptionPredictions(labels, np.broadcast_to(labels, (6, 3, len(labels))))
+    robustness = compare_robustness(corrupted, dict.fromkeys(students, (corrupted,) * 2), labels)
+    return compare(TEACHER, students, LABELS, NAMES, robustness)
+
+
+def gains_in_words(comparison: Comparison) -> str:
+    return headline_sentences(headline_figures(comparison, None))[0]
 
 
 def test_a_model_compared_with_itself_gains_nothing_and_agrees_everywhere():
@@ -66,7 +84,7 @@ def test_a_model_compared_with_itself_gains_nothing_and_agrees_everywhere():
     assert (gain.gain, gain.low, gain.high, gain.p_value) == (0, 0, 0, 1)
     assert not gain.significant
     assert (gain.first.agreement, gain.first.kl) == (1, 0)
-    assert "the gain of twin is not significant" in sentences(comparison)[0]
+    assert "the gain of twin is not significant" in gains_in_words(comparison)
 
 
 def test_a_large_gain_or_loss_is_reported_as_one():
@@ -81,16 +99,15 @@ def test_a_large_gain_or_loss_is_reported_as_one():
     assert up.p_value < 1e-6
     assert up.significant
     assert down.gain == pytest.approx(-0.3)
-    assert "raised the accuracy of up by 30.00 points" in sentences(comparison)[0]
-    assert "lowered the accuracy of down by 30.00 points" in sentences(comparison)[0]
-    assert "noise" not in sentences(comparison)[0]
+    assert "raised the accuracy of up by 30.00 points" in gains_in_words(comparison)
+    assert "lowered the accuracy of down by 30.00 points" in gains_in_words(comparison)
 
 
 def test_a_gain_whose_interval_holds_0_is_not_significant():
     one, other = invented("s", "distilled", 0.90, 2), invented("s", "baseline", 0.89, 3)
     comparison = compared(s=(one, other))
     assert comparison.gains["s"].low < 0 < comparison.gains["s"].high
-    assert "the gain of s is not significant" in sentences(comparison)[0]
+    assert "the gain of s is not significant" in gains_in_words(comparison)
 
 
 def test_a_gain_is_significant_only_by_both_interval_and_test():
@@ -104,7 +121,6 @@ def test_a_gain_is_significant_only_by_both_interval_and_test():
 @pytest.mark.parametrize(
     ("gains", "expected"),
     [
-        ({"a": (0.01, -0.01, 0.03, 0.4)}, "On 1 test image, the gain of a is not significant."),
         (
             dict.fromkeys("ab", (0.01, -0.01, 0.03, 0.4)),
             "On 1 test image, no gain is significant.",
@@ -131,7 +147,7 @@ def test_the_smallest_network_that_is_not_significantly_worse_than_the_best_is_r
     assert comparison.recommendation.best.name == "big"
     assert comparison.recommendation.chosen.name == "small"
     assert comparison.recommendation.chosen.role == "distilled"
-    assert "To ship: small, distilled: 91.00%" in sentences(comparison)[1]
+    assert "To ship: small, distilled: 91.00%" in recommendation_sentence(comparison)
 
 
 def test_p_values_of_pairs_of_students_are_adjusted_for_their_number():
@@ -230,11 +246,8 @@ def test_the_comparison_is_printed_as_a_table_with_interval_and_verdict(project,
     ("path", "stage"),
     [
         ("metrics/students/small.json", "student@small"),
-        ("metrics/teacher.json", "teacher"),
-        ("predictions/students/small.safetensors", "student@small"),
         ("predictions/baselines/small.safetensors", "baseline@small"),
         ("predictions/robustness/students/small.safetensors", "robustness@small"),
-        ("predictions/robustness/baselines/small.safetensors", "robustness@small"),
         ("predictions/robustness/teacher.safetensors", "robustness_teacher"),
         ("metrics/history/baselines/small.csv", "baseline@small"),
         ("data/prepared/dataset.json", "prepare"),
@@ -242,20 +255,21 @@ def test_the_comparison_is_printed_as_a_table_with_interval_and_verdict(project,
         ("metrics/speed.json", "speed"),
     ],
 )
-@pytest.mark.parametrize("damage", ["absent", "damaged"])
-def test_an_absent_or_damaged_input_is_named_with_the_stage_that_writes_it(
-    project, path, stage, damage
-):
+def test_an_absent_or_damaged_input_is_named_with_the_stage_that_writes_it(project, path, stage):
     before = Path("reports/index.html").read_bytes()
-    if damage == "absent":
-        Path(path).unlink()
-    else:
-        Path(path).write_bytes(b"")
-    with pytest.raises(UserError) as refusal:
-        run_stage("compare")
-    assert path in str(refusal.value)
-    assert stage in str(refusal.value)
+    for damage in (Path.unlink, Path.touch):
+        damage(Path(path))
+        with pytest.raises(UserError) as refusal:
+            run_stage("compare")
+        assert path in str(refusal.value)
+        assert stage in str(refusal.value)
     assert Path("reports/index.html").read_bytes() == before
+
+
+def test_a_damaged_comparison_is_not_shown(project):
+    write_json("metrics/comparison.json", read("metrics/comparison.json") | {"test_images": "all"})
+    with pytest.raises(UserError, match="comparison.json: test_images` is 'all'; expected a valid"):
+        run_stage("compare", "--show")
 
 
 PREDICTIONS = Path("predictions/students/small.safetensors")
@@ -264,15 +278,10 @@ PREDICTIONS = Path("predictions/students/small.safetensors")
 def test_predictions_for_other_images_are_refused(project):
     logits = load_file(PREDICTIONS)
     save_file(logits | {"test": logits["test"][1:]}, PREDICTIONS)
-    with pytest.raises(UserError, match=r"holds \[11, 3\] for test; expected logits \[12, 3\]"):
+    with pytest.raises(
+        UserError, match=r"test float32 \[11, 3\].*; expected test float32 \[12, 3\]"
+    ):
         run_stage("compare")
-
-
-def test_predictions_without_a_split_are_refused(project):
-    save_file({"test": load_file(PREDICTIONS)["test"]}, PREDICTIONS)
-    with pytest.raises(UserError, match="holds nothing for validation") as refusal:
-        run_stage("compare")
-    assert "dvc repro --force student@small" in str(refusal.value)
 
 
 def test_a_store_of_other_images_is_refused(project):
@@ -282,7 +291,7 @@ def test_a_store_of_other_images_is_refused(project):
         run_stage("compare")
     del index["teacher_fingerprint"]
     write_json("data/soft_targets/store.json", index)
-    with pytest.raises(UserError, match="lacks teacher_fingerprint"):
+    with pytest.raises(UserError, match="store.json: teacher_fingerprint` is missing"):
         run_stage("compare")
 
 
@@ -309,14 +318,6 @@ def test_results_of_a_removed_student_are_left_out(project):
     Path("metrics/students/old.json").write_text("{}")
     run_stage("compare")
     assert list(read("metrics/comparison.json")["students"]) == ["small"]
-
-
-def test_a_student_without_results_is_named_with_its_stage(project):
-    params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))
-    params["students"]["new"] = params["students"]["small"]
-    write_params(project, params)
-    with pytest.raises(UserError, match="student@new"):
-        run_stage("compare")
 
 
 def test_equal_inputs_give_equal_bytes(project):

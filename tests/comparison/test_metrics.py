@@ -1,12 +1,10 @@
 """Metrics against hand-computed values and independent ones; statistics by their rates."""
 
-from math import log
+from math import comb, log
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
-from sklearn.metrics import f1_score
 from torch.nn import functional as F
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
@@ -114,15 +112,13 @@ def test_no_temperature_is_fitted_if_all_predictions_are_correct_or_all_wrong(si
     assert metrics.fitted_temperature(logits, labels) is None
 
 
-def test_macro_f1_equals_scikit_learn_and_torchmetrics(predictions):
+def test_macro_f1_equals_torchmetrics(predictions):
     logits, labels = predictions
     decisions = logits.argmax(1)
     decisions[labels == 3], labels[labels == 3] = 4, 4  # class 3 is nowhere
     decisions[decisions == 3] = 4
-    ours = metrics.macro_f1(decisions, labels, CLASSES)
     theirs = multiclass_f1_score(*tensors(decisions, labels), CLASSES, average="macro")
-    assert ours == pytest.approx(f1_score(labels, decisions, average="macro"))
-    assert ours == pytest.approx(float(theirs))
+    assert metrics.macro_f1(decisions, labels) == pytest.approx(float(theirs))
 
 
 def test_class_accuracy_equals_torchmetrics(predictions):
@@ -151,14 +147,16 @@ def correct_pairs(rng: np.random.Generator, both: float, first: float, second: f
     return np.stack([outcome <= 1, (outcome == 0) | (outcome == 2)], 1)
 
 
-def test_mcnemar_equals_scipys_binomial_test():
+def test_mcnemar_equals_twice_the_binomial_tail():
     rng = np.random.default_rng(0)
     for _ in range(50):
         correct = correct_pairs(rng, 0.6, *rng.uniform(0, 0.2, 2), 120)
-        only_first = int((correct[:, 0] > correct[:, 1]).sum())
-        differ = int((correct[:, 0] != correct[:, 1]).sum())
-        expected = binomtest(only_first, differ).pvalue if differ else 1
-        assert statistics.mcnemar(*correct.T) == pytest.approx(expected)
+        only = (
+            int((correct[:, 0] > correct[:, 1]).sum()),
+            int((correct[:, 0] < correct[:, 1]).sum()),
+        )
+        tail = sum(comb(sum(only), k) for k in range(min(only) + 1)) / 2 ** sum(only)
+        assert statistics.mcnemar(*correct.T) == pytest.approx(min(1, 2 * tail))
 
 
 def test_mcnemar_holds_for_many_samples():

@@ -1,6 +1,7 @@
 """Predictions for corrupted images, and the robust accuracy that follows from them."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -180,7 +181,7 @@ def test_at_most_max_images_evenly_spread_are_corrupted(project, monkeypatch):
     tensors = load_file(STUDENT)
     assert tensors["samples"].tolist() == [0, 2, 4, 7, 9]
     assert np.array_equal(tensors["decisions"], before["decisions"][..., tensors["samples"]])
-    with pytest.raises(UserError, match="expected .*, of 5 test images"):
+    with pytest.raises(UserError, match=r"expected clean int32 \[5\]"):
         run_stage("compare")
 
 
@@ -231,18 +232,12 @@ def test_a_teacher_of_imported_logits_is_left_out(project):
     ]
 
 
-@pytest.mark.parametrize("model", ["student", "baseline"])
-def test_an_absent_model_is_named_with_the_stage_that_writes_it(project, model):
-    Path(f"models/{model}s/small/network.json").unlink()
+def test_an_absent_model_is_named_with_the_stage_that_writes_it(project):
+    Path("models/baselines/small/network.json").unlink()
     before = STUDENT.read_bytes()
-    with pytest.raises(UserError, match=f"models/{model}s/small.* `dvc repro {model}@small`"):
+    with pytest.raises(UserError, match="models/baselines/small.* `dvc repro baseline@small`"):
         run_stage("robustness", "small")
     assert STUDENT.read_bytes() == before
-
-
-def test_an_unknown_student_is_refused_and_the_nearest_name_suggested(project):
-    with pytest.raises(UserError, match="no `smal`; did you mean `small`"):
-        run_stage("robustness", "smal")
 
 
 @pytest.mark.parametrize("arguments", [(), ("small", "--teacher")])
@@ -252,42 +247,32 @@ def test_the_stage_takes_either_a_student_or_the_teacher(project, capsys, argume
     assert "expected either the name of a student or --teacher" in capsys.readouterr().err
 
 
-def without_last_severity(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return tensors | {"decisions": np.ascontiguousarray(tensors["decisions"][:, :2])}
-
-
-def of_other_samples(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return tensors | {"samples": tensors["samples"] + 1}
-
-
-def of_a_table(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {"samples": tensors["samples"]}
-
-
-def as_shares(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return tensors | {"clean": tensors["clean"].astype(np.float32)}
-
-
-def empty(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {"else": tensors["samples"]}
-
-
 HELD = "clean int32 [12], decisions int32 [6, 3, 12], samples int32 [12]"
 
 
 @pytest.mark.parametrize(
-    ("change", "held"),
+    ("change", "message"),
     [
-        (without_last_severity, HELD.replace("[6, 3, 12]", "[6, 2, 12]")),
-        (of_other_samples, f"{HELD}, of other test images"),
-        (as_shares, HELD.replace("clean int32", "clean float32")),
-        (of_a_table, "samples int32 [12]"),
-        (empty, "else int32 [12]"),
+        (
+            lambda t: {"decisions": np.ascontiguousarray(t["decisions"][:, :2])},
+            f"holds {HELD.replace('[6, 3, 12]', '[6, 2, 12]')}; expected {HELD}, for",
+        ),
+        (
+            lambda t: {"clean": t["clean"].astype(np.float32)},
+            f"holds {HELD.replace('clean int32', 'clean float32')}; expected {HELD}, for",
+        ),
+        (lambda t: {"samples": t["samples"] + 1}, "is of other test images; expected 12 of"),
     ],
 )
-def test_predictions_for_other_images_or_corruptions_are_refused(project, change, held):
-    save_file(change(load_file(STUDENT)), STUDENT)
-    with pytest.raises(UserError) as refusal:
+def test_predictions_for_other_images_or_corruptions_are_refused(project, change, message):
+    tensors = load_file(STUDENT)
+    save_file(tensors | change(tensors), STUDENT)
+    with pytest.raises(UserError, match=re.escape(f"`{STUDENT}` {message}")) as refusal:
         run_stage("compare")
-    assert f"`{STUDENT}` holds {held}; expected {HELD}, of 12 test images" in str(refusal.value)
     assert "dvc repro --force robustness@small" in str(refusal.value)
+
+
+def test_only_a_teacher_may_lack_predictions_for_corrupted_images(project):
+    save_file({"samples": load_file(STUDENT)["samples"]}, STUDENT)
+    with pytest.raises(UserError, match=r"holds samples int32 \[12\]; expected clean int32"):
+        run_stage("compare")

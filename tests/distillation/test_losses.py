@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from method_loss import method_loss
 from torch import Tensor
@@ -28,6 +28,7 @@ VARIANTS: dict[str, DistillationParams] = {
 }
 ROWS = list(VARIANTS.items())
 FULL = 1000  # an epoch after every warm-up
+few_examples = settings(max_examples=15)  # for each method
 
 
 def loss_of(params: DistillationParams) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -137,16 +138,12 @@ def test_wttm_weighs_samples_by_the_power_sum_of_the_teachers_probabilities():
     assert losses.wttm(student, teacher, gamma=0.2).item() == pytest.approx(by_hand.item())
 
 
-def test_standardised_rows_have_mean_0_and_deviation_1():
+def test_standardised_rows_have_mean_0_and_deviation_1_so_scale_and_shift_do_not_matter():
     _, teacher, _ = random_rows()
     rows = losses.standardized(5 + 7 * teacher)
     assert rows.mean(1).numpy() == pytest.approx(np.zeros(6), abs=1e-7)
     assert rows.std(1).numpy() == pytest.approx(np.ones(6), rel=1e-6)
     assert losses.standardized(torch.full((2, 7), 0.1)).abs().max() < 1e-6
-
-
-def test_a_student_that_differs_by_scale_and_shift_alone_is_no_different_when_standardised():
-    _, teacher, _ = random_rows()
     loss = kd(3 * teacher - 4, teacher, temperature=2.0, standardize=True)
     assert loss.item() == pytest.approx(0, abs=1e-7)
 
@@ -163,6 +160,7 @@ def test_gradients_are_those_of_the_values(name, params):
 
 
 @pytest.mark.parametrize(("name", "params"), ROWS)
+@few_examples
 @given(seed=st.integers(0, 2**31), shift=st.floats(-20, 20))
 def test_a_constant_added_to_a_row_changes_nothing_unless_the_logits_themselves_are_compared(
     name, params, seed, shift
@@ -179,6 +177,7 @@ def test_a_constant_added_to_a_row_changes_nothing_unless_the_logits_themselves_
 
 
 @pytest.mark.parametrize(("name", "params"), ROWS)
+@few_examples
 @given(seed=st.integers(0, 2**31))
 def test_the_order_of_classes_and_of_samples_changes_nothing(name, params, seed):
     student, teacher, labels = random_rows(seed=seed)
@@ -192,6 +191,7 @@ def test_the_order_of_classes_and_of_samples_changes_nothing(name, params, seed)
 
 
 @pytest.mark.parametrize("name", ["kd", "kd standardized", "dkd", "dkd standardized", "mlkd"])
+@few_examples
 @given(seed=st.integers(0, 2**31), scale=st.floats(0.1, 30))
 def test_kl_is_0_at_equality_and_never_negative(name, seed, scale):
     student, teacher, labels = random_rows(seed=seed, scale=scale)
@@ -203,9 +203,8 @@ def test_kl_is_0_at_equality_and_never_negative(name, seed, scale):
         assert loss(student.to(dtype), teacher.to(dtype), labels).item() > -rounding
 
 
-@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16 autocast"])
-@pytest.mark.parametrize("num_classes", [2, 10, 1000])
 @pytest.mark.parametrize(("name", "params"), ROWS)
+@pytest.mark.parametrize(("num_classes", "autocast"), [(2, False), (10, True), (1000, False)])
 def test_extreme_rows_are_finite_and_those_of_float64(name, params, num_classes, autocast):
     student, teacher, labels = hard_rows(num_classes)
     loss = loss_of(params)
@@ -296,8 +295,9 @@ def test_kd_with_the_tail_spread_is_the_value_computed_by_hand():
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-@pytest.mark.parametrize("tail", ["spread", "bucket"])
-@pytest.mark.parametrize("method", ["kd", "soft_cross_entropy"])
+@pytest.mark.parametrize(
+    ("method", "tail"), [("kd", "spread"), ("kd", "bucket"), ("soft_cross_entropy", "bucket")]
+)
 def test_top_k_equals_dense_when_k_is_the_number_of_classes(method, tail, temperature):
     rng = np.random.default_rng(0)
     rows, labels = 4 * rng.standard_normal((8, 10)).astype(np.float32), rng.integers(0, 10, 8)

@@ -1,5 +1,6 @@
 """Networks on disk."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -43,12 +44,26 @@ def test_a_saved_network_is_rebuilt_with_its_logits(tmp_path):
     assert torch.equal(network(SPEC.apply(views)), rebuilt(description.input.apply(views)))
 
 
-def test_other_weights_under_the_same_description_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"format_version": 2}, "format_version` is 2; expected 1"),
+        ({"famly": "timm"}, "famly` is unknown; did you mean `family`"),
+        ({"input": {"size": 0}}, "input.size` is 0; expected greater than or equal to 1"),
+        ({"input": {"mean": [0.5]}}, "input`: mean and std have not one value for each channel"),
+        ({"input": {"std": [0.2, 0.0, 0.2]}}, "input.std.1` is 0.0; expected greater than 0"),
+        ({"input": {"siz": 8}}, "input.siz` is unknown; did you mean `size`"),
+    ],
+)
+def test_a_changed_description_is_refused_by_its_key(tmp_path, changed, message):
     checkpoint.save(tmp_path, build(describe()), describe())
-    other = cifar_resnet.build("resnet8", 3, 3)
-    save_file(other.state_dict(), tmp_path / "weights.safetensors")
-    with pytest.raises(UserError, match="is not the file that `network.json` beside it describes"):
-        checkpoint.load(tmp_path, produced_by="-")
+    path = tmp_path / "network.json"
+    content = json.loads(path.read_text("utf-8"))
+    if "input" in changed:
+        changed = {"input": content["input"] | changed["input"]}
+    path.write_text(json.dumps(content | changed), "utf-8")
+    with pytest.raises(UserError, match=f"{path}: {message}"):
+        checkpoint.fingerprint(tmp_path, produced_by="-")
 
 
 def test_the_fingerprint_changes_with_weights_and_input(tmp_path):
@@ -109,10 +124,15 @@ def has_weights(network: nn.Module, seed: int) -> bool:
         lambda s: {"run": {"classifier": s}, "optimizer": OPTIMIZER},  # the only one there
     ],
 )
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "model."])
-def test_foreign_checkpoints_are_unwrapped(tmp_path, monkeypatch, wrap, prefix):
+def test_foreign_checkpoints_are_unwrapped(tmp_path, monkeypatch, wrap):
     monkeypatch.chdir(tmp_path)
-    assert has_weights(loaded(wrap(state_of(0, prefix))), 0)
+    assert has_weights(loaded(wrap(state_of(0, "module."))), 0)
+
+
+@pytest.mark.parametrize("prefix", ["", "_orig_mod.module.", "model."])
+def test_the_names_of_a_foreign_checkpoint_may_have_a_prefix(tmp_path, monkeypatch, prefix):
+    monkeypatch.chdir(tmp_path)
+    assert has_weights(loaded({"model": state_of(0, prefix)}), 0)
 
 
 @pytest.mark.parametrize("name", ["state_dict_ema", "model_ema", "ema", "ema_state_dict"])
@@ -144,7 +164,7 @@ def test_several_state_dicts_without_a_usual_name_are_refused_by_their_names(tmp
     )
 
 
-@pytest.mark.parametrize("content", [{}, {"epoch": 3}, [1], {"state_dict": {}}])
+@pytest.mark.parametrize("content", [{}, [1], {"state_dict": {}}])
 def test_a_file_without_a_state_dict_is_refused(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="`weights.pth` is not a state dict; expected a mapping"):
@@ -191,7 +211,7 @@ def test_pickled_code_is_refused_unexecuted(tmp_path, monkeypatch):
     assert not Path("executed").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"PK\x03\x04 no archive"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive"])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content, suffix):
     path = tmp_path / f"weights{suffix}"
@@ -205,8 +225,10 @@ def test_an_unknown_network_is_named_with_the_nearest():
         build(describe(network="resnet9"))
 
 
-@pytest.mark.parametrize("network", ["resnet18", "mobilenet_v2", "squeezenet1_1", "googlenet"])
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("network", "channels"),
+    [("resnet18", 1), ("mobilenet_v2", 3), ("squeezenet1_1", 1), ("googlenet", 3)],
+)
 def test_torchvisions_networks_take_any_number_of_channels_and_classes(network, channels):
     spec = InputSpec(channels, 64, [0.5] * channels, [0.2] * channels)
     built = build(describe(family="torchvision", network=network, input=spec))
@@ -229,24 +251,23 @@ def test_an_option_that_the_network_lacks_is_refused():
         build(describe(options={"width": 2}))
 
 
-def test_a_network_that_cannot_take_its_input_is_refused_with_a_possible_size(monkeypatch):
+def test_a_network_that_cannot_take_its_input_is_refused(monkeypatch):
     monkeypatch.setattr(
         cifar_resnet,
         "build",
         lambda *a: nn.Sequential(nn.Conv2d(3, 3, 33), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
     )
     with pytest.raises(
-        UserError,
-        match=r"cannot take 3 x 16 x 16 pixels .* Set `input_size: 40` for it, the smallest mul",
+        UserError, match=r"cannot take 3 x 16 x 16 pixels .* Set another `input_size`\."
     ):
         build(describe())
 
 
-@pytest.mark.parametrize(
-    ("network", "size"), [("inception_v3", 80), ("alexnet", 64), ("vit_b_32", 224)]
-)
-def test_torchvisions_networks_name_the_size_that_they_need(network, size):
-    with pytest.raises(UserError, match=f"Set `input_size: {size}` for it"):
+@pytest.mark.parametrize(("network", "size"), [("alexnet", 224), ("vit_b_32", 224)])
+def test_a_network_that_was_pretrained_is_refused_with_the_size_that_it_was_pretrained_at(
+    network, size
+):
+    with pytest.raises(UserError, match=f"Set `input_size: {size}`, as it was pretrained"):
         build(describe(family="torchvision", network=network))
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import PARAMS, write_images, write_params
+from dvc.utils.serialize import load_yaml
 from import_closure import ROOT
 
 from pipeline.commands import check
-from pipeline.distillation.params import load_distillation
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.params import load_section, read_params
-from pipeline.students.params import TrainingParams, load_student, load_with_overrides
+from pipeline.runtime.params import load_section, read_params, read_yaml
+from pipeline.students.params import TrainingParams, load_with_overrides
 from pipeline.views.params import ViewsParams
 
 
@@ -62,23 +62,17 @@ def test_good_params_have_no_problems(params):
     assert problems_of(params) == ""
 
 
-def test_an_unknown_key_is_named_with_the_nearest_known_one(params):
+def test_a_mistake_of_a_student_is_named_where_it_is_written(params):
     params["students"]["small"]["training"]["epoch"] = 3
-    params["views"]["sed"] = 1
-    params["distilation"] = {}
-    message = problems_of(params)
     assert (
         "`params.yaml: students.small.training.epoch` is unknown; did you mean `epochs`? "
-        "Known: batch_size, decay_factor, " in message
+        "Known: batch_size, decay_factor, " in problems_of(params)
     )
-    assert "`params.yaml: views.sed` is unknown; did you mean `seed`?" in message
-    assert "`params.yaml: distilation` is unknown; did you mean `distillation`?" in message
 
 
 @pytest.mark.parametrize(
     ("section", "key", "value", "message"),
     [
-        ("views", "count", 163, "count is 163, but policy `crop_flip` has 162 distinct views"),
         ("views", "count", 0, "count is 0, but policy"),
         ("views", "count", "many", "`params.yaml: views.count` is 'many'"),
         (
@@ -87,16 +81,12 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(params):
             "flip",
             "views.policy` is 'flip'; expected 'none', 'crop', 'crop_flip' or",
         ),
-        ("views", "seed", -1, "views.seed` is -1; expected greater than or equal to 0"),
         ("views", "seed", True, "views.seed` is True; expected a valid integer"),
         ("teacher", "family", "resnet", "teacher.family`: there is no `pipeline/networks/resnet"),
-        ("teacher", "weights", "train ", "teacher.weights` is 'train '"),
         ("teacher", "checkpoint", None, "teacher.checkpoint` is empty"),
         ("training", "learning_rate", float("nan"), "learning_rate` is nan; expected"),
         ("training", "warmup_epochs", 2, "warmup_epochs is 2, but training ends after 2 epochs"),
         ("distillation", "temperature", 0, "temperature` is 0; expected greater than 0"),
-        ("soft_targets", "encoding", "sparse", "encoding` is 'sparse'; expected 'dense'"),
-        ("dataset", "root", "elsewhere", "dataset.root` is `elsewhere`, which does not exist"),
     ],
 )
 def test_a_value_out_of_range_is_named_with_what_was_expected(params, section, key, value, message):
@@ -118,23 +108,10 @@ def test_a_missing_section_is_named(params):
     assert "`params.yaml: soft_targets` is missing" in problems_of(params)
 
 
-@pytest.mark.parametrize("name", ["-small", "Small", "a b", "a/b", "..", 3])
+@pytest.mark.parametrize("name", ["Small", "a b", 3])
 def test_a_student_name_with_other_characters_is_refused(params, name):
     params["students"][name] = params["students"].pop("small")
     assert f"`params.yaml: students` has the name {name!r}" in problems_of(params)
-
-
-def test_weights_from_a_checkpoint_need_a_file(params):
-    params["teacher"]["weights"] = "checkpoint"
-    assert "teacher.checkpoint` is `models/imported/none`, which is not a file" in problems_of(
-        params
-    )
-
-
-def test_an_unknown_student_is_named_with_the_nearest(params):
-    write_params(Path(), params)
-    with pytest.raises(UserError, match="has no `smal`; did you mean `small`"):
-        load_student("smal")
 
 
 def test_a_students_values_override_the_defaults_key_by_key(params):
@@ -155,30 +132,48 @@ def test_numbers_in_scientific_notation_are_numbers(params):
     assert load_section(TrainingParams, "training").learning_rate == 5e-4
 
 
-def test_a_loss_without_any_term_is_refused(params):
-    params["distillation"] |= {"soft_label_weight": 0, "hard_label_weight": 0}
-    write_params(Path(), params)
-    with pytest.raises(UserError, match="nothing is left to learn from"):
-        load_distillation()
+def read(text: str) -> dict:
+    Path("params.yaml").write_text(text, "utf-8")
+    return read_params()
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("a: [", "is not valid YAML"),
-        ("- 1", "expected a mapping of sections"),
-        ("", "is empty"),
-    ],
+    ("text", "message"), [("- 1", "expected a mapping of sections"), ("", "is empty")]
 )
-def test_a_file_that_is_not_params_is_refused(params, content, message):
-    Path("params.yaml").write_text(content)
+def test_a_file_that_is_not_a_mapping_is_refused(params, text, message):
     with pytest.raises(UserError, match=message):
-        read_params()
+        read(text)
 
 
-def test_an_absent_file_is_refused(params):
-    with pytest.raises(UserError, match="`params.yaml` is absent"):
-        read_params()
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a {<<: *a}",
+        "b0: &b0 {x: 1}\n"
+        + "".join(f"b{n}: &b{n} {{<<: [{f'*b{n - 1}, ' * 10}]}}\n" for n in range(1, 9)),
+        f"a: &a [{'*a, ' * 1000}]",
+    ],
+    ids=["a merge of itself", "merges of merges", "many aliases of itself"],
+)
+def test_aliases_without_end_are_refused_before_they_are_followed(params, text):
+    with pytest.raises(UserError, match="more than 100,000 values, counting what aliases repeat"):
+        read(text)
+
+
+def test_an_alias_and_a_merge_of_a_few_values_are_read(params):
+    text = "a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\nc: [*a, *a]"
+    a = {"x": 1, "y": 2}
+    assert read(text) == {"a": a, "b": {"x": 3, "y": 2}, "c": [a, a]}
+
+
+@pytest.mark.parametrize("path", [ROOT / "params.yaml", ROOT / "dvc.yaml"], ids=lambda p: p.name)
+def test_yaml_has_the_values_that_dvc_reads(path):
+    assert read_yaml(path) == load_yaml(path)
+
+
+def test_scalars_have_the_values_that_dvc_reads(params):
+    text = "x: [5e-4, 1e3, .inf, 1_000, 0o17, 0x1f, 1:30, yes, on, NO, ~, 017, 2024-01-02]\n"
+    assert read(text) == load_yaml("params.yaml")
 
 
 @pytest.mark.parametrize(("policy", "count"), [("crop_flip", 162), ("crop", 81), ("none", 1)])
@@ -210,11 +205,8 @@ def test_an_unlimited_policy_needs_a_count_of_views(params, changed):
     ("key", "value", "message"),
     [
         ("rand_augment", "yes", "rand_augment`: it is 'yes'; expected `none`, or a mapping"),
-        ("rand_augment", None, "rand_augment`: it is None; expected `none`, or a mapping"),
         ("rand_augment", {"operations": 0}, "views.rand_augment.operations` is 0; expected"),
-        ("rand_augment", {"magnitude": 31}, "views.rand_augment.magnitude` is 31; expected less"),
         ("rand_augment", {"magnitud": 3}, "rand_augment.magnitud` is unknown; did you mean"),
-        ("mix", {"method": "cut"}, "views.mix.method` is 'cut'; expected 'mixup' or 'cutmix'"),
         ("mix", {"method": "mixup", "alpha": 0}, "views.mix.alpha` is 0; expected greater than 0"),
         ("mix", {}, "views.mix.method` is missing"),
     ],
@@ -233,7 +225,6 @@ def test_rand_augment_and_mix_are_required(params, key):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"optimizer": "adamw", "momentum": 0.8}, "momentum belongs to optimizer `sgd`, but"),
         ({"optimizer": "adamw", "nesterov": True}, "nesterov belongs to optimizer `sgd`, but"),
         ({"milestones": [1]}, "milestones belongs to schedule `step`, but schedule is `cosine`"),
         (
@@ -243,9 +234,7 @@ def test_rand_augment_and_mix_are_required(params, key):
         ),
         ({"momentum": 0.0, "nesterov": True}, "nesterov is true, but momentum is 0"),
         ({"schedule": "step"}, "schedule `step` needs `milestones`"),
-        ({"schedule": "step", "milestones": []}, "schedule `step` needs `milestones`"),
         ({"schedule": "step", "milestones": [4, 2]}, "milestones are [4, 2]; expected rising"),
-        ({"schedule": "step", "milestones": [2, 2]}, "milestones are [2, 2]; expected rising"),
         ({"schedule": "step", "milestones": [0]}, "rising epochs from 1 (the end of the warm-up"),
         ({"schedule": "step", "milestones": [9]}, "to 8 (the last epoch but one)"),
         (

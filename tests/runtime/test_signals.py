@@ -14,12 +14,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
-from conftest import PARAMS, change_params, run_stage, write_images, write_params
+from conftest import PARAMS, bytes_of, change_params, run_stage, write_images, write_params
 from import_closure import ROOT
-from stage_process import finish, kill, start
+from stage_process import finish, kill, start, start_module
 
 from pipeline.compute.distributed import SINGLE_PROCESS
 from pipeline.data.prepared.dataset import open_dataset
@@ -36,18 +37,6 @@ from soak import common, interruptions
 from soak.interruptions import Project, Row, Target
 
 TEACHER_STATES = Path(".scratch/training/teacher")
-
-
-def command(module: str, *arguments: str, **settings: str) -> subprocess.Popen:
-    """Start `python -m module arguments` in the current folder and a new process group."""
-    return subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | settings,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
 
 
 def has_begun(process: subprocess.Popen) -> bool:
@@ -71,21 +60,17 @@ def interrupt(process: subprocess.Popen, signum: int) -> str:
     return line
 
 
+#: One that resumes after a shard, one that resumes otherwise, and one that starts anew.
 COMMANDS = {
-    "pipeline.stages.prepare": (),
-    "pipeline.stages.teacher": (),
     "pipeline.stages.soft_targets": (),
-    "pipeline.stages.student": ("small",),
-    "pipeline.stages.baseline": ("small",),
-    "pipeline.stages.compare": (),
-    "pipeline.commands.store": ("verify", "--recompute", "9"),
     "pipeline.commands.train_students": (),
+    "pipeline.commands.store": ("verify", "--recompute", "9"),
 }
 
 
 @pytest.mark.parametrize("module", COMMANDS)
 def test_a_command_that_is_interrupted_while_it_loads_ends_with_one_line(project, module):
-    process = command(module, *COMMANDS[module])
+    process = start_module(module, *COMMANDS[module])
     wait_until(lambda: has_begun(process), process)
     line = interrupt(process, signal.SIGINT)
     point = signals.RESUMES.get(module)
@@ -108,7 +93,8 @@ slow = Slow()
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_during_shutdown_does_not_fail_a_finished_command(project, tmp_path, signum):
     (tmp_path / "sitecustomize.py").write_text(SLOW_TO_END, "utf-8")
-    process = command("pipeline.commands.repair_dvc", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    path = f"{tmp_path}{os.pathsep}{ROOT}"
+    process = start_module("pipeline.commands.repair_dvc", PYTHONPATH=path)
     assert process.stdout.readline() == "clearing up\n"
     os.killpg(process.pid, signum)
     _, stderr = process.communicate(timeout=30)
@@ -118,7 +104,8 @@ def test_a_signal_during_shutdown_does_not_fail_a_finished_command(project, tmp_
 def test_every_command_installs_its_handlers_before_it_imports_anything_else():
     sources = {path: path.read_text("utf-8") for path in (ROOT / "pipeline").rglob("*.py")}
     commands = {path: text for path, text in sources.items() if '__name__ == "__main__"' in text}
-    assert {path.parent.name for path in commands} == {"stages", "commands"}
+    modules = {f"pipeline.{path.parent.name}.{path.stem}" for path in commands}
+    assert modules > signals.RESUMES.keys()
     for path, text in commands.items():
         first = re.search(r"^(?:from|import) .*", text, re.MULTILINE)[0]
         assert first == "from pipeline.runtime.command import run_command", path
@@ -129,13 +116,12 @@ def teacher_has_saved() -> bool:
     return any(TEACHER_STATES.glob("*.state"))
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_training_ends_at_once_on_either_signal_and_leaves_no_temporary_file(project, signum):
+def test_a_training_ends_at_once_with_one_line_and_leaves_no_temporary_file(project):
     change_teacher(epochs=500)
-    process = command("pipeline.stages.teacher")
+    process = start_module("pipeline.stages.teacher")
     wait_until(teacher_has_saved, process)
     begin = time.monotonic()
-    line = interrupt(process, signum)
+    line = interrupt(process, signal.SIGTERM)
     assert time.monotonic() - begin < 5
     assert line.endswith("it resumes after its last finished epoch.")
     assert not list(Path().rglob("*.partial"))
@@ -143,7 +129,7 @@ def test_a_training_ends_at_once_on_either_signal_and_leaves_no_temporary_file(p
 
 def test_processes_that_share_a_training_end_together_with_one_line(project):
     change_teacher(epochs=500)
-    process = command("pipeline.stages.teacher", PROCESSES="2")
+    process = start_module("pipeline.stages.teacher", PROCESSES="2")
     wait_until(teacher_has_saved, process)
     ranks = children(process.pid)
     assert len(ranks) == 2
@@ -155,7 +141,7 @@ def test_decoding_workers_end_with_their_stage(project):
     change_params("dataset", storage="encoded", quality=90)
     run_stage("prepare")
     change_teacher(epochs=500)
-    process = command("pipeline.stages.teacher")
+    process = start_module("pipeline.stages.teacher")
     workers: list[int] = []
 
     def decoding() -> bool:
@@ -172,42 +158,29 @@ def test_decoding_workers_end_with_their_stage(project):
 
 
 def children(process: int) -> list[int]:
-    result = subprocess.run(
-        ["pgrep", "-P", str(process)], capture_output=True, text=True, check=False
-    )
-    return [int(number) for number in result.stdout.split()]
+    return [child.pid for child in psutil.Process(process).children()]
 
 
 def lives(process: int) -> bool:
     """Whether the process runs; a zombie does not."""
-    try:
-        stat = Path(f"/proc/{process}/stat").read_text()
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
+    return psutil.pid_exists(process) and psutil.Process(process).status() != "zombie"
 
 
 def test_a_stage_ends_when_the_dvc_that_started_it_is_killed(project):
     change_teacher(epochs=500)
     script = "exec python -m pipeline.stages.teacher"  # dvc.yaml's
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    settings = {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     dvc = subprocess.Popen(
         [sys.executable, "-c", f"import subprocess; subprocess.run({script!r}, shell=True)"],
-        env=os.environ
-        | {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-            "DVC_STAGE": "teacher",
-        },
+        env=os.environ | settings | {"DVC_STAGE": "teacher"},
         start_new_session=True,
     )
     wait_until(teacher_has_saved, dvc)
     (stage,) = children(dvc.pid)
     dvc.kill()
     dvc.wait()
-    deadline = time.monotonic() + 10
-    while lives(stage) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: not lives(stage), subprocess.Popen(["sleep", "10"]))
     assert not lives(stage)
 
 
@@ -248,7 +221,7 @@ def teachers_outputs() -> list[bytes]:
 
 def test_a_teacher_killed_at_any_moment_ends_with_the_bytes_of_an_uninterrupted_one(project):
     change_teacher(epochs=16, ema_decay=0.9, warmup_epochs=3, schedule="step", milestones=[8])
-    assert "resumes" not in finish(start(stage="teacher"))
+    run_stage("teacher")
     expected = teachers_outputs()
     assert not teacher_has_saved()
     process = start(stage="teacher")
@@ -263,15 +236,10 @@ def test_a_teacher_killed_at_any_moment_ends_with_the_bytes_of_an_uninterrupted_
 
 @pytest.mark.parametrize("whole_epochs", [1, 2])
 def test_a_fine_tuned_teacher_resumes_frozen_or_thawed(project, monkeypatch, whole_epochs):
-    dataset, params = (
-        open_dataset(),
-        TeacherTraining(
-            **PARAMS["teacher"]["training"] | {"epochs": 4, "freeze_epochs": 2, "ema_decay": 0.5}
-        ),
-    )
-    description = model_spec(
-        "cifar_resnet", NetworkParams.model_validate({"name": "resnet8"}), dataset
-    )
+    dataset, options = open_dataset(), {"epochs": 4, "freeze_epochs": 2, "ema_decay": 0.5}
+    params = TeacherTraining(**PARAMS["teacher"]["training"] | options)
+    network_params = NetworkParams.model_validate({"name": "resnet8"})
+    description = model_spec("cifar_resnet", network_params, dataset)
 
     def train(folder: str) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
@@ -279,18 +247,16 @@ def test_a_fine_tuned_teacher_resumes_frozen_or_thawed(project, monkeypatch, who
         fine_tuning.mark_last_layer(network, ["fc.weight", "fc.bias"])
         Path(folder).mkdir(exist_ok=True)
         progress = ResumeState(Path(folder), "any", SINGLE_PROCESS)
-        device = torch.device("cpu")
         teacher_loop.fit_teacher(
-            network, description.input, dataset, params, device, resume=progress
+            network, description.input, dataset, params, torch.device("cpu"), resume=progress
         )
         return network.state_dict()
 
     expected = train("uninterrupted")
-    original, calls = teacher_loop.classification_metrics, []
+    original, results = teacher_loop.classification_metrics, iter(range(4))
 
     def failing(*arguments):
-        calls.append(arguments)
-        if len(calls) > whole_epochs:
+        if next(results) == whole_epochs:
             raise KeyboardInterrupt
         return original(*arguments)
 
@@ -302,29 +268,28 @@ def test_a_fine_tuned_teacher_resumes_frozen_or_thawed(project, monkeypatch, who
     assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 
-@pytest.fixture
-def refused(monkeypatch):
-    """Train a teacher of one epoch that the gate refuses; return its state's path."""
-    change_teacher(epochs=1)
-
+def test_a_teacher_that_the_gate_refused_is_trained_again_only_for_other_inputs(
+    project, monkeypatch, capsys
+):
     def refuse(*_: object, **__: object) -> None:
         raise UserError("refused")
 
-    def train() -> Path:
-        with monkeypatch.context() as patch:
-            patch.setattr(accuracy_gate, "check", refuse)
-            with pytest.raises(UserError, match="refused"):
-                run_stage("teacher")
+    def refused_teacher() -> Path:
+        with pytest.raises(UserError, match="refused"):
+            run_stage("teacher")
         (state,) = TEACHER_STATES.glob("*.state")
         return state
 
-    return train
-
-
-def test_a_teacher_that_the_gate_refused_is_not_trained_again(
-    project, refused, monkeypatch, capsys
-):
-    refused()
+    change_teacher(epochs=1)
+    monkeypatch.setattr(accuracy_gate, "check", refuse)
+    states = [refused_teacher()]
+    change_teacher(seed=5)
+    states.append(refused_teacher())
+    write_images(Path("images"), per_class=21)
+    run_stage("prepare")
+    states.append(refused_teacher())
+    assert len(set(states)) == 3
+    assert "resumes" not in capsys.readouterr().out
     monkeypatch.setattr(accuracy_gate, "check", lambda *_, **__: None)
     change_params("teacher", minimum_accuracy=0.01)
     run_stage("teacher")
@@ -332,35 +297,17 @@ def test_a_teacher_that_the_gate_refused_is_not_trained_again(
     assert not teacher_has_saved()
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda: change_teacher(seed=5),
-        lambda: (write_images(Path("images"), per_class=21), run_stage("prepare")),
-    ],
-)
-def test_a_teacher_does_not_resume_from_a_state_of_other_inputs(project, refused, capsys, change):
-    before = refused()
-    change()
-    capsys.readouterr()
-    after = refused()
-    assert "resumes" not in capsys.readouterr().out
-    assert after != before
-
-
 @pytest.mark.parametrize("stage", ["prepare", "compare"])
 def test_a_stage_killed_at_any_moment_leaves_its_outputs_complete(project, stage):
     output = Path({"prepare": "data/prepared", "compare": "reports"}[stage])
-    before = {path.name: path.read_bytes() for path in output.iterdir()}
-    moments = random.Random(2)
-    for _ in range(3):
-        process = start(stage=stage)
-        wait_until(output.with_name(f".{output.name}.partial").exists, process)
-        time.sleep(moments.uniform(0, 0.01))
-        kill(process)
-        assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+    before = bytes_of(output)
+    process = start(stage=stage)
+    wait_until(output.with_name(f".{output.name}.partial").exists, process)
+    time.sleep(random.Random(stage).uniform(0, 0.01))
+    kill(process)
+    assert bytes_of(output) == before
     finish(start(stage=stage))
-    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+    assert bytes_of(output) == before
     assert not list(Path().rglob("*.partial"))
 
 
@@ -379,39 +326,27 @@ def test_an_unfinished_output_is_removed_when_its_writing_fails(folder):
 PREPARE = Target("prepare", ("pipeline.stages.prepare",))
 
 
-@pytest.fixture(scope="module")
-def soaked(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project of the soak, after one stage."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(common, "OUTPUTS", ("data/prepared",))
-        project = Project(tmp_path_factory.mktemp("soak"))
-        project.measure(PREPARE)
-        yield project
+def test_the_soak_counts_a_survived_interruption_and_reports_other_bytes_and_stray_files(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(common, "OUTPUTS", ("data/prepared",))
+    project, survived, failed = Project(tmp_path), Row(), Row()
+    project.measure(PREPARE)
+    assert project.interrupt(PREPARE, signal.SIGTERM, 0.5, survived)
+    assert (survived.kills, survived.failures) == (1, [])
+    monkeypatch.setattr(project, "strays", lambda: ["/tmp/x"])
+    monkeypatch.setattr(project, "expected", {PREPARE.run: ({"data/prepared/other": ""}, 1.0)})
+    project.interrupt(PREPARE, signal.SIGKILL, 0.0, failed)
+    assert any("other bytes in data/prepared/dataset.json" in each for each in failed.failures)
+    assert any("left behind: /tmp/x" in each for each in failed.failures)
 
 
-def test_the_soak_counts_a_survived_interruption(soaked):
-    row = Row()
-    assert soaked.interrupt(PREPARE, signal.SIGTERM, 0.5, row)
-    assert (row.kills, row.failures) == (1, [])
-
-
-def test_the_soak_reports_different_bytes_and_stray_files(soaked, monkeypatch):
-    row = Row()
-    monkeypatch.setattr(soaked, "strays", lambda: ["/tmp/x"])
-    monkeypatch.setattr(soaked, "expected", {PREPARE.run: ({"data/prepared/other": ""}, 1.0)})
-    soaked.interrupt(PREPARE, signal.SIGKILL, 0.0, row)
-    assert any("other bytes in data/prepared/dataset.json" in failure for failure in row.failures)
-    assert any("left behind: /tmp/x" in failure for failure in row.failures)
-
-
-def test_the_interruptions_every_command_by_every_signal():
-    turns = interruptions.schedule(200)
-    assert len(turns) == 200
-    every = {(target, signum) for target, signum in turns}
-    assert {target for target, _ in every} == {*interruptions.STAGES, *interruptions.WHOLE}
-    assert all(
-        (target, signum) in every
-        for target in (*interruptions.STAGES, *interruptions.WHOLE)
+def test_the_soak_interrupts_every_command_by_every_signal():
+    targets = (*interruptions.STAGES, *interruptions.WHOLE)
+    expected = {
+        (target, signum)
+        for target in targets
         for signum in interruptions.SIGNALS
         if target.to != "rank" or signum != signal.SIGINT
-    )
+    }
+    assert expected <= set(interruptions.schedule(200))

@@ -1,4 +1,4 @@
-"""A stage compares the Python files in a folder of code, the files that DVC compares."""
+"""A stage compares the files of code in a folder of code, the files that DVC compares."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ NO_CODE = [
     "pipeline/networks/._small.py",
     "pipeline/networks/.ipynb_checkpoints/small-checkpoint.py",
     "pipeline/networks/small.py~",
-    "pipeline/networks/notes.txt",
+    "pipeline/networks/notes.md",
 ]
 
 
@@ -74,8 +74,9 @@ def test_code_that_is_changed_and_restored_does_not_refuse_a_result(network):
         lambda path: path.unlink(),
         lambda path: write(path.with_name("other.py")),
         lambda path: write(path.parent / "deeper/other.py"),
+        lambda path: write(path.with_name("classes.txt")),
     ],
-    ids=["edited", "removed", "added", "added below"],
+    ids=["edited", "removed", "added", "added below", "text that code reads"],
 )
 def test_code_that_changes_while_a_stage_runs_refuses_its_result(network, disturb):
     inputs = StageInputs("measure")
@@ -85,7 +86,8 @@ def test_code_that_changes_while_a_stage_runs_refuses_its_result(network, distur
 
 
 def test_dvc_and_the_stage_compare_the_same_files(network, monkeypatch):
-    for name in [*NO_CODE, "pipeline/networks/deeper/other.py", "pipeline/networks/__init__.py"]:
+    code = ("deeper/other.py", "__init__.py", "classes.txt")
+    for name in [*NO_CODE, *(f"pipeline/networks/{name}" for name in code)]:
         write(name)
     write(".dvcignore", (ROOT / ".dvcignore").read_text("utf-8"))
     Repo.init(no_scm=True)
@@ -96,4 +98,4 @@ def test_dvc_and_the_stage_compare_the_same_files(network, monkeypatch):
         }
     (hashes,) = StageInputs("measure")._states.values()
     assert seen == set(hashes)
-    assert len(seen) == 3
+    assert len(seen) == 4

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from conftest import PARAMS, bytes_of, run_stage, write_params
+from conftest import PARAMS, run_stage, write_params
 from torch import nn
 
 from pipeline.data.prepared.dataset import open_dataset
@@ -17,18 +17,14 @@ from pipeline.models.spec import InputSpec, ModelSpec, build, family_module, mod
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
 from pipeline.runtime.outputs import TEACHER
-from pipeline.teacher import auxiliary_heads, pretrained
-from pipeline.teacher.imagenet_classes import WORDNET_IDS
+from pipeline.teacher import pretrained
 from pipeline.teacher.initial_network import build_initial_network
 from pipeline.teacher.loop import fit_teacher
-from pipeline.teacher.params import TeacherParams, TeacherTraining
+from pipeline.teacher.params import TeacherParams
+from pipeline.teacher.pretrained import WORDNET_IDS
 
 CATEGORIES = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
 CPU = torch.device("cpu")
-
-
-def whole(rows: torch.Tensor) -> torch.Tensor:
-    return rows  # one process has them all
 
 
 @pytest.fixture
@@ -287,68 +283,7 @@ def test_frozen_batch_norm_keeps_its_statistics_alone(project, hub):
     assert not same(before, after, "bn1.weight")
 
 
-def test_a_teacher_whose_weights_cannot_be_had_leaves_all_as_it_was(project, hub):
-    set_teacher()
-    before = bytes_of(TEACHER.model)
-    with pytest.raises(UserError, match="cannot be downloaded"):
-        run_stage("teacher")
-    assert bytes_of(TEACHER.model) == before
-
-
-@pytest.mark.parametrize(
-    ("network", "names", "weight", "size"),
-    [("googlenet", ("aux1", "aux2"), 0.3, 64), ("inception_v3", ("AuxLogits",), 0.4, 299)],
-)
-def test_auxiliary_heads_are_there_in_training_and_gone_after_it(network, names, weight, size):
-    torch.manual_seed(0)
-    description = describe(["a", "b", "c"], network, size)
-    built = build(description)
-    keys = list(built.state_dict())
-    inputs, labels = torch.randn(2, 3, size, size), torch.tensor([0, 2])
-    assert auxiliary_heads.loss(built, labels, whole) == 0
-    with auxiliary_heads.heads(built, description):
-        assert {key.partition(".")[0] for key in built.state_dict()} > set(names)
-        logits = built.train()(inputs)
-        assert logits.shape == (2, 3)
-        of_heads = [values for _, values in built.auxiliary_logits]
-        assert len(of_heads) == len(names)
-        expected = sum(nn.functional.cross_entropy(values, labels) for values in of_heads)
-        loss = auxiliary_heads.loss(nn.Sequential(built), labels, whole)  # within a wrapper, too
-        torch.testing.assert_close(loss, weight * expected)
-        loss.backward()
-        for name in names:
-            assert all(p.grad is not None for p in getattr(built, name).parameters())
-        with torch.inference_mode():
-            assert built.eval()(inputs).shape == (2, 3)
-    assert list(built.state_dict()) == keys
-    assert auxiliary_heads.loss(built, labels, whole) == 0
-    assert built.train()(inputs).shape == (2, 3)
-
-
-def test_where_images_are_too_small_for_the_auxiliary_head_it_is_left_out(capsys):
-    description = describe(["a", "b", "c"], "inception_v3", 80)
-    built = build(description)
-    with auxiliary_heads.heads(built, description):
-        assert "80 pixels are too few for the auxiliary heads of inception_v3" in (
-            capsys.readouterr().out
-        )
-        assert built.train()(torch.randn(2, 3, 80, 80)).shape == (2, 3)
-        assert auxiliary_heads.loss(built, torch.tensor([0, 2]), whole) == 0
-
-
-def test_the_teachers_training_trains_the_auxiliary_heads(project):
-    torch.manual_seed(0)
-    description = describe(["a", "b", "c"], "googlenet", 32)
-    network = build(description)
-    training = TeacherTraining(epochs=1, batch_size=18, learning_rate=0.05, policy="none", seed=0)
-    with auxiliary_heads.heads(network, description):
-        head = network.aux1.fc2.weight
-        before = head.detach().clone()
-        fit_teacher(network, description.input, open_dataset(), training, CPU)
-        assert not torch.equal(head, before)
-
-
-def test_auxiliary_heads_are_not_an_option():
+def test_auxiliary_classifiers_are_not_an_option():
     description = describe(["a", "b"], "googlenet", 64)
-    with pytest.raises(UserError, match="Remove the option"):
+    with pytest.raises(UserError, match="`googlenet` set `aux_logits`; .* Remove the option"):
         build(ModelSpec(**{**vars(description), "options": {"aux_logits": True}}))

@@ -106,15 +106,10 @@ def message_of(*arguments: str) -> str:
     return stderr
 
 
-@pytest.mark.parametrize("stage", ["student", "teacher"])
-def test_a_training_that_diverges_in_several_processes_is_told_once(project, stage):
+def test_a_training_that_diverges_in_several_processes_is_told_once(project):
     change_params("training", learning_rate=1e30)
-    params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))
-    params["teacher"]["training"]["learning_rate"] = 1e30
-    write_params(Path(), params)
-    stderr = message_of(stage, *(["small"] if stage != "teacher" else []))
-    assert len(stderr.splitlines()) == 1
-    assert re.search(r"training loss is nan at step \d+ of \d+ in epoch", stderr)
+    (line,) = message_of("student", "small").splitlines()
+    assert re.search(r"training loss is nan at step \d+ of \d+ in epoch", line)
 
 
 def test_a_mistake_is_told_by_one_process(project):

@@ -24,7 +24,7 @@ from pipeline.runtime.derived_random import permutation
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.outputs import TEACHER
 from pipeline.store.reading.index import read_index
-from pipeline.views.geometry import apply_views, crop_boxes, flips
+from pipeline.views.geometry import crop_boxes, flips
 from pipeline.views.loader import make_view
 from pipeline.views.mixing import MixPlan, apply_mix, plan_mix
 from pipeline.views.policy import ViewPolicy
@@ -37,28 +37,31 @@ RRC = "random_resized_crop"
 # --- the same everywhere
 
 
-@pytest.mark.parametrize("channels", [3, 1])
-@pytest.mark.parametrize("text", TEXTS)
-def test_views_are_the_pixels_of_their_definition(text, channels):
+@pytest.mark.parametrize(
+    ("text", "channels"),  # one channel for the steps that do not treat each alike
+    [*((text, 3) for text in TEXTS), *((text, 1) for text in TEXTS if "rand_augment" in text)],
+)
+def test_views_are_the_pixels_of_their_definition_and_the_images_stay(text, channels):
     everything = images(channels, 12, 14)
     pixels = views(text, np.arange(14), everything).pixels.numpy()
     for sample in range(14):
         expected = foreign_views.view_of(everything.numpy(), text, 3, 1, sample)
         assert np.array_equal(pixels[sample], expected), sample
+    assert torch.equal(everything, images(channels, 12, 14))
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 40])
 @pytest.mark.parametrize("text", TEXTS)
-def test_views_are_identical_for_any_batch_size_and_order(text, batch_size):
+def test_views_are_identical_for_any_batch_size_and_order(text):
     whole = views(text, np.arange(40))
-    order = permutation(40, batch_size)
-    for start in range(0, 40, batch_size):
-        samples = order[start : start + batch_size]
-        part = views(text, samples)
-        assert torch.equal(part.pixels, whole.pixels[samples])
-        if whole.partners is not None:
-            assert np.array_equal(part.partners, whole.partners[samples])
-            assert torch.equal(part.weights, whole.weights[samples])
+    for batch_size in (1, 7):
+        order = permutation(40, batch_size)
+        for start in range(0, 40, batch_size):
+            samples = order[start : start + batch_size]
+            part = views(text, samples)
+            assert torch.equal(part.pixels, whole.pixels[samples])
+            if whole.partners is not None:
+                assert np.array_equal(part.partners, whole.partners[samples])
+                assert torch.equal(part.weights, whole.weights[samples])
 
 
 def test_views_are_identical_in_another_process_with_other_threads():
@@ -91,41 +94,31 @@ GOLDEN = {
 }
 
 
-@pytest.mark.parametrize("text", TEXTS)
-def test_views_do_not_depend_on_the_precision_of_networks(text):
-    expected = views(text, np.arange(40)).pixels
+def test_views_do_not_depend_on_the_precision_of_networks():
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(views(text, np.arange(40)).pixels, expected)
+            assert digests() == GOLDEN
     finally:
         torch.set_float32_matmul_precision(before)
 
 
-@pytest.mark.parametrize("text", TEXTS[3:])
-@pytest.mark.parametrize("changed", [{"seed": 4}, {"view": 2}])
-def test_another_seed_or_view_gives_other_views(text, changed):
-    key = {"seed": 3, "view": 1} | changed
-    other = make_view(images(), ViewPolicy.parse(text), key["seed"], key["view"], np.arange(40))
-    same = (other.pixels == views(text, np.arange(40)).pixels).flatten(1).all(1)
-    assert same.float().mean() < 0.5  # the images of few levels may look alike
-
-
-@pytest.mark.parametrize("text", TEXTS)
-def test_making_views_does_not_change_the_images(text):
-    everything = images()
-    made = apply_views(everything, ViewPolicy.parse(text), 3, 1, np.arange(40))
-    assert made.shape == everything.shape
-    assert torch.equal(everything, images())
+@pytest.mark.parametrize("changed", [{"seed": 4}, {"view": 2}, {"policy": "crop"}])
+def test_another_seed_view_or_policy_gives_other_views(changed):
+    for text in TEXTS[2:]:
+        key = {"policy": text, "seed": 3, "view": 1} | changed
+        policy = ViewPolicy.parse(key["policy"])
+        other = make_view(images(), policy, key["seed"], key["view"], np.arange(40))
+        same = (other.pixels == views(text, np.arange(40)).pixels).flatten(1).all(1)
+        assert same.float().mean() < 0.5, text  # the images of few levels may look alike
 
 
 # --- texts
 
 
-@pytest.mark.parametrize("text", TEXTS)
-def test_a_policys_text_is_parsed_to_the_same_policy(text):
-    assert str(ViewPolicy.parse(text)) == text
+def test_a_policys_text_is_parsed_to_the_same_policy():
+    assert [str(ViewPolicy.parse(text)) for text in TEXTS] == TEXTS
 
 
 @pytest.mark.parametrize(
@@ -155,7 +148,7 @@ def many_boxes(height: int, width: int) -> np.ndarray:
     return crop_boxes(ViewPolicy(RRC), 0, 0, SAMPLES, sizes)
 
 
-@pytest.mark.parametrize("size", [(224, 224), (60, 100), (32, 32)])
+@pytest.mark.parametrize("size", [(60, 100), (32, 32)])
 def test_boxes_have_the_distribution_of_torchvision(size):
     from torchvision.transforms import RandomResizedCrop  # noqa: PLC0415
 
@@ -193,15 +186,12 @@ def test_if_no_box_fits_the_middle_of_the_image_is_taken(size, expected):
 
 def test_boxes_are_inside_images_of_many_sizes():
     sizes = np.stack([1 + SAMPLES % 97, 1 + SAMPLES % 89], 1)
-    top, left, height, width = crop_boxes(ViewPolicy(RRC), 0, 0, SAMPLES, sizes).T
-    assert (top >= 0).all()
-    assert (left >= 0).all()
-    assert (height > 0).all()
-    assert (width > 0).all()
-    assert (top + height <= sizes[:, 0]).all()
-    assert (left + width <= sizes[:, 1]).all()
+    boxes = crop_boxes(ViewPolicy(RRC), 0, 0, SAMPLES, sizes)
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, 2:] > 0).all()
+    assert (boxes[:, :2] + boxes[:, 2:] <= sizes).all()
     alone = crop_boxes(ViewPolicy(RRC), 0, 0, SAMPLES[1234:1235], sizes[1234:1235])
-    assert alone[0].tolist() == [top[1234], left[1234], height[1234], width[1234]]
+    assert np.array_equal(alone[0], boxes[1234])
 
 
 def test_half_of_the_views_are_mirrored():
@@ -216,7 +206,7 @@ def smooth_and_noisy(height: int, width: int) -> torch.Tensor:
     return torch.from_numpy(np.stack([smooth, noise]).astype(np.uint8))
 
 
-@pytest.mark.parametrize("size", [8, 16, 33, 64, 150])  # shrinks to a sixth, enlarges 15-fold
+@pytest.mark.parametrize("size", [8, 33, 150])  # shrinks to a sixth, enlarges 15-fold
 def test_resizing_equals_pillows_within_one_level(size):
     pair = smooth_and_noisy(51, 67)
     cut = crop_boxes(ViewPolicy(RRC), 1, 0, np.arange(30), np.tile([51, 67], (30, 1)))
@@ -292,13 +282,12 @@ MOVES = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 EQUAL = (*MOVES, "identity", "posterize", "solarize", "equalize")
 
 
-@pytest.mark.parametrize("magnitude", [0, 9, 17, 30])
+@pytest.mark.parametrize("magnitude", [0, 9, 30])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_operation_equals_torchvisions(name, magnitude):
-    pictures = torch.cat([images(3, 33, 20), smooth_and_noisy(33, 33), images(3, 33, 1) * 0 + 70])
-    number = list(OPERATIONS).index(name)
+    pictures = torch.cat([images(3, 33, 10), smooth_and_noisy(33, 33), images(3, 33, 1) * 0 + 70])
+    number, count = list(OPERATIONS).index(name), len(pictures)
     for sign in (1, -1):
-        count = len(pictures)
         ours = apply(pictures, np.full(count, number), np.full(count, sign), magnitude)
         theirs = torch.stack([torchvisions(name, image, sign, magnitude) for image in pictures])
         difference = (ours.int() - theirs.int()).abs()
@@ -308,12 +297,13 @@ def test_an_operation_equals_torchvisions(name, magnitude):
             assert difference.max() <= (0 if name in EQUAL else 1)
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_an_operation_on_a_grey_image_equals_that_on_equal_channels(name):
-    grey = images(1, 17, 9)
-    number, signs = np.full(9, list(OPERATIONS).index(name)), np.array([1, -1, 1] * 3)
-    expected = apply(grey.expand(-1, 3, -1, -1).contiguous(), number, signs, 13)
-    assert torch.equal(apply(grey, number, signs, 13).expand(-1, 3, -1, -1), expected)
+def test_an_operation_on_a_grey_image_equals_that_on_equal_channels():
+    grey, signs = images(1, 17, 9), np.array([1, -1, 1] * 3)
+    for number, name in enumerate(OPERATIONS):
+        numbers = np.full(9, number)
+        expected = apply(grey.expand(-1, 3, -1, -1).contiguous(), numbers, signs, 13)
+        found = apply(grey, numbers, signs, 13).expand(-1, 3, -1, -1)
+        assert torch.equal(found, expected), name
 
 
 def test_all_operations_are_equally_frequent_in_both_directions(monkeypatch):
@@ -384,7 +374,7 @@ def test_two_samples_are_partners_and_a_single_one_is_its_own_partner():
         assert mixing.partners.tolist() == expected
 
 
-@pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
+@pytest.mark.parametrize("alpha", [0.2, 3.0])
 def test_the_weights_of_mixup_follow_the_beta_distribution(alpha):
     weights = plan(f"none+mixup({alpha})").weights.astype(float)
     assert (weights * 256 == (weights * 256).round()).all()
@@ -394,9 +384,9 @@ def test_the_weights_of_mixup_follow_the_beta_distribution(alpha):
     assert np.abs(observed - expected).max() < 1.95 / math.sqrt(len(weights))
 
 
-@pytest.mark.parametrize("alpha", [0.5, 1.0])
-def test_cutmix_boxes_have_the_distribution_of_the_paper(alpha):
+def test_cutmix_boxes_have_the_distribution_of_the_paper():
     """Compared with the authors' procedure on a random generator."""
+    alpha = 0.5
     rng, size = np.random.default_rng(0), 32
     cut = np.sqrt(1 - rng.beta(alpha, alpha, len(SAMPLES)))
     centres = rng.integers(0, size, (2, len(SAMPLES)))
@@ -433,7 +423,7 @@ def test_a_store_of_mixed_views_contains_the_teachers_logits_for_them(
     change_params("views", **changed)
     change_params("soft_targets", **encoding)
     run_stage("soft_targets")
-    assert read_index().identity.policy == text
+    assert read_index().policy == text
     assert f"  views     {text}, seed 7, 16 pixels" in list(store.inspect(STORE))
     assert "108 of them match the teacher's logits" in store.verify(STORE, 108, 0)
     for stage in ("student", "baseline"):
@@ -448,27 +438,22 @@ def test_a_teacher_trains_on_resized_crops(project):
     assert bytes_of(TEACHER.model) != before
 
 
-@pytest.mark.parametrize(
-    ("changed", "now"),
-    [
+def test_a_store_of_another_strength_is_refused(project):
+    text = f"{RRC}+rand_augment(2,9)+mixup(0.4)"
+    index = json.loads((STORE / "store.json").read_text("utf-8")) | {"policy": text}
+    (STORE / "store.json").write_text(json.dumps(index))
+    for changed, now in (
         (
             {"rand_augment": {"operations": 2, "magnitude": 10}},
             r"rand_augment\(2,10\)\+mixup\(0.4\)",
         ),
         ({"mix": {"method": "mixup", "alpha": 0.5}}, r"rand_augment\(2,9\)\+mixup\(0.5\)"),
-        ({"mix": {"method": "cutmix", "alpha": 0.4}}, r"rand_augment\(2,9\)\+cutmix\(0.4\)"),
         ({"mix": "none"}, r"rand_augment\(2,9\)"),
-        ({"rand_augment": "none"}, r"mixup\(0.4\)"),
-    ],
-)
-def test_a_store_of_another_strength_is_refused(project, changed, now):
-    text = f"{RRC}+rand_augment(2,9)+mixup(0.4)"
-    index = json.loads((STORE / "store.json").read_text("utf-8")) | {"policy": text}
-    (STORE / "store.json").write_text(json.dumps(index))
-    change_params("views", **MIXUP | changed)
-    message = rf"for view policy .*\(2,9\)\+mixup\(0.4\), but params.yaml says .*\+{now}\."
-    with pytest.raises(UserError, match=message):
-        opened()
+    ):
+        change_params("views", **MIXUP | changed)
+        message = rf"for view policy .*\(2,9\)\+mixup\(0.4\), but params.yaml says .*\+{now}\."
+        with pytest.raises(UserError, match=message):
+            opened()
 
 
 def test_the_canaries_detect_a_changed_partner(project):

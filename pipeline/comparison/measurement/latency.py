@@ -6,20 +6,18 @@ Imports nothing of ours, and no torch.
 import platform
 import time
 from collections.abc import Callable, Sequence
-from math import comb
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Self
 
 import numpy as np
 from pydantic import (
     BaseModel,
     ConfigDict,
-    Field,
     PositiveFloat,
     PositiveInt,
-    TypeAdapter,
     model_validator,
 )
+from scipy.stats import quantile_test
 
 SPEED_FILE = Path("metrics/speed.json")
 BATCH_SIZE = 64
@@ -67,8 +65,16 @@ class DeviceSpeed(_Figures):
         return self.name if self.threads is None else f"{self.name}, {self.threads} thread{plural}"
 
 
-#: metrics/speed.json, by the device's type.
-SPEED = TypeAdapter(Annotated[dict[Literal["cpu", "cuda"], DeviceSpeed], Field(min_length=1)])
+class Speeds(_Figures):
+    """metrics/speed.json."""
+
+    cpu: DeviceSpeed
+    cuda: DeviceSpeed | None = None
+
+    @property
+    def devices(self) -> dict[str, DeviceSpeed]:
+        """By the device's type; without one that was not measured."""
+        return {name: device for name, device in self if device is not None}
 
 
 def cpu_name() -> str:
@@ -113,17 +119,12 @@ def time_interleaved(
 def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Compute the median and its 95 % interval by order statistics, for any distribution.
 
-    The interval is from the k-th smallest to the k-th largest of n, k as large as the binomial
-    distribution allows. With fewer than 6 values it spans all of them, at less than 95 %.
+    With fewer than 6 values it spans all of them, at less than 95 %.
     """
-    ordered = sorted(map(float, values))
-    count, k = len(ordered), 0
-    ways = 1  # of at most k values below the true median
-    while 40 * ways <= 2**count:  # 2.5 %
-        k += 1
-        ways += comb(count, k)
-    k = max(1, k)
-    return float(np.median(ordered)), ordered[k - 1], ordered[count - k]
+    low, high = quantile_test(values, p=0.5).confidence_interval(0.95)
+    if np.isnan(low):
+        low, high = min(values), max(values)
+    return float(np.median(values)), float(low), float(high)
 
 
 def network_speed(

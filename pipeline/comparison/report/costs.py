@@ -1,9 +1,9 @@
-"""Speed and the savings of the cache, in sentences and rows of text."""
+"""Speed and the savings of the cache, in sentences."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.comparison.cache_economics import Economics
+from pipeline.comparison.cache_economics import CacheFigures, Economics
 from pipeline.comparison.measurement.latency import DeviceSpeed, NetworkSpeed
 from pipeline.comparison.report.charts import si3
 from pipeline.comparison.report.numbers import duration, milliseconds
@@ -22,21 +22,23 @@ class Costs:
         device = self.speed.get("cuda") or self.speed["cpu"]
         return device if device.teacher else None
 
-    def seconds(self, passes: int) -> float | None:
-        """Seconds of as many teacher passes, at the measured rate."""
-        device = self.of_teacher
-        return None if device is None else passes / device.teacher.images_per_second
+    def seconds(self, passes: int) -> float:
+        """Seconds of as many teacher passes, at the rate measured on `of_teacher`."""
+        return passes / self.of_teacher.teacher.images_per_second
 
 
-def cache_sentence(figures: Mapping[str, int]) -> str:
-    """What the cache cost and saved, from `cache` of metrics/comparison.json."""
-    made, saved = figures["teacher_passes"], figures["passes_saved"]
-    students = figures["break_even_students"]
+def cache_sentence(figures: CacheFigures) -> str:
+    """What the cache cost and saved."""
+    made, saved, students = (
+        figures.teacher_passes,
+        figures.passes_saved,
+        figures.break_even_students,
+    )
     from_students = "the first student" if students == 1 else f"{students:,} students"
     outcome = f"{saved:,} saved" if saved > 0 else f"the cache took {-saved:,} more"
     return (
         f"The cache took {made:,} teacher passes, a live teacher would have taken "
-        f"{made + saved:,}: {outcome}. Caching is cheaper from {figures['break_even_epochs']:,} "
+        f"{made + saved:,}: {outcome}. Caching is cheaper from {figures.break_even_epochs:,} "
         f"epochs of one student, or from {from_students} trained as long as these."
     )
 
@@ -71,40 +73,6 @@ def speed_sentence(device: DeviceSpeed) -> str:
     if device.teacher is None:
         return f"{start}{students}."
     return f"{start}the teacher {milliseconds(device.teacher.latency_ms)}, {students}."
-
-
-def speed_rows(device: DeviceSpeed) -> list[dict[str, str]]:
-    teacher = {"teacher": device.teacher} if device.teacher else {}
-    networks = [*teacher.items(), *device.students.items()]
-    return [
-        {
-            "network": name,
-            "one image": milliseconds(speed.latency_ms),
-            "95th percentile": milliseconds(speed.latency_p95_ms),
-            "speed-up": "-" if speed.speedup is None else speedup(speed),
-            f"in batches of {device.batch_size}": f"{speed.images_per_second:,.0f} images/s",
-        }
-        for name, speed in networks
-    ]
-
-
-def cache_rows(costs: Costs) -> list[dict[str, str]]:
-    """No rows without economics."""
-    economics = costs.economics
-    if economics is None:
-        return []
-    passes = {
-        "made for the cache": economics.teacher_passes,
-        "a live teacher at every step": economics.online_passes,
-        "saved": economics.passes_saved,
-    }
-    rows = []
-    for name, count in passes.items():
-        row = {"": name, "teacher passes": f"{count:,}"}
-        if (seconds := costs.seconds(count)) is not None:
-            row["time in the teacher"] = duration(seconds)
-        rows.append(row)
-    return rows
 
 
 def speedup(speed: NetworkSpeed) -> str:

@@ -1,62 +1,35 @@
 """The comparison for the text of a pull request: reports/comparison.md."""
 
-from collections.abc import Iterable, Mapping
+import pandas as pd
 
-from pipeline.comparison.compare import Comparison, ModelMetrics
-from pipeline.comparison.report.costs import Costs, cache_rows, cost_sentences, speed_rows
-from pipeline.comparison.report.numbers import millions, p_text, percent, points, whole
-from pipeline.comparison.report.summary import sentences, verdict_of
-from pipeline.comparison.tables import robust_figures
+from pipeline.comparison.compare import Comparison
+from pipeline.comparison.figures import Figures, models_table
+from pipeline.comparison.report.costs import Costs
+from pipeline.comparison.report.summary import sentences
+from pipeline.comparison.report.tables import (
+    cache_table,
+    metrics_table,
+    speed_table,
+    students_table,
+)
 
 
-def markdown(comparison: Comparison, costs: Costs) -> str:
-    gains = [
-        {
-            "student": name,
-            "distilled": percent(gain.first.accuracy),
-            "baseline": percent(gain.second.accuracy),
-            "gain, points": points(gain.gain),
-            "95 % interval": f"{points(gain.low)} to {points(gain.high)}",
-            "McNemar": p_text(gain.p_value),
-            "verdict": verdict_of(gain),
-        }
-        for name, gain in comparison.gains.items()
+def markdown(figures: Figures, comparison: Comparison, costs: Costs) -> str:
+    def table(texts: pd.DataFrame) -> str:
+        return texts.to_markdown(index=False, disable_numparse=True)
+
+    parts = [
+        "## Comparison",
+        "\n".join(f"- {line}" for line in sentences(figures, comparison, costs)),
+        table(students_table(figures).rename(columns={"gain": "gain, points"})),
     ]
-    summary = "\n".join(f"- {line}" for line in sentences(comparison, *cost_sentences(costs)))
-    speed = "".join(
-        f"Speed on {device.label}, in float32:\n\n{table(speed_rows(device))}\n"
-        for device in costs.speed.values()
-    )
-    cache = table(cache_rows(costs)) if costs.economics else ""
-    models = table(model_row(model, comparison) for model in comparison.models)
-    return (
-        f"## Comparison\n\n{summary}\n\n{table(gains)}\n{speed}{cache}\n"
-        f"<details><summary>All metrics</summary>\n\n{models}\n</details>\n"
-    )
-
-
-def model_row(model: ModelMetrics, comparison: Comparison) -> dict[str, str]:
-    robust = robust_figures(model, comparison.robustness).get("robust_accuracy")
-    return {
-        "model": model.name,
-        "role": model.role,
-        "accuracy": f"{percent(model.accuracy)} ({100 * model.low:.2f} to {100 * model.high:.2f})",
-        "top-5": percent(model.top5),
-        "NLL": f"{model.nll:.4f}",
-        "ECE": percent(model.ece),
-        "ECE, scaled": percent(model.ece_scaled),
-        "macro-F1": percent(model.macro_f1),
-        "agreement": percent(model.agreement),
-        "KL": f"{model.kl:.4f}",
-        "robust": percent(robust),
-        "parameters": whole(model.parameters),
-        "MACs": millions(model.macs),
-        "bytes": whole(model.size_bytes),
-    }
-
-
-def table(rows: Iterable[Mapping[str, str]]) -> str:
-    """A Markdown table with the keys as its head."""
-    rows = list(rows)
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    for device in costs.speed.values():
+        parts += [f"Speed on {device.label}, in float32:", table(speed_table(device))]
+    if costs.economics is not None:
+        parts.append(table(cache_table(costs)))
+    parts += [
+        "<details><summary>All metrics</summary>",
+        table(metrics_table(models_table(comparison))),
+        "</details>\n",
+    ]
+    return "\n\n".join(parts)

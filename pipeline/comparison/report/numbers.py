@@ -25,17 +25,13 @@ def p_text(p_value: float) -> str:
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
 
 
-def whole(number: int | None) -> str:
-    return "-" if number is None else f"{number:,}"
+def whole(number: int) -> str:
+    return f"{number:,}"
 
 
-def millions(number: int | None) -> str:
-    return "-" if number is None else f"{number / 1e6:.1f} M"
-
-
-def three_digits(number: int | None, unit: str = "") -> str:
-    """`17.0 M`; with a unit `17.0 MB`"""
-    return "-" if number is None else si3(number) + unit
+def millions(number: int) -> str:
+    """`1814.1 M`; less than a million with its own unit: `450 k`"""
+    return f"{number / 1e6:.1f} M" if number >= 1e6 else si3(number)
 
 
 def compression(teachers: int | None, students: int) -> str:

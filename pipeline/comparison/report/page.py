@@ -1,49 +1,34 @@
 """The report: one self-contained HTML page, without network and scripts."""
 
+import base64
+import io
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from html import escape
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import yaml
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
 
 from pipeline.comparison.compare import Comparison
-from pipeline.comparison.report.classes import agreement, class_accuracy, disagreements
-from pipeline.comparison.report.costs import Costs, cost_sentences
-from pipeline.comparison.report.html import card, paragraphs, section
-from pipeline.comparison.report.networks import (
-    all_metrics,
-    cache,
-    calibration,
-    gain_and_cost,
-    pairs,
-    speed,
-    students,
-    training_curves,
-)
-from pipeline.comparison.report.robustness import under_corruption
+from pipeline.comparison.example_images import THUMBNAIL
+from pipeline.comparison.figures import Figures, models_table
+from pipeline.comparison.measurement.corruptions import SEVERITIES
+from pipeline.comparison.metrics import confusion
+from pipeline.comparison.report import charts, drawings, tables
+from pipeline.comparison.report.costs import Costs
+from pipeline.comparison.report.numbers import join_and, whole
 from pipeline.comparison.report.style import STYLE
 from pipeline.comparison.report.summary import sentences
+from pipeline.comparison.report.template import PAGE
 
-TITLE = "Comparison of distilled students with baselines"
 VERSIONS = ("torch", "torchvision", "numpy", "h5py", "pillow")
-#: The policy lets the page load nothing and run nothing, whatever a class or a student is called.
-HEAD = f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; \
-img-src data:">
-<title>{TITLE}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-"""
+SHOWN_SEVERITY = 3  # of the example images
 
 
 @dataclass(frozen=True)
@@ -55,6 +40,7 @@ class Origin:
 
 
 def html_report(
+    figures: Figures,
     comparison: Comparison,
     curves: pd.DataFrame,
     pixels_of: Callable[[int], np.ndarray],
@@ -69,45 +55,103 @@ def html_report(
         pixels_of: the pixels [C, H, W] uint8 of a test image, by its number.
         corrupted: the pixels of one test image, by corruption.
     """
-    sections = [
-        header(comparison, costs),
-        students(comparison),
-        gain_and_cost(comparison, costs),
-        speed(costs),
-        cache(costs),
-        training_curves(comparison, curves),
-        calibration(comparison),
-        under_corruption(comparison, corrupted),
-        class_accuracy(comparison),
-        agreement(comparison),
-        disagreements(comparison, pixels_of),
-        pairs(comparison),
-        all_metrics(comparison),
-        parameters_and_versions(origin),
-    ]
-    return HEAD + "\n".join(sections) + "\n</body>\n</html>\n"
+    classes, num_classes = comparison.class_names, len(comparison.class_names)
 
+    def class_name(label: int, most_letters: int = 1_000_000) -> str:
+        return charts.shortened(classes[label], most_letters)
 
-def header(comparison: Comparison, costs: Costs) -> str:
-    summary = paragraphs(sentences(comparison, *cost_sentences(costs)))
-    return (
-        f'<header><h1>{TITLE}</h1>\n<p class="muted">Students: {len(comparison.gains)}, each '
-        f"distilled and as a baseline, on {len(comparison.labels):,} test images of "
-        f"{len(comparison.class_names):,} classes</p></header>\n"
-        f'<section class="card summary">{summary}</section>'
+    students = tables.students_table(figures).drop(columns="McNemar")
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(PAGE).render(
+        style=STYLE,
+        comparison=comparison,
+        sentences=sentences(figures, comparison, costs),
+        students=students.replace(" x$", " x fewer", regex=True),
+        gain_and_cost=drawings.gain_and_cost(comparison, costs.speed),
+        speed=[
+            (f"{device.label}, torch {device.torch}", tables.speed_table(device))
+            for device in costs.speed.values()
+        ],
+        cache=tables.cache_table(costs),
+        training_curves=drawings.training_curves(comparison, curves),
+        calibration=drawings.calibration(comparison),
+        severities=join_and(map(str, SEVERITIES)),
+        shown_severity=SHOWN_SEVERITY,
+        under_corruption=drawings.under_corruption(comparison.robustness),
+        robustness=tables.robustness_table(comparison),
+        corrupted={tables.CORRUPTION_NAMES[name]: pixels for name, pixels in corrupted.items()},
+        class_images=np.bincount(comparison.labels, minlength=num_classes),
+        class_gains=drawings.class_gains(comparison),
+        many_classes=num_classes > drawings.MOST_CLASSES,
+        extremes=drawings.EXTREMES,
+        agreement=agreement(comparison),
+        heat_map=lambda counts, title: charts.heat_map(
+            counts, classes, title, "teacher", "distilled"
+        ),
+        disagreements_table=lambda counts: tables.disagreements_table(
+            counts, classes, drawings.EXTREMES
+        ),
+        disagreements=disagreements(comparison),
+        class_name=class_name,
+        pixels_of=pixels_of,
+        picture=picture,
+        pairs=tables.pairs_table(comparison),
+        metrics=tables.metrics_table(models_table(comparison), charts.si3).drop(columns="robust"),
+        facts={
+            **{f"{name} fingerprint": value for name, value in origin.fingerprints.items()},
+            "Python": platform.python_version(),
+            **{name: version(name) for name in VERSIONS},
+        },
+        params=yaml.safe_dump(dict(origin.params), sort_keys=False, allow_unicode=True),
+        whole=whole,
     )
 
 
-def parameters_and_versions(origin: Origin) -> str:
-    facts = {
-        **{f"{name} fingerprint": value for name, value in origin.fingerprints.items()},
-        "Python": platform.python_version(),
-        **{name: version(name) for name in VERSIONS},
-    }
-    items = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
-    params = yaml.safe_dump(dict(origin.params), sort_keys=False, allow_unicode=True)
-    content = (
-        f"<dl>{items}</dl><details open><summary>params.yaml</summary>"
-        f"<pre>{escape(params)}</pre></details>"
+def agreement(comparison: Comparison) -> list[tuple[str, np.ndarray, str]]:
+    """By student, [C, C] counts of the predictions of the teacher and its own, and a caption."""
+    teacher, num_classes = comparison.teacher, len(comparison.class_names)
+    rows = []
+    for name, gain in comparison.gains.items():
+        student = gain.first
+        counts = confusion(teacher.decisions, student.decisions, num_classes)
+        (neither, only_student), (only_teacher, both) = confusion(
+            teacher.correct, student.correct, 2
+        )
+        caption = (
+            f"Both correct {both:,}, only the teacher {only_teacher:,}, only the student "
+            f"{only_student:,}, neither {neither:,}."
+        )
+        rows.append((name, counts, caption))
+    return rows
+
+
+def disagreements(comparison: Comparison) -> dict[str, list[int]]:
+    """By student, the test images on which not all of teacher, student and baseline agree.
+
+    Those with the student's largest divergence from the teacher first.
+    """
+    images = {}
+    for name, gain in comparison.gains.items():
+        models = (comparison.teacher, gain.first, gain.second)
+        decisions = np.stack([model.decisions for model in models])  # [3, N]
+        (differing,) = np.nonzero((decisions != decisions[0]).any(0))
+        order = np.argsort(-gain.first.divergences[differing], kind="stable")
+        images[name] = differing[order].tolist()
+    return images
+
+
+def picture(pixels: np.ndarray, title: str) -> Markup:
+    """An inline image from pixels [C, H, W] uint8."""
+    planes = np.asarray(pixels).transpose(1, 2, 0)
+    image = Image.fromarray(np.ascontiguousarray(planes[..., 0] if len(pixels) == 1 else planes))
+    if max(image.size) > THUMBNAIL:
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    css = "" if max(image.size) < 64 else "smooth"
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return Markup('<img class="{}" alt="{}" src="data:image/png;base64,{}">').format(
+        css, title, data
     )
-    return section("Parameters and versions", "", card(content, "long"))

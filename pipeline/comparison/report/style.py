@@ -88,7 +88,8 @@ th:first-child { min-width: 7.5rem; }
 tbody tr:last-child td { border-bottom: 0; }
 td small { color: var(--muted); font-size: .8rem; }
 .verdict { font-weight: 600; }
-.verdict.gain { color: var(--gain); } .verdict.loss { color: var(--loss); }
+.verdict.gain, .verdict.better { color: var(--gain); }
+.verdict.loss, .verdict.worse { color: var(--loss); }
 .verdict.not-significant { color: var(--muted); }
 .dense { font-size: .84rem; }
 @media (min-width: 62.01rem) {

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 
 from pipeline.comparison.compare import Comparison, ModelMetrics, PairedDifference, is_significant
+from pipeline.comparison.figures import Figures
+from pipeline.comparison.report.costs import Costs, cache_sentence, cost_sentences
 from pipeline.comparison.report.numbers import join_and, percent, percent_range, points, whole
 from pipeline.comparison.robustness import RobustGain
 
@@ -34,23 +36,23 @@ def model_label(model: ModelMetrics) -> str:
     return f"{model.name}, {model.role}"
 
 
-def sentences(comparison: Comparison, *more: str) -> list[str]:
-    """The comparison in words: the gains, the recommendation, agreement and calibration.
-
-    Args:
-        more: sentences to add before the caveat.
-    """
-    teacher, gains, robustness = comparison.teacher, comparison.gains, comparison.robustness
-    distilled = [gain.first for gain in gains.values()]
-    baselines = [gain.second for gain in gains.values()]
-    tested = {name: (g.gain, g.low, g.high, g.p_value) for name, g in gains.items()}
-    lines = [gain_sentence(tested, len(comparison.labels))]
-    if robustness is not None:
-        robust = {name: (g.gain, g.low, g.high) for name, g in robustness.gains.items()}
+def headline_sentences(figures: Figures) -> list[str]:
+    """What distillation did to accuracy and robust accuracy, and what the cache saved."""
+    students, images = figures.students, figures.test_images
+    lines = [gain_sentence({name: s.tested_gain for name, s in students.items()}, images)]
+    robust = {name: s.robust_gain_interval for name, s in students.items()}
+    if None not in robust.values():
         lines.append(robust_sentence(robust))
-    parameters = teacher.parameters
-    size = "" if parameters is None else f" with {whole(parameters)} parameters"
-    lines += [
+    return lines if figures.cache is None else [*lines, cache_sentence(figures.cache)]
+
+
+def sentences(figures: Figures, comparison: Comparison, costs: Costs) -> list[str]:
+    """The comparison in words: gains, recommendation, agreement, calibration, speed and cache."""
+    teacher, gains = comparison.teacher, comparison.gains.values()
+    distilled, baselines = [gain.first for gain in gains], [gain.second for gain in gains]
+    size = "" if teacher.parameters is None else f" with {whole(teacher.parameters)} parameters"
+    lines = [
+        *headline_sentences(figures.model_copy(update={"cache": None})),
         recommendation_sentence(comparison),
         f"The teacher has {percent(teacher.accuracy)}{size}. It "
         f"agrees with distilled students on {percent_range(m.agreement for m in distilled)} of the "
@@ -67,7 +69,8 @@ def sentences(comparison: Comparison, *more: str) -> list[str]:
             if significant
             else "No two distilled students differ significantly on these images."
         )
-    return [*lines, *more, CAVEAT.format(points=f"{100 / len(comparison.labels):.2g}")]
+    caveat = CAVEAT.format(points=f"{100 / len(comparison.labels):.2g}")
+    return [*lines, *cost_sentences(costs), caveat]
 
 
 def gain_sentence(gains: Gains, test_images: int) -> str:

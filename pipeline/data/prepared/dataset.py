@@ -6,27 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import Field, ValidationInfo, field_validator
 
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import canonical_json, read_json, sha256_of_file
 from pipeline.runtime.outputs import PREPARED
+from pipeline.runtime.validation import Record, read_model
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
 AGAIN = "dvc repro prepare"
-#: The keys of dataset.json that the fingerprint covers; `storage` is there if it is `encoded`.
+#: The keys of dataset.json that the fingerprint covers.
 HEADER = ("format_version", "class_names", "channels", "image_size", "splits", "storage")
 _CHUNK = 4096  # images at a time, for hashes
 
@@ -147,45 +141,30 @@ def _resized_images(images: np.ndarray, size: int) -> np.ndarray:
     return resized
 
 
-class _Description(BaseModel):
-    """The part of dataset.json that opening depends on."""
+class DatasetDescription(Record):
+    """dataset.json: keys that are None are not in the file."""
 
-    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
-
-    fingerprint: str
+    format_version: Literal[FORMAT_VERSION]
     class_names: list[str] = Field(min_length=2)
     channels: Literal[1, 3]
     image_size: int = Field(gt=0)
-    mean: list[float]
-    std: list[Annotated[float, Field(gt=0)]]
     splits: dict[Literal[SPLITS], Annotated[int, Field(gt=0)]] = Field(min_length=len(SPLITS))
     storage: Literal["encoded"] | None = None
+    mean: list[float]
+    std: list[Annotated[float, Field(gt=0)]]
+    fingerprint: str
+    duplicates: dict[str, Any] | None = None  # as `find_duplicates` returns them
 
     @field_validator("mean", "std")
     @classmethod
     def _one_for_each_channel(cls, values: list[float], info: ValidationInfo) -> list[float]:
-        if len(values) != info.data.get("channels"):
-            raise ValueError
+        if len(values) != info.data.get("channels", len(values)):
+            raise ValueError(f"{len(values)} values; expected one for each channel")
         return values
 
-
-def _read_description(directory: Path) -> _Description:
-    """Raises: UserError: dataset.json is absent, of another version, or has an impossible value."""
-    path = directory / "dataset.json"
-    content = read_json(path, produced_by=AGAIN)
-    if content.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"`{directory}` has format version {content.get('format_version')}; expected "
-            f"{FORMAT_VERSION}. Run `{AGAIN}`."
-        )
-    try:
-        return _Description.model_validate(content)
-    except ValidationError as error:
-        key = error.errors()[0]["loc"][0]
-        value = f"{key} {content.get(key)!r}"
-        raise UserError(
-            f"`{path}` says {value:.80}, which `prepare` does not write. Run `{AGAIN}`."
-        ) from None
+    def header(self) -> dict[str, Any]:
+        """The keys that the fingerprint covers."""
+        return self.model_dump(include=set(HEADER), exclude_none=True)
 
 
 def open_dataset(directory: Path = PREPARED) -> Dataset:
@@ -194,7 +173,7 @@ def open_dataset(directory: Path = PREPARED) -> Dataset:
     Raises:
         UserError: it is absent, incomplete, or of another format version.
     """
-    description = _read_description(directory)
+    description = read_model(directory / "dataset.json", DatasetDescription, produced_by=AGAIN)
     class_names, channels = description.class_names, description.channels
     side, splits = description.image_size, {}
     for name in SPLITS:
@@ -228,9 +207,8 @@ def verify_dataset(directory: Path = PREPARED) -> None:
     Raises:
         UserError: images, labels, sample ids or class names have changed since `prepare`.
     """
-    description = read_json(directory / "dataset.json", produced_by=AGAIN)
-    header = {key: description[key] for key in HEADER if key in description}
-    if fingerprint_of(directory, header) != description["fingerprint"]:
+    description = read_model(directory / "dataset.json", DatasetDescription, produced_by=AGAIN)
+    if fingerprint_of(directory, description.header()) != description.fingerprint:
         raise UserError(
             f"`{directory}` is damaged: its images, labels or sample ids are not those that "
             f"`dataset.json` in it describes. Remove `{directory}` and run `{AGAIN}`; if DVC's "

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, first_line
 
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _EXPECTED = "expected a folder, or a .tar, .tar.gz or .zip archive"
@@ -72,7 +72,7 @@ def _walk(root: Path, wanted: Callable[[str], bool]) -> Entries:
     except UserError as error:
         raise UserError(f"`{root}` (`dataset.root`) holds {error}") from None
     except _DAMAGED as error:
-        reason = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
+        reason = first_line(error).rstrip(":")
         raise UserError(f"`{root}` (`dataset.root`) cannot be read ({reason}).") from None
 
 

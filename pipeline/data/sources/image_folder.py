@@ -3,6 +3,7 @@
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -87,29 +88,16 @@ def _class_folders(names: Sequence[str], prefix: str) -> set[str]:
     }
 
 
-def _sample_ids(names: list[str], prefix: str) -> Sequence[str]:
-    """The paths of the samples below the root or its one folder, ascending, without repeats.
+def _sample_ids(names: Sequence[str], prefix: str) -> Sequence[str]:
+    """The paths of the samples below the root or its one folder, ascending, without repeats."""
+    ids = sorted(filter(_is_sample, (name.removeprefix(prefix) for name in names)))
+    return [sample_id for sample_id, _ in groupby(ids)]  # an archive may contain a file twice
 
-    Args:
-        names: from `names_in`, which may be millions: changed in place.
-    """
-    kept = 0
-    for name in names:
-        sample_id = name.removeprefix(prefix)
-        top, _, rest = sample_id.partition("/")
-        is_sample = rest and (top in _UNLABELLED_FOLDERS or (top in _SPLIT_FOLDERS and "/" in rest))
-        if is_sample and not name.endswith("/"):
-            names[kept] = sample_id
-            kept += 1
-    del names[kept:]
-    names.sort()
-    kept = 0
-    for index, name in enumerate(names):  # an archive may contain a file twice
-        if index == 0 or name != names[kept - 1]:
-            names[kept] = name
-            kept += 1
-    del names[kept:]
-    return names
+
+def _is_sample(name: str) -> bool:
+    top, _, rest = name.partition("/")
+    in_class = top in _SPLIT_FOLDERS and "/" in rest
+    return bool(rest) and not name.endswith("/") and (in_class or top in _UNLABELLED_FOLDERS)
 
 
 def _class_of(sample_id: str) -> str:

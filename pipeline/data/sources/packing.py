@@ -7,7 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.prepared.dataset import FORMAT_VERSION, SPLITS, encoded_path, fingerprint_of
+from pipeline.data.prepared.dataset import (
+    FORMAT_VERSION,
+    SPLITS,
+    DatasetDescription,
+    encoded_path,
+    fingerprint_of,
+)
 from pipeline.data.sources.image_encoding import EncodedFile
 from pipeline.data.sources.image_reading import DIGEST_BYTES, DecodedImage
 from pipeline.data.sources.params import DatasetParams
@@ -44,11 +50,11 @@ class Statistics:
 
 def pack(
     source: ImageSource, params: DatasetParams, directory: Path
-) -> tuple[dict[str, object], np.ndarray]:
+) -> tuple[DatasetDescription, np.ndarray]:
     """Write each split's images, labels and sample ids.
 
     Returns:
-        The description of the dataset, for dataset.json, and each sample's digest, [N, 16] uint8.
+        The description of the dataset, and each sample's digest, [N, 16] uint8.
 
     Raises:
         UserError: the source did not yield every image.
@@ -133,8 +139,8 @@ def _describe(
     sizes: Mapping[str, int],
     statistics: Statistics,
     directory: Path,
-) -> dict[str, object]:
-    """Describe the packed files, for dataset.json: header, statistics, fingerprint."""
+) -> DatasetDescription:
+    """Describe the packed files: header, statistics, fingerprint."""
     header = {
         "format_version": FORMAT_VERSION,
         "class_names": source.class_names,
@@ -146,7 +152,7 @@ def _describe(
         header["storage"] = params.storage
     mean, std = statistics.mean_and_std()
     fingerprint = fingerprint_of(directory, header)
-    return {**header, "mean": mean, "std": std, "fingerprint": fingerprint}
+    return DatasetDescription(**header, mean=mean, std=std, fingerprint=fingerprint)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

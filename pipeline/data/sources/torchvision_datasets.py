@@ -15,7 +15,7 @@ from pipeline.data.sources.image_reading import DecodedImage, decode_all, prepar
 from pipeline.data.sources.params import DatasetParams
 from pipeline.data.sources.splits import TRAIN, UNLABELLED, ImageSource, SampleTable, split_off
 from pipeline.data.sources.torchvision_catalog import SETS
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, first_line
 
 UNLABELLED_SPLIT = "unlabeled"
 _LABELS = ("targets", "labels", "_labels")  # the attribute's name varies by dataset
@@ -76,10 +76,9 @@ def _open(params: DatasetParams, split: str) -> Sequence[tuple[Any, int]]:
     try:
         return make(root, **arguments, download=True)
     except Exception as error:  # of a network, a disk or an unpacker: any class
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"`{root}` (`dataset.root`) does not have all of `{name}` ({split}), and it cannot be "
-            f"downloaded here ({first_line}). Put into `{root}`: {SETS[name].files}, "
+            f"downloaded here ({first_line(error)}). Put into `{root}`: {SETS[name].files}, "
             f"as torchvision's `{name}` would download it; or run prepare on a machine with a "
             "network, and copy its folder here."
         ) from None

@@ -6,8 +6,13 @@ docs/soft_targets_format.md is normative.
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import ConfigDict, Field, PositiveInt, model_validator
+
+from pipeline.data.prepared.dataset import SPLITS
+from pipeline.runtime.validation import Record
 
 FORMAT_VERSION = 2
 INDEX = "store.json"
@@ -15,23 +20,71 @@ SHARD_SAMPLES = 16_384
 CANARIES = 4  # images per shard
 
 
-@dataclass(frozen=True)
-class StoreIdentity:
+class StoreIdentity(Record):
     """What defines the rows of a store; the same in every shard, for any number of views."""
 
     dataset_fingerprint: str
     teacher_fingerprint: str
     policy: str  # a `ViewPolicy` as text: of `train`; the other splits are not augmented
     seed: int  # of the view plan
-    image_size: int  # pixels, the side of a view
-    encoding: str  # dense | top_k
-    k: int | None  # for top_k alone
+    image_size: PositiveInt  # pixels, the side of a view
+    encoding: Literal["dense", "top_k"]
+    k: PositiveInt | None = None  # for top_k alone
     precision: str  # of the teacher's forward pass
-    num_classes: int
+    num_classes: PositiveInt
+
+    @model_validator(mode="after")
+    def _has_k_for_top_k(self) -> "StoreIdentity":
+        possible = range(1, self.num_classes + 1)
+        if (self.encoding == "top_k") != (self.k in possible):
+            raise ValueError(
+                f"k is {self.k}; expected 1 to {self.num_classes} for top_k, and no k for dense"
+            )
+        return self
 
     def fields(self) -> dict[str, int | str]:
         """The identity as shards and the index hold it: `k` is absent for dense."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        values = {name: getattr(self, name) for name in StoreIdentity.model_fields}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class StoreIndex(StoreIdentity):
+    """The content of `store.json`: the identity, and which shards there are."""
+
+    model_config = ConfigDict(extra="ignore")  # another writer may add keys
+
+    format_version: int
+    split_sizes: Mapping[Literal[SPLITS], PositiveInt] = Field(alias="splits")
+    num_views: PositiveInt
+    fidelity: Mapping[str, float]  # as the writer measured it; may be empty
+    class_names: list[str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_of_this_version(cls, content: Any) -> Any:
+        version = content.get("format_version") if isinstance(content, dict) else FORMAT_VERSION
+        if version != FORMAT_VERSION:
+            newer = isinstance(version, int) and version > FORMAT_VERSION
+            advice = ": update Teach Once" if newer else ""
+            raise ValueError(f"format version {version}; expected {FORMAT_VERSION}{advice}")
+        return content
+
+    @model_validator(mode="after")
+    def _names_every_class(self) -> "StoreIndex":
+        if len(self.class_names) != self.num_classes:
+            raise ValueError(
+                f"num_classes is {self.num_classes}, but there are {len(self.class_names)} "
+                "class_names; expected one for each"
+            )
+        return self
+
+    def shards(self) -> Iterator["ShardKey"]:
+        return shard_keys(self.split_sizes, self.num_views)
+
+    def content(self) -> dict[str, Any]:
+        """What the file holds, in its order."""
+        others = self.model_dump(by_alias=True, exclude=set(StoreIdentity.model_fields))
+        return {"format_version": others.pop("format_version"), **self.fields(), **others}
 
 
 @dataclass(frozen=True)

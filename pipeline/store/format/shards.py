@@ -141,13 +141,8 @@ def check_arrays(header: Header, identity: StoreIdentity, key: ShardKey) -> None
     if not np.array_equal(header.arrays["canary_samples"].map(), samples):
         raise ShardError("is damaged: its canary_samples are not those of its rows")
     for name in (*rows, "canaries"):
-        check_sum(header, name)
-
-
-def check_sum(header: Header, name: str, attribute: str | None = None) -> None:
-    """Raise ShardError if an array does not match its checksum in the attributes."""
-    if sha256(header.arrays[name].map()) != header.attributes.get(attribute or f"{name}_sha256"):
-        raise ShardError(f"is damaged: its {name} do not match their checksum")
+        if sha256(header.arrays[name].map()) != header.attributes.get(f"{name}_sha256"):
+            raise ShardError(f"is damaged: its {name} do not match their checksum")
 
 
 def check_shard(path: Path, identity: StoreIdentity, key: ShardKey, canaries: np.ndarray) -> None:

@@ -29,12 +29,7 @@ def open_views_by_split(
     }
 
 
-def canary_pixels(views: ViewsBySplit, key: ShardKey) -> np.ndarray:
-    """Augment the canaries of a shard: [K, C, S, S] uint8."""
-    (batch,) = views[key.split].batches(key.view, [canary_samples(key)])
-    return batch.pixels.cpu().numpy()
-
-
 def canaries_of(views: ViewsBySplit, key: ShardKey) -> np.ndarray:
-    """Digests of `canary_pixels`: [K, 32] uint8."""
-    return canary_digests(canary_pixels(views, key))
+    """Augment the canaries of a shard: the digests of their pixels, [K, 32] uint8."""
+    (batch,) = views[key.split].batches(key.view, [canary_samples(key)])
+    return canary_digests(batch.pixels.cpu().numpy())

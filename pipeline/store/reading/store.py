@@ -1,6 +1,6 @@
 """Open a store, verify it, and gather soft targets by view and sample.
 
-docs/soft_targets_format.md is normative. Reads formats 1 and 2.
+docs/soft_targets_format.md is normative.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,9 @@ from pipeline.runtime.derived_random import permutation
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.outputs import STORE
 from pipeline.store.format.encodings import columns, decode
-from pipeline.store.format.schema import SHARD_SAMPLES, StoreIdentity
+from pipeline.store.format.schema import SHARD_SAMPLES, StoreIdentity, StoreIndex
 from pipeline.store.format.shards import ArrayRef, ShardError, read_header
-from pipeline.store.reading.index import AGAIN, StoreIndex, check_purpose, read_index
+from pipeline.store.reading.index import AGAIN, check_purpose, read_index
 from pipeline.store.reading.verification import differences, row_references
 from pipeline.views.params import ViewsParams
 
@@ -62,7 +62,7 @@ class Store:
 
     @property
     def identity(self) -> StoreIdentity:
-        return self.index.identity
+        return self.index
 
     @property
     def num_views(self) -> int:
@@ -204,8 +204,8 @@ def open_shards(directory: Path, index: StoreIndex, labels: Mapping[str, np.ndar
         shards.setdefault((key.split, key.view), []).append(arrays)
     _refuse(directory, problems)
     # Labels are pickled for every spawned worker: keep only what is needed, in a short type.
-    short = np.int16 if index.identity.num_classes <= 2**15 else np.int32
-    needed = labels if index.identity.encoding == "top_k" else {}
+    short = np.int16 if index.num_classes <= 2**15 else np.int32
+    needed = labels if index.encoding == "top_k" else {}
     return Store(directory, index, shards, {k: v.astype(short) for k, v in needed.items()})
 
 

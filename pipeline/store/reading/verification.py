@@ -11,8 +11,7 @@ from pipeline.store.format.encodings import columns, unpack_ids
 from pipeline.store.format.schema import (
     ShardKey,
     StoreIdentity,
-    canary_digests,
-    canary_samples,
+    StoreIndex,
     shard_attributes,
 )
 from pipeline.store.format.shards import (
@@ -22,12 +21,10 @@ from pipeline.store.format.shards import (
     check_attributes,
     check_shapes,
     check_shard,
-    check_sum,
     read_header,
     row_shapes,
 )
-from pipeline.store.format.views_by_split import canary_pixels, open_views_by_split
-from pipeline.store.reading.index import StoreIndex
+from pipeline.store.format.views_by_split import canaries_of, open_views_by_split
 
 
 def row_references(header: Header, index: StoreIndex, key: ShardKey) -> dict[str, ArrayRef]:
@@ -36,9 +33,8 @@ def row_references(header: Header, index: StoreIndex, key: ShardKey) -> dict[str
     Raises:
         ShardError: the header is not that of this shard of this store.
     """
-    expected = shard_attributes(index.identity, key) | {"format_version": index.format_version}
-    check_attributes(header, expected)
-    shapes = row_shapes(index.identity, key)
+    check_attributes(header, shard_attributes(index, key))
+    shapes = row_shapes(index, key)
     check_shapes(header, shapes)
     return {name: header.arrays[name] for name in shapes}
 
@@ -49,15 +45,12 @@ def differences(directory: Path, index: StoreIndex, dataset: Dataset) -> Iterato
     Args:
         dataset: at the size of the views.
     """
-    views = open_views_by_split(dataset, index.identity, torch.device("cpu"))
+    views = open_views_by_split(dataset, index, torch.device("cpu"))
     for key in index.shards():
-        path, pixels = directory / key.file_name, canary_pixels(views, key)
+        path = directory / key.file_name
         try:
-            if index.format_version == 1:
-                _check_shard_1(path, index, key, pixels)
-            else:
-                check_shard(path, index.identity, key, canary_digests(pixels))
-            _check_rows(read_header(path), index.identity)
+            check_shard(path, index, key, canaries_of(views, key))
+            _check_rows(read_header(path), index)
         except ShardError as error:
             yield f"`{path}` {error}."
 
@@ -76,23 +69,3 @@ def _check_rows(header: Header, identity: StoreIdentity) -> None:
             expected = "finite numbers"
         if bad.any():
             raise ShardError(f"is wrong in row {bad.argmax()}: its {name} are not {expected}")
-
-
-def _check_shard_1(path: Path, index: StoreIndex, key: ShardKey, pixels: np.ndarray) -> None:
-    """`check_shard` for format 1, whose canaries are pixels instead of digests."""
-    header, samples = read_header(path), canary_samples(key)
-    row_references(header, index, key)
-    check_shapes(
-        header,
-        {
-            "canary_samples": (samples.shape, samples.dtype),
-            "canary_pixels": (pixels.shape, pixels.dtype),
-        },
-    )
-    check_sum(header, "logits")
-    check_sum(header, "canary_pixels", "canaries_sha256")
-    if not (
-        np.array_equal(header.arrays["canary_samples"].map(), samples)
-        and np.array_equal(header.arrays["canary_pixels"].map(), pixels)
-    ):
-        raise ShardError("has canaries that differ: the images or the augmentation have changed")

@@ -1,8 +1,9 @@
-"""Compare stored rows with the teacher's logits. Imports NumPy and encodings.py alone."""
+"""Compare stored rows with the teacher's logits."""
 
 from collections.abc import Mapping
 
 import numpy as np
+from scipy.special import log_softmax
 
 from pipeline.store.format.encodings import decode
 
@@ -24,15 +25,9 @@ def store_fidelity(
     measured = {}
     for temperature in TEMPERATURES:
         decoded, _ = decode(stored, labels, logits.shape[1], temperature=temperature)
-        teacher = _log_softmax(logits, temperature)
-        difference = teacher - _log_softmax(decoded, temperature)
+        teacher = log_softmax(logits.astype(np.float64) / temperature, 1)
+        difference = teacher - log_softmax(decoded.astype(np.float64) / temperature, 1)
         divergence = (np.exp(teacher) * difference).sum(1).mean()
         measured[f"kl_at_temperature_{temperature}"] = float(f"{divergence:.3e}")
     agreement = (logits.argmax(1) == decoded.argmax(1)).mean()
     return measured | {"agreement": float(f"{agreement:.4g}")}
-
-
-def _log_softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
-    scaled = logits.astype(np.float64) / temperature
-    scaled -= scaled.max(1, keepdims=True)
-    return scaled - np.log(np.exp(scaled).sum(1, keepdims=True))

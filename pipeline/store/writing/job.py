@@ -14,14 +14,10 @@ from pipeline.runtime.outputs import TEACHER
 from pipeline.runtime.params import load_section
 from pipeline.store.format.schema import ShardKey, StoreIdentity, shard_keys
 from pipeline.store.format.views_by_split import ViewsBySplit, canaries_of, open_views_by_split
+from pipeline.store.writing.imported_logits import ImportedLogits
 from pipeline.store.writing.params import SoftTargetsParams
 from pipeline.store.writing.shard_writer import write_shard
-from pipeline.store.writing.teacher_logits import (
-    AGAIN,
-    ImportedLogits,
-    TeacherForward,
-    open_teacher_logits,
-)
+from pipeline.store.writing.teacher_logits import AGAIN, TeacherForward, open_teacher_logits
 from pipeline.views.params import ViewsParams
 
 

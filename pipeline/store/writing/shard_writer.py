@@ -16,6 +16,7 @@ from pipeline.store.format.schema import (
     INDEX,
     ShardKey,
     StoreIdentity,
+    StoreIndex,
     canary_samples,
     sha256,
     shard_attributes,
@@ -101,14 +102,12 @@ def write_index(
     fidelity: Mapping[str, float],
 ) -> None:
     """Write the index: the shards of the complete store, and the fidelity of its rows."""
-    write_json(
-        directory / INDEX,
-        {
-            "format_version": FORMAT_VERSION,
-            **identity.fields(),
-            "splits": dict(split_sizes),
-            "num_views": num_views,
-            "fidelity": dict(fidelity),
-            "class_names": list(class_names),
-        },
+    index = StoreIndex(
+        format_version=FORMAT_VERSION,
+        **identity.fields(),
+        splits=dict(split_sizes),
+        num_views=num_views,
+        fidelity=dict(fidelity),
+        class_names=list(class_names),
     )
+    write_json(directory / INDEX, index.content())

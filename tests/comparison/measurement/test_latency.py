@@ -4,6 +4,7 @@ No test here asserts a measured time, or a ratio of measured times.
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from conftest import PARAMS, run_stage, write_params
 
 from pipeline.comparison.measurement import latency
 from pipeline.comparison.measurement.latency import (
-    SPEED,
     SPEED_FILE,
+    Speeds,
     median_interval,
     network_speed,
     time_interleaved,
@@ -35,12 +36,6 @@ def test_the_interval_of_a_median_ends_at_the_order_statistics_of_the_binomial_t
     assert median_interval(range(1, 7)) == (3.5, 1, 6)  # 2 / 64 = 0.031 outside
     assert median_interval([3, 1, 2]) == (2, 1, 3)
     assert median_interval([7]) == (7, 7, 7)
-
-
-def test_the_interval_of_a_median_covers_it_at_its_rate():
-    draws = np.random.default_rng(0).exponential(size=(4000, 20))
-    covered = [low <= np.log(2) <= high for _, low, high in map(median_interval, draws)]
-    assert 0.95 <= np.mean(covered) <= 0.97  # 95.86 % exactly
 
 
 def test_the_figures_follow_from_the_times():
@@ -92,7 +87,7 @@ def test_the_timed_forward_pass_gives_the_networks_logits(project):
 def test_the_teacher_and_every_student_have_figures_on_every_device(finished_project):
     content = json.loads((finished_project / SPEED_FILE).read_text("utf-8"))
     assert list(content) == [device.type for device in speed.devices()]
-    for device in SPEED.validate_python(content).values():
+    for device in Speeds.model_validate(content).devices.values():
         assert device.batch_size == latency.BATCH_SIZE
         assert device.torch == torch.__version__
         assert list(device.students) == ["small"]
@@ -109,8 +104,6 @@ def test_the_teacher_and_every_student_have_figures_on_every_device(finished_pro
 def test_exactly_the_students_of_the_parameters_are_timed(project, capsys):
     students = PARAMS["students"]
     write_params(project, PARAMS | {"students": students | {"teacher": students["small"]}})
-    with pytest.raises(UserError, match=r"`models/students/teacher/network.json` is absent\. Run"):
-        run_stage("speed")
     shutil.copytree("models/students/small", "models/students/teacher")  # a student of that name
     run_stage("speed")
     speeds = json.loads(SPEED_FILE.read_text("utf-8"))["cpu"]
@@ -118,9 +111,6 @@ def test_exactly_the_students_of_the_parameters_are_timed(project, capsys):
     assert "speedup" in speeds["students"]["teacher"]
     assert "speedup" not in speeds["teacher"]
     assert "small: " in capsys.readouterr().out
-    write_params(project, PARAMS)
-    run_stage("speed")
-    assert list(json.loads(SPEED_FILE.read_text("utf-8"))["cpu"]["students"]) == ["small"]
 
 
 def test_a_teacher_of_imported_logits_is_left_out(project):
@@ -191,28 +181,29 @@ def test_the_comparison_counts_the_passes_of_the_store_and_of_the_histories(proj
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda c: c["cpu"]["students"].pop("small"), "has no figures of small"),
-        (lambda c: c["cpu"]["teacher"].update(latency_ms=-1), "`cpu.teacher.latency_ms`: Input"),
-        (lambda c: c["cpu"].pop("torch"), "`cpu.torch`: Field required"),
-        (lambda c: c["cpu"]["students"]["small"].pop("speedup_low"), "belong together"),
-        (lambda c: c.pop("cpu"), "should have at least 1 item"),
+        (lambda cpu: cpu["students"].pop("small"), "has no figures of small"),
+        (
+            lambda cpu: cpu["students"]["small"].update(latency_ms=-1),
+            "speed.json: cpu.students.small.latency_ms` is -1; expected greater than 0",
+        ),
+        (lambda cpu: cpu.pop("torch"), "speed.json: cpu.torch` is missing"),
+        (lambda cpu: cpu["students"]["small"].pop("speedup_low"), "belong together"),
     ],
 )
 def test_a_damaged_speed_file_is_refused(project, edit, message):
     content = json.loads(SPEED_FILE.read_text("utf-8"))
-    content = {"cpu": content["cpu"]}
-    edit(content)
+    edit(content["cpu"])
     write_json(SPEED_FILE, content)
+    with pytest.raises(UserError, match=message) as refusal:
+        run_stage("compare")
+    assert re.search("[Rr]un `dvc repro (--force )?speed`", str(refusal.value))
+
+
+def test_a_store_index_without_the_stores_size_is_refused(project):
+    path = "data/soft_targets/store.json"
+    damage = {"num_views": "3", "splits": {"train": 5}, "fidelity": None}
+    write_json(path, read_json(path, produced_by="-") | damage)
     with pytest.raises(UserError) as refusal:
         run_stage("compare")
-    assert "`metrics/speed.json`" in str(refusal.value)
-    assert message in str(refusal.value)
-    assert "Run `dvc repro --force speed`." in str(refusal.value)
-
-
-@pytest.mark.parametrize("edit", [{"num_views": "3"}, {"splits": {"train": 5}}, {"fidelity": None}])
-def test_a_store_index_without_the_stores_size_is_refused(project, edit):
-    path = "data/soft_targets/store.json"
-    write_json(path, read_json(path, produced_by="-") | edit)
-    with pytest.raises(UserError, match="does not say how many views of how many images"):
-        run_stage("compare")
+    for key in ("num_views` is '3'", "splits.validation` is missing", "fidelity` is empty"):
+        assert f"`{path}: {key}" in str(refusal.value)

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
@@ -15,11 +14,12 @@ from browser import CHROMIUM, Page, browser
 
 from pipeline.comparison.cache_economics import Economics
 from pipeline.comparison.compare import Comparison, Predictions, compare
+from pipeline.comparison.figures import headline_figures
 from pipeline.comparison.measurement.corruptions import CORRUPTIONS
 from pipeline.comparison.measurement.latency import DeviceSpeed, NetworkSpeed
 from pipeline.comparison.report import charts
-from pipeline.comparison.report.classes import MOST_CLASSES
 from pipeline.comparison.report.costs import Costs
+from pipeline.comparison.report.drawings import MOST_CLASSES
 from pipeline.comparison.report.markdown import markdown
 from pipeline.comparison.report.page import Origin, html_report
 from pipeline.comparison.robustness import CorruptionPredictions, compare_robustness
@@ -56,7 +56,7 @@ def invented(num_classes: int, students: list[str], count: int = 300) -> Compari
 
     names = [f"a class of a long name {i}" for i in range(num_classes)]
     names[1] = HOSTILE
-    comparison = compare(
+    return compare(
         predictions("teacher", "teacher", 4, 20_000_000),
         {
             name: (
@@ -67,16 +67,15 @@ def invented(num_classes: int, students: list[str], count: int = 300) -> Compari
         },
         labels,
         names,
+        compare_robustness(
+            None if len(students) == 1 else corrupted_predictions(0),  # a teacher without a network
+            {
+                name: (corrupted_predictions(1), corrupted_predictions(2 + i))
+                for i, name in enumerate(students)
+            },
+            labels["test"],
+        ),
     )
-    robustness = compare_robustness(
-        None if len(students) == 1 else corrupted_predictions(0),  # a teacher without a network
-        {
-            name: (corrupted_predictions(1), corrupted_predictions(2 + i))
-            for i, name in enumerate(students)
-        },
-        labels["test"],
-    )
-    return replace(comparison, robustness=robustness)
 
 
 def costs_of(comparison: Comparison, *devices: str) -> Costs:
@@ -121,7 +120,8 @@ def page_of(comparison: Comparison, costs: Costs, size: int, channels: int = 3) 
     )
     origin = Origin({"students": {name: {} for name in comparison.gains}}, {"dataset": "ab" * 32})
     corrupted = dict.fromkeys(CORRUPTIONS, images[0])
-    return html_report(comparison, curves, images.__getitem__, corrupted, origin, costs)
+    figures = headline_figures(comparison, costs.economics)
+    return html_report(figures, comparison, curves, images.__getitem__, corrupted, origin, costs)
 
 
 FOUR = ["mobilenet-v2-half", "resnet8", "b", "a_student_of_a_long_name"]
@@ -203,7 +203,8 @@ def test_all_disagreements_are_counted_and_the_largest_are_shown(pages):
 
 def test_the_markdown_has_the_sentences_and_one_row_per_student_and_model():
     comparison = invented(5, FOUR)
-    text = markdown(comparison, costs_of(comparison, "cpu"))
+    costs = costs_of(comparison, "cpu")
+    text = markdown(headline_figures(comparison, costs.economics), comparison, costs)
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
     assert [len(table.splitlines()) - 2 for table in tables] == [4, 5, 3, 9]
     for table in tables:

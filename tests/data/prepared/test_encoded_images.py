@@ -4,8 +4,6 @@ import io
 import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -14,7 +12,6 @@ import pytest
 import torch
 from conftest import (
     bytes_of,
-    change_params,
     opened,
     run_every_stage,
     run_stage,
@@ -25,8 +22,7 @@ from import_closure import ROOT
 from PIL import Image
 
 from pipeline.commands.store import verify
-from pipeline.comparison.example_images import clean_pixels
-from pipeline.comparison.report.html import THUMBNAIL
+from pipeline.comparison.example_images import THUMBNAIL, clean_pixels
 from pipeline.data.prepared.dataset import Dataset, encoded_path, open_dataset
 from pipeline.data.prepared.image_decoding import clean_boxes, decode_view, eight_bits
 from pipeline.data.sources.image_reading import map_in_threads
@@ -61,12 +57,6 @@ def encoded_project(
     return root
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def prepare(**dataset: object) -> Dataset:
     write_params(Path(), encoded_params(**dataset))
     run_stage("prepare")
@@ -99,14 +89,6 @@ def test_quality_original_keeps_the_sources_bytes(folder):
         path = folder / "images" / sample_id
         assert split.content(sample) == path.read_bytes()
         assert tuple(split.sizes[sample]) == Image.open(path).size[::-1]
-
-
-def test_a_lower_quality_takes_fewer_bytes(folder):
-    write_pictures(folder / "images")
-    high, low = (
-        prepare(quality=quality).splits["train"].offsets[-1].item() for quality in (95, 30)
-    )
-    assert low < high
 
 
 @pytest.mark.parametrize("quality", [90, "original"])
@@ -146,31 +128,17 @@ def test_the_digits_can_be_encoded_but_have_no_original_files(folder):
         prepare(source="digits", quality="original")
 
 
-@pytest.mark.parametrize("quality", [0, 101, "best"])
-def test_an_impossible_quality_is_refused(folder, quality):
-    with pytest.raises(UserError, match=r"dataset.quality` is .*; expected"):
-        prepare(quality=quality)
-
-
 @pytest.mark.parametrize("quality", [90, "original"])
 def test_damaged_files_are_all_listed_and_nothing_is_written(folder, quality):
     write_pictures(folder / "images")
-    for name in ("ant/2.jpg", "cat/5.png"):
-        path = folder / "images/train" / name
+    names = ("train/ant/2.jpg", "train/cat/5.png")
+    for name in names:
+        path = folder / "images" / name
         path.write_bytes(path.read_bytes()[:-40])
-    (folder / "images/train/bee/notes.txt").write_text("no image")
     with pytest.raises(UserError) as refusal:
         prepare(quality=quality)
-    for name in ("train/ant/2.jpg", "train/cat/5.png", "train/bee/notes.txt"):
-        assert name in str(refusal.value)
+    assert all(name in str(refusal.value) for name in names)
     assert list((folder / "data").iterdir()) == []
-
-
-def test_an_image_too_long_for_jpeg_is_listed_with_the_damaged_ones(folder):
-    write_pictures(folder / "images")
-    Image.new("L", (70_000, 9)).save(folder / "images/train/ant/long.png")
-    with pytest.raises(UserError, match="1 files of `images`(.|\n)*train/ant/long.png: "):
-        prepare()
 
 
 def test_a_file_of_another_length_is_refused_on_opening(encoded_project):
@@ -352,20 +320,14 @@ def all_views(order: list[np.ndarray], workers: int, policy: str = "random_resiz
 
 
 @pytest.mark.parametrize(
-    "policy",
-    [
-        "random_resized_crop",
-        "crop_flip",
-        "random_resized_crop+rand_augment(2,9)+mixup(0.4)",
-        "crop_flip+cutmix(1.0)",
-    ],
+    "policy", ["random_resized_crop+rand_augment(2,9)+mixup(0.4)", "crop_flip+cutmix(1.0)"]
 )
 def test_replay_is_identical_for_any_batch_size_order_and_number_of_workers(
     encoded_project, policy
 ):
     count = len(open_dataset().splits["train"])
     whole = all_views([np.arange(count)], 0, policy)
-    for batch_size, workers in ((1, 0), (5, 0), (5, 1), (7, 2)):
+    for batch_size, workers in ((1, 0), (5, 1), (7, 2)):
         order = permutation(count, batch_size)
         parts = np.split(order, range(batch_size, count, batch_size))
         assert np.array_equal(all_views(parts, workers, policy), whole)
@@ -439,32 +401,10 @@ def test_the_store_contains_the_teachers_logits_for_views_of_encoded_images(enco
     assert "of them match the teacher's logits" in verify(STORE, recompute=30, seed=1)
 
 
-@pytest.mark.parametrize("stage", ["student", "baseline"])
-def test_a_repeated_training_on_encoded_images_writes_the_same_bytes(encoded_project, stage):
-    before = bytes_of(Path(f"models/{stage}s/small"))
-    run_stage(stage, "small")
-    assert bytes_of(Path(f"models/{stage}s/small")) == before
-
-
-def test_two_processes_write_the_same_store_of_encoded_images(encoded_project):
-    before = bytes_of(STORE)
-    result = subprocess.run(
-        [sys.executable, "-m", "pipeline.stages.soft_targets"],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PROCESSES": "2"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    assert bytes_of(STORE) == before
-
-
-def test_a_store_of_other_images_is_refused(encoded_project):
-    path = Path("images/train/bee/3.png")
-    picture(1, 99, (63, 107)).save(path)
-    run_stage("prepare")
-    with pytest.raises(UserError, match="was written for dataset"):
-        run_stage("student", "small")
+def test_a_repeated_training_on_encoded_images_writes_the_same_bytes(encoded_project):
+    before = bytes_of(Path("models/students/small"))
+    run_stage("student", "small")
+    assert bytes_of(Path("models/students/small")) == before
 
 
 def test_canaries_detect_images_of_another_decoder(encoded_project):
@@ -479,17 +419,11 @@ def test_canaries_detect_images_of_another_decoder(encoded_project):
         opened()
 
 
-def test_a_store_of_encoded_images_is_refused_for_pixels_of_the_same_source(encoded_project):
-    change_params("dataset", storage="pixels")
-    run_stage("prepare")
-    with pytest.raises(UserError, match="was written for dataset"):
-        run_stage("student", "small")
-
-
 # Photographs.
 
 
 @pytest.mark.skipif(not PHOTOGRAPHS.exists(), reason=f"photographs are not at {PHOTOGRAPHS}")
+@pytest.mark.slow
 @pytest.mark.parametrize("quality", [90, "original"])
 def test_photographs_are_prepared_and_viewed(folder, quality):
     with tarfile.open(PHOTOGRAPHS) as source, tarfile.open("images.tar", "w") as target:

@@ -8,16 +8,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import PARAMS, prepare, write_images
+from conftest import prepare, write_images
 from PIL import Image
 
 from pipeline.data.prepared.dataset import Dataset, open_dataset
 from pipeline.data.prepared.image_decoding import eight_bits
 from pipeline.data.sources.image_reading import to_pixels
 from pipeline.data.sources.packing import Statistics
-from pipeline.data.sources.params import DatasetParams
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.validation import validate
 
 
 def splits(dataset: Dataset) -> dict[str, list[str]]:
@@ -146,15 +144,9 @@ def test_exif_orientation_is_applied():
     assert np.array_equal(to_pixels(reread(RGB, "PNG", exif=exif), 16, 3), upright)
 
 
-def test_pixels_of_unknown_range_are_refused_as_unreadable(folder):
-    write_images(folder / "images", per_class=6)
-    for name, dtype in (("a", np.float32), ("b", np.int32)):
-        pixels = np.full((16, 16), 70_000, dtype)
-        Image.fromarray(pixels).save(folder / f"images/train/ant/{name}.tiff")
-    with pytest.raises(UserError) as refusal:
-        prepare()
-    assert "train/ant/a.tiff: it has floating-point pixels" in str(refusal.value)
-    assert "train/ant/b.tiff: it has more than 16 bits a channel" in str(refusal.value)
+def test_pixels_of_unknown_range_are_refused():
+    with pytest.raises(ValueError, match="it has more than 16 bits a channel"):
+        reread(Image.fromarray(np.full((16, 16), 70_000, np.int32)), "TIFF")
 
 
 def test_images_of_other_shapes_keep_their_aspect_ratio_and_lose_their_margins():
@@ -173,87 +165,28 @@ def test_statistics_equal_those_of_the_pixels():
     np.testing.assert_allclose(std, (images / 255).std((0, 2, 3)), atol=1e-6)
 
 
-def test_broken_images_are_all_listed_and_nothing_is_written(folder):
-    write_images(folder / "images", per_class=6)
-    for name in ("ant/001.png", "cat/004.png"):
-        path = folder / "images/train" / name
-        path.write_bytes(path.read_bytes()[:100])
-    (folder / "images/train/bee/notes.txt").write_text("no image")
-    with pytest.raises(UserError) as refusal:
-        prepare()
-    message = str(refusal.value)
-    assert message.startswith("3 files of `images`")
-    for name in ("train/ant/001.png", "train/cat/004.png", "train/bee/notes.txt"):
-        assert name in message
-    assert not (folder / "data/prepared").exists()
-    assert list((folder / "data").iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda root: None, "does not exist"),
-        (lambda root: root.mkdir(), "has no `train/<class>/<image>`; found nothing"),
-        (lambda root: (root / "pictures").mkdir(parents=True), "has no `train/<class>/<image>`"),
-        (lambda root: root.write_text("x"), "is a file of an unknown kind; expected a folder"),
-    ],
-)
-def test_a_root_without_images_is_refused(folder, make, message):
-    make(folder / "images")
-    with pytest.raises(UserError, match=message):
-        prepare()
-
-
-@pytest.mark.parametrize("root", ["images", "images.tar", "images.zip"])
-def test_a_class_folder_without_images_is_refused(folder, root):
-    write_images(folder / "images")
-    (folder / "images/train/dog").mkdir()
-    (folder / "images/train/dog/.hidden").write_text("")
-    if root != "images":
-        shutil.make_archive("images", root.partition(".")[2], "images")
-    with pytest.raises(UserError, match="has class folders without images: `train/dog`"):
-        prepare(root=root)
-
-
-def test_a_single_class_is_refused(folder):
-    write_images(folder / "images")
-    for name in ("bee", "cat"):
-        shutil.rmtree(folder / "images/train" / name)
-    with pytest.raises(UserError, match="has one class, `ant`; expected at least 2"):
-        prepare()
-
-
-def test_test_classes_that_train_lacks_are_refused(folder):
-    write_images(folder / "images")
-    write_images(folder / "images", split="test")
-    (folder / "images/test/ant").rename(folder / "images/test/dog")
-    with pytest.raises(UserError, match="that `train/` lacks: `dog`"):
-        prepare()
-
-
-def test_a_class_too_small_to_split_is_refused(folder):
-    write_images(folder / "images", per_class=2)
-    with pytest.raises(UserError, match="has 2 training samples; expected at least 3"):
-        prepare()
-
-
-def test_a_truncated_archive_is_refused(folder):
-    write_images(folder / "images")
-    with tarfile.open(folder / "images.tar.gz", "w:gz") as archive:
-        archive.add(folder / "images", ".")
-    content = (folder / "images.tar.gz").read_bytes()
-    (folder / "images.tar.gz").write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=r"images.tar.gz.* cannot be read"):
-        prepare(root="images.tar.gz")
-
-
-def test_a_failed_run_keeps_the_prepared_data_of_the_run_before(folder):
+def test_broken_images_are_all_listed_and_the_data_of_the_run_before_stay(folder):
     write_images(folder / "images", per_class=6)
     before = prepare().fingerprint
-    (folder / "images/train/ant/000.png").write_text("no image")
-    with pytest.raises(UserError, match="1 files of"):
+    names = ("train/ant/001.png", "train/cat/004.png", "train/bee/notes.txt")
+    for name in names:
+        (folder / "images" / name).write_text("no image")
+    with pytest.raises(UserError) as refusal:
         prepare()
+    assert str(refusal.value).startswith("3 files of `images`")
+    assert all(name in str(refusal.value) for name in names)
     assert open_dataset().fingerprint == before
+    assert [path.name for path in (folder / "data").iterdir()] == ["prepared"]
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_a_class_folder_without_images_is_refused_in_an_archive_too(folder, kind):
+    write_images(folder / "images", per_class=3)
+    (folder / "images/train/dog").mkdir()
+    (folder / "images/train/dog/.hidden").write_text("")
+    shutil.make_archive("images", kind, "images")
+    with pytest.raises(UserError, match="has class folders without images: `train/dog`"):
+        prepare(root=f"images.{kind}")
 
 
 def test_images_are_resized_to_another_size_and_mapped_at_their_own(folder):
@@ -267,12 +200,3 @@ def test_images_are_resized_to_another_size_and_mapped_at_their_own(folder):
         (8, 8), Image.Resampling.BICUBIC
     )
     assert np.array_equal(resized[2].transpose(1, 2, 0), np.asarray(expected))
-
-
-def test_fractions_that_leave_nothing_to_train_on_are_refused():
-    with pytest.raises(UserError, match="leave nothing to train on"):
-        validate(
-            DatasetParams,
-            PARAMS["dataset"] | {"validation_fraction": 0.5, "test_fraction": 0.5},
-            "params.yaml: dataset",
-        )

@@ -26,7 +26,8 @@ def change_index(**values: object) -> None:
     write_json(STORE / "store.json", {k: v for k, v in index.items() if v is not None})
 
 
-def test_an_unchanged_store_is_accepted(project):
+def test_a_store_is_accepted_with_keys_of_another_writer(project):
+    change_index(written_by="another system")
     assert opened().num_views == 3
 
 
@@ -147,9 +148,7 @@ def test_a_shard_of_another_store_is_refused(project):
 @pytest.mark.parametrize("version", [3, 99])
 def test_a_newer_format_is_refused_with_the_advice_to_update(project, version):
     change_index(format_version=version)
-    with pytest.raises(
-        UserError, match=f"format version {version}; expected 1 to 2. Update Teach Once"
-    ):
+    with pytest.raises(UserError, match=f"format version {version}; expected 2: update Teach Once"):
         opened()
 
 
@@ -158,11 +157,13 @@ def test_an_unknown_version_is_refused_with_the_command_that_writes_the_store_ag
     project, version
 ):
     change_index(format_version=version)
-    with pytest.raises(UserError, match=f"format version {version}; expected 1 to 2. Run `dvc"):
+    with pytest.raises(
+        UserError, match=f"format version {version}; expected 2\\.\nRemove it and run `dvc"
+    ):
         opened()
 
 
-FIELDS = [field.name for cls in (StoreIdentity, ShardKey) for field in fields(cls)]
+FIELDS = [*StoreIdentity.model_fields, *(field.name for field in fields(ShardKey))]
 
 
 @pytest.mark.parametrize("field", ["format_version", *(name for name in FIELDS if name != "k")])
@@ -204,7 +205,7 @@ CHANGES = {
 
 
 def test_every_field_of_the_identity_is_changed_below():
-    assert {field.name for field in fields(StoreIdentity)} < CHANGES.keys()
+    assert set(StoreIdentity.model_fields) < CHANGES.keys()
 
 
 @pytest.mark.parametrize("field", CHANGES)
@@ -212,23 +213,23 @@ def test_an_index_that_differs_in_any_one_field_is_refused_by_its_name(project, 
     change_index(**{field: CHANGES[field]})
     names = {"dataset_fingerprint": "dataset", "teacher_fingerprint": "teacher"}
     name = names.get(field, field.replace("num_views", "views.count"))
-    with pytest.raises(UserError, match=rf"\b{name} "):
+    with pytest.raises(UserError, match=rf"\b{name}[ `]"):
         opened()
 
 
-@pytest.mark.parametrize("field", [key for key in CHANGES if key != "k"])
+@pytest.mark.parametrize("field", ["seed", "splits", "class_names"])
 def test_an_index_without_a_field_is_refused_by_its_name(project, field):
     change_index(**{field: None})
-    with pytest.raises(UserError, match=f"store.json` lacks '{field}'"):
+    with pytest.raises(UserError, match=f"store.json: {field}` is missing"):
         opened()
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("num_views", "3"), ("splits", 5), ("num_classes", 3.0), ("k", "2")]
+    ("field", "value"), [("num_views", "3"), ("splits", 5), ("num_classes", 3.5), ("k", "2")]
 )
 def test_an_index_with_a_field_of_another_type_is_refused_by_its_name(project, field, value):
     change_index(**{field: value})
-    with pytest.raises(UserError, match=f"store.json` has {field} {value!r}; expected (int|dict)"):
+    with pytest.raises(UserError, match=f"store.json: {field}` is {value!r}; expected a "):
         opened()
 
 
@@ -258,7 +259,7 @@ def test_a_flipped_bit_anywhere_is_refused_or_changes_nothing(project, encoding)
     whole, before = SHARD.read_bytes(), rows_of(opened())
     rng = np.random.default_rng(0)
     refused = 0
-    for position in rng.integers(0, len(whole), 60):
+    for position in rng.integers(0, len(whole), 25):
         damaged = bytearray(whole)
         damaged[position] ^= 1 << rng.integers(8)
         SHARD.write_bytes(damaged)

@@ -20,7 +20,6 @@ from conftest import (
     opened,
     run_stage,
     small_file_system,
-    write_images,
 )
 from import_closure import ROOT
 from stage_process import (
@@ -65,9 +64,9 @@ def test_a_run_killed_at_random_moments_ends_with_the_bytes_of_an_uninterrupted_
     change_params("views", count=VIEWS)
     moments = random.Random(5)
     kept = 0
-    for kills in range(8):
+    for kills in range(4):
         process = start()
-        if kills % 4:
+        if kills % 2:
             wait_for_shards(process, kept + moments.randint(1, 8))
             time.sleep(moments.uniform(0, 0.03))
         else:  # while it loads, checks finished shards, or writes
@@ -194,7 +193,7 @@ def test_a_flipped_bit_anywhere_in_scratch_never_reaches_the_store(project, monk
     shard = next(SCRATCH.glob(f"*/{SHARD}"))
     whole = shard.read_bytes()
     bits = random.Random(3)
-    for _ in range(20):
+    for _ in range(8):
         content = bytearray(whole)
         content[bits.randrange(len(whole))] ^= 1 << bits.randrange(8)
         shard.unlink()  # else the write would change the hard link in the store
@@ -211,13 +210,10 @@ def expected_rows(store: dict[str, bytes]) -> bytes:
 
 
 CHANGES = {
-    "seed": lambda: change_params("views", seed=8),
     "policy": lambda: change_params("views", policy="crop"),
-    "size": lambda: change_params("views", image_size=12),
     "encoding": lambda: change_params("soft_targets", encoding="top_k", k=2),
     "precision": lambda: change_params("soft_targets", precision="bfloat16"),
     "batch size": lambda: change_params("soft_targets", batch_size=14),
-    "dataset": lambda: (write_images(Path("images"), per_class=21), run_stage("prepare")),
     "teacher": lambda: (
         change_params("teacher", training=TRAINING | {"seed": 99}),
         run_stage("teacher"),
@@ -241,16 +237,6 @@ def test_shards_of_other_inputs_are_not_reused_and_are_removed(
     (after,) = SCRATCH.glob("*/")
     assert before != after
     opened()
-
-
-def test_another_k_reuses_nothing(project, monkeypatch):
-    change_params("soft_targets", encoding="top_k", k=2)
-    run_stage("soft_targets")
-    change_params("soft_targets", k=1)
-    requested = watch_shards(monkeypatch)
-    run_stage("soft_targets")
-    assert len(requested) == 5
-    assert opened().identity.k == 1
 
 
 def test_an_edit_of_the_teachers_network_reuses_nothing(project, tmp_path):

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -88,7 +87,22 @@ def test_an_hdf5_reader_sees_the_rows_of_the_memory_map(project):
     assert read_json(STORE / "store.json", produced_by="-")["class_names"] == ["ant", "bee", "cat"]
 
 
-IDENTITY = StoreIdentity("d" * 64, "t" * 64, "crop_flip", 0, 8, "dense", None, "float32", 3)
+IDENTITY = StoreIdentity(
+    dataset_fingerprint="d" * 64,
+    teacher_fingerprint="t" * 64,
+    policy="crop_flip",
+    seed=0,
+    image_size=8,
+    encoding="dense",
+    precision="float32",
+    num_classes=3,
+)
+
+
+def changed(**values: object) -> StoreIdentity:
+    return StoreIdentity(**IDENTITY.fields() | values)
+
+
 KEY = ShardKey("train", 0, 0, 2)
 LABELS = np.array([2, 0])
 CANARIES = canary_digests(np.zeros((2, 3, 8, 8), np.uint8))
@@ -102,7 +116,7 @@ def test_logits_that_float16_cannot_hold_are_refused_and_nothing_is_written(
     tmp_path, value, printed, encoding, k
 ):
     logits = np.array([[0, 1, 2], [3, value, 5]], np.float32)
-    identity = replace(IDENTITY, encoding=encoding, k=k)
+    identity = changed(encoding=encoding, k=k)
     with pytest.raises(UserError, match=f"logit is {printed} for sample 1 of train, view 0"):
         write_shard(tmp_path / "shard.h5", identity, KEY, logits, LABELS, CANARIES)
     assert list(tmp_path.iterdir()) == []
@@ -120,7 +134,7 @@ def test_a_full_disk_is_reported_with_the_bytes_needed_and_leaves_nothing(small_
     ) as refusal:
         write_shard(
             small_disk / "shard.h5",
-            replace(IDENTITY, num_classes=4),
+            changed(num_classes=4),
             ShardKey("train", 0, 0, 16_384),
             np.zeros((16_384, 4), np.float32),
             np.zeros(16_384, np.int64),
@@ -163,7 +177,7 @@ def test_a_dense_shard_has_every_attribute_of_the_format(tmp_path):
 
 def test_a_top_k_shard_has_every_attribute_of_the_format(tmp_path):
     logits = np.arange(6, dtype=np.float32).reshape(2, 3)
-    identity = replace(IDENTITY, encoding="top_k", k=1)
+    identity = changed(encoding="top_k", k=1)
     write_shard(tmp_path / "shard.h5", identity, KEY, logits, LABELS, CANARIES)
     with h5py.File(tmp_path / "shard.h5", "r") as file:
         ids, values = file["class_ids"][:], file["values"][:]
@@ -184,7 +198,7 @@ def test_a_top_k_shard_has_every_attribute_of_the_format(tmp_path):
 def test_the_size_of_a_shard_is_computed_before_it_is_written(
     tmp_path, encoding, k, num_samples, split
 ):
-    identity = replace(IDENTITY, encoding=encoding, k=k, num_classes=17)
+    identity = changed(encoding=encoding, k=k, num_classes=17)
     key = ShardKey(split, 161, 16_384, num_samples)
     labels = np.zeros(num_samples, np.int64)
     logits = np.random.default_rng(0).standard_normal((num_samples, 17), np.float32)
@@ -194,7 +208,7 @@ def test_the_size_of_a_shard_is_computed_before_it_is_written(
 
 
 def test_a_full_shard_of_1000_classes_costs_40_bytes_a_row_at_most():
-    identity = replace(IDENTITY, encoding="top_k", k=10, num_classes=1000, image_size=224)
+    identity = changed(encoding="top_k", k=10, num_classes=1000, image_size=224)
     key = ShardKey("train", 0, 0, SHARD_SAMPLES)
     assert shard_bytes(identity, key) <= 40 * SHARD_SAMPLES
 

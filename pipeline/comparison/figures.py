@@ -1,0 +1,112 @@
+"""The comparison as figures for metrics/comparison.json and as tables for CSV files."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+from pydantic import AfterValidator
+
+from pipeline.comparison.cache_economics import CacheFigures, Economics
+from pipeline.comparison.compare import COSTS, Comparison, ModelMetrics, PairedDifference
+from pipeline.runtime.validation import Record
+
+#: A share, nats or a difference, to 6 decimals.
+Figure = Annotated[float, AfterValidator(lambda value: round(value, 6))]
+
+
+class TeacherFigures(Record):
+    accuracy: Figure
+    ece: Figure
+    ece_scaled: Figure | None
+    macro_f1: Figure
+    parameters: int | None  # costs are None for imported logits
+    macs: int | None
+    robust_accuracy: Figure | None = None  # absent without a network
+
+
+class StudentFigures(Record):
+    """A distilled network's; `gain` is over its baseline's accuracy."""
+
+    accuracy: Figure
+    baseline: Figure
+    gain: Figure
+    gain_low: Figure
+    gain_high: Figure
+    p_value: Figure
+    agreement: Figure
+    kl: Figure
+    ece: Figure
+    ece_scaled: Figure | None
+    macro_f1: Figure
+    parameters: int
+    macs: int
+    robust_accuracy: Figure
+    robust_gain: Figure
+    robust_gain_low: Figure
+    robust_gain_high: Figure
+
+    @property
+    def tested_gain(self) -> tuple[float, ...]:
+        return self.gain, self.gain_low, self.gain_high, self.p_value
+
+    @property
+    def robust_gain_interval(self) -> tuple[float, ...]:
+        return self.robust_gain, self.robust_gain_low, self.robust_gain_high
+
+
+class Figures(Record):
+    """metrics/comparison.json; keys that are absent are not written."""
+
+    test_images: int
+    teacher: TeacherFigures
+    students: Mapping[str, StudentFigures]
+    cache: CacheFigures | None = None  # absent for imported logits
+
+
+def headline_figures(comparison: Comparison, economics: Economics | None) -> Figures:
+    def of_model(model: ModelMetrics, record: type[Record]) -> dict[str, Any]:
+        figures = {name: v for name, v in model.figures.items() if name in record.model_fields}
+        if model.robust_accuracy is None:
+            del figures["robust_accuracy"]
+        return figures
+
+    def of_student(name: str, gain: PairedDifference) -> StudentFigures:
+        robust = comparison.robustness.gains[name]
+        return StudentFigures(
+            baseline=gain.second.accuracy,
+            gain=gain.gain,
+            gain_low=gain.low,
+            gain_high=gain.high,
+            p_value=gain.p_value,
+            robust_gain=robust.gain,
+            robust_gain_low=robust.low,
+            robust_gain_high=robust.high,
+            **of_model(gain.first, StudentFigures),
+        )
+
+    return Figures(
+        test_images=len(comparison.labels),
+        teacher=TeacherFigures(**of_model(comparison.teacher, TeacherFigures)),
+        students={name: of_student(name, gain) for name, gain in comparison.gains.items()},
+        **({} if economics is None else {"cache": economics.figures}),
+    )
+
+
+def models_table(comparison: Comparison) -> pd.DataFrame:
+    """Tabulate every figure, one row per model."""
+    table = pd.DataFrame(model.figures for model in comparison.models)
+    integers = dict.fromkeys(COSTS, "Int64")  # nullable: a teacher without a network has none
+    return table.rename(columns={"name": "model"}).astype(integers)
+
+
+def class_table(comparison: Comparison) -> pd.DataFrame:
+    """Tabulate accuracy: one row per class, one column per model."""
+    columns: dict[str, Any] = {
+        "class": comparison.class_names,
+        "test_images": np.bincount(comparison.labels, minlength=len(comparison.class_names)),
+    }
+    for model in comparison.models:
+        name = model.name if model.role == "teacher" else f"{model.role}/{model.name}"
+        columns[name] = model.class_accuracy
+    return pd.DataFrame(columns)

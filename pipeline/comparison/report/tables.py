@@ -1,0 +1,154 @@
+"""The tables of the comparison as text: the console, Markdown and the page show the same ones."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from pipeline.comparison.compare import Comparison
+from pipeline.comparison.figures import Figures
+from pipeline.comparison.measurement.corruptions import CORRUPTIONS
+from pipeline.comparison.measurement.latency import DeviceSpeed
+from pipeline.comparison.report.costs import Costs, speedup
+from pipeline.comparison.report.numbers import (
+    compression,
+    duration,
+    millions,
+    milliseconds,
+    p_text,
+    percent,
+    points,
+    whole,
+)
+from pipeline.comparison.report.summary import verdict, verdict_of
+
+CORRUPTION_NAMES = {name: name.upper() if name == "jpeg" else name for name in CORRUPTIONS}
+
+
+def students_table(figures: Figures) -> pd.DataFrame:
+    teacher, students = figures.teacher, figures.students
+    return pd.DataFrame(
+        {
+            "student": name,
+            "distilled": percent(student.accuracy),
+            "baseline": percent(student.baseline),
+            "gain": points(student.gain),
+            "95% interval": f"{points(student.gain_low)} to {points(student.gain_high)}",
+            "McNemar": p_text(student.p_value),
+            "verdict": verdict(*student.tested_gain),
+            "retention": percent(student.accuracy / teacher.accuracy),
+            "agreement": percent(student.agreement),
+            "parameters": whole(student.parameters),
+            "compression": compression(teacher.parameters, student.parameters),
+            "MACs": millions(student.macs),
+            "fewer MACs": compression(teacher.macs, student.macs),
+        }
+        for name, student in students.items()
+    )
+
+
+def metrics_table(models: pd.DataFrame, count: Callable[[int], str] = whole) -> pd.DataFrame:
+    """Every metric of every network, from the table of metrics/comparison.csv.
+
+    Args:
+        count: shows parameters, MACs and bytes.
+    """
+
+    def column(name: str, shown: Callable[[float], str]) -> pd.Series:
+        return models[name].astype(object).map(shown, na_action="ignore").fillna("-")
+
+    def bound(share: float) -> str:
+        return f"{100 * share:.2f}"
+
+    return pd.DataFrame(
+        {
+            "network": models["model"],
+            "role": models["role"].replace("teacher", ""),
+            "accuracy": column("accuracy", percent),
+            "95% interval": models["low"].map(bound) + " to " + models["high"].map(bound),
+            "top-5": column("top5", percent),
+            "NLL": column("nll", "{:.4f}".format),
+            "ECE": column("ece", percent),
+            "ECE, scaled": column("ece_scaled", percent),
+            "T": column("temperature", "{:.3f}".format),
+            "macro-F1": column("macro_f1", percent),
+            "agreement": column("agreement", percent),
+            "KL": column("kl", "{:.4f}".format),
+            "robust": column("robust_accuracy", percent),
+            "parameters": column("parameters", count),
+            "MACs": column("macs", count),
+            "bytes": column("size_bytes", count),
+        }
+    )
+
+
+def robustness_table(comparison: Comparison) -> pd.DataFrame:
+    """One row per network that was measured."""
+    measured = [(m, comparison.robustness.of(m.name, m.role)) for m in comparison.models]
+    return pd.DataFrame(
+        {
+            "network": model.name,
+            "role": model.role.replace("teacher", ""),
+            "robust accuracy": percent(robust.accuracy),
+            "relative": percent(robust.relative),
+            "clean": percent(robust.clean),
+            **dict(zip(CORRUPTION_NAMES.values(), map(percent, robust.table.mean(1)), strict=True)),
+        }
+        for model, robust in measured
+        if robust is not None
+    )
+
+
+def pairs_table(comparison: Comparison) -> pd.DataFrame:
+    """The distilled students against each other; without rows if there is one student."""
+    better = {"gain": "better", "loss": "worse"}
+    return pd.DataFrame(
+        {
+            "pair": f"{pair.first.name} minus {pair.second.name}",
+            "difference": points(pair.gain),
+            "95% interval": f"{points(pair.low)} to {points(pair.high)}",
+            "McNemar": p_text(pair.p_value),
+            "verdict": better.get(verdict_of(pair), verdict_of(pair)),
+        }
+        for pair in comparison.pairs
+    )
+
+
+def disagreements_table(counts: np.ndarray, names: Sequence[str], most: int) -> pd.DataFrame:
+    """The most frequent pairs of classes, from [C, C] counts of the teacher's and a student's."""
+    counts = counts - np.diag(counts.diagonal())
+    largest = np.argsort(-counts, axis=None, kind="stable")[:most]
+    return pd.DataFrame(
+        {"teacher": names[r], "distilled": names[c], "images": whole(counts[r, c])}
+        for r, c in zip(*np.unravel_index(largest, counts.shape), strict=True)
+        if counts[r, c]
+    )
+
+
+def speed_table(device: DeviceSpeed) -> pd.DataFrame:
+    teacher = {"teacher": device.teacher} if device.teacher else {}
+    return pd.DataFrame(
+        {
+            "network": name,
+            "one image": milliseconds(speed.latency_ms),
+            "95th percentile": milliseconds(speed.latency_p95_ms),
+            "speed-up": "-" if speed.speedup is None else speedup(speed),
+            f"in batches of {device.batch_size}": f"{speed.images_per_second:,.0f} images/s",
+        }
+        for name, speed in [*teacher.items(), *device.students.items()]
+    )
+
+
+def cache_table(costs: Costs) -> pd.DataFrame:
+    """Without rows for imported logits."""
+    if costs.economics is None:
+        return pd.DataFrame()
+    passes = {
+        "made for the cache": costs.economics.teacher_passes,
+        "a live teacher at every step": costs.economics.online_passes,
+        "saved": costs.economics.passes_saved,
+    }
+    table = pd.DataFrame({"": list(passes), "teacher passes": list(map(whole, passes.values()))})
+    if costs.of_teacher is not None:
+        table["time in the teacher"] = [duration(costs.seconds(p)) for p in passes.values()]
+    return table
