@@ -308,7 +308,8 @@ def soak(project: Project, kills: int, seed: int) -> dict[tuple[str, str], Row]:
         while not project.interrupt(target, signum, share, row):
             share *= 0.9  # it had ended before
         print(f"{number}/{kills} {target.name} {signum.name} {share:.2f}", flush=True)
-        print(*row.failures[before:], sep="\n", end="", flush=True)
+        for failure in row.failures[before:]:
+            print(failure, flush=True)
     return table
 
 
