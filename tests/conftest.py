@@ -1,7 +1,6 @@
 """A small project in a temporary folder: 3 classes of 16-pixel images, ResNet-8 for everything."""
 
 import importlib
-import json
 import shutil
 import signal
 import subprocess
@@ -17,8 +16,9 @@ import yaml
 from hypothesis import settings
 from PIL import Image
 
-from pipeline.data.prepared.dataset import HEADER, Dataset, fingerprint_of, open_dataset
+from pipeline.data.prepared.dataset import Dataset, DatasetDescription, fingerprint_of, open_dataset
 from pipeline.models import checkpoint
+from pipeline.runtime.files import write_json
 from pipeline.runtime.outputs import PREPARED, TEACHER
 from pipeline.runtime.params import load_section
 from pipeline.store.reading.store import Store, open_store
@@ -154,10 +154,9 @@ def prepare(**dataset: object) -> Dataset:
 def take_as_prepared() -> None:
     """Update the fingerprint of data/prepared after a test edited it."""
     path = PREPARED / "dataset.json"
-    description = json.loads(path.read_text("utf-8"))
-    header = {key: description[key] for key in HEADER if key in description}
-    description["fingerprint"] = fingerprint_of(PREPARED, header)
-    path.write_text(json.dumps(description), "utf-8")
+    description = DatasetDescription.model_validate_json(path.read_bytes())
+    changed = {"fingerprint": fingerprint_of(PREPARED, description)}
+    write_json(path, description.model_copy(update=changed).model_dump(exclude_none=True))
 
 
 def run_every_stage(root: Path, params: dict) -> None:

@@ -27,8 +27,7 @@ from pipeline.data.prepared.image_decoding import (
     eight_bits,
 )
 from pipeline.data.sources.archives import names_in
-from pipeline.data.sources.image_encoding import encode
-from pipeline.data.sources.image_reading import map_in_threads, to_pixels
+from pipeline.data.sources.image_reading import encode, map_in_threads, to_pixels
 from pipeline.data.sources.params import DatasetParams
 from pipeline.export.onnx_model import OnnxMetadata, OnnxStudent
 from pipeline.runtime.errors import UserError, positive_int
