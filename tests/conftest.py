@@ -201,6 +201,23 @@ def project(finished_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     return root
 
 
+@pytest.fixture(scope="session")
+def exported_project(finished_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished project, with its student exported."""
+    root = shutil.copytree(finished_project, tmp_path_factory.mktemp("exported") / "project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        run_stage("export", "small")
+    return root
+
+
+@pytest.fixture
+def exported(exported_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The exported project, as the current folder. Only read it."""
+    monkeypatch.chdir(exported_project)
+    return exported_project
+
+
 @contextmanager
 def small_file_system(folder: Path) -> Iterator[Path]:
     """Create the folder as a file system of 128 KiB."""
