@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from pipeline.comparison.robustness import (
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.data.prepared.image_decoding import clean_boxes, decode_view
 from pipeline.models import checkpoint
-from pipeline.models.evaluation import predict
+from pipeline.models.evaluation import batches_of, predict
 from pipeline.models.spec import InputSpec, LogitSource
 from pipeline.runtime import outputs
 from pipeline.runtime.errors import UserError
@@ -154,7 +155,7 @@ def split_side(split) -> int:
 def test_corruption_of_an_image_is_identical_for_any_batch_and_order(project, monkeypatch):
     test = open_dataset().splits["test"]
     all_at_once = shown(test, np.arange(len(test)))
-    monkeypatch.setattr(stage, "BATCH_SIZE", 5)
+    monkeypatch.setattr(stage, "batches_of", partial(batches_of, size=5))
     order = np.random.default_rng(0).permutation(len(test))
     assert np.array_equal(shown(test, order), all_at_once[:, order])
     assert np.array_equal(shown(test, order[:1]), all_at_once[:, order[:1]])
