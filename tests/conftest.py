@@ -115,13 +115,14 @@ def write_params(root: Path, params: dict) -> None:
 
 def run_stage(name: str, *arguments: str) -> None:
     """Run the stage's `main` in this process and the current folder."""
-    module = importlib.import_module(f"pipeline.stages.{name}")
-    before = sys.argv
-    sys.argv = [name, *arguments]
-    try:
-        module.main()
-    finally:
-        sys.argv = before
+    run_module(f"pipeline.stages.{name}", *arguments)
+
+
+def run_module(module: str, *arguments: str) -> None:
+    """Run the `main` of a stage or command in this process and the current folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [module, *arguments])
+        importlib.import_module(module).main()
 
 
 def opened() -> Store:

@@ -109,10 +109,8 @@ def check_outside_written(key: str, path: str, example: str) -> None:
 
 def check_teacher() -> None:
     teacher = load_section(TeacherParams, "teacher")
-    path, place = (
-        Path(teacher.checkpoint),
-        f"`{PARAMS_FILE}: teacher.checkpoint` is `{teacher.checkpoint}`",
-    )
+    path = Path(teacher.checkpoint)
+    place = f"`{PARAMS_FILE}: teacher.checkpoint` is `{teacher.checkpoint}`"
     if teacher.weights == "checkpoint" and not path.is_file():
         raise UserError(f"{place}, which is not a file; `weights: checkpoint` needs one.")
     if teacher.weights == "logits" and not (path / "store.json").is_file():

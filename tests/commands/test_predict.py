@@ -2,14 +2,13 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import prepare, run_every_stage, run_stage, write_images
+from conftest import prepare, run_every_stage, run_module, run_stage, write_images
 from encoded_photographs import encoded_params, write_pictures
 from PIL import Image
 from safetensors.numpy import load_file
@@ -36,9 +35,8 @@ def of_encoded_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["predict", *arguments])
-    predict.main()
+def run(*arguments: str) -> None:
+    run_module("pipeline.commands.predict", *arguments)
 
 
 @pytest.mark.parametrize("kind", ["exported_project", "of_encoded_images"])
@@ -51,7 +49,7 @@ def test_files_of_the_test_split_are_classified_as_the_student_was_tested(
     assert isinstance(test, EncodedSplit) == (kind == "of_encoded_images")
     files = [f"images/{sample_id}" for sample_id in test.sample_ids]
     capsys.readouterr()  # drop what the stages printed
-    run(monkeypatch, MODEL, *files, "--json", "--top", "3")
+    run(MODEL, *files, "--json", "--top", "3")
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     logits = load_file("predictions/students/small.safetensors")["test"].astype(np.float64)
     assert [row["file"] for row in rows] == files
@@ -153,7 +151,7 @@ def test_it_succeeds_if_every_file_is_an_image_and_imports_no_torch(exported):
 
 def test_more_files_than_a_batch_are_classified_in_order(exported, monkeypatch, capsys):
     monkeypatch.setattr(predict, "BATCH_SIZE", 7)
-    run(monkeypatch, MODEL, "images")
+    run(MODEL, "images")
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert names == sorted(str(path) for path in Path("images").rglob("*.png"))
     assert len(names) == 60
@@ -169,10 +167,10 @@ def test_more_files_than_a_batch_are_classified_in_order(exported, monkeypatch, 
         ((MODEL, "empty"), "there is no file in empty; expected images"),
     ],
 )
-def test_a_mistake_in_the_command_is_reported(exported, monkeypatch, arguments, message):
+def test_a_mistake_in_the_command_is_reported(exported, arguments, message):
     Path("empty").mkdir(exist_ok=True)
     with pytest.raises(UserError, match=message):
-        run(monkeypatch, *arguments)
+        run(*arguments)
 
 
 @pytest.mark.parametrize(
@@ -190,14 +188,14 @@ def test_a_file_that_export_did_not_write_is_refused(
     onnx.helper.set_model_props(model, metadata | entries)
     onnx.save(model, path)
     with pytest.raises(UserError, match=rf"`{path}` {message}"):
-        run(monkeypatch, str(path), "images")
+        run(str(path), "images")
 
 
-def test_a_file_whose_graph_fails_is_refused(exported, tmp_path, monkeypatch):
+def test_a_file_whose_graph_fails_is_refused(exported, tmp_path):
     model, path = onnx.load(MODEL), tmp_path / "other.onnx"
     weights = next(each for each in model.graph.initializer if len(each.dims) == 4)
     weights.raw_data = b""
     weights.dims[:] = [0, 3, 3, 3]
     onnx.save(model, path)
     with pytest.raises(UserError, match=rf"`{path}` (cannot be loaded|fails on images)"):
-        run(monkeypatch, str(path), "images")
+        run(str(path), "images")

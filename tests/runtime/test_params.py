@@ -62,7 +62,6 @@ def test_a_mistake_of_a_student_is_named_where_it_is_written(params):
 @pytest.mark.parametrize(
     ("section", "key", "value", "message"),
     [
-        ("views", "count", 0, "count is 0, but policy"),
         ("views", "rand_augment", "yes", "it is 'yes'; expected `none`, or a mapping"),
         ("views", "rand_augment", {"magnitud": 3}, "rand_augment.magnitud` is unknown; did you"),
         ("teacher", "family", "resnet", "teacher.family`: there is no `pipeline/networks/resnet"),

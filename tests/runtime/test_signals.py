@@ -34,7 +34,7 @@ from pipeline.teacher import accuracy_gate, fine_tuning
 from pipeline.teacher import loop as teacher_loop
 from pipeline.teacher.params import TeacherTraining
 from pipeline.training.resume import ResumeState
-from soak import common, interruptions
+from soak import common
 from soak.interruptions import Project, Row, Target
 
 TEACHER_STATES = Path(".scratch/training/teacher")
@@ -324,14 +324,3 @@ def test_the_soak_counts_a_survived_interruption_and_reports_other_bytes_and_str
     project.interrupt(PREPARE, signal.SIGKILL, 0.0, failed)
     assert any("other bytes in data/prepared/dataset.json" in each for each in failed.failures)
     assert any("left behind: /tmp/x" in each for each in failed.failures)
-
-
-def test_the_soak_interrupts_every_command_by_every_signal():
-    targets = (*interruptions.STAGES, *interruptions.WHOLE)
-    expected = {
-        (target, signum)
-        for target in targets
-        for signum in interruptions.SIGNALS
-        if target.to != "rank" or signum != signal.SIGINT
-    }
-    assert expected <= set(interruptions.schedule(200))
