@@ -115,13 +115,14 @@ def write_params(root: Path, params: dict) -> None:
 
 def run_stage(name: str, *arguments: str) -> None:
     """Run the stage's `main` in this process and the current folder."""
-    module = importlib.import_module(f"pipeline.stages.{name}")
-    before = sys.argv
-    sys.argv = [name, *arguments]
-    try:
-        module.main()
-    finally:
-        sys.argv = before
+    run_module(f"pipeline.stages.{name}", *arguments)
+
+
+def run_module(module: str, *arguments: str) -> None:
+    """Run the `main` of a stage or command in this process and the current folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [module, *arguments])
+        importlib.import_module(module).main()
 
 
 def opened() -> Store:
@@ -198,6 +199,23 @@ def project(finished_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     shutil.copytree(finished_project, root)
     monkeypatch.chdir(root)
     return root
+
+
+@pytest.fixture(scope="session")
+def exported_project(finished_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished project, with its student exported."""
+    root = shutil.copytree(finished_project, tmp_path_factory.mktemp("exported") / "project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        run_stage("export", "small")
+    return root
+
+
+@pytest.fixture
+def exported(exported_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The exported project, as the current folder. Only read it."""
+    monkeypatch.chdir(exported_project)
+    return exported_project
 
 
 @contextmanager
