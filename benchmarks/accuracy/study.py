@@ -48,7 +48,7 @@ from pipeline.runtime.files import atomic_directory, canonical_json
 from pipeline.runtime.outputs import PREPARED, STORE, TEACHER
 from pipeline.runtime.params import read_params
 from pipeline.runtime.validation import validate
-from pipeline.store.format.schema import INDEX, shard_keys
+from pipeline.store.format.schema import INDEX, StoreIdentity, shard_keys
 from pipeline.store.format.shards import read_header
 from pipeline.store.reading.index import read_index
 from pipeline.store.reading.store import SoftTargetBatch, Store, open_shards, view_of_epoch
@@ -511,7 +511,8 @@ def training_of(run: Run) -> TrainingParams:
 def write_sparse(dense: Store, dataset: Dataset, k: int, directory: Path) -> None:
     """Write the `top_k` store of a dense one. It equals the stage's, up to the float16 rounding of
     the dense rows."""
-    contents, sizes = replace(dense.identity, encoding="top_k", k=k), dense.index.split_sizes
+    sizes = dense.index.split_sizes
+    contents = StoreIdentity(**dense.identity.fields() | {"encoding": "top_k", "k": k})
     with atomic_directory(directory) as target:
         for place in shard_keys(sizes, dense.num_views):
             arrays = read_header(dense.directory / place.file_name).arrays
