@@ -24,12 +24,13 @@ from pathlib import Path
 import numpy as np
 from scipy.special import log_softmax as scipy_log_softmax
 
+from benchmarks import stores
 from benchmarks.harness import Row, median, run_benchmark
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.outputs import PREPARED, STORE
 from pipeline.store.format.encodings import decode, encode
-from pipeline.store.format.schema import SHARD_SAMPLES, ShardKey, StoreIdentity
+from pipeline.store.format.schema import SHARD_SAMPLES, ShardKey
 from pipeline.store.reading.index import read_index
 from pipeline.store.reading.store import open_shards
 from pipeline.store.writing.shard_writer import shard_bytes
@@ -94,9 +95,7 @@ def mean_of_finite(divergences: np.ndarray) -> tuple[float, float]:
 
 def bytes_per_view(encoding: str, k: int | None, classes: int) -> float:
     """Bytes of a full shard's file, divided by its rows."""
-    contents = StoreIdentity(
-        "0" * 64, "0" * 64, "crop_flip", 0, 32, encoding, k, "float32", classes
-    )
+    contents = stores.identity(classes, encoding=encoding, k=k)
     place = ShardKey("train", 0, 0, SHARD_SAMPLES)
     return shard_bytes(contents, place) / SHARD_SAMPLES
 

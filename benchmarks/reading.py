@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
+from benchmarks import stores
 from benchmarks.harness import Row, alternate, median, run_benchmark
 from pipeline.data.prepared.dataset import Dataset
 from pipeline.runtime.progress import bar
-from pipeline.store.format.schema import SHARD_SAMPLES, StoreIdentity, canary_samples, shard_keys
+from pipeline.store.format.schema import SHARD_SAMPLES, canary_samples, shard_keys
 from pipeline.store.reading.index import read_index
 from pipeline.store.reading.store import Store, open_shards
 from pipeline.store.writing.shard_writer import write_index, write_shard
@@ -36,7 +37,7 @@ Read = Callable[[np.ndarray], object]
 def write_store(directory: Path, logits: np.ndarray, labels: np.ndarray, k: int | None) -> Store:
     """Write and open a store of one view. `logits`: [N, C]; `labels`: [N]; `k`: of `top_k`."""
     encoding, classes = "top_k" if k else "dense", logits.shape[1]
-    contents = StoreIdentity("0" * 64, "0" * 64, "crop", 0, 32, encoding, k, "float32", classes)
+    contents = stores.identity(classes, encoding=encoding, k=k, policy="crop")
     sizes = {"train": len(logits)}
     for place in shard_keys(sizes, 1):
         rows = slice(place.first_sample, place.first_sample + place.num_samples)

@@ -20,12 +20,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks import stores
 from benchmarks.harness import Row, alternate, median, run_benchmark
 from pipeline.compute.device import default_device
 from pipeline.data.prepared.dataset import Dataset, Split
 from pipeline.models.spec import InputSpec
 from pipeline.networks import cifar_resnet
-from pipeline.store.format.schema import ShardKey, StoreIdentity
+from pipeline.store.format.schema import ShardKey
 from pipeline.store.format.views_by_split import open_views_by_split
 from pipeline.store.writing.job import StoreJob, make_shard
 from pipeline.store.writing.teacher_logits import TeacherForward
@@ -44,9 +45,7 @@ def make_job() -> StoreJob:
     torch.manual_seed(0)
     network = cifar_resnet.build("resnet56", CLASSES, 3).to(memory_format=torch.channels_last)
     device = default_device()
-    contents = StoreIdentity(
-        "0" * 64, "0" * 64, "crop_flip", 0, SIZE, "dense", None, "float32", CLASSES
-    )
+    contents = stores.identity(CLASSES, size=SIZE)
     dataset = Dataset("0" * 64, names, 3, SIZE, *statistics, {"train": split})
     views, spec = open_views_by_split(dataset, contents, device), InputSpec(3, SIZE, *statistics)
     return StoreJob(
@@ -77,7 +76,9 @@ def measure(arguments: argparse.Namespace) -> Iterator[Row]:
     batches = ready_batches(job)
     with tempfile.TemporaryDirectory() as folder:
         for encoding, k in ENCODINGS.items():
-            writer = replace(job, identity=replace(job.identity, encoding=encoding, k=k))
+            writer = replace(
+                job, identity=stores.identity(CLASSES, encoding=encoding, k=k, size=SIZE)
+            )
 
             def make(turn: int, writer: StoreJob = writer) -> None:
                 place = ShardKey("train", turn % writer.num_views, 0, ROWS)
