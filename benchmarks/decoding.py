@@ -81,8 +81,8 @@ def decoded_whole(split: EncodedSplit, side: int) -> Callable[[int], torch.Tenso
 
     def views(view: int) -> torch.Tensor:
         pixels = np.empty((len(split), 3, side, side), np.uint8)
-        parts = crop_boxes(ViewPolicy(RESIZED_CROP), SEED, view, samples, split.sizes)
-        flipped = flips(ViewPolicy(RESIZED_CROP), SEED, view, samples)
+        parts = crop_boxes(SEED, view, samples, split.sizes)
+        flipped = flips(SEED, view, samples)
         for sample, (top, left, height, width) in enumerate(parts):
             image = eight_bits(Image.open(io.BytesIO(split.content(sample)))).convert("RGB")
             corners = (left, top, left + width, top + height)

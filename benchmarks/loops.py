@@ -25,7 +25,7 @@ from pipeline.models.params import NetworkParams
 from pipeline.models.spec import InputSpec, build, model_spec
 from pipeline.runtime.derived_random import permutation
 from pipeline.students.label_loss import label_loss
-from pipeline.students.loop import Loss, ViewBatches, train_step, whole_batch
+from pipeline.students.loop import Loss, train_step, whole_batch
 from pipeline.students.params import TrainingParams
 from pipeline.training.optimisation import Optimisation, batches
 from pipeline.views.loader import Batch, Views
@@ -124,7 +124,7 @@ class Teacher:
 class Setup:
     """The views and the loss of a student."""
 
-    views: ViewBatches
+    views: "Views | LiveTeacher"
     loss: Loss
 
 
@@ -132,7 +132,9 @@ def supervised(views: Views) -> Setup:
     return Setup(views, lambda logits, batch: label_loss(logits, batch.labels))
 
 
-def cached(views: ViewBatches, soft_targets: SoftTargetLookup, device: torch.device) -> Setup:
+def cached(
+    views: "Views | LiveTeacher", soft_targets: SoftTargetLookup, device: torch.device
+) -> Setup:
     params = KD(temperature=TEMPERATURE, soft_label_weight=SOFT, hard_label_weight=HARD)
     return Setup(views, student_loss(params, soft_targets, device))
 

@@ -92,7 +92,7 @@ def test_a_command_trains_missing_runs_and_a_failed_run_does_not_stop_the_others
     good, lines = methods.plan(workshop.budget)[0][0], []
     unlabelled = beyond.run(workshop.budget, 0, beyond.WAYS["unlabelled images"], seed=0)
     bad = replace(unlabelled, distillation={"method": "dkd"}, epochs=good.epochs)
-    with pytest.raises(UserError, match="1 runs of 2 failed:\n.*needs a label for each image"):
+    with pytest.raises(UserError, match="1 runs of 2 failed:\n.*needs one label for each image"):
         study.conduct([[bad, good]], workshop, 1, lines.append)
     assert lines[0] == "runs.csv holds 0 of 2 runs"
     assert study.results().index.tolist() == [tuple(study.key(good).values())]

@@ -226,7 +226,7 @@ def test_views_of_images_of_any_mode_and_size_equal_pillows(form, channels):
     size = np.array([image.size[::-1]])
     for box in (
         clean_boxes(size, 32)[0],
-        crop_boxes(ViewPolicy("random_resized_crop"), 0, 3, np.arange(1), size)[0],
+        crop_boxes(0, 3, np.arange(1), size)[0],
     ):
         view = decode_view(content, size[0], box, 32, channels)
         assert view.shape == (channels, 32, 32)
@@ -290,8 +290,8 @@ def test_each_policy_shows_its_part_of_the_image(encoded_project, policy):
     (batch,) = open_views(split, ViewPolicy(policy), 3, CPU).batches(2, [samples])
     contents = [split.content(sample) for sample in samples]
     if policy == "random_resized_crop":
-        parts = crop_boxes(ViewPolicy(policy), 3, 2, samples, split.sizes[samples])
-        flipped = flips(ViewPolicy(policy), 3, 2, samples)
+        parts = crop_boxes(3, 2, samples, split.sizes[samples])
+        flipped = flips(3, 2, samples)
     else:
         parts, flipped = clean_boxes(split.sizes[samples], 16), [False] * 3
     expected = [
