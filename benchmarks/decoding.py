@@ -13,9 +13,8 @@ from pipeline.runtime.command import run_command
 
 import argparse
 import io
-import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from torch.utils.data import Subset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from benchmarks.pairs import alternate, median
+from benchmarks.harness import Row, alternate, median, run_benchmark
 from pipeline.data.prepared.dataset import EncodedSplit, open_dataset
 from pipeline.data.prepared.image_decoding import eight_bits
 from pipeline.data.sources.archives import read_files
@@ -82,8 +81,8 @@ def decoded_whole(split: EncodedSplit, side: int) -> Callable[[int], torch.Tenso
 
     def views(view: int) -> torch.Tensor:
         pixels = np.empty((len(split), 3, side, side), np.uint8)
-        parts = crop_boxes(ViewPolicy(RESIZED_CROP), SEED, view, samples, split.sizes)
-        flipped = flips(ViewPolicy(RESIZED_CROP), SEED, view, samples)
+        parts = crop_boxes(SEED, view, samples, split.sizes)
+        flipped = flips(SEED, view, samples)
         for sample, (top, left, height, width) in enumerate(parts):
             image = eight_bits(Image.open(io.BytesIO(split.content(sample)))).convert("RGB")
             corners = (left, top, left + width, top + height)
@@ -108,36 +107,32 @@ def torchvisions(folder: Path, split: EncodedSplit, side: int) -> Callable[[int]
     return lambda _: torch.stack([same[index][0] for index in range(len(same))])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.decoding", description=__doc__)
-    parser.add_argument("photographs", type=Path)
-    parser.add_argument("--pairs", type=int, default=20, help="of passes through all images")
-    arguments = parser.parse_args()
+def measure(arguments: argparse.Namespace) -> Iterator[Row]:
     torch.set_num_threads(1)
-    found = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "images"
         write_files(arguments.photographs, folder)
-        print(f"one process, one thread, {arguments.pairs} alternating pairs of each")
-        print(f"{'kept as':>16} {'bytes':>8} {'view':>5} {'images/s':>9}"
-              "  speed-up over decoding whole; over torchvision (95 %)")  # fmt: skip
         for number, (form, quality) in enumerate(FORMS.items()):
             split = kept(folder, Path(temporary) / f"prepared{number}", quality)
-            size = split.offsets[-1].item() / len(split)
-            found[form] = {"images": len(split), "bytes_per_image": round(size)}
             for side in SIDES:
                 make = ours(split, side)
-                times, whole = alternate(make, decoded_whole(split, side), arguments.pairs)
-                again, theirs = alternate(make, torchvisions(folder, split, side), arguments.pairs)
-                ratios = median(whole / times), median(theirs / again)
-                rate = len(split) / np.median(np.concatenate([times, again]))
-                print(f"{form:>16} {size:8,.0f} {side:5} {rate:9.1f}  {ratios[0]}; {ratios[1]}")
-                found[form][f"views_of_{side}"] = {
-                    "images_per_second": round(rate, 1),
-                    "over_decoded_whole": ratios[0].as_list(),
-                    "over_torchvision": ratios[1].as_list(),
+                sides = {"ours": make, "whole": decoded_whole(split, side)}
+                whole = alternate(sides, arguments.pairs)
+                sides = {"ours": make, "torchvision": torchvisions(folder, split, side)}
+                theirs = alternate(sides, arguments.pairs)
+                yield {
+                    "kept as": form,
+                    "bytes": round(split.offsets[-1].item() / len(split)),
+                    "view": side,
+                    "images/s": len(split) / median([*whole["ours"], *theirs["ours"]]).median,
+                    "over decoding whole": median(whole["whole"] / whole["ours"]),
+                    "over torchvision": median(theirs["torchvision"] / theirs["ours"]),
                 }
-    print(json.dumps({"benchmark": "decoding", **found}))
+
+
+def main() -> None:
+    pairs = (20, "of passes through all images")
+    run_benchmark(__doc__, measure, "photographs", pairs=pairs)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Measure what each encoding costs and loses: bytes per view, and KL from the dense rows at T = 1,
 2, 4.
 
-    python -m benchmarks.encodings [STORE] [--prepared FOLDER]
+    python -m benchmarks.encodings [--store STORE] [--prepared FOLDER]
 
 The logits are those of a finished dense store, and synthetic ones of 1,000 classes. `top_k` is
 compared with the sparse labels of TinyViT (Wu et al. 2022, arXiv:2207.10666; its `save_logits.py`):
@@ -18,17 +18,19 @@ share is printed.
 from pipeline.runtime.command import run_command
 
 import argparse
-import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from scipy.special import log_softmax as scipy_log_softmax
 
-from benchmarks.pairs import median
+from benchmarks import stores
+from benchmarks.harness import Row, median, run_benchmark
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.outputs import PREPARED, STORE
 from pipeline.store.format.encodings import decode, encode
-from pipeline.store.format.schema import SHARD_SAMPLES, ShardKey, StoreIdentity
+from pipeline.store.format.schema import SHARD_SAMPLES, ShardKey
 from pipeline.store.reading.index import read_index
 from pipeline.store.reading.store import open_shards
 from pipeline.store.writing.shard_writer import shard_bytes
@@ -38,9 +40,7 @@ KS = (5, 10, 20, 50)
 
 
 def log_softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
-    scaled = logits.astype(np.float64) / temperature
-    scaled -= scaled.max(1, keepdims=True)
-    return scaled - np.log(np.exp(scaled).sum(1, keepdims=True))
+    return scipy_log_softmax(logits.astype(np.float64) / temperature, axis=1)
 
 
 def kl(teacher: np.ndarray, stored: np.ndarray) -> np.ndarray:
@@ -95,9 +95,7 @@ def mean_of_finite(divergences: np.ndarray) -> tuple[float, float]:
 
 def bytes_per_view(encoding: str, k: int | None, classes: int) -> float:
     """Bytes of a full shard's file, divided by its rows."""
-    contents = StoreIdentity(
-        "0" * 64, "0" * 64, "crop_flip", 0, 32, encoding, k, "float32", classes
-    )
+    contents = stores.identity(classes, encoding=encoding, k=k)
     place = ShardKey("train", 0, 0, SHARD_SAMPLES)
     return shard_bytes(contents, place) / SHARD_SAMPLES
 
@@ -109,9 +107,9 @@ def of_a_store(directory: Path, prepared: Path, rows: int) -> tuple[np.ndarray, 
         UserError: the store is not dense.
     """
     index = read_index(directory)
-    if index.identity.encoding != "dense":
+    if index.encoding != "dense":
         raise UserError(
-            f"`{directory}` is encoded as {index.identity.encoding}; expected a dense store, to "
+            f"`{directory}` is encoded as {index.encoding}; expected a dense store, to "
             "compare the encodings with its rows."
         )
     store, labels = open_shards(directory, index, {}), open_dataset(prepared).splits["train"].labels
@@ -132,51 +130,46 @@ def synthetic(rows: int, classes: int = 1000) -> tuple[np.ndarray, np.ndarray]:
     return (8 * images @ centres.T).astype(np.float32), labels
 
 
-def report(name: str, logits: np.ndarray, labels: np.ndarray) -> dict[str, object]:
+def rows_of(name: str, logits: np.ndarray, labels: np.ndarray) -> Iterator[Row]:
     classes = logits.shape[1]
-    top = np.exp(log_softmax(logits, 1)).max(1)
-    print(
-        f"\n{name}: {len(logits):,} rows of {classes:,} classes; largest probability "
-        f"{median(top).median:.3f} in the median\n"
-        f"{'':<22}{'bytes/view':>11}{'KL at T = 1':>13}{'T = 2':>11}{'T = 4':>11}   rows not finite"
-    )
-    found = {}
+    top = median(np.exp(log_softmax(logits, 1)).max(1)).median
+    print(f"\n{name}: {len(logits):,} rows; largest probability {top:.3f} in the median", end="")
 
-    def line(label: str, size: float, divergences: dict[int, tuple[float, float]]) -> None:
-        values = "".join(f"{divergences[t][0]:>{13 if t == 1 else 11}.2e}" for t in TEMPERATURES)
+    def row(label: str, size: float, divergences: dict[int, tuple[float, float]]) -> Row:
         lost = 1 - min(share for _, share in divergences.values())
-        print(f"{label:<22}{size:>11.1f}{values}   {f'{lost:.1%}' if lost else ''}", flush=True)
-        found[label] = {
-            "bytes_per_view": round(size, 2),
-            "kl": [float(f"{divergences[t][0]:.3e}") for t in TEMPERATURES],
-            "rows_not_finite": round(lost, 4),
+        kls = {f"KL at T = {t}": f"{divergences[t][0]:.2e}" for t in TEMPERATURES}
+        return {
+            f"{name}, C = {classes:,}": label,
+            "bytes/view": f"{size:.1f}",
+            **kls,
+            "not finite": f"{lost:.1%}" if lost else "",
         }
 
     rounded = logits.astype(np.float16)
     dense = {
         t: mean_of_finite(kl(log_softmax(logits, t), log_softmax(rounded, t))) for t in TEMPERATURES
     }
-    line("dense", bytes_per_view("dense", None, classes), dense)
+    yield row("dense", bytes_per_view("dense", None, classes), dense)
     for k in (k for k in KS if k < classes):
         for tail, divergences in of_top_k(logits, labels, k).items():
-            line(f"top_k {k}, {tail}", bytes_per_view("top_k", k, classes), divergences)
-        line(f"TinyViT {k}", 4 + 4 * k, of_tinyvit(logits, k))
-    return found
+            yield row(f"top_k {k}, {tail}", bytes_per_view("top_k", k, classes), divergences)
+        yield row(f"TinyViT {k}", 4 + 4 * k, of_tinyvit(logits, k))
+
+
+def measure(arguments: argparse.Namespace) -> Iterator[Row]:
+    logits, labels = of_a_store(arguments.store, arguments.prepared, arguments.rows)
+    yield from rows_of("the store's logits", logits, labels)
+    yield from rows_of("synthetic logits", *synthetic(arguments.rows))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.encodings", description=__doc__)
-    parser.add_argument("store", nargs="?", type=Path, default=STORE, metavar="STORE")
-    parser.add_argument("--prepared", type=Path, default=PREPARED, help="the store's dataset")
-    parser.add_argument("--rows", type=int, default=8192, help="to measure on")
-    arguments = parser.parse_args()
-    rows = arguments.rows
-    logits, labels = of_a_store(arguments.store, arguments.prepared, rows)
-    found = {
-        "store": report(f"the teacher's logits in `{arguments.store}`", logits, labels),
-        "synthetic": report("synthetic logits", *synthetic(rows)),
-    }
-    print(json.dumps(found))
+    run_benchmark(
+        __doc__,
+        measure,
+        store=(STORE, "a dense store"),
+        prepared=(PREPARED, "the store's dataset"),
+        rows=(8192, "to measure on"),
+    )
 
 
 if __name__ == "__main__":

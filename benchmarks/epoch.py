@@ -27,10 +27,9 @@ from pipeline.runtime.command import run_command
 
 import argparse
 import io
-import json
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -42,9 +41,9 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import RandomSampler
 
 from benchmarks import loops
+from benchmarks.harness import Row, alternate, median, run_benchmark
 from benchmarks.loops import Loop
-from benchmarks.pairs import median, time_interleaved
-from benchmarks.reading import write_store
+from benchmarks.reading import random_logits, write_store
 from pipeline.compute.device import default_device, training_autocast
 from pipeline.data.prepared.dataset import Dataset
 from pipeline.data.sources.archives import read_files
@@ -52,7 +51,6 @@ from pipeline.networks import cifar_resnet
 from pipeline.runtime.errors import UserError
 
 BATCH, CLASSES, EPOCH = 128, 100, 50_000  # CIFAR-100's training images
-TARGET = 3.5
 MEAN, STD = [0.5070754, 0.48655024, 0.44091907], [0.26733398, 0.25643876, 0.2761503]
 
 
@@ -169,18 +167,9 @@ def teacher_alone(steps: int, device: torch.device, *, by_rule: bool) -> Callabl
     return run
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.epoch", description=__doc__)
-    parser.add_argument("archive", type=Path, help="CIFAR-100: docs/examples/cifar_archive.py")
-    parser.add_argument("--images", type=int, default=10_000, help="of it, on both sides")
-    parser.add_argument("--pairs", type=int, default=100, help="of slices to compare by")
-    parser.add_argument("--steps", type=int, default=20, help="of training in a slice")
-    parser.add_argument("--workers", type=int, default=16, help="of torchdistill's DataLoader")
-    arguments = parser.parse_args()
-    pairs, steps, device = arguments.pairs, arguments.steps, default_device()
+def measure(arguments: argparse.Namespace) -> Iterator[Row]:
+    steps, device = arguments.steps, default_device()
     dataset = cifar100(arguments.archive, arguments.images)
-    split = dataset.splits["train"]
-    logits = 3 * np.random.default_rng(0).standard_normal((len(split), CLASSES), np.float32)
     views = loops.training_views(dataset, device)
     version, theirs = torchdistill_slices(dataset, steps, arguments.workers, device)
 
@@ -189,7 +178,7 @@ def main() -> None:
             theirs()
 
     with tempfile.TemporaryDirectory() as folder:
-        store = write_store(Path(folder) / "store", logits, split.labels, None)
+        store = write_store(Path(folder) / "store", *random_logits(dataset), None)
         setup = loops.cached(views, store.decoded_at(loops.TEMPERATURE).gather, device)
         loop = Loop("cifar_resnet", "resnet20", dataset, setup, BATCH, device)
         sides = {
@@ -199,36 +188,34 @@ def main() -> None:
             "teacher, float32": teacher_alone(steps, device, by_rule=False),
             "teacher, by our rule": teacher_alone(steps, device, by_rule=True),
         }
-        time_interleaved(sides, 1)  # the first passes set things up
-        times = time_interleaved(sides, pairs)
-    ours, plain, ruled = (times[name] for name in list(sides)[:3])
-    ratios = {
-        "torchdistill": plain / ours,
-        "torchdistill, by our rule": ruled / ours,
-        "torchdistill without teacher": (plain - times["teacher, float32"]) / ours,
-        "the same, by our rule": (ruled - times["teacher, by our rule"]) / ours,
-    }
+        times = alternate(sides, arguments.pairs)
     print(
-        f"{device.type}, {torch.get_num_threads()} threads, torchdistill {version} with "
-        f"{arguments.workers} workers; {pairs} rounds of {steps} steps of each\n"
-        f"our rule: bfloat16 if the device computes in it: {training_autocast(device)._enabled}"
+        f"torchdistill {version} with {arguments.workers} workers; rounds of {steps} steps; our "
+        f"rule, bfloat16 if the device computes in it: {training_autocast(device)._enabled}"
     )
-    epoch = {k: float(np.median(v)) * EPOCH / (steps * BATCH) for k, v in times.items()}
-    for name, seconds in epoch.items():
-        print(f"  {name:<30}{seconds:8.1f} s for {EPOCH:,} images")
-    print(f"speed-up of ours over (95 %; the target is {TARGET})")
-    found = {name: median(ratio) for name, ratio in ratios.items()}
-    for name, interval in found.items():
-        print(f"  {name:<30}{interval}")
-    summary = {
-        "benchmark": "epoch",
-        "torchdistill": version,
-        "pairs": pairs,
-        "steps": steps,
-        "seconds_per_epoch": {name: round(seconds, 1) for name, seconds in epoch.items()},
-        "times_as_fast_as": {name: interval.as_list() for name, interval in found.items()},
-    }
-    print(json.dumps(summary))
+    for name, taken in times.items():
+        epoch = median(taken).median * EPOCH / (steps * BATCH)
+        yield {"side": name, f"s for {EPOCH:,} images": epoch}
+    ours, plain, ruled, teacher, teacher_ruled = times.values()
+    for name, taken in {
+        "torchdistill": plain,
+        "torchdistill, by our rule": ruled,
+        "torchdistill without teacher": plain - teacher,
+        "the same, by our rule": ruled - teacher_ruled,
+    }.items():
+        yield {"speed-up of ours over": name, "ratio": median(taken / ours)}
+
+
+def main() -> None:
+    run_benchmark(
+        __doc__,
+        measure,
+        "archive",
+        images=(10_000, "of the archive, on both sides"),
+        pairs=(100, "rounds"),
+        steps=(20, "of training in a slice"),
+        workers=(16, "of torchdistill's DataLoader"),
+    )
 
 
 if __name__ == "__main__":

@@ -80,8 +80,8 @@ def print_rows(rows: Iterable[Row]) -> list[Row]:
         first, *others = row
         widths = [max(len(name), _width(row[name])) + 2 for name in others]
         if not printed or list(printed[-1]) != list(row):
-            print(f"\n{first:<36}" + _cells(others, widths))
-        print(f"{texts[0]:<36}" + _cells(texts[1:], widths), flush=True)
+            print(f"\n{first:<40}" + _cells(others, widths))
+        print(f"{texts[0]:<40}" + _cells(texts[1:], widths), flush=True)
         printed.append(row)
     return printed
 

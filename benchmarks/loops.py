@@ -25,7 +25,7 @@ from pipeline.models.params import NetworkParams
 from pipeline.models.spec import InputSpec, build, model_spec
 from pipeline.runtime.derived_random import permutation
 from pipeline.students.label_loss import label_loss
-from pipeline.students.loop import Loss, ViewBatches, train_step, whole_batch
+from pipeline.students.loop import Loss, train_step, whole_batch
 from pipeline.students.params import TrainingParams
 from pipeline.training.optimisation import Optimisation, batches
 from pipeline.views.loader import Batch, Views
@@ -70,10 +70,26 @@ def photographs(archive: Path, samples: int, size: int, classes: int) -> Dataset
     return in_memory(images, np.arange(samples) % classes, classes)
 
 
+#: Default and help of `--photographs`.
+PHOTOGRAPHS = (
+    Path("data/raw/imagenet_samples.tar"),
+    "a folder or archive of images; without it, the case of 224 pixels is skipped",
+)
+
+
+def cases(samples: int, archive: Path) -> Iterator[tuple[Case, Dataset]]:
+    """ResNet-20 on noise, and MobileNet on photographs if there are any."""
+    yield RESNET20, noise(samples, 32, 100)
+    if archive.exists():
+        yield MOBILENET, photographs(archive, 496, 224, 1000)
+    else:
+        print(f"no photographs at {archive} (--photographs): 224 pixels are skipped")
+
+
 def in_memory(images: np.ndarray, labels: np.ndarray, classes: int) -> Dataset:
     """A dataset with only a training split: images [N, C, H, W] uint8, labels [N] int64."""
     names = [str(number) for number in range(classes)]
-    split = Split(images, labels.astype(np.int64), Path(), "train")
+    split = Split(labels.astype(np.int64), Path(), "train", images)
     statistics = ([0.5] * 3, [0.25] * 3)
     return Dataset("0" * 64, names, 3, images.shape[-1], *statistics, {"train": split})
 
@@ -108,7 +124,7 @@ class Teacher:
 class Setup:
     """The views and the loss of a student."""
 
-    views: ViewBatches
+    views: "Views | LiveTeacher"
     loss: Loss
 
 
@@ -116,7 +132,9 @@ def supervised(views: Views) -> Setup:
     return Setup(views, lambda logits, batch: label_loss(logits, batch.labels))
 
 
-def cached(views: ViewBatches, soft_targets: SoftTargetLookup, device: torch.device) -> Setup:
+def cached(
+    views: "Views | LiveTeacher", soft_targets: SoftTargetLookup, device: torch.device
+) -> Setup:
     params = KD(temperature=TEMPERATURE, soft_label_weight=SOFT, hard_label_weight=HARD)
     return Setup(views, student_loss(params, soft_targets, device))
 

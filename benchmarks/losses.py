@@ -8,11 +8,11 @@ pairs.
 """
 
 import argparse
-import json
+from collections.abc import Iterator
 
 import torch
 
-from benchmarks.pairs import alternate, median
+from benchmarks.harness import Row, alternate, median, run_benchmark
 from benchmarks.precision import CASES, CLASSES, build, stepper
 from pipeline.compute.device import default_device
 from pipeline.distillation.objective import method_loss
@@ -32,18 +32,12 @@ def variants() -> dict[str, DistillationParams]:
     return plain | standardized
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.losses", description=__doc__)
-    parser.add_argument("--pairs", type=int, default=100)
-    pairs = parser.parse_args().pairs
-    device, found = default_device(), {}
-    batch = CASES[STUDENT][-1]
+def measure(arguments: argparse.Namespace) -> Iterator[Row]:
+    device, batch = default_device(), CASES[STUDENT][-1]
     step = stepper(STUDENT, build(STUDENT), by_rule=True)
     student = torch.randn(batch, CLASSES, device=device, requires_grad=True)
     teacher = 3 * torch.randn(batch, CLASSES, device=device)
     labels = torch.randint(CLASSES, (batch,), device=device)
-    print(f"{device.type}, {torch.get_num_threads()} threads, {pairs} alternating pairs")
-    print("loss and gradient as a fraction of a ResNet-20 step (95 %)")
     for name, params in variants().items():
         loss = method_loss(params)
         tensors = {"labels": labels} if params.needs_labels else {}
@@ -53,12 +47,12 @@ def main() -> None:
             loss(student, teacher, **tensors).backward()
             student.grad[0, 0].item()  # waits for the device
 
-        learn(0)
-        times, steps = alternate(learn, step, pairs)
-        ratio = median(times / steps)
-        print(f"{name:>20} {ratio}", flush=True)
-        found[name] = ratio.as_list()
-    print(json.dumps({"benchmark": "losses", "fraction_of_a_step": found}))
+        times = alternate({"loss": learn, "step": step}, arguments.pairs)
+        yield {"method": name, "fraction of a step": median(times["loss"] / times["step"])}
+
+
+def main() -> None:
+    run_benchmark(__doc__, measure, pairs=(100, "of a loss and a step"))
 
 
 if __name__ == "__main__":

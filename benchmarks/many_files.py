@@ -13,7 +13,6 @@ less if more images share a fixed cost.
 from pipeline.runtime.command import run_command
 
 import argparse
-import io
 import json
 import subprocess
 import sys
@@ -24,42 +23,27 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from benchmarks.memory import memory_bytes
+from benchmarks.harness import Row, memory_bytes, run_benchmark
 from pipeline.data.sources.params import DatasetParams
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_directory
 from pipeline.stages.prepare import write_dataset
+from soak.common import png, write_tar
 
 ROOT = Path(__file__).parents[1]
 CLASSES = 1000
-MEASURES = ("cpu_seconds_per_1000", "memory_bytes_per_image", "index_bytes_per_image")
+MEASURES = ("CPU s per 1,000", "bytes of memory", "bytes of index")  # for one image
 
 
 def images(count: int) -> Iterator[tuple[str, bytes]]:
     """Names like ImageNet's, and contents."""
     rng = np.random.default_rng(0)
     for number in range(count):
-        file = io.BytesIO()
-        pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+        content = png(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
         class_name = f"n{number % CLASSES:08d}"
         folder = "unlabeled" if number // CLASSES % 10 == 9 else f"train/{class_name}"
-        yield f"{folder}/{class_name}_{number}.png", file.getvalue()
-
-
-def write_tar(path: Path, count: int) -> None:
-    with tarfile.open(path, "w") as archive:
-        for name, content in images(count):
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-
-
-def unpack(path: Path, folder: Path) -> None:
-    with tarfile.open(path) as archive:
-        archive.extractall(folder, filter="data")
+        yield f"{folder}/{class_name}_{number}.png", content
 
 
 def prepare(root: Path, directory: Path) -> dict[str, float]:
@@ -83,51 +67,38 @@ def prepare(root: Path, directory: Path) -> dict[str, float]:
     return dict(zip(MEASURES, values, strict=True))
 
 
-def measure(root: Path, directory: Path) -> dict[str, float]:
+def measure_one(count: int, kind: str) -> dict[str, float]:
     """Measure `prepare` in a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.many_files", "--one", str(root), str(directory)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    code = "import sys, json, pathlib; from benchmarks.many_files import prepare; "
+    code += "print(json.dumps(prepare(*map(pathlib.Path, sys.argv[1:]))))"
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name) / "images.tar"
+        write_tar(root, images(count))
+        if kind == "folder":
+            with tarfile.open(root) as archive:
+                archive.extractall(root := Path(name) / "images", filter="data")
+        command = [sys.executable, "-c", code, str(root), str(Path(name) / "prepared")]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if result.returncode:
-        raise UserError(f"preparing `{root}` failed:\n{result.stderr}")
+        raise UserError(f"preparing {count:,} images failed:\n{result.stderr}")
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.many_files", description=__doc__)
-    parser.add_argument("--counts", type=int, nargs="+", default=[10_000, 100_000])
-    parser.add_argument("--one", type=Path, nargs=2, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.one:
-        print(json.dumps(prepare(*arguments.one)))
-        return
-    print(f"{'':<18}{'CPU s per 1,000':>18}{'bytes of memory':>18}{'bytes of index':>16}")
-    summary: dict[str, object] = {"benchmark": "many_files", "counts": arguments.counts}
+def measure(arguments: argparse.Namespace) -> Iterator[Row]:
+    least, most = arguments.counts[0], arguments.counts[-1]
     for kind in ("tar", "folder"):
-        rows = []
-        for count in arguments.counts:
-            with tempfile.TemporaryDirectory() as name:
-                folder = Path(name)
-                root = folder / "images.tar"
-                write_tar(root, count)
-                if kind == "folder":
-                    unpack(root, folder / "images")
-                    root = folder / "images"
-                rows.append(measure(root, folder / "prepared"))
-            seconds, memory, index = rows[-1].values()
-            print(
-                f"{kind:<8}{count:>14,}{seconds:>14.2f}{memory:>18,.0f}{index:>16.1f}", flush=True
-            )
-        growth = {key: rows[-1][key] / rows[0][key] for key in MEASURES}
-        seconds, memory, index = growth.values()
-        print(f"{'':<8}{'growth':>14}{seconds:>14.2f}{memory:>18.2f}{index:>16.2f}", flush=True)
-        most, least = arguments.counts[-1], arguments.counts[0]
-        memory = rows[-1]["memory_bytes_per_image"] * most
-        further = (memory - rows[0]["memory_bytes_per_image"] * least) / (most - least)
-        print(f"{'':<8}each further image takes {further:,.0f} bytes of memory", flush=True)
-        summary[f"{kind}_memory_bytes_per_further_image"] = round(further, 1)
-        summary[kind] = [{k: round(v, 3) for k, v in row.items()} for row in rows]
-        summary[f"{kind}_growth"] = {k: round(v, 3) for k, v in growth.items()}
-    print(json.dumps(summary))
+        found = {count: measure_one(count, kind) for count in arguments.counts}
+        for count, row in found.items():
+            yield {"images": f"{kind}, {count:,}", **row}
+        growth = {name: found[most][name] / found[least][name] for name in MEASURES}
+        yield {"images": f"{kind}, growth", **growth}
+        memory = {count: count * row["bytes of memory"] for count, row in found.items()}
+        further = (memory[most] - memory[least]) / (most - least)
+        yield {f"{kind}: bytes of memory": "each further image", "": further}
+
+
+def main() -> None:
+    run_benchmark(__doc__, measure, counts=([10_000, 100_000], "of images, increasing"))
 
 
 if __name__ == "__main__":

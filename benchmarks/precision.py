@@ -10,15 +10,14 @@ are measured. On a device without bfloat16 arithmetic all sides are float32.
 """
 
 import argparse
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.pairs import median, time_interleaved
+from benchmarks.harness import Row, alternate, median, run_benchmark
 from pipeline.compute.device import (
     Float32Conv2d,
     default_device,
@@ -65,30 +64,27 @@ def stepper(case: str, module: nn.Module, *, by_rule: bool) -> Callable[[int], N
     return step
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.precision", description=__doc__)
-    parser.add_argument("--pairs", type=int, default=100)
-    pairs = parser.parse_args().pairs
-    found: dict[str, dict[str, list[float]]] = {}
-    print(f"{default_device().type}, {torch.get_num_threads()} threads, {pairs} rounds")
-    print(
-        f"times as fast as float32 (95 %) {'bfloat16 throughout':>26}{'depthwise in float32':>28}"
-    )
+def measure(arguments: argparse.Namespace) -> Iterator[Row]:
     for case in CASES:
         sides = {
             "float32": stepper(case, build(case), by_rule=False),
-            "bfloat16 throughout": stepper(case, build(case), by_rule=True),
+            "bfloat16": stepper(case, build(case), by_rule=True),
         }
         module = build(case)
         depthwise_in_float32(module, default_device())
         if any(isinstance(m, Float32Conv2d) for m in module.modules()):
-            sides["depthwise in float32"] = stepper(case, module, by_rule=True)
-        times = time_interleaved(sides, pairs)
-        plain = times.pop("float32")
-        ratios = {name: median(plain / seconds) for name, seconds in times.items()}
-        print(f"{case:<32}{''.join(f'{ratio!s:>26}' for ratio in ratios.values())}", flush=True)
-        found[case] = {name: ratio.as_list() for name, ratio in ratios.items()}
-    print(json.dumps({"benchmark": "precision", "times_as_fast": found}))
+            sides["by rule"] = stepper(case, module, by_rule=True)
+        times = alternate(sides, arguments.pairs)
+        ruled = times.get("by rule")
+        yield {
+            "times as fast as float32": case,
+            "bfloat16 throughout": median(times["float32"] / times["bfloat16"]),
+            "by the rule": "the same" if ruled is None else median(times["float32"] / ruled),
+        }
+
+
+def main() -> None:
+    run_benchmark(__doc__, measure, pairs=(100, "rounds"))
 
 
 if __name__ == "__main__":

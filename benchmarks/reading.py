@@ -11,25 +11,25 @@ their values do not matter to reading. Needs about 400 MB of disk in the tempora
 from pipeline.runtime.command import run_command
 
 import argparse
-import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset as TorchDataset
 
-from benchmarks.pairs import alternate, median, seconds
+from benchmarks import stores
+from benchmarks.harness import Row, alternate, median, run_benchmark
+from pipeline.data.prepared.dataset import Dataset
 from pipeline.runtime.progress import bar
-from pipeline.store.format.schema import SHARD_SAMPLES, StoreIdentity, canary_samples, shard_keys
+from pipeline.store.format.schema import SHARD_SAMPLES, canary_samples, shard_keys
 from pipeline.store.reading.index import read_index
 from pipeline.store.reading.store import Store, open_shards
 from pipeline.store.writing.shard_writer import write_index, write_shard
 
 CLASSES, BATCH, K = 1000, 256, 10
-TOP_K_TARGET = 1_000_000  # rows per second on one core
 
 Read = Callable[[np.ndarray], object]
 
@@ -37,7 +37,7 @@ Read = Callable[[np.ndarray], object]
 def write_store(directory: Path, logits: np.ndarray, labels: np.ndarray, k: int | None) -> Store:
     """Write and open a store of one view. `logits`: [N, C]; `labels`: [N]; `k`: of `top_k`."""
     encoding, classes = "top_k" if k else "dense", logits.shape[1]
-    contents = StoreIdentity("0" * 64, "0" * 64, "crop", 0, 32, encoding, k, "float32", classes)
+    contents = stores.identity(classes, encoding=encoding, k=k, policy="crop")
     sizes = {"train": len(logits)}
     for place in shard_keys(sizes, 1):
         rows = slice(place.first_sample, place.first_sample + place.num_samples)
@@ -47,6 +47,12 @@ def write_store(directory: Path, logits: np.ndarray, labels: np.ndarray, k: int 
     names = [str(number) for number in range(classes)]
     write_index(directory, contents, names, sizes, 1, {})
     return open_shards(directory, read_index(directory), {"train": labels}).decoded_at(4.0)
+
+
+def random_logits(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [N, C] and labels [N] of a dataset's training images, for `write_store`."""
+    split, shape = dataset.splits["train"], (len(dataset.splits["train"]), dataset.num_classes)
+    return 3 * np.random.default_rng(0).standard_normal(shape, np.float32), split.labels
 
 
 def with_h5py(directory: Path) -> Read:
@@ -65,7 +71,7 @@ def with_h5py(directory: Path) -> Read:
     return read
 
 
-class NoImages(Dataset):
+class NoImages(TorchDataset):
     """The dataset that a cache wraps; it costs nothing."""
 
     def __init__(self, size: int):
@@ -102,87 +108,65 @@ def with_torchdistill(directory: Path, logits: np.ndarray) -> Read | None:
     return read
 
 
-def compare(name: str, ours: Read, theirs: Read, size: int, pairs: int) -> dict[str, object]:
+def compare(name: str, ours: Read, theirs: Read | None, size: int, pairs: int) -> Row:
     batches = [np.random.default_rng(pair).permutation(size)[:BATCH] for pair in range(pairs)]
-    for read in (ours, theirs):
-        for samples in batches[:10]:
-            read(samples)
-    mine, other = alternate(lambda p: ours(batches[p]), lambda p: theirs(batches[p]), pairs)
-    ratio, rates = median(other / mine), [BATCH / median(times).median for times in (mine, other)]
-    print(f"{name:<34}{rates[1]:>14,.0f}{rates[0]:>14,.0f}   {ratio}", flush=True)
+    sides = {"ours": lambda pair: ours(batches[pair])}
+    if theirs is not None:
+        sides["theirs"] = lambda pair: theirs(batches[pair])
+    times = alternate(sides, pairs, warm_up=10)
+    ratio = "" if theirs is None else median(times["theirs"] / times["ours"])
     return {
-        "rows_per_second": round(rates[1]),
-        "ours_rows_per_second": round(rates[0]),
-        "times_as_fast": ratio.as_list(),
+        "": name,
+        **{f"{side}, rows/s": BATCH / median(times[side]).median for side in sides},
+        "speed-up of ours": ratio,
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.reading", description=__doc__)
-    parser.add_argument("--samples", type=int, default=50_000, help="of the view")
-    parser.add_argument("--files", type=int, default=10_000, help="of torchdistill's cache")
-    parser.add_argument("--pairs", type=int, default=200, help="of batches to compare by")
-    arguments = parser.parse_args()
+def measure(arguments: argparse.Namespace) -> Iterator[Row]:
     torch.set_num_threads(1)
-    rng = np.random.default_rng(0)
-    logits = np.empty((arguments.samples, CLASSES), np.float16)
+    size, pairs, rng = arguments.samples, arguments.pairs, np.random.default_rng(0)
+    logits = np.empty((size, CLASSES), np.float16)
     for rows in np.array_split(logits, 50):
         rows[:] = 3 * rng.standard_normal(rows.shape, np.float32)
-    labels = rng.integers(0, CLASSES, len(logits))
+    labels = rng.integers(0, CLASSES, size)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         dense = write_store(folder / "dense", logits, labels, None)
         top_k = write_store(folder / "top_k", logits, labels, K)
-        shards, size = len(dense.shards["train", 0]), len(logits)
-        print(
-            f"batches of {BATCH} random rows of {CLASSES:,} classes, {size:,} samples in {shards} "
-            f"shards; {arguments.pairs} alternated pairs, one thread, all in the page cache\n"
-            f"{'':<34}{'rows/s':>14}{'ours, rows/s':>14}   speed-up of ours (95 %)"
-        )
 
         def ours(samples: np.ndarray) -> np.ndarray:
             return dense.gather(0, samples).logits
 
-        of_h5py = with_h5py(folder / "dense")
-        check = np.random.default_rng(1).permutation(size)[:BATCH]
-        assert np.array_equal(ours(check), logits[check])
-        assert np.array_equal(of_h5py(check), logits[check])
-        found = {
-            "numpy_in_memory": compare(
-                "NumPy, an array in memory", ours, lambda s: logits[s], size, arguments.pairs
-            ),
-            "h5py": compare("h5py, fancy indexing", ours, of_h5py, size, arguments.pairs),
-        }
+        few, of_h5py = (
+            np.random.default_rng(1).permutation(size)[:BATCH],
+            with_h5py(folder / "dense"),
+        )
+        assert np.array_equal(ours(few), logits[few])
+        assert np.array_equal(of_h5py(few), logits[few])
+        yield compare("NumPy, an array in memory", ours, lambda s: logits[s], size, pairs)
+        yield compare("h5py, fancy indexing", ours, of_h5py, size, pairs)
         count = min(arguments.files, size)
-        of_torchdistill = with_torchdistill(folder / "files", logits[:count])
-        if of_torchdistill is None:
+        theirs = with_torchdistill(folder / "files", logits[:count])
+        if theirs is None:
             print("torchdistill is not installed (`pip install -e '.[bench]'`): not compared")
         else:
-            few = check % count
-            assert np.array_equal(of_torchdistill(few).numpy(), logits[few].astype(np.float32))
-            found["torchdistill"] = compare(
-                f"torchdistill, {count:,} files", ours, of_torchdistill, count, arguments.pairs
-            )
-        rates = decoding_rates(top_k, arguments.pairs)
-    print(
-        f"top_k, k = {K}, to dense float32: {rates.median:,.0f} rows/s "
-        f"({rates.low:,.0f} to {rates.high:,.0f}); the target is {TOP_K_TARGET:,}"
+            few = few % count
+            assert np.array_equal(theirs(few).numpy(), logits[few].astype(np.float32))
+            yield compare(f"torchdistill, {count:,} files", ours, theirs, count, pairs)
+        decode = compare(
+            f"top_k, k = {K}, decoded", lambda s: top_k.gather(0, s), None, size, pairs
+        )
+        yield {name: value for name, value in decode.items() if value != ""}
+
+
+def main() -> None:
+    run_benchmark(
+        __doc__,
+        measure,
+        samples=(50_000, "of the view"),
+        files=(10_000, "of torchdistill's cache"),
+        pairs=(200, "of batches to compare by"),
     )
-    summary = {
-        "samples": size,
-        "pairs": arguments.pairs,
-        **found,
-        "top_k_rows_per_second": [round(rate) for rate in (rates.median, rates.low, rates.high)],
-    }
-    print(json.dumps(summary))
-
-
-def decoding_rates(store: Store, pairs: int):
-    size = store.index.split_sizes["train"]
-    batches = [np.random.default_rng(pair).permutation(size)[:BATCH] for pair in range(pairs)]
-    for samples in batches[:10]:
-        store.gather(0, samples)
-    return median([BATCH / seconds(lambda s=samples: store.gather(0, s)) for samples in batches])
 
 
 if __name__ == "__main__":

@@ -11,21 +11,20 @@ measured; it also runs side by side.
 from pipeline.runtime.command import run_command
 
 import argparse
-import json
 import multiprocessing
 import os
 import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from benchmarks import loops
+from benchmarks.harness import Row, alternate, median, run_benchmark
 from benchmarks.loops import Loop
-from benchmarks.pairs import alternate, median
-from benchmarks.reading import write_store
+from benchmarks.reading import random_logits, write_store
 from pipeline.compute.device import default_device
 from pipeline.runtime.errors import UserError
 
@@ -35,10 +34,8 @@ CLASSES, SAMPLES, BATCH = 100, 10_000, 64
 def train_on_order(network: str, orders: Connection) -> None:
     """Receive a number of steps, train for these steps, and send the number back; 0 ends."""
     dataset = loops.noise(SAMPLES, 32, CLASSES)
-    logits = 3 * np.random.default_rng(0).standard_normal((SAMPLES, CLASSES), np.float32)
     with tempfile.TemporaryDirectory() as folder:
-        labels = dataset.splits["train"].labels
-        store = write_store(Path(folder) / "store", logits, labels, None)
+        store = write_store(Path(folder) / "store", *random_logits(dataset), None)
         device = default_device()
         setup = loops.cached(loops.training_views(dataset, device), store.gather, device)
         loop = Loop("cifar_resnet", network, dataset, setup, BATCH, device)
@@ -71,7 +68,7 @@ class Process:
         self._process.join()
 
 
-def measure(network: str, jobs: int, cores: int, pairs: int, steps: int) -> dict:
+def compare(network: str, jobs: int, cores: int, pairs: int, steps: int) -> Row:
     with ExitStack() as stack:
         several = [Process(network, cores // jobs) for _ in range(jobs)]
         alone = Process(network, cores)
@@ -91,35 +88,30 @@ def measure(network: str, jobs: int, cores: int, pairs: int, steps: int) -> dict
                 alone.begin(steps)
                 alone.wait()
 
-        alternate(at_once, in_turn, 1)  # the first passes set things up
-        ours, theirs = alternate(at_once, in_turn, pairs)
-    ratio = median(theirs / ours)
-    print(f"{network:>9} {ratio}", flush=True)
-    return {"times_as_fast": ratio.as_list()}
+        times = alternate({"at once": at_once, "in turn": in_turn}, pairs)
+    ratio = median(times["in turn"] / times["at once"])
+    return {"network": network, "at once": jobs, "cores": cores, "speed-up at once": ratio}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.side_by_side", description=__doc__)
-    parser.add_argument("--pairs", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=10, help="of each training, in a slice")
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at once")
-    arguments = parser.parse_args()
+def measure(arguments: argparse.Namespace) -> Iterator[Row]:
     cores, jobs = torch.get_num_threads(), arguments.jobs
     if not 1 <= jobs <= cores:
         raise UserError(
             f"--jobs is {jobs}; expected 1 to {cores}, the number of threads (OMP_NUM_THREADS), "
             "so that each training has at least one."
         )
-    print(
-        f"{jobs} at once of {cores // jobs} threads, against one after the other of {cores}; "
-        f"{arguments.pairs} alternating pairs of {arguments.steps} steps each\n"
-        "speed-up at once (95 %)"
+    for network in ("resnet8", "resnet20"):
+        yield compare(network, jobs, cores, arguments.pairs, arguments.steps)
+
+
+def main() -> None:
+    run_benchmark(
+        __doc__,
+        measure,
+        pairs=(100, "rounds"),
+        steps=(10, "of each training, in a slice"),
+        jobs=(2, "trainings at once"),
     )
-    found = {
-        network: measure(network, jobs, cores, arguments.pairs, arguments.steps)
-        for network in ("resnet8", "resnet20")
-    }
-    print(json.dumps({"benchmark": "side_by_side", "jobs": jobs, "cores": cores, **found}))
 
 
 if __name__ == "__main__":

@@ -13,28 +13,24 @@ forward pass alone, on views that are ready: a live teacher cannot cost less.
 from pipeline.runtime.command import run_command
 
 import argparse
-import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from benchmarks import loops
+from benchmarks.harness import Row, alternate, median, run_benchmark
 from benchmarks.loops import Case, Loop, Teacher
-from benchmarks.pairs import median, time_interleaved
-from benchmarks.reading import write_store
+from benchmarks.reading import random_logits, write_store
 from pipeline.compute.device import default_device
 from pipeline.data.prepared.dataset import Dataset
 
-CACHED_TARGET = 1.03  # cached over supervised, at most
-ONLINE_TARGET = 0.05  # how far online over cached may be from (student + teacher) over student
 
-
-def measure(case: Case, dataset: Dataset, device: torch.device, pairs: int, steps: int) -> dict:
-    split = dataset.splits["train"]
-    rng = np.random.default_rng(0)
-    logits = 3 * rng.standard_normal((len(split), dataset.num_classes), np.float32)
+def measure_case(
+    case: Case, dataset: Dataset, device: torch.device, pairs: int, steps: int
+) -> Iterator[Row]:
     views = loops.training_views(dataset, device)
     teacher = Teacher(case.family, case.teacher, dataset, device)
     ready = next(views.batches(loops.VIEW, [np.arange(case.batch_size)])).pixels
@@ -45,7 +41,7 @@ def measure(case: Case, dataset: Dataset, device: torch.device, pairs: int, step
         live_logits.cpu()  # on CUDA, waits for all
 
     with tempfile.TemporaryDirectory() as folder:
-        store = write_store(Path(folder) / "store", logits, split.labels, None)
+        store = write_store(Path(folder) / "store", *random_logits(dataset), None)
         sides = {"teacher": teacher_alone}
         for name, setup in (
             ("supervised", loops.supervised(views)),
@@ -54,8 +50,7 @@ def measure(case: Case, dataset: Dataset, device: torch.device, pairs: int, step
         ):
             loop = Loop(case.family, case.student, dataset, setup, case.batch_size, device)
             sides[name] = lambda _, loop=loop: loop.run(steps)
-        time_interleaved(sides, 2)  # the first passes set things up
-        times = time_interleaved(sides, pairs)
+        times = alternate(sides, pairs, warm_up=2)
     bound = 1 + times["teacher"] / times["supervised"]
     ratios = {
         "cached over supervised": times["cached"] / times["supervised"],
@@ -63,48 +58,26 @@ def measure(case: Case, dataset: Dataset, device: torch.device, pairs: int, step
         "(student + teacher) over student": bound,
         "the second over the third": times["online"] / times["cached"] / bound,
     }
-    print(f"\n{case.name}, batches of {case.batch_size}")
-    for name, seconds in times.items():
-        print(f"  {name:<34}{1000 * np.median(seconds) / steps:9.1f} ms a step")
-    found = {name: median(ratio) for name, ratio in ratios.items()}
-    for name, interval in found.items():
-        print(f"  {name:<34}{interval}", flush=True)
-    return {
-        "ms": {k: round(1000 * float(np.median(v)) / steps, 2) for k, v in times.items()},
-        **{name: interval.as_list() for name, interval in found.items()},
-    }
+    for name, taken in times.items():
+        yield {case.name: name, "ms a step": 1000 * median(taken).median / steps}
+    for name, ratio in ratios.items():
+        yield {case.name: name, "ratio": median(ratio)}
+
+
+def measure(arguments: argparse.Namespace) -> Iterator[Row]:
+    for case, dataset in loops.cases(arguments.samples, arguments.photographs):
+        yield from measure_case(case, dataset, default_device(), arguments.pairs, arguments.steps)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.step", description=__doc__)
-    parser.add_argument("--pairs", type=int, default=100, help="pairs of slices to compare")
-    parser.add_argument("--steps", type=int, default=2, help="of training in a slice")
-    parser.add_argument("--samples", type=int, default=45_000, help="images of 32 pixels")
-    parser.add_argument(
-        "--photographs",
-        type=Path,
-        default=Path("data/raw/imagenet_samples.tar"),
-        help="a folder or archive of images; without it, the second case is skipped",
+    run_benchmark(
+        __doc__,
+        measure,
+        pairs=(100, "of slices to compare"),
+        steps=(2, "of training in a slice"),
+        samples=(45_000, "images of 32 pixels"),
+        photographs=loops.PHOTOGRAPHS,
     )
-    arguments = parser.parse_args()
-    device, pairs, steps = default_device(), arguments.pairs, arguments.steps
-    print(
-        f"{device.type}, {torch.get_num_threads()} threads, {pairs} rounds of {steps} steps of "
-        f"each; medians, ratios with their 95 % interval\n"
-        f"targets: cached over supervised at most {CACHED_TARGET}; online over cached within "
-        f"{ONLINE_TARGET:.0%} of (student + teacher) over student"
-    )
-    dataset = loops.noise(arguments.samples, 32, 100)
-    found = {"resnet20": measure(loops.RESNET20, dataset, device, pairs, steps)}
-    if arguments.photographs.exists():
-        dataset = loops.photographs(arguments.photographs, 496, 224, 1000)
-        found["mobilenet_v3_small"] = measure(loops.MOBILENET, dataset, device, pairs, steps)
-    else:
-        print(
-            f"\nno photographs at {arguments.photographs} (--photographs): the second case is "
-            "skipped"
-        )
-    print(json.dumps({"benchmark": "step", "pairs": pairs, "steps": steps, **found}))
 
 
 if __name__ == "__main__":

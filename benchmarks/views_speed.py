@@ -8,14 +8,13 @@ dataset in a DataLoader, and stacks them; it runs MixUp and CutMix on the whole 
 """
 
 import argparse
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torchvision.transforms import v2
 
-from benchmarks.pairs import alternate, median
+from benchmarks.harness import Row, alternate, median, run_benchmark
 from pipeline.compute.device import default_device
 from pipeline.views.loader import make_view
 from pipeline.views.policy import ViewPolicy
@@ -62,28 +61,28 @@ def theirs(policy: ViewPolicy, images: torch.Tensor) -> Callable[[int], None]:
     return make
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.views_speed", description=__doc__)
-    parser.add_argument("--pairs", type=int, default=100, help="pairs for each policy and size")
-    pairs = parser.parse_args().pairs
-    device, found = default_device(), {}
+def measure(arguments: argparse.Namespace) -> Iterator[Row]:
+    device = default_device()
     torch.manual_seed(0)
-    print(f"{device.type}, {torch.get_num_threads()} threads, {pairs} alternating pairs")
-    print(f"{'':44}images/s  speed-up over torchvision on the CPU (95 %)")
     for size, batch in BATCH.items():
         images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
         for text in POLICIES:
             policy = ViewPolicy.parse(text)
-            mine, other = ours(policy, images.to(device), device), theirs(policy, images)
-            mine(), other()
-            seconds, other_seconds = alternate(mine, other, pairs)
-            rate, ratio = median(batch / seconds), median(other_seconds / seconds)
-            print(f"{size:>4} {text:38} {rate.median:>8,.0f}  {ratio}", flush=True)
-            found[f"{text} at {size}"] = {
-                "images_per_second": rate.as_list(),
-                "times_as_fast": ratio.as_list(),
+            sides = {
+                "ours": ours(policy, images.to(device), device),
+                "theirs": theirs(policy, images),
             }
-    print(json.dumps({"benchmark": "views_speed", "policies": found}))
+            times = alternate(sides, arguments.pairs)
+            yield {
+                "policy": text,
+                "pixels": size,
+                "images/s": batch / median(times["ours"]).median,
+                "over torchvision": median(times["theirs"] / times["ours"]),
+            }
+
+
+def main() -> None:
+    run_benchmark(__doc__, measure, pairs=(100, "for each policy and size"))
 
 
 if __name__ == "__main__":

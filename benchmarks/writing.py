@@ -12,26 +12,26 @@ Images and weights are random; their values do not matter to speed.
 from pipeline.runtime.command import run_command
 
 import argparse
-import json
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.pairs import alternate, median
+from benchmarks import stores
+from benchmarks.harness import Row, alternate, median, run_benchmark
 from pipeline.compute.device import default_device
 from pipeline.data.prepared.dataset import Dataset, Split
 from pipeline.models.spec import InputSpec
 from pipeline.networks import cifar_resnet
-from pipeline.store.format.schema import ShardKey, StoreIdentity
+from pipeline.store.format.schema import ShardKey
 from pipeline.store.format.views_by_split import open_views_by_split
 from pipeline.store.writing.job import StoreJob, make_shard
 from pipeline.store.writing.teacher_logits import TeacherForward
 
 ROWS, CLASSES, BATCH, SIZE = 1024, 100, 256, 32
-TARGET = 0.95
 ENCODINGS = {"dense": None, "top_k": 10}
 
 
@@ -41,13 +41,11 @@ def make_job() -> StoreJob:
     labels = rng.integers(0, CLASSES, ROWS)
     names = [str(number) for number in range(CLASSES)]
     statistics = ([0.5] * 3, [0.25] * 3)
-    split = Split(images, labels, Path(), "train")
+    split = Split(labels, Path(), "train", images)
     torch.manual_seed(0)
     network = cifar_resnet.build("resnet56", CLASSES, 3).to(memory_format=torch.channels_last)
     device = default_device()
-    contents = StoreIdentity(
-        "0" * 64, "0" * 64, "crop_flip", 0, SIZE, "dense", None, "float32", CLASSES
-    )
+    contents = stores.identity(CLASSES, size=SIZE)
     dataset = Dataset("0" * 64, names, 3, SIZE, *statistics, {"train": split})
     views, spec = open_views_by_split(dataset, contents, device), InputSpec(3, SIZE, *statistics)
     return StoreJob(
@@ -73,37 +71,31 @@ def bare_forward(job: StoreJob, batches: list[torch.Tensor]) -> None:
     logits.cpu()  # on CUDA, waits for all
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.writing", description=__doc__)
-    parser.add_argument("--pairs", type=int, default=100, help="pairs for each encoding")
-    pairs = parser.parse_args().pairs
+def measure(arguments: argparse.Namespace) -> Iterator[Row]:
     job = make_job()
     batches = ready_batches(job)
-
-    def forward(_: int = 0) -> None:
-        bare_forward(job, batches)
-
-    forward()  # the first pass sets things up
-    print(f"{job.device.type}, {torch.get_num_threads()} threads, {pairs} alternating pairs")
-    print(f"{'':>8} {'stage images/s':>15} {'forward images/s':>17}  stage / forward (95 %)")
-    results = {}
     with tempfile.TemporaryDirectory() as folder:
         for encoding, k in ENCODINGS.items():
-            contents = replace(job.identity, encoding=encoding, k=k)
-            writer = replace(job, identity=contents)
+            writer = replace(
+                job, identity=stores.identity(CLASSES, encoding=encoding, k=k, size=SIZE)
+            )
 
-            def make(pair: int, writer: StoreJob = writer) -> None:
-                place = ShardKey("train", pair % writer.num_views, 0, ROWS)
+            def make(turn: int, writer: StoreJob = writer) -> None:
+                place = ShardKey("train", turn % writer.num_views, 0, ROWS)
                 make_shard(writer, Path(folder), place)
 
-            ours, theirs = alternate(make, forward, pairs)
-            ratio = median(theirs / ours)
-            print(
-                f"{encoding:>8} {ROWS / np.median(ours):15,.0f} {ROWS / np.median(theirs):17,.0f}"
-                f"  {ratio}"
-            )
-            results[encoding] = {"stage_over_forward": ratio.as_list()}
-    print(json.dumps({"benchmark": "writing", "target": TARGET, **results}))
+            sides = {"stage": make, "forward": lambda _: bare_forward(job, batches)}
+            times = alternate(sides, arguments.pairs)
+            yield {
+                "encoding": encoding,
+                "stage, images/s": ROWS / median(times["stage"]).median,
+                "forward, images/s": ROWS / median(times["forward"]).median,
+                "stage / forward": median(times["forward"] / times["stage"]),
+            }
+
+
+def main() -> None:
+    run_benchmark(__doc__, measure, pairs=(100, "pairs for each encoding"))
 
 
 if __name__ == "__main__":

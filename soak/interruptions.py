@@ -81,7 +81,7 @@ STAGES = [
     ),
 ]
 WHOLE = [
-    Target(f"{command[0].rpartition('.')[2]}, {to}", command, to, from_nothing=True)
+    Target(f"{' '.join(command).rpartition('.')[2]}, {to}", command, to, from_nothing=True)
     for command in (("dvc", "repro"), ("pipeline.commands.train_students", "--jobs", "2"))
     for to in ("all", "first")
 ]
@@ -102,14 +102,14 @@ class Project:
     """A project, its runs, and the outputs of an undisturbed run."""
 
     def __init__(self, folder: Path):
-        self._root, self._reference = folder / "project", folder / "reference"
+        self._root = folder / "project"
+        self._fresh, self._finished = folder / "fresh", folder / "finished"  # states to begin from
         self._temporary = folder / "tmp"  # of all runs, which must leave it empty
-        self._root.mkdir()
-        self._temporary.mkdir()
+        self._fresh.mkdir()
         self.expected: dict[tuple, tuple[dict[str, str], float]] = {}  # outputs and seconds of runs
-        common.copy_code(self._root)
-        common.write_folder(self._root / "images", common.images(60, 16))
-        common.write_params(self._root, common.params(views=12))
+        common.copy_code(self._fresh)
+        common.write_folder(self._fresh / "images", common.images(60, 16))
+        common.write_params(self._fresh, common.params(views=12))
 
     def start(self, target: Target) -> subprocess.Popen:
         settings = {"PROCESSES": str(target.processes), "SHELL": "/bin/sh"}
@@ -158,26 +158,20 @@ class Project:
             raise UserError(f"{target.name}, undisturbed, {problem}")
         seconds = time.monotonic() - start
         self.expected[target.run] = self.outputs(target), seconds
-        if not self._reference.exists():
+        if not self._finished.exists():
+            shutil.copytree(self._fresh, self._finished)
             for name, path in common.files_of(self._root):
-                (self._reference / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, self._reference / name)
+                (self._finished / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, self._finished / name)
         return seconds
 
     def begin(self, target: Target) -> None:
         """Restore the state before the target runs: all outputs, or none."""
-        trash = [*self._temporary.iterdir(), self._root / ".scratch"]
-        trash += [self._root / name for name in common.OUTPUTS if name != "models"]
-        trash += [p for p in (self._root / "models").iterdir() if p.name != "imported"]
-        if target.from_nothing:
-            trash += [self._root / name for name in (".dvc/cache", ".dvc/tmp", "dvc.lock")]
-        for path in trash:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        if not target.from_nothing and self._reference.exists():
-            shutil.copytree(self._reference, self._root, dirs_exist_ok=True)
+        for folder in (self._root, self._temporary):
+            shutil.rmtree(folder, ignore_errors=True)
+        self._temporary.mkdir()
+        finished = not target.from_nothing and self._finished.exists()
+        shutil.copytree(self._finished if finished else self._fresh, self._root, symlinks=True)
 
     def outputs(self, target: Target) -> dict[str, str]:
         """The digest of every output, and the entries of dvc.lock if DVC has run, without those
@@ -314,7 +308,8 @@ def soak(project: Project, kills: int, seed: int) -> dict[tuple[str, str], Row]:
         while not project.interrupt(target, signum, share, row):
             share *= 0.9  # it had ended before
         print(f"{number}/{kills} {target.name} {signum.name} {share:.2f}", flush=True)
-        print(*row.failures[before:], sep="\n", end="", flush=True)
+        for failure in row.failures[before:]:
+            print(failure, flush=True)
     return table
 
 

@@ -11,8 +11,7 @@ at its start; there may be none.
 
 Data: peak memory of each stage for each count of images, 2 views, one epoch, and the bytes of each
 further image. The peak may grow by 1,024 bytes for each, and by 64 MiB that do not depend on them.
-A
-pixel image of this size is 192 bytes and its 2 views' logits 40.
+A pixel image of this size is 192 bytes and its 2 views' logits 40.
 """
 
 from pipeline.runtime.command import run_command

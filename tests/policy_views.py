@@ -1,4 +1,7 @@
-"""One view of a few images for every kind of policy; as a program, prints their digests."""
+"""One view of a few images for every kind of policy; as a program, prints their digests.
+
+The program has other threads and another precision of networks than the tests.
+"""
 
 import hashlib
 import json
@@ -45,4 +48,6 @@ def digests() -> dict[str, str]:
 
 if __name__ == "__main__":
     torch.set_num_threads(2)
-    print(json.dumps(digests()))
+    torch.set_float32_matmul_precision("medium")
+    with torch.autocast("cpu", torch.bfloat16):
+        print(json.dumps(digests()))

@@ -753,29 +753,25 @@ def test_names_of_any_letters_are_carried_through_to_the_report(folder):
 # The campaign of wrong inputs.
 
 
-@pytest.mark.parametrize(
-    ("act", "noted"),
-    [
+def test_the_campaign_records_what_an_input_executes_or_writes_outside(project):
+    for act, noted in (
         (lambda: os.system("true"), "executed: os.system"),
         (lambda: subprocess.run(["true"], check=False), "executed: subprocess.Popen"),
         (lambda: Path("../outside").write_text("x"), "wrote outside: open"),
         (lambda: os.mkdir("../folder"), "wrote outside: os.mkdir"),
-        (lambda: Path("inside").write_text("x"), ""),
-        (lambda: Path("/etc/hostname").exists(), ""),
-    ],
-)
-def test_the_campaign_records_what_an_input_executes_or_writes_outside(project, act, noted):
-    watch = Watch(Path())
-    watch.on = True
-    act()
-    watch.on = False
-    assert watch.noted.startswith(noted)
-    assert bool(watch.noted) == bool(noted)
+        (lambda: Path("inside").write_text("x"), "$"),
+        (lambda: Path("/etc/hostname").exists(), "$"),
+    ):
+        watch = Watch(Path())
+        watch.on = True
+        act()
+        watch.on = False
+        assert re.match(noted, watch.noted)
 
 
 def test_wrong_inputs_of_every_kind_are_refused_or_read_correctly():
     result = subprocess.run(
-        [sys.executable, "-m", "soak.hostile_inputs", "--inputs", "66", "--jobs", "1"],
+        [sys.executable, "-m", "soak.hostile_inputs", "--inputs", "33", "--jobs", "1"],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -784,5 +780,5 @@ def test_wrong_inputs_of_every_kind_are_refused_or_read_correctly():
     )
     assert result.returncode == 0, result.stdout + result.stderr
     counts = json.loads(result.stdout.splitlines()[-1])
-    assert counts["accepted"] + counts["refused"] == counts["inputs"] == 66
-    assert min(counts["accepted"], counts["refused"]) > 10
+    assert counts["accepted"] + counts["refused"] == counts["inputs"] == 33
+    assert min(counts["accepted"], counts["refused"]) > 5

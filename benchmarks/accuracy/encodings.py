@@ -84,7 +84,7 @@ def table(budget: Budget) -> str:
 
 def tables() -> Iterator[str]:
     """The tables of the CPU budget, and of the GPU's."""
-    for budget in BUDGETS.values():
+    for budget in (BUDGETS["cpu"], BUDGETS["gpu"]):
         yield table(budget)
 
 

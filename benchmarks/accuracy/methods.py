@@ -10,8 +10,11 @@ budget two small pairs. Appends to benchmarks/accuracy/runs.csv; study.py says h
 
 from pipeline.runtime.command import run_command
 
+import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy.study import (
@@ -59,54 +62,26 @@ class Pair:
     teacher_seed: int | None = 0  # None: the project's teacher
 
 
-def _pair(teacher: Network, student: Network, beta: float, *figures: float | None) -> Pair:
-    names = ("teacher", LABELS, KD, "DIST", "DKD", "TTM", "WTTM", "MLKD", "KD+LS", "DKD+LS",
-             "MLKD+LS", "RLD")  # fmt: skip
-    published = {n: f for n, f in zip(names, figures, strict=True) if f is not None}
-    return Pair(teacher, student, beta, published)
+def published_pairs() -> Iterator[tuple[str, Pair]]:
+    """The pairs of published.csv. docs/losses.md has the sources of the methods, methods.md those
+    of the tables."""
+    with open(Path(__file__).with_name("published.csv"), encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            rate = row["learning rate"]
+            teacher = Network(row["teacher family"], row["teacher network"])
+            training = (("learning_rate", float(rate)),) if rate else ()
+            student = Network(row["student family"], row["student network"], training)
+            figures = {name: row[name] for name in ("teacher", *METHODS) if row.get(name)}
+            published = {name: float(figure) for name, figure in figures.items()}
+            pair = Pair(teacher, student, float(row["DKD beta"]), published)
+            yield f"{teacher.name} > {student.name}", pair
 
 
-_RESNET, _WIDE, _VGG = "cifar_resnet", "wide_resnet", "cifar_vgg"
-#: Published figures. docs/losses.md has the sources of the methods, methods.md those of the tables.
-TABLE = {
-    "resnet56 > resnet20": _pair(
-        Network(_RESNET, "resnet56"), Network(_RESNET, "resnet20"), 2.0,
-        72.34, 69.06, 70.66, 71.75, 71.97, 71.83, 71.92, 72.19, 71.43, 72.32, 72.33, 72.00),
-    "resnet32x4 > resnet8x4": _pair(
-        Network(_RESNET, "resnet32x4"), Network(_RESNET, "resnet8x4"), 8.0,
-        79.42, 72.50, 73.33, 76.31, 76.32, 76.17, 76.06, 77.08, 76.62, 77.01, 78.28, 76.64),
-    "resnet110 > resnet32": _pair(
-        Network(_RESNET, "resnet110"), Network(_RESNET, "resnet32"), 2.0,
-        74.31, 71.14, 73.08, 73.69, 74.11, 73.97, 74.13, 74.11, 74.17, 74.29, 74.32, 74.02),
-    "wrn_40_2 > wrn_16_2": _pair(
-        Network(_WIDE, "wrn_40_2"), Network(_WIDE, "wrn_16_2"), 6.0,
-        75.61, 73.26, 74.92, 75.51, 76.24, 76.23, 76.37, 76.63, 76.11, 76.39, 76.95, None),
-    "wrn_40_2 > wrn_40_1": _pair(
-        Network(_WIDE, "wrn_40_2"), Network(_WIDE, "wrn_40_1"), 6.0,
-        75.61, 71.98, 73.54, 74.43, 74.81, 74.32, 74.58, 75.35, 74.37, 74.89, 75.56, 74.88),
-    "vgg13 > vgg8": _pair(
-        Network(_VGG, "vgg13"), Network(_VGG, "vgg8"), 6.0,
-        74.64, 70.36, 72.98, 73.89, 74.68, 74.33, 74.44, 75.18, 74.36, 74.81, 75.22, 74.93),
-}  # fmt: skip
-_SHUFFLE = (("learning_rate", 0.01),)  # the tables', of mobile networks
-TABLE |= {
-    "resnet32x4 > shufflenet_v1": _pair(
-        Network(_RESNET, "resnet32x4"), Network("cifar_shufflenet_v1", "shufflenet_v1", _SHUFFLE),
-        8.0, 79.42, 70.50, 74.07, 76.34, 76.45, 74.18, 74.37, None, None, None, None, None),
-    "resnet32x4 > shufflenet_v2": _pair(
-        Network(_RESNET, "resnet32x4"), Network("cifar_shufflenet_v2", "shufflenet_v2", _SHUFFLE),
-        8.0, 79.42, 71.82, 74.45, 77.35, 77.07, 76.57, 76.55, 78.44, 75.56, 77.37, 78.76, None),
-    "vgg13 > mobilenet_v2": _pair(
-        Network(_VGG, "vgg13"), Network("cifar_mobilenet_v2", "mobilenet_v2", _SHUFFLE), 6.0,
-        74.64, 64.60, 67.37, 68.50, 69.71, 68.98, 69.16, 70.57, 68.61, 69.98, 70.94, None),
-}  # fmt: skip
+TABLE = dict(published_pairs())
+_resnet = partial(Network, "cifar_resnet")
 SMALL = {
-    "resnet20 > resnet8": Pair(
-        Network(_RESNET, "resnet20"), Network(_RESNET, "resnet8"), 2.0, {}, teacher_seed=None
-    ),
-    "resnet32 > resnet20": Pair(
-        Network(_RESNET, "resnet32"), Network(_RESNET, "resnet20"), 2.0, {}
-    ),
+    "resnet20 > resnet8": Pair(_resnet("resnet20"), _resnet("resnet8"), 2.0, {}, None),
+    "resnet32 > resnet20": Pair(_resnet("resnet32"), _resnet("resnet20"), 2.0, {}),
 }
 PAIRS = {"cpu": SMALL, "gpu": TABLE}
 #: The tables compare the small pairs with the published differences of this pair.

@@ -1,5 +1,5 @@
-"""Shared by the studies of methods, encodings and beyond: budgets, teachers, caches, one training
-and its line of results.
+"""Shared by the studies of methods, views, encodings and beyond: budgets, teachers, caches, one
+training and its line of results.
 
 A study is a list of blocks of runs. Its command makes the teachers and caches of a block with the
 pipeline's stages, in folders below PROJECT/.scratch/accuracy; trains the block's students, several
@@ -12,9 +12,13 @@ import contextlib
 import io
 import multiprocessing
 import os
+import platform
+import re
 import shutil
 import subprocess
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
@@ -27,13 +31,16 @@ import pandas as pd
 import torch
 import yaml
 from scipy import stats
+from torch import nn
+from torch.nn import functional
 
-from benchmarks.accuracy import views
-from benchmarks.accuracy.views_project import append, run_stage, write_subset
 from pipeline.compute.device import default_device
 from pipeline.data.prepared.dataset import Dataset, open_dataset
+from pipeline.data.sources.archives import read_files
 from pipeline.distillation.objective import SoftTargetLookup, student_loss
 from pipeline.distillation.params import METHODS, DistillationParams, check_method
+from pipeline.models import checkpoint
+from pipeline.models.evaluation import predict
 from pipeline.models.params import NetworkParams
 from pipeline.models.spec import build, model_spec
 from pipeline.runtime.errors import UserError
@@ -41,7 +48,7 @@ from pipeline.runtime.files import atomic_directory, canonical_json
 from pipeline.runtime.outputs import PREPARED, STORE, TEACHER
 from pipeline.runtime.params import read_params
 from pipeline.runtime.validation import validate
-from pipeline.store.format.schema import INDEX, shard_keys
+from pipeline.store.format.schema import INDEX, StoreIdentity, shard_keys
 from pipeline.store.format.shards import read_header
 from pipeline.store.reading.index import read_index
 from pipeline.store.reading.store import SoftTargetBatch, Store, open_shards, view_of_epoch
@@ -49,14 +56,18 @@ from pipeline.store.writing.shard_writer import shard_bytes, write_index, write_
 from pipeline.students.label_loss import label_loss
 from pipeline.students.loop import TrainingData, evaluate, fit
 from pipeline.students.params import TrainingParams
-from pipeline.views.loader import open_views
+from pipeline.views.loader import Batch, open_views
 from pipeline.views.params import ViewsParams
 from pipeline.views.policy import ViewPolicy
+from soak.common import ROOT, write_tar
 
 RESULTS = Path(__file__).with_name("runs.csv")
 WORKSPACE = ".scratch/accuracy"  # in the project
 POLICY = "crop_flip"
-PER_CLASS, UNLABELLED_PER_CLASS = 50, 150  # training images of the subset
+VALIDATION_PER_CLASS = 10  # of a subset
+UNLABELLED_PER_CLASS = 150
+UNLABELLED = "unlabeled"
+FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 LAST, BEST = "last_epoch_test_accuracy", "best_epoch_test_accuracy"
 
 #: Training of teachers and students in the published CIFAR-100 tables (Tian et al. 2020,
@@ -73,15 +84,26 @@ TABLES = {
 }
 
 
+#: Training of students on subsets.
+SMALL = {
+    "batch_size": 64,
+    "optimizer": "sgd",
+    "learning_rate": 0.1,
+    "warmup_epochs": 1,
+    "weight_decay": 5e-4,
+}
+
+
 @dataclass(frozen=True)
 class Budget:
     """The size of a study."""
 
     name: str
-    subset: bool  # train on the first PER_CLASS images of each class, or on all of the project's
+    per_class: int | None  # train on a subset, the first of each class; None: on all images
     training: Mapping[str, Any]  # of the students
     num_views: int  # cached views of each training image
     seeds: Sequence[int]
+    precision: str = "float32"  # of the teacher
 
     @property
     def epochs(self) -> int:
@@ -92,9 +114,10 @@ BUDGETS = {
     budget.name: budget
     for budget in (
         # One view per epoch, as with a teacher at every step.
-        Budget("cpu", True, {**views.TRAINING, "epochs": 16}, 16, (0, 1)),
+        Budget("cpu", 50, {**SMALL, "epochs": 16}, 16, (0, 1)),
         # All distinct views, as with a teacher at every step.
-        Budget("gpu", False, TABLES, ViewPolicy(POLICY).distinct, (0, 1, 2)),
+        Budget("views", 100, {**SMALL, "epochs": 40}, 16, (0, 1, 2), "bfloat16"),
+        Budget("gpu", None, TABLES, ViewPolicy(POLICY).distinct, (0, 1, 2)),
     )
 }
 
@@ -128,6 +151,7 @@ class Cache:
     num_views: int
     k: int | None = None  # of `top_k`; None: dense
     mix: str = "none"
+    policy: str = POLICY
     unlabelled: bool = False  # UNLABELLED_PER_CLASS more images of each class, without labels
 
     @property
@@ -137,6 +161,7 @@ class Cache:
             f"{self.num_views}-views",
             "dense" if self.k is None else f"top-{self.k}",
             *([self.mix] if self.mix != "none" else []),
+            *([self.policy] if self.policy != POLICY else []),
             *(["with-unlabelled"] if self.unlabelled else []),
         ]
         return "-".join(parts)
@@ -150,8 +175,19 @@ class Run:
     student: Network
     epochs: int
     seed: int
-    caches: tuple[Cache, ...]  # several: an ensemble, by the mean of the logits
+    caches: tuple[Cache, ...]
     distillation: Mapping[str, Any] = field(default_factory=dict)  # empty: labels alone
+    use: str = "ensemble"  # of the caches: a key of USES
+    jitter: int = 0  # pixels: random shifts up to this and mirroring, on top of the cached view
+
+
+#: Ways to use caches -> how the results name them.
+USES = {
+    "ensemble": "",  # the mean of their logits, view by view
+    "sequence": "in sequence: ",  # the views of one after those of the other
+    "inexact": "inexact: ",  # the logits of the cached views, while the student sees fresh ones
+    "live": "live, not cached: ",  # the teacher runs on fresh views; of the cache, only its images
+}
 
 
 KEY = ["budget", "student", "caches", "distillation", "epochs", "seed"]
@@ -162,7 +198,9 @@ def key(run: Run) -> dict[str, str | int]:
     return {
         "budget": run.budget,
         "student": run.student.name,
-        "caches": " + ".join(Path(cache.folder).name for cache in run.caches),
+        "caches": USES[run.use]
+        + " + ".join(Path(cache.folder).name for cache in run.caches)
+        + (f", jitter {run.jitter}" if run.jitter else ""),
         "distillation": canonical_json(run.distillation) if run.distillation else "labels only",
         "epochs": run.epochs,
         "seed": run.seed,
@@ -214,7 +252,7 @@ class Workshop:
         images, teacher = self._images(cache.unlabelled), self._teacher(cache.teacher)
         params = read_params()
         params["views"] |= {
-            "policy": POLICY,
+            "policy": cache.policy,
             "rand_augment": "none",
             "mix": "none" if cache.mix == "none" else {"method": cache.mix, "alpha": 1.0},
             "count": cache.num_views,
@@ -224,7 +262,7 @@ class Workshop:
         params["soft_targets"] = {
             "encoding": encoding,
             "k": cache.k,
-            "precision": "float32",
+            "precision": self.budget.precision,
             "batch_size": params["soft_targets"]["batch_size"],
         }
         if cache.k is not None:  # made from the dense cache, without another teacher run
@@ -241,7 +279,7 @@ class Workshop:
 
     def _images(self, unlabelled: bool) -> Path:
         """A project of the images: the current folder's if the budget takes all of them."""
-        if not self.budget.subset:
+        if self.budget.per_class is None:
             return self.project
         folder = self.root / "images" / ("with-unlabelled" if unlabelled else "labelled")
         if (folder / PREPARED / "dataset.json").exists():
@@ -249,7 +287,8 @@ class Workshop:
         params = read_params()
         params["dataset"] |= {"source": "image_folder", "root": "images.tar"}
         self._folder(folder, params)
-        write_subset(folder / "images.tar", PER_CLASS, UNLABELLED_PER_CLASS if unlabelled else 0)
+        more = UNLABELLED_PER_CLASS if unlabelled else 0
+        write_subset(folder / "images.tar", self.budget.per_class, more)
         run_stage("prepare", folder)
         return folder
 
@@ -261,7 +300,7 @@ class Workshop:
         if (folder / TEACHER.model / "network.json").exists():
             return folder
         params = read_params()
-        if self.budget.subset:
+        if self.budget.per_class is not None:
             training = dict(params["teacher"]["training"])
             training["seed"] += teacher.seed
         else:
@@ -297,14 +336,63 @@ class Workshop:
         return store, dataset, validate(ViewsParams, params["views"], "params.yaml: views")
 
 
+def run_stage(stage: str, project: Path) -> None:
+    command = [sys.executable, "-m", f"pipeline.stages.{stage}"]
+    subprocess.run(command, cwd=project, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+
+
+def write_subset(archive: Path, train_per_class: int, unlabelled_per_class: int = 0) -> None:
+    """Write a subset of the images of the project in the current folder: the first of each class,
+    by sample id, of training and validation, all of test, and `unlabelled_per_class` more of each
+    class from training, without their labels."""
+    dataset = open_dataset(PREPARED)
+    limits = {"train": train_per_class, "validation": VALIDATION_PER_CLASS}
+    target: dict[str, str] = {}  # name in the source -> name in the archive
+    for name, split in dataset.splits.items():
+        taken: Counter[int] = Counter()
+        for sample_id, label in sorted(zip(split.sample_ids, split.labels.tolist(), strict=True)):
+            if taken[label] < limits.get(name, len(split)):
+                target[sample_id] = f"{FOLDERS[name]}/{sample_id.split('/', 1)[1]}"
+            elif name == "train" and taken[label] < limits[name] + unlabelled_per_class:
+                target[sample_id] = f"{UNLABELLED}/{len(target):06d}{Path(sample_id).suffix}"
+            else:
+                continue
+            taken[label] += 1
+    source = read_files(Path(read_params()["dataset"]["root"]))
+    partial = archive.with_suffix(".partial")
+    write_tar(partial, ((target.pop(n), content) for n, content in source if n in target))
+    if target:
+        raise SystemExit(
+            f"{len(target)} images of data/prepared are not in dataset.root; expected all of them. "
+            "Run `dvc repro prepare`."
+        )
+    partial.rename(archive)
+
+
+def append(path: Path, row: Mapping[str, object]) -> None:
+    """Add a finished run to a table of runs."""
+    pd.DataFrame([row]).to_csv(path, mode="a", header=not path.exists(), index=False)
+
+
+def processor() -> str:
+    with contextlib.suppress(OSError):
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if found:
+            return found[1]
+    return platform.processor() or platform.machine()
+
+
 def _link(target: Path, link: Path) -> None:
     link.parent.mkdir(parents=True, exist_ok=True)
     link.unlink(missing_ok=True)
     link.symlink_to(target.resolve(), target_is_directory=True)
 
 
+Opened = tuple[Store, Dataset, ViewsParams]
+
+
 @lru_cache
-def _opened(project: Path, budget: str, cache: Cache) -> tuple[Store, Dataset, ViewsParams]:
+def _opened(project: Path, budget: str, cache: Cache) -> Opened:
     return Workshop(project, BUDGETS[budget]).open(cache)
 
 
@@ -314,18 +402,44 @@ def params_of(distillation: Mapping[str, Any]) -> DistillationParams:
     return validate(method, dict(distillation), f"method {distillation['method']}")
 
 
+class InSequence:
+    """The views of several stores as those of one: first all of the first store."""
+
+    def __init__(self, opened: Sequence[Opened], device: torch.device):
+        self.entries = [
+            (store, open_views(dataset.splits["train"], plan.view_policy, plan.seed, device), view)
+            for store, dataset, plan in opened
+            for view in range(store.num_views)
+        ]
+
+    def batches(self, number: int, order: Sequence[np.ndarray]) -> Iterator[Batch]:
+        _, views, view = self.entries[number]
+        return views.batches(view, order)
+
+    def soft_targets(self, number: int, samples: np.ndarray) -> SoftTargetBatch:
+        store, _, view = self.entries[number]
+        return store.gather(view, samples)
+
+
 def training_data(
-    stores: Sequence[Store], dataset: Dataset, plan: ViewsParams, run: Run, device: torch.device
+    opened: Sequence[Opened], run: Run, device: torch.device, teacher: Path | None = None
 ) -> tuple[TrainingData, SoftTargetLookup | None]:
     """The views and soft targets of the run's student; without distillation, fresh views of the
-    labelled images and no soft targets."""
+    labelled images and no soft targets.
+
+    Args:
+        teacher: the folder of its model, for a run with a live teacher.
+    """
+    _, dataset, plan = opened[0]
     split = dataset.splits["train"]
-    views = open_views(split, plan.view_policy, plan.seed, device)
+    fresh = open_views(split, plan.view_policy, plan.seed, device)
+    if run.use == "inexact":
+        fresh = open_views(split, ViewPolicy(POLICY), plan.seed, device)
     if not run.distillation:
         labelled = np.flatnonzero(split.labels >= 0)
-        return TrainingData(dataset, views, lambda epoch: epoch - 1, labelled), None
+        return TrainingData(dataset, fresh, lambda epoch: epoch - 1, labelled), None
     params = params_of(run.distillation)
-    for store in stores:
+    for store, _, _ in opened:
         check_method(
             params,
             run.student.name,
@@ -333,18 +447,55 @@ def training_data(
             mixed=plan.mix is not None,
             labels=split.labels,
         )
-    stores = [store.decoded_at(params.decoding_temperature) for store in stores]
+    opened = [(s.decoded_at(params.decoding_temperature), d, p) for s, d, p in opened]
+    stores, everyone = [store for store, _, _ in opened], np.arange(len(split))
 
-    def mean(view: int, samples: np.ndarray) -> SoftTargetBatch:
+    def ensemble(view: int, samples: np.ndarray) -> SoftTargetBatch:
         if len(stores) == 1:
             return stores[0].gather(view, samples)
         members = [store.gather(view, samples).logits.astype(np.float32) for store in stores]
         return SoftTargetBatch(np.mean(members, axis=0), None)
 
-    def view(epoch: int) -> int:
-        return view_of_epoch(epoch, stores[0].num_views, run.seed)
+    def inexact(view: int, samples: np.ndarray) -> SoftTargetBatch:
+        return stores[0].gather(view % stores[0].num_views, samples)
 
-    return TrainingData(dataset, views, view, np.arange(len(split))), mean
+    def live(view: int, samples: np.ndarray) -> SoftTargetBatch:
+        (batch,) = fresh.batches(view, [samples])
+        precision = BUDGETS[run.budget].precision
+        scores = predict(network, description.input, batch.pixels, precision=precision)
+        return SoftTargetBatch(scores.numpy(), None)
+
+    if run.use == "live":
+        network, description = checkpoint.load(teacher, produced_by="dvc repro teacher")
+    if run.use in ("inexact", "live"):
+        soft_targets = {"inexact": inexact, "live": live}[run.use]
+        return TrainingData(dataset, fresh, lambda epoch: epoch - 1, everyone), soft_targets
+    views, soft_targets, count = fresh, ensemble, stores[0].num_views
+    if run.use == "sequence":
+        views = InSequence(opened, device)
+        soft_targets, count = views.soft_targets, len(views.entries)
+    return (
+        TrainingData(dataset, views, lambda epoch: view_of_epoch(epoch, count, run.seed), everyone),
+        soft_targets,
+    )
+
+
+class Jitter(nn.Module):
+    """In training, mirror each input at random and shift it by up to `pixels`, repeating edges."""
+
+    def __init__(self, network: nn.Module, pixels: int):
+        super().__init__()
+        self.network, self.pixels = network, pixels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [B, C, H, W] -> [B, num_classes]
+        if self.training:
+            batch, _, height, width = x.shape
+            x = torch.where(torch.rand(batch, 1, 1, 1) < 0.5, x.flip(3), x)
+            windows = functional.pad(x, [self.pixels] * 4, mode="replicate")
+            windows = windows.unfold(2, height, 1).unfold(3, width, 1)
+            top, left = torch.randint(2 * self.pixels + 1, (2, batch))
+            x = windows[torch.arange(batch), :, top, left]
+        return self.network(x)
 
 
 def training_of(run: Run) -> TrainingParams:
@@ -360,7 +511,8 @@ def training_of(run: Run) -> TrainingParams:
 def write_sparse(dense: Store, dataset: Dataset, k: int, directory: Path) -> None:
     """Write the `top_k` store of a dense one. It equals the stage's, up to the float16 rounding of
     the dense rows."""
-    contents, sizes = replace(dense.identity, encoding="top_k", k=k), dense.index.split_sizes
+    sizes = dense.index.split_sizes
+    contents = StoreIdentity(**dense.identity.fields() | {"encoding": "top_k", "k": k})
     with atomic_directory(directory) as target:
         for place in shard_keys(sizes, dense.num_views):
             arrays = read_header(dense.directory / place.file_name).arrays
@@ -380,7 +532,8 @@ def bytes_per_view(store: Store) -> float:
     """Bytes of the files for one view of a training image."""
     images = store.index.split_sizes["train"]
     places = shard_keys({"train": images}, 1)
-    return sum(shard_bytes(store.identity, place) for place in places) / images
+    identity = StoreIdentity(**store.identity.fields())  # without the rest of the index
+    return sum(shard_bytes(identity, place) for place in places) / images
 
 
 def teacher_accuracy(stores: Sequence[Store], dataset: Dataset) -> float:
@@ -397,13 +550,16 @@ def train_one(run: Run, project: Path) -> dict[str, object]:
     if device.type == "cpu":
         torch.set_num_threads(1)
     opened = [_opened(project, run.budget, cache) for cache in run.caches]
-    stores, (_, dataset, plan) = [store for store, _, _ in opened], opened[0]
+    stores, dataset = [store for store, _, _ in opened], opened[0][1]
     torch.manual_seed(run.seed)
     description = model_spec(run.student.family, NetworkParams(name=run.student.name), dataset)
     network, spec = build(description).to(device), description.input
+    if run.jitter:
+        network = Jitter(network, run.jitter)
+    teacher = Workshop(project, BUDGETS[run.budget]).root / run.caches[0].folder / TEACHER.model
     start = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
-        data, soft_targets = training_data(stores, dataset, plan, run, device)
+        data, soft_targets = training_data(opened, run, device, teacher)
         loss = (
             student_loss(params_of(run.distillation), soft_targets, device)
             if soft_targets
@@ -419,20 +575,21 @@ def train_one(run: Run, project: Path) -> dict[str, object]:
         network.load_state_dict(trained.best_state)
         best = evaluate(network, spec, test, device)[1]["test_accuracy"]
     images = len(dataset.splits["train"])
-    taught = stores if run.distillation else []
+    taught = stores if run.distillation and run.use != "live" else []
+    passes = run.epochs if run.use == "live" else sum(store.num_views for store in taught)
     return {
         **key(run),
         LAST: last,
         BEST: best,
         "best_epoch": trained.best_epoch,
         "teacher_test_accuracy": round(teacher_accuracy(stores, dataset), 4),
-        "teacher_passes": sum(store.num_views for store in taught) * images,
+        "teacher_passes": passes * images,
         "student_passes": run.epochs * images,
         "bytes_per_view": round(sum(map(bytes_per_view, taught)), 2),
         "seconds": round(seconds),
         "dataset_fingerprint": dataset.fingerprint[:12],
         "torch": torch.__version__,
-        "hardware": views.processor() if device.type == "cpu" else torch.cuda.get_device_name(),
+        "hardware": processor() if device.type == "cpu" else torch.cuda.get_device_name(),
     }
 
 
@@ -477,6 +634,9 @@ def command(
     description: str,
     plan: Callable[[Budget], list[list[Run]]],
     tables: Callable[[], Iterator[str]],
+    *,
+    budgets: Sequence[str] = ("cpu", "gpu"),
+    plot: Callable[[Path], None] | None = None,
 ) -> None:
     """Run a study's command line."""
     parser = argparse.ArgumentParser(
@@ -485,10 +645,15 @@ def command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("project", nargs="?", type=Path, help="a project of the budget's recipe")
-    parser.add_argument("--budget", choices=BUDGETS, default="cpu")
+    parser.add_argument("--budget", choices=budgets, default=budgets[0])
     parser.add_argument("--workers", type=int, help="trainings at a time (CPU: cores; GPU: 1)")
     parser.add_argument("--tables", action="store_true", help="print the page's tables and end")
+    if plot:
+        parser.add_argument("--plot", type=Path, metavar="FILE", help="draw an SVG and end")
     arguments = parser.parse_args()
+    if plot and arguments.plot:
+        plot(arguments.plot)
+        return
     if arguments.tables:
         print("\n\n".join(tables()))
         return
@@ -498,7 +663,7 @@ def command(
             "and `teacher` for the CPU budget. Name it, or use --tables."
         )
     budget = BUDGETS[arguments.budget]
-    workers = arguments.workers or (os.cpu_count() if budget.subset else 1)
+    workers = arguments.workers or (os.cpu_count() if budget.per_class else 1)
     conduct(plan(budget), Workshop(arguments.project, budget), workers,
             partial(print, flush=True))  # fmt: skip
 

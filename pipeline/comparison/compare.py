@@ -3,17 +3,18 @@
 Arithmetic on logits; reads and writes nothing.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import f1_score, recall_score
 
 from pipeline.comparison import metrics, statistics
 from pipeline.comparison.robustness import RobustComparison, Robustness
+from pipeline.comparison.statistics import PairedDifference
 
-ALPHA = 1 - statistics.LEVEL
 COSTS = ("parameters", "macs", "size_bytes")
 
 
@@ -64,96 +65,66 @@ class ModelMetrics:
 
 
 @dataclass(frozen=True)
-class PairedDifference:
-    """Accuracy of `first` minus that of `second`, on the same test images."""
-
-    first: ModelMetrics
-    second: ModelMetrics
-    gain: float
-    low: float  # of the gain's 95 % interval
-    high: float
-    p_value: float  # McNemar's, two-sided
-
-    @property
-    def significant(self) -> bool:
-        return is_significant(self.low, self.high, self.p_value)
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """The smallest network that is not significantly less accurate than the best one."""
-
-    chosen: ModelMetrics
-    best: ModelMetrics
-    difference: PairedDifference  # chosen minus best
-
-
-@dataclass(frozen=True)
 class Comparison:
     class_names: Sequence[str]
     labels: np.ndarray  # [N] of the test images
     teacher: ModelMetrics
-    gains: Mapping[str, PairedDifference]  # by student: distilled minus baseline
-    pairs: Sequence[PairedDifference]  # of distilled students; p-values adjusted (Holm)
-    recommendation: Recommendation
+    gains: Mapping[str, PairedDifference[ModelMetrics]]  # by student: distilled minus baseline
+    #: Of distilled students, with adjusted p-values (Holm).
+    pairs: Sequence[PairedDifference[ModelMetrics]]
+    #: The smallest network that is not significantly less accurate than the best, minus the best.
+    recommendation: PairedDifference[ModelMetrics]
     robustness: RobustComparison
 
     @property
     def models(self) -> list[ModelMetrics]:
         """The teacher, then each student's distilled and baseline networks."""
-        students = [(gain.first, gain.second) for gain in self.gains.values()]
-        return [self.teacher, *(model for pair in students for model in pair)]
-
-
-def is_significant(low: float, high: float, p_value: float) -> bool:
-    """Whether a gain's interval excludes 0 and McNemar's test rejects.
-
-    The interval has its rate for large samples; the test is stricter if few images differ.
-    """
-    return not low <= 0 <= high and p_value < ALPHA
+        return [self.teacher, *(m for g in self.gains.values() for m in (g.first, g.second))]
 
 
 def model_metrics(
     model: Predictions,
     teacher: Predictions,
     labels: Mapping[str, np.ndarray],
+    interval: np.ndarray,
     robust: Robustness | None,
 ) -> ModelMetrics:
-    """Compute every metric but the interval: `low` and `high` are NaN until all models are drawn.
+    """Compute every metric.
 
     Args:
         labels: `validation` and `test`, [N] each.
+        interval: [2], of the accuracy.
     """
-    test, num_classes = labels["test"], model.test.shape[1]
+    test, classes = labels["test"], range(model.test.shape[1])
     decisions = model.test.argmax(1)
     correct = decisions == test
     divergences = metrics.kl_divergence(teacher.test, model.test)
     temperature = metrics.fitted_temperature(model.validation, labels["validation"])
+    scaled = None if temperature is None else model.test.astype(np.float64) / temperature
     return ModelMetrics(
         name=model.name,
         role=model.role,
         accuracy=float(correct.mean()),
-        low=np.nan,
-        high=np.nan,
+        low=float(interval[0]),
+        high=float(interval[1]),
         top5=float(metrics.top_k_correct(model.test, test, 5).mean()),
         nll=float(metrics.nll(model.test, test).mean()),
         ece=metrics.calibration_error(model.test, test),
         temperature=temperature,
-        ece_scaled=None
-        if temperature is None
-        else metrics.calibration_error(model.test.astype(np.float64) / temperature, test),
-        macro_f1=metrics.macro_f1(decisions, test),
+        ece_scaled=None if scaled is None else metrics.calibration_error(scaled, test),
+        # Over the classes that are a label or a prediction at least once.
+        macro_f1=float(f1_score(test, decisions, average="macro")),
         agreement=float((decisions == teacher.test.argmax(1)).mean()),
         kl=float(divergences.mean()),
-        parameters=model.parameters,
-        macs=model.macs,
-        size_bytes=model.size_bytes,
         robust_accuracy=None if robust is None else robust.accuracy,
         decisions=decisions,
         correct=correct,
         divergences=divergences,
-        class_accuracy=metrics.class_accuracy(decisions, test, num_classes),
+        class_accuracy=recall_score(
+            test, decisions, labels=classes, average=None, zero_division=np.nan
+        ),
         reliability=metrics.reliability(model.test, test),
+        **{cost: getattr(model, cost) for cost in COSTS},
     )
 
 
@@ -171,20 +142,17 @@ def compare(
         labels: `validation` and `test`, [N] each.
     """
     predictions = [teacher, *(model for pair in students.values() for model in pair)]
+    correct = np.stack([p.test.argmax(1) == labels["test"] for p in predictions], 1)
+    means = statistics.bootstrap_means(correct)  # [resamples, models]
+    intervals = statistics.interval(means).T
     models = [
-        model_metrics(model, teacher, labels, robustness.of(model.name, model.role))
-        for model in predictions
+        model_metrics(model, teacher, labels, interval, robust)
+        for model, interval, robust in zip(predictions, intervals, robustness.models, strict=True)
     ]
-    means = statistics.bootstrap_means(np.stack([model.correct for model in models], 1))
-    models = [
-        replace(model, low=float(low), high=float(high))
-        for model, (low, high) in zip(models, statistics.interval(means).T, strict=True)
-    ]
-    means_of = {(model.name, model.role): means[:, i] for i, model in enumerate(models)}
 
-    def difference(first: ModelMetrics, second: ModelMetrics) -> PairedDifference:
-        first_means, second_means = (means_of[model.name, model.role] for model in (first, second))
-        low, high = statistics.interval(first_means - second_means)
+    def difference(i: int, j: int) -> PairedDifference[ModelMetrics]:
+        first, second = models[i], models[j]
+        low, high = statistics.interval(means[:, i] - means[:, j])
         return PairedDifference(
             first=first,
             second=second,
@@ -195,30 +163,22 @@ def compare(
             p_value=statistics.mcnemar(first.correct, second.correct),
         )
 
-    gains = {name: difference(*models[1 + 2 * i : 3 + 2 * i]) for i, name in enumerate(students)}
-    pairs = [difference(a.first, b.first) for a, b in combinations(gains.values(), 2)]
+    distilled = range(1, len(models), 2)  # each before its baseline
+    gains = {name: difference(i, i + 1) for name, i in zip(students, distilled, strict=True)}
+    pairs = [difference(i, j) for i, j in combinations(distilled, 2)]
     adjusted = statistics.holm([pair.p_value for pair in pairs])
-    best = max(models[1:], key=lambda model: (model.accuracy, -model.parameters))
-    as_good = [model for model in models[1:] if not difference(model, best).significant]
-    chosen = min(as_good, key=lambda model: (model.parameters, model.macs, -model.accuracy))
+    best = max(range(1, len(models)), key=lambda i: (models[i].accuracy, -models[i].parameters))
+    to_best = [difference(i, best) for i in range(1, len(models))]
+    recommendation = min(
+        (difference for difference in to_best if not difference.significant),
+        key=lambda d: (d.first.parameters, d.first.macs, -d.first.accuracy),
+    )
     return Comparison(
         class_names=class_names,
         labels=labels["test"],
         teacher=models[0],
         gains=gains,
         pairs=[replace(pair, p_value=p) for pair, p in zip(pairs, adjusted, strict=True)],
-        recommendation=Recommendation(chosen, best, difference(chosen, best)),
+        recommendation=recommendation,
         robustness=robustness,
     )
-
-
-def pareto_front(
-    models: Sequence[ModelMetrics], cost: Callable[[ModelMetrics], float]
-) -> list[ModelMetrics]:
-    """Select the models that no other matches in both accuracy and cost, cheapest first."""
-    front: list[ModelMetrics] = []
-    with_cost = [model for model in models if cost(model) is not None]
-    for model in sorted(with_cost, key=lambda model: (cost(model), -model.accuracy)):
-        if not front or model.accuracy > front[-1].accuracy:
-            front.append(model)
-    return front

@@ -8,7 +8,8 @@ import pandas as pd
 from pydantic import AfterValidator
 
 from pipeline.comparison.cache_economics import CacheFigures, Economics
-from pipeline.comparison.compare import COSTS, Comparison, ModelMetrics, PairedDifference
+from pipeline.comparison.compare import COSTS, Comparison, ModelMetrics
+from pipeline.comparison.statistics import Gain, PairedDifference
 from pipeline.runtime.validation import Record
 
 #: A share, nats or a difference, to 6 decimals.
@@ -47,12 +48,12 @@ class StudentFigures(Record):
     robust_gain_high: Figure
 
     @property
-    def tested_gain(self) -> tuple[float, ...]:
-        return self.gain, self.gain_low, self.gain_high, self.p_value
+    def tested_gain(self) -> Gain:
+        return Gain(gain=self.gain, low=self.gain_low, high=self.gain_high, p_value=self.p_value)
 
     @property
-    def robust_gain_interval(self) -> tuple[float, ...]:
-        return self.robust_gain, self.robust_gain_low, self.robust_gain_high
+    def tested_robust_gain(self) -> Gain:
+        return Gain(gain=self.robust_gain, low=self.robust_gain_low, high=self.robust_gain_high)
 
 
 class Figures(Record):
@@ -71,7 +72,7 @@ def headline_figures(comparison: Comparison, economics: Economics | None) -> Fig
             del figures["robust_accuracy"]
         return figures
 
-    def of_student(name: str, gain: PairedDifference) -> StudentFigures:
+    def of_student(name: str, gain: PairedDifference[ModelMetrics]) -> StudentFigures:
         robust = comparison.robustness.gains[name]
         return StudentFigures(
             baseline=gain.second.accuracy,

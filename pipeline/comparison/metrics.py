@@ -1,4 +1,4 @@
-"""Classification metrics from logits: arithmetic with NumPy, SciPy and scikit-learn, no files.
+"""Classification metrics from logits: arithmetic with NumPy and SciPy, no files.
 
 Not torchmetrics: the comparison starts without torch, and the bootstrap needs each sample's value,
 which torchmetrics does not give. The tests compare each metric with torchmetrics.
@@ -6,7 +6,6 @@ which torchmetrics does not give. The tests compare each metric with torchmetric
 
 import numpy as np
 from scipy import special
-from sklearn.metrics import confusion_matrix, f1_score, recall_score
 
 NUM_BINS = 15  # of the calibration error, as in Guo et al. 2017 (arXiv:1706.04599)
 
@@ -82,19 +81,3 @@ def fitted_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
         middle = (low + high) / 2
         low, high = (middle, high) if slope(middle) < 0 else (low, middle)
     return float(np.exp(-(low + high) / 2))
-
-
-def confusion(rows: np.ndarray, columns: np.ndarray, num_classes: int) -> np.ndarray:
-    """Count samples with class r in `rows` and class c in `columns`: [C, C]."""
-    return confusion_matrix(rows, columns, labels=range(num_classes))
-
-
-def macro_f1(decisions: np.ndarray, labels: np.ndarray) -> float:
-    """Average F1 over the classes that are a label or a prediction at least once."""
-    return float(f1_score(labels, decisions, average="macro"))
-
-
-def class_accuracy(decisions: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Compute each class's accuracy: [C], NaN for a class without samples."""
-    classes = range(num_classes)
-    return recall_score(labels, decisions, labels=classes, average=None, zero_division=np.nan)

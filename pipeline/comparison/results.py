@@ -1,9 +1,9 @@
 """Read what the other stages wrote. Refuse what is damaged, or was made from other inputs."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,8 @@ from pipeline.runtime.validation import Record, read_model
 
 STUDENT_ROLES: tuple[Role, ...] = ("distilled", "baseline")
 HELD_OUT = ("validation", "test")
+
+Result = TypeVar("Result")
 
 
 class _Part(Record, extra="ignore"):
@@ -84,65 +86,66 @@ def read_predictions(outputs: ModelOutputs, dataset: Dataset) -> Predictions:
         UserError: a file is absent or damaged, or is not of these images or these parameters;
             names the command that writes it.
     """
-    stage_inputs, produced_by = StageInputs(*outputs.stage.split("@")), f"dvc repro {outputs.stage}"
+    stage_inputs, path = StageInputs(*outputs.stage.split("@")), outputs.predictions
     is_imported = outputs == TEACHER and read_params()["teacher"]["weights"] == "logits"
     costs = dict.fromkeys(COSTS)
     if not is_imported:
+        produced_by = f"dvc repro {outputs.stage}"
         costs = read_model(outputs.metrics, Costs, produced_by=produced_by).model_dump()
-    logits = _read_logits(outputs, dataset)
-    _check_made_from(outputs, stage_inputs)
-    return Predictions(outputs.name or "teacher", outputs.role, **logits, **costs)
-
-
-def _read_logits(outputs: ModelOutputs, dataset: Dataset) -> dict[str, np.ndarray]:
-    """Read the [N, C] raw logits of validation and test."""
-    path, num_classes = outputs.predictions, dataset.num_classes
-    logits = _read_tensors(path, outputs.stage)
-    shapes = {name: [len(dataset.splits[name]), num_classes] for name in sorted(HELD_OUT)}
-    wanted = ", ".join(f"{name} float32 {shape}" for name, shape in shapes.items())
-    _check_tensors(path, logits, wanted, outputs.stage)
+    shapes = {name: [len(dataset.splits[name]), dataset.num_classes] for name in sorted(HELD_OUT)}
+    expected = ", ".join(f"{name} float32 {shape}" for name, shape in shapes.items())
+    logits, made_from = _read_tensors(path, outputs.stage, expected)
     for name, of_split in logits.items():
         if not np.isfinite(of_split).all():
             raise UserError(
                 f"`{path}` holds logits for {name} that are not finite: the training diverged. "
                 "Lower its learning rate in params.yaml."
             )
-    return logits
-
-
-def _check_made_from(outputs: ModelOutputs, stage_inputs: StageInputs) -> None:
-    """Raises: UserError: the predictions are of other parameters, whatever DVC has recorded."""
-    with safe_open(outputs.predictions, "numpy") as file:
-        made_from = json.loads((file.metadata() or {}).get("made_from", "{}"))
     for key, value in json.loads(canonical_json(stage_inputs.params)).items():
-        if key in made_from and made_from[key] != value:
+        if key in made_from and made_from[key] != value:  # whatever DVC has recorded
             raise UserError(
-                f"`{outputs.predictions}` was made when `{PARAMS_FILE}: {key}` was "
-                f"{json.dumps(made_from[key])}; now that is {json.dumps(value)}. Run `dvc repro "
-                f"--force --single-item {outputs.stage}`, then `dvc repro`."
+                f"`{path}` was made when `{PARAMS_FILE}: {key}` was {json.dumps(made_from[key])}; "
+                f"now that is {json.dumps(value)}. Run `dvc repro --force --single-item "
+                f"{outputs.stage}`, then `dvc repro`."
             )
+    return Predictions(outputs.name or "teacher", outputs.role, **logits, **costs)
 
 
-def _read_tensors(path: Path, stage: str) -> dict[str, np.ndarray]:
-    """Raises: UserError: the file is absent or damaged."""
+def _read_tensors(
+    path: Path, stage: str, *expected: str
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read a file of predictions, and the parameters that it was made from.
+
+    Args:
+        expected: names, types and shapes of the tensors; any of several.
+
+    Raises:
+        UserError: the file is absent or damaged, or holds other tensors.
+    """
     try:
-        return load_file(path)
+        tensors = load_file(path)
+        with safe_open(path, "numpy") as file:
+            made_from = json.loads((file.metadata() or {}).get("made_from", "{}"))
     except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"`{path}` is absent or damaged ({error}). {_hint(path, stage)}") from None
-
-
-def _check_tensors(path: Path, tensors: Mapping[str, np.ndarray], wanted: str, stage: str) -> None:
-    """Raises: UserError: the tensors have other names, types or shapes."""
     held = ", ".join(f"{name} {t.dtype} {list(t.shape)}" for name, t in sorted(tensors.items()))
-    if held != wanted:
+    if held not in expected:
         raise UserError(
-            f"`{path}` holds {held}; expected {wanted}, for the images of data/prepared. "
+            f"`{path}` holds {held}; expected {expected[0]}, for the images of data/prepared. "
             f"{_hint(path, stage)}"
         )
+    return tensors, made_from
 
 
 def _hint(path: Path, stage: str) -> str:
     return recovery_hint(path, f"dvc repro --force {stage}")
+
+
+def read_students(
+    names: list[str], read: Callable[[ModelOutputs], Result]
+) -> dict[str, tuple[Result, Result]]:
+    """Read, by student, what its distilled network and its baseline wrote."""
+    return {name: tuple(read(ModelOutputs(role, name)) for role in STUDENT_ROLES) for name in names}
 
 
 def read_robustness(names: list[str], dataset: Dataset) -> RobustComparison:
@@ -153,34 +156,27 @@ def read_robustness(names: list[str], dataset: Dataset) -> RobustComparison:
     """
     labels = np.asarray(dataset.splits["test"].labels)
     samples = samples_to_corrupt(len(labels))
-    teacher = _read_corrupted(TEACHER, "robustness_teacher", samples)
-    students = {
-        name: tuple(
-            _read_corrupted(ModelOutputs(role, name), f"robustness@{name}", samples)
-            for role in STUDENT_ROLES
-        )
-        for name in names
-    }
-    return compare_robustness(teacher, students, labels[samples])
 
+    def read(outputs: ModelOutputs) -> CorruptionPredictions | None:
+        """None for a teacher without a network."""
+        path, count = outputs.corrupted_predictions, len(samples)
+        stage = "robustness_teacher" if outputs == TEACHER else f"robustness@{outputs.name}"
+        decisions = [len(CORRUPTIONS), len(SEVERITIES), count]
+        only_samples = f"samples int32 [{count}]"
+        expected = [f"clean int32 [{count}], decisions int32 {decisions}, {only_samples}"]
+        if outputs == TEACHER:
+            expected.append(only_samples)
+        tensors, _ = _read_tensors(path, stage, *expected)
+        if not np.array_equal(tensors["samples"], samples):
+            raise UserError(
+                f"`{path}` is of other test images; expected {count:,} of data/prepared, evenly "
+                f"spread. {_hint(path, stage)}"
+            )
+        if "clean" not in tensors:
+            return None
+        return CorruptionPredictions(tensors["clean"], tensors["decisions"])
 
-def _read_corrupted(
-    outputs: ModelOutputs, stage: str, samples: np.ndarray
-) -> CorruptionPredictions | None:
-    """Read the predicted classes of corrupted images; None for a teacher without a network."""
-    path, count = outputs.corrupted_predictions, len(samples)
-    tensors = _read_tensors(path, stage)
-    if outputs == TEACHER and list(tensors) == ["samples"]:
-        return None
-    decisions = [len(CORRUPTIONS), len(SEVERITIES), count]
-    wanted = f"clean int32 [{count}], decisions int32 {decisions}, samples int32 [{count}]"
-    _check_tensors(path, tensors, wanted, stage)
-    if not np.array_equal(tensors["samples"], samples):
-        raise UserError(
-            f"`{path}` is of other test images; expected {count:,} of data/prepared, evenly "
-            f"spread. {_hint(path, stage)}"
-        )
-    return CorruptionPredictions(tensors["clean"], tensors["decisions"])
+    return compare_robustness(read(TEACHER), read_students(names, read), labels[samples])
 
 
 def read_training_curves(names: list[str]) -> pd.DataFrame:
@@ -189,14 +185,13 @@ def read_training_curves(names: list[str]) -> pd.DataFrame:
     Raises:
         UserError: a history is absent or damaged; names the command that writes it.
     """
-    curves = []
-    for name in names:
-        for role in STUDENT_ROLES:
-            history = _read_history(ModelOutputs(role, name))
-            history.insert(0, "student", name)
-            history.insert(1, "role", role)
-            curves.append(history)
-    return pd.concat(curves, ignore_index=True)
+    histories = {
+        (name, role): history
+        for name, pair in read_students(names, _read_history).items()
+        for role, history in zip(STUDENT_ROLES, pair, strict=True)
+    }
+    curves = pd.concat(histories, names=["student", "role"])
+    return curves.reset_index(["student", "role"]).reset_index(drop=True)
 
 
 def _read_history(outputs: ModelOutputs) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.comparison import statistics
+from pipeline.comparison.statistics import PairedDifference
 
 
 @dataclass(frozen=True)
@@ -33,35 +34,28 @@ class Robustness:
         return float(self.table.mean())
 
     @property
+    def by_severity(self) -> list[float]:
+        """The mean over corruptions: clean, then at each severity."""
+        return [self.clean, *self.table.mean(0)]
+
+    @property
     def relative(self) -> float | None:
         """Robust accuracy over the clean accuracy of the same images; None if that is 0."""
         return self.accuracy / self.clean if self.clean else None
 
 
 @dataclass(frozen=True)
-class RobustGain:
-    """Robust accuracy of a distilled network minus that of its baseline.
-
-    The interval alone decides whether the gain is significant: McNemar's test needs one correct or
-    wrong prediction per image, but an image's variants give a share.
-    """
-
-    distilled: Robustness
-    baseline: Robustness
-    gain: float
-    low: float  # of the gain's 95 % interval
-    high: float
-
-
-@dataclass(frozen=True)
 class RobustComparison:
     images: int
     teacher: Robustness | None  # None for imported logits: they cover clean images only
-    gains: Mapping[str, RobustGain]  # by student
+    #: By student, robust accuracy of the distilled network minus that of its baseline. There is no
+    #: test: McNemar's needs one correct or wrong prediction per image, the variants give a share.
+    gains: Mapping[str, PairedDifference[Robustness]]
 
-    def of(self, name: str, role: str) -> Robustness | None:
-        """Look up one network by its role: teacher, distilled or baseline."""
-        return self.teacher if role == "teacher" else getattr(self.gains[name], role)
+    @property
+    def models(self) -> list[Robustness | None]:
+        """The teacher, then each student's distilled and baseline networks."""
+        return [self.teacher, *(m for g in self.gains.values() for m in (g.first, g.second))]
 
 
 def model_robustness(predictions: CorruptionPredictions, labels: np.ndarray) -> Robustness:
@@ -85,15 +79,22 @@ def compare_robustness(
         students: by name, the distilled network's predictions and its baseline's.
         labels: [N] of the images.
     """
-    pairs = {name: [model_robustness(p, labels) for p in pair] for name, pair in students.items()}
+    pairs = [[model_robustness(p, labels) for p in pair] for pair in students.values()]
     # One share per image: the bootstrap draws an image's variants, which are alike, together.
-    differences = np.stack([first.shares - second.shares for first, second in pairs.values()], 1)
+    differences = np.stack([first.shares - second.shares for first, second in pairs], 1)
     bounds = statistics.interval(statistics.bootstrap_means(differences))  # [2, students]
+    gains = [
+        PairedDifference(
+            first=first,
+            second=second,
+            gain=first.accuracy - second.accuracy,
+            low=float(low),
+            high=float(high),
+        )
+        for (first, second), (low, high) in zip(pairs, bounds.T, strict=True)
+    ]
     return RobustComparison(
         images=len(labels),
         teacher=None if teacher is None else model_robustness(teacher, labels),
-        gains={
-            name: RobustGain(*pair, pair[0].accuracy - pair[1].accuracy, float(low), float(high))
-            for (name, pair), (low, high) in zip(pairs.items(), bounds.T, strict=True)
-        },
+        gains=dict(zip(students, gains, strict=True)),
     )

@@ -5,6 +5,8 @@ another training seed is not included.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 from scipy.stats import binomtest
@@ -13,6 +15,41 @@ LEVEL = 0.95
 RESAMPLES = 5_000
 SEED = 0
 CHUNK = 4_000_000  # drawn indices in memory at once
+
+Model = TypeVar("Model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """A difference of two accuracies."""
+
+    gain: float
+    low: float  # of the gain's 95 % interval
+    high: float
+    p_value: float = 0.0  # McNemar's, two-sided; 0 without a test: then the interval decides
+
+    @property
+    def significant(self) -> bool:
+        """Whether the interval excludes 0 and McNemar's test rejects.
+
+        The interval has its rate for large samples; the test is stricter if few images differ.
+        """
+        return not self.low <= 0 <= self.high and self.p_value < 1 - LEVEL
+
+    @property
+    def verdict(self) -> str:
+        """gain, loss or not significant"""
+        if not self.significant:
+            return "not significant"
+        return "gain" if self.gain > 0 else "loss"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedDifference(Gain, Generic[Model]):
+    """Accuracy of `first` minus that of `second`, on the same test images."""
+
+    first: Model
+    second: Model
 
 
 def bootstrap_means(values: np.ndarray, *, resamples: int = RESAMPLES) -> np.ndarray:
@@ -55,9 +92,7 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values for the number of tests, to control the family-wise error (Holm 1979)."""
-    adjusted = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
-        adjusted[i] = largest
-    return adjusted
+    order = np.argsort(p_values, kind="stable")
+    scaled = np.arange(len(order), 0, -1) * np.asarray(p_values)[order]
+    adjusted = np.minimum(1, np.maximum.accumulate(scaled))
+    return adjusted[np.argsort(order)].tolist()

@@ -35,8 +35,8 @@ def kd(
         kept: [B, C] bool; if given, the classes of a row that are not kept count as one, with the
             sum of their probabilities, in the teacher and in the student.
     """
-    student, teacher = _prepared(student_logits, teacher_logits, standardize)
-    student, teacher = _log_probabilities(student, teacher, temperature, kept)
+    rows = _prepared(student_logits, teacher_logits, standardize)
+    student, teacher = _log_probabilities(rows, temperature, kept)
     return temperature**2 * _kl(student, teacher).mean()
 
 
@@ -55,8 +55,8 @@ def soft_cross_entropy(
     Args:
         kept: as in `kd`.
     """
-    student, teacher = _prepared(student_logits, teacher_logits)
-    student, teacher = _log_probabilities(student, teacher, temperature, kept)
+    rows = _prepared(student_logits, teacher_logits)
+    student, teacher = _log_probabilities(rows, temperature, kept)
     return -(temperature**2) * (teacher.exp() * student).sum(1).mean()
 
 
@@ -217,20 +217,16 @@ def class_correlation(
     student_logits: Tensor, teacher_logits: Tensor, *, temperature: float
 ) -> Tensor:
     """||Pₜ'Pₜ - Pₛ'Pₛ||² / C of the probabilities P [B, C] at temperature T, without T²."""
-    student, teacher = _prepared(student_logits, teacher_logits)
-    return _gram_difference(
-        F.softmax(student / temperature, 1).T, F.softmax(teacher / temperature, 1).T
-    )
+    both = _prepared(student_logits, teacher_logits)
+    return _gram_difference(*(F.softmax(logits / temperature, 1).T for logits in both))
 
 
 def batch_correlation(
     student_logits: Tensor, teacher_logits: Tensor, *, temperature: float
 ) -> Tensor:
     """||PₜPₜ' - PₛPₛ'||² / B of the probabilities P [B, C] at temperature T, without T²."""
-    student, teacher = _prepared(student_logits, teacher_logits)
-    return _gram_difference(
-        F.softmax(student / temperature, 1), F.softmax(teacher / temperature, 1)
-    )
+    both = _prepared(student_logits, teacher_logits)
+    return _gram_difference(*(F.softmax(logits / temperature, 1) for logits in both))
 
 
 def standardized(logits: Tensor) -> Tensor:
@@ -257,15 +253,10 @@ def _at_least_float32(logits: Tensor) -> Tensor:
 
 
 def _log_probabilities(
-    student: Tensor, teacher: Tensor, temperature: float, kept: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    student, teacher = (
-        F.log_softmax(student / temperature, 1),
-        F.log_softmax(teacher / temperature, 1),
-    )
-    if kept is not None:
-        student, teacher = _with_bucket(student, kept), _with_bucket(teacher, kept)
-    return student, teacher
+    both_logits: Sequence[Tensor], temperature: float, kept: Tensor | None
+) -> list[Tensor]:
+    both = [F.log_softmax(logits / temperature, 1) for logits in both_logits]
+    return both if kept is None else [_with_bucket(rows, kept) for rows in both]
 
 
 def _kl(student: Tensor, teacher: Tensor) -> Tensor:

@@ -178,30 +178,17 @@ def load_distillation(
     """
     overrides = dict(overrides or {})
     section = read_params().get("distillation")
-    defaults = section if isinstance(section, Mapping) else {}
-    inherited = defaults.get("method", "kd")
+    inherited = section.get("method", "kd") if isinstance(section, Mapping) else "kd"
     method = overrides.get("method", inherited)
-    where = f"students.{student}.distillation" if "method" in overrides else "distillation"
     if not isinstance(method, str) or method not in METHODS:
+        where = f"students.{student}.distillation" if "method" in overrides else "distillation"
         suggestion = did_you_mean(str(method), list(METHODS)) or "."
         raise UserError(
             f"`{PARAMS_FILE}: {where}.method` is {method!r}{suggestion} "
             f"Known: {', '.join(METHODS)}."
         )
-    try:
-        return load_with_overrides(
-            METHODS[method],
-            "distillation",
-            overrides,
-            student,
-            inherit=method == inherited,
-        )
-    except UserError as error:
-        of_method = f" Method `{method}`'s own: docs/losses.md."
-        lines = str(error).splitlines()
-        raise UserError(
-            "\n".join(line + of_method if " is unknown" in line else line for line in lines)
-        ) from None
+    inherit = method == inherited
+    return load_with_overrides(METHODS[method], "distillation", overrides, student, inherit=inherit)
 
 
 def check_method(
@@ -209,13 +196,12 @@ def check_method(
     student: str,
     *,
     encoding: str,
-    mixed: bool = False,
+    mixed: bool,
     labels: Sequence[int] = (),
 ) -> None:
     """Refuse a store or labels that the method's formula cannot use.
 
     Args:
-        encoding: of the store.
         mixed: views are mixed images, with two labels.
         labels: of the training images; -1 for none.
 
@@ -232,15 +218,16 @@ def check_method(
             f"needs every logit, but `soft_targets.encoding` is top_k: {why}. Set `encoding: "
             f"dense`, or take one of {', '.join(able)}, not standardised."
         )
-    unlabelled = sum(int(label) < 0 for label in labels)
-    able = f"Take one of {', '.join(name for name, m in METHODS.items() if not m.needs_labels)}."
-    if params.needs_labels and mixed:
-        problems.append(f"needs one label for each image, but `views.mix` gives it two. {able}")
-    if params.needs_labels and unlabelled:
-        problems.append(
-            f"needs a label for each image, but {unlabelled:,} of {len(labels):,} training images "
-            f"have none. {able}"
-        )
+    if params.needs_labels:
+        able = [name for name, model in METHODS.items() if not model.needs_labels]
+        unlabelled = sum(int(label) < 0 for label in labels)
+        found = ["`views.mix` gives it two"] if mixed else []
+        if unlabelled:
+            found.append(f"{unlabelled:,} of {len(labels):,} training images have none")
+        problems += [
+            f"needs one label for each image, but {reason}. Take one of {', '.join(able)}."
+            for reason in found
+        ]
     if problems:
         where = f"student `{student}`: method `{params.method}`"
         raise UserError("\n".join(f"{where} {problem}" for problem in problems))

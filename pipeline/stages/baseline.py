@@ -21,9 +21,9 @@ from pipeline.runtime.outputs import ModelOutputs
 from pipeline.runtime.params import load_section
 from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.students.label_loss import label_loss
-from pipeline.students.loop import TrainingBatch, TrainingData, fit
+from pipeline.students.loop import TrainingBatch, TrainingData
 from pipeline.students.params import TrainingParams, load_student, load_with_overrides
-from pipeline.students.training_run import build_network, resumable, write_result
+from pipeline.students.training_run import train_and_write
 from pipeline.views.loader import open_views
 from pipeline.views.params import ViewsParams
 
@@ -39,7 +39,6 @@ def train_baseline(name: str, group: ProcessGroup) -> None:
             verify_dataset()
 
     device, outputs = default_device(), ModelOutputs("baseline", name)
-    network, spec = build_network(outputs, student, training, dataset, device, group)
     split = dataset.splits["train"]
     data = TrainingData(
         dataset,
@@ -49,18 +48,11 @@ def train_baseline(name: str, group: ProcessGroup) -> None:
     )
 
     def loss(logits: Tensor, batch: TrainingBatch) -> Tensor:
-        return label_loss(
-            logits,
-            batch.labels,
-            batch.partner_labels,
-            batch.weights,
-            label_smoothing=training.label_smoothing,
-        )
+        labels = batch.labels, batch.partner_labels, batch.weights
+        return label_loss(logits, *labels, label_smoothing=training.label_smoothing)
 
     defining = {"views": views.model_dump(exclude={"count"})}
-    with resumable(outputs, spec, training, dataset, defining, device, group) as resume:
-        result = fit(network, spec.input, data, loss, training, device, group, resume)
-        write_result(outputs, result, network, spec, dataset, inputs, device, group)
+    train_and_write(outputs, student, training, data, loss, defining, inputs, device, group)
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from pipeline.comparison.report.page import SHOWN_SEVERITY, Origin, html_report
 from pipeline.data.prepared.dataset import open_dataset, verify_dataset
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_directory, write_bytes, write_json
-from pipeline.runtime.outputs import TEACHER, ModelOutputs
+from pipeline.runtime.outputs import TEACHER
 from pipeline.runtime.params import read_params, student_names
 from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.runtime.validation import read_model
@@ -49,13 +49,7 @@ def main() -> None:
     verify_dataset()
     store_index = results.read_store_index(dataset)
     teacher = results.read_predictions(TEACHER, dataset)
-    students = {
-        name: tuple(
-            results.read_predictions(ModelOutputs(role, name), dataset)
-            for role in results.STUDENT_ROLES
-        )
-        for name in names
-    }
+    students = results.read_students(names, partial(results.read_predictions, dataset=dataset))
     labels = {name: np.asarray(dataset.splits[name].labels) for name in results.HELD_OUT}
     robustness = results.read_robustness(names, dataset)
     comparison = compare(teacher, students, labels, dataset.class_names, robustness)

@@ -108,9 +108,7 @@ def main() -> None:
     for device in devices():
         speed = speeds[device.type] = time_networks(teacher, students, size, device)
         print(f"speed of one image, and in batches of {BATCH_SIZE}, on {speed.label}:")
-        if speed.teacher:
-            print(format_speed("teacher", speed.teacher))
-        for name, figures in speed.students.items():
+        for name, figures in speed.networks:
             print(format_speed(name, figures))
     inputs.check()
     write_json(latency.SPEED_FILE, Speeds(**speeds).model_dump(exclude_none=True))

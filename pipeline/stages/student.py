@@ -23,9 +23,9 @@ from pipeline.runtime.outputs import TEACHER, ModelOutputs
 from pipeline.runtime.params import load_section
 from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.store.reading.store import open_store, view_of_epoch
-from pipeline.students.loop import TrainingData, fit
+from pipeline.students.loop import TrainingData
 from pipeline.students.params import TrainingParams, load_student, load_with_overrides
-from pipeline.students.training_run import build_network, resumable, write_result
+from pipeline.students.training_run import train_and_write
 from pipeline.views.loader import open_views
 from pipeline.views.params import ViewsParams
 
@@ -53,7 +53,6 @@ def train_student(name: str, group: ProcessGroup) -> None:
             store.verify(dataset)
 
     device, outputs = default_device(), ModelOutputs("distilled", name)
-    network, spec = build_network(outputs, student, training, dataset, device, group)
     data = TrainingData(
         dataset,
         open_views(split, views.view_policy, views.seed, device),
@@ -61,15 +60,12 @@ def train_student(name: str, group: ProcessGroup) -> None:
         np.arange(len(split)),
     )
     loss = student_loss(distillation, store.gather, device)
-
     defining = {
         "views": views.model_dump(),
         "distillation": distillation.model_dump(),
         "store": store.index.content(),
     }
-    with resumable(outputs, spec, training, dataset, defining, device, group) as resume:
-        result = fit(network, spec.input, data, loss, training, device, group, resume)
-        write_result(outputs, result, network, spec, dataset, inputs, device, group)
+    train_and_write(outputs, student, training, data, loss, defining, inputs, device, group)
 
 
 def main() -> None:

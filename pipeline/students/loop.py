@@ -1,9 +1,8 @@
 """The training loop that students and baselines share. It knows nothing of distillation."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -33,7 +32,7 @@ from pipeline.training.data_parallel import (
 from pipeline.training.divergence import LossMonitor
 from pipeline.training.optimisation import Optimisation, batches
 from pipeline.training.resume import ResumeState
-from pipeline.views.loader import Batch
+from pipeline.views.loader import Batch, EncodedViews, Views
 
 
 @dataclass(frozen=True)
@@ -52,18 +51,12 @@ class TrainingBatch:
 Loss = Callable[[Tensor, TrainingBatch], Tensor]
 
 
-class ViewBatches(Protocol):
-    """`pipeline.views.loader.open_views` returns one."""
-
-    def batches(self, view: int, order: Sequence[np.ndarray]) -> Iterator[Batch]: ...
-
-
 @dataclass(frozen=True)
 class TrainingData:
     """The images of a training, and which view of them each epoch shows."""
 
     dataset: Dataset  # for the training labels and the validation split
-    views: ViewBatches  # of the training split
+    views: Views | EncodedViews  # of the training split
     view_of_epoch: Callable[[int], int]  # epochs counted from 1
     samples: np.ndarray  # sample numbers of the training split, to train on
 
@@ -86,10 +79,7 @@ def fit(
     resume: ResumeState | None = None,
 ) -> TrainingResult:
     """Train in place. The network ends with the last epoch's weights, or with their average if
-    `ema_decay` is set.
-
-    Args:
-        resume: keeps the state after each epoch, and continues from it; None keeps nothing.
+    `ema_decay` is set. `resume` keeps the state after each epoch; a later run continues from it.
 
     Raises:
         UserError: the loss is no longer finite.
@@ -130,27 +120,19 @@ def fit(
             batch = whole_batch(epoch, view, samples, local, labels, group)
             step_loss = train_step(forward, spec, local, batch, loss, optimisation, device, group)
             monitor.add(step_loss, len(samples))
-        train_loss = monitor.mean(len(data.samples))
+        figures = {"train_loss": monitor.mean(len(data.samples))}
         evaluated = optimisation.evaluated
         metrics = evaluate(evaluated, spec, data.dataset.splits["validation"], device, group)[1]
-        monitor.check_validation(metrics["validation_nll"])
-        figures = {
-            "train_loss": train_loss,
-            "validation_accuracy": metrics["validation_accuracy"],
-            "validation_nll": metrics["validation_nll"],
-        }
+        figures |= {key: metrics[key] for key in ("validation_accuracy", "validation_nll")}
+        monitor.check_validation(figures["validation_nll"])
         result.history.append({"epoch": epoch, "view": view, **figures})
-        if best_epoch(result.history) == epoch:
+        best = max(result.history, key=_quality)  # the first of equals
+        if best["epoch"] == epoch:
             best_state = copy.deepcopy(evaluated.state_dict())
             result = TrainingResult(result.history, epoch, best_state)
         if resume is not None:
-            resume.save(
-                {
-                    "network": network.state_dict(),
-                    "optimisation": optimisation.state_dict(),
-                    "trained": vars(result),
-                }
-            )
+            state = {"network": network.state_dict(), "optimisation": optimisation.state_dict()}
+            resume.save({**state, "trained": vars(result)})
         if group.is_main:
             log.line(epoch, **figures)
     if optimisation.evaluated is not network:
@@ -168,10 +150,8 @@ def train_step(
     device: torch.device,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> Tensor:
-    """Take one optimiser step; returns the loss of the whole batch, detached, on the device.
-
-    Args:
-        local: this process's part of the batch.
+    """Take one optimiser step with `local`, this process's part of the batch; returns the loss of
+    the whole batch, detached, on the device.
     """
     inputs = spec.apply(local.pixels)
     with training_autocast(device):
@@ -190,10 +170,9 @@ def whole_batch(
     labels: Tensor,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> TrainingBatch:
-    """The batch of all processes, with its labels.
+    """The batch of all processes, `samples` [B], with its labels.
 
     Args:
-        samples: [B], of the whole batch.
         local: this process's part of it.
         labels: [N] int64, of the split, on the device.
     """
@@ -206,10 +185,8 @@ def whole_batch(
     return TrainingBatch(epoch, view, samples, batch_labels, labels[partners], weights)
 
 
-def best_epoch(history: Sequence[Mapping[str, float]]) -> int:
-    """The first epoch with the best validation accuracy and, among equals, the best NLL."""
-    best = max(history, key=lambda entry: (entry["validation_accuracy"], -entry["validation_nll"]))
-    return int(best["epoch"])
+def _quality(entry: Mapping[str, float]) -> tuple[float, float]:
+    return entry["validation_accuracy"], -entry["validation_nll"]
 
 
 def evaluate(

@@ -30,15 +30,10 @@ class StudentParams(Section):
 
 
 def load_student(name: str) -> StudentParams:
-    """Load one student.
-
-    Raises:
-        UserError: there is no such student (names the nearest), or it is not valid.
-    """
+    """Load one student; UserError if there is none of this name, or it is not valid."""
     check_student(name)
-    return validate(
-        StudentParams, read_params()["students"][name], f"{PARAMS_FILE}: students.{name}"
-    )
+    section = read_params()["students"][name]
+    return validate(StudentParams, section, f"{PARAMS_FILE}: students.{name}")
 
 
 def load_with_overrides(
@@ -61,11 +56,7 @@ def load_with_overrides(
     defaults = read_params().get(section)
     if not isinstance(defaults, Mapping):
         raise UserError(f"`{PARAMS_FILE}: {section}` is missing; expected a section of that name.")
-    merged = {**(defaults if inherit else {}), **overrides}
-    origin = f"{PARAMS_FILE}: students.{student}.{section}"
-    return validate(
-        model,
-        {k: v for k, v in merged.items() if v is not None or k not in overrides},
-        f"{PARAMS_FILE}: {section}",
-        origins=dict.fromkeys(overrides, origin),
-    )
+    kept = {key: value for key, value in defaults.items() if inherit and key not in overrides}
+    merged = kept | {key: value for key, value in overrides.items() if value is not None}
+    origins = dict.fromkeys(overrides, f"{PARAMS_FILE}: students.{student}.{section}")
+    return validate(model, merged, f"{PARAMS_FILE}: {section}", origins=origins)

@@ -1,12 +1,9 @@
 """What surrounds the loop of a student or a baseline: its network, its saved state, its outputs."""
 
-import csv
-import io
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,64 +19,50 @@ from pipeline.runtime.files import atomic_directory, write_bytes, write_json
 from pipeline.runtime.locks import exclusive
 from pipeline.runtime.outputs import ModelOutputs
 from pipeline.runtime.stage_inputs import StageInputs
-from pipeline.students.loop import TrainingResult, evaluate
+from pipeline.students.loop import Loss, TrainingData, TrainingResult, evaluate, fit
 from pipeline.students.params import StudentParams, TrainingParams
 from pipeline.training.resume import ResumeState, fingerprint
 
 
-def build_network(
+def train_and_write(
     outputs: ModelOutputs,
     student: StudentParams,
     params: TrainingParams,
-    dataset: Dataset,
+    data: TrainingData,
+    loss: Loss,
+    defining: Mapping[str, Any],
+    inputs: StageInputs,
     device: torch.device,
     group: ProcessGroup,
-) -> tuple[nn.Module, ModelSpec]:
-    """The student's network with its first weights, equal on every rank.
+) -> None:
+    """Train the student's network and write its outputs. The training's state is kept until then,
+    and a run with equal inputs resumes from it.
+
+    Args:
+        defining: what defines the training beside `student`, `params` and the dataset, as JSON.
 
     Raises:
-        UserError: the network cannot be built.
+        UserError: the network cannot be built, another run trains this model now, the loss is no
+            longer finite, or an input of the stage changed while it ran.
     """
-    torch.manual_seed(params.seed)
+    torch.manual_seed(params.seed)  # equal first weights on every rank
     with group.main_process_first():
-        spec = model_spec(student.family, student.network, dataset)
+        spec = model_spec(student.family, student.network, data.dataset)
         network = build(spec).to(device)
     if group.is_main:
         stage = outputs.stage.replace("@", " ")
         print(f"{stage}: {student.family}, {student.network.name}", flush=True)
-    return network, spec
-
-
-@contextmanager
-def resumable(
-    outputs: ModelOutputs,
-    spec: ModelSpec,
-    params: TrainingParams,
-    dataset: Dataset,
-    inputs: Mapping[str, Any],
-    device: torch.device,
-    group: ProcessGroup,
-) -> Iterator[ResumeState]:
-    """Where the training keeps its state until the outputs are written.
-
-    Args:
-        inputs: everything else that defines the training, as JSON: a state of other inputs is
-            not resumed.
-
-    Raises:
-        UserError: another run trains this model now.
-    """
     fields = {
         "network": asdict(spec),
         "training": params.model_dump(),
-        "dataset": dataset.fingerprint,
-        **inputs,
+        "dataset": data.dataset.fingerprint,
+        **defining,
     }
-    scratch = outputs.scratch
-    lock = exclusive(scratch) if group.is_main else nullcontext()
+    lock = exclusive(outputs.scratch) if group.is_main else nullcontext()
     with lock, group.report_peer_failure():
-        resume = ResumeState(scratch, fingerprint(fields, device, group), group)
-        yield resume
+        resume = ResumeState(outputs.scratch, fingerprint(fields, device, group), group)
+        result = fit(network, spec.input, data, loss, params, device, group, resume)
+        write_result(outputs, result, network, spec, data.dataset, inputs, device, group)
         resume.remove()
 
 
@@ -94,10 +77,8 @@ def write_result(
     group: ProcessGroup,
 ) -> None:
     """Measure the last and the best epoch on test, once, and write the best epoch's weights,
-    predictions and metrics, and the history. Every rank measures; the main process writes.
-
-    Raises:
-        UserError: an input of the stage changed while it ran: nothing is written.
+    predictions and metrics, and the history. Every rank measures; the main process writes. If an
+    input of the stage changed while it ran, nothing is written.
     """
     validation, test = dataset.splits["validation"], dataset.splits["test"]
     last = evaluate(network, spec.input, test, device, group)[1]
@@ -106,6 +87,8 @@ def write_result(
     test_logits, best = evaluate(network, spec.input, test, device, group)
     if not group.is_main:
         return
+    import pandas as pd  # noqa: PLC0415  (a training starts sooner without it)
+
     inputs.check()
     with atomic_directory(outputs.model) as directory:
         checkpoint.save(directory, network, spec)
@@ -114,7 +97,8 @@ def write_result(
     write_predictions(
         outputs.predictions, inputs.params, validation=validation_logits, test=test_logits
     )
-    write_history(outputs.history, result.history)
+    history = pd.DataFrame(result.history).to_csv(index=False, lineterminator="\n")
+    write_bytes(outputs.history, history.encode())
     write_json(
         outputs.metrics,
         {
@@ -131,11 +115,3 @@ def write_result(
         f"{last['test_accuracy']:.4f} (last epoch)",
         flush=True,
     )
-
-
-def write_history(path: Path, history: Sequence[Mapping[str, float]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    write_bytes(path, text.getvalue().encode())

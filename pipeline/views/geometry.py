@@ -8,6 +8,7 @@ each of them once per cycle, in another order for every sample and every cycle.
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pipeline.runtime.derived_random import hash64
 from pipeline.views import rand_augment
@@ -35,9 +36,6 @@ def view_entries(geometry: str, seed: int, view: int, samples: np.ndarray) -> np
     permutation of range(D), keyed by (seed, sample, cycle c): a swap-or-not shuffle
     (Hoang, Morris, Rogaway 2012, arXiv:1208.1176), which needs no table.
 
-    Args:
-        samples: [B] sample numbers.
-
     Returns:
         [B] int64 in [0, POLICIES[geometry]).
     """
@@ -53,9 +51,7 @@ def view_entries(geometry: str, seed: int, view: int, samples: np.ndarray) -> np
     return entry
 
 
-def crop_boxes(
-    policy: ViewPolicy, seed: int, view: int, samples: np.ndarray, sizes: np.ndarray
-) -> np.ndarray:
+def crop_boxes(seed: int, view: int, samples: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Choose the box that `random_resized_crop` cuts out of each image.
 
     A box has 8 to 100 % of the image's area, and a ratio of width to height that is log-uniform in
@@ -64,13 +60,11 @@ def crop_boxes(
     torchvision.transforms.RandomResizedCrop, after Szegedy et al. 2015, arXiv:1409.4842).
 
     Args:
-        samples: [B] sample numbers.
-        sizes: [B, 2] height and width of their images in pixels.
+        sizes: [B, 2] height and width of the samples' images in pixels.
 
     Returns:
         [B, 4] int64: top, left, height, width.
     """
-    assert policy.geometry == "random_resized_crop"
     heights, widths = np.asarray(sizes, np.int64).T
     numbers = view_numbers(BOX, seed, view, samples, 4 * _TRIES)
     numbers = numbers.reshape(_TRIES, 4, len(samples))
@@ -101,50 +95,29 @@ def _exp(x: np.ndarray) -> np.ndarray:
     return total
 
 
-def flips(policy: ViewPolicy, seed: int, view: int, samples: np.ndarray) -> np.ndarray:
+def flips(seed: int, view: int, samples: np.ndarray) -> np.ndarray:
     """[B] bool: whether a view of `random_resized_crop` is mirrored; half of them are."""
-    assert policy.geometry == "random_resized_crop"
     return view_numbers(FLIP, seed, view, samples, 1)[0] % 2 == 1
 
 
 def apply_views(
     images: Tensor, policy: ViewPolicy, seed: int, view: int, samples: np.ndarray
 ) -> Tensor:
-    """Make one view of each image by geometry and RandAugment. (A mix needs the views of other
-    samples: see mixing.py.)
-
-    Args:
-        images: [B, C, S, S] uint8, the images of `samples`.
-        samples: [B] sample numbers.
-
-    Returns:
-        [B, C, S, S] uint8, on the images' device.
+    """Make one view of each image, [B, C, S, S] uint8, by geometry and RandAugment. (A mix needs
+    the views of other samples: see mixing.py.)
     """
-    pixels = _apply_geometry(images, policy, seed, view, samples)
-    return apply_rand_augment(pixels, policy, seed, view, samples)
-
-
-def _apply_geometry(
-    images: Tensor, policy: ViewPolicy, seed: int, view: int, samples: np.ndarray
-) -> Tensor:
-    if policy.geometry == "none":
-        return images
+    pixels = images
     if policy.geometry == "random_resized_crop":
         size = images.shape[-1]
-        boxes = crop_boxes(policy, seed, view, samples, np.full((len(samples), 2), size))
-        return resize_boxes(images, boxes, flips(policy, seed, view, samples), size)
-    entries = view_entries(policy.geometry, seed, view, samples)
-    flip, shift = np.divmod(entries, SHIFTS**2)  # `crop` has no entry that flips
-    top, left = np.divmod(shift, SHIFTS)
-    return _crop_and_flip(images, top, left, flip)
-
-
-def _crop_and_flip(images: Tensor, top: np.ndarray, left: np.ndarray, flip: np.ndarray) -> Tensor:
-    batch, channels, height, width = images.shape
-    padded = images.new_zeros(batch, channels, height + 2 * PADDING, width + 2 * PADDING)
-    padded[:, :, PADDING:-PADDING, PADDING:-PADDING] = images
-    cut = _windows_one_by_one if images.device.type == "cpu" else _windows_at_once
-    return cut(padded, top, left, flip)
+        boxes = crop_boxes(seed, view, samples, np.full((len(samples), 2), size))
+        pixels = resize_boxes(images, boxes, flips(seed, view, samples), size)
+    elif policy.geometry != "none":
+        entries = view_entries(policy.geometry, seed, view, samples)
+        flip, shift = np.divmod(entries, SHIFTS**2)  # `crop` has no entry that flips
+        top, left = np.divmod(shift, SHIFTS)
+        cut = _windows_one_by_one if images.device.type == "cpu" else _windows_at_once
+        pixels = cut(F.pad(images, [PADDING] * 4), top, left, flip)
+    return apply_rand_augment(pixels, policy, seed, view, samples)
 
 
 def _windows_one_by_one(
@@ -175,13 +148,8 @@ def _windows_at_once(padded: Tensor, top: np.ndarray, left: np.ndarray, flip: np
 def apply_rand_augment(
     pixels: Tensor, policy: ViewPolicy, seed: int, view: int, samples: np.ndarray
 ) -> Tensor:
-    """Apply RandAugment's operations, each one of the 14; without `rand_augment`, nothing.
-
-    Args:
-        pixels: [B, C, S, S] uint8, the views of `samples` after their geometry.
-
-    Returns:
-        [B, C, S, S] uint8, on the same device.
+    """Apply RandAugment's operations, each one of the 14, to views after their geometry,
+    [B, C, S, S] uint8; without `rand_augment`, nothing.
     """
     if policy.rand_augment is None:
         return pixels

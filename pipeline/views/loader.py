@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_convert
 
 from pipeline.compute.device import to_device
 from pipeline.data.prepared.dataset import AGAIN, AnySplit, EncodedSplit, Split, encoded_path
@@ -37,30 +37,6 @@ class Batch:
     weights: Tensor | None = None  # [B] float32, on the device: the share of the sample itself
 
 
-@dataclass(frozen=True)
-class _BatchPlan:
-    """The images that one batch of a view needs."""
-
-    samples: np.ndarray  # [B]
-    mixing: MixPlan | None
-
-    @property
-    def all_samples(self) -> np.ndarray:
-        """[B] or [2 B]: the samples, then their partners."""
-        if self.mixing is None:
-            return self.samples
-        return np.concatenate([self.samples, self.mixing.partners])
-
-    def batch(self, pixels: Tensor) -> Batch:
-        """Mix the views of all samples, [B or 2 B, C, S, S] uint8, into the batch."""
-        if self.mixing is None:
-            return Batch(self.samples, pixels)
-        sample_pixels, partner_pixels = pixels.tensor_split(2)
-        weights = to_device(self.mixing.weights, pixels.device)
-        mixed = apply_mix(sample_pixels, partner_pixels, self.mixing)
-        return Batch(self.samples, mixed, self.mixing.partners, weights)
-
-
 def make_view(
     images: Tensor,
     policy: ViewPolicy,
@@ -70,17 +46,27 @@ def make_view(
     device: torch.device | str = "cpu",
 ) -> Batch:
     """Make one view of some samples, mixed with their partners' views if the policy mixes.
-
-    Args:
-        images: [N, C, S, S] uint8, the whole split, on the device or on the host.
-        samples: [B] sample numbers.
+    `images` are those of the whole split, [N, C, S, S] uint8, on the device or on the host.
     """
     mixing = plan_mix(policy, seed, view, samples, len(images), images.shape[-1])
-    plan = _BatchPlan(samples, mixing)
-    chosen = images[to_device(plan.all_samples, images.device)]
+    needed = _with_partners(samples, mixing)
+    chosen = images[to_device(needed, images.device)]
     if chosen.device.type != torch.device(device).type:  # `cuda` and `cuda:0` are not equal
         chosen = chosen.pin_memory().to(device, non_blocking=True)
-    return plan.batch(apply_views(chosen, policy, seed, view, plan.all_samples))
+    return _batch(samples, apply_views(chosen, policy, seed, view, needed), mixing)
+
+
+def _with_partners(samples: np.ndarray, mixing: MixPlan | None) -> np.ndarray:
+    """The samples whose images a batch needs: [B], or with their partners [2 B]."""
+    return samples if mixing is None else np.concatenate([samples, mixing.partners])
+
+
+def _batch(samples: np.ndarray, pixels: Tensor, mixing: MixPlan | None) -> Batch:
+    """Mix the views of the samples and their partners, [B or 2 B, C, S, S] uint8."""
+    if mixing is None:
+        return Batch(samples, pixels)
+    mixed = apply_mix(*pixels.tensor_split(2), mixing)
+    return Batch(samples, mixed, mixing.partners, to_device(mixing.weights, pixels.device))
 
 
 def open_views(
@@ -91,11 +77,8 @@ def open_views(
     *,
     num_workers: int | None = None,
 ) -> "Views | EncodedViews":
-    """Open the views of a split, at the image size of its dataset.
-
-    Args:
-        num_workers: processes that decode encoded images; None: `default_workers()`. Unused for
-            pixels.
+    """Open the views of a split, at the image size of its dataset. `num_workers` processes decode
+    encoded images; None: `default_workers()`.
     """
     if isinstance(split, EncodedSplit):
         workers = default_workers() if num_workers is None else num_workers
@@ -129,6 +112,7 @@ def _fits(images: Tensor, device: torch.device) -> bool:
     return device.type != "cuda" or 2 * images.nbytes <= torch.cuda.mem_get_info(device)[0]
 
 
+@dataclass(frozen=True)
 class EncodedViews:
     """The views of a split of encoded images, decoded ahead by worker processes.
 
@@ -136,16 +120,11 @@ class EncodedViews:
     other steps run on whole batches, on the device.
     """
 
-    def __init__(
-        self,
-        split: EncodedSplit,
-        policy: ViewPolicy,
-        seed: int,
-        device: torch.device,
-        num_workers: int,
-    ):
-        self._split, self._policy, self._seed = split, policy, seed
-        self._device, self._num_workers = device, num_workers
+    split: EncodedSplit
+    policy: ViewPolicy
+    seed: int
+    device: torch.device
+    num_workers: int
 
     def batches(self, view: int, order: Sequence[np.ndarray]) -> Iterator[Batch]:
         """Yield one view of the samples of each batch, in this order.
@@ -153,32 +132,27 @@ class EncodedViews:
         Raises:
             UserError: an image can no longer be decoded, or a worker has ended.
         """
-        count, side = len(self._split), self._split.image_size
-        plans = [
-            _BatchPlan(s, plan_mix(self._policy, self._seed, view, s, count, side)) for s in order
-        ]
+        count, side = len(self.split), self.split.image_size
+        mixings = [plan_mix(self.policy, self.seed, view, part, count, side) for part in order]
+        needed = list(map(_with_partners, order, mixings))
         # The decoder has done the geometry of resized crops.
-        resized = self._policy.geometry == RESIZED_CROP
-        finish = apply_rand_augment if resized else apply_views
-        decoded = self._decoded(view, [plan.all_samples for plan in plans])
-        for plan, pixels in zip(plans, decoded, strict=True):
-            yield plan.batch(finish(pixels, self._policy, self._seed, view, plan.all_samples))
-
-    def _decoded(self, view: int, order: Sequence[np.ndarray]) -> Iterator[Tensor]:
-        """Yield each batch's decoded pixels, [B, C, S, S] uint8, on the device."""
+        finish = apply_rand_augment if self.policy.geometry == RESIZED_CROP else apply_views
         loader = DataLoader(
-            _Decoder(self._split, self._policy, self._seed, view),
-            batch_sampler=order,
-            num_workers=min(self._num_workers, len(order)) if len(order) > 1 else 0,
-            collate_fn=_unchanged,
-            pin_memory=self._device.type == "cuda",
+            _Decoder(self, view),
+            batch_sampler=needed,
+            num_workers=min(self.num_workers, len(order)) if len(order) > 1 else 0,
+            collate_fn=default_convert,  # a tensor and an error stay what they are
+            pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # without it, each pass draws from the global generator
         )
         try:
-            for pixels in loader:
-                if isinstance(pixels, UserError):
-                    raise pixels
-                yield pixels.to(self._device, non_blocking=True)
+            for samples, mixing, decoded in zip(order, mixings, loader, strict=True):
+                if isinstance(decoded, UserError):
+                    raise decoded
+                pixels = decoded.to(self.device, non_blocking=True)  # [B or 2 B, C, S, S] uint8
+                all_samples = _with_partners(samples, mixing)
+                pixels = finish(pixels, self.policy, self.seed, view, all_samples)
+                yield _batch(samples, pixels, mixing)
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
@@ -192,18 +166,17 @@ class EncodedViews:
 class _Decoder:
     """The decoded pixels of one view, for worker processes: indexed with a batch's samples."""
 
-    split: EncodedSplit
-    policy: ViewPolicy
-    seed: int
+    views: EncodedViews
     view: int
 
     def __getitems__(self, samples: np.ndarray) -> Tensor | UserError:
         """[B, C, S, S] uint8; or an error, which the parent raises without a traceback."""
-        split, side = self.split, self.split.image_size
+        split, seed = self.views.split, self.views.seed
+        side = split.image_size
         sizes = split.sizes[samples].astype(np.int64)  # [B, 2]
-        if self.policy.geometry == RESIZED_CROP:
-            boxes = crop_boxes(self.policy, self.seed, self.view, samples, sizes)
-            flipped = flips(self.policy, self.seed, self.view, samples)
+        if self.views.policy.geometry == RESIZED_CROP:
+            boxes = crop_boxes(seed, self.view, samples, sizes)
+            flipped = flips(seed, self.view, samples)
         else:
             boxes, flipped = clean_boxes(sizes, side), np.zeros(len(samples), bool)
         pixels = np.empty((len(samples), split.channels, side, side), np.uint8)
@@ -219,7 +192,3 @@ class _Decoder:
                 )
             pixels[row] = decoded[:, :, ::-1] if flipped[row] else decoded
         return torch.from_numpy(pixels)
-
-
-def _unchanged(batch: Tensor | UserError) -> Tensor | UserError:
-    return batch

@@ -37,7 +37,6 @@ def plan_mix(
 
     Args:
         num_samples: of the split. A sample that is alone is its own partner.
-        image_size: side of a view in pixels.
     """
     if policy.mix is None:
         return None

@@ -48,17 +48,15 @@ class ViewsParams(Section):
     @model_validator(mode="after")
     def _count_is_at_most_the_distinct_views(self) -> "ViewsParams":
         distinct = self.view_policy.distinct
-        if distinct is None:
-            if self.count == "all" or self.count < 1:
-                raise ValueError(
-                    f"count is {self.count}, but the views of `{self.view_policy}` have no end: "
-                    "set count to a number, 1 or more"
-                )
-        elif self.count != "all" and not 1 <= self.count <= distinct:
+        if distinct is None and (self.count == "all" or self.count < 1):
             raise ValueError(
-                f"count is {self.count}, but policy `{self.policy}` has "
-                f"{distinct} distinct view{'s' if distinct > 1 else ''}: "
-                f"set count to {'1 ... ' if distinct > 1 else ''}{distinct}, or to `all`"
+                f"count is {self.count}, but the views of `{self.view_policy}` have no end: "
+                "set count to a number, 1 or more"
+            )
+        if distinct is not None and self.count != "all" and not 1 <= self.count <= distinct:
+            raise ValueError(
+                f"count is {self.count}, but policy `{self.policy}` has {distinct} distinct "
+                f"views: set count to 1 ... {distinct}, or to `all`"
             )
         return self
 

@@ -39,21 +39,16 @@ class ViewPolicy:
 
     @classmethod
     def parse(cls, text: str) -> ViewPolicy:
-        """Read the text of a policy.
-
-        Raises:
-            ValueError: it is not the text of a policy.
-        """
-        geometry, augmented = f"({'|'.join(POLICIES)})", r"(\+rand_augment\((\d+),(\d+)\))?"
-        mixed = r"(\+(mixup|cutmix)\((\d+(?:\.\d+)?(?:e[+-]\d+)?)\))?"
-        match = re.fullmatch(geometry + augmented + mixed, text)
-        if match is not None:
-            name, augmented, operations, magnitude, mixed, method, alpha = match.groups()
-            rand_augment = (int(operations), int(magnitude)) if augmented else None
-            policy = cls(name, rand_augment, (method, float(alpha)) if mixed else None)
-        if match is None or str(policy) != text:
-            raise ValueError(f"{text!r} is no view policy")
-        return policy
+        """Read the text of a policy, or raise ValueError."""
+        geometry, augmented = f"({'|'.join(POLICIES)})", r"(?:\+rand_augment\((\d+),(\d+)\))?"
+        mixed = r"(?:\+(mixup|cutmix)\((\d+(?:\.\d+)?(?:e[+-]\d+)?)\))?"
+        if match := re.fullmatch(geometry + augmented + mixed, text):
+            name, operations, magnitude, method, alpha = match.groups()
+            rand_augment = (int(operations), int(magnitude)) if operations else None
+            policy = cls(name, rand_augment, (method, float(alpha)) if method else None)
+            if str(policy) == text:
+                return policy
+        raise ValueError(f"{text!r} is no view policy")
 
     @property
     def distinct(self) -> int | None:

@@ -19,16 +19,12 @@ _UNIT = 2**16  # 1 in the coefficients of affine maps
 
 
 def apply(pixels: Tensor, operations: np.ndarray, signs: np.ndarray, magnitude: int) -> Tensor:
-    """Apply one operation to each image.
+    """Apply one operation to each image, [B, C, H, W] uint8; C is 1 or 3.
 
     Args:
-        pixels: [B, C, H, W] uint8; C is 1 or 3.
         operations: [B] integers, indices into OPERATIONS.
         signs: [B] integers, -1 or 1: the direction, for operations that have one.
         magnitude: 0 ... 30.
-
-    Returns:
-        [B, C, H, W] uint8, on the same device.
     """
     changed = pixels.clone()
     for number, operation in enumerate(OPERATIONS.values()):
@@ -36,7 +32,7 @@ def apply(pixels: Tensor, operations: np.ndarray, signs: np.ndarray, magnitude: 
         if len(rows) and operation is not None:
             index = torch.from_numpy(rows).to(pixels.device, non_blocking=True)
             sign = torch.from_numpy(signs[rows]).to(pixels.device, non_blocking=True)
-            changed[index] = operation(pixels[index], sign, magnitude)
+            changed[index] = operation(pixels[index], sign[:, None, None], magnitude)
     return changed
 
 
@@ -47,58 +43,38 @@ def _affine(pixels: Tensor, column_map: tuple, row_map: tuple) -> Tensor:
     b, c of `column_map`, and from the row that `row_map` gives by the same formula.
 
     Args:
-        column_map, row_map: (a, b, c), integers or [n] tensors.
+        column_map, row_map: (a, b, c), integers or [n, 1, 1] int32; one at least is a tensor.
     """
     height, width = pixels.shape[2:]
-
-    def source(coefficients: tuple) -> Tensor:  # [n, H, W] int32: 2**31 is out of reach at 4096
-        a, b, c = (
-            (n if isinstance(n, Tensor) else torch.full((1,), n, device=pixels.device))
-            .to(torch.int32)
-            .reshape(-1, 1, 1)
-            for n in coefficients
-        )
-        x = torch.arange(1, 2 * width, 2, device=pixels.device, dtype=torch.int32)
-        y = torch.arange(1, 2 * height, 2, device=pixels.device, dtype=torch.int32)[:, None]
-        return (a * x + b * y + c) >> 17
-
-    column, row = source(column_map), source(row_map)
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    index = torch.where(inside, row * width + column, 0).flatten(1).long()  # [n, H * W]
+    x = torch.arange(1, 2 * width, 2, device=pixels.device, dtype=torch.int32)
+    y = torch.arange(1, 2 * height, 2, device=pixels.device, dtype=torch.int32)[:, None]
+    # [n or 1, H, W] int32: 2**31 is out of reach at 4096
+    column, row = ((a * x + b * y + c) >> 17 for a, b, c in (column_map, row_map))
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)  # [n, H, W]
+    index = torch.where(inside, row * width + column, 0).flatten(1).long()
     moved = pixels.flatten(2).gather(2, index[:, None].expand(-1, pixels.shape[1], -1))
-    return moved.view_as(pixels) * inside.expand(len(pixels), -1, -1)[:, None]
+    return moved.view_as(pixels) * inside[:, None]
 
 
 def _shear_x(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
-    return _affine(pixels, (_UNIT, sign * _shear(magnitude), 0), (0, _UNIT, 0))
-
-
-def _shear_y(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
-    return _affine(pixels, (_UNIT, 0, 0), (sign * _shear(magnitude), _UNIT, 0))
-
-
-def _shear(magnitude: int) -> int:
-    return (_UNIT * magnitude + 50) // 100  # 0.3 at the largest
+    shear = (_UNIT * magnitude + 50) // 100  # 0.3 at the largest
+    return _affine(pixels, (_UNIT, sign.int() * shear, 0), (0, _UNIT, 0))
 
 
 def _translate_x(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
-    shift = -2 * _UNIT * sign * _translation(pixels.shape[3], magnitude)
-    return _affine(pixels, (_UNIT, 0, shift), (0, _UNIT, 0))
+    shift = 5 * pixels.shape[3] * magnitude // 331  # pixels; 150/331 of the side at the largest
+    return _affine(pixels, (_UNIT, 0, sign.int() * (-2 * _UNIT * shift)), (0, _UNIT, 0))
 
 
-def _translate_y(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
-    shift = -2 * _UNIT * sign * _translation(pixels.shape[2], magnitude)
-    return _affine(pixels, (_UNIT, 0, 0), (0, _UNIT, shift))
-
-
-def _translation(size: int, magnitude: int) -> int:
-    return 5 * size * magnitude // 331  # whole pixels; 150/331 of the side at the largest
+def _along_y(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Do to columns what an operation does to rows."""
+    return lambda pixels, *strength: operation(pixels.mT, *strength).mT
 
 
 def _rotate(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
     angle = np.deg2rad(magnitude)  # 30 degrees at the largest
     cosine = round(_UNIT * float(np.cos(angle)))
-    sine = sign * round(_UNIT * float(np.sin(angle)))
+    sine = sign.int() * round(_UNIT * float(np.sin(angle)))
     height, width = pixels.shape[2:]
     return _affine(
         pixels,
@@ -108,13 +84,13 @@ def _rotate(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
 
 
 def _factor(sign: Tensor, magnitude: int) -> Tensor:
-    """[n, 1, 1, 1] integers in units of 1 / 2**14: 0.1 ... 1.9 at the largest."""
-    return ((_ONE * (100 + 3 * magnitude * sign) + 50) // 100).view(-1, 1, 1, 1)
+    """[n, 1, 1] integers in units of 1 / 2**14: 0.1 ... 1.9 at the largest."""
+    return (_ONE * (100 + 3 * magnitude * sign) + 50) // 100
 
 
 def _blend(pixels: Tensor, other: Tensor, factor: Tensor) -> Tensor:
     """factor * pixels + (1 - factor) * other, rounded down, within 0 ... 255."""
-    share = factor.float() / _ONE
+    share = factor[..., None].float() / _ONE
     mixed = pixels.float().mul_(share).addcmul_(other, 1 - share)
     return mixed.clamp_(0, 255).to(torch.uint8)
 
@@ -130,16 +106,11 @@ def _grey(pixels: Tensor) -> Tensor:
 
 
 def _color(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
-    if pixels.shape[1] == 1:
-        return pixels
     return _blend(pixels, _grey(pixels), _factor(sign, magnitude))
 
 
 def _sharpness(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
     """Blend with the mean of 3 x 3 pixels, the middle weighted 5; the outermost pixels stay."""
-    height, width = pixels.shape[2:]
-    if min(height, width) <= 2:
-        return pixels
     numbers = pixels.to(torch.int16)
     columns = numbers[..., :-2, :] + numbers[..., 1:-1, :] + numbers[..., 2:, :]
     sums = columns[..., :-2] + columns[..., 1:-1] + columns[..., 2:]
@@ -164,15 +135,14 @@ def _levels(pixels: Tensor) -> Tensor:
 
 
 def _brightness(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
-    factor = _factor(sign, magnitude).flatten(1)[..., None]  # [n, 1, 1]
-    return _look_up(pixels, (factor * _levels(pixels)) >> 14)
+    return _look_up(pixels, (_factor(sign, magnitude) * _levels(pixels)) >> 14)
 
 
 def _contrast(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
     """Blend with the mean grey of the image."""
     grey = _grey(pixels).long().sum((1, 2, 3))[:, None, None]  # [n, 1, 1]
     count = pixels.shape[2] * pixels.shape[3]
-    factor = _factor(sign, magnitude).flatten(1)[..., None]
+    factor = _factor(sign, magnitude)
     levels = factor * count * _levels(pixels) + (_ONE - factor) * grey
     return _look_up(pixels, levels.div(_ONE * count, rounding_mode="floor"))
 
@@ -190,9 +160,8 @@ def _solarize(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
 
 def _auto_contrast(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
     """Stretch each channel's levels to 0 ... 255."""
-    least, most = (
-        level.flatten(2).long() for level in (pixels.amin((2, 3), True), pixels.amax((2, 3), True))
-    )  # [n, C, 1]
+    flat = pixels.flatten(2)
+    least, most = flat.amin(2, keepdim=True).long(), flat.amax(2, keepdim=True).long()  # [n, C, 1]
     levels = _levels(pixels)
     stretched = (255 * (levels - least)).div((most - least).clamp(min=1), rounding_mode="floor")
     return _look_up(pixels, torch.where(most > least, stretched, levels))
@@ -210,13 +179,13 @@ def _equalize(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
     return _look_up(pixels, torch.where(step > 0, even, _levels(pixels)))
 
 
-#: (pixels [n, C, H, W], sign [n], magnitude) -> pixels; None changes nothing.
+#: (pixels [n, C, H, W], sign [n, 1, 1], magnitude) -> pixels; None changes nothing.
 OPERATIONS: dict[str, Callable[[Tensor, Tensor, int], Tensor] | None] = {
     "identity": None,
     "shear_x": _shear_x,
-    "shear_y": _shear_y,
+    "shear_y": _along_y(_shear_x),
     "translate_x": _translate_x,
-    "translate_y": _translate_y,
+    "translate_y": _along_y(_translate_x),
     "rotate": _rotate,
     "brightness": _brightness,
     "color": _color,

@@ -9,7 +9,8 @@ _PART = 2**18  # bytes of pixels at a time on a CPU: intermediate results fit in
 
 
 def resize_boxes(images: Tensor, boxes: np.ndarray, mirrored: np.ndarray, size: int) -> Tensor:
-    """Resize a box of each image to one size: bilinear, antialiased if it shrinks.
+    """Resize a box of each image, [B, C, H, W] uint8, to [B, C, size, size]: bilinear, antialiased
+    if it shrinks.
 
     A triangle filter, which also reads pixels just outside the box, as Pillow's
     `resize(box=..., resample=BILINEAR)`. Columns come first; each of the two passes rounds to whole
@@ -17,13 +18,8 @@ def resize_boxes(images: Tensor, boxes: np.ndarray, mirrored: np.ndarray, size: 
     depends on no order, device or batch.
 
     Args:
-        images: [B, C, H, W] uint8.
         boxes: [B, 4] integers: top, left, height, width, within the image.
         mirrored: [B] bool: swap left and right.
-        size: side of the result, in pixels.
-
-    Returns:
-        [B, C, size, size] uint8, on the images' device.
     """
     top, left, box_height, box_width = boxes.T
     height, width = images.shape[2:]

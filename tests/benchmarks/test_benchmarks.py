@@ -1,12 +1,10 @@
-"""The benchmarks run, and their last line is JSON. Measured values are never asserted."""
+"""The benchmarks run and write their rows. Measured values are never asserted."""
 
 import importlib
-import io
 import json
 import sys
-import tarfile
-import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,36 +13,82 @@ from conftest import write_images
 from import_closure import ROOT
 from PIL import Image
 
-from benchmarks import encodings, epoch, loops, many_files, parts
+from benchmarks import encodings, epoch, harness, loops, many_files, parts
+from benchmarks.harness import alternate, median, memory_bytes
 from benchmarks.loops import RESNET20, Loop
 from pipeline.distillation.losses import kd
 from pipeline.runtime.errors import UserError
 from pipeline.store.format.encodings import decode, encode
+from soak.common import png, write_tar
+
+CPU = torch.device("cpu")
 
 
-def summary(name: str, monkeypatch, capsys, *arguments: str) -> dict:
-    monkeypatch.setattr(sys, "argv", [name, *arguments])
-    importlib.import_module(f"benchmarks.{name}").main()
-    return json.loads(capsys.readouterr().out.splitlines()[-1])
+def rows_of(name: str, monkeypatch, *arguments: object) -> list[dict]:
+    """Run a benchmark's command; return the rows that it writes."""
+    module, file = importlib.import_module(f"benchmarks.{name}"), Path("rows.json").resolve()
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments), "--json", str(file)])
+    module.main()
+    return json.loads(file.read_text("utf-8"))
 
 
-def test_reading_runs(monkeypatch, capsys):
-    arguments = ("--samples", "600", "--files", "20", "--pairs", "3")
-    found = summary("reading", monkeypatch, capsys, *arguments)
-    assert {"numpy_in_memory", "h5py", "top_k_rows_per_second"} < found.keys()
+def test_a_median_has_the_order_statistics_around_it_as_its_interval():
+    values = [*range(100, 0, -1)]
+    # For 100 values: 50 - 9.8 and 50 + 9.8, rounded outwards.
+    assert median(values) == harness.Interval(50.5, 41.0, 61.0)
+    assert median([3.0, 1.0]) == harness.Interval(2.0, 1.0, 3.0)
+    assert str(median([2.0])) == "2 (2 to 2)"
 
 
-def test_encodings_run(project, monkeypatch, capsys):
-    found = summary("encodings", monkeypatch, capsys, "--rows", "60")
-    assert "dense" in found["store"]
-    assert {"top_k 10, spread", "top_k 10, bucket", "TinyViT 10"} < found["synthetic"].keys()
+def test_the_interval_holds_the_median_of_the_distribution_19_times_in_20():
+    rng = np.random.default_rng(0)
+    found = [median(rng.exponential(size=40)) for _ in range(2000)]
+    held = np.mean([interval.low <= np.log(2) <= interval.high for interval in found])
+    assert 0.95 <= held <= 0.98  # order statistics are never tighter than asked for
 
 
-def test_decoding_runs(tmp_path, monkeypatch, capsys):
-    write_images(tmp_path / "photographs", per_class=4)
-    found = summary("decoding", monkeypatch, capsys, str(tmp_path / "photographs"), "--pairs", "2")
-    assert {"original", "quality 90, 256"} < found.keys()
-    assert found["original"]["images"] == 8
+def test_every_side_runs_once_a_round_and_each_is_first_in_turn(monkeypatch):
+    clock, calls = iter(range(1000)), []
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: next(clock))
+    sides = {
+        "slow": lambda turn: calls.append(("slow", turn, next(clock))),
+        "fast": lambda turn: calls.append(("fast", turn)),
+    }
+    times = alternate(sides, 3, warm_up=1)
+    assert [call[:2] for call in calls[2:]] == [
+        *(("slow", 0), ("fast", 0), ("fast", 1), ("slow", 1), ("slow", 2), ("fast", 2))
+    ]
+    assert median(times["slow"] / times["fast"]) == harness.Interval(2.0, 2.0, 2.0)
+
+
+def test_memory_is_this_process_s():
+    before, block = memory_bytes("VmRSS"), np.ones(2**23)
+    assert memory_bytes("VmHWM") >= memory_bytes("VmRSS") > before + block.nbytes / 2
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda path: path.stem
+)
+def test_every_benchmark_can_be_imported(path):
+    importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+
+
+def test_reading_runs(folder, monkeypatch):
+    rows = rows_of("reading", monkeypatch, "--samples", 600, "--files", 20, "--pairs", 3)
+    assert rows[0][""] == "NumPy, an array in memory"
+    assert len(rows[0]["speed-up of ours"]) == 3
+    assert rows[-1]["ours, rows/s"] > 0
+
+
+def test_encodings_run(project, monkeypatch):
+    first = {next(iter(row.values())) for row in rows_of("encodings", monkeypatch, "--rows", 60)}
+    assert {"dense", "top_k 10, spread", "top_k 10, bucket", "TinyViT 10"} < first
+
+
+def test_decoding_runs(folder, monkeypatch):
+    write_images(folder / "photographs", per_class=4)
+    rows = rows_of("decoding", monkeypatch, folder / "photographs", "--pairs", 2)
+    assert [row["kept as"] for row in rows] == ["original"] * 2 + ["quality 90, 256"] * 2
 
 
 @pytest.mark.parametrize("k", [1, 10])
@@ -59,92 +103,72 @@ def test_the_benchmarks_kl_equals_that_of_the_losses(k):
             assert found[tail][t][0] == pytest.approx(loss.item() / t**2, rel=1e-6, abs=1e-12)
 
 
-CPU = torch.device("cpu")
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda p: p.stem)
-def test_every_benchmark_can_be_imported(path):
-    importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
-
-
-def small_loop(soft_targets) -> Loop:
-    dataset = loops.noise(40, 16, 3)
-    setup = loops.cached(loops.training_views(dataset, CPU), soft_targets, CPU)
-    return Loop("cifar_resnet", "resnet8", dataset, setup, 16, CPU)
-
-
 def test_a_loop_takes_the_requested_number_of_steps():
     asked = []
 
     def soft_targets(view, samples):
-        asked.append(samples)
+        asked.append(len(samples))
         return np.zeros((len(samples), 3), np.float16), None
 
-    loop, counts = small_loop(soft_targets), []
+    dataset = loops.noise(40, 16, 3)
+    setup = loops.cached(loops.training_views(dataset, CPU), soft_targets, CPU)
+    loop = Loop("cifar_resnet", "resnet8", dataset, setup, 16, CPU)
     for steps in (1, 3, 2):
         loop.run(steps)
-        counts.append(len(asked))
-    assert counts == [1, 4, 6]
-    assert [len(samples) for samples in asked] == [16, 16, 8] * 2
+    assert asked == [16, 16, 8] * 2
 
 
 def test_a_live_teacher_gives_the_logits_of_the_views_of_its_step():
     dataset = loops.noise(32, 16, 3)
-    views = loops.training_views(dataset, CPU)
     teacher = loops.Teacher("cifar_resnet", "resnet8", dataset, CPU)
-    order = [np.arange(16), np.arange(16, 32)]
-    live = loops.LiveTeacher(views, teacher)
-    for batch in live.batches(loops.VIEW, order):
+    live = loops.LiveTeacher(loops.training_views(dataset, CPU), teacher)
+    for batch in live.batches(loops.VIEW, [np.arange(16), np.arange(16, 32)]):
         logits, kept = live.soft_targets(loops.VIEW, batch.samples)
         assert np.array_equal(logits, teacher.logits(batch.pixels).numpy())
         assert kept is None
 
 
-def test_step_runs(monkeypatch, capsys, tmp_path):
-    arguments = ("--pairs", "2", "--steps", "1", "--samples", "256")
-    none = ("--photographs", str(tmp_path / "none.tar"))
-    found = summary("step", monkeypatch, capsys, *arguments, *none)
-    assert {"cached over supervised", "online over cached"} < found["resnet20"].keys()
-    assert set(found["resnet20"]["ms"]) == {"teacher", "supervised", "cached", "online"}
-    assert "mobilenet_v3_small" not in found
+def test_step_runs_without_photographs(folder, monkeypatch):
+    none = ("--photographs", "none.tar")
+    rows = rows_of("step", monkeypatch, "--pairs", 2, "--steps", 1, "--samples", 256, *none)
+    (case,) = {next(iter(row)) for row in rows}
+    assert case == RESNET20.name
+    assert {"teacher", "online", "cached over supervised"} < {row[case] for row in rows}
 
 
-def test_step_takes_photographs_of_any_size_and_mode(tmp_path):
+def test_photographs_may_have_any_size_and_mode(tmp_path):
     for name, mode, size in (("a.jpg", "L", (40, 30)), ("b.png", "RGBA", (20, 50))):
         Image.new(mode, size).save(tmp_path / name)
     dataset = loops.photographs(tmp_path, 5, 24, 1000)
     assert dataset.splits["train"].images.shape == (5, 3, 24, 24)
 
 
-def write_cifar(path, count: int) -> None:
-    with tarfile.open(path, "w:gz") as archive:
-        for number in range(count):
-            png = parts.encode_png(np.full((3, 32, 32), number, np.uint8))
-            member = tarfile.TarInfo(f"train/{number % 4}/{number:05d}.png")
-            member.size = len(png)
-            archive.addfile(member, io.BytesIO(png))
-
-
-def test_many_files_runs(monkeypatch, capsys):
+def test_many_files_runs(folder, monkeypatch):
     monkeypatch.setattr(many_files, "CLASSES", 3)
-    found = summary("many_files", monkeypatch, capsys, "--counts", "60", "90")
-    for kind in ("tar", "folder"):
-        assert [row["index_bytes_per_image"] > 40 for row in found[kind]] == [True, True]
-        assert found[f"{kind}_growth"]["cpu_seconds_per_1000"] > 0
+    rows = rows_of("many_files", monkeypatch, "--counts", 60, 90)
+    assert [row["images"] for row in rows if "images" in row] == [
+        *("tar, 60", "tar, 90", "tar, growth", "folder, 60", "folder, 90", "folder, growth")
+    ]
+    assert all(row["bytes of index"] > 40 for row in rows if row.get("images", "")[-1:] == "0")
 
 
-def test_epoch_runs(monkeypatch, capsys, tmp_path):
+def cifar(count: int) -> Path:
+    """Write an archive like CIFAR-100's in the current folder."""
+    images = (png(np.full((32, 32, 3), number, np.uint8)) for number in range(count))
+    names = (f"train/{number % 4}/{number:05d}.png" for number in range(count))
+    write_tar(Path("cifar.tar"), zip(names, images, strict=True))
+    return Path("cifar.tar")
+
+
+def test_epoch_runs(folder, monkeypatch):
     pytest.importorskip("torchdistill", reason="torchdistill is not installed")
-    write_cifar(tmp_path / "cifar.tar.gz", 128)
-    arguments = (str(tmp_path / "cifar.tar.gz"), "--pairs", "1", "--steps", "2", "--workers", "0")
-    found = summary("epoch", monkeypatch, capsys, *arguments)
-    assert found["torchdistill"].startswith("1.1.")
-    assert "torchdistill without teacher" in found["times_as_fast_as"]
+    options = ("--pairs", 1, "--steps", 2, "--workers", 0)
+    rows = rows_of("epoch", monkeypatch, cifar(128), *options)
+    assert rows[-1]["speed-up of ours over"] == "the same, by our rule"
 
 
-def test_epoch_gives_both_sides_the_same_images(tmp_path):
-    write_cifar(tmp_path / "cifar.tar.gz", 140)
-    dataset = epoch.cifar100(tmp_path / "cifar.tar.gz", 132)
+def test_epoch_gives_both_sides_the_same_images(folder):
+    dataset = epoch.cifar100(cifar(140), 132)
     images, split = epoch.PilImages(dataset, np.asarray), dataset.splits["train"]
     assert len(images) == len(split) == 132
     for index in (0, 65):
@@ -153,39 +177,36 @@ def test_epoch_gives_both_sides_the_same_images(tmp_path):
         assert label == split.labels[index] == index % 4
 
 
-def test_epoch_names_a_missing_package_or_archive(monkeypatch, tmp_path):
+def test_epoch_names_a_missing_package_or_archive(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchdistill", None)
     with pytest.raises(UserError, match=r"torchdistill cannot be imported .*pip install"):
         epoch.torchdistill_slices(loops.noise(4, 32, 3), 1, 0, CPU)
-    write_cifar(tmp_path / "cifar.tar.gz", 3)
     with pytest.raises(UserError, match=r"has 3 images below train/<class>/; expected CIFAR-100"):
-        epoch.cifar100(tmp_path / "cifar.tar.gz", 100)
+        epoch.cifar100(cifar(3), 100)
 
 
-def test_the_parts_of_a_step_are_measured(capsys):
+def test_the_parts_of_a_step_are_measured():
     case = replace(RESNET20, student="resnet8", batch_size=16)
     dataset = loops.noise(40, 16, 12)
-    encoded = [parts.encode_png(image) for image in dataset.splits["train"].images]
-    found = parts.measure_parts(case, dataset, encoded, 2)
-    assert {"view", "target, dense", "target, top_k", "forward", "backward"} < found.keys()
-    assert "what binds: " in capsys.readouterr().out
+    encoded = [png(image.transpose(1, 2, 0)) for image in dataset.splits["train"].images]
+    *rows, last = parts.measure_parts(case, dataset, encoded, 2)
+    names = {row[case.name] for row in rows}
+    assert {"view", "target, dense", "target, top_k", "forward", "backward"} < names
+    assert last["bottleneck"] in names
 
 
 def test_a_cold_start_is_measured_part_by_part(project):
-    output = parts.run_module(project, "benchmarks.cold_start", "small", str(time.monotonic()))
-    found = json.loads(output.splitlines()[-1])
-    seconds = found["seconds"]
-    assert {"import torch", "verify the store", "make the optimiser", "first step"} < seconds.keys()
-    named = sum(value for name, value in seconds.items() if name != "in all")
-    assert named == pytest.approx(seconds["in all"])
-    assert found["peak_bytes"] > 2**26
+    found = parts.cold_start(project)
+    assert found.pop("peak memory, MiB") > 64
+    whole = found.pop("in all, s")
+    assert {"import torch, s", "verify the store, s", "first step, s"} < found.keys()
+    assert sum(found.values()) == pytest.approx(whole, abs=0.02)
 
 
 @pytest.mark.slow
-def test_parts_runs(monkeypatch, capsys, tmp_path):
+def test_parts_runs(folder, monkeypatch):
     for number in range(20):
-        Image.new("RGB", (300, 250), (number, 0, 0)).save(tmp_path / f"{number:02d}.jpg")
-    arguments = ("--pairs", "1", "--starts", "1", "--samples", "300")
-    found = summary("parts", monkeypatch, capsys, *arguments, "--photographs", str(tmp_path))
-    for case in ("resnet20", "mobilenet_v3_small"):
-        assert found[case]["cold_start"]["seconds"]["in all"] > 0
+        Image.new("RGB", (300, 250), (number, 0, 0)).save(folder / f"{number:02d}.jpg")
+    options = ("--pairs", 1, "--starts", 1, "--samples", 300, "--photographs", folder)
+    rows = rows_of("parts", monkeypatch, *options)
+    assert sum("in all, s" in row.values() for row in rows) == 2

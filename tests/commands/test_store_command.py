@@ -28,16 +28,6 @@ def top_k(project: Path) -> None:
     run_stage("soft_targets")
 
 
-def store_command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pipeline.commands.store", *arguments],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def tamper(name: str, change) -> None:
     """Change an array of a shard, and its checksum with it."""
     with h5py.File(SHARD, "r+") as file:
@@ -49,9 +39,7 @@ def tamper(name: str, change) -> None:
 
 def test_inspect_describes_a_store(project, top_k):
     index = read_json(STORE / "store.json", produced_by="-")
-    result = store_command("inspect")
-    assert result.returncode == 0, result.stderr
-    printed = result.stdout
+    printed = "\n".join(inspect(STORE))
     for key in ("dataset_fingerprint", "teacher_fingerprint"):
         assert index[key] in printed
     assert "crop_flip, seed 7, 16 pixels" in printed
@@ -93,10 +81,9 @@ def test_inspect_needs_neither_dataset_nor_teacher_nor_parameters(
 
 
 def test_verify_accepts_a_sound_store(project):
-    result = store_command("verify", "--recompute", "20")
-    assert result.returncode == 0, result.stderr
-    assert "all 132 rows are as written" in result.stdout
-    assert "; 20 of them match the teacher's logits" in result.stdout
+    verified = verify(STORE, 20, seed=0)
+    assert "all 132 rows are as written" in verified
+    assert "; 20 of them match the teacher's logits" in verified
     assert "; 108 of them match" in verify(STORE, 9999, seed=0)  # the store has no more
 
 
@@ -116,7 +103,13 @@ def test_verify_names_every_difference_and_exits_with_a_code_that_is_not_0(proje
         STORE / "validation_view00000_sample000000000.h5",
     )
     (STORE / "left_over.h5").touch()
-    result = store_command("verify", "--recompute", "5")
+    result = subprocess.run(
+        [sys.executable, "-m", "pipeline.commands.store", "verify", "--recompute", "5"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 1
     assert result.stdout == ""
     for message in (
@@ -128,12 +121,6 @@ def test_verify_names_every_difference_and_exits_with_a_code_that_is_not_0(proje
     ):
         assert message in result.stderr
     assert "Traceback" not in result.stderr
-
-
-def test_verify_refuses_a_store_for_another_view_plan(project):
-    change_params("views", seed=8)
-    with pytest.raises(UserError, match="written for views.seed 7, but params.yaml says 8"):
-        verify(STORE, 0, seed=0)
 
 
 def raise_by(amount: float):
@@ -157,7 +144,6 @@ def test_recompute_catches_a_row_that_was_changed_with_its_checksum(project):
     ("column", "message"),
     [
         (0, "the logit of"),
-        (1, "the logit of"),
         (2, "the tail's log-sum-exp is"),
         (3, "the tail's mean is"),
     ],
@@ -196,17 +182,16 @@ def sample_whose_label_is_the_largest(wanted: bool) -> int:
 def test_another_seed_recomputes_other_rows(project):
     tamper("logits", raise_by(0.1))
     caught = []
-    for seed in range(20):
+    for seed in range(6):
         try:
             verify(STORE, 30, seed=seed)
         except UserError:
             caught.append(seed)
-    assert 0 < len(caught) < 20
+    assert 0 < len(caught) < 6
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_recompute_uses_the_precision_of_the_store(project, precision):
-    change_params("soft_targets", precision=precision)
+def test_recompute_uses_the_precision_of_the_store(project):
+    change_params("soft_targets", precision="bfloat16")
     run_stage("soft_targets")
     assert "108 of them" in verify(STORE, 108, seed=0)
 

@@ -1,6 +1,7 @@
 """The cache's costs and savings in teacher passes, by arithmetic that a reader can repeat."""
 
-import pytest
+from itertools import count
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,10 +29,19 @@ STUDENT = NetworkSpeed(
 )
 
 
-def device(name: str, teacher: NetworkSpeed | None = TEACHER) -> DeviceSpeed:
-    return DeviceSpeed(
-        name=name, torch="2.15", batch_size=64, teacher=teacher, students={"s": STUDENT}
-    )
+def costs(**images_per_second: float | None) -> Costs:
+    """The default run's; the teacher's rate on each device, None without a network."""
+    devices = {
+        name: DeviceSpeed(
+            name=f"a {name.upper()}",
+            torch="2.15",
+            batch_size=64,
+            teacher=rate and TEACHER.model_copy(update={"images_per_second": rate}),
+            students={"s": STUDENT},
+        )
+        for name, rate in images_per_second.items()
+    }
+    return Costs(devices, DIGITS)
 
 
 def test_the_passes_of_the_default_run_equal_hand_computed_ones():
@@ -44,16 +54,6 @@ def test_the_passes_of_the_default_run_equal_hand_computed_ones():
     }
 
 
-def test_an_equal_number_of_passes_is_not_yet_cheaper():
-    economics = Economics(
-        views=4, training_images=10, held_out_images=0, epochs={"a": 2, "b": 2}, bytes_per_row=None
-    )
-    assert economics.passes_saved == 0
-    assert economics.break_even_epochs == 5  # 4 epochs take the 40 passes of the cache
-    assert economics.break_even_students == 3  # 2 students of 2 epochs do
-    assert economics.store_bytes is None
-
-
 @given(
     st.integers(1, 20),
     st.integers(1, 1000),
@@ -63,20 +63,18 @@ def test_an_equal_number_of_passes_is_not_yet_cheaper():
 def test_the_break_even_is_the_fewest_that_take_more_passes_than_the_cache(
     views, images, held_out, epochs
 ):
-    economics = Economics(
-        views=views,
-        training_images=images,
-        held_out_images=held_out,
-        epochs=epochs,
-        bytes_per_row=None,
+    economics = DIGITS.model_copy(
+        update={
+            "views": views,
+            "training_images": images,
+            "held_out_images": held_out,
+            "epochs": epochs,
+        }
     )
-    made = views * images + held_out
 
     def fewest_above(passes_of_one: float) -> int:
-        count = 1
-        while count * passes_of_one <= made * (1 + 1e-12):
-            count += 1
-        return count
+        made = views * images + held_out
+        return next(n for n in count(1) if n * passes_of_one > made * (1 + 1e-12))
 
     assert economics.break_even_epochs == fewest_above(images)
     mean = sum(epochs.values()) / len(epochs)
@@ -95,43 +93,26 @@ def test_the_sentence_states_how_many_passes_were_saved_or_lost():
 
 
 def test_time_in_the_teacher_is_passes_over_its_measured_rate_on_the_named_device():
-    costs = Costs({"cpu": device("a CPU")}, DIGITS)
-    assert list(cache_table(costs)["time in the teacher"]) == [
-        "11 s",
-        "45 s",
-        "35 s",
-    ]  # at 1,000 images/s
-    assert cost_sentences(costs)[-1].endswith(
+    cpu = costs(cpu=1000.0)
+    assert list(cache_table(cpu)["time in the teacher"]) == ["11 s", "45 s", "35 s"]
+    assert cost_sentences(cpu)[-1].endswith(
         "At the teacher's 1,000 images/s (a CPU, batches of 64) that is 11 s and 45 s. "
         "The store takes about 252 kB."
     )
-    faster = TEACHER.model_copy(update={"images_per_second": 10_000.0})
-    both = Costs({"cpu": device("a CPU"), "cuda": device("a GPU", faster)}, DIGITS)
+    both = costs(cpu=1000.0, cuda=10_000.0)
     assert list(cache_table(both)["time in the teacher"]) == ["1.1 s", "4.5 s", "3.5 s"]
-    assert "(a GPU, batches of 64)" in cost_sentences(both)[-1]
-    assert [sentence.partition(":")[0] for sentence in cost_sentences(both)[:2]] == [
-        "One image on a CPU",
-        "One image on a GPU",
-    ]
+    on_cpu, on_gpu, cache = cost_sentences(both)
+    assert on_cpu == "One image on a CPU: teacher 5.00 ms, s 2.50 (2.25 to 2.75) times as fast."
+    assert on_gpu.startswith("One image on a CUDA: ")
+    assert "(a CUDA, batches of 64)" in cache
 
 
 def test_a_teacher_without_a_network_has_passes_and_no_time():
-    costs = Costs({"cpu": device("a CPU", None)}, DIGITS)
-    assert list(cache_table(costs)) == ["", "teacher passes"]
-    assert "images/s" not in cost_sentences(costs)[-1]
+    without = costs(cpu=None)
+    assert list(cache_table(without)) == ["", "teacher passes"]
+    assert "images/s" not in cost_sentences(without)[-1]
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.04, "0.0 s"),
-        (8.44, "8.4 s"),
-        (9.96, "10 s"),
-        (-35, "-35 s"),
-        (120, "2.0 min"),
-        (7200, "2.0 h"),
-        (3.6e6, "1,000 h"),
-    ],
-)
-def test_a_duration_is_shown_in_the_unit_that_fits(seconds, text):
-    assert duration(seconds) == text
+def test_a_duration_is_shown_in_the_unit_that_fits():
+    durations = {9.94: "9.9 s", 9.96: "10 s", -35: "-35 s", 120: "2.0 min", 3.6e6: "1,000 h"}
+    assert {seconds: duration(seconds) for seconds in durations} == durations

@@ -1,5 +1,6 @@
 """Metrics against hand-computed values and independent ones; statistics by their rates."""
 
+from functools import partial
 from math import comb, log
 
 import numpy as np
@@ -9,11 +10,11 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
     multiclass_calibration_error,
-    multiclass_confusion_matrix,
     multiclass_f1_score,
 )
 
 from pipeline.comparison import metrics, statistics
+from pipeline.comparison.compare import Predictions, model_metrics
 
 CLASSES = 7
 
@@ -32,37 +33,42 @@ def tensors(*arrays: np.ndarray) -> list[torch.Tensor]:
     return [torch.from_numpy(array) for array in arrays]
 
 
-@pytest.mark.parametrize("k", [1, 2, 5])
-def test_top_k_equals_torchmetrics(predictions, k):
+def test_metrics_equal_those_of_torch_and_torchmetrics(predictions):
     logits, labels = predictions
-    expected = multiclass_accuracy(*tensors(*predictions), CLASSES, top_k=k, average="micro")
-    assert metrics.top_k_correct(logits, labels, k).mean() == pytest.approx(float(expected))
+    labels[labels == 3] = 4  # class 3 has no images
+    teacher_logits = logits[::-1] * 0.7
+    teacher, model = (
+        Predictions(name, name, x, x, None, None, None)
+        for name, x in (("teacher", teacher_logits), ("distilled", logits))
+    )
+    splits = {"validation": labels, "test": labels}
+    ours = model_metrics(model, teacher, splits, np.array([0, 1]), None)
+    given = tensors(logits, labels)
+    log_teacher, log_model = (F.log_softmax(t.double(), 1) for t in tensors(teacher_logits, logits))
+    divergence = F.kl_div(log_model, log_teacher, log_target=True, reduction="none").sum(1)
+    decided = tensors(logits.argmax(1), labels)
+    ece = partial(multiclass_calibration_error, num_classes=CLASSES, n_bins=15, norm="l1")
+    scaled = given[0] / ours.temperature
+    for name, expected in {
+        "accuracy": multiclass_accuracy(*given, CLASSES, average="micro"),
+        "top5": multiclass_accuracy(*given, CLASSES, top_k=5, average="micro"),
+        "nll": F.cross_entropy(given[0].double(), given[1]),
+        "ece": ece(*given),
+        "ece_scaled": ece(scaled, given[1]),
+        "macro_f1": multiclass_f1_score(*decided, CLASSES, average="macro"),
+        "kl": divergence.mean(),
+    }.items():
+        assert getattr(ours, name) == pytest.approx(float(expected), rel=1e-5), name
+    np.testing.assert_allclose(ours.divergences, divergence, rtol=1e-9)
+    class_accuracy = multiclass_accuracy(*given, CLASSES, average="none")
+    class_accuracy[3] = np.nan
+    np.testing.assert_allclose(ours.class_accuracy, class_accuracy, rtol=1e-6)
 
 
-def test_top_1_equals_argmax_for_equal_logits():
+def test_of_equal_logits_the_top_k_are_the_lowest_classes_as_in_argmax():
     logits, labels = np.zeros((3, 3), np.float32), np.arange(3)
-    assert metrics.top_k_correct(logits, labels, 1).tolist() == [True, False, False]
-    assert metrics.top_k_correct(logits, labels, 2).tolist() == [True, True, False]
-    assert metrics.top_k_correct(logits, labels, 5).all()  # of 3 classes
-
-
-def test_nll_equals_torch(predictions):
-    logits, labels = tensors(*predictions)
-    expected = F.cross_entropy(logits.double(), labels, reduction="none")
-    np.testing.assert_allclose(metrics.nll(*predictions), expected, rtol=1e-9)
-
-
-def test_nll_of_equal_logits_is_the_logarithm_of_the_class_count():
-    assert metrics.nll(np.full((2, 8), 1e4), np.array([0, 5])) == pytest.approx([log(8)] * 2)
-
-
-def test_kl_equals_torch_and_is_0_for_equal_logits(predictions):
-    logits, _ = predictions
-    other = logits[::-1] * 0.7
-    teacher, model = (F.log_softmax(t.double(), 1) for t in tensors(logits, other.copy()))
-    expected = F.kl_div(model, teacher, log_target=True, reduction="none").sum(1)
-    np.testing.assert_allclose(metrics.kl_divergence(logits, other), expected, rtol=1e-9)
-    np.testing.assert_allclose(metrics.kl_divergence(logits, logits), 0)
+    for k, expected in ((1, [True, False, False]), (2, [True, True, False]), (5, 3 * [True])):
+        assert metrics.top_k_correct(logits, labels, k).tolist() == expected
 
 
 def test_kl_is_weighted_by_the_teachers_probabilities():
@@ -70,12 +76,6 @@ def test_kl_is_weighted_by_the_teachers_probabilities():
     teacher, model = np.log([[3.0, 1.0]]), np.zeros((1, 2))
     expected = 0.75 * log(1.5) + 0.25 * log(0.5)
     assert metrics.kl_divergence(teacher, model) == pytest.approx([expected])
-
-
-def test_the_calibration_error_equals_torchmetrics(predictions):
-    logits, labels = predictions
-    expected = multiclass_calibration_error(*tensors(*predictions), CLASSES, n_bins=15, norm="l1")
-    assert metrics.calibration_error(logits, labels) == pytest.approx(float(expected), abs=1e-6)
 
 
 def test_the_calibration_error_equals_a_hand_computed_one():
@@ -100,44 +100,10 @@ def test_the_fitted_temperature_minimises_nll(predictions):
     assert temperature == pytest.approx(candidates[np.argmin(losses)], rel=2e-3)
 
 
-def test_the_fitted_temperature_undoes_a_scale(predictions):
-    logits, labels = predictions
-    scaled = metrics.fitted_temperature(logits * 3, labels)
-    assert scaled == pytest.approx(3 * metrics.fitted_temperature(logits, labels), rel=1e-4)
-
-
 @pytest.mark.parametrize("sign", [1, -1])
 def test_no_temperature_is_fitted_if_all_predictions_are_correct_or_all_wrong(sign):
     logits, labels = sign * np.eye(4) * 5, np.arange(4)
     assert metrics.fitted_temperature(logits, labels) is None
-
-
-def test_macro_f1_equals_torchmetrics(predictions):
-    logits, labels = predictions
-    decisions = logits.argmax(1)
-    decisions[labels == 3], labels[labels == 3] = 4, 4  # class 3 is nowhere
-    decisions[decisions == 3] = 4
-    theirs = multiclass_f1_score(*tensors(decisions, labels), CLASSES, average="macro")
-    assert metrics.macro_f1(decisions, labels) == pytest.approx(float(theirs))
-
-
-def test_class_accuracy_equals_torchmetrics(predictions):
-    logits, labels = predictions
-    expected = multiclass_accuracy(*tensors(*predictions), CLASSES, average="none")
-    ours = metrics.class_accuracy(logits.argmax(1), labels, CLASSES)
-    np.testing.assert_allclose(ours, expected, rtol=1e-6)
-
-
-def test_a_class_without_samples_has_no_accuracy():
-    ours = metrics.class_accuracy(np.array([0, 1]), np.array([0, 0]), 3)
-    np.testing.assert_array_equal(ours, [0.5, np.nan, np.nan])
-
-
-def test_the_confusion_matrix_equals_torchmetrics(predictions):
-    logits, labels = predictions
-    decisions = logits.argmax(1)
-    expected = multiclass_confusion_matrix(*tensors(decisions, labels), CLASSES)
-    np.testing.assert_array_equal(metrics.confusion(labels, decisions, CLASSES), expected)
 
 
 def correct_pairs(rng: np.random.Generator, both: float, first: float, second: float, count: int):
@@ -151,10 +117,8 @@ def test_mcnemar_equals_twice_the_binomial_tail():
     rng = np.random.default_rng(0)
     for _ in range(50):
         correct = correct_pairs(rng, 0.6, *rng.uniform(0, 0.2, 2), 120)
-        only = (
-            int((correct[:, 0] > correct[:, 1]).sum()),
-            int((correct[:, 0] < correct[:, 1]).sum()),
-        )
+        first, second = correct.T.astype(int)
+        only = int((first > second).sum()), int((first < second).sum())
         tail = sum(comb(sum(only), k) for k in range(min(only) + 1)) / 2 ** sum(only)
         assert statistics.mcnemar(*correct.T) == pytest.approx(min(1, 2 * tail))
 
@@ -164,17 +128,6 @@ def test_mcnemar_holds_for_many_samples():
     second = np.arange(40_000) % 10 >= 4  # 60 %, with 8,000 on either side
     assert statistics.mcnemar(first, second) == 1.0
     assert 0 <= statistics.mcnemar(first, np.zeros_like(first)) < 1e-300
-
-
-def test_mcnemar_of_a_model_with_itself_is_1():
-    correct = np.random.default_rng(0).random(50) < 0.7
-    assert statistics.mcnemar(correct, correct) == 1.0
-
-
-def test_mcnemar_rejects_equal_models_at_most_at_its_level():
-    rng = np.random.default_rng(3)
-    p_values = [statistics.mcnemar(*correct_pairs(rng, 0.8, 0.06, 0.06, 300).T) for _ in range(500)]
-    assert np.mean(np.array(p_values) < 0.05) <= 0.05 + 0.02  # two standard errors
 
 
 def test_holm_equals_hand_computed_values():
@@ -191,18 +144,15 @@ def test_the_bootstrap_has_the_mean_and_the_standard_error_of_theory():
     np.testing.assert_allclose(means.std(0), values.std(0) / 20, rtol=0.05)
 
 
-def test_the_bootstrap_is_paired_and_deterministic(monkeypatch):
+def test_the_bootstrap_is_paired_and_deterministic():
     values = np.random.default_rng(0).random((100, 1)) < 0.7
-    twice = np.concatenate([values, values], 1)
-    means = statistics.bootstrap_means(twice)
-    np.testing.assert_array_equal(means[:, 0], means[:, 1])
-    np.testing.assert_array_equal(means, statistics.bootstrap_means(twice))
-    assert len(np.unique(means[:, 0])) > 10
+    means = statistics.bootstrap_means(np.concatenate([values, values], 1))
+    np.testing.assert_array_equal(means[:, :1], means[:, 1:])
+    np.testing.assert_array_equal(means[:, :1], statistics.bootstrap_means(values))
+    assert len(np.unique(means)) > 10
 
 
-@pytest.mark.parametrize(
-    ("both", "first", "second"), [(0.7, 0.1, 0.1), (0.75, 0.1, 0.05), (0.9, 0.04, 0.02)]
-)
+@pytest.mark.parametrize(("both", "first", "second"), [(0.7, 0.1, 0.1), (0.9, 0.04, 0.02)])
 def test_the_interval_of_a_gain_covers_the_truth_at_its_rate(both, first, second):
     """Of 400 test sets of 300 images, 95 % have a paired interval that holds the true gain."""
     rng, hits, trials = np.random.default_rng(5), 0, 400

@@ -15,6 +15,7 @@ from functools import partial
 from math import ceil, log
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
 #: Three of the five published: each costs a forward pass of every network for every image.
@@ -114,13 +115,10 @@ def _blur(image: np.ndarray, deviation: float) -> np.ndarray:
     pixels = image.astype(np.float32)
     for axis in (1, 2):
         padding = [(radius, radius) if i == axis else (0, 0) for i in range(3)]
-        padded = np.moveaxis(np.pad(pixels, padding, "edge"), axis, 0)
-        length = image.shape[axis]
-        total = weights[0] * padded[radius : radius + length]
-        for offset in range(1, radius + 1):
-            before = padded[radius - offset : radius - offset + length]
-            total += weights[offset] * (before + padded[radius + offset : radius + offset + length])
-        pixels = np.moveaxis(total, 0, axis)
+        shifted = sliding_window_view(np.pad(pixels, padding, "edge"), 2 * radius + 1, axis)
+        pixels = weights[0] * shifted[..., radius]
+        for i in range(1, radius + 1):
+            pixels += weights[i] * (shifted[..., radius - i] + shifted[..., radius + i])
     return _levels(pixels)
 
 
@@ -139,13 +137,13 @@ def _brightness(image: np.ndarray, added: float) -> np.ndarray:
 def _pixelation(image: np.ndarray, remaining: float) -> np.ndarray:
     height, width = image.shape[1:]
     small = (int(width * remaining), int(height * remaining))
-    coarse = _to_pillow(image).resize(small, Image.Resampling.BOX)
+    coarse = to_pillow(image).resize(small, Image.Resampling.BOX)
     return _from_pillow(coarse.resize((width, height), Image.Resampling.BOX))
 
 
 def _jpeg(image: np.ndarray, quality: float) -> np.ndarray:
     file = io.BytesIO()
-    _to_pillow(image).save(file, "JPEG", quality=round(quality))
+    to_pillow(image).save(file, "JPEG", quality=round(quality))
     return _from_pillow(Image.open(file))
 
 
@@ -158,7 +156,7 @@ _DETERMINISTIC: Mapping[str, Callable[[np.ndarray, float], np.ndarray]] = {
 }
 
 
-def _to_pillow(image: np.ndarray) -> Image.Image:
+def to_pillow(image: np.ndarray) -> Image.Image:
     return Image.fromarray(
         image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
     )

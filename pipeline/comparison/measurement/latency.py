@@ -10,13 +10,7 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
 from scipy.stats import quantile_test
 
 SPEED_FILE = Path("metrics/speed.json")
@@ -57,6 +51,12 @@ class DeviceSpeed(_Figures):
     batch_size: PositiveInt  # of `images_per_second`
     teacher: NetworkSpeed | None = None  # None for imported logits
     students: dict[str, NetworkSpeed]
+
+    @property
+    def networks(self) -> list[tuple[str, NetworkSpeed]]:
+        """The teacher if it was timed, then the students, each with its name."""
+        teacher = [("teacher", self.teacher)] if self.teacher else []
+        return [*teacher, *self.students.items()]
 
     @property
     def label(self) -> str:

@@ -6,7 +6,8 @@ phone shows its text at full size.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, floor, log10
+from math import ceil, floor, inf, log10
+from operator import itemgetter
 
 import numpy as np
 from markupsafe import Markup
@@ -54,29 +55,20 @@ def log_axis(values: Sequence[float], start: float, end: float, text: Callable) 
     low, high = min(values) / 1.6, max(values) * 1.6
     powers = range(floor(log10(low)), ceil(log10(high)) + 1)
     decades = log10(high / low)
-    steps: tuple[float, ...] = (1, 1.5, 2, 3, 4, 5, 7)
-    for least, fewer in ((0.7, (1, 2, 5)), (1.2, (1, 3)), (2.2, (1,))):
-        steps = fewer if decades > least else steps
+    steps = ((0.7, (1, 1.5, 2, 3, 4, 5, 7)), (1.2, (1, 2, 5)), (2.2, (1, 3)), (inf, (1,)))
+    multiples = next(multiples for most, multiples in steps if decades <= most)
     axis = Axis(low, high, start, end, [], text, log=True)
-    ticks = [m * 10.0**p for p in powers for m in steps]
+    ticks = [m * 10.0**p for p in powers for m in multiples]
     room = 14  # pixels, of half a mark's text
-    inside = [tick for tick in ticks if start + room <= axis(tick) <= end - room]
-    return replace(axis, ticks=inside)
+    return replace(axis, ticks=[tick for tick in ticks if start + room <= axis(tick) <= end - room])
 
 
-def si(value: float) -> str:
+def si(value: float, number: Callable[[float], str] = "{:.3g}".format) -> str:
     """1200000 -> 1.2 M"""
     for size, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if value >= size:
-            return f"{value / size:.3g}{letter}"
+            return number(value / size) + letter
     return f"{value:.3g}"
-
-
-def si3(value: float) -> str:
-    """As `si`, always with three digits: 17000000 -> 17.0 M"""
-    number, space, letter = si(value).partition(" ")
-    size = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[letter]
-    return f"{value / size:#.3g}".rstrip(".") + space + letter if letter else number
 
 
 def in_percent(value: float) -> str:
@@ -159,16 +151,14 @@ def framed(
     return svg(y.start + 42, title, *axes, *parts, width=right + 8)
 
 
-def interval_plot(
-    rows: Sequence[tuple[str, float, float, float, str]], title: str, axis_title: str
-) -> Markup:
+def interval_plot(rows: Sequence[tuple[str, float, float, float, str]], title: str) -> Markup:
     """One interval per row, around a vertical zero: (label, gain, low, high, text beside it)."""
     left, right, top, step = 12, WIDTH - 12, 6, 44
     bottom = top + step * len(rows)
     values = [0, *(bound for _, _, low, high, _ in rows for bound in (low, high))]
     axis = linear_axis(values, left + 12, right - 12, in_points, 4)
     parts = [
-        bottom_axis(axis, bottom, top, axis_title),
+        bottom_axis(axis, bottom, top, "points"),
         line(axis(0), top, axis(0), bottom, "zero"),
     ]
     for i, (label, gain, low, high, note) in enumerate(rows):
@@ -184,24 +174,30 @@ def interval_plot(
 
 @dataclass(frozen=True)
 class Point:
-    name: str  # shown beside it, where `named`
+    name: str  # shown beside it; a baseline's is its student's
     role: str  # its CSS class
     x: float
     y: float
     low: float
     high: float
-    named: bool
 
 
-def scatter(
-    points: Sequence[Point], front: Sequence[tuple[float, float]], title: str, axis_title: str
-) -> Markup:
-    """Scatter plot of shares against a logarithmic cost, with `front` as a staircase."""
+def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Select the (cost, share) that no other matches in both, cheapest first."""
+    front: list[tuple[float, float]] = []
+    for cost, share in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or share > front[-1][1]:
+            front.append((cost, share))
+    return front
+
+
+def scatter(points: Sequence[Point], title: str, axis_title: str) -> Markup:
+    """Scatter plot of shares against a logarithmic cost, with the front as a staircase."""
     bottom = 220
     x = log_axis([p.x for p in points], LEFT, RIGHT, si)
     y = linear_axis([v for p in points for v in (p.low, p.high)], bottom, TOP, in_percent)
     stairs: list[tuple[float, float]] = []
-    for cost, share in front:
+    for cost, share in pareto_front((p.x, p.y) for p in points):
         stairs += [(x(cost), stairs[-1][1])] if stairs else []
         stairs.append((x(cost), y(share)))
     parts, labels = [path([*stairs, (RIGHT, stairs[-1][1])], "front")], []
@@ -210,7 +206,7 @@ def scatter(
         tooltip = f"{p.name}, {p.role}: {in_percent(p.y)}, {si(p.x)}"
         parts.append(line(at, y(p.low), at, y(p.high), f"whisker {p.role}"))
         parts.append(dot(at, y(p.y), p.role, tooltip))
-        if p.named:
+        if p.role != "baseline":
             anchor = "start" if at + LETTER * len(p.name) + 12 < RIGHT else "end"
             labels.append((at + (9 if anchor == "start" else -12), y(p.y) + 4, p.name, anchor))
     for at, height, name, anchor in spread_labels(labels, bottom):
@@ -220,60 +216,54 @@ def scatter(
 
 def spread_labels(labels: Sequence[tuple], bottom: float) -> list[tuple]:
     """Move labels (x, y, name, anchor) down until none overlaps another."""
-
-    def extent(x: float, name: str, anchor: str) -> tuple[float, float]:
-        length = LETTER * len(name)
-        return (x, x + length) if anchor == "start" else (x - length, x)
-
     placed: list[tuple] = []
-    for x, start, name, anchor in sorted(labels, key=lambda label: label[1]):
-        y, (left, right) = start, extent(x, name, anchor)
-        for other_x, other_y, *other in placed:
-            other_left, other_right = extent(other_x, *other)
-            if left < other_right and other_left < right and abs(y - other_y) < LINE:
+    extents: list[tuple[float, float, float]] = []  # left, right, y
+    for x, start, name, anchor in sorted(labels, key=itemgetter(1)):
+        y, length = start, LETTER * len(name)
+        left = x if anchor == "start" else x - length
+        for other_left, other_right, other_y in extents:
+            if left < other_right and other_left < left + length and abs(y - other_y) < LINE:
                 y = other_y + LINE
         placed.append((x, min(y, bottom - 4), name, anchor))
+        extents.append((left, left + length, placed[-1][1]))
     return placed
 
 
-def curves(series: Sequence[tuple[str, Sequence[int], Sequence[float]]], title: str) -> Markup:
-    """Curves of shares by epoch: (role, epochs, shares). A dot marks the best epoch."""
-    epochs = [epoch for _, xs, _ in series for epoch in xs]
-    last = max(epochs)
-    step = next((s for s in (1, 2, 5, 10, 20, 50, 100) if last / s <= 7), 200)
-    ticks = [1, *range(step, last + 1, step)] if step > 1 else list(range(1, last + 1))
-    x = Axis(min(epochs), max(last, 2), LEFT + 4, RIGHT - 6, ticks, "{:g}".format)
-    y = linear_axis([share for _, _, ys in series for share in ys], 180, TOP, in_percent)
-    parts = []
-    for role, xs, ys in series:
-        at, best = max(zip(xs, ys, strict=True), key=lambda point: point[1])
-        parts.append(path(zip(map(x, xs), map(y, ys), strict=True), f"curve {role}"))
-        tooltip = f"{role}: best {in_percent(best)} at epoch {at}"
-        parts.append(dot(x(at), y(best), role, tooltip, 4))
-    return framed(x, y, title, "epoch", parts)
-
-
-def levels(
-    series: Sequence[tuple[str, Sequence[float]]],
-    names: Sequence[str],
+def curves(
+    series: Sequence[tuple[str, Sequence[float], Sequence[float]]],
+    x: Axis,
     limits: tuple[float, float],
     title: str,
     axis_title: str,
+    *,
+    only_best: bool = False,
 ) -> Markup:
-    """Shares at named levels, in equal steps: (role, a share for each name).
+    """Curves of shares: (role, values on the axis, shares). Dots mark all values or the best.
 
     Args:
-        limits: of the axis, so that several charts have one scale.
+        limits: of the shares' axis, so that several charts have one scale.
     """
-    x = Axis(0, len(names) - 1, LEFT + 16, RIGHT - 12, range(len(names)), names.__getitem__)
     y = linear_axis(limits, 180, TOP, in_percent)
     parts = []
-    for role, shares in series:
-        points = [(x(i), y(share)) for i, share in enumerate(shares)]
-        parts.append(path(points, f"curve {role}"))
-        for point, name, share in zip(points, names, shares, strict=True):
-            parts.append(dot(*point, role, f"{role}, {name}: {in_percent(share)}", 4))
+    for role, values, shares in series:
+        points = list(zip(values, shares, strict=True))
+        parts.append(path([(x(value), y(share)) for value, share in points], f"curve {role}"))
+        for value, share in [max(points, key=itemgetter(1))] if only_best else points:
+            tooltip = f"{role}, {axis_title} {x.text(value)}: {in_percent(share)}"
+            parts.append(dot(x(value), y(share), role, tooltip, 4))
     return framed(x, y, title, axis_title, parts)
+
+
+def epoch_axis(last: int) -> Axis:
+    step = next((s for s in (1, 2, 5, 10, 20, 50, 100) if last / s <= 7), 200)
+    ticks = sorted({1, *range(step, last + 1, step)})
+    return Axis(1, max(last, 2), LEFT + 4, RIGHT - 6, ticks, "{:g}".format)
+
+
+def named_axis(names: Sequence[str]) -> Axis:
+    """Equal steps from 0 with a name each."""
+    count = len(names)
+    return Axis(0, count - 1, LEFT + 16, RIGHT - 12, range(count), names.__getitem__)
 
 
 def reliability_plot(models: Sequence[tuple[str, np.ndarray]], title: str) -> Markup:
@@ -298,9 +288,7 @@ def reliability_plot(models: Sequence[tuple[str, np.ndarray]], title: str) -> Ma
     return framed(x, y, title, "confidence", parts, right)
 
 
-def diverging_bars(
-    rows: Sequence[tuple[str, float, str]], largest: float, title: str, axis_title: str
-) -> Markup:
+def diverging_bars(rows: Sequence[tuple[str, float, str]], largest: float, title: str) -> Markup:
     """Horizontal bars left and right of zero, from (label, value, note).
 
     Args:
@@ -311,7 +299,7 @@ def diverging_bars(
     left = 12 + LETTER * max(len(name) for name in names)
     bottom = top + step * len(rows) + 2
     axis = linear_axis([-largest, largest], left + 22, WIDTH - 24, in_points, 4)
-    parts = [bottom_axis(axis, bottom, top, axis_title)]
+    parts = [bottom_axis(axis, bottom, top, "points")]
     for i, ((label, value, note), name) in enumerate(zip(rows, names, strict=True)):
         y, start, end = top + step * i, *sorted((axis(0), axis(value)))
         role = "distilled" if value > 0 else "baseline"
@@ -322,10 +310,11 @@ def diverging_bars(
     return svg(bottom + 42, title, *parts)
 
 
-def heat_map(
-    table: np.ndarray, names: Sequence[str], title: str, row_title: str, column_title: str
-) -> Markup:
-    """Heat map of [C, C] counts: the diagonal grey, the rest in colour, by share of the largest."""
+def heat_map(table: np.ndarray, names: Sequence[str], title: str) -> Markup:
+    """Heat map of [C, C] counts by the teacher's and the distilled student's class.
+
+    The diagonal is grey, the rest in colour, by share of the largest.
+    """
     labels = [shortened(name, 10) for name in names]
     long = max(len(label) for label in labels)
     left = 26 + LETTER * long
@@ -337,8 +326,8 @@ def heat_map(
     largest_off = max(4, off.max())  # so that one image is not in full colour
     upright = f"translate(12 {bottom / 2:.1f}) rotate(-90)"
     parts = [
-        text(0, 0, row_title, "title", "middle", transform=upright),
-        text(left + (WIDTH - left) / 2, bottom + below + 16, column_title, "title", "middle"),
+        text(0, 0, "teacher", "title", "middle", transform=upright),
+        text(left + (WIDTH - left) / 2, bottom + below + 16, "distilled", "title", "middle"),
     ]
     for r, row in enumerate(table):
         y = 4 + cell * r
@@ -351,7 +340,7 @@ def heat_map(
                 "fill_opacity": f"{0.06 if count == 0 else 0.12 + 0.48 * count / largest:.2f}",
             }
             x = left + cell * c
-            tooltip = f"{row_title} {names[r]}, {column_title} {names[c]}: {count:,} images"
+            tooltip = f"teacher {names[r]}, distilled {names[c]}: {count:,} images"
             parts.append(rectangle(x + 0.5, y + 0.5, cell - 1, cell - 1, tooltip, **style))
             if count and cell >= 8 * len(f"{count}"):
                 parts.append(text(x + cell / 2, middle, f"{count}", "cell", "middle"))

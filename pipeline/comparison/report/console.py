@@ -1,8 +1,9 @@
 """The comparison for a terminal."""
 
 from pipeline.comparison.figures import Figures
+from pipeline.comparison.report.costs import cache_sentence
 from pipeline.comparison.report.numbers import millions, percent, whole
-from pipeline.comparison.report.summary import headline_sentences
+from pipeline.comparison.report.summary import gain_sentences
 from pipeline.comparison.report.tables import students_table
 
 
@@ -17,6 +18,8 @@ def console_table(figures: Figures) -> str:
     lines = [
         f"teacher: test accuracy {percent(teacher.accuracy)}, {size}",
         table.to_string(index=False),
-        *headline_sentences(figures),
+        *gain_sentences(figures),
     ]
+    if figures.cache is not None:
+        lines.append(cache_sentence(figures.cache))
     return "\n".join(lines).replace("\N{MINUS SIGN}", "-")  # some terminals lack it

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 from pipeline.comparison.cache_economics import CacheFigures, Economics
 from pipeline.comparison.measurement.latency import DeviceSpeed, NetworkSpeed
-from pipeline.comparison.report.charts import si3
-from pipeline.comparison.report.numbers import duration, milliseconds
+from pipeline.comparison.report.numbers import duration, si3, three_digits
 
 
 @dataclass(frozen=True)
@@ -29,11 +28,8 @@ class Costs:
 
 def cache_sentence(figures: CacheFigures) -> str:
     """What the cache cost and saved."""
-    made, saved, students = (
-        figures.teacher_passes,
-        figures.passes_saved,
-        figures.break_even_students,
-    )
+    made, saved = figures.teacher_passes, figures.passes_saved
+    students = figures.break_even_students
     from_students = "the first student" if students == 1 else f"{students:,} students"
     outcome = f"{saved:,} saved" if saved > 0 else f"the cache took {-saved:,} more"
     return (
@@ -63,19 +59,15 @@ def cost_sentences(costs: Costs) -> list[str]:
 
 
 def speed_sentence(device: DeviceSpeed) -> str:
-    def describe(name: str, speed: NetworkSpeed) -> str:
-        if speed.speedup is None:
-            return f"{name} {milliseconds(speed.latency_ms)}"
-        return f"{name} {speedup(speed)} times as fast"
-
-    students = ", ".join(describe(name, speed) for name, speed in device.students.items())
-    start = f"One image on {device.label}: "
-    if device.teacher is None:
-        return f"{start}{students}."
-    return f"{start}the teacher {milliseconds(device.teacher.latency_ms)}, {students}."
+    networks = ", ".join(
+        f"{name} {three_digits(speed.latency_ms)} ms"
+        if speed.speedup is None
+        else f"{name} {speedup(speed)} times as fast"
+        for name, speed in device.networks
+    )
+    return f"One image on {device.label}: {networks}."
 
 
 def speedup(speed: NetworkSpeed) -> str:
-    values = (speed.speedup, speed.speedup_low, speed.speedup_high)
-    middle, low, high = (f"{value:#.3g}".rstrip(".") for value in values)
-    return f"{middle} ({low} to {high})"
+    low, high = three_digits(speed.speedup_low), three_digits(speed.speedup_high)
+    return f"{three_digits(speed.speedup)} ({low} to {high})"

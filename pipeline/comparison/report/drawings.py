@@ -1,21 +1,20 @@
 """The charts of the page and what they show: from the comparison to `charts`."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from operator import attrgetter
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from pipeline.comparison.compare import Comparison, ModelMetrics, PairedDifference, pareto_front
+from pipeline.comparison.compare import Comparison
 from pipeline.comparison.measurement.corruptions import SEVERITIES
 from pipeline.comparison.measurement.latency import DeviceSpeed
 from pipeline.comparison.report import charts
 from pipeline.comparison.report.numbers import percent
-from pipeline.comparison.report.summary import gain_with_interval, verdict
-from pipeline.comparison.robustness import RobustComparison, RobustGain
+from pipeline.comparison.report.summary import gain_with_interval
+from pipeline.comparison.robustness import RobustComparison
+from pipeline.comparison.statistics import Gain, PairedDifference
 
 MOST_CLASSES = 20  # that a heat map or bars show one by one
 EXTREMES = 8  # with more classes: the largest gains and losses, and pairs of classes
@@ -29,55 +28,48 @@ class Drawing(NamedTuple):
     note: str = ""
 
 
-def intervals(
-    title: str, gains: Mapping[str, PairedDifference] | Mapping[str, RobustGain]
-) -> Drawing:
+def intervals(title: str, gains: Mapping[str, Gain]) -> Drawing:
     rows = [(name, g.gain, g.low, g.high, gain_with_interval(g)) for name, g in gains.items()]
-    return Drawing(title, charts.interval_plot(rows, f"{title} by student", "points"))
+    return Drawing(title, charts.interval_plot(rows, f"{title} by student"))
 
 
 def gain_and_cost(comparison: Comparison, speed: Mapping[str, DeviceSpeed]) -> list[Drawing]:
-    """The gains, and accuracy against each cost."""
+    """The gains, and accuracy against each cost; a teacher without a network has no cost."""
+    models = comparison.models
+    costs = {"parameters": [m.parameters for m in models], "MACs": [m.macs for m in models]}
+    for device_type, name in (("cpu", "the CPU"), ("cuda", "the GPU")):
+        if device := speed.get(device_type):
+            networks = [device.teacher, *(device.students[m.name] for m in models[1:])]
+            costs[f"latency on {name}, ms"] = [n and n.latency_ms for n in networks]
     drawings = [intervals("Gain", comparison.gains)]
-    axes = {"parameters": attrgetter("parameters"), "MACs": attrgetter("macs"), **latencies(speed)}
-    for axis_title, cost in axes.items():
-        models = [m for m in comparison.models if cost(m) is not None]
-        dots = [
-            charts.Point(
-                m.name, m.role, cost(m), m.accuracy, m.low, m.high, named=m.role != "baseline"
-            )
-            for m in models
+    for axis_title, of_models in costs.items():
+        points = [
+            charts.Point(m.name, m.role, cost, m.accuracy, m.low, m.high)
+            for m, cost in zip(models, of_models, strict=True)
+            if cost is not None
         ]
-        front = [(cost(m), m.accuracy) for m in pareto_front(models, cost)]
         title = f"Accuracy against {axis_title.removesuffix(', ms')}"
-        drawings.append(Drawing(title, charts.scatter(dots, front, title, axis_title)))
+        drawings.append(Drawing(title, charts.scatter(points, title, axis_title)))
     return drawings
-
-
-def latencies(
-    speed: Mapping[str, DeviceSpeed],
-) -> dict[str, Callable[[ModelMetrics], float | None]]:
-    """A network's latency in ms, by the title of the axis; None for a teacher without a network."""
-
-    def latency(device: DeviceSpeed, model: ModelMetrics) -> float | None:
-        network = device.teacher if model.role == "teacher" else device.students[model.name]
-        return network and network.latency_ms
-
-    device_names = {"cpu": "the CPU", "cuda": "the GPU"}
-    return {
-        f"latency on {device_names[device_type]}, ms": partial(latency, device)
-        for device_type, device in speed.items()
-    }
 
 
 def training_curves(comparison: Comparison, curves: pd.DataFrame) -> list[Drawing]:
     drawings = []
     for name in comparison.gains:
-        series = []
-        for role in ("baseline", "distilled"):
-            rows = curves[(curves["student"] == name) & (curves["role"] == role)]
-            series.append((role, rows["epoch"].tolist(), rows["validation_accuracy"].tolist()))
-        drawings.append(Drawing(name, charts.curves(series, f"Validation accuracy of {name}")))
+        of_student = curves[curves["student"] == name]
+        shares = of_student["validation_accuracy"]
+        plot = charts.curves(
+            [
+                (role, rows["epoch"], rows["validation_accuracy"])
+                for role, rows in of_student.groupby("role")
+            ],
+            charts.epoch_axis(of_student["epoch"].max()),
+            (shares.min(), shares.max()),
+            f"Validation accuracy of {name}",
+            "epoch",
+            only_best=True,
+        )
+        drawings.append(Drawing(name, plot))
     return drawings
 
 
@@ -95,22 +87,16 @@ def calibration(comparison: Comparison) -> list[Drawing]:
 
 def under_corruption(robustness: RobustComparison) -> list[Drawing]:
     """The gains of all students, then the curves of each."""
-    curves = {}
-    for name, gain in robustness.gains.items():
-        models = {
-            "teacher": robustness.teacher,
-            "baseline": gain.baseline,
-            "distilled": gain.distilled,
-        }
-        curves[name] = [(r, [m.clean, *m.table.mean(0)]) for r, m in models.items() if m]
-    shares = [share for series in curves.values() for _, values in series for share in values]
-    limits, levels = (min(shares), max(shares)), ["clean", *map(str, SEVERITIES)]
+    levels = ["clean", *map(str, SEVERITIES)]
     drawings = [intervals("Robust gain", robustness.gains)]
+    shares = [m.by_severity for m in robustness.models if m]
+    limits = np.min(shares), np.max(shares)
     for name, gain in robustness.gains.items():
+        models = {"teacher": robustness.teacher, "baseline": gain.second, "distilled": gain.first}
+        series = [(role, range(len(levels)), m.by_severity) for role, m in models.items() if m]
         title = f"Accuracy of {name} under corruption"
-        plot = charts.levels(curves[name], levels, limits, title, "severity")
-        change = verdict(gain.gain, gain.low, gain.high)
-        note = f"Robust gain: {gain_with_interval(gain)}, {change}."
+        plot = charts.curves(series, charts.named_axis(levels), limits, title, "severity")
+        note = f"Robust gain: {gain_with_interval(gain)}, {gain.verdict}."
         drawings.append(Drawing(name, plot, note))
     return drawings
 
@@ -119,7 +105,7 @@ def class_gains(comparison: Comparison) -> list[Drawing]:
     bars = {name: class_rows(gain, comparison) for name, gain in comparison.gains.items()}
     largest = max(0.01, *(abs(value) for rows in bars.values() for _, value, _ in rows))
     return [
-        Drawing(name, charts.diverging_bars(rows, largest, f"Gain of {name} by class", "points"))
+        Drawing(name, charts.diverging_bars(rows, largest, f"Gain of {name} by class"))
         for name, rows in bars.items()
     ]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from pipeline.comparison.report.charts import si3
+from pipeline.comparison.report.charts import si
 
 
 def percent(share: float | None) -> str:
@@ -29,6 +29,15 @@ def whole(number: int) -> str:
     return f"{number:,}"
 
 
+def three_digits(number: float) -> str:
+    return f"{number:#.3g}".rstrip(".")
+
+
+def si3(number: float) -> str:
+    """As `si`, always with three digits: 17000000 -> 17.0 M"""
+    return si(number, three_digits)
+
+
 def millions(number: int) -> str:
     """`1814.1 M`; less than a million with its own unit: `450 k`"""
     return f"{number / 1e6:.1f} M" if number >= 1e6 else si3(number)
@@ -37,10 +46,6 @@ def millions(number: int) -> str:
 def compression(teachers: int | None, students: int) -> str:
     """The teacher's cost over the student's; `-` without a teacher's cost."""
     return "-" if teachers is None else f"{teachers / students:.1f} x"
-
-
-def milliseconds(value: float) -> str:
-    return f"{value:#.3g}".rstrip(".") + " ms"
 
 
 def duration(seconds: float) -> str:

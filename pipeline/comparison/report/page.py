@@ -6,26 +6,24 @@ import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import yaml
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
+from sklearn.metrics import confusion_matrix
 
 from pipeline.comparison.compare import Comparison
 from pipeline.comparison.example_images import THUMBNAIL
 from pipeline.comparison.figures import Figures, models_table
-from pipeline.comparison.measurement.corruptions import SEVERITIES
-from pipeline.comparison.metrics import confusion
+from pipeline.comparison.measurement.corruptions import SEVERITIES, to_pillow
 from pipeline.comparison.report import charts, drawings, tables
 from pipeline.comparison.report.costs import Costs
-from pipeline.comparison.report.numbers import join_and, whole
-from pipeline.comparison.report.style import STYLE
+from pipeline.comparison.report.numbers import join_and, si3, whole
 from pipeline.comparison.report.summary import sentences
-from pipeline.comparison.report.template import PAGE
 
 VERSIONS = ("torch", "torchvision", "numpy", "h5py", "pillow")
 SHOWN_SEVERITY = 3  # of the example images
@@ -55,17 +53,16 @@ def html_report(
         pixels_of: the pixels [C, H, W] uint8 of a test image, by its number.
         corrupted: the pixels of one test image, by corruption.
     """
-    classes, num_classes = comparison.class_names, len(comparison.class_names)
-
-    def class_name(label: int, most_letters: int = 1_000_000) -> str:
-        return charts.shortened(classes[label], most_letters)
-
+    num_classes = len(comparison.class_names)
     students = tables.students_table(figures).drop(columns="McNemar")
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return environment.from_string(PAGE).render(
-        style=STYLE,
+    return environment.get_template("page.html").render(
         comparison=comparison,
         sentences=sentences(figures, comparison, costs),
         students=students.replace(" x$", " x fewer", regex=True),
@@ -87,18 +84,13 @@ def html_report(
         many_classes=num_classes > drawings.MOST_CLASSES,
         extremes=drawings.EXTREMES,
         agreement=agreement(comparison),
-        heat_map=lambda counts, title: charts.heat_map(
-            counts, classes, title, "teacher", "distilled"
-        ),
-        disagreements_table=lambda counts: tables.disagreements_table(
-            counts, classes, drawings.EXTREMES
-        ),
+        heat_map=charts.heat_map,
+        disagreements_table=tables.disagreements_table,
         disagreements=disagreements(comparison),
-        class_name=class_name,
         pixels_of=pixels_of,
         picture=picture,
         pairs=tables.pairs_table(comparison),
-        metrics=tables.metrics_table(models_table(comparison), charts.si3).drop(columns="robust"),
+        metrics=tables.metrics_table(models_table(comparison), si3).drop(columns="robust"),
         facts={
             **{f"{name} fingerprint": value for name, value in origin.fingerprints.items()},
             "Python": platform.python_version(),
@@ -111,13 +103,13 @@ def html_report(
 
 def agreement(comparison: Comparison) -> list[tuple[str, np.ndarray, str]]:
     """By student, [C, C] counts of the predictions of the teacher and its own, and a caption."""
-    teacher, num_classes = comparison.teacher, len(comparison.class_names)
+    teacher, classes = comparison.teacher, range(len(comparison.class_names))
     rows = []
     for name, gain in comparison.gains.items():
         student = gain.first
-        counts = confusion(teacher.decisions, student.decisions, num_classes)
-        (neither, only_student), (only_teacher, both) = confusion(
-            teacher.correct, student.correct, 2
+        counts = confusion_matrix(teacher.decisions, student.decisions, labels=classes)
+        (neither, only_student), (only_teacher, both) = confusion_matrix(
+            teacher.correct, student.correct, labels=(False, True)
         )
         caption = (
             f"Both correct {both:,}, only the teacher {only_teacher:,}, only the student "
@@ -144,10 +136,8 @@ def disagreements(comparison: Comparison) -> dict[str, list[int]]:
 
 def picture(pixels: np.ndarray, title: str) -> Markup:
     """An inline image from pixels [C, H, W] uint8."""
-    planes = np.asarray(pixels).transpose(1, 2, 0)
-    image = Image.fromarray(np.ascontiguousarray(planes[..., 0] if len(pixels) == 1 else planes))
-    if max(image.size) > THUMBNAIL:
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
+    image = to_pillow(np.asarray(pixels))
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     css = "" if max(image.size) < 64 else "smooth"

@@ -2,33 +2,14 @@
 
 from collections.abc import Mapping
 
-from pipeline.comparison.compare import Comparison, ModelMetrics, PairedDifference, is_significant
+from pipeline.comparison.compare import Comparison, ModelMetrics
 from pipeline.comparison.figures import Figures
-from pipeline.comparison.report.costs import Costs, cache_sentence, cost_sentences
+from pipeline.comparison.report.costs import Costs, cost_sentences
 from pipeline.comparison.report.numbers import join_and, percent, percent_range, points, whole
-from pipeline.comparison.robustness import RobustGain
-
-#: By student: gain, low and high, and the p-value if there was a test.
-Gains = Mapping[str, tuple[float, ...]]
-
-CAVEAT = (
-    "One test image is {points} points. The intervals (95 %) cover the choice of the test images, "
-    "not the seed of the training."
-)
+from pipeline.comparison.statistics import Gain
 
 
-def verdict(gain: float, low: float, high: float, p_value: float = 0.0) -> str:
-    """Classify a gain as gain, loss or not significant; without a test its interval decides."""
-    if not is_significant(low, high, p_value):
-        return "not significant"
-    return "gain" if gain > 0 else "loss"
-
-
-def verdict_of(difference: PairedDifference) -> str:
-    return verdict(difference.gain, difference.low, difference.high, difference.p_value)
-
-
-def gain_with_interval(gain: PairedDifference | RobustGain) -> str:
+def gain_with_interval(gain: Gain) -> str:
     return f"{points(gain.gain)} ({points(gain.low)} to {points(gain.high)})"
 
 
@@ -36,14 +17,14 @@ def model_label(model: ModelMetrics) -> str:
     return f"{model.name}, {model.role}"
 
 
-def headline_sentences(figures: Figures) -> list[str]:
-    """What distillation did to accuracy and robust accuracy, and what the cache saved."""
-    students, images = figures.students, figures.test_images
-    lines = [gain_sentence({name: s.tested_gain for name, s in students.items()}, images)]
-    robust = {name: s.robust_gain_interval for name, s in students.items()}
-    if None not in robust.values():
-        lines.append(robust_sentence(robust))
-    return lines if figures.cache is None else [*lines, cache_sentence(figures.cache)]
+def gain_sentences(figures: Figures) -> list[str]:
+    """What distillation did to accuracy and to robust accuracy."""
+    gains = {name: s.tested_gain for name, s in figures.students.items()}
+    robust_gains = {name: s.tested_robust_gain for name, s in figures.students.items()}
+    return [
+        f"On {figures.test_images:,} test images, {describe_gains(gains, 'accuracy')}.",
+        f"Under common corruptions, {describe_gains(robust_gains, 'robust accuracy')}.",
+    ]
 
 
 def sentences(figures: Figures, comparison: Comparison, costs: Costs) -> list[str]:
@@ -52,7 +33,7 @@ def sentences(figures: Figures, comparison: Comparison, costs: Costs) -> list[st
     distilled, baselines = [gain.first for gain in gains], [gain.second for gain in gains]
     size = "" if teacher.parameters is None else f" with {whole(teacher.parameters)} parameters"
     lines = [
-        *headline_sentences(figures.model_copy(update={"cache": None})),
+        *gain_sentences(figures),
         recommendation_sentence(comparison),
         f"The teacher has {percent(teacher.accuracy)}{size}. It "
         f"agrees with distilled students on {percent_range(m.agreement for m in distilled)} of the "
@@ -69,30 +50,20 @@ def sentences(figures: Figures, comparison: Comparison, costs: Costs) -> list[st
             if significant
             else "No two distilled students differ significantly on these images."
         )
-    caveat = CAVEAT.format(points=f"{100 / len(comparison.labels):.2g}")
+    caveat = (
+        f"One test image is {100 / len(comparison.labels):.2g} points. The intervals (95 %) cover "
+        "the choice of the test images, not the seed of the training."
+    )
     return [*lines, *cost_sentences(costs), caveat]
 
 
-def gain_sentence(gains: Gains, test_images: int) -> str:
-    """What distillation did to accuracy."""
-    changes = describe_gains(gains, "accuracy")
-    return f"On {test_images:,} test image{'s' * (test_images != 1)}, {changes}."
-
-
-def robust_sentence(gains: Gains) -> str:
-    """What distillation did to robust accuracy."""
-    return f"Under common corruptions, {describe_gains(gains, 'robust accuracy')}."
-
-
-def describe_gains(gains: Gains, metric: str) -> str:
+def describe_gains(gains: Mapping[str, Gain], metric: str) -> str:
     """The gains in a metric, grouped by their verdict."""
     students: dict[str, list[str]] = {"gain": [], "loss": [], "not significant": []}
-    for name, figures in gains.items():
-        gain, low, high = figures[:3]
-        near, far = sorted((abs(low), abs(high)))
-        size = f" by {100 * abs(gain):.2f} points ({100 * near:.2f} to {100 * far:.2f})"
-        change = verdict(*figures)
-        students[change].append(name if change == "not significant" else name + size)
+    for name, gain in gains.items():
+        near, far = sorted((abs(gain.low), abs(gain.high)))
+        size = f" by {100 * abs(gain.gain):.2f} points ({100 * near:.2f} to {100 * far:.2f})"
+        students[gain.verdict].append(name + size if gain.significant else name)
     parts = [
         f"distillation {verb} the {metric} of {join_and(students[change])}"
         for change, verb in (("gain", "raised"), ("loss", "lowered"))
@@ -108,8 +79,8 @@ def describe_gains(gains: Gains, metric: str) -> str:
 
 
 def recommendation_sentence(comparison: Comparison) -> str:
-    recommendation = comparison.recommendation
-    chosen, best = recommendation.chosen, recommendation.best
+    difference = comparison.recommendation
+    chosen, best = difference.first, difference.second
     start = (
         f"To ship: {model_label(chosen)}: {percent(chosen.accuracy)} with "
         f"{whole(chosen.parameters)} parameters. It is the"
@@ -119,7 +90,6 @@ def recommendation_sentence(comparison: Comparison) -> str:
             f"{start} most accurate student or baseline, and every smaller one is significantly "
             "worse."
         )
-    difference = recommendation.difference
     return (
         f"{start} smallest network that is not significantly worse than the most accurate one "
         f"({model_label(best)}, {percent(best.accuracy)}): the difference is "

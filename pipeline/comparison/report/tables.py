@@ -14,13 +14,12 @@ from pipeline.comparison.report.numbers import (
     compression,
     duration,
     millions,
-    milliseconds,
     p_text,
     percent,
     points,
+    three_digits,
     whole,
 )
-from pipeline.comparison.report.summary import verdict, verdict_of
 
 CORRUPTION_NAMES = {name: name.upper() if name == "jpeg" else name for name in CORRUPTIONS}
 
@@ -35,7 +34,7 @@ def students_table(figures: Figures) -> pd.DataFrame:
             "gain": points(student.gain),
             "95% interval": f"{points(student.gain_low)} to {points(student.gain_high)}",
             "McNemar": p_text(student.p_value),
-            "verdict": verdict(*student.tested_gain),
+            "verdict": student.tested_gain.verdict,
             "retention": percent(student.accuracy / teacher.accuracy),
             "agreement": percent(student.agreement),
             "parameters": whole(student.parameters),
@@ -84,7 +83,6 @@ def metrics_table(models: pd.DataFrame, count: Callable[[int], str] = whole) -> 
 
 def robustness_table(comparison: Comparison) -> pd.DataFrame:
     """One row per network that was measured."""
-    measured = [(m, comparison.robustness.of(m.name, m.role)) for m in comparison.models]
     return pd.DataFrame(
         {
             "network": model.name,
@@ -94,7 +92,7 @@ def robustness_table(comparison: Comparison) -> pd.DataFrame:
             "clean": percent(robust.clean),
             **dict(zip(CORRUPTION_NAMES.values(), map(percent, robust.table.mean(1)), strict=True)),
         }
-        for model, robust in measured
+        for model, robust in zip(comparison.models, comparison.robustness.models, strict=True)
         if robust is not None
     )
 
@@ -108,7 +106,7 @@ def pairs_table(comparison: Comparison) -> pd.DataFrame:
             "difference": points(pair.gain),
             "95% interval": f"{points(pair.low)} to {points(pair.high)}",
             "McNemar": p_text(pair.p_value),
-            "verdict": better.get(verdict_of(pair), verdict_of(pair)),
+            "verdict": better.get(pair.verdict, pair.verdict),
         }
         for pair in comparison.pairs
     )
@@ -126,16 +124,15 @@ def disagreements_table(counts: np.ndarray, names: Sequence[str], most: int) -> 
 
 
 def speed_table(device: DeviceSpeed) -> pd.DataFrame:
-    teacher = {"teacher": device.teacher} if device.teacher else {}
     return pd.DataFrame(
         {
             "network": name,
-            "one image": milliseconds(speed.latency_ms),
-            "95th percentile": milliseconds(speed.latency_p95_ms),
+            "one image": f"{three_digits(speed.latency_ms)} ms",
+            "95th percentile": f"{three_digits(speed.latency_p95_ms)} ms",
             "speed-up": "-" if speed.speedup is None else speedup(speed),
             f"in batches of {device.batch_size}": f"{speed.images_per_second:,.0f} images/s",
         }
-        for name, speed in [*teacher.items(), *device.students.items()]
+        for name, speed in device.networks
     )
 
 

@@ -57,8 +57,12 @@ def match(table: Table, dataset: Dataset) -> MatchedTable:
             "\n  ".join([f"`{table.path}` has not one row for every image:", *problems])
             + "\nThe ids are those of data/prepared/train_ids.json, and of the other splits'."
         )
-    remarks = [table.remark] if table.remark else []
-    remarks += [surplus] if len(unknown) else []
+    remarks = [surplus] if len(unknown) else []
+    if table.in_order:
+        remarks.append(
+            "no ids: its rows were taken in the order of data/prepared (train, validation, test), "
+            "its columns in the order of the class folders"
+        )
     if table.views is None:
         remarks.append("one row per image, which is used for every view of it")
     return MatchedTable(table, columns, rows, remarks)

@@ -18,8 +18,6 @@ from pipeline.comparison.measurement.corruptions import (
     strength,
 )
 
-ALL_SEVERITIES = (1, 2, 3, 4, 5)
-
 
 def photograph(side: int, channels: int = 3, width: int | None = None) -> np.ndarray:
     """Draw soft shapes with edges and some texture, from black to white: [C, H, W] uint8."""
@@ -37,8 +35,7 @@ def apply(name: str, image: np.ndarray, severity: int, sample: int = 0) -> np.nd
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("side", [16, 96, 224])
+@pytest.mark.parametrize(("channels", "side"), [(3, 16), (1, 96), (3, 224)])
 def test_a_higher_severity_changes_the_image_more(name, channels, side):
     """For SEVERITIES. (Not for all five: pixelation that divides a side evenly, such as 96 pixels
     to 64, shifts an image more than the next severity does.)"""
@@ -58,7 +55,7 @@ def test_a_higher_severity_changes_the_image_more(name, channels, side):
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_strengths_are_the_published_ones_at_their_sizes_and_interpolated_between(name):
     small, large = PUBLISHED[name]
-    for severity in ALL_SEVERITIES:
+    for severity in range(1, 6):
         at = severity - 1
         assert strength(name, severity, 32) == strength(name, severity, 16) == small[at]
         assert strength(name, severity, 224) == strength(name, severity, 512) == large[at]
@@ -67,7 +64,7 @@ def test_strengths_are_the_published_ones_at_their_sizes_and_interpolated_betwee
         assert around[0] <= (small[at] + large[at]) / 2 <= around[1]
 
 
-@pytest.mark.parametrize("severity", ALL_SEVERITIES)
+@pytest.mark.parametrize("severity", [1, 5])
 def test_noise_has_mean_0_and_its_standard_deviation(severity):
     image = np.full((3, 32, 32), 128, np.uint8)  # 5 standard deviations from black and white
     drawn = np.stack([apply("noise", image, severity, sample) for sample in range(100)])
@@ -90,8 +87,8 @@ def test_noise_is_independent_between_channels_samples_and_severities():
     assert np.abs(correlations).max() < 5 / 64
 
 
-@pytest.mark.parametrize("side", [16, 32, 100, 224])
-@pytest.mark.parametrize("severity", ALL_SEVERITIES)
+@pytest.mark.parametrize("side", [16, 100, 224])
+@pytest.mark.parametrize("severity", SEVERITIES)
 def test_blur_equals_scipys_gaussian_within_a_level(side, severity):
     image = photograph(side, width=side + 3)
     deviation = strength("blur", severity, side)
@@ -99,7 +96,7 @@ def test_blur_equals_scipys_gaussian_within_a_level(side, severity):
     assert np.abs(apply("blur", image, severity) - expected).max() <= 0.51
 
 
-@pytest.mark.parametrize("severity", ALL_SEVERITIES)
+@pytest.mark.parametrize("severity", [1, 5])
 def test_contrast_moves_each_channel_towards_its_own_mean(severity):
     image = photograph(32)
     remaining = PUBLISHED["contrast"][0][severity - 1]
@@ -109,7 +106,7 @@ def test_contrast_moves_each_channel_towards_its_own_mean(severity):
         np.testing.assert_allclose(changed.ravel(), expected, atol=0.5001)
 
 
-@pytest.mark.parametrize("severity", ALL_SEVERITIES)
+@pytest.mark.parametrize("severity", [1, 5])
 def test_brightness_adds_to_the_value_and_keeps_hue_and_saturation(severity):
     image = photograph(16)
     image[:, 0, :3] = 0  # black has no hue
@@ -119,12 +116,8 @@ def test_brightness_adds_to_the_value_and_keeps_hue_and_saturation(severity):
         hue, saturation, value = colorsys.rgb_to_hsv(*(pixel / 255))
         expected = colorsys.hsv_to_rgb(hue, saturation, min(1, value + added))
         np.testing.assert_allclose(got, 255 * np.array(expected), atol=0.5001)
-
-
-def test_brightness_of_a_grey_image_adds_to_it():
-    image = photograph(32, channels=1)
-    expected = np.minimum(image + 255 * 0.3, 255)
-    np.testing.assert_allclose(apply("brightness", image, 5), expected, atol=0.5001)
+    grey = np.minimum(image[:1] + 255 * added, 255)
+    np.testing.assert_allclose(apply("brightness", image[:1], severity), grey, atol=0.5001)
 
 
 @pytest.mark.parametrize(("severity", "block"), [(2, 2), (5, 4)])
@@ -135,8 +128,7 @@ def test_pixelation_shows_the_means_of_blocks(severity, block):
     assert np.abs(apply("pixelation", image, severity) - means).max() <= 1
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("severity", ALL_SEVERITIES)
+@pytest.mark.parametrize(("channels", "severity"), [(1, 1), (3, 5)])
 def test_jpeg_equals_pillows_at_the_published_quality(channels, severity):
     image = photograph(32, channels)
     pixels = image[0] if channels == 1 else image.transpose(1, 2, 0).copy()
@@ -146,16 +138,13 @@ def test_jpeg_equals_pillows_at_the_published_quality(channels, severity):
     assert np.array_equal(apply("jpeg", image, severity), decoded)
 
 
-@pytest.mark.parametrize("count", [0, 359, 2_000, 2_001, 50_000])
-def test_few_test_images_are_all_corrupted_and_of_many_an_even_sample(count):
-    samples = samples_to_corrupt(count)
-    assert len(samples) == min(count, MAX_IMAGES)
-    if count <= MAX_IMAGES:
-        assert samples.tolist() == list(range(count))
-        return
-    assert samples[0] == 0
-    classes = np.bincount(samples * 10 // count)  # ten classes, one after the other
-    np.testing.assert_allclose(classes, MAX_IMAGES / 10, atol=1)
-    gaps = np.diff(samples)
-    assert gaps.min() >= 1
-    assert gaps.max() - gaps.min() <= 1
+def test_few_test_images_are_all_corrupted_and_of_many_an_even_sample():
+    for count in (0, 359, MAX_IMAGES):
+        assert samples_to_corrupt(count).tolist() == list(range(count))
+    for count in (MAX_IMAGES + 1, 50_000):
+        samples = samples_to_corrupt(count)
+        assert len(samples) == MAX_IMAGES
+        classes = np.bincount(samples * 10 // count)  # ten classes, one after the other
+        np.testing.assert_allclose(classes, MAX_IMAGES / 10, atol=1)
+        gaps = np.diff(samples)
+        assert 1 <= gaps.min() <= gaps.max() <= gaps.min() + 1

@@ -78,9 +78,7 @@ def test_a_latency_is_of_100_calls_and_of_enough_rounds_for_an_interval():
 def test_the_timed_forward_pass_gives_the_networks_logits(project):
     timed = speed.load_network(ModelOutputs("distilled", "small"))
     views = torch.randint(256, (5, 3, 16, 16), dtype=torch.uint8)
-    torch.testing.assert_close(
-        timed.forward(views), predict(timed.network, timed.spec, views), rtol=0, atol=0
-    )
+    assert torch.equal(timed.forward(views), predict(timed.network, timed.spec, views))
 
 
 def test_the_teacher_and_every_student_have_figures_on_every_device(finished_project):
@@ -121,11 +119,7 @@ def test_a_teacher_of_imported_logits_is_left_out(project):
     run_stage("speed")
     speeds = json.loads(SPEED_FILE.read_text("utf-8"))["cpu"]
     assert "teacher" not in speeds
-    assert set(speeds["students"]["small"]) == {
-        "latency_ms",
-        "latency_p95_ms",
-        "images_per_second",
-    }
+    assert "speedup" not in speeds["students"]["small"]
     run_stage("compare")
     page = Path("reports/index.html").read_text("utf-8")
     drawing = page.partition('aria-label="Accuracy against latency on the CPU"')[2]
@@ -144,13 +138,8 @@ def timeless() -> dict[Path, bytes]:
 def test_measured_times_change_the_report_and_nothing_else_of_the_comparison(project, capsys):
     run_stage("compare")
     before, printed = timeless(), capsys.readouterr().out
-    with_times = {name: (Path("reports") / name).read_bytes() for name in TIMED}
-    assert {path.name for path in before} >= {
-        "comparison.json",
-        "comparison.csv",
-        "training_curves.csv",
-        "class_accuracy.csv",
-    }
+    names = ("comparison.json", "comparison.csv", "training_curves.csv", "class_accuracy.csv")
+    assert {path.name for path in before} >= set(names)
     content = json.loads(SPEED_FILE.read_text("utf-8"))
     for device in content.values():
         device |= {"name": "a machine of another kind", "threads": 77}
@@ -160,10 +149,8 @@ def test_measured_times_change_the_report_and_nothing_else_of_the_comparison(pro
     run_stage("compare")
     assert timeless() == before
     assert capsys.readouterr().out == printed
-    for name, content in with_times.items():
-        now = (Path("reports") / name).read_bytes()
-        assert now != content
-        assert b"a machine of another kind, 77 threads" in now
+    for name in TIMED:
+        assert b"a machine of another kind, 77 threads" in (Path("reports") / name).read_bytes()
 
 
 def test_the_comparison_counts_the_passes_of_the_store_and_of_the_histories(project):
@@ -183,10 +170,6 @@ def test_the_comparison_counts_the_passes_of_the_store_and_of_the_histories(proj
     ("edit", "message"),
     [
         (lambda cpu: cpu["students"].pop("small"), "has no figures of small"),
-        (
-            lambda cpu: cpu["students"]["small"].update(latency_ms=-1),
-            "speed.json: cpu.students.small.latency_ms` is -1; expected greater than 0",
-        ),
         (lambda cpu: cpu.pop("torch"), "speed.json: cpu.torch` is missing"),
         (lambda cpu: cpu["students"]["small"].pop("speedup_low"), "belong together"),
     ],
@@ -198,13 +181,3 @@ def test_a_damaged_speed_file_is_refused(project, edit, message):
     with pytest.raises(UserError, match=message) as refusal:
         run_stage("compare")
     assert re.search("[Rr]un `dvc repro (--force )?speed`", str(refusal.value))
-
-
-def test_a_store_index_without_the_stores_size_is_refused(project):
-    path = "data/soft_targets/store.json"
-    damage = {"num_views": "3", "splits": {"train": 5}, "fidelity": None}
-    write_json(path, read_json(path, produced_by="-") | damage)
-    with pytest.raises(UserError) as refusal:
-        run_stage("compare")
-    for key in ("num_views` is '3'", "splits.validation` is missing", "fidelity` is empty"):
-        assert f"`{path}: {key}" in str(refusal.value)

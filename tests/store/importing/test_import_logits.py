@@ -182,11 +182,11 @@ REFUSED = {
     ),
     "fewer ids": (
         lambda a: a | {"ids": a["ids"][1:]},
-        r"has logits float32 \[132, 3\]; expected ids \[rows\] of text, logits",
+        r"has ids <U\d+ \[131\] and logits \[132, 3\]; expected ids \[rows\] of text",
     ),
     "fewer columns": (
         lambda a: a | {"logits": a["logits"][:, :2]},
-        "has 2 columns of logits, but 3 class_names; expected one for each",
+        r"has class_names <U\d+ \[3\] and logits \[132, 2\]; expected",
     ),
     "pickled ids": (
         lambda a: a | {"ids": a["ids"].astype(object)},
@@ -214,7 +214,7 @@ def test_a_table_that_is_not_for_this_dataset_is_refused(project, name):
         (lambda t: t.replace("\n", ",1\n").replace(",1", "", 1), "more fields than its fir"),
         (lambda t: t.replace(".png,", ".png,x", 1), "could not convert string to float"),
         (lambda t: t.rpartition(",")[0] + ",\n", "1 rows have numbers .* nan for `bee`"),
-        (lambda t: "\udcff" + t, r"cannot be read as a table \('utf-8' codec .*Expected UTF-8"),
+        (lambda t: "\udcff" + t, r"cannot be read \('utf-8' codec .*a text in UTF-8"),
     ],
 )
 def test_a_text_that_is_no_table_is_refused(project, change, message):
@@ -234,7 +234,7 @@ def test_views_of_a_text_are_numbers_or_for_validation_and_test_nothing(project)
     assert np.array_equal(rows_of(import_table("mine.csv")), expected)
     frame.loc[5, "view"] = "1.5"
     frame.to_csv("mine.csv", index=False)
-    with pytest.raises(UserError, match="`mine.csv` cannot be read as a table"):
+    with pytest.raises(UserError, match="`mine.csv` cannot be read \\(cannot safely cast"):
         import_table("mine.csv")
 
 
@@ -251,18 +251,6 @@ def test_an_id_in_two_splits_needs_the_split(project):
         UserError, match=f"2 of its ids are in two splits: `{twin}`, .*add a column `split`"
     ):
         import_table(write_npz(arrays))
-
-
-def test_a_class_that_is_named_as_a_column_of_a_text_is_not_guessed_at(project):
-    arrays = table(made_up_logits())
-    path = Path("data/prepared/dataset.json")
-    path.write_text(path.read_text("utf-8").replace('"bee"', '"view"'), "utf-8")
-    take_as_prepared()
-    names = np.array(["cat", "ant", "view"])
-    columns = {k: v for k, v in arrays.items() if k != "views"} | {"class_names": names}
-    write_text("mine.csv", columns)
-    with pytest.raises(UserError, match="the column `view` may be the class of that name or not"):
-        import_table("mine.csv")
 
 
 class Trap:
