@@ -107,9 +107,9 @@ def of_a_store(directory: Path, prepared: Path, rows: int) -> tuple[np.ndarray, 
         UserError: the store is not dense.
     """
     index = read_index(directory)
-    if index.identity.encoding != "dense":
+    if index.encoding != "dense":
         raise UserError(
-            f"`{directory}` is encoded as {index.identity.encoding}; expected a dense store, to "
+            f"`{directory}` is encoded as {index.encoding}; expected a dense store, to "
             "compare the encodings with its rows."
         )
     store, labels = open_shards(directory, index, {}), open_dataset(prepared).splits["train"].labels

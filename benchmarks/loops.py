@@ -89,7 +89,7 @@ def cases(samples: int, archive: Path) -> Iterator[tuple[Case, Dataset]]:
 def in_memory(images: np.ndarray, labels: np.ndarray, classes: int) -> Dataset:
     """A dataset with only a training split: images [N, C, H, W] uint8, labels [N] int64."""
     names = [str(number) for number in range(classes)]
-    split = Split(images, labels.astype(np.int64), Path(), "train")
+    split = Split(labels.astype(np.int64), Path(), "train", images)
     statistics = ([0.5] * 3, [0.25] * 3)
     return Dataset("0" * 64, names, 3, images.shape[-1], *statistics, {"train": split})
 

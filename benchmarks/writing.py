@@ -41,7 +41,7 @@ def make_job() -> StoreJob:
     labels = rng.integers(0, CLASSES, ROWS)
     names = [str(number) for number in range(CLASSES)]
     statistics = ([0.5] * 3, [0.25] * 3)
-    split = Split(images, labels, Path(), "train")
+    split = Split(labels, Path(), "train", images)
     torch.manual_seed(0)
     network = cifar_resnet.build("resnet56", CLASSES, 3).to(memory_format=torch.channels_last)
     device = default_device()

@@ -40,7 +40,7 @@ from onnx import numpy_helper
 
 from pipeline.commands import check
 from pipeline.commands.import_logits import import_logits
-from pipeline.commands.predict import classify, most_likely, open_student
+from pipeline.commands.predict import classify, open_student
 from pipeline.commands.store import inspect
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.data.sources.params import DatasetParams
@@ -176,7 +176,6 @@ def read_exported(path: Path) -> None:
     expect(len(found) + len(unreadable) == len(files), "predictions")
     for _, probabilities in found:
         expect(list(probabilities.shape) == [len(names)], "probabilities")
-        most_likely(probabilities, names, 1)
 
 
 def read_answers(source: str) -> None:

@@ -81,7 +81,7 @@ STAGES = [
     ),
 ]
 WHOLE = [
-    Target(f"{command[0].rpartition('.')[2]}, {to}", command, to, from_nothing=True)
+    Target(f"{' '.join(command).rpartition('.')[2]}, {to}", command, to, from_nothing=True)
     for command in (("dvc", "repro"), ("pipeline.commands.train_students", "--jobs", "2"))
     for to in ("all", "first")
 ]

@@ -1,7 +1,6 @@
 """A small project in a temporary folder: 3 classes of 16-pixel images, ResNet-8 for everything."""
 
 import importlib
-import json
 import shutil
 import signal
 import subprocess
@@ -17,8 +16,9 @@ import yaml
 from hypothesis import settings
 from PIL import Image
 
-from pipeline.data.prepared.dataset import HEADER, Dataset, fingerprint_of, open_dataset
+from pipeline.data.prepared.dataset import Dataset, DatasetDescription, fingerprint_of, open_dataset
 from pipeline.models import checkpoint
+from pipeline.runtime.files import write_json
 from pipeline.runtime.outputs import PREPARED, TEACHER
 from pipeline.runtime.params import load_section
 from pipeline.store.reading.store import Store, open_store
@@ -115,13 +115,14 @@ def write_params(root: Path, params: dict) -> None:
 
 def run_stage(name: str, *arguments: str) -> None:
     """Run the stage's `main` in this process and the current folder."""
-    module = importlib.import_module(f"pipeline.stages.{name}")
-    before = sys.argv
-    sys.argv = [name, *arguments]
-    try:
-        module.main()
-    finally:
-        sys.argv = before
+    run_module(f"pipeline.stages.{name}", *arguments)
+
+
+def run_module(module: str, *arguments: str) -> None:
+    """Run the `main` of a stage or command in this process and the current folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [module, *arguments])
+        importlib.import_module(module).main()
 
 
 def opened() -> Store:
@@ -154,10 +155,9 @@ def prepare(**dataset: object) -> Dataset:
 def take_as_prepared() -> None:
     """Update the fingerprint of data/prepared after a test edited it."""
     path = PREPARED / "dataset.json"
-    description = json.loads(path.read_text("utf-8"))
-    header = {key: description[key] for key in HEADER if key in description}
-    description["fingerprint"] = fingerprint_of(PREPARED, header)
-    path.write_text(json.dumps(description), "utf-8")
+    description = DatasetDescription.model_validate_json(path.read_bytes())
+    changed = {"fingerprint": fingerprint_of(PREPARED, description)}
+    write_json(path, description.model_copy(update=changed).model_dump(exclude_none=True))
 
 
 def run_every_stage(root: Path, params: dict) -> None:
@@ -199,6 +199,23 @@ def project(finished_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     shutil.copytree(finished_project, root)
     monkeypatch.chdir(root)
     return root
+
+
+@pytest.fixture(scope="session")
+def exported_project(finished_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished project, with its student exported."""
+    root = shutil.copytree(finished_project, tmp_path_factory.mktemp("exported") / "project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        run_stage("export", "small")
+    return root
+
+
+@pytest.fixture
+def exported(exported_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The exported project, as the current folder. Only read it."""
+    monkeypatch.chdir(exported_project)
+    return exported_project
 
 
 @contextmanager

@@ -532,7 +532,8 @@ def bytes_per_view(store: Store) -> float:
     """Bytes of the files for one view of a training image."""
     images = store.index.split_sizes["train"]
     places = shard_keys({"train": images}, 1)
-    return sum(shard_bytes(store.identity, place) for place in places) / images
+    identity = StoreIdentity(**store.identity.fields())  # without the rest of the index
+    return sum(shard_bytes(identity, place) for place in places) / images
 
 
 def teacher_accuracy(stores: Sequence[Store], dataset: Dataset) -> float:

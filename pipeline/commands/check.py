@@ -6,7 +6,8 @@ python -m pipeline.commands.check
 from pipeline.runtime.command import run_command
 
 import argparse
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -38,35 +39,27 @@ WRITTEN = (
 
 
 def problems() -> list[str]:
-    """List every problem, in the file's order. The list is empty if a run can start.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    lines = unknown_sections()
-    checks = [partial(load_section, model, name) for name, model in SECTIONS.items()]
-    checks += [load_distillation, check_merge_conflicts, check_dataset_root, check_teacher]
-    for check in [*checks, check_students]:
-        lines += _problems_of(check)
-    return list(dict.fromkeys(lines))
-
-
-def _problems_of(check: Callable[[], object]) -> list[str]:
-    try:
-        check()
-    except UserError as error:
-        return str(error).splitlines()
-    return []
-
-
-def unknown_sections() -> list[str]:
+    """List every problem, in the file's order. The list is empty if a run can start."""
     known = [*SECTIONS, "distillation", "students"]
-    return [
+    lines = [
         f"`{PARAMS_FILE}: {name}` is unknown{did_you_mean(str(name), known) or '.'} "
         f"Known: {', '.join(known)}."
         for name in read_params()
         if name not in known
     ]
+    checks = [partial(load_section, model, name) for name, model in SECTIONS.items()]
+    checks += [load_distillation, check_merge_conflicts, check_dataset_root, check_teacher]
+    return list(dict.fromkeys(lines + _problems_of([*checks, check_students])))
+
+
+def _problems_of(checks: Iterable[Callable[[], object]]) -> list[str]:
+    lines = []
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            lines += str(error).splitlines()
+    return lines
 
 
 def check_merge_conflicts() -> None:
@@ -77,8 +70,7 @@ def check_merge_conflicts() -> None:
         "has run",
     }.items():
         file = Path(name)
-        text = file.read_text("utf-8", errors="replace") if file.is_file() else ""
-        if any(line.startswith(("<<<<<<< ", ">>>>>>> ")) for line in text.splitlines()):
+        if file.is_file() and re.search(rb"^(<{7}|>{7}) ", file.read_bytes(), re.MULTILINE):
             raise UserError(f"`{name}` has merge conflict markers; expected none. {remedy}.")
 
 
@@ -88,13 +80,10 @@ def check_dataset_root() -> None:
     dataset = load_section(DatasetParams, "dataset")
     if dataset.source == "digits":
         return
-    root = Path(dataset.root)
+    root, expected = Path(dataset.root), "a folder or an archive"
     if dataset.source == "torchvision":
-        exists = root.is_dir()
         expected = f"the folder that holds `{dataset.name}` or receives its download: create it"
-    else:
-        exists, expected = root.exists(), "a folder or an archive"
-    if not exists:
+    if not (root.is_dir() if dataset.source == "torchvision" else root.exists()):
         raise UserError(
             f"`{PARAMS_FILE}: dataset.root` is `{dataset.root}`, which does not exist; expected "
             f"{expected}."
@@ -120,17 +109,14 @@ def check_outside_written(key: str, path: str, example: str) -> None:
 
 def check_teacher() -> None:
     teacher = load_section(TeacherParams, "teacher")
-    path, needed = Path(teacher.checkpoint), None
+    path = Path(teacher.checkpoint)
+    place = f"`{PARAMS_FILE}: teacher.checkpoint` is `{teacher.checkpoint}`"
     if teacher.weights == "checkpoint" and not path.is_file():
-        needed = "not a file; `weights: checkpoint` needs one"
+        raise UserError(f"{place}, which is not a file; `weights: checkpoint` needs one.")
     if teacher.weights == "logits" and not (path / "store.json").is_file():
-        needed = (
-            "no folder of a store; `weights: logits` needs one. Make it of a table: "
-            "`python -m pipeline.commands.import_logits TABLE`"
-        )
-    if needed:
         raise UserError(
-            f"`{PARAMS_FILE}: teacher.checkpoint` is `{teacher.checkpoint}`, which is {needed}."
+            f"{place}, which is no folder of a store; `weights: logits` needs one. Make it of a "
+            "table: `python -m pipeline.commands.import_logits TABLE`."
         )
     check_outside_written("teacher.checkpoint", teacher.checkpoint, "models/imported/NAME")
     check_statistics(teacher.network, "teacher.network")
@@ -148,8 +134,7 @@ def check_statistics(network: NetworkParams, key: str) -> None:
 
 
 def check_students() -> None:
-    checks = (partial(check_student_section, name) for name in student_names())
-    if lines := [line for check in checks for line in _problems_of(check)]:
+    if lines := _problems_of(partial(check_student_section, name) for name in student_names()):
         raise UserError("\n".join(lines))
 
 

@@ -11,7 +11,7 @@ refuses one. Writes nothing.
 from pipeline.runtime.command import run_command
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from torch import nn
 from pipeline.compute.device import default_device
 from pipeline.data.prepared.dataset import Dataset, open_dataset
 from pipeline.models.evaluation import predict_all
-from pipeline.models.spec import InputSpec, ModelSpec, family_module, native_input
+from pipeline.models.spec import InputSpec, family_module, native_input
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.outputs import TEACHER
 from pipeline.runtime.params import load_section
@@ -57,32 +57,23 @@ class Teacher:
 
 
 def load_teacher(params: TeacherParams, dataset: Dataset) -> Teacher:
-    """Build the teacher that the stage measures.
-
-    Raises:
-        UserError: the teacher is trained, and no finished training with these parameters is kept.
-    """
+    """Build the teacher that the stage measures. Refuse one that is trained if no finished training
+    with these parameters is kept."""
     network, spec = build_initial_network(params, dataset)
     if is_trained(params, spec):
-        _load_training(network, spec, params, dataset)
+        state = read_state(TEACHER.scratch, training_inputs(params, network, spec, dataset))
+        if state is None or state["epochs"] < params.training.epochs:
+            raise UserError(
+                f"`{TEACHER.scratch}` has no finished training with these parameters, images and "
+                "weights; expected the state of a teacher that the stage refused. Run `dvc repro "
+                "teacher` first; a teacher that it accepts needs no diagnosis."
+            )
+        average = state["optimisation"]["average"]
+        network.load_state_dict(state["network"] if average is None else average)
     if dataset.encoded:  # decoded at the size of the network's input
         dataset = dataset.resized(spec.input.size)
     native = native_input(params.family, params.network.name)
     return Teacher(network.to(default_device()), spec.input, dataset, native)
-
-
-def _load_training(
-    network: nn.Module, spec: ModelSpec, params: TeacherParams, dataset: Dataset
-) -> None:
-    state = read_state(TEACHER.scratch, training_inputs(params, network, spec, dataset))
-    if state is None or state["epochs"] < params.training.epochs:
-        raise UserError(
-            f"`{TEACHER.scratch}` has no finished training with these parameters, images and "
-            f"weights; expected the state of a teacher that the stage refused. Run `dvc repro "
-            "teacher` first; a teacher that it accepts needs no diagnosis."
-        )
-    average = state["optimisation"]["average"]
-    network.load_state_dict(state["network"] if average is None else average)
 
 
 def diagnose(
@@ -157,19 +148,17 @@ def _other_inputs(teacher: Teacher) -> Iterator[tuple[str, str, InputSpec, str]]
 def _normalisations(teacher: Teacher) -> Iterator[tuple[str, Sequence[float], Sequence[float]]]:
     """Name, mean and std of each known normalisation that differs from the present one."""
     spec, dataset, native = teacher.input, teacher.dataset, teacher.pretrained_input
-    known: Mapping[str, tuple[Sequence[float], Sequence[float]]] = {
+    known = {
         **_NORMALISATIONS,
         "the training images' mean and std": (dataset.mean, dataset.std),
         **({"its pretraining's mean and std": (native.mean, native.std)} if native else {}),
     }
-    seen = [(list(spec.mean), list(spec.std))]
     for name, values in known.items():
         mean, std = (list(v) * (spec.channels if len(v) == 1 else 1) for v in values)
-        if len(mean) == spec.channels and not any(
-            np.allclose(mean, m, atol=1e-3) and np.allclose(std, s, rtol=1e-2) for m, s in seen
-        ):
-            seen.append((mean, std))
-            yield name, mean, std
+        if len(mean) == spec.channels:
+            same_mean = np.allclose(mean, spec.mean, atol=1e-3)
+            if not (same_mean and np.allclose(std, spec.std, rtol=1e-2)):
+                yield name, mean, std
 
 
 def _shown(values: Sequence[float]) -> str:
@@ -178,10 +167,9 @@ def _shown(values: Sequence[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        "python -m pipeline.commands.diagnose_teacher",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "python -m pipeline.commands.diagnose_teacher", description=__doc__
     )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.parse_args()
     params = load_section(TeacherParams, "teacher")
     dataset, teacher = open_dataset(), None

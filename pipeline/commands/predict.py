@@ -27,21 +27,18 @@ from pipeline.data.prepared.image_decoding import (
     eight_bits,
 )
 from pipeline.data.sources.archives import names_in
-from pipeline.data.sources.image_encoding import encode
-from pipeline.data.sources.image_reading import map_in_threads, to_pixels
+from pipeline.data.sources.image_reading import encode, map_in_threads, to_pixels
 from pipeline.data.sources.params import DatasetParams
 from pipeline.export.onnx_model import OnnxMetadata, OnnxStudent
 from pipeline.runtime.errors import UserError, positive_int
 
 BATCH_SIZE = 64  # images
-Classes = list[tuple[str, float]]  # names and probabilities
 
 
 def student_input(content: bytes, metadata: OnnxMetadata) -> np.ndarray:
     """Turn an image file's content into the student's input, [C, S, S] uint8, S of the metadata.
 
-    Raises:
-        one of UNREADABLE: the content is not an image.
+    Raises one of UNREADABLE if the content is not an image.
     """
     # The fields that the functions below read; the section's others describe a whole dataset.
     reading = metadata.reading.model_dump(exclude_none=True)
@@ -60,11 +57,7 @@ def student_input(content: bytes, metadata: OnnxMetadata) -> np.ndarray:
 
 
 def list_files(paths: Sequence[str]) -> list[Path]:
-    """List the files, and those below the folders, without hidden ones.
-
-    Raises:
-        UserError: there is no file, or a folder cannot be read.
-    """
+    """List the files, and those below the folders, without hidden ones."""
     files = []
     for path in map(Path, paths):
         if path.is_dir():
@@ -108,22 +101,6 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return scaled / scaled.sum(1, keepdims=True)
 
 
-def most_likely(probabilities: np.ndarray, class_names: Sequence[str], top: int) -> Classes:
-    """The `top` classes of largest probability, in descending order; of equals, the first."""
-    order = np.argsort(-probabilities, kind="stable")[:top]
-    return [(class_names[label], float(probabilities[label])) for label in order]
-
-
-def format_line(path: Path, classes: Classes, file_width: int, class_width: int) -> str:
-    columns = "  ".join(f"{name:{class_width}} {share:7.2%}" for name, share in classes)
-    return f"{path!s:{file_width}}  {columns}"
-
-
-def format_json(path: Path, classes: Classes) -> str:
-    entries = [{"class": name, "probability": share} for name, share in classes]
-    return json.dumps({"file": str(path), "classes": entries}, ensure_ascii=False)
-
-
 def open_student(path: str) -> OnnxStudent:
     try:
         content = Path(path).read_bytes()
@@ -136,17 +113,20 @@ def open_student(path: str) -> OnnxStudent:
 
 
 def print_classes(model: OnnxStudent, files: Sequence[Path], top: int, as_json: bool) -> None:
-    """Print a line for each image.
-
-    Raises:
-        UserError: lists the files that are not images.
-    """
+    """Print a line for each image, with the `top` classes of largest probability in descending
+    order; of equals, the first. Refuse the files that are not images at the end."""
     names = model.metadata.class_names
-    widths = max(len(str(path)) for path in files), max(map(len, names))
+    file_width, class_width = max(len(str(path)) for path in files), max(map(len, names))
     unreadable: list[str] = []
     for path, probabilities in classify(model, files, unreadable):
-        classes = most_likely(probabilities, names, top)
-        print(format_json(path, classes) if as_json else format_line(path, classes, *widths))
+        order = np.argsort(-probabilities, kind="stable")[:top]
+        classes = [(names[label], float(probabilities[label])) for label in order]
+        if as_json:
+            entries = [{"class": name, "probability": share} for name, share in classes]
+            print(json.dumps({"file": str(path), "classes": entries}, ensure_ascii=False))
+        else:
+            columns = "  ".join(f"{name:{class_width}} {share:7.2%}" for name, share in classes)
+            print(f"{path!s:{file_width}}  {columns}")
     if unreadable:
         raise UserError(
             f"{len(unreadable)} of {len(files)} files cannot be read as images:\n  "

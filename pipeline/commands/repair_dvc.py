@@ -22,13 +22,8 @@ RWLOCK, RWLOCK_GUARD = Path(".dvc/tmp/rwlock"), Path(".dvc/tmp/rwlock.lock")
 
 
 def repair_rwlock() -> str | None:
-    """Remove the lock file if it is truncated, or if every process in it has ended.
-
-    A DVC that is writing the file holds the guard; then nothing is changed.
-
-    Returns:
-        what was done, or None.
-    """
+    """Remove the lock file if it is truncated, or if every process in it has ended, and say so.
+    A DVC that is writing the file holds the guard; then nothing is changed."""
     if not RWLOCK.exists():
         return None
     with open(RWLOCK_GUARD, "a", encoding="utf-8") as guard:

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
+from pipeline.data.prepared.image_decoding import available_cores
 from pipeline.runtime import signals
 from pipeline.runtime.errors import UserError, positive_int
 from pipeline.runtime.outputs import ModelOutputs
@@ -43,12 +44,10 @@ def main() -> None:
 
 
 def train_in_parallel(stages: list[str], jobs: int) -> None:
-    """Run each stage that is not up to date, `jobs` at once. A failure stops no other stage.
-
-    Raises:
-        UserError: names the stages that failed.
-    """
-    environment = {**os.environ, **thread_limit(jobs)}
+    """Run each stage that is not up to date, `jobs` at once, with a share of the cores each. A
+    failure stops no other stage, and is named at the end."""
+    threads = str(max(1, available_cores() // jobs))
+    environment = {"OMP_NUM_THREADS": threads, **os.environ} if jobs > 1 else dict(os.environ)
     pool = ThreadPoolExecutor(jobs)
     try:
         succeeded = list(pool.map(lambda stage: run_stage(stage, environment), stages))
@@ -61,14 +60,6 @@ def train_in_parallel(stages: list[str], jobs: int) -> None:
             "begin with these names say why. The others are finished and recorded: fix these and "
             "run again, and only they are trained."
         )
-
-
-def thread_limit(jobs: int) -> Mapping[str, str]:
-    """Divide the cores among parallel trainings, unless the user has set OMP_NUM_THREADS."""
-    if jobs == 1 or "OMP_NUM_THREADS" in os.environ:
-        return {}
-    usable = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
-    return {"OMP_NUM_THREADS": str(max(1, len(usable) // jobs))}
 
 
 def run_stage(stage: str, environment: Mapping[str, str]) -> bool:

@@ -83,12 +83,8 @@ SINGLE_PROCESS = ProcessGroup(0, 1)
 def launch(module: str, *arguments: str) -> bool:
     """Run `python -m module arguments` in PROCESSES processes and wait for them.
 
-    Returns:
-        False, having done nothing, if PROCESSES is 1 or torchrun started this process; else True.
-
-    Raises:
-        UserError: PROCESSES is not a number of processes, or one of them was killed.
-        SystemExit: one of them failed; it has printed why.
+    Returns False, having done nothing, if PROCESSES is 1 or torchrun started this process; else
+    True. If a process fails, which prints why, this one exits with its code.
     """
     count = _process_count()
     if count == 1 or "RANK" in os.environ:

@@ -91,14 +91,10 @@ class OnnxStudent:
     """An exported student in onnxruntime, on the CPU."""
 
     def __init__(self, content: bytes, origin: str, threads: int):
-        """Load the file.
+        """Load the bytes of a file, and refuse one that `export` did not write.
 
         Args:
-            content: the bytes of the file.
-            origin: its name, for messages.
-
-        Raises:
-            UserError: it is not an ONNX file that `export` writes.
+            origin: the name of the file, for messages.
         """
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads
@@ -116,11 +112,7 @@ class OnnxStudent:
         _check_graph(self._session, self.metadata, origin)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Run the network: [B, C, S, S] uint8 -> [B, num_classes] float32, S = `image_size`.
-
-        Raises:
-            UserError: the graph cannot compute them.
-        """
+        """Run the network: [B, C, S, S] uint8 -> [B, num_classes] float32, S = `image_size`."""
         try:
             logits = self._session.run([LOGITS], {IMAGE: images})[0]
             if logits.shape == (len(images), len(self.metadata.class_names)):
@@ -139,22 +131,16 @@ _EXPECTED = (
 def _check_graph(
     session: onnxruntime.InferenceSession, metadata: OnnxMetadata, origin: str
 ) -> None:
-    """Raise UserError if the inputs or outputs are not those of the metadata."""
-    actual = [
-        [(each.name, each.type, list(each.shape)[1:]) for each in side]
-        for side in (session.get_inputs(), session.get_outputs())
-    ]
+    """Refuse inputs or outputs that are not those of the metadata."""
     pixels = [metadata.channels, metadata.image_size, metadata.image_size]
     classes = [len(metadata.class_names)]
-    expected = [[(IMAGE, "tensor(uint8)", pixels)], [(LOGITS, "tensor(float)", classes)]]
-    if actual != expected:
-        inputs, outputs = (
-            ", ".join(f"{each.name} {each.shape}" for each in side)
-            for side in (session.get_inputs(), session.get_outputs())
-        )
+    expected = [(IMAGE, "tensor(uint8)", pixels), (LOGITS, "tensor(float)", classes)]
+    actual = [*session.get_inputs(), *session.get_outputs()]
+    if [(each.name, each.type, list(each.shape)[1:]) for each in actual] != expected:
         raise UserError(
-            f"`{origin}` has inputs {inputs} and outputs {outputs}, but its metadata say {IMAGE} "
-            f"{pixels} and {LOGITS} {classes} for each image. {_EXPECTED}"
+            f"`{origin}` has the inputs and outputs "
+            f"{' and '.join(f'{each.name} {each.shape}' for each in actual)}, but its metadata say "
+            f"{IMAGE} {pixels} and {LOGITS} {classes} for each image. {_EXPECTED}"
         )
 
 

@@ -33,10 +33,7 @@ def to_onnx(network: nn.Module, spec: InputSpec, metadata: OnnxMetadata) -> byte
     """Export to the bytes of an ONNX file. Equal networks give equal bytes.
 
     Input `image`: [batch, C, S, S] uint8, S = `metadata.image_size`, of any batch size; output
-    `logits`: [batch, num_classes] float32.
-
-    Raises:
-        UserError: torch's exporter fails; gives its reason.
+    `logits`: [batch, num_classes] float32. Refuses what torch's exporter refuses, with its reason.
     """
     side = metadata.image_size
     # A batch of 1 would fix the batch size.

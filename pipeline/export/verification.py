@@ -57,15 +57,13 @@ def verify_logits(
     labels: np.ndarray,
     float32_error: Callable[[], float],
 ) -> dict[str, float]:
-    """Compare the file's logits with PyTorch's.
+    """Refuse a file whose logits differ from PyTorch's beyond the tolerance, or give too many
+    images another class.
 
     Args:
         expected, actual: [N, num_classes] raw logits of PyTorch and of the file.
         labels: [N].
         float32_error: called only if TOLERANCE is exceeded.
-
-    Raises:
-        UserError: they differ beyond the tolerance, or too many images have another class.
     """
     differences = np.abs(actual - expected)
     allowed = TOLERANCE * np.maximum(1, np.abs(expected).max(1, keepdims=True))

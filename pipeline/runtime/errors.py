@@ -18,13 +18,10 @@ def first_line(error: Exception) -> str:
 
 
 def positive_int(text: str, name: str, meaning: str, most: int | None = None) -> int:
-    """Read a positive integer that a user typed.
+    """Read an integer from 1 to `most` that a user typed, and refuse anything else.
 
     Args:
         name, meaning: for the message: what was typed, and what was expected.
-
-    Raises:
-        UserError: it is not an integer from 1, or is larger than `most`.
     """
     if not (text.isascii() and text.isdigit() and 0 < float(text) <= (most or sys.maxsize)):
         raise UserError(
@@ -40,11 +37,7 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 
 
 def look_up(family: str, network: str, networks: Mapping[str, Value]) -> Value:
-    """Return a network's entry in its family's table.
-
-    Raises:
-        UserError: the family has no such network.
-    """
+    """Return a network's entry in its family's table. Refuses a network that is not there."""
     if network not in networks:
         raise UserError(
             f"family `{family}` has no network `{network}`"

@@ -1,4 +1,7 @@
-"""Files that are complete or absent: written under a temporary name and renamed at the end."""
+"""Files that are complete or absent: written under a temporary name and renamed at the end.
+
+A full or read-only disk is refused by a `UserError` with the path, and the bytes where known.
+"""
 
 import errno
 import hashlib
@@ -8,12 +11,14 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.signals import unfinished
+from pipeline.runtime.signals import remove, unfinished
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -38,9 +43,6 @@ def _partial_output(path: Path, needed: int | None = None) -> Iterator[Path]:
 
     Args:
         needed: bytes, if known in advance.
-
-    Raises:
-        UserError: the disk is full or read-only.
     """
     partial = _partial(path)
     unfinished.add(partial)
@@ -51,7 +53,7 @@ def _partial_output(path: Path, needed: int | None = None) -> Iterator[Path]:
         if error.errno in _FULL:
             files = [file for file in (partial, *partial.rglob("*")) if file.is_file()]
             written = sum(file.stat().st_size for file in files)
-            _remove(partial)
+            remove(partial)
             raise _disk_full(path, error, needed or written, exact=needed is not None) from None
         if error.errno in _READ_ONLY and _is_about_output(error, path, partial):
             raise UserError(
@@ -60,7 +62,7 @@ def _partial_output(path: Path, needed: int | None = None) -> Iterator[Path]:
             ) from None
         raise
     finally:
-        _remove(partial)
+        remove(partial)
         unfinished.discard(partial)
 
 
@@ -87,20 +89,8 @@ def _final_name(path: Path) -> Path:
     return Path(*(re.sub(r"^\.(.+)\.partial$", r"\1", part) for part in path.parts))
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):  # its folder may be read-only
-            path.unlink()
-
-
 def write_bytes(path: Path | str, *parts: bytes | memoryview) -> None:
-    """Write the parts to one file, flushed to disk. On failure, the file stays as it was.
-
-    Raises:
-        UserError: the disk is full or read-only, or `path` is a folder.
-    """
+    """Write the parts to one file, flushed to disk. On failure, the file stays as it was."""
     path = Path(path)
     if path.is_dir():
         raise UserError(f"`{path}` is a folder; expected a file. Remove the folder and run again.")
@@ -118,14 +108,11 @@ def atomic_directory(path: Path | str) -> Iterator[Path]:
     """Yield an empty temporary directory, which replaces `path` on success.
 
     On failure it is removed and `path` stays as it was.
-
-    Raises:
-        UserError: the disk is full or read-only.
     """
     path = Path(path)
     previous = path.with_name(f".{path.name}.previous.partial")
     for leftover in (_partial(path), previous):  # of a run that was killed
-        _remove(leftover)
+        remove(leftover)
     with _partial_output(path) as partial:
         partial.mkdir()
         yield partial
@@ -136,16 +123,13 @@ def atomic_directory(path: Path | str) -> Iterator[Path]:
             os.replace(path, previous)
         os.replace(partial, path)
         _flush(path.parent)
-        _remove(previous)
+        remove(previous)
 
 
 def reserve(path: Path) -> None:
     """Allocate a file's size on disk before it is written through a memory map.
 
     A full disk would end the process by SIGBUS there, without a message.
-
-    Raises:
-        UserError: the disk is full.
     """
     size = path.stat().st_size
     try:
@@ -175,25 +159,17 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def read_json(path: Path | str, *, produced_by: str) -> dict[str, Any]:
-    """Read a JSON object that a stage wrote.
-
-    Args:
-        produced_by: the command that writes the file, for messages.
-
-    Raises:
-        UserError: the file is absent or is not a JSON object.
-    """
+    """Read a JSON object that a stage wrote by the command `produced_by`. Refuses anything else."""
     if not Path(path).is_file():  # reading a device might never end
         raise UserError(f"`{path}` is absent. {recovery_hint(path, produced_by)}")
     try:
-        content = json.loads(Path(path).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: a number may be too long
-        raise UserError(
-            f"`{path}` is not a JSON file ({error}). Remove it and run `{produced_by}`."
-        ) from None
+        content = from_json(Path(path).read_bytes(), allow_inf_nan=False)
+        problem = f"it is a {type(content).__name__}"
+    except (OSError, ValueError) as error:
+        content, problem = None, str(error)
     if not isinstance(content, dict):
         raise UserError(
-            f"`{path}` holds a {type(content).__name__}; expected a mapping. Remove it and run "
+            f"`{path}` is not a JSON file with a mapping ({problem}). Remove it and run "
             f"`{produced_by}`."
         )
     return content

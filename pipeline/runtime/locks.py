@@ -14,11 +14,8 @@ _PATIENCE = 5  # seconds: the last process of a killed run may be about to end
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Lock the folder. The system releases the lock when the process ends, even if it is killed.
-
-    Raises:
-        UserError: another run has held the lock for 5 seconds.
-    """
+    """Lock the folder, or refuse to run while another run holds it. The system releases the lock
+    when the process ends, even if it is killed."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock", timeout=_PATIENCE)
     try:

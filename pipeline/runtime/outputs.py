@@ -10,7 +10,6 @@ STORE = Path("data/soft_targets")
 #: `distilled` and `baseline` are one student's network, trained with and without the teacher.
 Role = Literal["teacher", "distilled", "baseline"]
 
-_FOLDERS: dict[Role, str] = {"distilled": "students", "baseline": "baselines"}
 _STAGES: dict[Role, str] = {"teacher": "teacher", "distilled": "student", "baseline": "baseline"}
 
 
@@ -54,7 +53,7 @@ class ModelOutputs:
 
     @property
     def _place(self) -> Path:
-        return Path(self.role) if self.name is None else Path(_FOLDERS[self.role]) / self.name
+        return Path(self.role) if self.name is None else Path(f"{_STAGES[self.role]}s") / self.name
 
 
 TEACHER = ModelOutputs("teacher")

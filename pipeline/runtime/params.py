@@ -73,11 +73,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
-    """Read all of params.yaml, without validation.
-
-    Raises:
-        UserError: the file is absent, not YAML, or not a mapping.
-    """
+    """Read all of params.yaml, without validation. Refuses a file that is no mapping in YAML."""
     try:
         content = read_yaml(path)
     except FileNotFoundError:
@@ -88,11 +84,7 @@ def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
 
 
 def load_section(model: type[Model], name: str) -> Model:
-    """Load section `name` of params.yaml and validate it.
-
-    Raises:
-        UserError: lists every problem of the section, with the keys' full names.
-    """
+    """Load section `name` of params.yaml and validate it."""
     params, where = read_params(), f"{PARAMS_FILE}: {name}"
     if name not in params:
         raise UserError(f"`{where}` is missing; expected a section of that name.")
@@ -103,11 +95,8 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
 def student_names() -> list[str]:
-    """List the students' names, in the order of the file.
-
-    Raises:
-        UserError: there is no student, or a name has other characters.
-    """
+    """List the students' names, in the order of the file. Refuses a file without a student, and
+    names with other characters."""
     students = read_params().get("students")
     if not isinstance(students, Mapping) or not students:
         raise UserError(
@@ -126,11 +115,7 @@ def student_names() -> list[str]:
 
 
 def check_student(name: str) -> None:
-    """Refuse a name that is not a student's.
-
-    Raises:
-        UserError: names the nearest student.
-    """
+    """Refuse a name that is not a student's, and name the nearest student."""
     known = student_names()
     if name not in known:
         raise UserError(

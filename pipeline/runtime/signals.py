@@ -47,7 +47,9 @@ def handle_in_commands() -> None:
         parent = int(os.environ.get(LAUNCHER, os.getppid()))
         _exit_unless(lambda: os.getppid() == parent)
     if students := os.environ.get(STUDENTS):
-        _exit_unless(lambda: _is_running(int(students)))
+        import psutil  # noqa: PLC0415  (takes long; the handlers come first)
+
+        _exit_unless(lambda: psutil.pid_exists(int(students)))
 
 
 def _command() -> str | None:
@@ -71,14 +73,20 @@ def _exit_on_signal(signum: int, frame: FrameType | None) -> NoReturn:
     _exit(128 + signum)
 
 
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there and its own folder is not read-only."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
 def _exit(code: int) -> NoReturn:
     """Remove unfinished files, stop worker processes and exit."""
     try:
         for path in list(unfinished):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            remove(path)
         if multiprocessing := sys.modules.get("multiprocessing"):
             for worker in multiprocessing.active_children():
                 worker.terminate()
@@ -109,13 +117,3 @@ def _exit_unless(parent_lives: Callable[[], bool]) -> None:
         _exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

@@ -20,7 +20,6 @@ from pipeline.runtime.params import PARAMS_FILE, read_params, read_yaml
 DVC_FILE = Path("dvc.yaml")
 CODE = Path("pipeline")
 _MAX_HASHED = 2**24  # bytes; a larger file is compared by size and date
-_SHOWN = 5  # changes in one message
 
 
 class StageInputs:
@@ -49,19 +48,14 @@ class StageInputs:
         self.params, self._states = self._snapshot()
 
     def check(self) -> None:
-        """Compare with the present state; call before writing the result.
-
-        Raises:
-            UserError: an input changed.
-        """
+        """Refuse the result if an input has changed; call before writing it."""
         params, states = self._snapshot()
         changed = [f"{PARAMS_FILE}: {key}" for key in params if params[key] != self.params[key]]
         changed += [str(path) for path in states if states[path] != self._states[path]]
         if changed:
-            more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
-            names = ", ".join(f"`{name}`" for name in changed[:_SHOWN])
+            names = ", ".join(f"`{name}`" for name in changed)
             raise UserError(
-                f"{names}{more} changed while this stage ran; expected no change, because DVC "
+                f"{names} changed while this stage ran; expected no change, because DVC "
                 "would record the new state as what made the result. The result was not written. "
                 "Run `dvc repro` again; if you revert the change first, it resumes from what is "
                 "finished."
@@ -76,22 +70,16 @@ class StageInputs:
 
 
 def _definition(stage: str) -> dict[str, Any]:
-    """Read a stage's entry of dvc.yaml.
-
-    Raises:
-        UserError: dvc.yaml is not YAML, or lacks the stage.
-    """
+    """Read a stage's entry of dvc.yaml, and refuse a file without it."""
     try:
-        content = read_yaml(DVC_FILE)
+        return dict(read_yaml(DVC_FILE)["stages"][stage])
     except FileNotFoundError:
         return {}
-    stages = content.get("stages") if isinstance(content, dict) else None
-    if not isinstance(stages, dict) or not isinstance(stages.get(stage), dict):
+    except (KeyError, TypeError, ValueError):
         raise UserError(
             f"`{DVC_FILE}` has no stage `{stage}`; expected the pipeline's. Restore it with "
             f"`git checkout {DVC_FILE}`."
-        )
-    return stages[stage]
+        ) from None
 
 
 def _fill(text: str, params: Mapping[str, Any]) -> str:
@@ -109,24 +97,16 @@ def _look_up(key: str, params: Mapping[str, Any]) -> Any:
 
 def _state(path: Path) -> Any:
     """A value that changes with a file's content. For a folder of code: the hash of every file
-    of code, the files that DVC sees through `.dvcignore`. For another folder: sizes and dates."""
+    of code (.py, and .txt that it reads) that is not hidden, as DVC sees them through `.dvcignore`.
+    For another folder: sizes and dates."""
     if path.is_dir() and path.is_relative_to(CODE):
-        return {str(file): sha256_of_file(file) for file in _code_files(path)}
+        code = (file for file in path.rglob("*") if file.suffix in (".py", ".txt"))
+        return {str(file): sha256_of_file(file) for file in code if "/." not in str(file)}
     if path.is_dir():
         files = [Path(folder) / name for folder, _, names in os.walk(path) for name in names]
         return {str(file): _size_and_time(file) for file in files}
     status = _size_and_time(path)
     return sha256_of_file(path) if status and status[0] <= _MAX_HASHED else status
-
-
-def _code_files(folder: Path) -> list[Path]:
-    """The Python files and those that they read (.txt) below the folder, without hidden ones."""
-    return [
-        file
-        for file in folder.rglob("*")
-        if file.suffix in (".py", ".txt")
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    ]
 
 
 def _size_and_time(path: Path) -> tuple[int, int] | None:

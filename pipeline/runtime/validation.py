@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import from_json
+from pydantic_core import to_json
 
 from pipeline.runtime.errors import UserError, did_you_mean
-from pipeline.runtime.files import recovery_hint
+from pipeline.runtime.files import read_json
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_SHOWN = 10  # problems of one file
+_SHOWN = 10  # problems of one file that a stage wrote
 
 
 class Record(BaseModel):
@@ -22,46 +22,25 @@ class Record(BaseModel):
 
 
 def read_model(path: Path | str, model: type[Model], *, produced_by: str) -> Model:
-    """Read a JSON file that a stage wrote.
-
-    Args:
-        produced_by: the command that writes the file, for messages.
-
-    Raises:
-        UserError: the file is absent, is not JSON, or lists the keys that do not fit the model.
-    """
-    path = Path(path)
-    if not path.is_file():  # reading a device might never end
-        raise UserError(f"`{path}` is absent. {recovery_hint(path, produced_by)}")
-    again = f"Remove it and run `{produced_by}`."
+    """Read a JSON file that a stage wrote by the command `produced_by`. Refuses one that is absent,
+    is not JSON, or does not fit the model, with the keys that do not fit."""
+    content = read_json(path, produced_by=produced_by)
     try:
-        content = path.read_bytes()
-        return model.model_validate_json(content)
-    except OSError as error:
-        raise UserError(f"`{path}` cannot be read ({error.strerror}). {again}") from None
+        return model.model_validate_json(to_json(content))  # strict: a list is a Sequence in JSON
     except ValidationError as error:
-        problems = error.errors(include_url=False)
-        if problems[0]["type"] == "json_invalid":
-            raise UserError(
-                f"`{path}` is not a JSON file ({problems[0]['msg']}). {again}"
-            ) from None
-        parsed = from_json(content)
-        lines = [_message(model, parsed, each, str(path), {}) for each in problems[:_SHOWN]]
-        more = [f"... and {len(problems) - _SHOWN} more."] if len(problems) > _SHOWN else []
-        raise UserError("\n".join([*lines, *more, again])) from None
+        lines = [_message(model, content, each, str(path), {}) for each in error.errors()[:_SHOWN]]
+        again = f"Remove it and run `{produced_by}`."
+        raise UserError("\n".join([*lines, again])) from None
 
 
 def validate(
     model: type[Model], content: Any, location: str, *, origins: dict[str, str] | None = None
 ) -> Model:
-    """Validate content against a model.
+    """Validate content against a model. Refuses it with a list of every problem.
 
     Args:
         location: of the content, for messages: `params.yaml: teacher`.
         origins: for merged content, the location of each top-level key.
-
-    Raises:
-        UserError: lists every problem.
     """
     if not isinstance(content, dict):
         raise UserError(f"`{location}` is {shown(content)}; expected a mapping.")

@@ -32,11 +32,7 @@ EXPORTED = Path("models/exported")
 def student_metadata(
     outputs: ModelOutputs, spec: ModelSpec, dataset: Dataset, params: DatasetParams
 ) -> OnnxMetadata:
-    """The metadata of the file.
-
-    Raises:
-        UserError: the student was trained for other images than the prepared ones.
-    """
+    """The metadata of the file. Refuses a student of other images than the prepared ones."""
     again = f"dvc repro {outputs.stage}"
     trained_for = (list(spec.class_names), spec.input.channels)
     if trained_for != (list(dataset.class_names), dataset.channels):

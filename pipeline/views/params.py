@@ -55,8 +55,8 @@ class ViewsParams(Section):
             )
         if distinct is not None and self.count != "all" and not 1 <= self.count <= distinct:
             raise ValueError(
-                f"count is {self.count}; expected 1 ... {distinct}, the number of distinct views "
-                f"of `{self.policy}`, or `all`"
+                f"count is {self.count}, but policy `{self.policy}` has {distinct} distinct "
+                f"views: set count to 1 ... {distinct}, or to `all`"
             )
         return self
 

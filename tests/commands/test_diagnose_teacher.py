@@ -2,7 +2,6 @@
 
 import importlib.util
 import re
-import sys
 import tarfile
 from copy import deepcopy
 from pathlib import Path
@@ -11,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import PARAMS, change_params, run_stage, write_params
+from conftest import PARAMS, change_params, run_module, run_stage, write_params
 from import_closure import ROOT
 from torch import nn
 
@@ -56,10 +55,9 @@ def diagnosis(
     return "\n".join(diagnose(logits, dataset, teacher, "Look elsewhere."))
 
 
-def run_command(monkeypatch, capsys) -> str:
-    monkeypatch.setattr(sys, "argv", ["diagnose_teacher"])
+def printed_lines(capsys) -> str:
     capsys.readouterr()
-    diagnose_teacher.main()
+    run_module("pipeline.commands.diagnose_teacher")
     return capsys.readouterr().out
 
 
@@ -87,7 +85,7 @@ def test_the_input_of_the_pretraining_is_among_those_that_are_tried(project):
     assert "mean entropy of its predictions: 1.10 nats, of at most 1.10" in text
 
 
-def test_a_wrong_normalisation_is_named_with_the_values_to_set(project, monkeypatch, capsys):
+def test_a_wrong_normalisation_is_named_with_the_values_to_set(project, capsys):
     torch.manual_seed(3)
     network = cifar_resnet.build("resnet8", 3, 3)
     training = TeacherTraining(epochs=8, batch_size=8, learning_rate=0.05, policy="none", seed=0)
@@ -97,7 +95,7 @@ def test_a_wrong_normalisation_is_named_with_the_values_to_set(project, monkeypa
     change_params("teacher", weights="checkpoint", checkpoint="mine.pth")
     with pytest.raises(UserError, match="diagnose_teacher"):
         run_stage("teacher")
-    printed = run_command(monkeypatch, capsys)
+    printed = printed_lines(capsys)
     assert "pixels in 0 to 255 100.00%" in printed
     assert (
         "The likeliest cause is the normalisation: the teacher was trained on pixels in 0 to 255. "
@@ -114,15 +112,15 @@ def test_a_trained_teacher_that_was_refused_is_measured_without_training(
     training = PARAMS["teacher"]["training"] | {"epochs": 1, "ema_decay": 0.97, "seed": 3}
     change_params("teacher", training=training, minimum_accuracy=1.0)
     with pytest.raises(UserError, match="finished training with these parameters"):
-        run_command(monkeypatch, capsys)  # it was never trained
+        printed_lines(capsys)  # it was never trained
     with pytest.raises(UserError) as refusal:
         run_stage("teacher")
     accuracy = str(refusal.value).partition(";")[0]
-    assert run_command(monkeypatch, capsys).startswith(accuracy)
+    assert printed_lines(capsys).startswith(accuracy)
     measured = load_teacher(load_section(TeacherParams, "teacher"), open_dataset()).network
     change_params("teacher", training=training | {"seed": 4})
     with pytest.raises(UserError, match="Run `dvc repro teacher` first"):
-        run_command(monkeypatch, capsys)
+        printed_lines(capsys)
     change_params("teacher", training=training)
     monkeypatch.setattr("pipeline.teacher.accuracy_gate.check", lambda *_, **__: None)
     run_stage("teacher")
@@ -139,7 +137,7 @@ def test_imported_logits_are_tried_in_another_order_alone(project, monkeypatch, 
     family = SimpleNamespace(open_source=lambda path, dataset: source)
     monkeypatch.setattr(diagnose_teacher, "family_module", lambda name: family)
     change_params("teacher", family="logits", weights="logits")
-    printed = run_command(monkeypatch, capsys)
+    printed = printed_lines(capsys)
     assert "The likeliest cause is the names of the classes" in printed
     assert "normalisations" not in printed
 

@@ -36,7 +36,7 @@ def test_a_lock_file_of_killed_processes_that_nobody_collects_is_removed(folder)
 
 def test_a_lock_file_that_another_dvc_is_writing_stays(folder):
     repair_dvc.RWLOCK.parent.mkdir(parents=True)
-    repair_dvc.RWLOCK.write_bytes(b"")
+    repair_dvc.RWLOCK.touch()
     with open(repair_dvc.RWLOCK_GUARD, "w", encoding="utf-8") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
         assert not repair_dvc.repair_rwlock()

@@ -1,8 +1,5 @@
 """Every mistake in params.yaml is reported with its key."""
 
-import os
-import subprocess
-import sys
 from copy import deepcopy
 from pathlib import Path
 
@@ -11,6 +8,7 @@ import yaml
 from conftest import PARAMS, write_images, write_params
 from dvc.utils.serialize import load_yaml
 from import_closure import ROOT
+from stage_process import start_module
 
 from pipeline.commands import check
 from pipeline.runtime.errors import UserError
@@ -34,15 +32,10 @@ def problems_of(params: dict) -> str:
 def test_a_mistake_ends_with_one_message_and_no_traceback(params):
     params["views"]["seed"] = "x"
     write_params(Path(), params)
-    result = subprocess.run(
-        [sys.executable, "-m", "pipeline.commands.check"],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 1
-    assert result.stderr == "error: `params.yaml: views.seed` is 'x'; expected a valid integer.\n"
+    process = start_module("pipeline.commands.check")
+    _, stderr = process.communicate()
+    assert process.returncode == 1
+    assert stderr == "error: `params.yaml: views.seed` is 'x'; expected a valid integer.\n"
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.name)
@@ -58,10 +51,6 @@ def test_the_committed_params_have_no_problems(monkeypatch):
     assert check.problems() == []
 
 
-def test_good_params_have_no_problems(params):
-    assert problems_of(params) == ""
-
-
 def test_a_mistake_of_a_student_is_named_where_it_is_written(params):
     params["students"]["small"]["training"]["epoch"] = 3
     assert (
@@ -73,20 +62,12 @@ def test_a_mistake_of_a_student_is_named_where_it_is_written(params):
 @pytest.mark.parametrize(
     ("section", "key", "value", "message"),
     [
-        ("views", "count", 0, "count is 0, but policy"),
-        ("views", "count", "many", "`params.yaml: views.count` is 'many'"),
-        (
-            "views",
-            "policy",
-            "flip",
-            "views.policy` is 'flip'; expected 'none', 'crop', 'crop_flip' or",
-        ),
-        ("views", "seed", True, "views.seed` is True; expected a valid integer"),
+        ("views", "rand_augment", "yes", "it is 'yes'; expected `none`, or a mapping"),
+        ("views", "rand_augment", {"magnitud": 3}, "rand_augment.magnitud` is unknown; did you"),
         ("teacher", "family", "resnet", "teacher.family`: there is no `pipeline/networks/resnet"),
         ("teacher", "checkpoint", None, "teacher.checkpoint` is empty"),
         ("training", "learning_rate", float("nan"), "learning_rate` is nan; expected"),
         ("training", "warmup_epochs", 2, "warmup_epochs is 2, but training ends after 2 epochs"),
-        ("distillation", "temperature", 0, "temperature` is 0; expected greater than 0"),
     ],
 )
 def test_a_value_out_of_range_is_named_with_what_was_expected(params, section, key, value, message):
@@ -95,23 +76,19 @@ def test_a_value_out_of_range_is_named_with_what_was_expected(params, section, k
 
 
 def test_all_problems_are_reported_at_once(params):
-    params["views"]["seed"] = "x"
+    del params["soft_targets"], params["views"]["mix"]
     params["training"]["epochs"] = 0
     params["students"]["small"]["network"] = {"name": "resnet8", "input_size": 2}
-    message = problems_of(params)
-    assert message.count("\n") == 2
-    assert "`params.yaml: students.small.network.input_size` is 2" in message
+    lines = problems_of(params).splitlines()
+    assert len(lines) == 4
+    assert "`params.yaml: soft_targets` is missing; expected a section of that name." in lines
+    assert "`params.yaml: views.mix` is missing." in lines
+    assert any("`params.yaml: students.small.network.input_size` is 2" in line for line in lines)
 
 
-def test_a_missing_section_is_named(params):
-    del params["soft_targets"]
-    assert "`params.yaml: soft_targets` is missing" in problems_of(params)
-
-
-@pytest.mark.parametrize("name", ["Small", "a b", 3])
-def test_a_student_name_with_other_characters_is_refused(params, name):
-    params["students"][name] = params["students"].pop("small")
-    assert f"`params.yaml: students` has the name {name!r}" in problems_of(params)
+def test_a_student_name_that_is_a_number_is_refused(params):
+    params["students"][3] = params["students"].pop("small")
+    assert "`params.yaml: students` has the name 3; expected" in problems_of(params)
 
 
 def test_a_students_values_override_the_defaults_key_by_key(params):
@@ -125,38 +102,26 @@ def test_a_students_values_override_the_defaults_key_by_key(params):
         load_with_overrides(TrainingParams, "training", {"seed": 1}, "small")
 
 
-def test_numbers_in_scientific_notation_are_numbers(params):
-    write_params(Path(), params)
-    path = Path("params.yaml")
-    path.write_text(path.read_text().replace("learning_rate: 0.05", "learning_rate: 5e-4"))
-    assert load_section(TrainingParams, "training").learning_rate == 5e-4
-
-
 def read(text: str) -> dict:
     Path("params.yaml").write_text(text, "utf-8")
     return read_params()
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("- 1", "expected a mapping of sections"), ("", "is empty")]
-)
-def test_a_file_that_is_not_a_mapping_is_refused(params, text, message):
-    with pytest.raises(UserError, match=message):
-        read(text)
-
-
-@pytest.mark.parametrize(
-    "text",
+    ("text", "message"),
     [
-        "a: &a {<<: *a}",
-        "b0: &b0 {x: 1}\n"
-        + "".join(f"b{n}: &b{n} {{<<: [{f'*b{n - 1}, ' * 10}]}}\n" for n in range(1, 9)),
-        f"a: &a [{'*a, ' * 1000}]",
+        ("- 1", "expected a mapping of sections"),
+        ("", "is empty"),
+        (
+            "b0: &b0 {x: 1}\n"
+            + "".join(f"b{n}: &b{n} {{<<: [{f'*b{n - 1}, ' * 10}]}}\n" for n in range(1, 9)),
+            "more than 100,000 values, counting what aliases repeat",  # before they are merged
+        ),
     ],
-    ids=["a merge of itself", "merges of merges", "many aliases of itself"],
+    ids=["a list", "an empty file", "merges of merges"],
 )
-def test_aliases_without_end_are_refused_before_they_are_followed(params, text):
-    with pytest.raises(UserError, match="more than 100,000 values, counting what aliases repeat"):
+def test_a_file_that_is_no_mapping_or_has_no_end_is_refused(params, text, message):
+    with pytest.raises(UserError, match=message):
         read(text)
 
 
@@ -202,27 +167,6 @@ def test_an_unlimited_policy_needs_a_count_of_views(params, changed):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("rand_augment", "yes", "rand_augment`: it is 'yes'; expected `none`, or a mapping"),
-        ("rand_augment", {"operations": 0}, "views.rand_augment.operations` is 0; expected"),
-        ("rand_augment", {"magnitud": 3}, "rand_augment.magnitud` is unknown; did you mean"),
-        ("mix", {"method": "mixup", "alpha": 0}, "views.mix.alpha` is 0; expected greater than 0"),
-        ("mix", {}, "views.mix.method` is missing"),
-    ],
-)
-def test_a_mistake_in_rand_augment_or_mix_is_named(params, key, value, message):
-    params["views"][key] = value
-    assert message in problems_of(params)
-
-
-@pytest.mark.parametrize("key", ["rand_augment", "mix"])
-def test_rand_augment_and_mix_are_required(params, key):
-    del params["views"][key]
-    assert problems_of(params) == f"`params.yaml: views.{key}` is missing."
-
-
-@pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"optimizer": "adamw", "nesterov": True}, "nesterov belongs to optimizer `sgd`, but"),
@@ -235,17 +179,11 @@ def test_rand_augment_and_mix_are_required(params, key):
         ({"momentum": 0.0, "nesterov": True}, "nesterov is true, but momentum is 0"),
         ({"schedule": "step"}, "schedule `step` needs `milestones`"),
         ({"schedule": "step", "milestones": [4, 2]}, "milestones are [4, 2]; expected rising"),
-        ({"schedule": "step", "milestones": [0]}, "rising epochs from 1 (the end of the warm-up"),
         ({"schedule": "step", "milestones": [9]}, "to 8 (the last epoch but one)"),
         (
             {"schedule": "step", "milestones": [2], "warmup_epochs": 3},
             "milestones are [2]; expected rising epochs from 3",
         ),
-        ({"schedule": "step", "milestones": ["a"]}, "training.milestones.0` is 'a'; expected"),
-        ({"ema_decay": 1.0}, "training.ema_decay` is 1.0; expected less than 1"),
-        ({"gradient_clip_norm": 0.0}, "training.gradient_clip_norm` is 0.0; expected greater"),
-        ({"label_smoothing": 1.0}, "training.label_smoothing` is 1.0; expected less than 1"),
-        ({"weight_decay_exclusions": "bias"}, "is 'bias'; expected 'none' or 'norm_and_bias'"),
     ],
 )
 def test_contradictory_training_options_are_named_and_refused(params, values, message):
@@ -253,10 +191,9 @@ def test_contradictory_training_options_are_named_and_refused(params, values, me
         section |= {"epochs": 9}
     params["training"] |= values
     assert message in problems_of(params)
-    if "label_smoothing" not in values:
-        params["teacher"]["training"] |= values
-        del params["training"]
-        assert message.replace("training.", "teacher.training.") in problems_of(params)
+    params["teacher"]["training"] |= values
+    del params["training"]
+    assert message in problems_of(params)
 
 
 def test_null_in_a_student_removes_a_default(params):

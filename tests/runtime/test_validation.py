@@ -34,7 +34,6 @@ def refusal(content: object) -> list[str]:
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        ({}, "`x.json: networks` is missing."),
         ({"networks": {"a": {}}}, "`x.json: networks.a.latency_ms` is missing."),
         (
             {"networks": {"a": FAST | {"latency": 3}}},
@@ -49,7 +48,6 @@ def refusal(content: object) -> list[str]:
             {"networks": {}, "order": [1, "b"]},
             "`x.json: order.1` is 'b'; expected a valid integer.",
         ),
-        ([], "`x.json` is []; expected a mapping."),
     ],
 )
 def test_a_problem_is_named_by_the_keys_of_the_file(folder, content, line):
@@ -60,5 +58,4 @@ def test_a_problem_is_named_by_the_keys_of_the_file(folder, content, line):
 
 def test_a_file_with_many_problems_names_the_first_ten(folder):
     lines = refusal({"networks": {}, "order": ["a"] * 1000})
-    assert len(lines) == 12
-    assert lines[10] == "... and 990 more."
+    assert len(lines) == 11

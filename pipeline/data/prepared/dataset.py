@@ -1,7 +1,6 @@
 """The prepared dataset, memory-mapped: pixels of one size, or encoded images of any size."""
 
 import hashlib
-import tokenize
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,16 +19,14 @@ from pipeline.runtime.validation import Record, read_model
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
 AGAIN = "dvc repro prepare"
-#: The keys of dataset.json that the fingerprint covers.
-HEADER = ("format_version", "class_names", "channels", "image_size", "splits", "storage")
+_NOT_HASHED = {"mean", "std", "fingerprint", "duplicates"}  # keys of dataset.json
 _CHUNK = 4096  # images at a time, for hashes
 
 
 @dataclass(frozen=True)
-class Split:
+class _Samples:
     """One split's samples, numbered from 0."""
 
-    images: np.ndarray  # [N, C, H, W] uint8, memory-mapped
     labels: np.ndarray  # [N] int64
     directory: Path
     name: str
@@ -40,35 +37,45 @@ class Split:
     @cached_property
     def sample_ids(self) -> Sequence[str]:
         """[N] stable ids: paths below the dataset's root, or indices in a packed source."""
-        return _read_ids(self.directory, self.name, len(self))
+        path = self.directory / f"{self.name}_ids.json"
+        ids = read_json(path, produced_by=AGAIN).get("sample_ids")
+        is_list = isinstance(ids, list) and len(ids) == len(self)
+        if not (is_list and all(isinstance(sample_id, str) for sample_id in ids)):
+            raise UserError(f"`{path}` does not name {len(self):,} samples. Run `{AGAIN}`.")
+        return ids
 
 
 @dataclass(frozen=True)
-class EncodedSplit:
-    """One split's samples as encoded images, numbered from 0: the bytes of one file after another.
+class Split(_Samples):
+    """Samples as pixels."""
+
+    images: np.ndarray  # [N, C, H, W] uint8, memory-mapped
+
+    def resized(self, size: int) -> "Split":
+        """Resize the pixels in memory, bicubic with antialiasing."""
+        resized = np.empty((*self.images.shape[:2], size, size), np.uint8)
+        for source, target in zip(self.images, resized, strict=True):
+            for channel, plane in enumerate(source):
+                image = Image.fromarray(np.ascontiguousarray(plane))
+                target[channel] = image.resize((size, size), Image.Resampling.BICUBIC)
+        return replace(self, images=resized)
+
+
+@dataclass(frozen=True)
+class EncodedSplit(_Samples):
+    """Samples as encoded images: the bytes of one file after another.
 
     Pickles as its path: a worker process opens the files again.
     """
 
     offsets: np.ndarray  # [N + 1] int64: each image's first byte; the last: the end of the file
     sizes: np.ndarray  # [N, 2] int32, height and width, upright
-    labels: np.ndarray  # [N] int64
     channels: int
     image_size: int  # pixels, the side of its views
-    directory: Path
-    name: str
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def __reduce__(self) -> tuple[Callable, tuple]:
         arguments = (self.directory, self.name, len(self), self.channels, self.image_size)
         return _open_encoded, arguments
-
-    @cached_property
-    def sample_ids(self) -> Sequence[str]:
-        """[N] stable ids, as in `Split`."""
-        return _read_ids(self.directory, self.name, len(self))
 
     @cached_property
     def _bytes(self) -> np.ndarray:
@@ -78,20 +85,16 @@ class EncodedSplit:
         """The bytes of one sample's image file."""
         return self._bytes[self.offsets[sample] : self.offsets[sample + 1]].tobytes()
 
+    def resized(self, size: int) -> "EncodedSplit":
+        """Change the size of the views; images are resized when they are decoded."""
+        return replace(self, image_size=size)
+
 
 AnySplit = Split | EncodedSplit
 
 
 def encoded_path(directory: Path, name: str) -> Path:
     return directory / f"{name}_images.bin"
-
-
-def _read_ids(directory: Path, name: str, count: int) -> Sequence[str]:
-    path = directory / f"{name}_ids.json"
-    ids = read_json(path, produced_by=AGAIN).get("sample_ids")
-    if not (isinstance(ids, list) and len(ids) == count and all(isinstance(i, str) for i in ids)):
-        raise UserError(f"`{path}` does not name {count:,} samples. Run `{AGAIN}`.")
-    return ids
 
 
 @dataclass(frozen=True)
@@ -114,31 +117,12 @@ class Dataset:
     def encoded(self) -> bool:
         return all(isinstance(split, EncodedSplit) for split in self.splits.values())
 
-    def resized(self, image_size: int) -> "Dataset":
-        """Change the size of the images.
-
-        Pixels are resized in memory, bicubic with antialiasing; encoded images, when they are
-        decoded. At the size of the prepared images, return the dataset itself, memory-mapped.
-        """
-        if image_size == self.image_size:
+    def resized(self, size: int) -> "Dataset":
+        """Change the size of the images. At their own size, they stay memory-mapped."""
+        if size == self.image_size:
             return self
-        splits = {name: _resized_split(s, image_size) for name, s in self.splits.items()}
-        return replace(self, image_size=image_size, splits=splits)
-
-
-def _resized_split(split: AnySplit, image_size: int) -> AnySplit:
-    if isinstance(split, EncodedSplit):
-        return replace(split, image_size=image_size)
-    return replace(split, images=_resized_images(split.images, image_size))
-
-
-def _resized_images(images: np.ndarray, size: int) -> np.ndarray:
-    resized = np.empty((*images.shape[:2], size, size), np.uint8)
-    for source, target in zip(images, resized, strict=True):
-        for channel, plane in enumerate(source):
-            image = Image.fromarray(np.ascontiguousarray(plane))
-            target[channel] = image.resize((size, size), Image.Resampling.BICUBIC)
-    return resized
+        splits = {name: split.resized(size) for name, split in self.splits.items()}
+        return replace(self, image_size=size, splits=splits)
 
 
 class DatasetDescription(Record):
@@ -162,10 +146,6 @@ class DatasetDescription(Record):
             raise ValueError(f"{len(values)} values; expected one for each channel")
         return values
 
-    def header(self) -> dict[str, Any]:
-        """The keys that the fingerprint covers."""
-        return self.model_dump(include=set(HEADER), exclude_none=True)
-
 
 def open_dataset(directory: Path = PREPARED) -> Dataset:
     """Open the prepared dataset, read-only.
@@ -174,8 +154,8 @@ def open_dataset(directory: Path = PREPARED) -> Dataset:
         UserError: it is absent, incomplete, or of another format version.
     """
     description = read_model(directory / "dataset.json", DatasetDescription, produced_by=AGAIN)
-    class_names, channels = description.class_names, description.channels
-    side, splits = description.image_size, {}
+    channels, side, splits = description.channels, description.image_size, {}
+    last_label = len(description.class_names) - 1
     for name in SPLITS:
         count = description.splits[name]
         if description.storage == "encoded":
@@ -183,22 +163,15 @@ def open_dataset(directory: Path = PREPARED) -> Dataset:
         else:
             images = _map(directory / f"{name}_images.npy", (count, channels, side, side), np.uint8)
             labels = _map(directory / f"{name}_labels.npy", (count,), np.int64)
-            splits[name] = Split(images, labels, directory, name)
+            splits[name] = Split(labels, directory, name, images)
         labels, least = splits[name].labels, -1 if name == "train" else 0  # -1: unlabelled
-        if not least <= labels.min() <= labels.max() < len(class_names):
+        if not least <= labels.min() <= labels.max() <= last_label:
             raise UserError(
                 f"`{directory / f'{name}_labels.npy'}` holds labels from {labels.min()} to "
-                f"{labels.max()}; expected {least} to {len(class_names) - 1}. Run `{AGAIN}`."
+                f"{labels.max()}; expected {least} to {last_label}. Run `{AGAIN}`."
             )
-    return Dataset(
-        fingerprint=description.fingerprint,
-        class_names=class_names,
-        channels=channels,
-        image_size=side,
-        mean=description.mean,
-        std=description.std,
-        splits=splits,
-    )
+    shared = description.model_dump(exclude={"format_version", "splits", "storage", "duplicates"})
+    return Dataset(**shared, splits=splits)
 
 
 def verify_dataset(directory: Path = PREPARED) -> None:
@@ -208,7 +181,7 @@ def verify_dataset(directory: Path = PREPARED) -> None:
         UserError: images, labels, sample ids or class names have changed since `prepare`.
     """
     description = read_model(directory / "dataset.json", DatasetDescription, produced_by=AGAIN)
-    if fingerprint_of(directory, description.header()) != description.fingerprint:
+    if fingerprint_of(directory, description) != description.fingerprint:
         raise UserError(
             f"`{directory}` is damaged: its images, labels or sample ids are not those that "
             f"`dataset.json` in it describes. Remove `{directory}` and run `{AGAIN}`; if DVC's "
@@ -216,18 +189,15 @@ def verify_dataset(directory: Path = PREPARED) -> None:
         )
 
 
-def fingerprint_of(directory: Path, header: Mapping[str, object]) -> str:
-    """SHA-256 of the header and of every split's sample ids, labels and pixels (or encoded bytes,
-    their offsets and sizes).
-
-    Args:
-        header: the keys HEADER of dataset.json.
-    """
+def fingerprint_of(directory: Path, description: DatasetDescription) -> str:
+    """SHA-256 of every split's sample ids, labels and pixels (or encoded bytes, their offsets and
+    sizes), and of the keys of dataset.json that say what these are."""
+    header = description.model_dump(exclude=_NOT_HASHED, exclude_none=True)
     digest = hashlib.sha256(canonical_json(header).encode())
     for split in SPLITS:
         digest.update((directory / f"{split}_ids.json").read_bytes())
         digest.update(np.load(directory / f"{split}_labels.npy").tobytes())
-        if header.get("storage") == "encoded":
+        if description.storage == "encoded":
             for name in ("offsets", "sizes"):
                 digest.update(np.load(directory / f"{split}_{name}.npy").tobytes())
             digest.update(bytes.fromhex(sha256_of_file(encoded_path(directory, split))))
@@ -254,21 +224,14 @@ def _open_encoded(
             f"`{path}` holds {size_bytes:,} bytes; expected {offsets[-1]:,}, {count:,} images as "
             f"`{name}_offsets.npy` beside it says. Run `{AGAIN}`."
         )
-    return EncodedSplit(offsets, sizes, labels, channels, image_size, directory, name)
-
-
-#: What NumPy raises for a header that it cannot parse as a Python literal.
-_UNREADABLE = (
-    *(OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError),
-    *(MemoryError, RecursionError, TypeError, LookupError),
-)
+    return EncodedSplit(labels, directory, name, offsets, sizes, channels, image_size)
 
 
 def _map(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
     try:
         # Copy-on-write: torch accepts the array without a warning, and the file cannot change.
         array = np.lib.format.open_memmap(path, "c")
-    except _UNREADABLE as error:
+    except Exception as error:  # NumPy evaluates the header: any class
         reason = error if isinstance(error, (OSError, ValueError)) else "its header is damaged"
         raise UserError(f"`{path}` cannot be read ({reason}). Run `{AGAIN}`.") from None
     if array.shape != shape or array.dtype != dtype:

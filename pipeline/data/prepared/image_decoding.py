@@ -31,7 +31,6 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 CLEAN_RATIO = 256 / 224
 
 _MULTI_PAGE = ("MPO", "TIFF")  # cameras write the picture as the first page
-_REDUCTIONS = (8, 4, 2)  # divisors of a side at which JPEG can be decoded
 # EXIF orientations whose upright image has the end of the stored image at its left, at its top.
 _MIRRORED_SIDEWAYS = (2, 3, 6, 7)
 _MIRRORED_UPSIDE_DOWN = (3, 4, 7, 8)
@@ -124,7 +123,11 @@ def decode_view(
     image = open_image(content)
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     top, left, height, width = box
-    reduction = _reduce(image, int(min(height, width)) // side)
+    whole_width, whole_height = image.size
+    limit = int(min(height, width)) // side
+    divisor = next((divisor for divisor in (8, 4, 2) if divisor <= limit), 1)
+    reduced = image.draft(None, (whole_width // divisor, whole_height // divisor))
+    reduction = round(whole_width / reduced[1][2]) if reduced else 1  # None: not a JPEG
     image = eight_bits(image)
     mode = "RGB" if channels == 3 else "L"
     if image.mode != mode:
@@ -135,22 +138,6 @@ def decode_view(
     if orientation in _MIRRORED_UPSIDE_DOWN:
         top += image.height * reduction - size[0]
     corners = (left, top, left + width, top + height)
-    view = image.resize(
-        (side, side), Image.Resampling.BILINEAR, box=[corner / reduction for corner in corners]
-    )
-    pixels = np.asarray(view)
-    return pixels.transpose(2, 0, 1) if channels == 3 else pixels[None]
-
-
-def _reduce(image: Image.Image, limit: int) -> int:
-    """Set an image to be decoded at a fraction of its size, if its format can.
-
-    Returns:
-        The reduction of each side, at most `limit` (or 1).
-    """
-    for reduction in _REDUCTIONS:
-        if reduction <= limit:
-            width, height = image.size
-            reduced = image.draft(None, (width // reduction, height // reduction))
-            return 1 if reduced is None else round(width / reduced[1][2])
-    return 1
+    box = [corner / reduction for corner in corners]
+    view = image.resize((side, side), Image.Resampling.BILINEAR, box)
+    return np.atleast_3d(view).transpose(2, 0, 1)

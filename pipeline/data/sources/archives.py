@@ -29,14 +29,6 @@ _DAMAGED = (
 )
 
 
-def _check_root(root: Path) -> None:
-    """Refuse a root that is absent, or neither a folder nor an archive by its name."""
-    if not root.exists():
-        raise UserError(f"`{root}` (`dataset.root`) does not exist; {_EXPECTED}.")
-    if not (root.is_dir() or (root.is_file() and root.name.endswith((*_TAR, ".zip")))):
-        raise UserError(f"`{root}` (`dataset.root`) is a file of an unknown kind; {_EXPECTED}.")
-
-
 def names_in(root: Path) -> Iterator[str]:
     """Yield the names of all files and folders below the root, except hidden ones.
 
@@ -65,7 +57,10 @@ Entries = Iterator[tuple[str, bytes | None]]
 
 
 def _walk(root: Path, wanted: Callable[[str], bool]) -> Entries:
-    _check_root(root)
+    if not root.exists():
+        raise UserError(f"`{root}` (`dataset.root`) does not exist; {_EXPECTED}.")
+    if not (root.is_dir() or (root.is_file() and root.name.endswith((*_TAR, ".zip")))):
+        raise UserError(f"`{root}` (`dataset.root`) is a file of an unknown kind; {_EXPECTED}.")
     walk = _walk_folder if root.is_dir() else _walk_zip if root.suffix == ".zip" else _walk_tar
     try:
         yield from walk(root, wanted)

@@ -1,6 +1,6 @@
 """Warnings about the dataset: unlabelled images, class imbalance, duplicate images."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -39,14 +39,13 @@ def find_duplicates(samples: SampleTable, digests: np.ndarray) -> dict[str, Any]
             contradicting.append((labelled[0], contradictions[0]))
     pairs_by_problem = {"across_splits": across, "contradicting_labels": contradicting}
     return {
-        problem: {"count": len(pairs), "first": _ids(samples, sorted(pairs)[:_SHOWN])}
+        problem: {
+            "count": len(pairs),
+            "first": [[samples.ids[number] for number in pair] for pair in sorted(pairs)[:_SHOWN]],
+        }
         for problem, pairs in pairs_by_problem.items()
         if pairs
     }
-
-
-def _ids(samples: SampleTable, pairs: Sequence[tuple[int, int]]) -> list[list[str]]:
-    return [[samples.ids[number] for number in pair] for pair in pairs]
 
 
 def findings(source: ImageSource, duplicates: Mapping[str, Any]) -> Iterator[str]:
@@ -55,33 +54,26 @@ def findings(source: ImageSource, duplicates: Mapping[str, Any]) -> Iterator[str
     Args:
         duplicates: from `find_duplicates`.
     """
-    samples, same = source.samples, source.duplicates_share
+    samples = source.samples
     unlabelled = np.count_nonzero(samples.labels == UNLABELLED)
     if unlabelled:
         yield f"{unlabelled:,} training images have no label: only students see them"
-    yield from _imbalance(samples, source.class_names)
-    held_out = int((samples.splits != TRAIN).sum())
-    problems = {
-        "across_splits": f"of {held_out:,} validation and test images have {same} as an image of "
-        "an earlier split, which inflates their accuracy",
-        "contradicting_labels": f"times {same} have several labels",
-    }
-    for problem, found in duplicates.items():
-        count, first = found["count"], found["first"]
-        pairs = ", ".join(f"`{a}` = `{b}`" for a, b in first)
-        more = ", ..." if count > len(first) else ""
-        yield f"warning: {count:,} {problems[problem]}: {pairs}{more}"
-
-
-def _imbalance(samples: SampleTable, class_names: Sequence[str]) -> Iterator[str]:
-    """Yield one line if the largest training class is much larger than the smallest."""
     labels = samples.labels[(samples.splits == TRAIN) & (samples.labels != UNLABELLED)]
-    counts = np.bincount(labels, minlength=len(class_names))
-    smallest, largest = int(counts.argmin()), int(counts.argmax())
+    counts = np.bincount(labels, minlength=len(source.class_names))
+    smallest, largest = counts.argmin(), counts.argmax()
     ratio = counts[largest] / max(1, counts[smallest])
     if ratio > _LARGEST_RATIO:
         yield (
             f"classes are unequal: {counts[smallest]:,} training images of "
-            f"`{class_names[smallest]}`, {counts[largest]:,} of `{class_names[largest]}`, "
-            f"{ratio:.1f} times as many"
+            f"`{source.class_names[smallest]}`, {counts[largest]:,} of "
+            f"`{source.class_names[largest]}`, {ratio:.1f} times as many"
         )
+    held_out = np.count_nonzero(samples.splits != TRAIN)
+    problems = {
+        "across_splits": f"of {held_out:,} validation and test images have the same content as an "
+        "image of an earlier split, which inflates their accuracy",
+        "contradicting_labels": "times the same content has several labels",
+    }
+    for problem, found in duplicates.items():
+        pairs = ", ".join(f"`{a}` = `{b}`" for a, b in found["first"])
+        yield f"warning: {found['count']:,} {problems[problem]}, such as {pairs}"

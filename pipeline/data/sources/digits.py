@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from pipeline.data.sources.image_reading import prepare_image
+from pipeline.data.sources.image_reading import decode_all
 from pipeline.data.sources.params import DatasetParams
 from pipeline.data.sources.splits import TRAIN, ImageSource, SampleTable, split_off
 
@@ -20,8 +20,8 @@ def digits(params: DatasetParams) -> ImageSource:
         bunch.target.astype(np.int64),
         np.full(count, TRAIN, np.int8),
     )
-    images = (
-        prepare_image(n, Image.fromarray(image), None, params) for n, image in enumerate(pixels)
+    images = decode_all(
+        enumerate(pixels), lambda _, image: (Image.fromarray(image), None), samples.ids, params
     )
     class_names = [str(digit) for digit in range(10)]
-    return ImageSource(class_names, split_off(samples, params), images, "the same pixels")
+    return ImageSource(class_names, split_off(samples, params), images)

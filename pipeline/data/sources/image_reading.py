@@ -1,8 +1,9 @@
-"""Read the images of a source by threads, a few at a time."""
+"""Read the images of a source by threads, a few at a time, and make them ready to be packed."""
 
 import hashlib
+import io
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -11,14 +12,21 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from pipeline.data.prepared.image_decoding import UNREADABLE, available_cores
-from pipeline.data.sources.image_encoding import EncodedImage, encode
 from pipeline.data.sources.params import DatasetParams
 from pipeline.runtime.errors import UserError
 
 DIGEST_BYTES = 16  # of a SHA-256: enough to tell any two contents of a dataset apart
 LISTED = 20  # names in a message, at most
+_LONGEST_SIDE = 65_500  # pixels, of a JPEG
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    content: bytes
+    height: int  # pixels, upright
+    width: int
 
 
 @dataclass(frozen=True)
@@ -31,21 +39,49 @@ class DecodedImage:
     encoded: EncodedImage | None  # stored with `storage: encoded`
 
 
-def prepare_image(
-    number: int, image: Image.Image, content: bytes | None, params: DatasetParams
-) -> DecodedImage:
-    """Make an image ready to be packed.
+def decode_all(
+    items: Iterable[tuple[int, Item]],
+    open_item: Callable[[int, Item], tuple[Image.Image, bytes | None]],
+    ids: Sequence[str],
+    params: DatasetParams,
+) -> Iterator[DecodedImage]:
+    """Yield the image of each item, in order, read by threads.
 
     Args:
-        image: upright, 8 bits a channel.
-        content: the bytes of its file; None if it has no file: duplicates then have equal pixels.
+        items: a sample's number, and what `open_item` opens.
+        open_item: returns the image, upright and 8 bits a channel, and the bytes of its file; None
+            if it has no file: duplicates then have equal pixels. Raises one of UNREADABLE if the
+            item is not an image.
+        ids: of all samples.
+
+    Raises:
+        UserError: after the last item: lists those that cannot be read.
     """
-    hashed = content
-    if hashed is None:
-        hashed = f"{image.mode} {image.size} ".encode() + image.tobytes()
-    digest = hashlib.sha256(hashed).digest()[:DIGEST_BYTES]
-    pixels = to_pixels(image, params.image_size, params.channels)
-    return DecodedImage(number, digest, pixels, encode(image, content or b"", params))
+
+    def read(item: tuple[int, Item]) -> DecodedImage | str:
+        number = item[0]
+        try:
+            image, content = open_item(*item)
+            hashed = content
+            if hashed is None:
+                hashed = f"{image.mode} {image.size} ".encode() + image.tobytes()
+            digest = hashlib.sha256(hashed).digest()[:DIGEST_BYTES]
+            pixels = to_pixels(image, params.image_size, params.channels)
+            return DecodedImage(number, digest, pixels, encode(image, content or b"", params))
+        except UNREADABLE as error:
+            return f"{ids[number]}: {error}"
+
+    broken = []
+    for result in map_in_threads(read, items):
+        if isinstance(result, DecodedImage):
+            yield result
+        else:
+            broken.append(result)
+    if broken:
+        raise UserError(
+            f"{len(broken)} files of `{params.root}` (`dataset.root`) are not images that can be "
+            "read; fix or remove them:\n  " + "\n  ".join(broken[:LISTED])
+        )
 
 
 def to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
@@ -53,47 +89,37 @@ def to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
     image = image.convert("RGB" if channels == 3 else "L")
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    pixels = np.asarray(image)
-    return pixels.transpose(2, 0, 1) if channels == 3 else pixels[None]
+    return np.atleast_3d(image).transpose(2, 0, 1)
 
 
-def decode_all(
-    read: Callable[[Item], DecodedImage],
-    items: Iterable[Item],
-    name_of: Callable[[Item], str],
-    root: str,
-) -> Iterator[DecodedImage]:
-    """Yield the image of each item, in order, read by threads.
+def encode(image: Image.Image, source: bytes, params: DatasetParams) -> EncodedImage | None:
+    """Encode an image for `storage: encoded`; None for `pixels`.
+
+    With a quality, a shorter side above `image_size` is reduced to it (bicubic, antialiased, aspect
+    ratio kept), and the image becomes a JPEG (baseline, chroma at half the resolution each way, no
+    metadata).
 
     Args:
-        read: raises one of UNREADABLE if an item is not an image.
-        name_of: an item's name, for messages.
-        root: `dataset.root`, for messages.
+        image: upright, 8 bits a channel.
+        source: the bytes of its file, which `quality: original` keeps.
 
     Raises:
-        UserError: after the last item: lists the items that cannot be read.
+        ValueError: a side is longer than JPEG allows.
     """
-
-    def attempt(item: Item) -> DecodedImage | str:
-        try:
-            return read(item)
-        except UNREADABLE as error:
-            return f"{name_of(item)}: {error}"
-
-    broken, count = [], 0
-    for result in map_in_threads(attempt, items):
-        if isinstance(result, DecodedImage):
-            yield result
-            continue
-        count += 1
-        if count <= LISTED:
-            broken.append(result)
-    if count:
-        more = f"\n  ... and {count - LISTED} more" if count > LISTED else ""
-        raise UserError(
-            f"{count} files of `{root}` (`dataset.root`) are not images that can be "
-            "read; fix or remove them:\n  " + "\n  ".join(broken) + more
-        )
+    if params.storage == "pixels":
+        return None
+    if params.quality == "original":
+        return EncodedImage(source, image.height, image.width)
+    image = image.convert("RGB" if params.channels == 3 else "L")
+    ratio = params.image_size / min(image.size)
+    if ratio < 1:
+        size = [max(params.image_size, round(side * ratio)) for side in image.size]
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    if max(image.size) > _LONGEST_SIDE:
+        raise ValueError(f"it is {max(image.size):,} pixels long; JPEG takes {_LONGEST_SIDE:,}")
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=params.quality, subsampling="4:2:0", comment=b"")
+    return EncodedImage(file.getvalue(), image.height, image.width)
 
 
 def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -32,7 +32,7 @@ class DatasetParams(Section):
     split_seed: int = Field(ge=0, lt=2**63)
 
     @model_validator(mode="after")
-    def _name_is_a_known_dataset(self) -> "DatasetParams":
+    def _keys_fit_together(self) -> "DatasetParams":
         if self.source != "torchvision" and self.name is not None:
             raise ValueError(
                 f"name is `{self.name}`, which belongs to source `torchvision`, but source is "
@@ -44,23 +44,12 @@ class DatasetParams(Section):
                 f"name is {problem}{did_you_mean(self.name or '', list(SETS)) or '.'} Known: "
                 f"{', '.join(SETS)}. Make any other dataset an image_folder"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _original_needs_image_files(self) -> "DatasetParams":
-        if self.source != "image_folder" and (self.storage, self.quality) == (
-            "encoded",
-            "original",
-        ):
-            images = {"digits": "the embedded digits", "torchvision": "torchvision's images"}
+        stored = (self.storage, self.quality)
+        if self.source != "image_folder" and stored == ("encoded", "original"):
             raise ValueError(
-                f"quality is `original`, but {images[self.source]} are pixels and have no files: "
-                "set it to 1 ... 100, or storage to `pixels`"
+                f"quality is `original`, but source `{self.source}` has no image files: set it to "
+                "1 ... 100, or storage to `pixels`"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _fractions_leave_training_samples(self) -> "DatasetParams":
         if self.validation_fraction + self.test_fraction >= 1:
             raise ValueError(
                 "validation_fraction + test_fraction leave nothing to train on: "

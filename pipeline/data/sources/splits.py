@@ -7,6 +7,7 @@ each, most of them for the id.
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
@@ -28,10 +29,6 @@ class SampleTable:
     labels: np.ndarray  # [N] int64, or UNLABELLED
     splits: np.ndarray  # [N] int8, indices into SPLITS
 
-    def members(self, split: int) -> np.ndarray:
-        """Numbers of a split's samples, ascending."""
-        return np.flatnonzero(self.splits == split)
-
 
 @dataclass(frozen=True)
 class ImageSource:
@@ -40,7 +37,6 @@ class ImageSource:
     class_names: list[str]
     samples: SampleTable
     images: Iterator[DecodedImage]  # of every sample, in any order
-    duplicates_share: str  # for messages: `the same bytes` or `the same pixels`
 
 
 def split_off(samples: SampleTable, params: DatasetParams) -> SampleTable:
@@ -52,8 +48,8 @@ def split_off(samples: SampleTable, params: DatasetParams) -> SampleTable:
     Raises:
         UserError: a class has too few samples.
     """
-    shares = {VALIDATION: params.validation_fraction, TEST: params.test_fraction}
-    lacking = sorted((s for s in shares if not (samples.splits == s).any()), key=SPLITS.__getitem__)
+    shares = {TEST: params.test_fraction, VALIDATION: params.validation_fraction}
+    lacking = [split for split in shares if not (samples.splits == split).any()]
     if not lacking:
         return samples
     splits = samples.splits.copy()
@@ -67,12 +63,10 @@ def split_off(samples: SampleTable, params: DatasetParams) -> SampleTable:
                 f"expected at least {len(lacking) + 1}, for training and to split off "
                 f"{' and '.join(SPLITS[split] for split in lacking)}."
             )
-        ranked = sorted(members, key=lambda n: _rank(params.split_seed, samples.ids[n]))
-        start = 0
+        ranked = iter(sorted(members, key=lambda n: _rank(params.split_seed, samples.ids[n])))
         for split in lacking:
             count = max(1, round(shares[split] * len(members)))
-            splits[ranked[start : start + count]] = split
-            start += count
+            splits[list(islice(ranked, count))] = split
     return replace(samples, splits=splits)
 
 

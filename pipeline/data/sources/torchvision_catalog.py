@@ -14,51 +14,40 @@ class ImageSet:
     files: str  # what to put below the root if there is no network
 
 
-def _by_flag(files: str) -> ImageSet:
-    return ImageSet({"train": {"train": True}, "test": {"train": False}}, files)
+_BY_FLAG = {"train": {"train": True}, "test": {"train": False}}
+_TRAIN, _TEST = {"train": {"split": "train"}}, {"test": {"split": "test"}}
+_VALIDATION = {"validation": {"split": "val"}}
+_ALL_THREE = _TRAIN | _VALIDATION | _TEST
 
-
-def _by_name(files: str, **splits: str) -> ImageSet:
-    return ImageSet({ours: {"split": theirs} for ours, theirs in splits.items()}, files)
-
-
-def _idx(name: str) -> str:
-    ours = [f"{part}-ubyte.gz" for part in ("images-idx3", "labels-idx1")]
-    return f"{name}/raw/ with " + ", ".join(
-        f"{s}-{part}" for s in ("train", "t10k") for part in ours
-    )
-
+_MNIST_FILES = (
+    "train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz, "
+    "t10k-labels-idx1-ubyte.gz"
+)
+_GTSRB_FILES = "GTSRB-Training_fixed.zip, GTSRB_Final_Test_Images.zip and GTSRB_Final_Test_GT.zip"
 
 SETS: Mapping[str, ImageSet] = {
-    "CIFAR10": _by_flag("cifar-10-python.tar.gz"),
-    "CIFAR100": _by_flag("cifar-100-python.tar.gz"),
-    "MNIST": _by_flag(_idx("MNIST")),
-    "FashionMNIST": _by_flag(_idx("FashionMNIST")),
-    "KMNIST": _by_flag(_idx("KMNIST")),
-    "USPS": _by_flag("usps.bz2, usps.t.bz2"),
-    "SVHN": _by_name("train_32x32.mat, test_32x32.mat", train="train", test="test"),
-    "STL10": _by_name("stl10_binary.tar.gz", train="train", test="test", unlabeled="unlabeled"),
-    "GTSRB": _by_name(
-        "gtsrb/ with GTSRB-Training_fixed.zip, GTSRB_Final_Test_Images.zip and "
-        "GTSRB_Final_Test_GT.zip",
-        train="train",
-        test="test",
+    "CIFAR10": ImageSet(_BY_FLAG, "cifar-10-python.tar.gz"),
+    "CIFAR100": ImageSet(_BY_FLAG, "cifar-100-python.tar.gz"),
+    "MNIST": ImageSet(_BY_FLAG, f"MNIST/raw/ with {_MNIST_FILES}"),
+    "FashionMNIST": ImageSet(_BY_FLAG, f"FashionMNIST/raw/ with {_MNIST_FILES}"),
+    "KMNIST": ImageSet(_BY_FLAG, f"KMNIST/raw/ with {_MNIST_FILES}"),
+    "USPS": ImageSet(_BY_FLAG, "usps.bz2, usps.t.bz2"),
+    "SVHN": ImageSet(_TRAIN | _TEST, "train_32x32.mat, test_32x32.mat"),
+    "STL10": ImageSet(
+        _TRAIN | _TEST | {"unlabeled": {"split": "unlabeled"}}, "stl10_binary.tar.gz"
     ),
-    "Food101": _by_name("food-101.tar.gz", train="train", test="test"),
-    "OxfordIIITPet": _by_name(
-        "oxford-iiit-pet/ with images.tar.gz, annotations.tar.gz", train="trainval", test="test"
+    "GTSRB": ImageSet(_TRAIN | _TEST, f"gtsrb/ with {_GTSRB_FILES}"),
+    "Food101": ImageSet(_TRAIN | _TEST, "food-101.tar.gz"),
+    "OxfordIIITPet": ImageSet(
+        {"train": {"split": "trainval"}} | _TEST,
+        "oxford-iiit-pet/ with images.tar.gz, annotations.tar.gz",
     ),
-    "Country211": _by_name("country211.tgz", train="train", validation="valid", test="test"),
-    "DTD": _by_name("dtd/dtd-r1.0.1.tar.gz", train="train", validation="val", test="test"),
-    "Flowers102": _by_name(
-        "flowers-102/ with 102flowers.tgz, imagelabels.mat, setid.mat",
-        train="train",
-        validation="val",
-        test="test",
+    "Country211": ImageSet(_TRAIN | {"validation": {"split": "valid"}} | _TEST, "country211.tgz"),
+    "DTD": ImageSet(_ALL_THREE, "dtd/dtd-r1.0.1.tar.gz"),
+    "Flowers102": ImageSet(
+        _ALL_THREE, "flowers-102/ with 102flowers.tgz, imagelabels.mat, setid.mat"
     ),
-    "FGVCAircraft": _by_name(
-        "fgvc-aircraft-2013b.tar.gz", train="train", validation="val", test="test"
-    ),
-    "RenderedSST2": _by_name("rendered-sst2.tgz", train="train", validation="val", test="test"),
-    "Imagenette": _by_name("imagenette2.tgz", train="train", validation="val"),
+    "FGVCAircraft": ImageSet(_ALL_THREE, "fgvc-aircraft-2013b.tar.gz"),
+    "RenderedSST2": ImageSet(_ALL_THREE, "rendered-sst2.tgz"),
+    "Imagenette": ImageSet(_TRAIN | _VALIDATION, "imagenette2.tgz"),
 }

@@ -3,15 +3,16 @@
 CIFAR's files are pickles: torchvision opens them only if their published checksums match.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from pipeline.data.prepared.dataset import SPLITS
 from pipeline.data.prepared.image_decoding import eight_bits
-from pipeline.data.sources.image_reading import DecodedImage, decode_all, prepare_image
+from pipeline.data.sources.image_reading import decode_all
 from pipeline.data.sources.params import DatasetParams
 from pipeline.data.sources.splits import TRAIN, UNLABELLED, ImageSource, SampleTable, split_off
 from pipeline.data.sources.torchvision_catalog import SETS
@@ -27,6 +28,8 @@ def torchvision_set(params: DatasetParams) -> ImageSource:
     Raises:
         UserError: it is absent and cannot be downloaded, or its files are damaged.
     """
+    from torch.utils.data import ConcatDataset  # noqa: PLC0415  (as below)
+
     parts = {split: _open(params, split) for split in SETS[params.name].splits}
     ids, labels, splits = [], [], []
     for split, part in parts.items():
@@ -35,27 +38,17 @@ def torchvision_set(params: DatasetParams) -> ImageSource:
         labels.append(np.full(len(part), UNLABELLED) if unlabelled else _labels_of(part))
         splits.append(np.full(len(part), TRAIN if unlabelled else SPLITS.index(split), np.int8))
     samples = SampleTable(ids, np.concatenate(labels).astype(np.int64), np.concatenate(splits))
+    whole = ConcatDataset(parts.values())
 
-    def items() -> Iterator[tuple[int, Any, int]]:
-        sample = 0
-        for part in parts.values():
-            for index in range(len(part)):
-                yield sample, part, index
-                sample += 1
-
-    def read(item: tuple[int, Any, int]) -> DecodedImage:
-        sample, part, index = item
-        image, label = part[index]
+    def read(sample: int, _: int) -> tuple[Image.Image, None]:
+        image, label = whole[sample]
         expected = samples.labels[sample]
         assert expected in (label, UNLABELLED), f"{ids[sample]}: label {label}, not {expected}"
-        return prepare_image(sample, eight_bits(image), None, params)
+        return eight_bits(image), None
 
-    return ImageSource(
-        _class_names(parts["train"], samples.labels),
-        split_off(samples, params),
-        decode_all(read, items(), lambda item: ids[item[0]], params.root),
-        "the same pixels",
-    )
+    images = decode_all(enumerate(range(len(whole))), read, ids, params)
+    class_names = _class_names(parts["train"], samples.labels)
+    return ImageSource(class_names, split_off(samples, params), images)
 
 
 def _open(params: DatasetParams, split: str) -> Sequence[tuple[Any, int]]:

@@ -62,7 +62,7 @@ class Store:
 
     @property
     def identity(self) -> StoreIdentity:
-        return self.index
+        return StoreIdentity(**self.index.fields())
 
     @property
     def num_views(self) -> int:
@@ -85,9 +85,9 @@ class Store:
             IndexError: a sample or a view does not exist.
         """
         arrays = self.encoded(samples, views, split=split)
-        if self.identity.encoding == "dense":
+        if self.index.encoding == "dense":
             return SoftTargetBatch(arrays["logits"], None)
-        labels, classes = self.labels[split][samples], self.identity.num_classes
+        labels, classes = self.labels[split][samples], self.index.num_classes
         return SoftTargetBatch(*decode(arrays, labels, classes, temperature=self.temperature))
 
     def encoded(
@@ -104,11 +104,11 @@ class Store:
         if len(starts) == 1:
             arrays = self.shards[split, int(views[0])][number[0]].arrays
             return {name: array[rows] for name, array in arrays.items()}
-        identity = self.identity
+        index = self.index
         gathered = {
             name: np.empty((len(samples), width), dtype)
             for name, (width, dtype) in columns(
-                identity.encoding, identity.num_classes, identity.k
+                index.encoding, index.num_classes, index.k
             ).items()
         }
         for start, stop in pairwise([*starts, len(order)]):

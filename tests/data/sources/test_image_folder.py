@@ -5,21 +5,18 @@ import shutil
 import tarfile
 import zipfile
 from collections import Counter
+from itertools import chain
 
 import numpy as np
 import pytest
 from conftest import prepare, write_images
 from PIL import Image
 
-from pipeline.data.prepared.dataset import Dataset, open_dataset
+from pipeline.data.prepared.dataset import open_dataset
 from pipeline.data.prepared.image_decoding import eight_bits
 from pipeline.data.sources.image_reading import to_pixels
 from pipeline.data.sources.packing import Statistics
 from pipeline.runtime.errors import UserError
-
-
-def splits(dataset: Dataset) -> dict[str, list[str]]:
-    return {name: list(split.sample_ids) for name, split in dataset.splits.items()}
 
 
 def test_all_digits_are_packed_with_their_classes(folder):
@@ -36,17 +33,13 @@ def test_all_digits_are_packed_with_their_classes(folder):
 def test_split_off_samples_are_stratified_seeded_and_disjoint(folder):
     write_images(folder / "images", per_class=20)
     dataset = prepare()
-    assert {name: len(split) for name, split in dataset.splits.items()} == {
-        "train": 36,
-        "validation": 12,
-        "test": 12,
-    }
+    assert [len(split) for split in dataset.splits.values()] == [36, 12, 12]
     for split in dataset.splits.values():
         assert len(set(Counter(split.labels.tolist()).values())) == 1
-    ids = [sample for split in splits(dataset).values() for sample in split]
-    assert len(set(ids)) == 60
-    assert splits(prepare()) == splits(dataset)
-    assert splits(prepare(split_seed=1)) != splits(dataset)
+    ids = [split.sample_ids for split in dataset.splits.values()]
+    assert len({*chain(*ids)}) == 60
+    assert [split.sample_ids for split in prepare().splits.values()] == ids
+    assert [split.sample_ids for split in prepare(split_seed=1).splits.values()] != ids
 
 
 def test_the_splits_of_the_source_are_kept(folder):
@@ -54,12 +47,8 @@ def test_the_splits_of_the_source_are_kept(folder):
     write_images(folder / "images", per_class=2, split="val")
     write_images(folder / "images", per_class=3, split="test")
     dataset = prepare()
-    assert splits(dataset)["validation"][0] == "val/ant/000.png"
-    assert {name: len(split) for name, split in dataset.splits.items()} == {
-        "train": 30,
-        "validation": 6,
-        "test": 9,
-    }
+    assert dataset.splits["validation"].sample_ids[0] == "val/ant/000.png"
+    assert [len(split) for split in dataset.splits.values()] == [30, 6, 9]
 
 
 def test_a_folder_and_its_archives_are_the_same_dataset(folder):
@@ -67,17 +56,15 @@ def test_a_folder_and_its_archives_are_the_same_dataset(folder):
     (folder / "images/train/ant/.DS_Store").write_text("not an image")
     shutil.copytree(folder / "images", folder / "wrapped/some_name")
     with tarfile.open(folder / "images.tar.gz", "w:gz") as archive:
+        archive.add(folder / "images/train/ant/003.png", "train/bee/002.png")  # overwritten below
         archive.add(folder / "images", ".")
     with tarfile.open(folder / "wrapped.tar", "w") as archive:
         archive.add(folder / "wrapped/some_name", "some_name")
     with zipfile.ZipFile(folder / "images.zip", "w") as archive:
         for path in sorted((folder / "images").rglob("*.png"), reverse=True):
             archive.write(path, path.relative_to(folder / "images"))
-    fingerprints = {
-        prepare(root=root).fingerprint
-        for root in ("images", "images.tar.gz", "wrapped.tar", "images.zip")
-    }
-    assert len(fingerprints) == 1
+    roots = ("images", "images.tar.gz", "wrapped.tar", "images.zip")
+    assert len({prepare(root=root).fingerprint for root in roots}) == 1
 
 
 def test_the_fingerprint_covers_one_pixel(folder):
@@ -158,21 +145,22 @@ def test_images_of_other_shapes_keep_their_aspect_ratio_and_lose_their_margins()
 def test_statistics_equal_those_of_the_pixels():
     images = np.random.default_rng(0).integers(0, 256, (50, 3, 8, 8), dtype=np.uint8)
     statistics = Statistics(3)
-    statistics.add(images[:20])
-    statistics.add(images[20:])
+    for image in images:
+        statistics.add(image)
     mean, std = statistics.mean_and_std()
     np.testing.assert_allclose(mean, (images / 255).mean((0, 2, 3)), atol=1e-6)
     np.testing.assert_allclose(std, (images / 255).std((0, 2, 3)), atol=1e-6)
 
 
-def test_broken_images_are_all_listed_and_the_data_of_the_run_before_stay(folder):
+@pytest.mark.parametrize("storage", ["pixels", "encoded"])
+def test_broken_images_are_all_listed_and_the_data_of_the_run_before_stay(folder, storage):
     write_images(folder / "images", per_class=6)
     before = prepare().fingerprint
     names = ("train/ant/001.png", "train/cat/004.png", "train/bee/notes.txt")
     for name in names:
         (folder / "images" / name).write_text("no image")
     with pytest.raises(UserError) as refusal:
-        prepare()
+        prepare(storage=storage, quality="original")
     assert str(refusal.value).startswith("3 files of `images`")
     assert all(name in str(refusal.value) for name in names)
     assert open_dataset().fingerprint == before
@@ -196,7 +184,6 @@ def test_images_are_resized_to_another_size_and_mapped_at_their_own(folder):
     assert dataset.resized(16) is dataset
     resized = dataset.resized(8).splits["train"].images
     assert resized.shape == (len(images), 3, 8, 8)
-    expected = Image.fromarray(images[2].transpose(1, 2, 0)).resize(
-        (8, 8), Image.Resampling.BICUBIC
-    )
+    image = Image.fromarray(images[2].transpose(1, 2, 0))
+    expected = image.resize((8, 8), Image.Resampling.BICUBIC)
     assert np.array_equal(resized[2].transpose(1, 2, 0), np.asarray(expected))
