@@ -101,7 +101,8 @@ def test_an_edit_without_effect_on_the_weights_runs_nothing_after_the_training(c
 
 #: The stages that an edit of one file invalidates, but for those that follow from their outputs.
 INVALIDATED = {
-    "pipeline/comparison/report/page.py": {"compare"},
+    "pipeline/comparison/report/page.html": {"compare"},
+    "pipeline/comparison/report/style.css": {"compare"},
     LOSS: {"student@small"},
     "pipeline/store/reading/store.py": {"student@small"},
     "pipeline/students/loop.py": TRAININGS,

@@ -19,6 +19,7 @@ from pipeline.runtime.params import PARAMS_FILE, read_params, read_yaml
 
 DVC_FILE = Path("dvc.yaml")
 CODE = Path("pipeline")
+CODE_SUFFIXES = (".py", ".txt", ".html", ".css")  # as in .dvcignore
 _MAX_HASHED = 2**24  # bytes; a larger file is compared by size and date
 
 
@@ -100,7 +101,7 @@ def _state(path: Path) -> Any:
     of code (.py, and .txt that it reads) that is not hidden, as DVC sees them through `.dvcignore`.
     For another folder: sizes and dates."""
     if path.is_dir() and path.is_relative_to(CODE):
-        code = (file for file in path.rglob("*") if file.suffix in (".py", ".txt"))
+        code = (file for file in path.rglob("*") if file.suffix in CODE_SUFFIXES)
         return {str(file): sha256_of_file(file) for file in code if "/." not in str(file)}
     if path.is_dir():
         files = [Path(folder) / name for folder, _, names in os.walk(path) for name in names]

@@ -21,7 +21,7 @@ from pipeline.comparison.figures import Figures, class_table, headline_figures, 
 from pipeline.comparison.report.console import console_table
 from pipeline.comparison.report.costs import Costs
 from pipeline.comparison.report.markdown import markdown
-from pipeline.comparison.report.page import SHOWN_SEVERITY, Origin, html_report
+from pipeline.comparison.report.page import SHOWN_SEVERITY, html_report
 from pipeline.data.prepared.dataset import open_dataset, verify_dataset
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_directory, write_bytes, write_json
@@ -71,8 +71,9 @@ def main() -> None:
         curves,
         partial(clean_pixels, test, side=THUMBNAIL),
         corrupted_examples(test, SHOWN_SEVERITY),
-        Origin(params=read_params(), fingerprints=fingerprints),
         costs,
+        read_params(),
+        fingerprints,
     )
     inputs.check()
     with atomic_directory(REPORTS) as folder:

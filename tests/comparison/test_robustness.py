@@ -25,7 +25,6 @@ from pipeline.data.prepared.image_decoding import clean_boxes, decode_view
 from pipeline.models import checkpoint
 from pipeline.models.evaluation import batches_of, predict
 from pipeline.models.spec import InputSpec
-from pipeline.runtime import outputs
 from pipeline.runtime.errors import UserError
 from pipeline.stages import robustness as stage
 from pipeline.stages.robustness import predict_variants
@@ -194,20 +193,6 @@ def test_a_baseline_with_the_students_predictions_never_differs_significantly(pr
     assert sentence in capsys.readouterr().out
     assert sentence in Path("reports/comparison.md").read_text("utf-8")
     assert sentence in Path("reports/index.html").read_text("utf-8")
-
-
-def test_a_teacher_of_imported_logits_is_left_out(project):
-    source = checkpoint.LogitSource(
-        **{"family": "logits", "network": "mine", "path": "mine.npz", "contents_sha256": 64 * "0"},
-        class_names=open_dataset().class_names,
-    )
-    checkpoint.save_source(outputs.TEACHER.model, source)
-    run_stage("robustness", "--teacher")
-    run_stage("compare")
-    assert "robust_accuracy" not in comparison()["teacher"]
-    assert "robust_accuracy" in comparison()["students"]["small"]
-    robust = pd.read_csv("metrics/comparison.csv")["robust_accuracy"]
-    assert robust.isna().tolist() == [True, False, False]
 
 
 def test_an_absent_model_is_named_with_the_stage_that_writes_it(project):

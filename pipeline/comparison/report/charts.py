@@ -136,19 +136,16 @@ def bottom_axis(axis: Axis, y: float, top: float, title: str) -> Markup:
     return Markup().join([*marks, name])
 
 
-def left_axis(axis: Axis, x: float, right: float) -> Markup:
-    return Markup().join(
-        line(x, axis(v), right, axis(v), "rule") + text(x - 6, axis(v) + 4, axis.text(v), "", "end")
-        for v in axis.ticks
-    )
-
-
 def framed(
     x: Axis, y: Axis, title: str, axis_title: str, parts: Sequence[Markup], right: float = RIGHT
 ) -> Markup:
     """A chart with an axis at the bottom and one at the left."""
-    axes = bottom_axis(x, y.start, TOP, axis_title), left_axis(y, LEFT, right)
-    return svg(y.start + 42, title, *axes, *parts, width=right + 8)
+    left_axis = [
+        line(LEFT, y(v), right, y(v), "rule") + text(LEFT - 6, y(v) + 4, y.text(v), "", "end")
+        for v in y.ticks
+    ]
+    bottom = bottom_axis(x, y.start, TOP, axis_title)
+    return svg(y.start + 42, title, bottom, *left_axis, *parts, width=right + 8)
 
 
 def interval_plot(rows: Sequence[tuple[str, float, float, float, str]], title: str) -> Markup:

@@ -4,7 +4,6 @@ import base64
 import io
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,22 +28,15 @@ VERSIONS = ("torch", "torchvision", "numpy", "h5py", "pillow")
 SHOWN_SEVERITY = 3  # of the example images
 
 
-@dataclass(frozen=True)
-class Origin:
-    """The parameters and inputs that the figures were made from."""
-
-    params: Mapping[str, Any]  # all of params.yaml
-    fingerprints: Mapping[str, str]
-
-
 def html_report(
     figures: Figures,
     comparison: Comparison,
     curves: pd.DataFrame,
     pixels_of: Callable[[int], np.ndarray],
     corrupted: Mapping[str, np.ndarray],
-    origin: Origin,
     costs: Costs,
+    params: Mapping[str, Any],
+    fingerprints: Mapping[str, str],
 ) -> str:
     """Render the page.
 
@@ -52,6 +44,8 @@ def html_report(
         curves: student, role, epoch, validation_accuracy of every epoch.
         pixels_of: the pixels [C, H, W] uint8 of a test image, by its number.
         corrupted: the pixels of one test image, by corruption.
+        params: all of params.yaml.
+        fingerprints: of the inputs, by their names.
     """
     num_classes = len(comparison.class_names)
     students = tables.students_table(figures).drop(columns="McNemar")
@@ -92,11 +86,11 @@ def html_report(
         pairs=tables.pairs_table(comparison),
         metrics=tables.metrics_table(models_table(comparison), si3).drop(columns="robust"),
         facts={
-            **{f"{name} fingerprint": value for name, value in origin.fingerprints.items()},
+            **{f"{name} fingerprint": value for name, value in fingerprints.items()},
             "Python": platform.python_version(),
             **{name: version(name) for name in VERSIONS},
         },
-        params=yaml.safe_dump(dict(origin.params), sort_keys=False, allow_unicode=True),
+        params=yaml.safe_dump(dict(params), sort_keys=False, allow_unicode=True),
         whole=whole,
     )
 

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import PARAMS, run_stage, write_params
@@ -110,17 +111,25 @@ def test_exactly_the_students_of_the_parameters_are_timed(project, capsys):
     assert "small: " in capsys.readouterr().out
 
 
-def test_a_teacher_of_imported_logits_is_left_out(project):
+def test_a_teacher_of_imported_logits_has_no_speed_and_no_robustness(project):
     source = checkpoint.LogitSource(
-        **{"family": "logits", "network": "mine", "path": "mine.npz", "contents_sha256": 64 * "0"},
+        family="logits",
+        network="mine",
         class_names=open_dataset().class_names,
+        path="mine.npz",
+        contents_sha256=64 * "0",
     )
     checkpoint.save_source(TEACHER.model, source)
-    run_stage("speed")
-    speeds = json.loads(SPEED_FILE.read_text("utf-8"))["cpu"]
+    for stage, *arguments in (("speed",), ("robustness", "--teacher"), ("compare",)):
+        run_stage(stage, *arguments)
+    speeds = read_json(SPEED_FILE, produced_by="-")["cpu"]
     assert "teacher" not in speeds
     assert "speedup" not in speeds["students"]["small"]
-    run_stage("compare")
+    figures = read_json("metrics/comparison.json", produced_by="-")
+    assert "robust_accuracy" not in figures["teacher"]
+    assert "robust_accuracy" in figures["students"]["small"]
+    robust = pd.read_csv("metrics/comparison.csv")["robust_accuracy"]
+    assert robust.isna().tolist() == [True, False, False]
     page = Path("reports/index.html").read_text("utf-8")
     drawing = page.partition('aria-label="Accuracy against latency on the CPU"')[2]
     assert 'class="teacher"' not in drawing.partition("</svg>")[0]

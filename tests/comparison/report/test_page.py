@@ -20,7 +20,7 @@ from pipeline.comparison.report import charts
 from pipeline.comparison.report.costs import Costs
 from pipeline.comparison.report.drawings import MOST_CLASSES
 from pipeline.comparison.report.markdown import markdown
-from pipeline.comparison.report.page import Origin, html_report
+from pipeline.comparison.report.page import html_report
 from pipeline.comparison.robustness import CorruptionPredictions, compare_robustness
 from pipeline.stages.speed import devices
 
@@ -99,10 +99,10 @@ def page_of(comparison: Comparison, costs: Costs, size: int, channels: int = 3) 
             for epoch in range(1, 41)
         ]
     )
-    origin = Origin({"students": {name: {} for name in comparison.gains}}, {"dataset": "ab" * 32})
     corrupted = dict.fromkeys(CORRUPTIONS, images[0])
     figures = headline_figures(comparison, costs.economics)
-    return html_report(figures, comparison, curves, images.__getitem__, corrupted, origin, costs)
+    of_run = {"students": {name: {} for name in comparison.gains}}, {"dataset": "ab" * 32}
+    return html_report(figures, comparison, curves, images.__getitem__, corrupted, costs, *of_run)
 
 
 FOUR = ["mobilenet-v2-half", "resnet8", "b", "a_student_of_a_long_name"]
