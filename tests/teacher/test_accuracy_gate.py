@@ -1,6 +1,7 @@
 """A teacher that knows little is stopped before the cache, and nothing of it is written."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -90,8 +91,8 @@ def test_a_teacher_passes_by_a_binomial_test_at_one_in_a_thousand_and_the_users_
 def test_where_validation_is_too_small_to_judge_the_gate_says_so(project, capsys):
     dataset = open_dataset()
     split = dataset.splits["validation"]
-    few = type(split)(split.images[:3], split.labels[:3], split.directory, split.name)
-    check(Dataset(**{**vars(dataset), "splits": {"validation": few}}), 3)
+    few = replace(split, images=split.images[:3], labels=split.labels[:3])
+    check(replace(dataset, splits={"validation": few}), 3)
     assert "3 validation images of these classes are too few to tell" in capsys.readouterr().out
 
 
