@@ -143,7 +143,7 @@ def test_every_stage_releases_its_files_and_workers(project, storage):
         before, workers = open_files(), children()
         run_stage(*stage)
         assert open_files() <= before, stage
-        assert children() == workers, stage
+        assert set(children()) <= set(workers), stage  # one of the first run may end late
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="there is no /proc here")
