@@ -56,7 +56,7 @@ class StoreIndex(StoreIdentity):
     format_version: int
     split_sizes: Mapping[Literal[SPLITS], PositiveInt] = Field(alias="splits")
     num_views: PositiveInt
-    fidelity: Mapping[str, float]  # as the writer measured it; may be empty
+    fidelity: Mapping[str, int | float]  # as the writer measured it; may be empty
     class_names: list[str]
 
     @model_validator(mode="before")
