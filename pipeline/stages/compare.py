@@ -50,7 +50,7 @@ def main() -> None:
     store_index = results.read_store_index(dataset)
     teacher = results.read_predictions(TEACHER, dataset)
     students = results.read_students(names, partial(results.read_predictions, dataset=dataset))
-    labels = {name: np.asarray(dataset.splits[name].labels) for name in results.HELD_OUT}
+    labels = {name: np.array(dataset.splits[name].labels) for name in results.HELD_OUT}
     robustness = results.read_robustness(names, dataset)
     comparison = compare(teacher, students, labels, dataset.class_names, robustness)
     if comparison.teacher.accuracy == 0:

@@ -129,7 +129,8 @@ def test_processes_that_share_a_training_end_together_with_one_line(project):
     ranks = children(process.pid)
     assert len(ranks) == 2
     interrupt(process, signal.SIGINT)
-    assert not any(map(lives, ranks))  # `communicate` waited for the output that they held
+    wait_until(lambda: not any(map(lives, ranks)), subprocess.Popen(["sleep", "1"]))
+    assert not any(map(lives, ranks))
 
 
 def test_a_training_and_its_decoding_workers_end_at_once_with_one_line(

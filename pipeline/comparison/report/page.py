@@ -26,6 +26,7 @@ from pipeline.comparison.report.summary import sentences
 
 VERSIONS = ("torch", "torchvision", "numpy", "h5py", "pillow")
 SHOWN_SEVERITY = 3  # of the example images
+SHOWN_IMAGES = 9  # of those on which the networks disagree, by student
 
 
 def html_report(
@@ -49,6 +50,8 @@ def html_report(
     """
     num_classes = len(comparison.class_names)
     students = tables.students_table(figures).drop(columns="McNemar")
+    differing = disagreements(comparison)
+    shown = {sample for samples in differing.values() for sample in samples[:SHOWN_IMAGES]}
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -80,8 +83,10 @@ def html_report(
         agreement=agreement(comparison),
         heat_map=charts.heat_map,
         disagreements_table=tables.disagreements_table,
-        disagreements=disagreements(comparison),
-        pixels_of=pixels_of,
+        disagreements=differing,
+        shown_images=SHOWN_IMAGES,
+        # Copies: jinja2 keeps what it renders until the next garbage collection, files included.
+        pixels={sample: np.array(pixels_of(sample)) for sample in shown},
         picture=picture,
         pairs=tables.pairs_table(comparison),
         metrics=tables.metrics_table(models_table(comparison), si3).drop(columns="robust"),
