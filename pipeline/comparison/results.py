@@ -23,7 +23,7 @@ from pipeline.comparison.robustness import (
 from pipeline.data.prepared.dataset import Dataset
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import canonical_json, recovery_hint
-from pipeline.runtime.outputs import STORE, TEACHER, ModelOutputs, Role
+from pipeline.runtime.outputs import STORE, TEACHER, ModelOutputs, NetworkCosts, Role
 from pipeline.runtime.params import PARAMS_FILE, read_params
 from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.runtime.validation import Record, read_model
@@ -36,14 +36,6 @@ Result = TypeVar("Result")
 
 class _Part(Record, extra="ignore"):
     """The keys that the comparison needs, of a file that holds others."""
-
-
-class Costs(_Part):
-    """metrics/*.json of a network."""
-
-    parameters: NonNegativeInt
-    macs: NonNegativeInt
-    size_bytes: NonNegativeInt
 
 
 class StoredImages(_Part):
@@ -91,7 +83,7 @@ def read_predictions(outputs: ModelOutputs, dataset: Dataset) -> Predictions:
     costs = dict.fromkeys(COSTS)
     if not is_imported:
         produced_by = f"dvc repro {outputs.stage}"
-        costs = read_model(outputs.metrics, Costs, produced_by=produced_by).model_dump()
+        costs = read_model(outputs.metrics, NetworkCosts, produced_by=produced_by).model_dump()
     shapes = {name: [len(dataset.splits[name]), dataset.num_classes] for name in sorted(HELD_OUT)}
     expected = ", ".join(f"{name} float32 {shape}" for name, shape in shapes.items())
     logits, made_from = _read_tensors(path, outputs.stage, expected)

@@ -1,8 +1,12 @@
-"""The paths that one stage writes and others read."""
+"""The paths that one stage writes and others read, and what stands in metrics/*.json."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from pydantic import NonNegativeInt
+
+from pipeline.runtime.validation import Record
 
 PREPARED = Path("data/prepared")
 STORE = Path("data/soft_targets")
@@ -57,3 +61,11 @@ class ModelOutputs:
 
 
 TEACHER = ModelOutputs("teacher")
+
+
+class NetworkCosts(Record, extra="ignore"):
+    """What a network costs, as its stage writes it to metrics/*.json beside its accuracy."""
+
+    parameters: NonNegativeInt
+    macs: NonNegativeInt  # of one image
+    size_bytes: NonNegativeInt  # of its weights

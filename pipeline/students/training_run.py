@@ -17,7 +17,7 @@ from pipeline.models.evaluation import count_parameters_and_macs, write_predicti
 from pipeline.models.spec import ModelSpec, build, family_module, model_spec
 from pipeline.runtime.files import atomic_directory, write_bytes, write_json
 from pipeline.runtime.locks import exclusive
-from pipeline.runtime.outputs import ModelOutputs
+from pipeline.runtime.outputs import ModelOutputs, NetworkCosts
 from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.students.loop import Loss, TrainingData, TrainingResult, evaluate, fit
 from pipeline.students.params import StudentParams, TrainingParams
@@ -99,6 +99,10 @@ def write_result(
     )
     history = pd.DataFrame(result.history).to_csv(index=False, lineterminator="\n")
     write_bytes(outputs.history, history.encode())
+    costs = NetworkCosts(
+        **count_parameters_and_macs(network, spec.input),
+        size_bytes=(outputs.model / WEIGHTS).stat().st_size,
+    )
     write_json(
         outputs.metrics,
         {
@@ -106,8 +110,7 @@ def write_result(
             **{f"last_epoch_{key}": value for key, value in last.items()},
             **best_validation,
             "best_epoch": result.best_epoch,
-            **count_parameters_and_macs(network, spec.input),
-            "size_bytes": (outputs.model / WEIGHTS).stat().st_size,
+            **costs.model_dump(),
         },
     )
     print(

@@ -18,7 +18,7 @@ from pipeline.models.evaluation import (
 from pipeline.models.spec import ModelSpec, family_module
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_directory, write_json
-from pipeline.runtime.outputs import TEACHER
+from pipeline.runtime.outputs import TEACHER, NetworkCosts
 from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.teacher import accuracy_gate
 from pipeline.teacher.params import TeacherParams
@@ -57,8 +57,9 @@ def write_teacher(
         else:
             network, spec = model
             checkpoint.save(directory, network, spec)
-            costs |= count_parameters_and_macs(network, spec.input)
-            costs["size_bytes"] = (directory / WEIGHTS).stat().st_size
+            size_bytes = (directory / WEIGHTS).stat().st_size
+            counts = count_parameters_and_macs(network, spec.input)
+            costs = NetworkCosts(**counts, size_bytes=size_bytes).model_dump()
     for name in EVALUATED:
         labels = torch.from_numpy(dataset.splits[name].labels)
         metrics |= classification_metrics(logits[name], labels, name)
