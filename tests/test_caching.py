@@ -1,4 +1,4 @@
-"""An edit runs the stages that depend on it and no other: real `dvc repro` in a clone."""
+"""An edit runs the stages that depend on it and no other: by DVC's status, and by `dvc repro`."""
 
 import json
 import re

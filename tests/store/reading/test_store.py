@@ -4,18 +4,25 @@ import multiprocessing
 import os
 import pickle
 from pathlib import Path
+from textwrap import dedent
 
 import numpy as np
 import pytest
 import torch
 from conftest import change_params, opened, run_stage
+from import_closure import ROOT
 from torch.utils.data import DataLoader
 
+from pipeline.data.prepared.dataset import open_dataset
+from pipeline.models import checkpoint
+from pipeline.runtime.outputs import TEACHER
+from pipeline.runtime.params import load_section
 from pipeline.store.format.encodings import decode, encode
 from pipeline.store.format.schema import StoreIdentity, canary_samples, shard_keys
 from pipeline.store.reading.index import read_index
-from pipeline.store.reading.store import Store, open_shards
+from pipeline.store.reading.store import Store, open_shards, open_store
 from pipeline.store.writing.shard_writer import write_index, write_shard
+from pipeline.views.params import ViewsParams
 
 SAMPLES, VIEWS, CLASSES = 40_000, 3, 5  # a view has three shards
 SIZES = {"train": SAMPLES, "validation": 7}
@@ -223,3 +230,18 @@ def test_a_student_trains_from_fewer_classes_with_the_tail_spread_or_in_a_bucket
         run_stage("student", "small")
         histories.add(Path("metrics/history/students/small.csv").read_text("utf-8"))
     assert len(histories) == 2
+
+
+def test_the_code_of_the_readme_reads_the_store(project):
+    page = (ROOT / "README.md").read_text("utf-8")
+    code = page.partition("mapped into memory:\n\n")[2].partition("\n\n")[0]
+    views = load_section(ViewsParams, "views")
+    names = {
+        **{"open_store": open_store, "open_dataset": open_dataset, "DataLoader": DataLoader},
+        **{"view_params": views, "view": 1, "views": np.arange(5) % 3, "samples": np.arange(5)},
+        "teacher_fingerprint": checkpoint.fingerprint(TEACHER.model, produced_by="-"),
+    }
+    exec(dedent(code), names)
+    assert names["store"].temperature == 4.0
+    assert names["logits"].shape == (5, 3)
+    assert len(names["loader"].dataset) == 3 * 36
