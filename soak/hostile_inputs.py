@@ -69,10 +69,10 @@ ENCODED, ONNX, EXPORTED = Path("data/encoded"), Path("brought.onnx"), Path("expo
 DENSE = common.params(size=SIZE)
 PARAMS = DENSE | {"soft_targets": DENSE["soft_targets"] | {"encoding": "top_k", "k": 2}}
 #: Logits of another system: the folder of the file to change -> the path to read.
-ANSWERS = {
-    "answers_csv": "answers_csv/table.csv",
-    "answers_npz": "answers_npz/table.npz",
-    "answers_store": "answers_store",
+IMPORTED = {
+    "imported_csv": "imported_csv/table.csv",
+    "imported_npz": "imported_npz/table.npz",
+    "imported_store": "imported_store",
 }
 
 
@@ -178,16 +178,16 @@ def read_exported(path: Path) -> None:
         expect(list(probabilities.shape) == [len(names)], "probabilities")
 
 
-def read_answers(source: str) -> None:
-    rows = rows_of_answers(Path(source))
+def read_imported(source: str) -> None:
+    rows = rows_of_imported(Path(source))
     for split, array in zip(open_dataset().splits.values(), rows, strict=True):
         expect(array.shape == (len(split), len(CLASSES)), f"logits {list(array.shape)}")
         expect(bool(np.isfinite(array).all()), "logits")
     if Path(source).is_dir():  # a table has no checksums
-        expect(b"".join(map(bytes, rows)) == Path("answers").read_bytes(), "rows")
+        expect(b"".join(map(bytes, rows)) == Path("imported_rows").read_bytes(), "rows")
 
 
-def rows_of_answers(path: Path) -> list[np.ndarray]:
+def rows_of_imported(path: Path) -> list[np.ndarray]:
     """The rows of view 0 of each split, as the stage `soft_targets` reads them."""
     if not path.is_dir():
         import_logits(path, Path("imported"))
@@ -228,9 +228,9 @@ def images(rng: random.Random) -> Callable[[], None]:
     return partial(read_images, **rng.choice(({}, encoded, encoded | {"quality": "original"})))
 
 
-def answers(rng: random.Random) -> Callable[[], None]:
-    folder, source = rng.choice(list(ANSWERS.items()))
-    return file_of(folder, read=partial(read_answers, source))(rng)
+def imported(rng: random.Random) -> Callable[[], None]:
+    folder, source = rng.choice(list(IMPORTED.items()))
+    return file_of(folder, read=partial(read_imported, source))(rng)
 
 
 def prepared(rng: random.Random) -> Callable[[], None]:
@@ -245,7 +245,7 @@ KINDS: Mapping[str, Callable[[random.Random], Callable[[], None]]] = {
     "checkpoints": lambda rng: partial(read_checkpoint, hostile.checkpoint(rng)),
     "ONNX files": lambda rng: partial(read_checkpoint, hostile.onnx_file(rng, ONNX)),
     "stores": file_of(STORE, read=read_store),
-    "answers": answers,
+    "imported logits": imported,
     "exported students": lambda rng: partial(read_exported, hostile.onnx_file(rng, EXPORTED)),
     "prepared data": prepared,
     "results": file_of("metrics", "predictions", STORE / "store.json", read=read_results),
@@ -267,17 +267,17 @@ def make_project() -> None:
     common.write_params(Path(), DENSE)
     for name in ("prepare", "teacher", "soft_targets"):
         run_stage(name)
-    shutil.copytree(STORE, "answers_store")
-    rows = rows_of_answers(Path("answers_store"))
-    Path("answers").write_bytes(b"".join(map(bytes, rows)))
+    shutil.copytree(STORE, "imported_store")
+    rows = rows_of_imported(Path("imported_store"))
+    Path("imported_rows").write_bytes(b"".join(map(bytes, rows)))
     dataset = open_dataset()
     table = pd.DataFrame(np.concatenate(rows), columns=list(dataset.class_names))
     ids = [sample for split in dataset.splits.values() for sample in split.sample_ids]
-    for folder in ("answers_csv", "answers_npz"):
+    for folder in ("imported_csv", "imported_npz"):
         Path(folder).mkdir()
-    table.assign(id=ids).to_csv(ANSWERS["answers_csv"], index=False)
+    table.assign(id=ids).to_csv(IMPORTED["imported_csv"], index=False)
     columns = {"ids": np.array(ids), "class_names": np.array(dataset.class_names)}
-    np.savez(ANSWERS["answers_npz"], logits=table.to_numpy(), **columns)
+    np.savez(IMPORTED["imported_npz"], logits=table.to_numpy(), **columns)
     common.write_params(Path(), PARAMS)
     for name, *arguments in list(common.STAGES.values())[2:]:
         run_stage(name, *arguments)

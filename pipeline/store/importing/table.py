@@ -72,8 +72,8 @@ def some(items: Sequence[Any], total: int | None = None) -> str:
 
 
 def _text(path: Path) -> dict[str, np.ndarray]:
-    """The delimiter is that of which the first line has most. With semicolons or tabs, a comma in
-    the second line is a decimal comma."""
+    """Read a text. Its delimiter is the comma, semicolon or tab that is most frequent in the first
+    line. With semicolons or tabs, a comma in the second line is a decimal comma."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         first, second = file.readline(), file.readline()
     delimiter = max(",;\t", key=first.count)
