@@ -6,7 +6,6 @@ A benchmark has a docstring with its command, what it compares and the last figu
 
 import argparse
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from pipeline.comparison.measurement.latency import median_interval
 
 Row = Mapping[str, Any]
 Side = Callable[[int], object]  # takes the number of the round
@@ -33,11 +34,7 @@ class Interval:
 
 
 def median(values: Sequence[float]) -> Interval:
-    ordered = np.sort(values)
-    spread = 0.98 * math.sqrt(len(ordered))
-    low = max(0, math.floor(len(ordered) / 2 - spread))
-    high = min(len(ordered) - 1, math.ceil(len(ordered) / 2 + spread))
-    return Interval(float(np.median(ordered)), float(ordered[low]), float(ordered[high]))
+    return Interval(*median_interval(values))
 
 
 def seconds(task: Callable[[], object]) -> float:
