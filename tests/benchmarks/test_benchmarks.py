@@ -34,7 +34,6 @@ def rows_of(name: str, monkeypatch, *arguments: object) -> list[dict]:
 
 def test_a_median_has_the_order_statistics_around_it_as_its_interval():
     values = [*range(100, 0, -1)]
-    # For 100 values: 50 - 9.8 and 50 + 9.8, rounded outwards.
     # P(40 <= Binomial(100, 1/2) <= 60) is 0.965; without either end, 0.943.
     assert median(values) == harness.Interval(50.5, 40.0, 61.0)
     assert median([3.0, 1.0]) == harness.Interval(2.0, 1.0, 3.0)
