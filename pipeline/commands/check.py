@@ -18,6 +18,7 @@ from pipeline.distillation.params import check_method, load_distillation
 from pipeline.models.params import NetworkParams
 from pipeline.runtime.errors import UserError, did_you_mean
 from pipeline.runtime.params import PARAMS_FILE, load_section, read_params, student_names
+from pipeline.store.format.schema import INDEX
 from pipeline.store.writing.params import SoftTargetsParams
 from pipeline.students.params import TrainingParams, load_student, load_with_overrides
 from pipeline.teacher.params import TeacherParams
@@ -113,7 +114,7 @@ def check_teacher() -> None:
     place = f"`{PARAMS_FILE}: teacher.checkpoint` is `{teacher.checkpoint}`"
     if teacher.weights == "checkpoint" and not path.is_file():
         raise UserError(f"{place}, which is not a file; `weights: checkpoint` needs one.")
-    if teacher.weights == "logits" and not (path / "store.json").is_file():
+    if teacher.weights == "logits" and not (path / INDEX).is_file():
         raise UserError(
             f"{place}, which is no folder of a store; `weights: logits` needs one. Make it of a "
             "table: `python -m pipeline.commands.import_logits TABLE`."

@@ -16,9 +16,8 @@ from pipeline.data.sources.params import Quality
 from pipeline.runtime.errors import UserError, first_line
 from pipeline.runtime.validation import Record, validate
 
-os.environ["ORT_DISABLE_TELEMETRY"] = (
-    "1"  # before the import: by default onnxruntime reports its use
-)
+# Before the import: by default onnxruntime reports its use.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime
 
 FORMAT_VERSION = 1

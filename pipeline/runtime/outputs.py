@@ -1,4 +1,4 @@
-"""The paths that one stage writes and others read, and what stands in metrics/*.json."""
+"""The paths that one stage writes and others read, and the costs of a network in its metrics."""
 
 from dataclasses import dataclass
 from pathlib import Path

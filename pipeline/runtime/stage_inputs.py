@@ -97,9 +97,9 @@ def _look_up(key: str, params: Mapping[str, Any]) -> Any:
 
 
 def _state(path: Path) -> Any:
-    """A value that changes with a file's content. For a folder of code: the hash of every file
-    of code (.py, and .txt that it reads) that is not hidden, as DVC sees them through `.dvcignore`.
-    For another folder: sizes and dates."""
+    """A value that changes with a file's content. For a folder of code: the hash of every file of
+    CODE_SUFFIXES that is not hidden, the files that DVC sees through `.dvcignore`. For another
+    folder: sizes and dates."""
     if path.is_dir() and path.is_relative_to(CODE):
         code = (file for file in path.rglob("*") if file.suffix in CODE_SUFFIXES)
         return {str(file): sha256_of_file(file) for file in code if "/." not in str(file)}
