@@ -66,7 +66,9 @@ def test_the_page_shows_the_tables_of_the_results(name):
         assert table in page
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "views")) for n in STUDIES]
+)
 def test_every_kind_of_run_trains_and_is_not_run_again(workshop, name, tmp_path, monkeypatch):
     monkeypatch.setattr(study, "RESULTS", tmp_path / "runs.csv")
     shop = workshop_of(workshop, name)

@@ -229,6 +229,7 @@ def test_finished_shards_are_kept_and_the_output_speaks_of_no_teacher_pass(
     assert bytes_of(STORE) == before
 
 
+@pytest.mark.slow
 def test_of_several_processes_one_reads_the_logits(project):
     teach_with(write_store(answers_of_the_network()))
     teacher = bytes_of(TEACHER.model)

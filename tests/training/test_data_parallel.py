@@ -15,7 +15,7 @@ import yaml
 from conftest import change_params, write_params
 from import_closure import ROOT
 from safetensors.numpy import load_file
-from stage_process import finish, start
+from stage_process import start
 from torch import nn
 
 from pipeline.compute.distributed import ProcessGroup
@@ -89,14 +89,6 @@ def test_several_processes_end_with_the_weights_and_measures_of_one(project):
         for split, values in predictions.items():
             np.testing.assert_allclose(other_predictions[split], values, rtol=0, atol=1e-5)
         assert other_metrics == pytest.approx(metrics, rel=1e-5)
-
-
-def test_a_stage_starts_its_processes_and_counts_each_sample_once(project):
-    output = finish(start(2, ROOT, "student", "small"))
-    assert output.count("epoch 2/2") == 1
-    assert output.count("test accuracy") == 1
-    logits = load_file("predictions/students/small.safetensors")
-    assert {split: len(rows) for split, rows in logits.items()} == {"validation": 12, "test": 12}
 
 
 @pytest.mark.parametrize(

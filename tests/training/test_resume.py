@@ -14,6 +14,7 @@ import torch
 import yaml
 from conftest import OUTPUTS, change_params, run_stage, write_params
 from import_closure import ROOT
+from safetensors.torch import load_file
 from stage_process import finish, kill, start
 
 from pipeline.compute import provenance
@@ -88,6 +89,11 @@ def test_a_training_killed_at_any_moments_ends_with_the_bytes_of_an_uninterrupte
     arguments = (processes, code, "student", "small")
     uninterrupted = finish(start(*arguments))
     assert resumed_after(uninterrupted) == 0
+    # Several processes print once, and count each sample once.
+    assert uninterrupted.count(f"epoch {epochs}/{epochs}") == 1
+    assert uninterrupted.count("test accuracy") == 1
+    logits = load_file("predictions/students/small.safetensors")
+    assert {split: len(rows) for split, rows in logits.items()} == {"validation": 12, "test": 12}
     expected = outputs()
     assert not states()
 
