@@ -1,6 +1,7 @@
 """Predictions, accuracy metrics, parameter and MAC counts: the figures that every model reports."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -124,12 +125,23 @@ def count_parameters_and_macs(network: nn.Module, spec: InputSpec) -> Mapping[st
         return network.cost(spec.channels, spec.size)
     device = next(network.parameters()).device
     network.eval()
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+    with torch.inference_mode(), _plain_attention(), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, spec.channels, spec.size, spec.size, device=device))
     return {
         "parameters": sum(p.numel() for p in network.parameters()),
         "macs": counter.get_total_flops() // 2,
     }
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Switch off the fused inference of nn.MultiheadAttention, which FlopCounterMode cannot see."""
+    was_enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was_enabled)
 
 
 def write_predictions(path: Path, made_from: Mapping[str, Any], **logits: Tensor) -> None:

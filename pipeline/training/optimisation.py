@@ -48,19 +48,23 @@ class Optimisation:
         return {
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "average": None if self._average is None else self._average.network.state_dict(),
+            "average": None if self._average is None else self._average.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         if self._average is not None:
-            self._average.network.load_state_dict(state["average"])
+            self._average.load_state_dict(state["average"])
 
 
 class Average:
-    """Exponential moving average of a network's weights, starting from its first weights:
-    average = decay · average + (1 - decay) · weights after each step. Buffers are copied.
+    """Exponential moving average of a network's weights and buffers, starting from its first ones:
+    average = decay_t · average + (1 - decay_t) · value after step t, counted from 0.
+
+    decay_t = min(decay, (1 + t) / (10 + t)), as in TensorFlow's ExponentialMovingAverage with
+    `num_updates`: without this warm-up, a run of fewer than 1 / (1 - decay) steps would end near
+    its random first weights. Integer buffers are copied.
 
     Uses torch's arithmetic but not its AveragedModel, which copies a counter to the device at
     every step and waits for it.
@@ -68,24 +72,49 @@ class Average:
 
     def __init__(self, network: nn.Module, decay: float):
         self.network = copy.deepcopy(network).requires_grad_(False)
-        self._update = get_ema_multi_avg_fn(decay)
+        self._decay, self._updates = decay, 0
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        self._update(list(self.network.parameters()), list(network.parameters()), None)
-        if buffers := list(self.network.buffers()):
-            torch._foreach_copy_(buffers, list(network.buffers()))
+        decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
+        self._updates += 1
+        (averages, values), (copies, others) = _averaged_tensors(self.network, network)
+        get_ema_multi_avg_fn(decay)(averages, values, None)
+        if copies:
+            torch._foreach_copy_(copies, others)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"network": self.network.state_dict(), "updates": self._updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self._updates = state["updates"]
+
+
+def _averaged_tensors(
+    average: nn.Module, network: nn.Module
+) -> tuple[tuple[list[Tensor], list[Tensor]], tuple[list[Tensor], list[Tensor]]]:
+    """Pairs of tensors of both networks: those to average, and the integer buffers, to copy."""
+    tensors = [
+        pair
+        for kind in ("parameters", "buffers")
+        for pair in zip(getattr(average, kind)(), getattr(network, kind)(), strict=True)
+    ]
+    floating = [pair for pair in tensors if pair[0].is_floating_point()]
+    integer = [pair for pair in tensors if not pair[0].is_floating_point()]
+    return tuple(([a for a, _ in pairs], [b for _, b in pairs]) for pairs in (floating, integer))
 
 
 def make_optimizer(network: nn.Module, params: OptimisationParams) -> torch.optim.Optimizer:
     """Make the optimizer. With `norm_and_bias` excluded from weight decay, its second group has
-    none: the parameters of one dimension, which are normalisation weights and biases."""
+    none: all parameters but those that `_weights_of_layers` finds."""
     parameters, decay = list(network.parameters()), params.weight_decay
     groups = [{"params": parameters, "weight_decay": decay}]
     if params.weight_decay_exclusions == "norm_and_bias":
+        decayed = _weights_of_layers(network)
         groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for p in parameters if id(p) in decayed], "weight_decay": decay},
+            {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
         ]
     if params.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=params.learning_rate)
@@ -95,6 +124,28 @@ def make_optimizer(network: nn.Module, params: OptimisationParams) -> torch.opti
         momentum=params.momentum,
         nesterov=params.nesterov and params.momentum > 0,
     )
+
+
+def _weights_of_layers(network: nn.Module) -> set[int]:
+    """The ids of the parameters that multiply features: of two or more dimensions, and named
+    `weight` or `..._weight`, as in every layer of torch.
+
+    The others are weights of normalisation, biases, and what attention networks add to features or
+    prepend: position embeddings, relative positions, class tokens, scales of layers. What a module
+    names in `no_weight_decay()`, as timm's networks do, and embeddings are among the others.
+    """
+    found = set()
+    for module in network.modules():
+        if isinstance(module, nn.Embedding):
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim > 1 and name.endswith("weight"):
+                found.add(id(parameter))
+    for module in network.modules():
+        excluded = module.no_weight_decay() if hasattr(module, "no_weight_decay") else ()
+        if excluded:
+            found -= {id(p) for name, p in module.named_parameters() if name in {*excluded}}
+    return found
 
 
 def learning_rate_factor(step: int, params: OptimisationParams, steps_per_epoch: int) -> float:

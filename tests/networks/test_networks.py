@@ -4,6 +4,7 @@ import importlib
 
 import pytest
 import torch
+import torchvision
 
 from pipeline.models.evaluation import count_parameters_and_macs
 from pipeline.models.spec import InputSpec
@@ -62,3 +63,15 @@ def test_every_network_of_a_family_trains_on_grey_images_and_others_are_refused(
         assert all(p.grad is not None for p in built.parameters())
     with pytest.raises(UserError, match=rf"family `{name}` has no network `none`. Known: "):
         module.build("none", 5, 3)
+
+
+@pytest.mark.parametrize("network", ["vit_b_16", "swin_t", "maxvit_t", "resnet18"])
+def test_macs_are_those_that_torchvision_publishes(network):
+    with torch.device("meta"):
+        module = torchvision.models.get_model(network)
+    published = torchvision.models.get_model_weights(network).DEFAULT.meta["_ops"]  # 1e9 MACs
+    spec = InputSpec(3, 224, [0] * 3, [1] * 3)
+    assert count_parameters_and_macs(module, spec)["macs"] / 1e9 == pytest.approx(
+        published, rel=0.005
+    )
+    assert torch.backends.mha.get_fastpath_enabled()

@@ -1,6 +1,8 @@
 """The loop that students and baselines share, and their comparison."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -173,3 +175,15 @@ def test_long_runs_on_cuda_alone_are_compiled():
     compiled = device.compile_long_runs(network, torch.device("cuda"), enough)
     assert compiled is not network
     assert all(a is b for a, b in zip(compiled.parameters(), network.parameters(), strict=True))
+
+
+def test_a_stage_computes_in_ieee_float32_on_cuda_from_its_choice_of_device_on():
+    code = (
+        "import torch\nfrom pipeline.compute.device import default_device\ndefault_device()\n"
+        "print(torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision)"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert output.stdout.split() == ["ieee", "ieee"]
+    assert not output.stderr

@@ -6,6 +6,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+import torchvision
+from sklearn.datasets import load_digits
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
@@ -137,22 +139,69 @@ def trained(recipe: TrainingParams, steps: int) -> tuple[Optimisation, nn.Module
     return optimisation, network, states
 
 
-def test_the_average_of_the_weights_is_the_one_computed_by_hand():
-    recipe = params(ADAMW, ema_decay=0.9, warmup_epochs=0, learning_rate=0.1)
+def test_the_average_of_weights_and_statistics_is_the_one_computed_by_hand():
+    recipe = params(ADAMW, ema_decay=0.3, warmup_epochs=0, learning_rate=0.1)
     optimisation, network, states = trained(recipe, 5)
-    for name, average in optimisation.evaluated.named_parameters():
-        values = [dict(state.named_parameters())[name].detach().double() for state in states]
-        expected = 0.9**5 * values[0]
-        for step in range(1, 6):
-            expected += 0.1 * 0.9 ** (5 - step) * values[step]
-        torch.testing.assert_close(average.double(), expected, rtol=1e-5, atol=1e-6)
-    for name, buffer in optimisation.evaluated.named_buffers():
-        assert torch.equal(buffer, dict(network.named_buffers())[name])
+    decays = [1 / 10, 2 / 11, 3 / 12, 0.3, 0.3]  # (1 + t) / (10 + t), at most ema_decay
+    for name, average in optimisation.evaluated.state_dict().items():
+        first, *values = [state.state_dict()[name].double() for state in states]
+        expected = first
+        for decay, value in zip(decays, values, strict=True):
+            expected = decay * expected + (1 - decay) * value
+        if average.is_floating_point():
+            torch.testing.assert_close(average.double(), expected, rtol=1e-5, atol=1e-6)
+        else:
+            assert torch.equal(average, network.state_dict()[name])
+
+
+def test_a_short_training_is_not_lost_in_its_average():
+    rows = torch.from_numpy(load_digits().data).float() / 16
+    labels = torch.from_numpy(load_digits().target)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 10))
+    recipe = params(ADAMW, epochs=1, warmup_epochs=0, learning_rate=0.01, ema_decay=0.9999)
+    optimisation = Optimisation(network, recipe, 160)
+    for step in range(160):
+        batch = torch.arange(step * 32, step * 32 + 32) % 1200
+        optimisation.step(nn.functional.cross_entropy(network(rows[batch]), labels[batch]))
+    average = optimisation.evaluated.eval()
+    accuracy = (average(rows[1200:]).argmax(1) == labels[1200:]).float().mean().item()
+    assert accuracy > 0.85
 
 
 def test_without_an_average_the_network_itself_is_measured():
     optimisation, network, _ = trained(params(CIFAR_100), 1)
     assert optimisation.evaluated is network
+
+
+@pytest.mark.parametrize(
+    ("network", "undecayed"),
+    [
+        ("vit_b_16", {"class_token", "encoder.pos_embedding"}),
+        ("swin_t", "relative_position_bias_table"),
+        ("convnext_tiny", "layer_scale"),
+        ("resnet18", set()),
+    ],
+)
+def test_only_what_multiplies_features_has_weight_decay(network, undecayed):
+    with torch.device("meta"):
+        module = torchvision.models.get_model(network)
+    optimizer = Optimisation(module, params(ADAMW, ema_decay=None), 1).optimizer
+    plain = {id(p) for p in optimizer.param_groups[1]["params"]}
+    assert optimizer.param_groups[1]["weight_decay"] == 0
+    found = {name for name, p in module.named_parameters() if id(p) in plain and p.ndim > 1}
+    if isinstance(undecayed, str):
+        undecayed = {name for name, _ in module.named_parameters() if name.endswith(undecayed)}
+        assert undecayed
+    assert found == undecayed
+    assert all(id(p) in plain for p in module.parameters() if p.ndim <= 1)
+
+
+def test_what_a_network_declares_to_have_no_weight_decay_has_none():
+    network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+    network[1].no_weight_decay = lambda: {"weight"}
+    groups = Optimisation(network, params(ADAMW), 1).optimizer.param_groups
+    assert [[*p.shape] for p in groups[0]["params"]] == [[4, 3]]
 
 
 def test_an_optimisation_goes_on_from_its_state():
