@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.data.prepared.dataset import AnySplit
+from pipeline.data.prepared.dataset import AnySplit, EncodedSplit
 from pipeline.models.spec import InputSpec
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import canonical_json, write_bytes
-from pipeline.views.loader import open_views
+from pipeline.views.loader import AnyViews, CleanView, open_views
 from pipeline.views.policy import ViewPolicy
 
 BATCH_SIZE = 256
@@ -29,12 +29,14 @@ def predict(
     views: Tensor,
     *,
     precision: str = "float32",
+    clean: bool = False,
 ) -> Tensor:
     """Compute the raw logits of one batch of views, in evaluation mode.
 
     Args:
         views: [B, C, H, W] uint8, on the network's device.
         precision: of the forward pass; below float32 by autocast.
+        clean: the views are those of `open_clean_views`.
 
     Returns:
         [B, num_classes] float32, on the same device.
@@ -42,7 +44,21 @@ def predict(
     network.eval()
     dtype = getattr(torch, precision)
     with torch.autocast(views.device.type, dtype, enabled=dtype != torch.float32):
-        return network(spec.apply(views)).float()
+        whole = clean and spec.resize_ratio is not None
+        return network(spec.apply_to_squares(views) if whole else spec.apply(views)).float()
+
+
+def open_clean_views(split: AnySplit, spec: InputSpec, device: torch.device) -> AnyViews:
+    """Open a split's images without augmentation, for `predict(..., clean=True)`.
+
+    They are the views of policy `none`; for a network with its own `resize_ratio`, whole square
+    images, out of which `predict` cuts the middle.
+    """
+    policy = ViewPolicy("none")
+    if spec.resize_ratio is None or not isinstance(split, EncodedSplit):
+        return open_views(split, policy, 0, device)
+    square = CleanView(ratio=1, bicubic=spec.interpolation == "bicubic")
+    return open_views(split.resized(spec.resized_side), policy, 0, device, clean=square)
 
 
 def check_imported(
@@ -93,8 +109,8 @@ def predict_all(
         samples: [N] sample numbers; None for all.
     """
     samples = np.arange(len(split)) if samples is None else samples
-    batches = open_views(split, ViewPolicy("none"), 0, device).batches(0, batches_of(samples))
-    return torch.cat([predict(network, spec, batch.pixels).cpu() for batch in batches])
+    batches = open_clean_views(split, spec, device).batches(0, batches_of(samples))
+    return torch.cat([predict(network, spec, batch.pixels, clean=True).cpu() for batch in batches])
 
 
 def batches_of(samples: np.ndarray, size: int = BATCH_SIZE) -> list[np.ndarray]:

@@ -1,13 +1,14 @@
 """The key `network` of a teacher or a student."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from pipeline.runtime.errors import did_you_mean
 from pipeline.runtime.params import Section
 
+Interpolation = Literal["bilinear", "bicubic"]
 LARGEST_INPUT = 4096  # pixels
 FAMILIES = Path(__file__).parents[1] / "networks"
 
@@ -35,6 +36,10 @@ class NetworkParams(Section):
     input_size: int | None = Field(default=None, ge=8, le=LARGEST_INPUT)
     mean: list[float] | None = None  # per channel, of pixels in [0, 1]; default: the dataset's
     std: list[Annotated[float, Field(gt=0)]] | None = None  # per channel; default: the dataset's
+    # of images without augmentation: the side to which the shorter one is resized, over that of the
+    # middle square that is cut out
+    resize_ratio: float | None = Field(default=None, ge=1, le=4)
+    interpolation: Interpolation | None = None  # of every resizing for this network
 
 
 def _from_name(value: Any) -> Any:

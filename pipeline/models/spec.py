@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.data.prepared.dataset import Dataset
-from pipeline.models.params import LARGEST_INPUT, NetworkParams
+from pipeline.models.params import LARGEST_INPUT, Interpolation, NetworkParams
 from pipeline.runtime.errors import UserError, first_line
 
 
@@ -27,6 +27,10 @@ class InputSpec:
     size: Annotated[int, Field(ge=1, le=LARGEST_INPUT)]  # pixels
     mean: Sequence[float]  # per channel, of pixels in [0, 1]
     std: Sequence[Annotated[float, Field(gt=0)]]
+    #: Of a network with its own preprocessing of images without augmentation: their shorter side is
+    #: resized to `resized_side`, and the middle square of `size` is cut out.
+    resize_ratio: Annotated[float, Field(ge=1, le=4)] | None = None
+    interpolation: Interpolation | None = None  # of every resizing; None: bilinear
 
     @pydantic.model_validator(mode="after")
     def _one_for_each_channel(self) -> "InputSpec":
@@ -34,13 +38,33 @@ class InputSpec:
             raise ValueError("mean and std have not one value for each channel")
         return self
 
+    @property
+    def resized_side(self) -> int:
+        """Pixels of a whole square image before its middle is cut out."""
+        return round(self.size * (self.resize_ratio or 1))
+
     def apply(self, views: Tensor) -> Tensor:
         """[B, C, H, W] uint8 -> [B, C, size, size] float32, normalised, channels last in memory."""
-        mean = _per_channel(self.mean, views.device)
-        scale = 1 / (255 * _per_channel(self.std, views.device))
-        pixels = views.to(torch.float32, memory_format=torch.channels_last)
-        if views.shape[-1] != self.size:
-            pixels = F.interpolate(pixels, (self.size, self.size), mode="bilinear", antialias=True)
+        return self._normalised(self._resized(views, self.size))
+
+    def apply_to_squares(self, images: Tensor) -> Tensor:
+        """The preprocessing of whole square images, with `resize_ratio`: as `apply`."""
+        side = self.resized_side
+        start = round((side - self.size) / 2)
+        middle = slice(start, start + self.size)
+        return self._normalised(self._resized(images, side)[:, :, middle, middle])
+
+    def _resized(self, images: Tensor, side: int) -> Tensor:
+        pixels = images.to(torch.float32, memory_format=torch.channels_last)
+        if images.shape[-1] == side:
+            return pixels
+        mode = self.interpolation or "bilinear"
+        pixels = F.interpolate(pixels, (side, side), mode=mode, antialias=True)
+        return pixels.clamp(0, 255) if mode == "bicubic" else pixels  # bicubic overshoots
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        mean = _per_channel(self.mean, pixels.device)
+        scale = 1 / (255 * _per_channel(self.std, pixels.device))
         return (pixels - 255 * mean) * scale
 
 
@@ -100,6 +124,8 @@ def model_spec(
             size=params.input_size or (native.size if native else dataset.image_size),
             mean=params.mean or (native or dataset).mean,
             std=params.std or (native or dataset).std,
+            resize_ratio=params.resize_ratio or (native.resize_ratio if native else None),
+            interpolation=params.interpolation or (native.interpolation if native else None),
         ),
     )
 
@@ -153,15 +179,15 @@ def family_module(name: str) -> ModuleType:
 def native_input(family: str, network: str) -> InputSpec | None:
     """The input of the network's published weights; None if the family does not know it.
 
-    A family knows it by a function `pretrained_input(network)` that returns size, mean and std, or
-    None.
+    A family knows it by a function `pretrained_input(network)` that returns size, mean, std and, if
+    it knows them, resize ratio and interpolation; or None.
     """
     pretrained_input = getattr(family_module(family), "pretrained_input", None)
     native = pretrained_input(network) if pretrained_input else None
     if native is None:
         return None
-    size, mean, std = native
-    return InputSpec(len(mean), size, list(mean), list(std))
+    size, mean, std, *resizing = native
+    return InputSpec(len(mean), size, list(mean), list(std), *resizing)
 
 
 def _try_on_blank_image(network: nn.Module, spec: ModelSpec) -> None:

@@ -1,6 +1,7 @@
 """Every network of timm, by timm's name, with or without the tag of its weights. Needs the extra
 `timm`."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,20 @@ def build(network: str, num_classes: int, in_channels: int, **options: Any) -> n
     )
 
 
-def pretrained_input(network: str) -> tuple[int, Sequence[float], Sequence[float]] | None:
-    """Side in pixels, mean and std of `pretrained_cfg`."""
+def pretrained_input(
+    network: str,
+) -> tuple[int, Sequence[float], Sequence[float], float, str] | None:
+    """Side in pixels, mean, std, resize ratio and interpolation of `pretrained_cfg`, as
+    `timm.data.create_transform` takes them."""
     _check_known(network)
     config = timm.get_pretrained_cfg(network)
-    return (config.input_size[-1], config.mean, config.std) if config else None
+    if not config:
+        return None
+    side = config.input_size[-1]
+    # Other modes than `center` show the whole image.
+    resized = math.floor(side / config.crop_pct) if config.crop_mode == "center" else side
+    interpolation = "bicubic" if config.interpolation == "bicubic" else "bilinear"
+    return side, config.mean, config.std, resized / side, interpolation
 
 
 def pretrained_state(network: str) -> tuple[dict[str, Tensor], Sequence[str]]:

@@ -16,18 +16,22 @@ from pipeline.runtime.errors import UserError, first_line, look_up
 _AUXILIARY_CLASSIFIERS = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
 
 
-def pretrained_input(network: str) -> tuple[int, Sequence[float], Sequence[float]]:
-    """Side in pixels, mean and std of the default weights' preprocessing. Its central crop is the
-    square image that `prepare` writes.
+def pretrained_input(
+    network: str,
+) -> tuple[int, Sequence[float], Sequence[float], float, str]:
+    """Side in pixels, mean, std, resize ratio and interpolation of the default weights'
+    preprocessing.
 
     Built with weights by torchvision, two networks turn ImageNet's normalisation into pixels in
     -1 to 1 themselves. Here they get such pixels.
     """
     _check_known(network)
     preset = torchvision.models.get_model_weights(network).DEFAULT.transforms()
+    side = preset.crop_size[0]
+    resizing = preset.resize_size[0] / side, preset.interpolation.value
     if network in _AUXILIARY_CLASSIFIERS:
-        return preset.crop_size[0], [0.5] * 3, [0.5] * 3
-    return preset.crop_size[0], preset.mean, preset.std
+        return side, [0.5] * 3, [0.5] * 3, *resizing
+    return side, preset.mean, preset.std, *resizing
 
 
 def build(network: str, num_classes: int, in_channels: int, **options: Any) -> nn.Module:

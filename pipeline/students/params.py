@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from pipeline.models.params import Family, Network
+from pipeline.models.params import Family, Network, NetworkParams
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.params import PARAMS_FILE, Section, check_student, read_params
 from pipeline.runtime.validation import Model, validate
@@ -27,6 +27,19 @@ class StudentParams(Section):
     network: Network
     training: dict[str, Any]
     distillation: dict[str, Any]
+
+    @field_validator("network")
+    @classmethod
+    def _sees_the_views(cls, network: NetworkParams) -> NetworkParams:
+        own = [
+            key for key in ("resize_ratio", "interpolation") if getattr(network, key) is not None
+        ]
+        if own:
+            raise ValueError(
+                f"{' and '.join(own)} can be set for a teacher alone: a student is measured and "
+                "exported with the views as they are. Remove it"
+            )
+        return network
 
 
 def load_student(name: str) -> StudentParams:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, default_convert
 from pipeline.compute.device import to_device
 from pipeline.data.prepared.dataset import AGAIN, AnySplit, EncodedSplit, Split, encoded_path
 from pipeline.data.prepared.image_decoding import (
+    CLEAN_RATIO,
     UNREADABLE,
     available_cores,
     clean_boxes,
@@ -76,13 +77,17 @@ def open_views(
     device: torch.device,
     *,
     num_workers: int | None = None,
-) -> "Views | EncodedViews":
-    """Open the views of a split, at the image size of its dataset. `num_workers` processes decode
-    encoded images; None: `default_workers()`.
+    clean: "CleanView | None" = None,
+) -> "AnyViews":
+    """Open the views of a split, at the image size of its dataset.
+
+    Args:
+        num_workers: processes that decode encoded images; None: `default_workers()`.
+        clean: what a view of an encoded image without a resized crop shows; None: the standard.
     """
     if isinstance(split, EncodedSplit):
         workers = default_workers() if num_workers is None else num_workers
-        return EncodedViews(split, policy, seed, device, workers)
+        return EncodedViews(split, policy, seed, device, workers, clean or CleanView())
     return Views(split, policy, seed, device)
 
 
@@ -113,6 +118,14 @@ def _fits(images: Tensor, device: torch.device) -> bool:
 
 
 @dataclass(frozen=True)
+class CleanView:
+    """The middle square of an image that its view shows, and how it is resized."""
+
+    ratio: float = CLEAN_RATIO
+    bicubic: bool = False
+
+
+@dataclass(frozen=True)
 class EncodedViews:
     """The views of a split of encoded images, decoded ahead by worker processes.
 
@@ -125,6 +138,7 @@ class EncodedViews:
     seed: int
     device: torch.device
     num_workers: int
+    clean: CleanView = CleanView()
 
     def batches(self, view: int, order: Sequence[np.ndarray]) -> Iterator[Batch]:
         """Yield one view of the samples of each batch, in this order.
@@ -162,6 +176,9 @@ class EncodedViews:
             ) from None
 
 
+AnyViews = Views | EncodedViews
+
+
 @dataclass(frozen=True)
 class _Decoder:
     """The decoded pixels of one view, for worker processes: indexed with a batch's samples."""
@@ -171,19 +188,22 @@ class _Decoder:
 
     def __getitems__(self, samples: np.ndarray) -> Tensor | UserError:
         """[B, C, S, S] uint8; or an error, which the parent raises without a traceback."""
-        split, seed = self.views.split, self.views.seed
+        split, seed, clean = self.views.split, self.views.seed, self.views.clean
         side = split.image_size
         sizes = split.sizes[samples].astype(np.int64)  # [B, 2]
         if self.views.policy.geometry == RESIZED_CROP:
             boxes = crop_boxes(seed, self.view, samples, sizes)
             flipped = flips(seed, self.view, samples)
         else:
-            boxes, flipped = clean_boxes(sizes, side), np.zeros(len(samples), bool)
+            boxes = clean_boxes(sizes, side, clean.ratio)
+            flipped = np.zeros(len(samples), bool)
         pixels = np.empty((len(samples), split.channels, side, side), np.uint8)
         for row, sample in enumerate(samples.tolist()):
             content = split.content(sample)
             try:
-                decoded = decode_view(content, sizes[row], boxes[row], side, split.channels)
+                decoded = decode_view(
+                    content, sizes[row], boxes[row], side, split.channels, bicubic=clean.bicubic
+                )
             except UNREADABLE as error:
                 return UserError(
                     f"`{encoded_path(split.directory, split.name)}` has an image that cannot be "

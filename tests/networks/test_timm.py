@@ -38,10 +38,10 @@ def test_a_network_of_timm_takes_any_number_of_channels_and_classes():
 def test_its_input_is_that_of_its_pretrained_cfg():
     # timm documents these for the two tags.
     assert native_input("timm", "resnet18.a1_in1k") == InputSpec(
-        3, 224, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+        3, 224, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225], 235 / 224, "bicubic"
     )
     inception = native_input("timm", "inception_v3.tf_in1k")
-    assert inception == InputSpec(3, 299, [0.5] * 3, [0.5] * 3)
+    assert inception == InputSpec(3, 299, [0.5] * 3, [0.5] * 3, 341 / 299, "bicubic")
 
 
 def test_its_published_weights_keep_the_rows_of_known_classes(hub):

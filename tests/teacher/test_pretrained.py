@@ -1,18 +1,22 @@
 """Published weights: found, fitted to the data set's classes, or fine-tuned to them."""
 
+import io
 import pickle
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from conftest import PARAMS, run_stage, write_params
+from PIL import Image
 from torch import nn
 
-from pipeline.data.prepared.dataset import open_dataset
+from pipeline.data.prepared.dataset import EncodedSplit, Split, open_dataset
 from pipeline.models import checkpoint
+from pipeline.models.evaluation import predict_all
 from pipeline.models.params import NetworkParams
 from pipeline.models.spec import InputSpec, ModelSpec, build, model_spec, native_input
 from pipeline.runtime.errors import UserError
@@ -144,14 +148,54 @@ def test_the_input_is_that_of_the_pretraining_unless_the_parameters_say_otherwis
         return model_spec("torchvision", params, dataset, pretrained=True).input
 
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    assert spec(name="efficientnet_b3") == InputSpec(3, 300, mean, std)
+    assert spec(name="efficientnet_b3") == InputSpec(3, 300, mean, std, 320 / 300, "bicubic")
     own = spec(name="resnet18", input_size=64, mean=[0.5] * 3)
-    assert own == InputSpec(3, 64, [0.5] * 3, std)
+    assert own == InputSpec(3, 64, [0.5] * 3, std, 256 / 224, "bilinear")
+    own = spec(name="resnet18", resize_ratio=1.0, interpolation="bicubic")
+    assert own == InputSpec(3, 224, mean, std, 1.0, "bicubic")
     with pytest.raises(UserError, match="no network `resnet9`"):
         spec(name="resnet9")
     dataset = replace(dataset, channels=1)
     with pytest.raises(UserError, match="pretrained on images of 3 channels, but `dataset.chan"):
         spec(name="resnet18")
+
+
+def encoded_split(folder: Path, image: Image.Image) -> EncodedSplit:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    (folder / "test_images.bin").write_bytes(file.getvalue())
+    offsets, sizes = np.array([0, len(file.getvalue())]), np.array([image.size[::-1]], np.int32)
+    return EncodedSplit(np.zeros(1, np.int64), folder, "test", offsets, sizes, 3, 96)
+
+
+@pytest.mark.parametrize("network", ["resnet18", "resnet50", "efficientnet_b3", "inception_v3"])
+@pytest.mark.parametrize("storage", ["pixels", "encoded"])
+def test_images_become_the_pixels_of_the_published_preprocessing(network, storage, tmp_path):
+    """torchvision's own transforms are the witness. Their two networks that turn ImageNet's
+    normalisation into -1 to 1 themselves are compared in pixels, as the others."""
+    weights = torchvision.models.get_model_weights(network).DEFAULT.transforms()
+    spec = native_input("torchvision", network)
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 9, 3), dtype=np.uint8))
+    image = coarse.resize((600, 400), Image.Resampling.BICUBIC)
+    if storage == "pixels":  # as `prepare` cuts the middle square
+        image = image.crop((100, 0, 500, 400))
+        pixels = np.asarray(image).transpose(2, 0, 1)[None]
+        split = Split(np.zeros(1, np.int64), tmp_path, "test", np.ascontiguousarray(pixels))
+    else:
+        split = encoded_split(tmp_path, image)
+    ours = predict_all(nn.Identity(), spec, split, device=torch.device("cpu"))[0]
+    levels = []
+    for normalised, mean, std in (
+        (ours, spec.mean, spec.std),
+        (weights(image), weights.mean, weights.std),
+    ):
+        levels.append(
+            255 * (normalised * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1))
+        )
+    assert ours.shape == (3, spec.size, spec.size)
+    assert (levels[0] - levels[1]).abs().mean() < 1
+    assert (levels[0] - levels[1]).abs().max() < 4.5
 
 
 def test_googlenet_gets_the_pixels_that_its_weights_were_made_with(hub):

@@ -81,11 +81,11 @@ def eight_bits(image: Image.Image) -> Image.Image:
     return image
 
 
-def clean_boxes(sizes: np.ndarray, side: int) -> np.ndarray:
+def clean_boxes(sizes: np.ndarray, side: int, ratio: float = CLEAN_RATIO) -> np.ndarray:
     """Choose the box of each image that its clean view, the view of evaluation, shows.
 
     It is the middle square of `side` pixels after the shorter side is resized to
-    round(`side` * CLEAN_RATIO).
+    round(`side` * `ratio`).
 
     Args:
         sizes: [B, 2] height and width of the upright images.
@@ -94,15 +94,22 @@ def clean_boxes(sizes: np.ndarray, side: int) -> np.ndarray:
     Returns:
         [B, 4] float64: top, left, height, width in the upright image's pixels, not rounded.
     """
-    square = sizes.min(1) * (side / round(side * CLEAN_RATIO))
+    square = sizes.min(1) * (side / round(side * ratio))
     top, left = ((sizes[:, axis] - square) / 2 for axis in (0, 1))
     return np.stack([top, left, square, square], 1)
 
 
 def decode_view(
-    content: bytes, size: Sequence[int], box: Sequence[float], side: int, channels: int
+    content: bytes,
+    size: Sequence[int],
+    box: Sequence[float],
+    side: int,
+    channels: int,
+    *,
+    bicubic: bool = False,
 ) -> np.ndarray:
-    """Decode a box of an image and resize it to a square: bilinear, antialiased if it shrinks.
+    """Decode a box of an image and resize it to a square: bilinear or bicubic, antialiased if it
+    shrinks.
 
     JPEG is decoded at 1/8, 1/4 or 1/2 of its size if the box keeps at least `side` pixels each way:
     several times as fast, with small changes of the view's pixels.
@@ -139,5 +146,6 @@ def decode_view(
         top += image.height * reduction - size[0]
     corners = (left, top, left + width, top + height)
     box = [corner / reduction for corner in corners]
-    view = image.resize((side, side), Image.Resampling.BILINEAR, box)
+    resampling = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
+    view = image.resize((side, side), resampling, box)
     return np.atleast_3d(view).transpose(2, 0, 1)

@@ -158,7 +158,7 @@ def test_images_pass_through_memory_few_at_a_time_and_in_order(monkeypatch):
 
 
 def test_a_killed_worker_is_reported_without_a_traceback(encoded_project, monkeypatch):
-    monkeypatch.setattr("pipeline.views.loader.decode_view", lambda *_: os._exit(9))
+    monkeypatch.setattr("pipeline.views.loader.decode_view", lambda *_, **__: os._exit(9))
     split = open_dataset().splits["train"]
     views = open_views(split, ViewPolicy("none"), 0, CPU, num_workers=1)
     with pytest.raises(UserError, match="a process that decodes images has ended"):
