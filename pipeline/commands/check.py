@@ -16,7 +16,7 @@ from pipeline.data.sources.image_folder import image_folder
 from pipeline.data.sources.params import DatasetParams
 from pipeline.distillation.params import check_method, load_distillation
 from pipeline.models.params import NetworkParams
-from pipeline.runtime.errors import UserError, did_you_mean
+from pipeline.runtime.errors import UserError, counted, did_you_mean
 from pipeline.runtime.params import PARAMS_FILE, load_section, read_params, student_names
 from pipeline.store.format.schema import INDEX
 from pipeline.store.writing.params import SoftTargetsParams
@@ -129,8 +129,8 @@ def check_statistics(network: NetworkParams, key: str) -> None:
     for name, values in (("mean", network.mean), ("std", network.std)):
         if values is not None and len(values) != channels:
             raise UserError(
-                f"`{PARAMS_FILE}: {key}.{name}` has {len(values)} values; expected {channels}, "
-                "one for each of `dataset.channels`."
+                f"`{PARAMS_FILE}: {key}.{name}` has {counted(len(values), 'value')}; expected "
+                f"{channels}, one for each of `dataset.channels`."
             )
 
 
