@@ -21,7 +21,7 @@ from pipeline.comparison.robustness import (
     compare_robustness,
 )
 from pipeline.data.prepared.dataset import Dataset
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, counted
 from pipeline.runtime.files import canonical_json, recovery_hint
 from pipeline.runtime.outputs import STORE, TEACHER, ModelOutputs, NetworkCosts, Role
 from pipeline.runtime.params import PARAMS_FILE, read_params
@@ -56,6 +56,13 @@ class StoreIndex(_Part):
     num_views: PositiveInt
     splits: StoredImages
     fidelity: Fidelity
+
+
+class Training(_Part):
+    """What the stage of a student or baseline says of its training, in its metrics."""
+
+    kept_epoch: PositiveInt  # counted from 1: the epoch whose weights are the network's
+    optimiser_steps: PositiveInt | None = None
 
 
 class History(_Part):
@@ -171,8 +178,14 @@ def read_robustness(names: list[str], dataset: Dataset) -> RobustComparison:
     return compare_robustness(read(TEACHER), read_students(names, read), labels[samples])
 
 
+def read_training(outputs: ModelOutputs) -> Training:
+    """Read which epoch was kept, and the optimiser steps."""
+    return read_model(outputs.metrics, Training, produced_by=f"dvc repro {outputs.stage}")
+
+
 def read_training_curves(names: list[str]) -> pd.DataFrame:
-    """Read every epoch of every student and baseline, one a row.
+    """Read every epoch of every student and baseline, one a row, with `kept`: whether it is the
+    epoch whose weights were kept, as the training itself wrote it.
 
     Raises:
         UserError: a history is absent or damaged; names the command that writes it.
@@ -198,7 +211,13 @@ def _read_history(outputs: ModelOutputs) -> pd.DataFrame:
             f"`{path}` is damaged; expected a row for each epoch from 1, and in each "
             f"`validation_accuracy` from 0 to 1. {hint}"
         ) from None
-    return table
+    kept = read_training(outputs).kept_epoch
+    if kept > len(table):
+        raise UserError(
+            f"`{path}` has {counted(len(table), 'epoch')}, but `{outputs.metrics}` says that epoch "
+            f"{kept} was kept; expected both of one training. {hint}"
+        )
+    return table.assign(kept=table["epoch"] == kept)
 
 
 def read_store_index(dataset: Dataset) -> StoreIndex:

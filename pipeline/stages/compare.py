@@ -60,11 +60,13 @@ def main() -> None:
             "`mean`, `std`, training."
         )
     curves, speed = results.read_training_curves(names), results.read_speed(names)
+    trainings = results.read_students(names, results.read_training)
+    steps = {name: tuple(t.optimiser_steps for t in pair) for name, pair in trainings.items()}
     made_passes = teacher.parameters is not None  # imported logits took no forward pass
     costs = Costs(speed, results.cache_economics(store_index, curves) if made_passes else None)
 
     fingerprints = {"dataset": dataset.fingerprint, "teacher": store_index.teacher_fingerprint}
-    test, figures = dataset.splits["test"], headline_figures(comparison, costs.economics)
+    test, figures = dataset.splits["test"], headline_figures(comparison, costs.economics, steps)
     page = html_report(
         figures,
         comparison,

@@ -54,10 +54,13 @@ def gain_and_cost(comparison: Comparison, speed: Mapping[str, DeviceSpeed]) -> l
 
 
 def training_curves(comparison: Comparison, curves: pd.DataFrame) -> list[Drawing]:
+    """Validation accuracy by epoch, with a dot at the epoch that each training kept."""
     drawings = []
     for name in comparison.gains:
         of_student = curves[curves["student"] == name]
         shares = of_student["validation_accuracy"]
+        kept = of_student[of_student["kept"]].set_index("role")["epoch"]
+        epochs = of_student.groupby("role")["epoch"].max()
         plot = charts.curves(
             [
                 (role, rows["epoch"], rows["validation_accuracy"])
@@ -67,9 +70,10 @@ def training_curves(comparison: Comparison, curves: pd.DataFrame) -> list[Drawin
             (shares.min(), shares.max()),
             f"Validation accuracy of {name}",
             "epoch",
-            only_best=True,
+            marked=kept,
         )
-        drawings.append(Drawing(name, plot))
+        notes = [f"{role} {kept[role]} of {epochs[role]}" for role in ("distilled", "baseline")]
+        drawings.append(Drawing(name, plot, f"Kept epoch: {', '.join(notes)}"))
     return drawings
 
 

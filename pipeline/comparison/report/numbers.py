@@ -58,6 +58,11 @@ def duration(seconds: float) -> str:
     return f"{value:.1f} {unit}" if abs(value) < 9.95 else f"{value:,.0f} {unit}"
 
 
+def points_of_one(images: int) -> str:
+    """The points of accuracy that one of so many images is: 0.28 of 359."""
+    return f"{100 / images:.2g}" if images > 1 else "100"
+
+
 def join_and(items: Iterable[str]) -> str:
     *most, last = items
     return f"{', '.join(most)} and {last}" if most else last

@@ -13,7 +13,7 @@ from browser import CHROMIUM, Page, browser
 
 from pipeline.comparison.cache_economics import Economics
 from pipeline.comparison.compare import Comparison, Predictions, compare
-from pipeline.comparison.figures import headline_figures
+from pipeline.comparison.figures import Figures, headline_figures
 from pipeline.comparison.measurement.corruptions import CORRUPTIONS, SEVERITIES
 from pipeline.comparison.measurement.latency import DeviceSpeed, NetworkSpeed
 from pipeline.comparison.report import charts
@@ -88,19 +88,29 @@ def costs_of(comparison: Comparison, *devices: str) -> Costs:
     return Costs(dict.fromkeys(devices, measured), economics)
 
 
+def figures_of(comparison: Comparison, costs: Costs) -> Figures:
+    return headline_figures(comparison, costs.economics, dict.fromkeys(comparison.gains, (9, 9)))
+
+
 def page_of(comparison: Comparison, costs: Costs, size: int, channels: int = 3) -> str:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (len(comparison.labels), channels, size, size), np.uint8)
     curves = pd.DataFrame(
         [
-            {"student": name, "role": role, "epoch": epoch, "validation_accuracy": 1 - 0.9**epoch}
+            {
+                "student": name,
+                "role": role,
+                "epoch": epoch,
+                "validation_accuracy": 1 - 0.9**epoch,
+                "kept": epoch == 40,
+            }
             for name in comparison.gains
             for role in ("distilled", "baseline")
             for epoch in range(1, 41)
         ]
     )
     corrupted = dict.fromkeys(CORRUPTIONS, images[0])
-    figures = headline_figures(comparison, costs.economics)
+    figures = figures_of(comparison, costs)
     of_run = {"students": {name: {} for name in comparison.gains}}, {"dataset": "ab" * 32}
     return html_report(figures, comparison, curves, images.__getitem__, corrupted, costs, *of_run)
 
@@ -179,7 +189,7 @@ def test_all_disagreements_are_counted_and_the_largest_are_shown(pages):
 def test_the_markdown_has_the_sentences_and_one_row_per_student_and_model():
     comparison = invented(5, FOUR)
     costs = costs_of(comparison, "cpu")
-    text = markdown(headline_figures(comparison, costs.economics), comparison, costs)
+    text = markdown(figures_of(comparison, costs), comparison, costs)
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
     assert [len(table.splitlines()) - 2 for table in tables] == [4, 5, 3, 9]
     for table in tables:
