@@ -1,7 +1,7 @@
 """Read what the other stages wrote. Refuse what is damaged, or was made from other inputs."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
@@ -85,7 +85,7 @@ def read_predictions(outputs: ModelOutputs, dataset: Dataset) -> Predictions:
         UserError: a file is absent or damaged, or is not of these images or these parameters;
             names the command that writes it.
     """
-    stage_inputs, path = StageInputs(*outputs.stage.split("@")), outputs.predictions
+    path = outputs.predictions
     is_imported = outputs == TEACHER and read_params()["teacher"]["weights"] == "logits"
     costs = dict.fromkeys(COSTS)
     if not is_imported:
@@ -100,14 +100,20 @@ def read_predictions(outputs: ModelOutputs, dataset: Dataset) -> Predictions:
                 f"`{path}` holds logits for {name} that are not finite: the training diverged. "
                 "Lower its learning rate in params.yaml."
             )
-    for key, value in json.loads(canonical_json(stage_inputs.params)).items():
-        if key in made_from and made_from[key] != value:  # whatever DVC has recorded
+    _check_params(path, made_from, outputs.stage)
+    return Predictions(outputs.name or "teacher", outputs.role, **logits, **costs)
+
+
+def _check_params(path: Path, made_from: Mapping[str, Any], stage: str) -> None:
+    """Refuse predictions that were made from other parameters, whatever DVC has recorded."""
+    params = StageInputs(*stage.split("@")).params
+    for key, value in json.loads(canonical_json(params)).items():
+        if key in made_from and made_from[key] != value:
             raise UserError(
                 f"`{path}` was made when `{PARAMS_FILE}: {key}` was {json.dumps(made_from[key])}; "
                 f"now that is {json.dumps(value)}. Run `dvc repro --force --single-item "
-                f"{outputs.stage}`, then `dvc repro`."
+                f"{stage}`, then `dvc repro`."
             )
-    return Predictions(outputs.name or "teacher", outputs.role, **logits, **costs)
 
 
 def _read_tensors(
@@ -147,8 +153,11 @@ def read_students(
     return {name: tuple(read(ModelOutputs(role, name)) for role in STUDENT_ROLES) for name in names}
 
 
-def read_robustness(names: list[str], dataset: Dataset) -> RobustComparison:
-    """Read the predictions for corrupted images and compare them.
+def read_robustness(
+    teacher: Predictions, students: Mapping[str, tuple[Predictions, Predictions]], dataset: Dataset
+) -> RobustComparison:
+    """Read the predictions for corrupted images and compare them with those of the same images
+    without corruption, which are the networks' test predictions.
 
     Raises:
         UserError: a file is absent or damaged, or is not of these images and corruptions.
@@ -156,26 +165,31 @@ def read_robustness(names: list[str], dataset: Dataset) -> RobustComparison:
     labels = np.asarray(dataset.splits["test"].labels)
     samples = samples_to_corrupt(len(labels))
 
-    def read(outputs: ModelOutputs) -> CorruptionPredictions | None:
+    def read(predictions: Predictions) -> CorruptionPredictions | None:
         """None for a teacher without a network."""
+        is_teacher = predictions.role == "teacher"
+        outputs = TEACHER if is_teacher else ModelOutputs(predictions.role, predictions.name)
         path, count = outputs.corrupted_predictions, len(samples)
-        stage = "robustness_teacher" if outputs == TEACHER else f"robustness@{outputs.name}"
+        stage = "robustness_teacher" if is_teacher else f"robustness@{outputs.name}"
         decisions = [len(CORRUPTIONS), len(SEVERITIES), count]
         only_samples = f"samples int32 [{count}]"
-        expected = [f"clean int32 [{count}], decisions int32 {decisions}, {only_samples}"]
-        if outputs == TEACHER:
+        expected = [f"decisions int32 {decisions}, image_size int32 [1], {only_samples}"]
+        if is_teacher:
             expected.append(only_samples)
-        tensors, _ = _read_tensors(path, stage, *expected)
+        tensors, made_from = _read_tensors(path, stage, *expected)
+        _check_params(path, made_from, stage)
         if not np.array_equal(tensors["samples"], samples):
             raise UserError(
                 f"`{path}` is of other test images; expected {count:,} of data/prepared, evenly "
                 f"spread. {_hint(path, stage)}"
             )
-        if "clean" not in tensors:
+        if "decisions" not in tensors:
             return None
-        return CorruptionPredictions(tensors["clean"], tensors["decisions"])
+        clean, (size,) = predictions.test[samples].argmax(1), tensors["image_size"].tolist()
+        return CorruptionPredictions(clean, tensors["decisions"], size)
 
-    return compare_robustness(read(TEACHER), read_students(names, read), labels[samples])
+    pairs = {name: (read(first), read(second)) for name, (first, second) in students.items()}
+    return compare_robustness(read(teacher), pairs, labels[samples])
 
 
 def read_training(outputs: ModelOutputs) -> Training:

@@ -51,7 +51,7 @@ def main() -> None:
     teacher = results.read_predictions(TEACHER, dataset)
     students = results.read_students(names, partial(results.read_predictions, dataset=dataset))
     labels = {name: np.array(dataset.splits[name].labels) for name in results.HELD_OUT}
-    robustness = results.read_robustness(names, dataset)
+    robustness = results.read_robustness(teacher, students, dataset)
     comparison = compare(teacher, students, labels, dataset.class_names, robustness)
     if comparison.teacher.accuracy == 0:
         raise UserError(
@@ -72,7 +72,7 @@ def main() -> None:
         comparison,
         curves,
         partial(clean_pixels, test, side=THUMBNAIL),
-        corrupted_examples(test, SHOWN_SEVERITY),
+        corrupted_examples(test, robustness.image_size, SHOWN_SEVERITY),
         costs,
         read_params(),
         fingerprints,

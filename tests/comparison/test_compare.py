@@ -63,7 +63,7 @@ NAMES = ["ant", "bee", "cat", "dog"]
 
 def compared(**students: tuple[Predictions, Predictions]) -> Comparison:
     labels = LABELS["test"]
-    corrupted = CorruptionPredictions(labels, np.broadcast_to(labels, (6, 3, len(labels))))
+    corrupted = CorruptionPredictions(labels, np.broadcast_to(labels, (6, 3, len(labels))), 16)
     robustness = compare_robustness(corrupted, dict.fromkeys(students, (corrupted,) * 2), labels)
     return compare(TEACHER, students, LABELS, NAMES, robustness)
 

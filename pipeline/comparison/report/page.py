@@ -23,6 +23,7 @@ from pipeline.comparison.report import charts, drawings, tables
 from pipeline.comparison.report.costs import Costs
 from pipeline.comparison.report.numbers import join_and, si3, whole
 from pipeline.comparison.report.summary import sentences
+from pipeline.runtime.errors import counted
 
 VERSIONS = ("torch", "torchvision", "numpy", "h5py", "pillow")
 SHOWN_SEVERITY = 3  # of the example images
@@ -97,6 +98,7 @@ def html_report(
         },
         params=yaml.safe_dump(dict(params), sort_keys=False, allow_unicode=True),
         whole=whole,
+        counted=counted,
     )
 
 

@@ -45,7 +45,9 @@ def invented(num_classes: int, students: list[str], count: int = 300) -> Compari
     def corrupted(seed: int) -> CorruptionPredictions:
         shape = (len(CORRUPTIONS), len(SEVERITIES), count)
         chosen = np.random.default_rng(seed).integers(0, num_classes, shape)
-        return CorruptionPredictions(labels["test"], np.where(chosen > 1, chosen, labels["test"]))
+        return CorruptionPredictions(
+            labels["test"], np.where(chosen > 1, chosen, labels["test"]), 16
+        )
 
     robustness = compare_robustness(
         None if len(students) == 1 else corrupted(0),  # a teacher without a network
