@@ -14,7 +14,11 @@ from safetensors.numpy import load_file
 from pipeline.comparison.cache_economics import Economics
 from pipeline.comparison.compare import COSTS, Predictions
 from pipeline.comparison.measurement.corruptions import CORRUPTIONS, SEVERITIES, samples_to_corrupt
-from pipeline.comparison.measurement.latency import SPEED_FILE, DeviceSpeed, Speeds
+from pipeline.comparison.measurement.latency import (
+    MEASURE_AGAIN,
+    SPEED_FILE,
+    Speeds,
+)
 from pipeline.comparison.robustness import (
     CorruptionPredictions,
     RobustComparison,
@@ -143,7 +147,7 @@ def _read_tensors(
 
 
 def _hint(path: Path, stage: str) -> str:
-    return recovery_hint(path, f"dvc repro --force {stage}")
+    return recovery_hint(path, f"dvc repro --force --single-item {stage}")
 
 
 def read_students(
@@ -214,7 +218,7 @@ def read_training_curves(names: list[str]) -> pd.DataFrame:
 
 
 def _read_history(outputs: ModelOutputs) -> pd.DataFrame:
-    path, hint = outputs.history, f"Run `dvc repro --force {outputs.stage}`."
+    path, hint = outputs.history, f"Run `dvc repro --force --single-item {outputs.stage}`."
     if not path.is_file():
         raise UserError(f"`{path}` is absent. {hint}")
     try:
@@ -266,16 +270,17 @@ def cache_economics(index: StoreIndex, curves: pd.DataFrame) -> Economics:
     )
 
 
-def read_speed(names: list[str]) -> dict[str, DeviceSpeed]:
-    """Read the networks' speed, by the device's type.
+def read_speed(names: list[str]) -> Speeds:
+    """Read the networks' speed.
 
     Raises:
         UserError: the file is absent or damaged, or lacks a student.
     """
-    devices = read_model(SPEED_FILE, Speeds, produced_by="dvc repro speed").devices
-    missing = [name for name in names if any(name not in d.students for d in devices.values())]
+    speeds = read_model(SPEED_FILE, Speeds, produced_by="dvc repro speed")
+    devices = speeds.devices.values()
+    missing = [name for name in names if any(name not in device.students for device in devices)]
     if missing:
         raise UserError(
-            f"`{SPEED_FILE}` has no figures of {', '.join(missing)}. Run `dvc repro --force speed`."
+            f"`{SPEED_FILE}` has no figures of {', '.join(missing)}. Run `{MEASURE_AGAIN}`."
         )
-    return devices
+    return speeds

@@ -18,6 +18,7 @@ from pipeline.comparison import results
 from pipeline.comparison.compare import compare
 from pipeline.comparison.example_images import THUMBNAIL, clean_pixels, corrupted_examples
 from pipeline.comparison.figures import Figures, class_table, headline_figures, models_table
+from pipeline.comparison.measurement.latency import this_machine
 from pipeline.comparison.report.console import console_table
 from pipeline.comparison.report.costs import Costs
 from pipeline.comparison.report.markdown import markdown
@@ -63,7 +64,8 @@ def main() -> None:
     trainings = results.read_students(names, results.read_training)
     steps = {name: tuple(t.optimiser_steps for t in pair) for name, pair in trainings.items()}
     made_passes = teacher.parameters is not None  # imported logits took no forward pass
-    costs = Costs(speed, results.cache_economics(store_index, curves) if made_passes else None)
+    economics = results.cache_economics(store_index, curves) if made_passes else None
+    costs = Costs(speed.devices, speed.machine, this_machine(), economics)
 
     fingerprints = {"dataset": dataset.fingerprint, "teacher": store_index.teacher_fingerprint}
     test, figures = dataset.splits["test"], headline_figures(comparison, costs.economics, steps)

@@ -260,4 +260,4 @@ def test_predictions_for_other_images_or_corruptions_are_refused(project, change
     save_file(change(load_file(STUDENT)), STUDENT)
     with pytest.raises(UserError, match=re.escape(f"`{STUDENT}` {message}")) as refusal:
         run_stage("compare")
-    assert "dvc repro --force robustness@small" in str(refusal.value)
+    assert "dvc repro --force --single-item robustness@small" in str(refusal.value)

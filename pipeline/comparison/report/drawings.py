@@ -11,6 +11,7 @@ from pipeline.comparison.compare import Comparison
 from pipeline.comparison.measurement.corruptions import SEVERITIES
 from pipeline.comparison.measurement.latency import DeviceSpeed
 from pipeline.comparison.report import charts
+from pipeline.comparison.report.costs import device_label
 from pipeline.comparison.report.numbers import percent
 from pipeline.comparison.report.summary import gain_with_interval
 from pipeline.comparison.robustness import RobustComparison
@@ -37,8 +38,10 @@ def gain_and_cost(comparison: Comparison, speed: Mapping[str, DeviceSpeed]) -> l
     """The gains, and accuracy against each cost; a teacher without a network has no cost."""
     models = comparison.models
     costs = {"parameters": [m.parameters for m in models], "MACs": [m.macs for m in models]}
+    notes = {}
     for device_type, name in (("cpu", "the CPU"), ("cuda", "the GPU")):
         if device := speed.get(device_type):
+            notes[f"latency on {name}, ms"] = f"Measured on {device_label(device)}"
             networks = [device.teacher, *(device.students[m.name] for m in models[1:])]
             costs[f"latency on {name}, ms"] = [n and n.latency_ms for n in networks]
     drawings = [intervals("Gain", comparison.gains)]
@@ -49,7 +52,8 @@ def gain_and_cost(comparison: Comparison, speed: Mapping[str, DeviceSpeed]) -> l
             if cost is not None
         ]
         title = f"Accuracy against {axis_title.removesuffix(', ms')}"
-        drawings.append(Drawing(title, charts.scatter(points, title, axis_title)))
+        chart = charts.scatter(points, title, axis_title)
+        drawings.append(Drawing(title, chart, notes.get(axis_title, "")))
     return drawings
 
 

@@ -20,7 +20,7 @@ from pipeline.comparison.example_images import THUMBNAIL
 from pipeline.comparison.figures import Figures, models_table
 from pipeline.comparison.measurement.corruptions import SEVERITIES, to_pillow
 from pipeline.comparison.report import charts, drawings, tables
-from pipeline.comparison.report.costs import Costs
+from pipeline.comparison.report.costs import Costs, device_label, measured_sentence
 from pipeline.comparison.report.numbers import join_and, si3, whole
 from pipeline.comparison.report.summary import sentences
 from pipeline.runtime.errors import counted
@@ -65,8 +65,12 @@ def html_report(
         sentences=sentences(figures, comparison, costs),
         students=students.replace(" x$", " x fewer", regex=True),
         gain_and_cost=drawings.gain_and_cost(comparison, costs.speed),
+        measured=measured_sentence(costs),
         speed=[
-            (f"{device.label}, torch {device.torch}", tables.speed_table(device))
+            (
+                f"Measured on {device_label(device)}, torch {device.torch}",
+                tables.speed_table(device),
+            )
             for device in costs.speed.values()
         ],
         cache=tables.cache_table(costs),

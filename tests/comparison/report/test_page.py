@@ -15,7 +15,7 @@ from pipeline.comparison.cache_economics import Economics
 from pipeline.comparison.compare import Comparison, Predictions, compare
 from pipeline.comparison.figures import Figures, headline_figures
 from pipeline.comparison.measurement.corruptions import CORRUPTIONS, SEVERITIES
-from pipeline.comparison.measurement.latency import DeviceSpeed, NetworkSpeed
+from pipeline.comparison.measurement.latency import DeviceSpeed, NetworkSpeed, Speeds
 from pipeline.comparison.report import charts
 from pipeline.comparison.report.costs import Costs
 from pipeline.comparison.report.drawings import MOST_CLASSES
@@ -78,7 +78,9 @@ def costs_of(comparison: Comparison, *devices: str) -> Costs:
 
     measured = DeviceSpeed(
         name="A processor of a long name, 8275CL at 3.00 GHz",
+        cores=4,
         threads=2,
+        system="Linux x86_64",
         torch="2.15.0",
         batch_size=64,
         teacher=speed(comparison.teacher),
@@ -87,7 +89,8 @@ def costs_of(comparison: Comparison, *devices: str) -> Costs:
     images = {"views": 8, "training_images": 45_000, "held_out_images": 15_000}
     epochs = dict.fromkeys(comparison.gains, 240)
     economics = Economics(**images, epochs=epochs, bytes_per_row=200.3)
-    return Costs(dict.fromkeys(devices, measured), economics)
+    machine = Speeds(cpu=measured).machine
+    return Costs(dict.fromkeys(devices, measured), machine, machine, economics)
 
 
 def figures_of(comparison: Comparison, costs: Costs) -> Figures:
