@@ -176,10 +176,18 @@ def test_the_readmes_commands_on_metrics_and_plots_run(clone):
     clone.commit("after")
     readme = (ROOT / "README.md").read_text("utf-8")
     commands = re.findall(r"^    dvc ((?:metrics|plots) .+?)(?:  +#.*)?$", readme, re.MULTILINE)
+    commands = [command.replace("resnet8", "small") for command in commands]
+    for kind in ("students", "baselines"):  # of a student that was removed from params.yaml
+        (clone.root / f"metrics/{kind}/removed.json").write_text('{"test_nll": 0.5}')
     printed = {command: clone.dvc(*command.split()) for command in commands}
-    assert len(printed) == 3
-    shown = printed["metrics show metrics/teacher.json metrics/students metrics/baselines"]
-    assert len(shown.strip().splitlines()) == 1 + 1 + 2 * len(clone.params["students"])
+    assert len(printed) == 4
+    assert not [command for command, text in printed.items() if "removed" in text]
+    shown = "metrics/students/small.json metrics/baselines/small.json"
+    shown = printed[f"metrics show metrics/teacher.json {shown}"]
+    assert len(shown.strip().splitlines()) == 1 + 1 + 2
+    assert clone.invalidated() >= {"compare"}  # which depends on the folders
+    for kind in ("students", "baselines"):
+        (clone.root / f"metrics/{kind}/removed.json").unlink()
     difference = printed["metrics diff HEAD~1"]
     assert re.search(r"metrics/students/small.json +test_nll ", difference), difference
     assert (clone.root / "dvc_plots/index.html").is_file()

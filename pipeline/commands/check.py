@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
+from pipeline.comparison.removed_students import removed_students_line
 from pipeline.data.sources.archives import names_in
 from pipeline.data.sources.image_folder import image_folder
 from pipeline.data.sources.params import DatasetParams
@@ -156,6 +157,8 @@ def main() -> None:
     if lines := problems():
         raise UserError("\n".join(lines))
     print(f"{PARAMS_FILE}: no problems found")
+    if line := removed_students_line(student_names()):
+        print(line)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import run_stage
+from conftest import PARAMS, run_stage, write_params
 from safetensors.numpy import load_file, save_file
 
 from pipeline.comparison.compare import COSTS, Comparison, Predictions, compare
@@ -314,6 +314,22 @@ def test_an_absent_or_damaged_input_is_named_with_the_stage_that_writes_it(proje
     assert Path("reports/index.html").read_bytes() == before
 
 
+def test_a_student_that_was_removed_is_not_shown_and_a_new_one_is_named(project, capsys):
+    figures = read("metrics/comparison.json")
+    figures["students"]["old"] = figures["students"]["small"]
+    write_json("metrics/comparison.json", figures)
+    students = PARAMS["students"] | {"new": PARAMS["students"]["small"]}
+    write_params(project, PARAMS | {"students": students})
+    run_stage("compare", "--show")
+    printed = capsys.readouterr().out
+    assert "old" not in printed
+    assert "teacher passes" not in printed  # they are counted of both students
+    assert "not compared yet: new. Run `dvc repro`." in printed
+    write_params(project, PARAMS | {"students": {"new": PARAMS["students"]["small"]}})
+    with pytest.raises(UserError, match=r"compares small, old; expected new, the students of par"):
+        run_stage("compare", "--show")
+
+
 def test_a_damaged_comparison_is_not_shown(project):
     write_json("metrics/comparison.json", read("metrics/comparison.json") | {"test_images": "all"})
     with pytest.raises(UserError, match="comparison.json: test_images` is 'all'; expected a valid"):
@@ -357,12 +373,17 @@ def test_a_teacher_that_is_never_correct_is_refused_with_a_hint(project):
         run_stage("compare")
 
 
-def test_equal_inputs_give_equal_bytes_and_results_of_a_removed_student_are_left_out(project):
+def test_equal_inputs_give_equal_bytes_and_results_of_a_removed_student_are_left_out(
+    project, capsys
+):
     outputs = [*Path("reports").iterdir(), *Path("metrics").glob("*.*")]
     before = {path: path.read_bytes() for path in outputs}
     Path("metrics/students/old.json").write_text("{}")
+    capsys.readouterr()
     run_stage("compare")
     assert {path: path.read_bytes() for path in outputs} == before
+    line = "left out, because params.yaml no longer defines them: old. "
+    assert line in capsys.readouterr().out
     reports = {"class_accuracy.csv", "comparison.md", "index.html"}
     assert {path.name for path in Path("reports").iterdir()} == reports
 
