@@ -222,6 +222,30 @@ def test_a_failing_student_is_named_and_does_not_stop_the_others(clone):
 
 
 @pytest.mark.slow
+def test_results_of_a_removed_student_are_removed_when_asked_and_restored_with_the_student(clone):
+    second, command = PARAMS["students"]["small"], "pipeline.commands.remove_results"
+    clone.params["students"]["second"] = second
+    assert clone.repro("--all-pipelines") == {*SECOND, *CLOCKED}
+    weights = clone.root / "models/students/second/weights.safetensors"
+    before = weights.read_bytes()
+    del clone.params["students"]["second"]
+    write_params(clone.root, clone.params)
+    assert "metrics/students/second.json" not in clone.dvc("metrics", "show")
+    removed = clone.run(sys.executable, "-m", command, "--remove")
+    assert "removed models/students/second" in removed.stdout, removed.stderr
+    assert not list(clone.root.glob("metrics/**/second.*"))
+    assert clone.repro("--all-pipelines") <= CLOCKED
+    clone.params["students"]["second"] = second
+    assert clone.repro("--all-pipelines") <= CLOCKED
+    assert weights.read_bytes() == before
+    assert (clone.root / "metrics/students/second.json").is_file()
+    del clone.params["students"]["second"]
+    clone.repro("--all-pipelines")
+    clone.run(sys.executable, "-m", command, "--remove")
+    clone.repro("--all-pipelines")
+
+
+@pytest.mark.slow
 def test_a_table_of_logits_in_another_order_trains_no_student_again(clone):
     """Its bytes differ, but its logits do not."""
     prepared = clone.root / "data/prepared"
