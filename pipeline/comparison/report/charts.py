@@ -277,8 +277,8 @@ def reliability_plot(models: Sequence[tuple[str, np.ndarray]], title: str) -> Ma
     for role, bins in models:
         for count, confidence, accuracy in bins[bins[:, 0] > 0]:
             tooltip = (
-                f"{role}: {count:,.0f} images at {in_percent(confidence)} confidence, "
-                f"{in_percent(accuracy)} correct"
+                f"{role}: confidence {in_percent(confidence)}, correct {in_percent(accuracy)}, "
+                f"images: {count:,.0f}"
             )
             at, height = x(confidence), y(accuracy)
             radius = max(3.0, 11 * (count / bins[:, 0].sum()) ** 0.5)
@@ -339,7 +339,7 @@ def heat_map(table: np.ndarray, names: Sequence[str], title: str) -> Markup:
                 "fill_opacity": f"{0.06 if count == 0 else 0.12 + 0.48 * count / largest:.2f}",
             }
             x = left + cell * c
-            tooltip = f"teacher {names[r]}, distilled {names[c]}: {count:,} images"
+            tooltip = f"teacher {names[r]}, distilled {names[c]}: {count:,}"
             parts.append(rectangle(x + 0.5, y + 0.5, cell - 1, cell - 1, tooltip, **style))
             if count and cell >= 8 * len(f"{count}"):
                 parts.append(text(x + cell / 2, middle, f"{count}", "cell", "middle"))

@@ -21,7 +21,7 @@ from pipeline.comparison.figures import Figures, models_table
 from pipeline.comparison.measurement.corruptions import SEVERITIES, to_pillow
 from pipeline.comparison.report import charts, drawings, tables
 from pipeline.comparison.report.costs import Costs, device_label, measured_sentence
-from pipeline.comparison.report.numbers import join_and, si3, whole
+from pipeline.comparison.report.numbers import fewer_or_more, join_and, points_of_one, si3, whole
 from pipeline.comparison.report.summary import sentences
 from pipeline.runtime.errors import counted
 
@@ -50,7 +50,13 @@ def html_report(
         fingerprints: of the inputs, by their names.
     """
     num_classes = len(comparison.class_names)
+    class_images = np.bincount(comparison.labels, minlength=num_classes)
     students = tables.students_table(figures).drop(columns="McNemar")
+    for column, cost in (("compression", "parameters"), ("fewer MACs", "macs")):
+        teachers = getattr(figures.teacher, cost)
+        students[column] = [
+            fewer_or_more(teachers, getattr(student, cost)) for student in figures.students.values()
+        ]
     differing = disagreements(comparison)
     shown = {sample for samples in differing.values() for sample in samples[:SHOWN_IMAGES]}
     environment = Environment(
@@ -63,7 +69,7 @@ def html_report(
     return environment.get_template("page.html").render(
         comparison=comparison,
         sentences=sentences(figures, comparison, costs),
-        students=students.replace(" x$", " x fewer", regex=True),
+        students=students,
         gain_and_cost=drawings.gain_and_cost(comparison, costs.speed),
         measured=measured_sentence(costs),
         speed=[
@@ -81,9 +87,11 @@ def html_report(
         under_corruption=drawings.under_corruption(comparison.robustness),
         robustness=tables.robustness_table(comparison),
         corrupted={tables.CORRUPTION_NAMES[name]: pixels for name, pixels in corrupted.items()},
-        class_images=np.bincount(comparison.labels, minlength=num_classes),
+        class_images=class_images,
         class_gains=drawings.class_gains(comparison),
         many_classes=num_classes > drawings.MOST_CLASSES,
+        only_extremes=np.count_nonzero(class_images) > drawings.MOST_CLASSES,
+        points_of_one=points_of_one,
         extremes=drawings.EXTREMES,
         agreement=agreement(comparison),
         heat_map=charts.heat_map,

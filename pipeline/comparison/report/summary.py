@@ -7,6 +7,7 @@ from pipeline.comparison.figures import Figures
 from pipeline.comparison.report.costs import Costs, cost_sentences
 from pipeline.comparison.report.numbers import (
     join_and,
+    p_text,
     percent,
     percent_range,
     points,
@@ -76,7 +77,8 @@ def sentences(figures: Figures, comparison: Comparison, costs: Costs) -> list[st
     ]
     caveat = (
         f"One test image is {points_of_one(len(comparison.labels))} points. The intervals (95 %) "
-        "cover the choice of the test images, not the seed of the training."
+        "cover the choice of the test images, not the seed of the training. The network to ship is "
+        "chosen by these images: on others its accuracy is probably a little lower."
     )
     return [*lines, caveat]
 
@@ -126,6 +128,12 @@ def absolute_with_interval(gain: Gain) -> str:
     return f"{100 * abs(gain.gain):.2f} points, {100 * near:.2f} to {100 * far:.2f}"
 
 
+def insignificant(gain: Gain) -> str:
+    """`+0.28 points, −0.56 to +1.11`; with McNemar's p where the interval alone excludes 0."""
+    text = f"{points(gain.gain)} points, {points(gain.low)} to {points(gain.high)}"
+    return text if gain.low <= 0 <= gain.high else f"{text}, but {p_text(gain.p_value)}"
+
+
 def recommendation_sentence(comparison: Comparison) -> str:
     """Which network to ship, why, and how it compares with the teacher."""
     difference = comparison.recommendation
@@ -142,8 +150,7 @@ def recommendation_sentence(comparison: Comparison) -> str:
         parts.append(
             "Of the students and baselines it is the smallest that is not significantly worse than "
             f"the most accurate one ({model_label(best)}, {percent(best.accuracy)}): the "
-            f"difference is {points(difference.gain)} points, {points(difference.low)} to "
-            f"{points(difference.high)}."
+            f"difference is {insignificant(difference)}."
         )
     parts.append(teacher_sentence(comparison.to_teacher))
     if chosen.role == "baseline":
@@ -158,10 +165,7 @@ def teacher_sentence(difference: PairedDifference[ModelMetrics]) -> str:
     """The recommended network against the teacher."""
     teacher = f"the teacher ({percent(difference.second.accuracy)})"
     if not difference.significant:
-        return (
-            f"Its difference from {teacher} is not significant: {points(difference.gain)} points, "
-            f"{points(difference.low)} to {points(difference.high)}."
-        )
+        return f"Its difference from {teacher} is not significant: {insignificant(difference)}."
     than = "more" if difference.gain > 0 else "less"
     return (
         f"It is significantly {than} accurate than {teacher}: by "

@@ -20,6 +20,7 @@ from pipeline.comparison.report import charts
 from pipeline.comparison.report.costs import Costs
 from pipeline.comparison.report.drawings import MOST_CLASSES
 from pipeline.comparison.report.markdown import markdown
+from pipeline.comparison.report.numbers import fewer_or_more
 from pipeline.comparison.report.page import html_report
 from pipeline.comparison.robustness import CorruptionPredictions, compare_robustness
 from pipeline.stages.speed import devices
@@ -189,6 +190,43 @@ def test_all_disagreements_are_counted_and_the_largest_are_shown(pages):
         assert f'{name} <span class="muted">{differ:,} of 300 images' in page
     strips = page.partition("on which they disagree</h2>")[2]
     assert strips.count("<img") == 4 * 9
+
+
+def words_of(page: str) -> str:
+    """The text of a page, without its markup."""
+    text = re.sub(r"<(style|pre|svg)\b.*?</\1>|<[^>]+>", " ", page, flags=re.DOTALL)
+    return " ".join(text.replace("&#39;", "'").split())
+
+
+ONE = "student|pair|image|class|thread|core|step|epoch|pass|parameter"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_is_followed_by_a_singular_and_every_other_number_by_a_plural(pages, name):
+    text = words_of(pages[name].read_text("utf-8"))
+    number = r"(?<![\d.,])(\d[\d,]*) (?:test |teacher |optimiser )?"
+    singular = set(re.findall(rf"{number}(?:{ONE})\b", text))
+    plural = set(re.findall(rf"{number}(?:{ONE})(?:e?s)\b", text))
+    assert singular <= {"1"}
+    assert plural
+    assert "1" not in plural
+
+
+def test_the_recommendation_names_its_set_and_compares_with_the_teacher_on_every_page(pages):
+    for name in NAMES:
+        text = words_of(pages[name].read_text("utf-8"))
+        sentence = text.partition("To ship: ")[2].partition("The teacher has")[0]
+        assert "Of the students and baselines it is the " in sentence
+        assert re.search(r"(?:accurate than|difference from) the teacher \(\d+\.\d\d%\)", sentence)
+        assert "chosen by these images" in text
+
+
+@pytest.mark.parametrize(
+    ("teachers", "students", "text"),
+    [(100, 10, "10.0 x fewer"), (10, 100, "10.0 x more"), (100, 99, "as many"), (None, 9, "-")],
+)
+def test_a_student_larger_than_its_teacher_is_not_said_to_have_fewer(teachers, students, text):
+    assert fewer_or_more(teachers, students) == text
 
 
 def test_the_markdown_has_the_sentences_and_one_row_per_student_and_model():

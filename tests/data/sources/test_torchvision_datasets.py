@@ -261,6 +261,6 @@ def test_an_image_that_is_removed_during_prepare_is_named(folder, monkeypatch):
     write_images(folder / "images", per_class=6)
     everything = image_folder.read_files
     monkeypatch.setattr(image_folder, "read_files", lambda *a: islice(everything(*a), 17))
-    with pytest.raises(UserError, match="1 listed images are gone, the first `train/cat/"):
+    with pytest.raises(UserError, match="1 listed image is gone, the first `train/cat/"):
         prepare()
     assert not PREPARED.exists()
