@@ -176,10 +176,18 @@ def test_the_readmes_commands_on_metrics_and_plots_run(clone):
     clone.commit("after")
     readme = (ROOT / "README.md").read_text("utf-8")
     commands = re.findall(r"^    dvc ((?:metrics|plots) .+?)(?:  +#.*)?$", readme, re.MULTILINE)
+    commands = [command.replace("resnet8", "small") for command in commands]
+    for kind in ("students", "baselines"):  # of a student that was removed from params.yaml
+        (clone.root / f"metrics/{kind}/removed.json").write_text('{"test_nll": 0.5}')
     printed = {command: clone.dvc(*command.split()) for command in commands}
-    assert len(printed) == 3
-    shown = printed["metrics show metrics/teacher.json metrics/students metrics/baselines"]
-    assert len(shown.strip().splitlines()) == 1 + 1 + 2 * len(clone.params["students"])
+    assert len(printed) == 4
+    assert not [command for command, text in printed.items() if "removed" in text]
+    shown = "metrics/students/small.json metrics/baselines/small.json"
+    shown = printed[f"metrics show metrics/teacher.json {shown}"]
+    assert len(shown.strip().splitlines()) == 1 + 1 + 2
+    assert clone.invalidated() >= {"compare"}  # which depends on the folders
+    for kind in ("students", "baselines"):
+        (clone.root / f"metrics/{kind}/removed.json").unlink()
     difference = printed["metrics diff HEAD~1"]
     assert re.search(r"metrics/students/small.json +test_nll ", difference), difference
     assert (clone.root / "dvc_plots/index.html").is_file()
@@ -211,6 +219,30 @@ def test_a_failing_student_is_named_and_does_not_stop_the_others(clone):
     clone.params["students"].pop("second")
     # These stages waited for the trainings.
     assert clone.invalidated() == {"robustness@small", "export@small", *CLOCKED}
+
+
+@pytest.mark.slow
+def test_results_of_a_removed_student_are_removed_when_asked_and_restored_with_the_student(clone):
+    second, command = PARAMS["students"]["small"], "pipeline.commands.remove_results"
+    clone.params["students"]["second"] = second
+    assert clone.repro("--all-pipelines") == {*SECOND, *CLOCKED}
+    weights = clone.root / "models/students/second/weights.safetensors"
+    before = weights.read_bytes()
+    del clone.params["students"]["second"]
+    write_params(clone.root, clone.params)
+    assert "metrics/students/second.json" not in clone.dvc("metrics", "show")
+    removed = clone.run(sys.executable, "-m", command, "--remove")
+    assert "removed models/students/second" in removed.stdout, removed.stderr
+    assert not list(clone.root.glob("metrics/**/second.*"))
+    assert clone.repro("--all-pipelines") <= CLOCKED
+    clone.params["students"]["second"] = second
+    assert clone.repro("--all-pipelines") <= CLOCKED
+    assert weights.read_bytes() == before
+    assert (clone.root / "metrics/students/second.json").is_file()
+    del clone.params["students"]["second"]
+    clone.repro("--all-pipelines")
+    clone.run(sys.executable, "-m", command, "--remove")
+    clone.repro("--all-pipelines")
 
 
 @pytest.mark.slow

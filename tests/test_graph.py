@@ -24,7 +24,6 @@ BROUGHT_ALONG = {
     "robustness": {
         *("pipeline/comparison/measurement/latency.py", "pipeline/runtime/locks.py"),
         *("pipeline/compute/distributed.py", "pipeline/compute/provenance.py"),
-        "pipeline/views/params.py",
     },
     "speed": {
         *("pipeline/comparison/measurement/corruptions.py", "pipeline/models/evaluation.py"),

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
+from pipeline.comparison.removed_students import removed_students_line
 from pipeline.data.sources.archives import names_in
 from pipeline.data.sources.image_folder import image_folder
 from pipeline.data.sources.params import DatasetParams
 from pipeline.distillation.params import check_method, load_distillation
 from pipeline.models.params import NetworkParams
-from pipeline.runtime.errors import UserError, did_you_mean
+from pipeline.runtime.errors import UserError, counted, did_you_mean
 from pipeline.runtime.params import PARAMS_FILE, load_section, read_params, student_names
 from pipeline.store.format.schema import INDEX
 from pipeline.store.writing.params import SoftTargetsParams
@@ -129,8 +130,8 @@ def check_statistics(network: NetworkParams, key: str) -> None:
     for name, values in (("mean", network.mean), ("std", network.std)):
         if values is not None and len(values) != channels:
             raise UserError(
-                f"`{PARAMS_FILE}: {key}.{name}` has {len(values)} values; expected {channels}, "
-                "one for each of `dataset.channels`."
+                f"`{PARAMS_FILE}: {key}.{name}` has {counted(len(values), 'value')}; expected "
+                f"{channels}, one for each of `dataset.channels`."
             )
 
 
@@ -156,6 +157,8 @@ def main() -> None:
     if lines := problems():
         raise UserError("\n".join(lines))
     print(f"{PARAMS_FILE}: no problems found")
+    if line := removed_students_line(student_names()):
+        print(line)
 
 
 if __name__ == "__main__":

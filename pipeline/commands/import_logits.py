@@ -14,7 +14,7 @@ import torch
 
 from pipeline.data.prepared.dataset import Dataset, open_dataset, verify_dataset
 from pipeline.models.evaluation import check_imported
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, counted
 from pipeline.runtime.files import atomic_directory, sha256_of_file
 from pipeline.runtime.params import load_section
 from pipeline.store.format.schema import INDEX, StoreIdentity, shard_keys
@@ -84,7 +84,7 @@ def main() -> None:
     arguments = parser.parse_args()
     table = import_logits(arguments.table, arguments.store)
     rows = sum(rows.size for rows in table.rows.values())
-    print(f"{arguments.store}: {rows:,} rows of {arguments.table}")
+    print(f"{arguments.store}: {counted(rows, 'row')} of {arguments.table}")
     for remark in table.remarks:
         print(f"  {remark}")
     print(

@@ -30,7 +30,7 @@ from pipeline.data.sources.archives import names_in
 from pipeline.data.sources.image_reading import encode, map_in_threads, to_pixels
 from pipeline.data.sources.params import DatasetParams
 from pipeline.export.onnx_model import OnnxMetadata, OnnxStudent
-from pipeline.runtime.errors import UserError, positive_int
+from pipeline.runtime.errors import UserError, counted, positive_int
 
 BATCH_SIZE = 64  # images
 
@@ -129,7 +129,7 @@ def print_classes(model: OnnxStudent, files: Sequence[Path], top: int, as_json: 
             print(f"{path!s:{file_width}}  {columns}")
     if unreadable:
         raise UserError(
-            f"{len(unreadable)} of {len(files)} files cannot be read as images:\n  "
+            f"{len(unreadable)} of {counted(len(files), 'file')} cannot be read as images:\n  "
             + "\n  ".join(unreadable)
         )
 

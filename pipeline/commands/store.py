@@ -17,7 +17,7 @@ from pipeline.compute.device import default_device
 from pipeline.data.prepared.dataset import Dataset, open_dataset
 from pipeline.models import checkpoint
 from pipeline.models.evaluation import BATCH_SIZE, batches_of
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, counted
 from pipeline.runtime.outputs import STORE, TEACHER
 from pipeline.runtime.params import load_section
 from pipeline.store.format.encodings import decode, row_bytes
@@ -60,11 +60,12 @@ def inspect(directory: Path) -> Iterator[str]:
 
 def _describe_rows(index: StoreIndex) -> str:
     splits = ", ".join(
-        f"{name} {size:,}" + (f" x {index.num_views} views" if name == "train" else "")
+        f"{name} {size:,}" + (f" x {counted(index.num_views, 'view')}" if name == "train" else "")
         for name, size in index.split_sizes.items()
     )
     keys = list(index.shards())
-    return f"{splits}: {sum(key.num_samples for key in keys):,} in all, in {len(keys)} shards"
+    rows, shards = sum(key.num_samples for key in keys), counted(len(keys), "shard")
+    return f"{splits}: {rows:,} in all, in {shards}"
 
 
 def _describe_size(directory: Path, index: StoreIndex) -> str:
@@ -127,7 +128,7 @@ def verify(directory: Path, recompute: int, seed: int) -> str:
         problems = list(differences_to_teacher(store, _open_teacher(store, dataset), positions))
         verified += f"; {count:,} of them match the teacher's logits"
     if problems:
-        raise UserError("\n".join([*problems, f"{len(problems)} differences."]))
+        raise UserError("\n".join([*problems, f"{counted(len(problems), 'difference')}."]))
     return f"{verified}."
 
 

@@ -72,8 +72,10 @@ class Comparison:
     gains: Mapping[str, PairedDifference[ModelMetrics]]  # by student: distilled minus baseline
     #: Of distilled students, with adjusted p-values (Holm).
     pairs: Sequence[PairedDifference[ModelMetrics]]
-    #: The smallest network that is not significantly less accurate than the best, minus the best.
+    #: Of students and baselines, the smallest that is not significantly less accurate than the best
+    #: of them, minus that one.
     recommendation: PairedDifference[ModelMetrics]
+    to_teacher: PairedDifference[ModelMetrics]  # the recommended network minus the teacher
     robustness: RobustComparison
 
     @property
@@ -168,10 +170,10 @@ def compare(
     pairs = [difference(i, j) for i, j in combinations(distilled, 2)]
     adjusted = statistics.holm([pair.p_value for pair in pairs])
     best = max(range(1, len(models)), key=lambda i: (models[i].accuracy, -models[i].parameters))
-    to_best = [difference(i, best) for i in range(1, len(models))]
-    recommendation = min(
-        (difference for difference in to_best if not difference.significant),
-        key=lambda d: (d.first.parameters, d.first.macs, -d.first.accuracy),
+    to_best = {i: difference(i, best) for i in range(1, len(models))}
+    recommended = min(
+        (i for i, to in to_best.items() if not to.significant),
+        key=lambda i: (models[i].parameters, models[i].macs, -models[i].accuracy),
     )
     return Comparison(
         class_names=class_names,
@@ -179,6 +181,7 @@ def compare(
         teacher=models[0],
         gains=gains,
         pairs=[replace(pair, p_value=p) for pair, p in zip(pairs, adjusted, strict=True)],
-        recommendation=recommendation,
+        recommendation=to_best[recommended],
+        to_teacher=difference(recommended, 0),
         robustness=robustness,
     )

@@ -1,5 +1,7 @@
 """Test images for the report: clean as the networks see them, and corrupted."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from pipeline.comparison.measurement.corruptions import CORRUPTIONS, corrupt
@@ -31,8 +33,14 @@ def clean_pixels(split: AnySplit, sample: int, side: int) -> np.ndarray:
         ) from None
 
 
-def corrupted_examples(split: AnySplit, severity: int) -> dict[str, np.ndarray]:
-    """Corrupt the first test image as the networks see it: [C, H, W] uint8 by corruption."""
-    side = split.image_size if isinstance(split, EncodedSplit) else split.images.shape[-1]
-    pixels = clean_pixels(split, 0, side)
+def corrupted_examples(split: AnySplit, side: int, severity: int) -> dict[str, np.ndarray]:
+    """Corrupt the first test image as students see it: [C, H, W] uint8 by corruption.
+
+    Args:
+        side: pixels, of a student's view.
+    """
+    if isinstance(split, EncodedSplit):
+        pixels = clean_pixels(split, 0, side)
+    else:
+        (pixels,) = replace(split, images=split.images[:1]).resized(side).images
     return {name: corrupt(pixels, 0, corruption=name, severity=severity) for name in CORRUPTIONS}

@@ -46,6 +46,9 @@ class StudentFigures(Record):
     robust_gain: Figure
     robust_gain_low: Figure
     robust_gain_high: Figure
+    #: Of the distilled network and of its baseline; absent where they are equal or not recorded.
+    optimiser_steps: int | None = None
+    baseline_optimiser_steps: int | None = None
 
     @property
     def tested_gain(self) -> Gain:
@@ -65,7 +68,18 @@ class Figures(Record):
     cache: CacheFigures | None = None  # absent for imported logits
 
 
-def headline_figures(comparison: Comparison, economics: Economics | None) -> Figures:
+def headline_figures(
+    comparison: Comparison,
+    economics: Economics | None,
+    steps: Mapping[str, tuple[int | None, int | None]],
+) -> Figures:
+    """Collect the figures to decide by.
+
+    Args:
+        steps: by student, the optimiser steps of the distilled network and of its baseline, None
+            where not recorded.
+    """
+
     def of_model(model: ModelMetrics, record: type[Record]) -> dict[str, Any]:
         figures = {name: v for name, v in model.figures.items() if name in record.model_fields}
         if model.robust_accuracy is None:
@@ -74,6 +88,9 @@ def headline_figures(comparison: Comparison, economics: Economics | None) -> Fig
 
     def of_student(name: str, gain: PairedDifference[ModelMetrics]) -> StudentFigures:
         robust = comparison.robustness.gains[name]
+        distilled, baseline = steps[name]
+        budgets = {"optimiser_steps": distilled, "baseline_optimiser_steps": baseline}
+        unequal = None not in (distilled, baseline) and distilled != baseline
         return StudentFigures(
             baseline=gain.second.accuracy,
             gain=gain.gain,
@@ -84,6 +101,7 @@ def headline_figures(comparison: Comparison, economics: Economics | None) -> Fig
             robust_gain_low=robust.low,
             robust_gain_high=robust.high,
             **of_model(gain.first, StudentFigures),
+            **(budgets if unequal else {}),
         )
 
     return Figures(

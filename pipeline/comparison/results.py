@@ -1,7 +1,7 @@
 """Read what the other stages wrote. Refuse what is damaged, or was made from other inputs."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
@@ -14,14 +14,18 @@ from safetensors.numpy import load_file
 from pipeline.comparison.cache_economics import Economics
 from pipeline.comparison.compare import COSTS, Predictions
 from pipeline.comparison.measurement.corruptions import CORRUPTIONS, SEVERITIES, samples_to_corrupt
-from pipeline.comparison.measurement.latency import SPEED_FILE, DeviceSpeed, Speeds
+from pipeline.comparison.measurement.latency import (
+    MEASURE_AGAIN,
+    SPEED_FILE,
+    Speeds,
+)
 from pipeline.comparison.robustness import (
     CorruptionPredictions,
     RobustComparison,
     compare_robustness,
 )
 from pipeline.data.prepared.dataset import Dataset
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, counted
 from pipeline.runtime.files import canonical_json, recovery_hint
 from pipeline.runtime.outputs import STORE, TEACHER, ModelOutputs, NetworkCosts, Role
 from pipeline.runtime.params import PARAMS_FILE, read_params
@@ -58,6 +62,13 @@ class StoreIndex(_Part):
     fidelity: Fidelity
 
 
+class Training(_Part):
+    """What the stage of a student or baseline says of its training, in its metrics."""
+
+    kept_epoch: PositiveInt  # counted from 1: the epoch whose weights are the network's
+    optimiser_steps: PositiveInt | None = None
+
+
 class History(_Part):
     """metrics/history/*.csv, by column."""
 
@@ -78,7 +89,7 @@ def read_predictions(outputs: ModelOutputs, dataset: Dataset) -> Predictions:
         UserError: a file is absent or damaged, or is not of these images or these parameters;
             names the command that writes it.
     """
-    stage_inputs, path = StageInputs(*outputs.stage.split("@")), outputs.predictions
+    path = outputs.predictions
     is_imported = outputs == TEACHER and read_params()["teacher"]["weights"] == "logits"
     costs = dict.fromkeys(COSTS)
     if not is_imported:
@@ -93,14 +104,20 @@ def read_predictions(outputs: ModelOutputs, dataset: Dataset) -> Predictions:
                 f"`{path}` holds logits for {name} that are not finite: the training diverged. "
                 "Lower its learning rate in params.yaml."
             )
-    for key, value in json.loads(canonical_json(stage_inputs.params)).items():
-        if key in made_from and made_from[key] != value:  # whatever DVC has recorded
+    _check_params(path, made_from, outputs.stage)
+    return Predictions(outputs.name or "teacher", outputs.role, **logits, **costs)
+
+
+def _check_params(path: Path, made_from: Mapping[str, Any], stage: str) -> None:
+    """Refuse predictions that were made from other parameters, whatever DVC has recorded."""
+    params = StageInputs(*stage.split("@")).params
+    for key, value in json.loads(canonical_json(params)).items():
+        if key in made_from and made_from[key] != value:
             raise UserError(
                 f"`{path}` was made when `{PARAMS_FILE}: {key}` was {json.dumps(made_from[key])}; "
                 f"now that is {json.dumps(value)}. Run `dvc repro --force --single-item "
-                f"{outputs.stage}`, then `dvc repro`."
+                f"{stage}`, then `dvc repro`."
             )
-    return Predictions(outputs.name or "teacher", outputs.role, **logits, **costs)
 
 
 def _read_tensors(
@@ -130,7 +147,7 @@ def _read_tensors(
 
 
 def _hint(path: Path, stage: str) -> str:
-    return recovery_hint(path, f"dvc repro --force {stage}")
+    return recovery_hint(path, f"dvc repro --force --single-item {stage}")
 
 
 def read_students(
@@ -140,8 +157,11 @@ def read_students(
     return {name: tuple(read(ModelOutputs(role, name)) for role in STUDENT_ROLES) for name in names}
 
 
-def read_robustness(names: list[str], dataset: Dataset) -> RobustComparison:
-    """Read the predictions for corrupted images and compare them.
+def read_robustness(
+    teacher: Predictions, students: Mapping[str, tuple[Predictions, Predictions]], dataset: Dataset
+) -> RobustComparison:
+    """Read the predictions for corrupted images and compare them with those of the same images
+    without corruption, which are the networks' test predictions.
 
     Raises:
         UserError: a file is absent or damaged, or is not of these images and corruptions.
@@ -149,30 +169,41 @@ def read_robustness(names: list[str], dataset: Dataset) -> RobustComparison:
     labels = np.asarray(dataset.splits["test"].labels)
     samples = samples_to_corrupt(len(labels))
 
-    def read(outputs: ModelOutputs) -> CorruptionPredictions | None:
+    def read(predictions: Predictions) -> CorruptionPredictions | None:
         """None for a teacher without a network."""
+        is_teacher = predictions.role == "teacher"
+        outputs = TEACHER if is_teacher else ModelOutputs(predictions.role, predictions.name)
         path, count = outputs.corrupted_predictions, len(samples)
-        stage = "robustness_teacher" if outputs == TEACHER else f"robustness@{outputs.name}"
+        stage = "robustness_teacher" if is_teacher else f"robustness@{outputs.name}"
         decisions = [len(CORRUPTIONS), len(SEVERITIES), count]
         only_samples = f"samples int32 [{count}]"
-        expected = [f"clean int32 [{count}], decisions int32 {decisions}, {only_samples}"]
-        if outputs == TEACHER:
+        expected = [f"decisions int32 {decisions}, image_size int32 [1], {only_samples}"]
+        if is_teacher:
             expected.append(only_samples)
-        tensors, _ = _read_tensors(path, stage, *expected)
+        tensors, made_from = _read_tensors(path, stage, *expected)
+        _check_params(path, made_from, stage)
         if not np.array_equal(tensors["samples"], samples):
             raise UserError(
                 f"`{path}` is of other test images; expected {count:,} of data/prepared, evenly "
                 f"spread. {_hint(path, stage)}"
             )
-        if "clean" not in tensors:
+        if "decisions" not in tensors:
             return None
-        return CorruptionPredictions(tensors["clean"], tensors["decisions"])
+        clean, (size,) = predictions.test[samples].argmax(1), tensors["image_size"].tolist()
+        return CorruptionPredictions(clean, tensors["decisions"], size)
 
-    return compare_robustness(read(TEACHER), read_students(names, read), labels[samples])
+    pairs = {name: (read(first), read(second)) for name, (first, second) in students.items()}
+    return compare_robustness(read(teacher), pairs, labels[samples])
+
+
+def read_training(outputs: ModelOutputs) -> Training:
+    """Read which epoch was kept, and the optimiser steps."""
+    return read_model(outputs.metrics, Training, produced_by=f"dvc repro {outputs.stage}")
 
 
 def read_training_curves(names: list[str]) -> pd.DataFrame:
-    """Read every epoch of every student and baseline, one a row.
+    """Read every epoch of every student and baseline, one a row, with `kept`: whether it is the
+    epoch whose weights were kept, as the training itself wrote it.
 
     Raises:
         UserError: a history is absent or damaged; names the command that writes it.
@@ -187,7 +218,7 @@ def read_training_curves(names: list[str]) -> pd.DataFrame:
 
 
 def _read_history(outputs: ModelOutputs) -> pd.DataFrame:
-    path, hint = outputs.history, f"Run `dvc repro --force {outputs.stage}`."
+    path, hint = outputs.history, f"Run `dvc repro --force --single-item {outputs.stage}`."
     if not path.is_file():
         raise UserError(f"`{path}` is absent. {hint}")
     try:
@@ -198,7 +229,13 @@ def _read_history(outputs: ModelOutputs) -> pd.DataFrame:
             f"`{path}` is damaged; expected a row for each epoch from 1, and in each "
             f"`validation_accuracy` from 0 to 1. {hint}"
         ) from None
-    return table
+    kept = read_training(outputs).kept_epoch
+    if kept > len(table):
+        raise UserError(
+            f"`{path}` has {counted(len(table), 'epoch')}, but `{outputs.metrics}` says that epoch "
+            f"{kept} was kept; expected both of one training. {hint}"
+        )
+    return table.assign(kept=table["epoch"] == kept)
 
 
 def read_store_index(dataset: Dataset) -> StoreIndex:
@@ -233,16 +270,17 @@ def cache_economics(index: StoreIndex, curves: pd.DataFrame) -> Economics:
     )
 
 
-def read_speed(names: list[str]) -> dict[str, DeviceSpeed]:
-    """Read the networks' speed, by the device's type.
+def read_speed(names: list[str]) -> Speeds:
+    """Read the networks' speed.
 
     Raises:
         UserError: the file is absent or damaged, or lacks a student.
     """
-    devices = read_model(SPEED_FILE, Speeds, produced_by="dvc repro speed").devices
-    missing = [name for name in names if any(name not in d.students for d in devices.values())]
+    speeds = read_model(SPEED_FILE, Speeds, produced_by="dvc repro speed")
+    devices = speeds.devices.values()
+    missing = [name for name in names if any(name not in device.students for device in devices)]
     if missing:
         raise UserError(
-            f"`{SPEED_FILE}` has no figures of {', '.join(missing)}. Run `dvc repro --force speed`."
+            f"`{SPEED_FILE}` has no figures of {', '.join(missing)}. Run `{MEASURE_AGAIN}`."
         )
-    return devices
+    return speeds

@@ -16,8 +16,9 @@ from pipeline.comparison.statistics import PairedDifference
 class CorruptionPredictions:
     """One network's predicted classes of the same images, clean and corrupted."""
 
-    clean: np.ndarray  # [N]
+    clean: np.ndarray  # [N], of the stage that made the network: its test accuracy counts the same
     corrupted: np.ndarray  # [K, S, N] by corruption and severity
+    image_size: int  # pixels, the side of the images, clean and corrupted
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Robustness:
     """One network's accuracies, in [0, 1]."""
 
     clean: float
+    image_size: int  # pixels, the side of the images
     table: np.ndarray  # [K, S] by corruption and severity
     shares: np.ndarray  # [N] of each image's K * S variants that are correct
 
@@ -53,6 +55,11 @@ class RobustComparison:
     gains: Mapping[str, PairedDifference[Robustness]]
 
     @property
+    def image_size(self) -> int:
+        """Pixels, the side of the images that students and baselines classified."""
+        return next(iter(self.gains.values())).first.image_size
+
+    @property
     def models(self) -> list[Robustness | None]:
         """The teacher, then each student's distilled and baseline networks."""
         return [self.teacher, *(m for g in self.gains.values() for m in (g.first, g.second))]
@@ -63,6 +70,7 @@ def model_robustness(predictions: CorruptionPredictions, labels: np.ndarray) -> 
     correct = predictions.corrupted == labels
     return Robustness(
         clean=float((predictions.clean == labels).mean()),
+        image_size=predictions.image_size,
         table=correct.mean(2),
         shares=correct.mean((0, 1)),
     )

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.data.prepared.dataset import AnySplit, EncodedSplit
 from pipeline.models.spec import InputSpec
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, counted
 from pipeline.runtime.files import canonical_json, write_bytes
 from pipeline.views.loader import AnyViews, CleanView, open_views
 from pipeline.views.policy import ViewPolicy
@@ -82,9 +82,9 @@ def check_imported(
         row = int(rows[0])
         column = int(wrong[row].argmax())
         raise UserError(
-            f"`{source}`: {len(rows):,} rows have numbers that are not finite, or beyond float16's "
-            f"±65504; the first is {row_name(row)}: {logits[row, column]:g} for "
-            f"`{class_names[column]}`. Expected finite logits."
+            f"`{source}`: {counted(len(rows), 'row has', 'rows have')} numbers that are not "
+            f"finite, or beyond float16's ±65504; the first is {row_name(row)}: "
+            f"{logits[row, column]:g} for `{class_names[column]}`. Expected finite logits."
         )
     if are_probabilities:
         raise UserError(

@@ -13,8 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.data.prepared.dataset import Dataset
+<<<<<<< HEAD
 from pipeline.models.params import LARGEST_INPUT, Interpolation, NetworkParams
 from pipeline.runtime.errors import UserError, first_line
+=======
+from pipeline.models.params import LARGEST_INPUT, NetworkParams
+from pipeline.runtime.errors import UserError, counted, first_line
+>>>>>>> compare
 
 
 @pydantic.dataclasses.dataclass(
@@ -111,7 +116,7 @@ def model_spec(
     for name, values in (("mean", params.mean), ("std", params.std)):
         if values is not None and len(values) != dataset.channels:
             raise UserError(
-                f"network `{params.name}`: `{name}` has {len(values)} values; expected "
+                f"network `{params.name}`: `{name}` has {counted(len(values), 'value')}; expected "
                 f"{dataset.channels}, one per channel of the dataset."
             )
     return ModelSpec(

@@ -1,4 +1,4 @@
-"""Errors that the user can fix, and suggestions for misspelt names."""
+"""Errors that the user can fix, and the words of messages: suggestions, numbers of things."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -34,6 +34,20 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
     """Return `; did you mean X?` with the nearest known names, or an empty text."""
     nearest = get_close_matches(name, known, n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(f'`{n}`' for n in nearest)}?" if nearest else ""
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun: `1 image`, `1,200 images`, `0 classes`.
+
+    Args:
+        noun: for one; its last word is inflected for other numbers.
+        plural: for other numbers, where more than the last word differs: `row is`, `rows are`.
+    """
+    if number == 1:
+        return f"1 {noun}"
+    if plural is None:
+        plural = f"{noun}{'es' if noun.endswith(('s', 'x', 'tch')) else 's'}"
+    return f"{number:,} {plural}"
 
 
 def look_up(family: str, network: str, networks: Mapping[str, Value]) -> Value:

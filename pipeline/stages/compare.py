@@ -18,6 +18,8 @@ from pipeline.comparison import results
 from pipeline.comparison.compare import compare
 from pipeline.comparison.example_images import THUMBNAIL, clean_pixels, corrupted_examples
 from pipeline.comparison.figures import Figures, class_table, headline_figures, models_table
+from pipeline.comparison.measurement.latency import this_machine
+from pipeline.comparison.removed_students import removed_students_line
 from pipeline.comparison.report.console import console_table
 from pipeline.comparison.report.costs import Costs
 from pipeline.comparison.report.markdown import markdown
@@ -41,8 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m pipeline.stages.compare", description=__doc__)
     parser.add_argument("--show", action="store_true", help="print the last comparison again")
     if parser.parse_args().show:
-        path, produced_by = METRICS / "comparison.json", "dvc repro compare"
-        print(console_table(read_model(path, Figures, produced_by=produced_by)))
+        show(student_names())
         return
     inputs = StageInputs("compare")
     names, dataset = student_names(), open_dataset()
@@ -51,7 +52,7 @@ def main() -> None:
     teacher = results.read_predictions(TEACHER, dataset)
     students = results.read_students(names, partial(results.read_predictions, dataset=dataset))
     labels = {name: np.array(dataset.splits[name].labels) for name in results.HELD_OUT}
-    robustness = results.read_robustness(names, dataset)
+    robustness = results.read_robustness(teacher, students, dataset)
     comparison = compare(teacher, students, labels, dataset.class_names, robustness)
     if comparison.teacher.accuracy == 0:
         raise UserError(
@@ -60,17 +61,20 @@ def main() -> None:
             "`mean`, `std`, training."
         )
     curves, speed = results.read_training_curves(names), results.read_speed(names)
+    trainings = results.read_students(names, results.read_training)
+    steps = {name: tuple(t.optimiser_steps for t in pair) for name, pair in trainings.items()}
     made_passes = teacher.parameters is not None  # imported logits took no forward pass
-    costs = Costs(speed, results.cache_economics(store_index, curves) if made_passes else None)
+    economics = results.cache_economics(store_index, curves) if made_passes else None
+    costs = Costs(speed.devices, speed.machine, this_machine(), economics)
 
     fingerprints = {"dataset": dataset.fingerprint, "teacher": store_index.teacher_fingerprint}
-    test, figures = dataset.splits["test"], headline_figures(comparison, costs.economics)
+    test, figures = dataset.splits["test"], headline_figures(comparison, costs.economics, steps)
     page = html_report(
         figures,
         comparison,
         curves,
         partial(clean_pixels, test, side=THUMBNAIL),
-        corrupted_examples(test, SHOWN_SEVERITY),
+        corrupted_examples(test, robustness.image_size, SHOWN_SEVERITY),
         costs,
         read_params(),
         fingerprints,
@@ -83,7 +87,34 @@ def main() -> None:
     write_table(METRICS / "training_curves.csv", curves)
     write_table(METRICS / "comparison.csv", models_table(comparison))
     write_json(METRICS / "comparison.json", figures.model_dump(exclude_unset=True))
+    print_table(figures, names)
+
+
+def show(names: list[str]) -> None:
+    """Print the last comparison again, without students that params.yaml no longer defines.
+
+    Raises:
+        UserError: there is none, or no student of it is defined now.
+    """
+    path, produced_by = METRICS / "comparison.json", "dvc repro compare"
+    figures = read_model(path, Figures, produced_by=produced_by)
+    students = {name: of for name, of in figures.students.items() if name in names}
+    if not students:
+        raise UserError(
+            f"`{path}` compares {', '.join(figures.students)}; expected {', '.join(names)}, the "
+            f"students of params.yaml. Run `{produced_by}`."
+        )
+    if len(students) < len(figures.students):  # the passes of all were counted
+        figures = figures.model_copy(update={"students": students, "cache": None})
+    print_table(figures, names)
+
+
+def print_table(figures: Figures, names: list[str]) -> None:
     print(console_table(figures))
+    if missing := [name for name in names if name not in figures.students]:
+        print(f"not compared yet: {', '.join(missing)}. Run `dvc repro`.")
+    if line := removed_students_line(names):
+        print(line)
 
 
 if __name__ == "__main__":

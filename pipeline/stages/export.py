@@ -19,7 +19,7 @@ from pipeline.export.to_onnx import OPSET, to_onnx
 from pipeline.export.verification import both_logits, float32_error, verify_logits
 from pipeline.models import checkpoint
 from pipeline.models.spec import ModelSpec
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, counted
 from pipeline.runtime.files import write_bytes, write_json
 from pipeline.runtime.outputs import ModelOutputs
 from pipeline.runtime.params import check_student, load_section
@@ -76,9 +76,9 @@ def export(name: str) -> None:
     file_facts = {"opset": OPSET, "size_bytes": len(content), "test_images": len(labels)}
     write_json(Path("metrics/export") / f"{name}.json", file_facts | figures)
     print(
-        f"{path}: {len(content):,} bytes, opset {OPSET}; on {len(labels):,} test images, accuracy "
-        f"{figures['onnx_accuracy']:.2%} (PyTorch {figures['torch_accuracy']:.2%}), largest "
-        f"difference of a logit {figures['largest_difference']:.1e}",
+        f"{path}: {len(content):,} bytes, opset {OPSET}; on {counted(len(labels), 'test image')}, "
+        f"accuracy {figures['onnx_accuracy']:.2%} (PyTorch {figures['torch_accuracy']:.2%}), "
+        f"largest difference of a logit {figures['largest_difference']:.1e}",
         flush=True,
     )
 

@@ -16,6 +16,7 @@ from pipeline.data.sources.image_folder import image_folder
 from pipeline.data.sources.packing import pack
 from pipeline.data.sources.params import DatasetParams
 from pipeline.data.sources.torchvision_datasets import torchvision_set
+from pipeline.runtime.errors import counted
 from pipeline.runtime.files import atomic_directory, write_json
 from pipeline.runtime.locks import exclusive
 from pipeline.runtime.outputs import PREPARED
@@ -46,9 +47,10 @@ def main() -> None:
     with exclusive(SCRATCH), atomic_directory(PREPARED) as directory:
         description = write_dataset(params, directory)
         inputs.check()
-    counts = ", ".join(f"{count:,} {split}" for split, count in description.splits.items())
-    classes, fingerprint = len(description.class_names), description.fingerprint
-    print(f"{PREPARED}: {counts} images of {classes} classes, {fingerprint[:12]}")
+    *counts, (last, number) = description.splits.items()
+    images = [f"{count:,} {split}" for split, count in counts] + [counted(number, f"{last} image")]
+    classes = counted(len(description.class_names), "class")
+    print(f"{PREPARED}: {', '.join(images)} of {classes}, {description.fingerprint[:12]}")
 
 
 if __name__ == "__main__":

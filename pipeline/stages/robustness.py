@@ -1,8 +1,9 @@
 """robustness: predict corrupted test images.
 
-Reads data/prepared/ and, for a student, models/students/NAME/ and models/baselines/NAME/; or with
---teacher models/teacher/. Writes each network's predicted classes for up to 2,000 test images,
-clean and under each corruption and severity, to predictions/robustness/.
+Reads data/prepared/ and, for a student, models/students/NAME/, models/baselines/NAME/ and
+`views.image_size` of params.yaml; or with --teacher models/teacher/. Writes each network's
+predicted classes for up to 2,000 test images under each corruption and severity to
+predictions/robustness/. Images have the size at which the network's test accuracy was measured.
 """
 
 from pipeline.runtime.command import run_command
@@ -12,7 +13,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from safetensors.numpy import save as serialised
 from torch import nn
 
 from pipeline.comparison.measurement.corruptions import (
@@ -22,17 +22,18 @@ from pipeline.comparison.measurement.corruptions import (
     samples_to_corrupt,
 )
 from pipeline.compute.device import default_device
-from pipeline.data.prepared.dataset import AnySplit, open_dataset, verify_dataset
+from pipeline.data.prepared.dataset import AnySplit, Dataset, open_dataset, verify_dataset
 from pipeline.data.prepared.image_decoding import available_cores
 from pipeline.models import checkpoint
-from pipeline.models.evaluation import batches_of, predict
+from pipeline.models.evaluation import batches_of, predict, write_predictions
 from pipeline.models.spec import InputSpec
-from pipeline.runtime.files import write_bytes
+from pipeline.runtime.errors import counted
 from pipeline.runtime.outputs import TEACHER, ModelOutputs
-from pipeline.runtime.params import check_student
+from pipeline.runtime.params import check_student, load_section
 from pipeline.runtime.progress import bar
 from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.views.loader import open_views
+from pipeline.views.params import ViewsParams
 from pipeline.views.policy import ViewPolicy
 
 
@@ -42,10 +43,10 @@ def predict_variants(
     samples: np.ndarray,
     device: torch.device,
 ) -> np.ndarray:
-    """Predict each variant of each sample: [networks, 1 + corruptions * severities, N] int32.
+    """Predict each variant of each sample: [networks, corruptions, severities, N] int32.
 
-    All networks see the same pixels: images are corrupted at the dataset's size, before they are
-    resized and normalised for a network.
+    All networks see the same pixels: images are corrupted at the size of the split's views, before
+    they are resized and normalised for a network.
     """
     order = batches_of(samples)
     batches = open_views(split, ViewPolicy("none"), 0, torch.device("cpu")).batches(0, order)
@@ -58,23 +59,15 @@ def predict_variants(
                 [predict(*network, views).argmax(1).cpu().numpy() for network in networks]
             )
         classes.append(np.array(of_batch, np.int32).transpose(1, 0, 2))
-    return np.concatenate(classes, 2)
+    variants = len(CORRUPTIONS), len(SEVERITIES)
+    return np.concatenate(classes, 2).reshape(len(networks), *variants, len(samples))
 
 
-def write_classes(outputs: ModelOutputs, samples: np.ndarray, classes: np.ndarray | None) -> None:
-    """Write one network's predicted classes.
-
-    Args:
-        samples: [N] sample numbers of test.
-        classes: [1 + corruptions * severities, N] int32; None for a teacher without a network.
-    """
-    tensors = {"samples": samples.astype(np.int32)}
-    if classes is not None:
-        tensors["clean"] = np.ascontiguousarray(classes[0])
-        tensors["decisions"] = np.ascontiguousarray(
-            classes[1:].reshape(len(CORRUPTIONS), len(SEVERITIES), -1)
-        )
-    write_bytes(outputs.corrupted_predictions, serialised(tensors))
+def size_of_test_accuracy(dataset: Dataset, model: ModelOutputs, spec: InputSpec) -> int:
+    """The side, in pixels, of the test images on which the model's own stage measured it."""
+    if model != TEACHER:
+        return load_section(ViewsParams, "views").image_size
+    return spec.size if dataset.encoded else dataset.image_size
 
 
 def main() -> None:
@@ -90,7 +83,8 @@ def main() -> None:
         check_student(arguments.name)
         inputs = StageInputs("robustness", arguments.name)
         models = [ModelOutputs(role, arguments.name) for role in ("distilled", "baseline")]
-    test, device = open_dataset().splits["test"], default_device()
+    dataset, device = open_dataset(), default_device()
+    test = dataset.splits["test"]
     verify_dataset()
     samples = samples_to_corrupt(len(test))
     networks = []
@@ -98,20 +92,30 @@ def main() -> None:
         produced_by = f"dvc repro {model.stage}"
         if model == TEACHER and checkpoint.logit_source(model.model, produced_by=produced_by):
             inputs.check()
-            write_classes(model, samples, None)
+            write_predictions(
+                model.corrupted_predictions, inputs.params, samples=torch.from_numpy(samples).int()
+            )
             print("robustness: the teacher is imported logits: it cannot predict other images")
             return
         network, spec = checkpoint.load(model.model, produced_by=produced_by)
         networks.append((network.to(device), spec.input))
+        size = size_of_test_accuracy(dataset, model, spec.input)
+    if size != dataset.image_size:
+        test = test.resized(size)
     labels = np.asarray(test.labels)[samples]
     classes = predict_variants(networks, test, samples, device)
     inputs.check()
     for model, of_model in zip(models, classes, strict=True):
-        write_classes(model, samples, of_model)
-        correct = of_model == labels
+        write_predictions(
+            model.corrupted_predictions,
+            inputs.params,
+            decisions=torch.from_numpy(of_model),
+            image_size=torch.tensor([size], dtype=torch.int32),
+            samples=torch.from_numpy(samples).int(),
+        )
         print(
-            f"robustness of {model.stage}: accuracy on {len(samples):,} test images "
-            f"{correct[0].mean():.2%}, corrupted {correct[1:].mean():.2%}",
+            f"robustness of {model.stage}: {(of_model == labels).mean():.2%} of "
+            f"{counted(len(samples), 'test image')} at {size} pixels under corruption",
             flush=True,
         )
 

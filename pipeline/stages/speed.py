@@ -18,6 +18,7 @@ from pipeline.comparison.measurement import latency
 from pipeline.comparison.measurement.latency import BATCH_SIZE, DeviceSpeed, NetworkSpeed, Speeds
 from pipeline.models import checkpoint
 from pipeline.models.spec import InputSpec
+from pipeline.runtime.errors import counted
 from pipeline.runtime.files import write_json
 from pipeline.runtime.outputs import TEACHER, ModelOutputs
 from pipeline.runtime.params import load_section, student_names
@@ -30,6 +31,7 @@ class TimedNetwork:
     name: str
     network: nn.Module
     spec: InputSpec
+    runtime: str | None = None  # None: PyTorch
 
     @torch.inference_mode()
     def forward(self, views: Tensor) -> Tensor:
@@ -43,7 +45,8 @@ class TimedNetwork:
 
 def load_network(outputs: ModelOutputs) -> TimedNetwork:
     network, spec = checkpoint.load(outputs.model, produced_by=f"dvc repro {outputs.stage}")
-    return TimedNetwork(outputs.name or "teacher", network.eval(), spec.input)
+    runtime = "onnxruntime" if spec.family == "onnx" else None
+    return TimedNetwork(outputs.name or "teacher", network.eval(), spec.input, runtime)
 
 
 def devices() -> list[torch.device]:
@@ -72,13 +75,17 @@ def time_networks(
     batch_times = latency.time_interleaved(tasks[BATCH_SIZE], **latency.FULL_BATCH)[..., 0]
     teacher_latencies = latencies[0] if teacher else None
     figures = [
-        latency.network_speed(*times, BATCH_SIZE, None if timed is teacher else teacher_latencies)
+        latency.network_speed(
+            *times, BATCH_SIZE, None if timed is teacher else teacher_latencies
+        ).model_copy(update={"runtime": timed.runtime})
         for timed, *times in zip(networks, latencies, batch_times, strict=True)
     ]
     on_cpu = device.type == "cpu"
     return DeviceSpeed(
         name=latency.cpu_name() if on_cpu else torch.cuda.get_device_name(device),
+        cores=latency.this_machine().cores if on_cpu else None,
         threads=torch.get_num_threads() if on_cpu else None,
+        system=latency.system(),
         torch=torch.__version__,
         batch_size=BATCH_SIZE,
         teacher=figures[0] if teacher else None,
@@ -107,7 +114,8 @@ def main() -> None:
     speeds = {}
     for device in devices():
         speed = speeds[device.type] = time_networks(teacher, students, size, device)
-        print(f"speed of one image, and in batches of {BATCH_SIZE}, on {speed.label}:")
+        threads = "" if speed.threads is None else f", {counted(speed.threads, 'thread')}"
+        print(f"speed of one image, and in batches of {BATCH_SIZE}, on {speed.name}{threads}:")
         for name, figures in speed.networks:
             print(format_speed(name, figures))
     inputs.check()

@@ -109,7 +109,7 @@ def write_result(
             **best,
             **{f"last_epoch_{key}": value for key, value in last.items()},
             **best_validation,
-            "best_epoch": result.best_epoch,
+            "kept_epoch": result.best_epoch,
             **costs.model_dump(),
         },
     )

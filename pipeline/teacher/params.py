@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from pipeline.models.params import Family, Network, NetworkParams
+from pipeline.runtime.errors import counted
 from pipeline.runtime.params import Section
 from pipeline.training.params import OptimisationParams
 from pipeline.views.params import Geometry
@@ -24,8 +25,8 @@ class TeacherTraining(OptimisationParams):
     def _thaws(self) -> "TeacherTraining":
         if self.freeze_epochs > self.epochs:
             raise ValueError(
-                f"freeze_epochs is {self.freeze_epochs}, but training ends after {self.epochs} "
-                "epochs: set as many at most"
+                f"freeze_epochs is {self.freeze_epochs}, but training ends after "
+                f"{counted(self.epochs, 'epoch')}: set as many at most"
             )
         return self
 

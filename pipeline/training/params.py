@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.runtime.errors import counted
 from pipeline.runtime.params import Section
 
 _SGD, _STEP = ("momentum", "nesterov"), ("milestones", "decay_factor")
@@ -38,7 +39,7 @@ class OptimisationParams(Section):
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs is {self.warmup_epochs}, but training ends after "
-                f"{self.epochs} epochs: set fewer"
+                f"{counted(self.epochs, 'epoch')}: set fewer"
             )
         if self.schedule == "step":
             self._check_milestones()

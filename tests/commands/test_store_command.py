@@ -137,7 +137,7 @@ def test_recompute_catches_a_row_that_was_changed_with_its_checksum(project):
         verify(STORE, 108, seed=0)
     message = str(refusal.value)
     assert "train view 1 sample 17: the logit of ant is " in message
-    assert "1 differences." in message
+    assert "1 difference." in message
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from itertools import count
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.comparison.cache_economics import Economics
-from pipeline.comparison.measurement.latency import DeviceSpeed, NetworkSpeed
+from pipeline.comparison.cache_economics import CacheFigures, Economics
+from pipeline.comparison.measurement.latency import DeviceSpeed, NetworkSpeed, Speeds
 from pipeline.comparison.report.costs import Costs, cache_sentence, cost_sentences
 from pipeline.comparison.report.numbers import duration
 from pipeline.comparison.report.tables import cache_table
@@ -34,14 +34,17 @@ def costs(**images_per_second: float | None) -> Costs:
     devices = {
         name: DeviceSpeed(
             name=f"a {name.upper()}",
-            torch="2.15",
+            cores=2,
+            system="Linux x86_64",
+            torch="2.15.0+cu132",
             batch_size=64,
             teacher=rate and TEACHER.model_copy(update={"images_per_second": rate}),
             students={"s": STUDENT},
         )
         for name, rate in images_per_second.items()
     }
-    return Costs(devices, DIGITS)
+    timed = Speeds(cpu=devices["cpu"]).machine
+    return Costs(devices, timed, timed, DIGITS)
 
 
 def test_the_passes_of_the_default_run_equal_hand_computed_ones():
@@ -84,26 +87,38 @@ def test_the_break_even_is_the_fewest_that_take_more_passes_than_the_cache(
 def test_the_sentence_states_how_many_passes_were_saved_or_lost():
     assert cache_sentence(DIGITS.figures) == (
         "The cache took 10,610 teacher passes, a live teacher would have taken 45,324: 34,714 "
-        "saved. Caching is cheaper from 9 epochs of one student, or from the first student trained "
-        "as long as these."
+        "saved. Caching takes fewer passes from 9 epochs of one student, or from the first student "
+        "trained as long as these."
     )
     short = DIGITS.model_copy(update={"epochs": {"a": 2, "b": 3}})
     assert "would have taken 6,295: the cache took 4,315 more." in cache_sentence(short.figures)
     assert "or from 4 students trained as long" in cache_sentence(short.figures)
+    one = CacheFigures(
+        teacher_passes=1,
+        passes_saved=9,
+        break_even_epochs=1,
+        break_even_students=1,
+        store_bytes=None,
+    )
+    assert "took 1 teacher pass, " in cache_sentence(one)
+    assert "fewer passes from 1 epoch of one student" in cache_sentence(one)
 
 
 def test_time_in_the_teacher_is_passes_over_its_measured_rate_on_the_named_device():
     cpu = costs(cpu=1000.0)
     assert list(cache_table(cpu)["time in the teacher"]) == ["11 s", "45 s", "35 s"]
     assert cost_sentences(cpu)[-1].endswith(
-        "At the teacher's 1,000 images/s (a CPU, batches of 64) that is 11 s and 45 s. "
+        "At the teacher's 1,000 images/s (a CPU, batches of 64) that would be 11 s and 45 s. "
         "The store takes about 252 kB."
     )
     both = costs(cpu=1000.0, cuda=10_000.0)
     assert list(cache_table(both)["time in the teacher"]) == ["1.1 s", "4.5 s", "3.5 s"]
-    on_cpu, on_gpu, cache = cost_sentences(both)
-    assert on_cpu == "One image on a CPU: teacher 5.00 ms, s 2.50 (2.25 to 2.75) times as fast."
-    assert on_gpu.startswith("One image on a CUDA: ")
+    on_cpu, on_gpu, timed, cache = cost_sentences(both)
+    assert on_cpu == (
+        "One image in PyTorch on a CPU: teacher 5.00 ms, s 2.50 (2.25 to 2.75) times as fast."
+    )
+    assert on_gpu.startswith("One image in PyTorch on a CUDA: ")
+    assert timed == "All times were measured on a CPU (2 cores, Linux x86_64, torch 2.15.0)."
     assert "(a CUDA, batches of 64)" in cache
 
 

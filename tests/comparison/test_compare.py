@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import run_stage
+from conftest import PARAMS, run_stage, write_params
 from safetensors.numpy import load_file, save_file
 
 from pipeline.comparison.compare import COSTS, Comparison, Predictions, compare
-from pipeline.comparison.figures import headline_figures
+from pipeline.comparison.figures import Figures, headline_figures
 from pipeline.comparison.report.charts import pareto_front
 from pipeline.comparison.report.summary import (
+    budget_sentences,
     describe_gains,
     gain_sentences,
+    pair_sentences,
     recommendation_sentence,
 )
 from pipeline.comparison.robustness import CorruptionPredictions, compare_robustness
@@ -61,7 +63,7 @@ NAMES = ["ant", "bee", "cat", "dog"]
 
 def compared(**students: tuple[Predictions, Predictions]) -> Comparison:
     labels = LABELS["test"]
-    corrupted = CorruptionPredictions(labels, np.broadcast_to(labels, (6, 3, len(labels))))
+    corrupted = CorruptionPredictions(labels, np.broadcast_to(labels, (6, 3, len(labels))), 16)
     robustness = compare_robustness(corrupted, dict.fromkeys(students, (corrupted,) * 2), labels)
     return compare(TEACHER, students, LABELS, NAMES, robustness)
 
@@ -70,8 +72,12 @@ def paired(distilled: Predictions, baseline: Predictions, name: str) -> tuple[Pr
     return replace(distilled, name=name), replace(baseline, name=name, role="baseline")
 
 
+def figures_of(comparison: Comparison, **steps: tuple[int | None, int | None]) -> Figures:
+    return headline_figures(comparison, None, dict.fromkeys(comparison.gains, (9, 9)) | steps)
+
+
 def gains_in_words(comparison: Comparison) -> str:
-    return gain_sentences(headline_figures(comparison, None))[0]
+    return gain_sentences(figures_of(comparison))[0]
 
 
 def test_a_model_compared_with_itself_gains_nothing_and_agrees_everywhere():
@@ -92,8 +98,11 @@ def test_a_large_gain_or_loss_is_reported_as_one():
     assert up.low < 0.3 < up.high
     assert up.p_value < 1e-6
     assert down.gain == pytest.approx(-0.3)
-    assert "raised the accuracy of up by 30.00 points" in gains_in_words(comparison)
-    assert "lowered the accuracy of down by 30.00 points" in gains_in_words(comparison)
+    words = gains_in_words(comparison)
+    assert re.search(r"distilled up \(by 30\.00 points, .*\) is more accurate than its base", words)
+    assert re.search(
+        r"distilled down \(by 30\.00 points, .*\) is less accurate than its base", words
+    )
 
 
 @pytest.mark.parametrize(
@@ -115,12 +124,16 @@ def test_the_summary_describes_the_gains():
     up = Gain(gain=0.04, low=0.01, high=0.07)
     down = Gain(gain=-0.02, low=-0.03, high=-0.01)
     zero = Gain(gain=0, low=-0.01, high=0.01)
-    assert describe_gains({"a": up, "b": down, "c": zero, "d": zero}, "accuracy") == (
-        "distillation raised the accuracy of a by 4.00 points (1.00 to 7.00); distillation lowered "
-        "the accuracy of b by 2.00 points (1.00 to 3.00); the gains of c and d are not significant"
+    assert describe_gains({"a": up, "b": down, "c": zero, "d": zero}) == (
+        "distilled a (by 4.00 points, 1.00 to 7.00) is more accurate than its baseline; "
+        "distilled b (by 2.00 points, 1.00 to 3.00) is less accurate than its baseline; "
+        "the gains of c and d are not significant"
     )
-    assert describe_gains({"a": zero, "b": zero}, "accuracy") == "no gain is significant"
-    assert describe_gains({"a": zero}, "accuracy") == "the gain of a is not significant"
+    assert "1.00 to 7.00) are more accurate than their baselines" in describe_gains(
+        {"a": up, "b": up}
+    )
+    assert describe_gains({"a": zero, "b": zero}) == "no gain is significant"
+    assert describe_gains({"a": zero}) == "the gain of a is not significant"
 
 
 def test_the_smallest_network_that_is_not_significantly_worse_than_the_best_is_recommended():
@@ -133,7 +146,81 @@ def test_the_smallest_network_that_is_not_significantly_worse_than_the_best_is_r
     recommendation = comparison.recommendation
     assert recommendation.second.name == "big"
     assert (recommendation.first.name, recommendation.first.role) == ("small", "distilled")
-    assert "To ship: small, distilled: 91.00%" in recommendation_sentence(comparison)
+    sentence = recommendation_sentence(comparison)
+    assert sentence.startswith("To ship: small, distilled: 91.00% with 50 parameters.")
+    assert "Of the students and baselines it is the smallest that is not signif" in sentence
+
+
+def test_a_recommended_network_below_the_teacher_is_said_to_be_so_with_the_interval():
+    """Every student and baseline is far worse than the teacher's 95 %."""
+    best, worse = (invented("s", "distilled", a, i) for i, a in enumerate((0.6, 0.5), 7))
+    comparison = compared(s=paired(best, worse, "s"))
+    difference = comparison.to_teacher
+    assert (difference.first, difference.second) == (
+        comparison.gains["s"].first,
+        comparison.teacher,
+    )
+    sentence = recommendation_sentence(comparison)
+    assert re.search(
+        r"less accurate than the teacher \(95\.00%\): by 35\.00 points, \d+\.\d+ to \d", sentence
+    )
+    assert "more accurate" not in sentence.replace("Of the students and baselines", "")
+    assert "of the students and baselines it is the most accurate" in sentence.lower()
+
+
+def test_a_difference_from_the_teacher_that_is_not_significant_or_a_gain_is_said_to_be_so():
+    close, worse = (invented("s", "distilled", a, i) for i, a in enumerate((0.95, 0.5), 9))
+    sentence = recommendation_sentence(compared(s=paired(close, worse, "s")))
+    assert "Its difference from the teacher (95.00%) is not significant: 0.00 points, " in sentence
+    perfect = invented("s", "distilled", 1.0, 11)
+    sentence = recommendation_sentence(compared(s=paired(perfect, worse, "s")))
+    assert "It is significantly more accurate than the teacher (95.00%): by 5.00 points" in sentence
+
+
+def test_a_recommended_baseline_is_said_to_have_no_exported_file():
+    good, bad = (invented("s", "distilled", a, i) for i, a in enumerate((0.9, 0.6)))
+    sentence = recommendation_sentence(compared(s=paired(bad, good, "s")))
+    assert sentence.startswith("To ship: s, baseline: 90.00%")
+    assert "A baseline is not exported: `models/exported/s.onnx` is s, distilled." in sentence
+    assert "exported" not in recommendation_sentence(compared(s=paired(good, bad, "s")))
+
+
+def test_pairs_of_students_are_counted_in_words_that_fit():
+    models = {
+        n: invented(n, "distilled", a, i)
+        for i, (n, a) in enumerate({"a": 0.9, "b": 0.9, "c": 0.6}.items())
+    }
+
+    def words(*names: str) -> list[str]:
+        return pair_sentences(compared(**{n: paired(models[n], models[n], n) for n in names}))
+
+    assert words("a") == []
+    assert words("a", "b") == [
+        "The two distilled students do not differ significantly on these images."
+    ]
+    assert words("a", "c") == ["The two distilled students differ significantly on these images."]
+    assert words("a", "b", "c") == [
+        "Of 3 pairs of distilled students, 2 differ significantly on these images."
+    ]
+
+
+def test_unequal_budgets_of_student_and_baseline_are_warned_of_and_equal_ones_are_not_mentioned():
+    model = invented("s", "distilled", 0.9, 0)
+    comparison = compared(**{name: paired(model, model, name) for name in "ab"})
+    for equal in ((9, 9), (None, None), (None, 9), (9, None)):
+        figures = figures_of(comparison, a=equal)
+        assert budget_sentences(figures) == []
+        assert "optimiser_steps" not in figures.model_dump(exclude_unset=True)["students"]["a"]
+    one = figures_of(comparison, a=(1000, 1))
+    assert budget_sentences(one) == [
+        "Warning: a made 1,000 optimiser steps distilled and 1 as a baseline. Its gain is not the "
+        "effect of the teacher alone."
+    ]
+    assert gain_sentences(one)[-1].startswith("Warning: a made")
+    both = figures_of(comparison, a=(1000, 100), b=(1, 2))
+    assert (
+        "b made 1 optimiser step distilled and 2 as a baseline. Their" in budget_sentences(both)[0]
+    )
 
 
 def test_p_values_of_pairs_of_students_are_adjusted_for_their_number():
@@ -227,6 +314,22 @@ def test_an_absent_or_damaged_input_is_named_with_the_stage_that_writes_it(proje
     assert Path("reports/index.html").read_bytes() == before
 
 
+def test_a_student_that_was_removed_is_not_shown_and_a_new_one_is_named(project, capsys):
+    figures = read("metrics/comparison.json")
+    figures["students"]["old"] = figures["students"]["small"]
+    write_json("metrics/comparison.json", figures)
+    students = PARAMS["students"] | {"new": PARAMS["students"]["small"]}
+    write_params(project, PARAMS | {"students": students})
+    run_stage("compare", "--show")
+    printed = capsys.readouterr().out
+    assert "old" not in printed
+    assert "teacher passes" not in printed  # they are counted of both students
+    assert "not compared yet: new. Run `dvc repro`." in printed
+    write_params(project, PARAMS | {"students": {"new": PARAMS["students"]["small"]}})
+    with pytest.raises(UserError, match=r"compares small, old; expected new, the students of par"):
+        run_stage("compare", "--show")
+
+
 def test_a_damaged_comparison_is_not_shown(project):
     write_json("metrics/comparison.json", read("metrics/comparison.json") | {"test_images": "all"})
     with pytest.raises(UserError, match="comparison.json: test_images` is 'all'; expected a valid"):
@@ -270,11 +373,55 @@ def test_a_teacher_that_is_never_correct_is_refused_with_a_hint(project):
         run_stage("compare")
 
 
-def test_equal_inputs_give_equal_bytes_and_results_of_a_removed_student_are_left_out(project):
+def test_equal_inputs_give_equal_bytes_and_results_of_a_removed_student_are_left_out(
+    project, capsys
+):
     outputs = [*Path("reports").iterdir(), *Path("metrics").glob("*.*")]
     before = {path: path.read_bytes() for path in outputs}
     Path("metrics/students/old.json").write_text("{}")
+    capsys.readouterr()
     run_stage("compare")
     assert {path: path.read_bytes() for path in outputs} == before
+    line = "left out, because params.yaml no longer defines them: old. "
+    assert line in capsys.readouterr().out
     reports = {"class_accuracy.csv", "comparison.md", "index.html"}
     assert {path.name for path in Path("reports").iterdir()} == reports
+
+
+def test_the_kept_epoch_is_drawn_where_the_training_kept_it(project):
+    """Not at the first best accuracy of the history, which training need not have kept."""
+    path = Path("metrics/history/students/small.csv")
+    history = pd.read_csv(path).assign(validation_accuracy=[0.75, 0.5])
+    history.to_csv(path, index=False)
+    metrics = Path("metrics/students/small.json")
+    write_json(metrics, read(str(metrics)) | {"kept_epoch": 2})
+    run_stage("compare")
+    page = Path("reports/index.html").read_text("utf-8")
+    (chart,) = re.findall(r'aria-label="Validation accuracy of small".*?</svg>', page, re.DOTALL)
+    assert re.findall(r"<title>(distilled.*?)</title>", chart) == ["distilled, epoch 2: 50%"]
+    baseline = read("metrics/baselines/small.json")["kept_epoch"]
+    assert f"Kept epoch: distilled 2 of 2, baseline {baseline} of 2" in page
+    curves = pd.read_csv("metrics/training_curves.csv")
+    kept = curves[curves["kept"]].set_index("role")["epoch"]
+    assert kept.to_dict() == {"distilled": 2, "baseline": baseline}
+
+
+def test_a_kept_epoch_that_the_history_does_not_have_is_refused(project):
+    write_json(
+        "metrics/students/small.json", read("metrics/students/small.json") | {"kept_epoch": 9}
+    )
+    with pytest.raises(UserError, match=r"small.csv` has 2 epochs, but .* epoch 9 was kept"):
+        run_stage("compare")
+
+
+def test_unequal_budgets_of_the_metrics_are_warned_of_in_console_and_report(project, capsys):
+    for kind, steps in (("students", 40), ("baselines", 4)):
+        path = f"metrics/{kind}/small.json"
+        write_json(path, read(path) | {"optimiser_steps": steps})
+    run_stage("compare")
+    warning = "Warning: small made 40 optimiser steps distilled and 4 as a baseline."
+    assert warning in capsys.readouterr().out
+    for name in ("index.html", "comparison.md"):
+        assert warning in (Path("reports") / name).read_text("utf-8")
+    run_stage("compare", "--show")
+    assert warning in capsys.readouterr().out

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import prepare, run_stage, write_images
+from conftest import change_params, prepare, run_stage, write_images
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
@@ -38,7 +38,7 @@ RNG = np.random.default_rng(0)
 
 def invented(correct: np.ndarray, labels: np.ndarray) -> CorruptionPredictions:
     """Make predictions: correct where `correct` [K, S, N] is true, and all correct clean."""
-    return CorruptionPredictions(labels, np.where(correct, labels, labels + 1))
+    return CorruptionPredictions(labels, np.where(correct, labels, labels + 1), 32)
 
 
 def comparison() -> dict:
@@ -49,13 +49,13 @@ def test_accuracies_equal_hand_computed_ones():
     """2 corruptions at 1 severity, 4 images: one and three of 4 are correct."""
     labels = np.array([0, 1, 2, 3])
     corrupt = np.array([[[0, 0, 0, 0]], [[0, 1, 2, 0]]])
-    model = model_robustness(CorruptionPredictions(np.array([0, 1, 2, 0]), corrupt), labels)
+    model = model_robustness(CorruptionPredictions(np.array([0, 1, 2, 0]), corrupt, 32), labels)
     assert model.clean == 0.75
     assert model.table.tolist() == [[0.25], [0.75]]
     assert model.shares.tolist() == [1, 0.5, 0.5, 0]
     assert model.accuracy == 0.5
     assert model.relative == pytest.approx(2 / 3)
-    assert model_robustness(CorruptionPredictions(labels + 1, corrupt), labels).relative is None
+    assert model_robustness(CorruptionPredictions(labels + 1, corrupt, 32), labels).relative is None
 
 
 def test_a_model_compared_with_itself_gains_nothing():
@@ -92,7 +92,6 @@ def test_the_stage_writes_the_networks_predictions_for_the_corrupted_test_images
         logits = predict(network, spec.input, torch.from_numpy(np.stack(images)))
         return logits.argmax(1).tolist()
 
-    assert tensors["clean"].tolist() == classes(list(test.images))
     expected = [
         [
             classes(
@@ -118,10 +117,10 @@ class Recorder(nn.Module):
 
 
 def shown(split, samples: np.ndarray) -> np.ndarray:
-    """Record a network's inputs: [1 + 18, N, C, S, S] uint8."""
+    """Record a network's inputs: [18, N, C, S, S] uint8."""
     recorder, spec = Recorder(), InputSpec(3, split_side(split), [0, 0, 0], [1, 1, 1])
     predict_variants([(recorder, spec)], split, samples, torch.device("cpu"))
-    batches = [torch.stack(recorder.seen[i : i + 19]) for i in range(0, len(recorder.seen), 19)]
+    batches = [torch.stack(recorder.seen[i : i + 18]) for i in range(0, len(recorder.seen), 18)]
     return (torch.cat(batches, 1) * 255).round().to(torch.uint8).numpy()
 
 
@@ -138,18 +137,50 @@ def test_corruption_of_an_image_is_identical_for_any_batch_and_order(project, mo
     assert np.array_equal(shown(test, order[:1]), all_at_once[:, order[:1]])
 
 
-def test_encoded_images_are_decoded_at_the_datasets_size_and_then_corrupted(folder):
+def test_encoded_images_are_decoded_at_the_size_of_the_views_and_then_corrupted(folder):
     write_images(folder / "images", size=48)
     test = prepare(storage="encoded", image_size=40, quality=90).splits["test"]
     samples = np.array([3, 0])
-    (clean, noisy, *_) = shown(test, samples)
+    noisy = shown(test, samples)[0]
     for row, sample in enumerate(samples):
         size = test.sizes[sample]
         (box,) = clean_boxes(size[None], 40)
         view = decode_view(test.content(sample), size, box, 40, 3)
-        assert np.array_equal(clean[row], view)
         noise = corrupt(view, sample, corruption="noise", severity=1)
         assert np.array_equal(noisy[row], noise)
+
+
+def test_accuracy_on_clean_images_is_the_test_accuracy_for_pixels_of_another_size(project):
+    """The teacher's test accuracy is of prepared pixels, the students' of views."""
+    change_params("views", image_size=12)
+    for name, *arguments in (
+        ("soft_targets",),
+        ("baseline", "small"),
+        ("student", "small"),
+        ("robustness", "small"),
+        ("compare",),
+    ):
+        run_stage(name, *arguments)
+    section = (
+        Path("reports/index.html").read_text("utf-8").partition("<h2>Under corruption</h2>")[2]
+    )
+    clean = re.findall(r'<td data-label="clean"><span>(.+?)</span>', section)
+    table = pd.read_csv("metrics/comparison.csv")
+    assert clean == [f"{accuracy:.2%}" for accuracy in table["accuracy"]]
+    assert load_file(TEACHER)["image_size"].tolist() == [16]
+    assert load_file(STUDENT)["image_size"].tolist() == [12]
+    assert "12 pixels a side, under" in section
+    assert "The teacher's images have 16 pixels a side" in section
+
+
+def test_predictions_for_views_of_another_size_are_refused(project):
+    tensors = load_file(STUDENT)
+    save_file(tensors, STUDENT, {"made_from": '{"views.image_size": 24}'})
+    with_dvc = "stages: {robustness: {do: {params: [views.image_size]}}, compare: {}, teacher: {}, "
+    with_dvc += "student: {do: {}}, baseline: {do: {}}}"
+    Path("dvc.yaml").write_text(with_dvc)
+    with pytest.raises(UserError, match=r"when `params.yaml: views.image_size` was 24; now .* 16"):
+        run_stage("compare")
 
 
 def test_at_most_max_images_evenly_spread_are_corrupted(project, monkeypatch):
@@ -159,7 +190,7 @@ def test_at_most_max_images_evenly_spread_are_corrupted(project, monkeypatch):
     tensors = load_file(STUDENT)
     assert tensors["samples"].tolist() == [0, 2, 4, 7, 9]
     assert np.array_equal(tensors["decisions"], before["decisions"][..., tensors["samples"]])
-    with pytest.raises(UserError, match=r"expected clean int32 \[5\]"):
+    with pytest.raises(UserError, match=r"expected decisions int32 \[6, 3, 5\]"):
         run_stage("compare")
 
 
@@ -210,15 +241,15 @@ def test_the_stage_takes_either_a_student_or_the_teacher(project, capsys, argume
     assert "expected either the name of a student or --teacher" in capsys.readouterr().err
 
 
-HELD = "clean int32 [12], decisions int32 [6, 3, 12], samples int32 [12]"
+HELD = "decisions int32 [6, 3, 12], image_size int32 [1], samples int32 [12]"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (
-            lambda t: {**t, "clean": t["clean"].astype(np.float32)},
-            f"holds {HELD.replace('clean int32', 'clean float32')}; expected {HELD}, for",
+            lambda t: {**t, "image_size": t["image_size"].astype(np.float32)},
+            f"holds {HELD.replace('size int32', 'size float32')}; expected {HELD}, for",
         ),
         # only a teacher may lack predictions for corrupted images
         (lambda t: {"samples": t["samples"]}, f"holds samples int32 [12]; expected {HELD}, for"),
@@ -229,4 +260,4 @@ def test_predictions_for_other_images_or_corruptions_are_refused(project, change
     save_file(change(load_file(STUDENT)), STUDENT)
     with pytest.raises(UserError, match=re.escape(f"`{STUDENT}` {message}")) as refusal:
         run_stage("compare")
-    assert "dvc repro --force robustness@small" in str(refusal.value)
+    assert "dvc repro --force --single-item robustness@small" in str(refusal.value)

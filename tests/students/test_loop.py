@@ -58,7 +58,7 @@ def test_the_model_kept_is_the_best_on_validation_and_its_predictions_are_measur
         best = history.sort_values(
             ["validation_accuracy", "validation_nll"], ascending=[False, True]
         ).iloc[0]
-        assert metrics["best_epoch"] == best["epoch"]
+        assert metrics["kept_epoch"] == best["epoch"]
         assert metrics["validation_accuracy"] == pytest.approx(best["validation_accuracy"])
         assert metrics["validation_nll"] == pytest.approx(best["validation_nll"], rel=1e-4)
         logits = load_file(f"predictions/{kind}/small.safetensors")["test"]

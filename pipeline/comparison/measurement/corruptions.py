@@ -56,13 +56,12 @@ def samples_to_corrupt(count: int) -> np.ndarray:
 
 
 def all_variants(pixels: np.ndarray, samples: np.ndarray, threads: int) -> Iterator[np.ndarray]:
-    """Yield [B, C, H, W] uint8: the clean images, then each corruption at each severity.
+    """Yield [B, C, H, W] uint8: the images under each corruption at each severity.
 
     Args:
         pixels: [B, C, H, W] uint8.
         samples: [B] sample numbers.
     """
-    yield pixels
     with ThreadPoolExecutor(threads) as pool:  # NumPy and Pillow release the GIL
         for corruption in CORRUPTIONS:
             for severity in SEVERITIES:

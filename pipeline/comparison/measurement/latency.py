@@ -3,17 +3,21 @@
 Imports nothing of ours, and no torch.
 """
 
+import os
 import platform
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
 from scipy.stats import quantile_test
 
 SPEED_FILE = Path("metrics/speed.json")
+#: The command that writes it again. Without --single-item, DVC would also run all earlier stages.
+MEASURE_AGAIN = "dvc repro --force --single-item speed"
 BATCH_SIZE = 64
 ROUNDS, CALLS = 20, 5
 #: Arguments of `time_interleaved`. Fewer than 6 rounds give a median no 95 % interval.
@@ -34,6 +38,7 @@ class NetworkSpeed(_Figures):
     speedup: PositiveFloat | None = None  # teacher's latency over this one's, median of rounds
     speedup_low: PositiveFloat | None = None  # of its 95 % interval
     speedup_high: PositiveFloat | None = None
+    runtime: str | None = None  # where it is not PyTorch: onnxruntime
 
     @model_validator(mode="after")
     def _whole_interval(self) -> Self:
@@ -42,11 +47,22 @@ class NetworkSpeed(_Figures):
         return self
 
 
+class Machine(NamedTuple):
+    """What measured times depend on beside the networks."""
+
+    cpu: str
+    cores: int
+    system: str
+    torch: str  # without the name of its build
+
+
 class DeviceSpeed(_Figures):
     """All networks on one device, timed in turn."""
 
     name: str
-    threads: PositiveInt | None = None  # of a CPU
+    cores: PositiveInt | None = None  # of a CPU: of the machine
+    threads: PositiveInt | None = None  # of a CPU: that computed
+    system: str
     torch: str
     batch_size: PositiveInt  # of `images_per_second`
     teacher: NetworkSpeed | None = None  # None for imported logits
@@ -58,12 +74,6 @@ class DeviceSpeed(_Figures):
         teacher = [("teacher", self.teacher)] if self.teacher else []
         return [*teacher, *self.students.items()]
 
-    @property
-    def label(self) -> str:
-        """`AMD EPYC, 2 threads`"""
-        plural = "s" if self.threads != 1 else ""
-        return self.name if self.threads is None else f"{self.name}, {self.threads} thread{plural}"
-
 
 class Speeds(_Figures):
     """metrics/speed.json."""
@@ -71,10 +81,36 @@ class Speeds(_Figures):
     cpu: DeviceSpeed
     cuda: DeviceSpeed | None = None
 
+    @model_validator(mode="after")
+    def _cores(self) -> Self:
+        if self.cpu.cores is None:
+            raise ValueError("cpu.cores is missing: it says with the name which machine was timed")
+        return self
+
+    @property
+    def machine(self) -> Machine:
+        """The machine that was timed."""
+        return Machine(self.cpu.name, self.cpu.cores, self.cpu.system, _release(self.cpu.torch))
+
     @property
     def devices(self) -> dict[str, DeviceSpeed]:
         """By the device's type; without one that was not measured."""
         return {name: device for name, device in self if device is not None}
+
+
+def this_machine() -> Machine:
+    """The machine that runs this, without the import of torch."""
+    return Machine(cpu_name(), os.cpu_count() or 1, system(), _release(version("torch")))
+
+
+def _release(torch: str) -> str:
+    """2.15.0+cu132 -> 2.15.0"""
+    return torch.partition("+")[0]
+
+
+def system() -> str:
+    """`Linux x86_64`. Not the kernel's version, which changes with every update."""
+    return f"{platform.system()} {platform.machine()}"
 
 
 def cpu_name() -> str:

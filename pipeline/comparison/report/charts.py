@@ -4,7 +4,7 @@ Pure: numbers and labels in, SVG out; imports nothing of ours. Each chart is 340
 phone shows its text at full size.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, floor, inf, log10
 from operator import itemgetter
@@ -232,20 +232,22 @@ def curves(
     limits: tuple[float, float],
     title: str,
     axis_title: str,
-    *,
-    only_best: bool = False,
+    marked: Mapping[str, float] | None = None,
 ) -> Markup:
-    """Curves of shares: (role, values on the axis, shares). Dots mark all values or the best.
+    """Curves of shares: (role, values on the axis, shares). Dots mark all values, or one of each.
 
     Args:
         limits: of the shares' axis, so that several charts have one scale.
+        marked: by role, the value on the axis of its one dot.
     """
     y = linear_axis(limits, 180, TOP, in_percent)
     parts = []
     for role, values, shares in series:
         points = list(zip(values, shares, strict=True))
         parts.append(path([(x(value), y(share)) for value, share in points], f"curve {role}"))
-        for value, share in [max(points, key=itemgetter(1))] if only_best else points:
+        for value, share in points:
+            if marked is not None and value != marked[role]:
+                continue
             tooltip = f"{role}, {axis_title} {x.text(value)}: {in_percent(share)}"
             parts.append(dot(x(value), y(share), role, tooltip, 4))
     return framed(x, y, title, axis_title, parts)
@@ -275,8 +277,8 @@ def reliability_plot(models: Sequence[tuple[str, np.ndarray]], title: str) -> Ma
     for role, bins in models:
         for count, confidence, accuracy in bins[bins[:, 0] > 0]:
             tooltip = (
-                f"{role}: {count:,.0f} images at {in_percent(confidence)} confidence, "
-                f"{in_percent(accuracy)} correct"
+                f"{role}: confidence {in_percent(confidence)}, correct {in_percent(accuracy)}, "
+                f"images: {count:,.0f}"
             )
             at, height = x(confidence), y(accuracy)
             radius = max(3.0, 11 * (count / bins[:, 0].sum()) ** 0.5)
@@ -337,7 +339,7 @@ def heat_map(table: np.ndarray, names: Sequence[str], title: str) -> Markup:
                 "fill_opacity": f"{0.06 if count == 0 else 0.12 + 0.48 * count / largest:.2f}",
             }
             x = left + cell * c
-            tooltip = f"teacher {names[r]}, distilled {names[c]}: {count:,} images"
+            tooltip = f"teacher {names[r]}, distilled {names[c]}: {count:,}"
             parts.append(rectangle(x + 0.5, y + 0.5, cell - 1, cell - 1, tooltip, **style))
             if count and cell >= 8 * len(f"{count}"):
                 parts.append(text(x + cell / 2, middle, f"{count}", "cell", "middle"))

@@ -2,9 +2,10 @@
 
 from pipeline.comparison.figures import Figures
 from pipeline.comparison.report.costs import cache_sentence
-from pipeline.comparison.report.numbers import millions, percent, whole
+from pipeline.comparison.report.numbers import millions, percent
 from pipeline.comparison.report.summary import gain_sentences
 from pipeline.comparison.report.tables import students_table
+from pipeline.runtime.errors import counted
 
 
 def console_table(figures: Figures) -> str:
@@ -13,7 +14,7 @@ def console_table(figures: Figures) -> str:
     if teacher.parameters is None:
         size = "logits without a network"
     else:
-        size = f"{whole(teacher.parameters)} parameters, {millions(teacher.macs)} MACs"
+        size = f"{counted(teacher.parameters, 'parameter')}, {millions(teacher.macs)} MACs"
     table = students_table(figures).drop(columns=["McNemar", "retention"])
     lines = [
         f"teacher: test accuracy {percent(teacher.accuracy)}, {size}",

@@ -11,6 +11,7 @@ from pipeline.comparison.compare import Comparison
 from pipeline.comparison.measurement.corruptions import SEVERITIES
 from pipeline.comparison.measurement.latency import DeviceSpeed
 from pipeline.comparison.report import charts
+from pipeline.comparison.report.costs import device_label
 from pipeline.comparison.report.numbers import percent
 from pipeline.comparison.report.summary import gain_with_interval
 from pipeline.comparison.robustness import RobustComparison
@@ -37,8 +38,10 @@ def gain_and_cost(comparison: Comparison, speed: Mapping[str, DeviceSpeed]) -> l
     """The gains, and accuracy against each cost; a teacher without a network has no cost."""
     models = comparison.models
     costs = {"parameters": [m.parameters for m in models], "MACs": [m.macs for m in models]}
+    notes = {}
     for device_type, name in (("cpu", "the CPU"), ("cuda", "the GPU")):
         if device := speed.get(device_type):
+            notes[f"latency on {name}, ms"] = f"Measured on {device_label(device)}"
             networks = [device.teacher, *(device.students[m.name] for m in models[1:])]
             costs[f"latency on {name}, ms"] = [n and n.latency_ms for n in networks]
     drawings = [intervals("Gain", comparison.gains)]
@@ -49,15 +52,19 @@ def gain_and_cost(comparison: Comparison, speed: Mapping[str, DeviceSpeed]) -> l
             if cost is not None
         ]
         title = f"Accuracy against {axis_title.removesuffix(', ms')}"
-        drawings.append(Drawing(title, charts.scatter(points, title, axis_title)))
+        chart = charts.scatter(points, title, axis_title)
+        drawings.append(Drawing(title, chart, notes.get(axis_title, "")))
     return drawings
 
 
 def training_curves(comparison: Comparison, curves: pd.DataFrame) -> list[Drawing]:
+    """Validation accuracy by epoch, with a dot at the epoch that each training kept."""
     drawings = []
     for name in comparison.gains:
         of_student = curves[curves["student"] == name]
         shares = of_student["validation_accuracy"]
+        kept = of_student[of_student["kept"]].set_index("role")["epoch"]
+        epochs = of_student.groupby("role")["epoch"].max()
         plot = charts.curves(
             [
                 (role, rows["epoch"], rows["validation_accuracy"])
@@ -67,9 +74,10 @@ def training_curves(comparison: Comparison, curves: pd.DataFrame) -> list[Drawin
             (shares.min(), shares.max()),
             f"Validation accuracy of {name}",
             "epoch",
-            only_best=True,
+            marked=kept,
         )
-        drawings.append(Drawing(name, plot))
+        notes = [f"{role} {kept[role]} of {epochs[role]}" for role in ("distilled", "baseline")]
+        drawings.append(Drawing(name, plot, f"Kept epoch: {', '.join(notes)}"))
     return drawings
 
 

@@ -48,6 +48,16 @@ def compression(teachers: int | None, students: int) -> str:
     return "-" if teachers is None else f"{teachers / students:.1f} x"
 
 
+def fewer_or_more(teachers: int | None, students: int) -> str:
+    """`16.0 x fewer` or `2.5 x more` than the teacher's; `-` without a teacher's."""
+    if teachers is None:
+        return "-"
+    ratio = teachers / students
+    if f"{ratio:.1f}" == "1.0":
+        return "as many"
+    return f"{ratio:.1f} x fewer" if ratio > 1 else f"{1 / ratio:.1f} x more"
+
+
 def duration(seconds: float) -> str:
     """`8.4 s`, `36 s`, `12 min`, `5.1 h`"""
     unit, size = next(
@@ -56,6 +66,11 @@ def duration(seconds: float) -> str:
     )
     value = seconds / size
     return f"{value:.1f} {unit}" if abs(value) < 9.95 else f"{value:,.0f} {unit}"
+
+
+def points_of_one(images: int) -> str:
+    """The points of accuracy that one of so many images is: 0.28 of 359."""
+    return f"{100 / images:.2g}" if images > 1 else "100"
 
 
 def join_and(items: Iterable[str]) -> str:

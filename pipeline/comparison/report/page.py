@@ -20,9 +20,10 @@ from pipeline.comparison.example_images import THUMBNAIL
 from pipeline.comparison.figures import Figures, models_table
 from pipeline.comparison.measurement.corruptions import SEVERITIES, to_pillow
 from pipeline.comparison.report import charts, drawings, tables
-from pipeline.comparison.report.costs import Costs
-from pipeline.comparison.report.numbers import join_and, si3, whole
+from pipeline.comparison.report.costs import Costs, device_label, measured_sentence
+from pipeline.comparison.report.numbers import fewer_or_more, join_and, points_of_one, si3, whole
 from pipeline.comparison.report.summary import sentences
+from pipeline.runtime.errors import counted
 
 VERSIONS = ("torch", "torchvision", "numpy", "h5py", "pillow")
 SHOWN_SEVERITY = 3  # of the example images
@@ -49,7 +50,13 @@ def html_report(
         fingerprints: of the inputs, by their names.
     """
     num_classes = len(comparison.class_names)
+    class_images = np.bincount(comparison.labels, minlength=num_classes)
     students = tables.students_table(figures).drop(columns="McNemar")
+    for column, cost in (("compression", "parameters"), ("fewer MACs", "macs")):
+        teachers = getattr(figures.teacher, cost)
+        students[column] = [
+            fewer_or_more(teachers, getattr(student, cost)) for student in figures.students.values()
+        ]
     differing = disagreements(comparison)
     shown = {sample for samples in differing.values() for sample in samples[:SHOWN_IMAGES]}
     environment = Environment(
@@ -62,10 +69,14 @@ def html_report(
     return environment.get_template("page.html").render(
         comparison=comparison,
         sentences=sentences(figures, comparison, costs),
-        students=students.replace(" x$", " x fewer", regex=True),
+        students=students,
         gain_and_cost=drawings.gain_and_cost(comparison, costs.speed),
+        measured=measured_sentence(costs),
         speed=[
-            (f"{device.label}, torch {device.torch}", tables.speed_table(device))
+            (
+                f"Measured on {device_label(device)}, torch {device.torch}",
+                tables.speed_table(device),
+            )
             for device in costs.speed.values()
         ],
         cache=tables.cache_table(costs),
@@ -76,9 +87,11 @@ def html_report(
         under_corruption=drawings.under_corruption(comparison.robustness),
         robustness=tables.robustness_table(comparison),
         corrupted={tables.CORRUPTION_NAMES[name]: pixels for name, pixels in corrupted.items()},
-        class_images=np.bincount(comparison.labels, minlength=num_classes),
+        class_images=class_images,
         class_gains=drawings.class_gains(comparison),
         many_classes=num_classes > drawings.MOST_CLASSES,
+        only_extremes=np.count_nonzero(class_images) > drawings.MOST_CLASSES,
+        points_of_one=points_of_one,
         extremes=drawings.EXTREMES,
         agreement=agreement(comparison),
         heat_map=charts.heat_map,
@@ -97,6 +110,7 @@ def html_report(
         },
         params=yaml.safe_dump(dict(params), sort_keys=False, allow_unicode=True),
         whole=whole,
+        counted=counted,
     )
 
 

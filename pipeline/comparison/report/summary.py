@@ -5,8 +5,17 @@ from collections.abc import Mapping
 from pipeline.comparison.compare import Comparison, ModelMetrics
 from pipeline.comparison.figures import Figures
 from pipeline.comparison.report.costs import Costs, cost_sentences
-from pipeline.comparison.report.numbers import join_and, percent, percent_range, points, whole
-from pipeline.comparison.statistics import Gain
+from pipeline.comparison.report.numbers import (
+    join_and,
+    p_text,
+    percent,
+    percent_range,
+    points,
+    points_of_one,
+    whole,
+)
+from pipeline.comparison.statistics import Gain, PairedDifference
+from pipeline.runtime.errors import counted
 
 
 def gain_with_interval(gain: Gain) -> str:
@@ -18,55 +27,90 @@ def model_label(model: ModelMetrics) -> str:
 
 
 def gain_sentences(figures: Figures) -> list[str]:
-    """What distillation did to accuracy and to robust accuracy."""
+    """How distilled students differ from their baselines, clean and corrupted."""
     gains = {name: s.tested_gain for name, s in figures.students.items()}
     robust_gains = {name: s.tested_robust_gain for name, s in figures.students.items()}
     return [
-        f"On {figures.test_images:,} test images, {describe_gains(gains, 'accuracy')}.",
-        f"Under common corruptions, {describe_gains(robust_gains, 'robust accuracy')}.",
+        f"On {counted(figures.test_images, 'test image')}, {describe_gains(gains)}.",
+        f"Under common corruptions, {describe_gains(robust_gains)}.",
+        *budget_sentences(figures),
     ]
+
+
+def budget_sentences(figures: Figures) -> list[str]:
+    """A warning if a student and its baseline made different numbers of optimiser steps."""
+    unequal = [
+        f"{name} made {counted(s.optimiser_steps, 'optimiser step')} distilled and "
+        f"{whole(s.baseline_optimiser_steps)} as a baseline"
+        for name, s in figures.students.items()
+        if s.optimiser_steps is not None
+    ]
+    if not unequal:
+        return []
+    gains = "Its gain is" if len(unequal) == 1 else "Their gains are"
+    return [f"Warning: {'; '.join(unequal)}. {gains} not the effect of the teacher alone."]
 
 
 def sentences(figures: Figures, comparison: Comparison, costs: Costs) -> list[str]:
     """The comparison in words: gains, recommendation, agreement, calibration, speed and cache."""
     teacher, gains = comparison.teacher, comparison.gains.values()
     distilled, baselines = [gain.first for gain in gains], [gain.second for gain in gains]
-    size = "" if teacher.parameters is None else f" with {whole(teacher.parameters)} parameters"
+    students, others = (
+        ("the distilled student", "its baseline")
+        if len(gains) == 1
+        else ("distilled students", "their baselines")
+    )
+    size = ""
+    if teacher.parameters is not None:
+        size = f" with {counted(teacher.parameters, 'parameter')}"
     lines = [
         *gain_sentences(figures),
         recommendation_sentence(comparison),
-        f"The teacher has {percent(teacher.accuracy)}{size}. It "
-        f"agrees with distilled students on {percent_range(m.agreement for m in distilled)} of the "
-        f"images, with baselines on {percent_range(m.agreement for m in baselines)}.",
-        f"Expected calibration error: the teacher {percent(teacher.ece)}, distilled students "
-        f"{percent_range(m.ece for m in distilled)}, baselines "
+        f"The teacher has {percent(teacher.accuracy)}{size}. It agrees with {students} on "
+        f"{percent_range(m.agreement for m in distilled)} of the images, with {others} on "
+        f"{percent_range(m.agreement for m in baselines)}.",
+        f"Expected calibration error: the teacher {percent(teacher.ece)}, {students} "
+        f"{percent_range(m.ece for m in distilled)}, {others} "
         f"{percent_range(m.ece for m in baselines)}.",
+        *pair_sentences(comparison),
+        *cost_sentences(costs),
     ]
-    if comparison.pairs:
-        significant = sum(pair.significant for pair in comparison.pairs)
-        lines.append(
-            f"Of {len(comparison.pairs)} pairs of distilled students, {significant} differ "
-            "significantly."
-            if significant
-            else "No two distilled students differ significantly on these images."
-        )
     caveat = (
-        f"One test image is {100 / len(comparison.labels):.2g} points. The intervals (95 %) cover "
-        "the choice of the test images, not the seed of the training."
+        f"One test image is {points_of_one(len(comparison.labels))} points. The intervals (95 %) "
+        "cover the choice of the test images, not the seed of the training. The network to ship is "
+        "chosen by these images: on others its accuracy is probably a little lower."
     )
-    return [*lines, *cost_sentences(costs), caveat]
+    return [*lines, caveat]
 
 
-def describe_gains(gains: Mapping[str, Gain], metric: str) -> str:
-    """The gains in a metric, grouped by their verdict."""
+def pair_sentences(comparison: Comparison) -> list[str]:
+    """Whether distilled students differ from each other; nothing if there is one."""
+    significant, pairs = sum(pair.significant for pair in comparison.pairs), len(comparison.pairs)
+    if pairs == 0:
+        return []
+    if pairs == 1:
+        differ = "differ" if significant else "do not differ"
+        return [f"The two distilled students {differ} significantly on these images."]
+    if not significant:
+        return ["No two distilled students differ significantly on these images."]
+    differ = counted(significant, "differs", "differ")
+    return [f"Of {pairs} pairs of distilled students, {differ} significantly on these images."]
+
+
+def describe_gains(gains: Mapping[str, Gain]) -> str:
+    """The gains, grouped by their verdict."""
     students: dict[str, list[str]] = {"gain": [], "loss": [], "not significant": []}
     for name, gain in gains.items():
-        near, far = sorted((abs(gain.low), abs(gain.high)))
-        size = f" by {100 * abs(gain.gain):.2f} points ({100 * near:.2f} to {100 * far:.2f})"
-        students[gain.verdict].append(name + size if gain.significant else name)
+        size = f" (by {absolute_with_interval(gain)})" if gain.significant else ""
+        students[gain.verdict].append(name + size)
     parts = [
-        f"distillation {verb} the {metric} of {join_and(students[change])}"
-        for change, verb in (("gain", "raised"), ("loss", "lowered"))
+        f"distilled {join_and(students[change])} "
+        + (
+            f"is {than} its baseline"
+            if len(students[change]) == 1
+            else f"are {than} their baselines"
+        )
+        for change, than in (("gain", "more accurate than"), ("loss", "less accurate than"))
         if students[change]
     ]
     rest = students["not significant"]
@@ -78,20 +122,52 @@ def describe_gains(gains: Mapping[str, Gain], metric: str) -> str:
     return "; ".join(parts)
 
 
+def absolute_with_interval(gain: Gain) -> str:
+    """`1.95 points, 0.56 to 3.62`: the size of a significant difference."""
+    near, far = sorted((abs(gain.low), abs(gain.high)))
+    return f"{100 * abs(gain.gain):.2f} points, {100 * near:.2f} to {100 * far:.2f}"
+
+
+def insignificant(gain: Gain) -> str:
+    """`+0.28 points, −0.56 to +1.11`; with McNemar's p where the interval alone excludes 0."""
+    text = f"{points(gain.gain)} points, {points(gain.low)} to {points(gain.high)}"
+    return text if gain.low <= 0 <= gain.high else f"{text}, but {p_text(gain.p_value)}"
+
+
 def recommendation_sentence(comparison: Comparison) -> str:
+    """Which network to ship, why, and how it compares with the teacher."""
     difference = comparison.recommendation
     chosen, best = difference.first, difference.second
-    start = (
+    parts = [
         f"To ship: {model_label(chosen)}: {percent(chosen.accuracy)} with "
-        f"{whole(chosen.parameters)} parameters. It is the"
-    )
+        f"{counted(chosen.parameters, 'parameter')}."
+    ]
+    smaller = any(m.parameters < chosen.parameters for m in comparison.models[1:])
     if chosen is best:
-        return (
-            f"{start} most accurate student or baseline, and every smaller one is significantly "
-            "worse."
+        rest = "every smaller one is significantly worse" if smaller else "none is smaller"
+        parts.append(f"Of the students and baselines it is the most accurate, and {rest}.")
+    else:
+        parts.append(
+            "Of the students and baselines it is the smallest that is not significantly worse than "
+            f"the most accurate one ({model_label(best)}, {percent(best.accuracy)}): the "
+            f"difference is {insignificant(difference)}."
         )
+    parts.append(teacher_sentence(comparison.to_teacher))
+    if chosen.role == "baseline":
+        parts.append(
+            f"A baseline is not exported: `models/exported/{chosen.name}.onnx` is {chosen.name}, "
+            "distilled."
+        )
+    return " ".join(parts)
+
+
+def teacher_sentence(difference: PairedDifference[ModelMetrics]) -> str:
+    """The recommended network against the teacher."""
+    teacher = f"the teacher ({percent(difference.second.accuracy)})"
+    if not difference.significant:
+        return f"Its difference from {teacher} is not significant: {insignificant(difference)}."
+    than = "more" if difference.gain > 0 else "less"
     return (
-        f"{start} smallest network that is not significantly worse than the most accurate one "
-        f"({model_label(best)}, {percent(best.accuracy)}): the difference is "
-        f"{points(difference.gain)} points, {points(difference.low)} to {points(difference.high)}."
+        f"It is significantly {than} accurate than {teacher}: by "
+        f"{absolute_with_interval(difference)}."
     )

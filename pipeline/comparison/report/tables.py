@@ -9,7 +9,7 @@ from pipeline.comparison.compare import Comparison
 from pipeline.comparison.figures import Figures
 from pipeline.comparison.measurement.corruptions import CORRUPTIONS
 from pipeline.comparison.measurement.latency import DeviceSpeed
-from pipeline.comparison.report.costs import Costs, speedup
+from pipeline.comparison.report.costs import Costs, network_label, speedup
 from pipeline.comparison.report.numbers import (
     compression,
     duration,
@@ -126,7 +126,7 @@ def disagreements_table(counts: np.ndarray, names: Sequence[str], most: int) -> 
 def speed_table(device: DeviceSpeed) -> pd.DataFrame:
     return pd.DataFrame(
         {
-            "network": name,
+            "network": network_label(name, speed),
             "one image": f"{three_digits(speed.latency_ms)} ms",
             "95th percentile": f"{three_digits(speed.latency_p95_ms)} ms",
             "speed-up": "-" if speed.speedup is None else speedup(speed),

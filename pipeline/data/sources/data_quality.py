@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.sources.splits import TRAIN, UNLABELLED, ImageSource, SampleTable
+from pipeline.runtime.errors import counted
 
 _LARGEST_RATIO = 1.5  # of class sizes, before a warning
 _SHOWN = 5  # pairs of duplicates
@@ -57,23 +58,28 @@ def findings(source: ImageSource, duplicates: Mapping[str, Any]) -> Iterator[str
     samples = source.samples
     unlabelled = np.count_nonzero(samples.labels == UNLABELLED)
     if unlabelled:
-        yield f"{unlabelled:,} training images have no label: only students see them"
+        number = counted(unlabelled, "training image has", "training images have")
+        yield f"{number} no label: only students see unlabelled images"
     labels = samples.labels[(samples.splits == TRAIN) & (samples.labels != UNLABELLED)]
     counts = np.bincount(labels, minlength=len(source.class_names))
     smallest, largest = counts.argmin(), counts.argmax()
     ratio = counts[largest] / max(1, counts[smallest])
     if ratio > _LARGEST_RATIO:
         yield (
-            f"classes are unequal: {counts[smallest]:,} training images of "
+            f"classes are unequal: {counted(counts[smallest], 'training image')} of "
             f"`{source.class_names[smallest]}`, {counts[largest]:,} of "
             f"`{source.class_names[largest]}`, {ratio:.1f} times as many"
         )
     held_out = np.count_nonzero(samples.splits != TRAIN)
     problems = {
-        "across_splits": f"of {held_out:,} validation and test images have the same content as an "
-        "image of an earlier split, which inflates their accuracy",
-        "contradicting_labels": "times the same content has several labels",
+        "across_splits": (
+            f"of {held_out:,} validation and test images has",
+            f"of {held_out:,} validation and test images have",
+            "the same content as an image of an earlier split, which inflates accuracy",
+        ),
+        "contradicting_labels": ("time", "times", "the same content has several labels"),
     }
     for problem, found in duplicates.items():
         pairs = ", ".join(f"`{a}` = `{b}`" for a, b in found["first"])
-        yield f"warning: {found['count']:,} {problems[problem]}, such as {pairs}"
+        one, several, what = problems[problem]
+        yield f"warning: {counted(found['count'], one, several)} {what}, such as {pairs}"

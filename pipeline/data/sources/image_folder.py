@@ -22,7 +22,7 @@ from pipeline.data.sources.splits import (
     SampleTable,
     split_off,
 )
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, counted
 
 #: The split of the images in each folder of the root.
 _LABELLED = {"train": TRAIN, "val": VALIDATION, "validation": VALIDATION, "test": TEST}
@@ -45,7 +45,7 @@ def image_folder(params: DatasetParams) -> ImageSource:
     ids = sorted({name for name in files if _class_of(name) is not None})  # a tar may repeat names
     if len(files) > len(ids):
         print(
-            f"prepare: {len(files) - len(ids):,} files of `{root}` are ignored: they are outside "
+            f"prepare: {counted(len(files) - len(ids), 'file')} of `{root}` ignored, outside "
             "`train/<class>/`, `val/<class>/`, `test/<class>/` and `unlabeled/`",
             flush=True,
         )

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from pipeline.data.prepared.image_decoding import UNREADABLE, available_cores
 from pipeline.data.sources.params import DatasetParams
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, counted
 
 DIGEST_BYTES = 16  # of a SHA-256: enough to tell any two contents of a dataset apart
 LISTED = 20  # names in a message, at most
@@ -79,8 +79,8 @@ def decode_all(
             broken.append(result)
     if broken:
         raise UserError(
-            f"{len(broken)} files of `{params.root}` (`dataset.root`) are not images that can be "
-            "read; fix or remove them:\n  " + "\n  ".join(broken[:LISTED])
+            f"{counted(len(broken), 'file')} of `{params.root}` (`dataset.root`) cannot be read as "
+            "images; fix or remove:\n  " + "\n  ".join(broken[:LISTED])
         )
 
 

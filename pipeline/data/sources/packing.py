@@ -17,7 +17,7 @@ from pipeline.data.prepared.dataset import (
 from pipeline.data.sources.image_reading import DIGEST_BYTES, DecodedImage
 from pipeline.data.sources.params import DatasetParams
 from pipeline.data.sources.splits import TRAIN, UNLABELLED, ImageSource
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, counted
 from pipeline.runtime.files import reserve, write_bytes, write_json
 from pipeline.runtime.progress import bar
 
@@ -79,8 +79,9 @@ def pack(
         missing = np.flatnonzero(~digests.any(1))  # a digest is never all zeros
         if len(missing):
             raise UserError(
-                f"`{params.root}` (`dataset.root`) changed while it was read: {len(missing)} "
-                f"listed images are gone, the first `{samples.ids[missing[0]]}`. Run it again."
+                f"`{params.root}` (`dataset.root`) changed while it was read: "
+                f"{counted(len(missing), 'listed image is', 'listed images are')} gone, the first "
+                f"`{samples.ids[missing[0]]}`. Run it again."
             )
     mean, std = statistics.mean_and_std()
     description = DatasetDescription(

@@ -15,7 +15,7 @@ from pipeline.data.prepared.dataset import SPLITS
 from pipeline.data.sources.image_reading import DecodedImage
 from pipeline.data.sources.params import DatasetParams
 from pipeline.runtime.derived_random import hash64
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, counted
 
 UNLABELLED = -1  # the label of an unlabelled sample
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
@@ -59,8 +59,9 @@ def split_off(samples: SampleTable, params: DatasetParams) -> SampleTable:
     for members in np.split(labelled, starts):
         if len(members) <= len(lacking):
             raise UserError(
-                f"the class of `{samples.ids[members[0]]}` has {len(members)} training samples; "
-                f"expected at least {len(lacking) + 1}, for training and to split off "
+                f"the class of `{samples.ids[members[0]]}` has "
+                f"{counted(len(members), 'training sample')}; expected at least "
+                f"{len(lacking) + 1}, for training and to split off "
                 f"{' and '.join(SPLITS[split] for split in lacking)}."
             )
         ranked = iter(sorted(members, key=lambda n: _rank(params.split_seed, samples.ids[n])))

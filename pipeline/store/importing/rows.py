@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.data.prepared.dataset import SPLITS, Dataset
-from pipeline.runtime.errors import UserError, did_you_mean
+from pipeline.runtime.errors import UserError, counted, did_you_mean
 from pipeline.store.importing.table import Table, some
 
 
@@ -50,7 +50,8 @@ def match(table: Table, dataset: Dataset) -> MatchedTable:
         rows[name], found = _one_row_each(table, samples[name], split.sample_ids, name, views)
         problems += found
     unknown = np.flatnonzero(np.all([numbers < 0 for numbers in samples.values()], 0))
-    surplus = f"{len(unknown):,} rows are of no image of data/prepared: {some(table.ids[unknown])}"
+    surplus = counted(len(unknown), "row is", "rows are")
+    surplus += f" of no image of data/prepared: {some(table.ids[unknown])}"
     if problems:
         problems += [surplus] if len(unknown) else []
         raise UserError(
@@ -100,8 +101,9 @@ def _samples_of_rows(table: Table, dataset: Dataset) -> dict[str, np.ndarray]:
             samples[name][table.splits != name] = -1
     several = np.sum([numbers >= 0 for numbers in samples.values()], 0) > 1
     if several.any():
+        number = counted(np.count_nonzero(several), "id is", "ids are")
         raise UserError(
-            f"`{table.path}`: {np.count_nonzero(several):,} of its ids are in two splits: "
+            f"`{table.path}`: {number} in two splits: "
             f"{some(table.ids[several])}. Name the split of each row: add a column `split` (in a "
             f"file of arrays: `splits`) of {some(SPLITS)}."
         )
@@ -117,12 +119,12 @@ def _number_of_views(table: Table, samples: Mapping[str, np.ndarray]) -> int:
     train = samples["train"] >= 0
     held_out = (samples["validation"] >= 0) | (samples["test"] >= 0)
     for wrong, problem in (
-        (train & (table.views < 0), "of train have no view; expected numbers from 0"),
-        (held_out & (table.views > 0), "of validation and test have a view; expected none, or 0"),
+        (train & (table.views < 0), "of train without a view; expected numbers from 0"),
+        (held_out & (table.views > 0), "of validation and test with a view; expected none, or 0"),
     ):
         if wrong.any():
             raise UserError(
-                f"`{table.path}`: {np.count_nonzero(wrong):,} rows {problem}: "
+                f"`{table.path}`: {counted(np.count_nonzero(wrong), 'row')} {problem}: "
                 f"{some(table.ids[wrong])}."
             )
     views = np.unique(table.views[train])
@@ -150,11 +152,13 @@ def _one_row_each(
             sample_ids[place % size] + (f" in view {place // size}" if num_views > 1 else "")
             for place in missing[:3].tolist()
         ]
-        images = f"{size:,} images" + (f" in {num_views} views" if num_views > 1 else "")
+        images = counted(size, "image") + (f" in {num_views} views" if num_views > 1 else "")
         problems.append(
-            f"{len(missing):,} rows are missing of {split}, {images}: {some(of_view, len(missing))}"
+            f"{counted(len(missing), 'row is', 'rows are')} missing of {split}, {images}: "
+            f"{some(of_view, len(missing))}"
         )
     twice = known[rows[places] != known]
     if len(twice):
-        problems.append(f"{len(twice):,} rows of {split} are there twice: {some(table.ids[twice])}")
+        number = counted(len(twice), f"row of {split} is", f"rows of {split} are")
+        problems.append(f"{number} there twice: {some(table.ids[twice])}")
     return rows.reshape(num_views, size), problems

@@ -21,7 +21,7 @@ import torch
 
 from pipeline.compute.provenance import device_name, loaded_code
 from pipeline.runtime import locks
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, counted
 from pipeline.runtime.files import canonical_json
 from pipeline.runtime.outputs import STORE
 from pipeline.runtime.progress import bar
@@ -78,12 +78,14 @@ def find_pending(job: StoreJob) -> PendingShards:
     ]
     total, rows = num_rows(job.shards), num_rows(pending)
     needed = sum(shard_bytes(job.identity, key) for key in pending)
-    resumed = f"resumes {len(job.shards) - len(pending)} finished shards ({total - rows:,} rows)"
+    resumed = f"resumes {counted(len(job.shards) - len(pending), 'finished shard')} "
+    resumed += f"({counted(total - rows, 'row')})"
     if rows == total:
         resumed = f"`{SCRATCH}` has no shard of this store: all are made"
     print(
-        f"soft targets: {job.num_views} views of {job.split_sizes['train']:,} training images, and "
-        f"validation and test: {total:,} rows in {len(job.shards)} shards\n"
+        f"soft targets: {counted(job.num_views, 'view')} of "
+        f"{counted(job.split_sizes['train'], 'training image')}, and validation and test: "
+        f"{counted(total, 'row')} in {counted(len(job.shards), 'shard')}\n"
         f"  {resumed}\n"
         f"  ahead: {rows:,} {job.teacher.unit}; {needed:,} bytes to write, "
         f"{shutil.disk_usage(SCRATCH).free:,} free",

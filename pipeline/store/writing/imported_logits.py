@@ -10,7 +10,7 @@ from pipeline.data.prepared.dataset import Dataset
 from pipeline.models.checkpoint import LogitSource
 from pipeline.models.evaluation import check_imported
 from pipeline.models.spec import family_module
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, counted
 from pipeline.runtime.outputs import TEACHER
 from pipeline.runtime.validation import read_model
 from pipeline.store.format.schema import INDEX, SHARD_SAMPLES, ShardKey, StoreIdentity, StoreIndex
@@ -114,8 +114,8 @@ def open_imported(
         )
     if not shared and index.num_views < num_views:
         raise UserError(
-            f"`{path}` has {index.num_views} views of the training images, but `views.count` is "
-            f"{num_views}. Set it to {index.num_views}, or import more views."
+            f"`{path}` has {counted(index.num_views, 'view')} of the training images, but "
+            f"`views.count` is {num_views}. Set it to {index.num_views}, or import more views."
         )
     differing = [
         f"`{path}` was written for {name} {getattr(index, field)}, but params.yaml says "

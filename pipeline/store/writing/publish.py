@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.runtime.errors import counted
 from pipeline.runtime.files import atomic_directory
 from pipeline.runtime.outputs import STORE
 from pipeline.runtime.stage_inputs import StageInputs
@@ -54,7 +55,7 @@ def publish(
         _print_speed(job, num_rows(pending.keys), seconds)
     divergences = ", ".join(f"{fidelity[f'kl_at_temperature_{t}']:.2e}" for t in TEMPERATURES)
     print(
-        f"  of {fidelity['rows']} rows, KL(teacher || stored) {divergences} nats at T = "
+        f"  of {counted(fidelity['rows'], 'row')}, KL(teacher || stored) {divergences} nats at T = "
         f"{', '.join(map(str, TEMPERATURES))}; the same first class in {fidelity['agreement']:.2%}"
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, counted
 from pipeline.runtime.files import write_bytes, write_json
 from pipeline.store.format.encodings import FLOAT16, columns, encode
 from pipeline.store.format.schema import (
@@ -55,9 +55,9 @@ def _check_finite(key: ShardKey, logits: np.ndarray) -> None:
         value = logits[bad][~finite[bad]][0]
         raise UserError(
             f"the teacher's logit is {value} for sample {key.first_sample + bad} of {key.split}, "
-            f"view {key.view} ({int(bad_rows.sum())} such samples in this shard); expected finite "
-            "logits within float16's ±65504. Check the teacher's weights, its `mean` and `std`, "
-            "and `soft_targets.precision`."
+            f"view {key.view} ({counted(int(bad_rows.sum()), 'such sample')} in this shard); "
+            "expected finite logits within float16's ±65504. Check the teacher's weights, its "
+            "`mean` and `std`, and `soft_targets.precision`."
         )
 
 

@@ -22,6 +22,7 @@ from pipeline.comparison.measurement.latency import (
     network_speed,
     time_interleaved,
 )
+from pipeline.comparison.report.costs import machine_label
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.models import checkpoint
 from pipeline.models.evaluation import predict
@@ -151,7 +152,7 @@ def test_measured_times_change_the_report_and_nothing_else_of_the_comparison(pro
     assert {path.name for path in before} >= set(names)
     content = json.loads(SPEED_FILE.read_text("utf-8"))
     for device in content.values():
-        device |= {"name": "a machine of another kind", "threads": 77}
+        device |= {"name": "a machine of another kind", "cores": 78, "threads": 77}
         for figures in (device["teacher"], *device["students"].values()):
             figures |= {name: 3.25 * value for name, value in figures.items()}
     write_json(SPEED_FILE, content)
@@ -160,6 +161,48 @@ def test_measured_times_change_the_report_and_nothing_else_of_the_comparison(pro
     assert capsys.readouterr().out == printed
     for name in TIMED:
         assert b"a machine of another kind, 77 threads" in (Path("reports") / name).read_bytes()
+
+
+def report_texts() -> list[str]:
+    pages = [Path("reports/comparison.md"), Path("reports/index.html")]
+    return [page.read_text("utf-8").replace("&#39;", "'").replace("\n", " ") for page in pages]
+
+
+def test_the_report_names_the_machine_that_was_timed(project):
+    timed = latency.this_machine()
+    expected = f"All times were measured on {machine_label(timed)}."
+    assert timed.torch == torch.__version__.partition("+")[0]
+    for text in report_texts():
+        assert expected in text
+        assert "elsewhere" not in text
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"name": "AMD EPYC 9999"}, {"cores": 999}, {"system": "Darwin arm64"}, {"torch": "1.0"}],
+)
+def test_times_of_another_machine_are_not_shown_as_measured_where_the_report_is_written(
+    project, other
+):
+    """A fresh clone has such a file from Git, and DVC does not run `speed`."""
+    content = json.loads(SPEED_FILE.read_text("utf-8"))
+    content["cpu"] |= other
+    write_json(SPEED_FILE, content)
+    run_stage("compare")
+    timed = Speeds.model_validate(content).machine
+    here = machine_label(latency.this_machine())
+    for text in report_texts():
+        assert f"measured elsewhere, on {machine_label(timed)}; this report was written" in text
+        assert f"on {here}. To measure there, run `{latency.MEASURE_AGAIN}` and" in text
+
+
+def test_an_onnx_teacher_is_said_to_be_timed_in_onnxruntime(project):
+    content = json.loads(SPEED_FILE.read_text("utf-8"))
+    content["cpu"]["teacher"] |= {"runtime": "onnxruntime"}
+    write_json(SPEED_FILE, content)
+    run_stage("compare")
+    for text in report_texts():
+        assert "teacher (onnxruntime) " in text
 
 
 def test_the_comparison_counts_the_passes_of_the_store_and_of_the_histories(project):
@@ -180,6 +223,8 @@ def test_the_comparison_counts_the_passes_of_the_store_and_of_the_histories(proj
     [
         (lambda cpu: cpu["students"].pop("small"), "has no figures of small"),
         (lambda cpu: cpu.pop("torch"), "speed.json: cpu.torch` is missing"),
+        (lambda cpu: cpu.pop("system"), "speed.json: cpu.system` is missing"),
+        (lambda cpu: cpu.pop("cores"), "cpu.cores is missing"),
         (lambda cpu: cpu["students"]["small"].pop("speedup_low"), "belong together"),
     ],
 )
@@ -189,4 +234,4 @@ def test_a_damaged_speed_file_is_refused(project, edit, message):
     write_json(SPEED_FILE, content)
     with pytest.raises(UserError, match=message) as refusal:
         run_stage("compare")
-    assert re.search("[Rr]un `dvc repro (--force )?speed`", str(refusal.value))
+    assert re.search("[Rr]un `dvc repro (--force --single-item )?speed`", str(refusal.value))

@@ -13,13 +13,14 @@ from browser import CHROMIUM, Page, browser
 
 from pipeline.comparison.cache_economics import Economics
 from pipeline.comparison.compare import Comparison, Predictions, compare
-from pipeline.comparison.figures import headline_figures
+from pipeline.comparison.figures import Figures, headline_figures
 from pipeline.comparison.measurement.corruptions import CORRUPTIONS, SEVERITIES
-from pipeline.comparison.measurement.latency import DeviceSpeed, NetworkSpeed
+from pipeline.comparison.measurement.latency import DeviceSpeed, NetworkSpeed, Speeds
 from pipeline.comparison.report import charts
 from pipeline.comparison.report.costs import Costs
 from pipeline.comparison.report.drawings import MOST_CLASSES
 from pipeline.comparison.report.markdown import markdown
+from pipeline.comparison.report.numbers import fewer_or_more
 from pipeline.comparison.report.page import html_report
 from pipeline.comparison.robustness import CorruptionPredictions, compare_robustness
 from pipeline.stages.speed import devices
@@ -45,7 +46,9 @@ def invented(num_classes: int, students: list[str], count: int = 300) -> Compari
     def corrupted(seed: int) -> CorruptionPredictions:
         shape = (len(CORRUPTIONS), len(SEVERITIES), count)
         chosen = np.random.default_rng(seed).integers(0, num_classes, shape)
-        return CorruptionPredictions(labels["test"], np.where(chosen > 1, chosen, labels["test"]))
+        return CorruptionPredictions(
+            labels["test"], np.where(chosen > 1, chosen, labels["test"]), 16
+        )
 
     robustness = compare_robustness(
         None if len(students) == 1 else corrupted(0),  # a teacher without a network
@@ -76,7 +79,9 @@ def costs_of(comparison: Comparison, *devices: str) -> Costs:
 
     measured = DeviceSpeed(
         name="A processor of a long name, 8275CL at 3.00 GHz",
+        cores=4,
         threads=2,
+        system="Linux x86_64",
         torch="2.15.0",
         batch_size=64,
         teacher=speed(comparison.teacher),
@@ -85,7 +90,12 @@ def costs_of(comparison: Comparison, *devices: str) -> Costs:
     images = {"views": 8, "training_images": 45_000, "held_out_images": 15_000}
     epochs = dict.fromkeys(comparison.gains, 240)
     economics = Economics(**images, epochs=epochs, bytes_per_row=200.3)
-    return Costs(dict.fromkeys(devices, measured), economics)
+    machine = Speeds(cpu=measured).machine
+    return Costs(dict.fromkeys(devices, measured), machine, machine, economics)
+
+
+def figures_of(comparison: Comparison, costs: Costs) -> Figures:
+    return headline_figures(comparison, costs.economics, dict.fromkeys(comparison.gains, (9, 9)))
 
 
 def page_of(comparison: Comparison, costs: Costs, size: int, channels: int = 3) -> str:
@@ -93,14 +103,20 @@ def page_of(comparison: Comparison, costs: Costs, size: int, channels: int = 3) 
     images = rng.integers(0, 256, (len(comparison.labels), channels, size, size), np.uint8)
     curves = pd.DataFrame(
         [
-            {"student": name, "role": role, "epoch": epoch, "validation_accuracy": 1 - 0.9**epoch}
+            {
+                "student": name,
+                "role": role,
+                "epoch": epoch,
+                "validation_accuracy": 1 - 0.9**epoch,
+                "kept": epoch == 40,
+            }
             for name in comparison.gains
             for role in ("distilled", "baseline")
             for epoch in range(1, 41)
         ]
     )
     corrupted = dict.fromkeys(CORRUPTIONS, images[0])
-    figures = headline_figures(comparison, costs.economics)
+    figures = figures_of(comparison, costs)
     of_run = {"students": {name: {} for name in comparison.gains}}, {"dataset": "ab" * 32}
     return html_report(figures, comparison, curves, images.__getitem__, corrupted, costs, *of_run)
 
@@ -176,10 +192,47 @@ def test_all_disagreements_are_counted_and_the_largest_are_shown(pages):
     assert strips.count("<img") == 4 * 9
 
 
+def words_of(page: str) -> str:
+    """The text of a page, without its markup."""
+    text = re.sub(r"<(style|pre|svg)\b.*?</\1>|<[^>]+>", " ", page, flags=re.DOTALL)
+    return " ".join(text.replace("&#39;", "'").split())
+
+
+ONE = "student|pair|image|class|thread|core|step|epoch|pass|parameter"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_is_followed_by_a_singular_and_every_other_number_by_a_plural(pages, name):
+    text = words_of(pages[name].read_text("utf-8"))
+    number = r"(?<![\d.,])(\d[\d,]*) (?:test |teacher |optimiser )?"
+    singular = set(re.findall(rf"{number}(?:{ONE})\b", text))
+    plural = set(re.findall(rf"{number}(?:{ONE})(?:e?s)\b", text))
+    assert singular <= {"1"}
+    assert plural
+    assert "1" not in plural
+
+
+def test_the_recommendation_names_its_set_and_compares_with_the_teacher_on_every_page(pages):
+    for name in NAMES:
+        text = words_of(pages[name].read_text("utf-8"))
+        sentence = text.partition("To ship: ")[2].partition("The teacher has")[0]
+        assert "Of the students and baselines it is the " in sentence
+        assert re.search(r"(?:accurate than|difference from) the teacher \(\d+\.\d\d%\)", sentence)
+        assert "chosen by these images" in text
+
+
+@pytest.mark.parametrize(
+    ("teachers", "students", "text"),
+    [(100, 10, "10.0 x fewer"), (10, 100, "10.0 x more"), (100, 99, "as many"), (None, 9, "-")],
+)
+def test_a_student_larger_than_its_teacher_is_not_said_to_have_fewer(teachers, students, text):
+    assert fewer_or_more(teachers, students) == text
+
+
 def test_the_markdown_has_the_sentences_and_one_row_per_student_and_model():
     comparison = invented(5, FOUR)
     costs = costs_of(comparison, "cpu")
-    text = markdown(headline_figures(comparison, costs.economics), comparison, costs)
+    text = markdown(figures_of(comparison, costs), comparison, costs)
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
     assert [len(table.splitlines()) - 2 for table in tables] == [4, 5, 3, 9]
     for table in tables:

@@ -1,25 +1,32 @@
 """Large images stored as encoded bytes: the same views in every stage and process."""
 
 import io
+import json
 import multiprocessing
 import os
+import re
 import shutil
 import tarfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import bytes_of, opened, run_every_stage, run_stage, write_params
 from encoded_photographs import encoded_params, picture, write_pictures
 from import_closure import ROOT
 from PIL import Image
+from safetensors.numpy import load_file
 
 from pipeline.commands.store import verify
 from pipeline.comparison.example_images import THUMBNAIL, clean_pixels
+from pipeline.comparison.measurement.corruptions import CORRUPTIONS, corrupt
 from pipeline.data.prepared.dataset import Dataset, encoded_path, open_dataset
 from pipeline.data.prepared.image_decoding import clean_boxes, decode_view, eight_bits
 from pipeline.data.sources.image_reading import map_in_threads
+from pipeline.models import checkpoint
+from pipeline.models.evaluation import predict
 from pipeline.runtime.derived_random import permutation
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
@@ -434,3 +441,36 @@ def test_an_encoded_image_that_cannot_be_shown_is_named(encoded_project):
         UserError, match=r"`train/\w+/\d\.\w+` of test cannot .* `dvc repro prepare`"
     ):
         clean_pixels(open_dataset().splits["test"], 0, THUMBNAIL)
+
+
+def test_accuracy_without_corruption_is_the_test_accuracy_where_views_have_another_size(
+    encoded_project,
+):
+    """Networks are measured, and images corrupted, at 16 pixels; the dataset has 64."""
+    size, dataset = 16, open_dataset()
+    assert dataset.image_size != size
+    test = dataset.splits["test"].resized(size)
+    places = ("teacher", "students/small", "baselines/small")
+    views = open_views(test, ViewPolicy("none"), 0, CPU, num_workers=0)
+    (batch,) = views.batches(0, [np.arange(len(test))])
+    corrupted = [
+        corrupt(image, i, corruption="blur", severity=1)
+        for i, image in enumerate(batch.pixels.numpy())
+    ]
+    table = pd.read_csv("metrics/comparison.csv")
+    page = Path("reports/index.html").read_text("utf-8")
+    section = page.partition("<h2>Under corruption</h2>")[2].partition("</section>")[0]
+    shown = re.findall(r'<td data-label="clean"><span>(.+?)</span>', section)
+    for place, accuracy, clean in zip(places, table["accuracy"], shown, strict=True):
+        network, spec = checkpoint.load(Path("models") / place, produced_by="-")
+        tensors = load_file(f"predictions/robustness/{place}.safetensors")
+        assert tensors["image_size"].tolist() == [size]
+        logits = load_file(f"predictions/{place}.safetensors")["test"]
+        assert torch.equal(predict(network, spec.input, batch.pixels), torch.from_numpy(logits))
+        blurred = predict(network, spec.input, torch.from_numpy(np.stack(corrupted))).argmax(1)
+        assert tensors["decisions"][CORRUPTIONS.index("blur"), 0].tolist() == blurred.tolist()
+        metrics = json.loads(Path(f"metrics/{place}.json").read_text("utf-8"))
+        assert clean == f"{accuracy:.2%}" == f"{metrics['test_accuracy']:.2%}"
+        assert accuracy == metrics["test_accuracy"]
+    assert f"of\n{size} pixels a side" in section
+    assert "which is the test accuracy" in section

@@ -233,7 +233,7 @@ def test_only_imbalanced_classes_and_ignored_files_are_reported(folder, capsys):
     output = capsys.readouterr().out
     expected = "classes are unequal: 3 training images of `bee`, 6 of `ant`, 2.0 times as many"
     assert expected in output
-    assert "prepare: 2 files of `images` are ignored: they are outside" in output
+    assert "prepare: 2 files of `images` ignored, outside" in output
 
 
 def test_duplicates_across_splits_and_contradicting_labels_are_reported_and_kept(folder, capsys):
@@ -247,7 +247,7 @@ def test_duplicates_across_splits_and_contradicting_labels_are_reported_and_kept
     output = capsys.readouterr().out
     assert "warning: 19 of 25 validation and test images have the same content" in output
     assert "`train/ant/001.png` = `test/ant/001.png`" in output
-    assert "warning: 1 times the same content has several labels, such as `train" in output
+    assert "warning: 1 time the same content has several labels, such as `train" in output
     assert "`train/ant/000.png` = `train/bee/again.png`" in output
     duplicates = read_json(PREPARED / "dataset.json", produced_by="-")["duplicates"]
     assert duplicates["across_splits"]["count"] == 19
@@ -261,6 +261,6 @@ def test_an_image_that_is_removed_during_prepare_is_named(folder, monkeypatch):
     write_images(folder / "images", per_class=6)
     everything = image_folder.read_files
     monkeypatch.setattr(image_folder, "read_files", lambda *a: islice(everything(*a), 17))
-    with pytest.raises(UserError, match="1 listed images are gone, the first `train/cat/"):
+    with pytest.raises(UserError, match="1 listed image is gone, the first `train/cat/"):
         prepare()
     assert not PREPARED.exists()

@@ -82,7 +82,7 @@ def test_rows_may_come_in_any_order_and_beside_those_of_other_images(project, ca
     more["logits"] = np.concatenate([more["logits"], [[np.nan] * 3]])
     capsys.readouterr()
     assert np.array_equal(rows_of(import_table(write_npz(more))), expected)
-    assert "1 rows are of no image of data/prepared: `strange.png`" in capsys.readouterr().out
+    assert "1 row is of no image of data/prepared: `strange.png`" in capsys.readouterr().out
 
 
 def without_rows(choose):
@@ -121,14 +121,14 @@ REFUSED = {
     ),
     "a view is missing": (
         without_rows(a_view_of_the_first_image),
-        r"1 rows are missing of train, 36 images in 3 views: `train/ant/\d+.png in view 1`\n",
+        r"1 row is missing of train, 36 images in 3 views: `train/ant/\d+.png in view 1`\n",
     ),
     "other ids": (
         lambda a: a | {"ids": np.char.replace(a["ids"], "train/", "")},
         r"36 rows are missing of train, .*\n.*\n.*\n  132 rows are of no image of data/prepared: "
         r"`\w+/\d+.png`, ",
     ),
-    "a row twice": (repeat_first, r"  1 rows of \w+ are there twice: `train/\w+/\d+.png`\n"),
+    "a row twice": (repeat_first, r"  1 row of \w+ is there twice: `train/\w+/\d+.png`\n"),
     "another class": (
         lambda a: a | {"class_names": np.array(["cat", "ant", "Bee"])},
         r"has logits for 3 classes: 1 of the 3 class folders are not among them \(`bee`; did "
@@ -162,11 +162,11 @@ REFUSED = {
     ),
     "views of test": (
         lambda a: a | {"views": np.where(a["splits"] == "test", 2, a["views"])},
-        "12 rows of validation and test have a view; expected none, or 0: `train/",
+        "12 rows of validation and test with a view; expected none, or 0: `train/",
     ),
     "no view": (
         lambda a: a | {"views": np.where(a["views"] == 2, -1, a["views"])},
-        "36 rows of train have no view; expected numbers from 0: `train/",
+        "36 rows of train without a view; expected numbers from 0: `train/",
     ),
     "an unknown split": (
         lambda a: a | {"splits": np.char.replace(a["splits"], "validation", "val")},
@@ -213,7 +213,7 @@ def test_a_table_that_is_not_for_this_dataset_is_refused(project, name):
         (lambda t: t.replace("cat", "ant", 1), "has the columns `id`, `ant`, `ant` and 1"),
         (lambda t: t.replace("\n", ",1\n").replace(",1", "", 1), "more fields than its fir"),
         (lambda t: t.replace(".png,", ".png,x", 1), "could not convert string to float"),
-        (lambda t: t.rpartition(",")[0] + ",\n", "1 rows have numbers .* nan for `bee`"),
+        (lambda t: t.rpartition(",")[0] + ",\n", "1 row has numbers .* nan for `bee`"),
         (lambda t: "\udcff" + t, r"cannot be read \('utf-8' codec .*a text in UTF-8"),
     ],
 )
@@ -248,7 +248,7 @@ def test_an_id_in_two_splits_needs_the_split(project):
     take_as_prepared()
     arrays["ids"] = np.where(arrays["ids"] == old, twin, arrays["ids"])
     with pytest.raises(
-        UserError, match=f"2 of its ids are in two splits: `{twin}`, .*add a column `split`"
+        UserError, match=f"2 ids are in two splits: `{twin}`, .*add a column `split`"
     ):
         import_table(write_npz(arrays))
 

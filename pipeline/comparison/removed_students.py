@@ -1,0 +1,50 @@
+"""Find the results of students that params.yaml no longer defines.
+
+They stay when a student is removed: DVC forgets a stage that dvc.yaml no longer has, and leaves its
+outputs. The comparison leaves them out.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pipeline.runtime.outputs import ModelOutputs
+
+REMOVE = "python -m pipeline.commands.remove_results"
+_ANY = "*"
+
+
+def results_of_removed_students(names: Sequence[str]) -> dict[str, list[Path]]:
+    """Find, by removed student, the files and folders that its stages wrote. (Not the state of an
+    unfinished training, in .scratch/.)
+
+    Args:
+        names: of the students that params.yaml defines.
+    """
+    found: dict[str, list[Path]] = {}
+    for pattern in _places():
+        for path in sorted(pattern.parent.glob(pattern.name)):
+            name = path.name.removesuffix(pattern.suffix)
+            is_result = path.is_file() if pattern.suffix else path.is_dir()
+            if is_result and name not in names and not name.startswith("."):
+                found.setdefault(name, []).append(path)
+    return dict(sorted(found.items()))
+
+
+def _places() -> Iterator[Path]:
+    """The paths that the stages of a student write, with a pattern in the place of its name."""
+    for role in ("distilled", "baseline"):
+        outputs = ModelOutputs(role, _ANY)
+        yield from (outputs.model, outputs.metrics, outputs.history, outputs.predictions)
+        yield outputs.corrupted_predictions
+    yield Path("models/exported") / f"{_ANY}.onnx"
+    yield Path("metrics/export") / f"{_ANY}.json"
+
+
+def removed_students_line(names: Sequence[str]) -> str | None:
+    """A line that names the removed students whose results are still there; None without any."""
+    if not (removed := results_of_removed_students(names)):
+        return None
+    return (
+        f"left out, because params.yaml no longer defines them: {', '.join(removed)}. `{REMOVE}` "
+        "lists and removes their results."
+    )
