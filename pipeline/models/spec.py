@@ -13,13 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.data.prepared.dataset import Dataset
-<<<<<<< HEAD
 from pipeline.models.params import LARGEST_INPUT, Interpolation, NetworkParams
-from pipeline.runtime.errors import UserError, first_line
-=======
-from pipeline.models.params import LARGEST_INPUT, NetworkParams
 from pipeline.runtime.errors import UserError, counted, first_line
->>>>>>> compare
 
 
 @pydantic.dataclasses.dataclass(

@@ -25,16 +25,14 @@ from pipeline.compute.device import default_device
 from pipeline.data.prepared.dataset import AnySplit, Dataset, open_dataset, verify_dataset
 from pipeline.data.prepared.image_decoding import available_cores
 from pipeline.models import checkpoint
-from pipeline.models.evaluation import batches_of, predict, write_predictions
+from pipeline.models.evaluation import batches_of, open_clean_views, predict, write_predictions
 from pipeline.models.spec import InputSpec
 from pipeline.runtime.errors import counted
 from pipeline.runtime.outputs import TEACHER, ModelOutputs
 from pipeline.runtime.params import check_student, load_section
 from pipeline.runtime.progress import bar
 from pipeline.runtime.stage_inputs import StageInputs
-from pipeline.views.loader import open_views
 from pipeline.views.params import ViewsParams
-from pipeline.views.policy import ViewPolicy
 
 
 def predict_variants(
@@ -45,19 +43,18 @@ def predict_variants(
 ) -> np.ndarray:
     """Predict each variant of each sample: [networks, corruptions, severities, N] int32.
 
-    All networks see the same pixels: images are corrupted at the size of the split's views, before
-    they are resized and normalised for a network.
+    All networks have one InputSpec and see the same pixels: images are corrupted at the size of the
+    views, before they are resized and normalised for the network.
     """
     order = batches_of(samples)
-    batches = open_views(split, ViewPolicy("none"), 0, torch.device("cpu")).batches(0, order)
+    views = open_clean_views(split, networks[0][1], torch.device("cpu"))
     classes = []
-    for batch in bar(batches, "corrupted images", total=len(order)):
+    for batch in bar(views.batches(0, order), "corrupted images", total=len(order)):
         of_batch = []
         for images in all_variants(batch.pixels.numpy(), batch.samples, available_cores()):
-            views = torch.from_numpy(images).to(device)
-            of_batch.append(
-                [predict(*network, views).argmax(1).cpu().numpy() for network in networks]
-            )
+            corrupted = torch.from_numpy(images).to(device)
+            logits = [predict(*network, corrupted, clean=True) for network in networks]
+            of_batch.append([rows.argmax(1).cpu().numpy() for rows in logits])
         classes.append(np.array(of_batch, np.int32).transpose(1, 0, 2))
     variants = len(CORRUPTIONS), len(SEVERITIES)
     return np.concatenate(classes, 2).reshape(len(networks), *variants, len(samples))
@@ -67,7 +64,7 @@ def size_of_test_accuracy(dataset: Dataset, model: ModelOutputs, spec: InputSpec
     """The side, in pixels, of the test images on which the model's own stage measured it."""
     if model != TEACHER:
         return load_section(ViewsParams, "views").image_size
-    return spec.size if dataset.encoded else dataset.image_size
+    return spec.resized_side if dataset.encoded else dataset.image_size
 
 
 def main() -> None:
