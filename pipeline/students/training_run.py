@@ -52,6 +52,12 @@ def train_and_write(
     if group.is_main:
         stage = outputs.stage.replace("@", " ")
         print(f"{stage}: {student.family}, {student.network.name}", flush=True)
+        if (passes := data.epoch_length / len(data.samples)) > 1:
+            print(
+                f"  an epoch shows each of {len(data.samples):,} labelled images {passes:.3g} "
+                "times: as many steps as its student's",
+                flush=True,
+            )
     fields = {
         "network": asdict(spec),
         "training": params.model_dump(),
@@ -110,6 +116,7 @@ def write_result(
             **{f"last_epoch_{key}": value for key, value in last.items()},
             **best_validation,
             "best_epoch": result.best_epoch,
+            "optimiser_steps": result.optimiser_steps,
             **costs.model_dump(),
         },
     )
