@@ -1,7 +1,7 @@
 """The training loop that students and baselines share. It knows nothing of distillation."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +19,7 @@ from pipeline.data.prepared.dataset import AnySplit, Dataset
 from pipeline.models.evaluation import classification_metrics
 from pipeline.models.spec import InputSpec
 from pipeline.runtime.progress import EpochLog, bar
+from pipeline.students.kept_epoch import is_best, is_kept
 from pipeline.students.params import TrainingParams
 from pipeline.students.passes import draw_batches, epoch_order
 from pipeline.training.data_parallel import (
@@ -69,8 +70,9 @@ class TrainingData:
 @dataclass(frozen=True)
 class TrainingResult:
     history: list[dict[str, float]]  # one entry per epoch
-    best_epoch: int  # counted from 1, by validation accuracy, then NLL
-    best_state: dict[str, Tensor]
+    kept_epoch: int  # counted from 1, by `training.keep`
+    kept_state: dict[str, Tensor]
+    best_correct: Tensor  # [N] bool: the validation images that the best epoch classifies correctly
     optimiser_steps: int  # of the whole training
 
 
@@ -92,12 +94,16 @@ def fit(
     """
     labels = torch.from_numpy(data.dataset.splits["train"].labels).to(device)
     length = data.epoch_length
+    validation = data.dataset.splits["validation"]
+    validation_labels = torch.from_numpy(validation.labels)
     steps = len(batches(np.arange(length), params.batch_size))
     optimisation = Optimisation(network, params, steps)
     depthwise_in_float32(network, device)
     forward = compile_long_runs(wrap_ddp(network, group), device, params.epochs * steps)
     seed_rank(params.seed, group)
-    result = TrainingResult([], 0, {}, params.epochs * steps)
+    result = TrainingResult(
+        [], 0, {}, torch.zeros(len(validation), dtype=torch.bool), params.epochs * steps
+    )
     if resume is not None and (state := resume.load()) is not None:
         network.load_state_dict(state["network"])
         optimisation.load_state_dict(state["optimisation"])
@@ -131,16 +137,18 @@ def fit(
             monitor.add(step_loss, len(samples))
         figures = {"train_loss": monitor.mean(length)}
         evaluated = optimisation.evaluated
-        metrics = evaluate(evaluated, spec, data.dataset.splits["validation"], device, group)[1]
+        logits, metrics = evaluate(evaluated, spec, validation, device, group)
         figures |= {key: metrics[key] for key in ("validation_accuracy", "validation_nll")}
         monitor.check_validation(figures["validation_nll"])
         result.history.append(
             {"epoch": epoch, "view": data.view_of_pass(int(passes[0])), **figures}
         )
-        best = max(result.history, key=_quality)  # the first of equals
-        if best["epoch"] == epoch:
-            best_state = copy.deepcopy(evaluated.state_dict())
-            result = replace(result, best_epoch=epoch, best_state=best_state)
+        correct = logits.argmax(1) == validation_labels
+        if is_best(result.history):
+            result = replace(result, best_correct=correct)
+        if is_kept(params.keep, result.history, correct, result.best_correct):
+            kept_state = copy.deepcopy(evaluated.state_dict())
+            result = replace(result, kept_epoch=epoch, kept_state=kept_state)
         if resume is not None:
             state = {"network": network.state_dict(), "optimisation": optimisation.state_dict()}
             resume.save({**state, "trained": vars(result)})
@@ -194,10 +202,6 @@ def whole_batch(
     partners = gather_rows(to_device(local.partners, device), count, group)
     weights = gather_rows(local.weights, count, group)
     return TrainingBatch(epoch, view, samples, batch_labels, labels[partners], weights)
-
-
-def _quality(entry: Mapping[str, float]) -> tuple[float, float]:
-    return entry["validation_accuracy"], -entry["validation_nll"]
 
 
 def evaluate(

@@ -11,6 +11,7 @@ import torch
 from conftest import OUTPUTS, PARAMS, run_stage, write_params
 from PIL import Image
 
+from pipeline.compute import device
 from pipeline.compute.distributed import SINGLE_PROCESS, ProcessGroup
 from pipeline.data.prepared.dataset import Split
 from pipeline.runtime.derived_random import permutation
@@ -61,6 +62,8 @@ def test_with_nine_times_as_many_unlabelled_images_student_and_baseline_take_equ
         return original(forward, spec, local, batch, loss, optimisation, *rest)
 
     monkeypatch.setattr(loop, "train_step", train_step)
+    asked = []  # the steps that decide whether a network is compiled
+    monkeypatch.setattr(device, "_pays_to_compile", lambda _, steps: asked.append(steps))
     run_stage("student", "small")
     of_student, shown = list(seen), sum(unlabelled)
     assert [epoch for epoch, _, _ in of_student] == [1] * 12 + [2] * 12  # 360 images, 32 a batch
@@ -70,6 +73,7 @@ def test_with_nine_times_as_many_unlabelled_images_student_and_baseline_take_equ
     run_stage("baseline", "small")
     assert seen == of_student
     assert sum(unlabelled) == 0
+    assert asked == [12 * EPOCHS] * 2
     for kind in ("students", "baselines"):
         assert metrics_of(unlabelled_project, kind)["optimiser_steps"] == 12 * EPOCHS
 
