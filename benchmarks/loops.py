@@ -99,9 +99,9 @@ def training_views(dataset: Dataset, device: torch.device) -> Views:
 
 
 def build_on_device(
-    family: str, name: str, dataset: Dataset, device: torch.device
+    family: str, name: str, dataset: Dataset, device: torch.device, seed: int = 0
 ) -> tuple[nn.Module, InputSpec]:
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     description = model_spec(family, NetworkParams(name=name), dataset)
     return build(description).to(device), description.input
 

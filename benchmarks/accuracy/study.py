@@ -499,13 +499,14 @@ class Jitter(nn.Module):
 
 
 def training_of(run: Run) -> TrainingParams:
-    """The budget's training with the student's overrides; milestones scale with the epochs."""
+    """The budget's training with the student's overrides; milestones scale with the epochs. The
+    epoch that is best on validation is kept: its accuracy is a column of the results."""
     budget = BUDGETS[run.budget]
     training = {**budget.training, **dict(run.student.training), "epochs": run.epochs}
     if "milestones" in training:
         scaled = [epoch * run.epochs // budget.epochs for epoch in training["milestones"]]
         training["milestones"] = scaled
-    return TrainingParams(**training, seed=run.seed)
+    return TrainingParams(**training, keep="best", seed=run.seed)
 
 
 def write_sparse(dense: Store, dataset: Dataset, k: int, directory: Path) -> None:
@@ -571,8 +572,8 @@ def train_one(run: Run, project: Path) -> dict[str, object]:
     seconds, test = time.perf_counter() - start, dataset.splits["test"]
     last = evaluate(network, spec, test, device)[1]["test_accuracy"]
     best = last
-    if trained.best_epoch != run.epochs:
-        network.load_state_dict(trained.best_state)
+    if trained.kept_epoch != run.epochs:
+        network.load_state_dict(trained.kept_state)
         best = evaluate(network, spec, test, device)[1]["test_accuracy"]
     images = len(dataset.splits["train"])
     taught = stores if run.distillation and run.use != "live" else []
@@ -581,7 +582,7 @@ def train_one(run: Run, project: Path) -> dict[str, object]:
         **key(run),
         LAST: last,
         BEST: best,
-        "best_epoch": trained.best_epoch,
+        "best_epoch": trained.kept_epoch,
         "teacher_test_accuracy": round(teacher_accuracy(stores, dataset), 4),
         "teacher_passes": passes * images,
         "student_passes": run.epochs * images,

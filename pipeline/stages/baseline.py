@@ -1,7 +1,8 @@
 """baseline: train one student's network on the labels alone, the opponent of the distilled one.
 
-The same loop, policy and budget, and a fresh view of every image in every epoch. Reads
-data/prepared/ and `training`, `students.NAME`, `views` of params.yaml; writes
+The same loop, policy and number of optimiser steps, and a fresh view of every image in every pass.
+If the student sees unlabelled images, too, the baseline passes over the labelled ones more often.
+Reads data/prepared/ and `training`, `students.NAME`, `views` of params.yaml; writes
 models/baselines/NAME/, metrics/baselines/NAME.json, its history and its predictions. PROCESSES=N
 in the environment shares every batch among N processes.
 """
@@ -43,8 +44,9 @@ def train_baseline(name: str, group: ProcessGroup) -> None:
     data = TrainingData(
         dataset,
         open_views(split, views.view_policy, views.seed, device),
-        lambda epoch: epoch - 1,  # a fresh view every epoch; views are numbered from 0
+        lambda number: number - 1,  # a fresh view in every pass; views are numbered from 0
         np.flatnonzero(split.labels >= 0),  # only a teacher knows what the others show
+        samples_per_epoch=len(split),  # as its student's
     )
 
     def loss(logits: Tensor, batch: TrainingBatch) -> Tensor:

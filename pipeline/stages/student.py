@@ -56,7 +56,7 @@ def train_student(name: str, group: ProcessGroup) -> None:
     data = TrainingData(
         dataset,
         open_views(split, views.view_policy, views.seed, device),
-        lambda epoch: view_of_epoch(epoch, store.num_views, training.seed),
+        lambda number: view_of_epoch(number, store.num_views, training.seed),  # an epoch is a pass
         np.arange(len(split)),
     )
     loss = student_loss(distillation, store.gather, device)

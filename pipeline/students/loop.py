@@ -1,8 +1,8 @@
 """The training loop that students and baselines share. It knows nothing of distillation."""
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,12 +18,12 @@ from pipeline.compute.distributed import SINGLE_PROCESS, ProcessGroup
 from pipeline.data.prepared.dataset import AnySplit, Dataset
 from pipeline.models.evaluation import classification_metrics
 from pipeline.models.spec import InputSpec
-from pipeline.runtime.derived_random import permutation
 from pipeline.runtime.progress import EpochLog, bar
+from pipeline.students.kept_epoch import is_best, is_kept
 from pipeline.students.params import TrainingParams
+from pipeline.students.passes import draw_batches, epoch_order
 from pipeline.training.data_parallel import (
     gather_rows,
-    local_rows,
     predict_distributed,
     scale_for_ddp,
     seed_rank,
@@ -40,7 +40,7 @@ class TrainingBatch:
     """One batch as the loss sees it: all B samples, of every process."""
 
     epoch: int  # counted from 1
-    view: int
+    view: int | None  # None: of a baseline's batch that joins two passes
     samples: np.ndarray  # [B] sample numbers
     labels: Tensor  # [B] int64; -1 for an unlabelled sample
     partner_labels: Tensor | None = None  # [B] int64, of the images mixed in
@@ -53,19 +53,27 @@ Loss = Callable[[Tensor, TrainingBatch], Tensor]
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The images of a training, and which view of them each epoch shows."""
+    """The images of a training, how many of them an epoch shows, and in which views."""
 
     dataset: Dataset  # for the training labels and the validation split
     views: Views | EncodedViews  # of the training split
-    view_of_epoch: Callable[[int], int]  # epochs counted from 1
+    view_of_pass: Callable[[int], int]  # passes counted from 1
     samples: np.ndarray  # sample numbers of the training split, to train on
+    samples_per_epoch: int | None = None  # None: one pass, each sample once
+
+    @property
+    def epoch_length(self) -> int:
+        """Samples that an epoch shows."""
+        return self.samples_per_epoch or len(self.samples)
 
 
 @dataclass(frozen=True)
 class TrainingResult:
     history: list[dict[str, float]]  # one entry per epoch
-    best_epoch: int  # counted from 1, by validation accuracy, then NLL
-    best_state: dict[str, Tensor]
+    kept_epoch: int  # counted from 1, by `training.keep`
+    kept_state: dict[str, Tensor]
+    best_correct: Tensor  # [N] bool: the validation images that the best epoch classifies correctly
+    optimiser_steps: int  # of the whole training
 
 
 def fit(
@@ -85,12 +93,17 @@ def fit(
         UserError: the loss is no longer finite.
     """
     labels = torch.from_numpy(data.dataset.splits["train"].labels).to(device)
-    steps = len(batches(data.samples, params.batch_size))
+    length = data.epoch_length
+    validation = data.dataset.splits["validation"]
+    validation_labels = torch.from_numpy(validation.labels)
+    steps = len(batches(np.arange(length), params.batch_size))
     optimisation = Optimisation(network, params, steps)
     depthwise_in_float32(network, device)
     forward = compile_long_runs(wrap_ddp(network, group), device, params.epochs * steps)
     seed_rank(params.seed, group)
-    result = TrainingResult([], 0, {})
+    result = TrainingResult(
+        [], 0, {}, torch.zeros(len(validation), dtype=torch.bool), params.epochs * steps
+    )
     if resume is not None and (state := resume.load()) is not None:
         network.load_state_dict(state["network"])
         optimisation.load_state_dict(state["optimisation"])
@@ -99,10 +112,10 @@ def fit(
             print(f"  resumes after epoch {len(result.history)} of {params.epochs}", flush=True)
     log = EpochLog(params.epochs)
     for epoch in range(len(result.history) + 1, params.epochs + 1):
-        view = data.view_of_epoch(epoch)
-        shuffled = data.samples[permutation(len(data.samples), params.seed, epoch)]
-        order = batches(shuffled, params.batch_size)
-        local_batches = data.views.batches(view, [local_rows(part, group) for part in order])
+        order, passes = epoch_order(data.samples, length, params.seed, epoch)
+        parts = (batches(order, params.batch_size), batches(passes, params.batch_size))
+        planned = list(zip(*parts, strict=True))
+        local_batches = draw_batches(data.views, data.view_of_pass, planned, group)
         if group.is_main:
             local_batches = bar(local_batches, f"epoch {epoch}", total=steps)
         monitor = LossMonitor(
@@ -116,20 +129,26 @@ def fit(
             hint="Set a lower `learning_rate` for this student, or more `warmup_epochs`.",
         )
         network.train()
-        for samples, local in zip(order, local_batches, strict=True):
+        for (samples, numbers), local in zip(planned, local_batches, strict=True):
+            joined = numbers[0] != numbers[-1]
+            view = None if joined else data.view_of_pass(int(numbers[0]))
             batch = whole_batch(epoch, view, samples, local, labels, group)
             step_loss = train_step(forward, spec, local, batch, loss, optimisation, device, group)
             monitor.add(step_loss, len(samples))
-        figures = {"train_loss": monitor.mean(len(data.samples))}
+        figures = {"train_loss": monitor.mean(length)}
         evaluated = optimisation.evaluated
-        metrics = evaluate(evaluated, spec, data.dataset.splits["validation"], device, group)[1]
+        logits, metrics = evaluate(evaluated, spec, validation, device, group)
         figures |= {key: metrics[key] for key in ("validation_accuracy", "validation_nll")}
         monitor.check_validation(figures["validation_nll"])
-        result.history.append({"epoch": epoch, "view": view, **figures})
-        best = max(result.history, key=_quality)  # the first of equals
-        if best["epoch"] == epoch:
-            best_state = copy.deepcopy(evaluated.state_dict())
-            result = TrainingResult(result.history, epoch, best_state)
+        result.history.append(
+            {"epoch": epoch, "view": data.view_of_pass(int(passes[0])), **figures}
+        )
+        correct = logits.argmax(1) == validation_labels
+        if is_best(result.history):
+            result = replace(result, best_correct=correct)
+        if is_kept(params.keep, result.history, correct, result.best_correct):
+            kept_state = copy.deepcopy(evaluated.state_dict())
+            result = replace(result, kept_epoch=epoch, kept_state=kept_state)
         if resume is not None:
             state = {"network": network.state_dict(), "optimisation": optimisation.state_dict()}
             resume.save({**state, "trained": vars(result)})
@@ -164,7 +183,7 @@ def train_step(
 
 def whole_batch(
     epoch: int,
-    view: int,
+    view: int | None,
     samples: np.ndarray,
     local: Batch,
     labels: Tensor,
@@ -183,10 +202,6 @@ def whole_batch(
     partners = gather_rows(to_device(local.partners, device), count, group)
     weights = gather_rows(local.weights, count, group)
     return TrainingBatch(epoch, view, samples, batch_labels, labels[partners], weights)
-
-
-def _quality(entry: Mapping[str, float]) -> tuple[float, float]:
-    return entry["validation_accuracy"], -entry["validation_nll"]
 
 
 def evaluate(

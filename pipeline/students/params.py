@@ -1,7 +1,7 @@
 """`students` and `training`: the networks to train, and how to train them and their baselines."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -16,6 +16,9 @@ class TrainingParams(OptimisationParams):
     """Defaults for every student; `students.NAME.training` overrides them key by key."""
 
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)  # of baselines alone
+    # The epoch whose weights are kept, by accuracy on validation; latest_not_worse: the latest that
+    # is not significantly worse than the best. A teacher keeps its last.
+    keep: Literal["latest_not_worse", "best", "last"] = "latest_not_worse"
     seed: int = Field(ge=0, lt=2**63)  # of weights and order
 
 

@@ -52,6 +52,12 @@ def train_and_write(
     if group.is_main:
         stage = outputs.stage.replace("@", " ")
         print(f"{stage}: {student.family}, {student.network.name}", flush=True)
+        if (passes := data.epoch_length / len(data.samples)) > 1:
+            print(
+                f"  an epoch shows each of {len(data.samples):,} labelled images {passes:.3g} "
+                "times: as many steps as its student's",
+                flush=True,
+            )
     fields = {
         "network": asdict(spec),
         "training": params.model_dump(),
@@ -76,15 +82,15 @@ def write_result(
     device: torch.device,
     group: ProcessGroup,
 ) -> None:
-    """Measure the last and the best epoch on test, once, and write the best epoch's weights,
+    """Measure the last and the kept epoch on test, once, and write the kept epoch's weights,
     predictions and metrics, and the history. Every rank measures; the main process writes. If an
     input of the stage changed while it ran, nothing is written.
     """
     validation, test = dataset.splits["validation"], dataset.splits["test"]
     last = evaluate(network, spec.input, test, device, group)[1]
-    network.load_state_dict(result.best_state)
-    validation_logits, best_validation = evaluate(network, spec.input, validation, device, group)
-    test_logits, best = evaluate(network, spec.input, test, device, group)
+    network.load_state_dict(result.kept_state)
+    validation_logits, kept_validation = evaluate(network, spec.input, validation, device, group)
+    test_logits, kept = evaluate(network, spec.input, test, device, group)
     if not group.is_main:
         return
     import pandas as pd  # noqa: PLC0415  (a training starts sooner without it)
@@ -106,15 +112,16 @@ def write_result(
     write_json(
         outputs.metrics,
         {
-            **best,
+            **kept,
             **{f"last_epoch_{key}": value for key, value in last.items()},
-            **best_validation,
-            "kept_epoch": result.best_epoch,
+            **kept_validation,
+            "kept_epoch": result.kept_epoch,
+            "optimiser_steps": result.optimiser_steps,
             **costs.model_dump(),
         },
     )
     print(
-        f"  test accuracy {best['test_accuracy']:.4f} (epoch {result.best_epoch}), "
+        f"  test accuracy {kept['test_accuracy']:.4f} (epoch {result.kept_epoch}), "
         f"{last['test_accuracy']:.4f} (last epoch)",
         flush=True,
     )

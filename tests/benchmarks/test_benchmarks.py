@@ -13,12 +13,14 @@ from conftest import write_images
 from import_closure import ROOT
 from PIL import Image
 
-from benchmarks import encodings, epoch, harness, loops, many_files, parts
+from benchmarks import encodings, epoch, harness, kept_epoch, loops, many_files, parts
 from benchmarks.harness import alternate, median, memory_bytes
 from benchmarks.loops import RESNET20, Loop
 from pipeline.distillation.losses import kd
 from pipeline.runtime.errors import UserError
 from pipeline.store.format.encodings import decode, encode
+from pipeline.students.loop import evaluate, fit
+from pipeline.students.params import TrainingParams
 from soak.common import png, write_tar
 
 CPU = torch.device("cpu")
@@ -201,6 +203,22 @@ def test_a_cold_start_is_measured_part_by_part(project):
     whole = found.pop("in all, s")
     assert {"import torch, s", "verify the store, s", "first step, s"} < found.keys()
     assert sum(found.values()) == pytest.approx(whole, abs=0.02)
+
+
+def test_kept_epochs_are_those_that_a_training_keeps():
+    dataset = kept_epoch.split_images(*kept_epoch.digits(), 120, 192, seed=0)
+    assert [len(split) for split in dataset.splits.values()] == [120, 192, 1797 - 312]
+    recipe = kept_epoch.TRAINING | {"epochs": 8, "batch_size": 32, "schedule": "constant"}
+    params = TrainingParams(**recipe | {"learning_rate": 0.02}, seed=0)
+    found = kept_epoch.train(dataset, params)
+    for rule in ("latest_not_worse", "best"):
+        network, spec = loops.build_on_device("cifar_resnet", "resnet8", dataset, CPU, seed=0)
+        data = kept_epoch.training_data(dataset, params)
+        by_rule = params.model_copy(update={"keep": rule})
+        trained = fit(network, spec, data, kept_epoch.loss, by_rule, CPU)
+        network.load_state_dict(trained.kept_state)
+        _, metrics = evaluate(network, spec, dataset.splits["test"], CPU)
+        assert found[rule] == (trained.kept_epoch, metrics["test_accuracy"])
 
 
 @pytest.mark.slow

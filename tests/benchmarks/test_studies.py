@@ -135,7 +135,7 @@ def test_logits_are_the_teachers_for_the_pixels_that_the_student_sees_unless_ine
     teachers = [checkpoint.load(folder, produced_by="-") for folder in models]
     differences, precision = [], shop.budget.precision
     for epoch in (1, 2, 3):
-        view = data.view_of_epoch(epoch)
+        view = data.view_of_pass(epoch)
         (batch,) = data.views.batches(view, [samples])
         logits = [predict(n, d.input, batch.pixels, precision=precision) for n, d in teachers]
         cached = torch.from_numpy(soft_targets(view, samples).logits).float()
