@@ -179,6 +179,10 @@ def with_statistics_of(network: nn.Module, inputs: torch.Tensor) -> None:
             {"storage": "encoded", "image_size": 64, "quality": "original"},
             "transparent pixels white, RGB; the middle 16 x 16 pixels, after its shorter side",
         ),
+        (
+            {"storage": "pixels", "image_size": 16, "bit_depth": 12},
+            "8 bits a channel (white is 4,095 where it has more), transparent pixels white",
+        ),
     ],
 )
 def test_the_description_states_the_preprocessing(reading, words):

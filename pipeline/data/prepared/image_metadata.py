@@ -1,0 +1,318 @@
+"""Remove from an image file what does not change its pixels, and read what does.
+
+A damaged or unusual comment, profile or EXIF tag must not decide whether sound pixels are read. So
+Pillow gets the parts that make the pixels, and no others; the orientation is read here, tolerantly.
+Colour profiles and gamma are not applied, so they are removed, too.
+"""
+
+import re
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+#: What a file that shows more than one image gets.
+ANIMATED = "it is animated; expected one image"
+
+_JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
+_TIFF_ORDERS = {b"II": "<", b"MM": ">"}
+_TIFF_VERSIONS = {42: ("H", "I"), 43: ("Q", "Q")}  # BigTIFF has longer counts and offsets
+
+_BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION = 258, 259, 262, 274
+_SAMPLES, _PLANAR, _XMP_TAG, _SAMPLE_FORMAT = 277, 284, 700, 339
+#: TIFF tags that say how pixels are stored: those of libtiff's codecs, and no descriptions.
+_PIXEL_TAGS = {
+    *(254, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320),
+    *(322, 323, 324, 325, 332, 338, 339, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521),
+    *(529, 530, 531, 532),
+}
+#: EXIF's whole numbers: bytes, signed or not, of 2 and 4 bytes.
+_WHOLE_NUMBERS = {3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}
+
+_XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=\"|>)([0-9])")
+_XMP_SEGMENT, _XMP_KEYWORD = b"http://ns.adobe.com/xap/1.0/\0", b"XML:com.adobe.xmp"
+_RAW_PROFILE = b"Raw profile type exif"
+_ANCILLARY = 0x20  # bit of the first letter of a PNG chunk that is not critical
+_LARGEST_TEXT = 2**22  # bytes of a decompressed text; those that matter are far smaller
+
+
+@dataclass(frozen=True)
+class Stripped:
+    """A file that makes the same pixels, without metadata."""
+
+    content: bytes
+    orientation: int | None = 1  # EXIF's, 1 to 8; None: not looked for
+    white_is_zero: bool = False  # whether the decoded values are still to be inverted
+    is_signed: bool = False  # whether bytes above 127 are negative
+    is_planar: bool = False  # whether deep channels are stored one after another
+
+
+def strip(content: bytes) -> Stripped:
+    """Remove the metadata of a JPEG, PNG, TIFF or AVIF; other files stay as they are.
+
+    A part whose structure cannot be followed stays, too: its decoder decides about it.
+
+    Raises:
+        ValueError: an animated PNG, a PNG whose pixels do not match their checksum, or a TIFF that
+            Pillow would decode wrongly.
+    """
+    try:
+        if content.startswith(_JPEG):
+            return _strip_jpeg(content)
+        if content.startswith(_PNG):
+            return _strip_png(content)
+        if content[:2] in _TIFF_ORDERS:
+            return _strip_tiff(content)
+        if content[4:8] == b"ftyp":
+            return _strip_avif(content)
+    except (struct.error, IndexError):
+        pass  # cut short within a header
+    return Stripped(content, None)
+
+
+def find_orientation(exifs: Iterable[bytes], xmp: bytes | None) -> int:
+    """Read the EXIF orientation, 1 to 8: that of EXIF, or of XMP if EXIF has none, or 1."""
+    found = next((o for exif in exifs if (o := _exif_orientation(exif)) is not None), None)
+    if found is None and xmp and (match := _XMP_ORIENTATION.search(xmp)):
+        found = int(match[1])
+    return found if found in range(1, 9) else 1
+
+
+def _exif_orientation(exif: bytes) -> int | None:
+    """Read the orientation of the first directory; None if it has none, or cannot be read."""
+    exif = re.sub(rb"^(Exif\0\0){1,2}", b"", exif)
+    order = _TIFF_ORDERS.get(exif[:2])
+    if order is None:
+        return None
+    try:
+        (start,) = struct.unpack_from(f"{order}I", exif, 4)
+        (entries,) = struct.unpack_from(f"{order}H", exif, start)
+        for entry in range(start + 2, start + 2 + 12 * entries, 12):
+            tag, kind, count = struct.unpack_from(f"{order}HHI", exif, entry)
+            if tag == _ORIENTATION and kind in _WHOLE_NUMBERS and count:
+                number = order + _WHOLE_NUMBERS[kind]
+                at = entry + 8
+                if count * struct.calcsize(number) > 4:
+                    (at,) = struct.unpack_from(f"{order}I", exif, at)
+                return struct.unpack_from(number, exif, at)[0]
+    except struct.error:
+        pass
+    return None
+
+
+def _strip_jpeg(content: bytes) -> Stripped:
+    """Keep JFIF's and Adobe's segments, which say what the colours are, and none of the others."""
+    kept, exifs, xmp, position = [_JPEG], [], None, 2
+    while (position := content.find(b"\xff", position)) >= 0:
+        marker = content[position + 1]
+        if marker in (0xFF, 0x00):  # padding, and what is no marker
+            position += 1
+            continue
+        if marker == 0xDA or 0xD0 <= marker <= 0xD9 or marker == 0x01:  # scan, or without length
+            break
+        (length,) = struct.unpack_from(">H", content, position + 2)
+        end = position + 2 + length
+        if length < 2 or end > len(content):
+            break
+        data = content[position + 4 : end]
+        is_metadata = 0xE0 <= marker <= 0xEF or marker == 0xFE
+        if marker == 0xE1 and data.startswith(b"Exif\0\0"):
+            exifs.append(data)
+        elif marker == 0xE1 and data.startswith(_XMP_SEGMENT):
+            xmp = data
+        is_jfif = marker == 0xE0 and data.startswith(b"JFIF\0") and len(data) >= 14
+        is_adobe = marker == 0xEE and data.startswith(b"Adobe") and len(data) >= 12
+        if not is_metadata or is_jfif or is_adobe:
+            kept.append(content[position:end])
+        position = end
+    # A long EXIF is continued in the next segment; a second one repeats the first.
+    whole = b"".join(exif.removeprefix(b"Exif\0\0") for exif in exifs)
+    rest = content[position:] if position >= 0 else b""
+    return Stripped(b"".join([*kept, rest]), find_orientation([whole, *exifs[1:]], xmp))
+
+
+def _strip_png(content: bytes) -> Stripped:
+    """Keep critical chunks and tRNS, the transparency; verify their checksums."""
+    chunks = list(_png_chunks(content))
+    kinds = [kind for kind, _ in chunks]
+    has_pixels = b"IDAT" in kinds
+    _check_one_frame(chunks[: kinds.index(b"IDAT")] if has_pixels else chunks)
+    kept, texts, exif, position = [_PNG], {}, None, len(_PNG)
+    for kind, data in chunks:
+        end = position + 12 + len(data)
+        if not kind[0] & _ANCILLARY or kind == b"tRNS":
+            (checksum,) = struct.unpack_from(">I", content, end - 4)
+            if zlib.crc32(data, zlib.crc32(kind)) != checksum:
+                raise ValueError(f"its chunk {kind.decode()} does not match its checksum")
+            kept.append(content[position:end])
+        elif kind == b"eXIf":
+            exif = data
+        elif kind in (b"tEXt", b"zTXt", b"iTXt"):
+            keyword, _, text = data.partition(b"\0")
+            texts[keyword] = (kind, text)
+        position = end
+    rest = content[position:]
+    if kinds[-1:] == [b"IEND"] or (has_pixels and len(rest) > 4 and rest[4] & _ANCILLARY):
+        rest = b""  # it is no image's, or metadata that are cut short
+    exif = exif or texts.get(b"exif", (b"", b""))[1]
+    if not exif and _RAW_PROFILE in texts:
+        exif = _exif_of_raw_profile(_text(*texts[_RAW_PROFILE]))
+    xmp = _text(*texts[_XMP_KEYWORD]) if _XMP_KEYWORD in texts else None
+    return Stripped(b"".join([*kept, rest]), find_orientation([exif], xmp))
+
+
+def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the kind and data of each whole chunk, to the end of the image."""
+    position, kind = len(_PNG), b""
+    while position + 12 <= len(content) and kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", content, position)
+        end = position + 12 + length
+        if end > len(content) or not kind.isalpha():
+            return
+        yield kind, content[position + 8 : end - 4]
+        position = end
+
+
+def _check_one_frame(chunks: list[tuple[bytes, bytes]]) -> None:
+    """Refuse an animation by the chunks before its pixels."""
+    counts = [int.from_bytes(data[:4], "big") for kind, data in chunks if kind == b"acTL"]
+    first_is_frame = any(kind == b"fcTL" for kind, _ in chunks)
+    if any(0 < count < 2**31 and count + (not first_is_frame) > 1 for count in counts):
+        raise ValueError(ANIMATED)
+
+
+def _text(kind: bytes, text: bytes) -> bytes:
+    """The text of a chunk, decompressed; empty if it is damaged.
+
+    Args:
+        text: what follows the keyword.
+    """
+    compressed = kind == b"zTXt"
+    if compressed:
+        text = text[1:]
+    elif kind == b"iTXt":
+        compressed = text[:1] != b"\0"
+        text = b"".join(text[2:].split(b"\0", 2)[2:])  # after language and translated keyword
+    if not compressed:
+        return text
+    try:
+        return zlib.decompressobj().decompress(text, _LARGEST_TEXT)
+    except zlib.error:
+        return b""
+
+
+def _exif_of_raw_profile(profile: bytes) -> bytes:
+    """Decode ImageMagick's way of writing EXIF as text: two lines, a length, hexadecimal lines."""
+    try:
+        return bytes.fromhex(b"".join(profile.split(b"\n")[3:]).decode("ascii"))
+    except ValueError:
+        return b""
+
+
+def _strip_tiff(content: bytes) -> Stripped:
+    """Rewrite the first directory with the tags that make pixels, and without a next one.
+
+    Deep images whose white is zero become such whose black is zero: Pillow would not invert them.
+    """
+    order = _TIFF_ORDERS[content[:2]]
+    (version,) = struct.unpack_from(f"{order}H", content, 2)
+    if version not in _TIFF_VERSIONS:
+        version = 42  # Pillow reads a version in the other byte order
+    count_format, offset_format = (order + code for code in _TIFF_VERSIONS[version])
+    entry_format = f"{order}HH{offset_format[1]}"
+    offset_size, head = struct.calcsize(offset_format), struct.calcsize(entry_format)
+    (start,) = struct.unpack_from(offset_format, content, 8 if version == 43 else 4)
+    (count,) = struct.unpack_from(count_format, content, start)
+    first = start + struct.calcsize(count_format)
+    size = head + offset_size
+
+    def values(entry: int) -> bytes:
+        """The bytes of an entry's values."""
+        _, kind, number = struct.unpack_from(entry_format, content, entry)
+        length = number * {1: 1, 2: 1, 3: 2, 4: 4, 7: 1, 16: 8}.get(kind, 0)
+        at = entry + head
+        if length > offset_size:
+            (at,) = struct.unpack_from(offset_format, content, at)
+        return content[at : at + length]
+
+    def first_number(entry: int) -> int | None:
+        _, kind, _ = struct.unpack_from(entry_format, content, entry)
+        code = {3: "H", 4: "I"}.get(kind)
+        data = values(entry)
+        return struct.unpack_from(order + code, data)[0] if code and data else None
+
+    entries = {}  # the first entry of each tag, as Pillow reads them
+    count = min(count, 2**16)  # of a BigTIFF, which may claim more
+    for entry in range(first, min(first + count * size, len(content) - size + 1), size):
+        entries.setdefault(struct.unpack_from(f"{order}H", content, entry)[0], entry)
+    found = {
+        tag: first_number(entries[tag])
+        for tag in entries.keys()
+        & {
+            *(_BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION),
+            *(_SAMPLES, _PLANAR, _SAMPLE_FORMAT),
+        }
+    }
+    xmp = values(entries[_XMP_TAG]) if _XMP_TAG in entries else None
+    orientation = found.get(_ORIENTATION)
+    if orientation is None:
+        orientation = find_orientation([], xmp)
+    bits = found.get(_BITS) or 1
+    is_planar = bits > 8 and found.get(_PLANAR) == 2 and (found.get(_SAMPLES) or 1) > 1
+    if is_planar and found.get(_COMPRESSION) == 1:  # Pillow would take them for 8 bits
+        raise ValueError("it has 16-bit channels one after another; expected them side by side")
+    inverted = found.get(_PHOTOMETRIC) == 0 and bits > 8
+    directory = bytearray()
+    kept = [entry for tag, entry in entries.items() if tag in _PIXEL_TAGS]
+    directory += struct.pack(count_format, len(kept))
+    for entry in kept:
+        raw = content[entry : entry + size]
+        if inverted and entry == entries[_PHOTOMETRIC]:
+            one = struct.pack(f"{order}H", 1).ljust(offset_size, b"\0")
+            raw = struct.pack(entry_format, _PHOTOMETRIC, 3, 1) + one
+        directory += raw
+    directory += struct.pack(offset_format, 0)
+    stripped = content[:start] + bytes(directory) + content[start + len(directory) :]
+    return Stripped(
+        stripped,
+        orientation=orientation if orientation in range(1, 9) else 1,
+        white_is_zero=inverted,
+        is_signed=bits == 8 and found.get(_SAMPLE_FORMAT) == 2,
+        is_planar=is_planar,
+    )
+
+
+def _strip_avif(content: bytes) -> Stripped:
+    """Rename the items with EXIF, and XMP beside it, so that nobody reads them.
+
+    The orientation of an AVIF is a property of the image; Pillow reports it as EXIF.
+    """
+    changed, found = bytearray(content), []
+    for start, end in _boxes(content, 0, len(content), b"meta"):
+        for list_start, list_end in _boxes(content, start + 4, end, b"iinf"):
+            first = list_start + (6 if content[list_start] == 0 else 8)
+            for item, _ in _boxes(content, first, list_end, b"infe"):
+                kind = item + 4 + (4 if content[item] < 3 else 6)
+                if content[kind : kind + 4] in (b"Exif", b"mime"):
+                    found.append(kind)
+    if any(content[kind : kind + 4] == b"Exif" for kind in found):
+        for kind in found:
+            changed[kind : kind + 4] = b"free"
+    return Stripped(bytes(changed), None)
+
+
+def _boxes(content: bytes, start: int, end: int, wanted: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the start and end of the contents of each box of a kind."""
+    while start + 8 <= end:
+        size, kind = struct.unpack_from(">I4s", content, start)
+        head = 8
+        if size == 1:
+            (size,) = struct.unpack_from(">Q", content, start + 8)
+            head = 16
+        elif size == 0:  # to the end
+            size = end - start
+        if size < head:
+            return
+        if kind == wanted:
+            yield start + head, min(start + size, end)
+        start += size
