@@ -9,8 +9,7 @@ import struct
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -69,8 +68,7 @@ class BitDepthError(ValueError):
     """An image has larger values than `dataset.bit_depth` says: the parameter is wrong."""
 
 
-@dataclass(frozen=True)
-class _Facts:
+class _Facts(NamedTuple):
     """What is known of an opened image beside its pixels."""
 
     orientation: int  # EXIF's, 1 to 8

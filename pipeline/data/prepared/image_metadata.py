@@ -9,7 +9,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 #: What a file that shows more than one image gets.
 ANIMATED = "it is animated; expected one image"
@@ -36,8 +36,7 @@ _ANCILLARY = 0x20  # bit of the first letter of a PNG chunk that is not critical
 _LARGEST_TEXT = 2**22  # bytes of a decompressed text; those that matter are far smaller
 
 
-@dataclass(frozen=True)
-class Stripped:
+class Stripped(NamedTuple):
     """A file that makes the same pixels, without metadata."""
 
     content: bytes
@@ -102,83 +101,101 @@ def _exif_orientation(exif: bytes) -> int | None:
 
 def _strip_jpeg(content: bytes) -> Stripped:
     """Keep JFIF's and Adobe's segments, which say what the colours are, and none of the others."""
-    kept, exifs, xmp, position = [_JPEG], [], None, 2
-    while (position := content.find(b"\xff", position)) >= 0:
+    kept, exifs, xmp = [], [], None
+    position, kept_from = len(_JPEG), 0
+    while (start := content.find(b"\xff", position)) >= 0:
+        if start > position:  # bytes between segments
+            kept.append(content[kept_from:position])
+            position = kept_from = start
         marker = content[position + 1]
         if marker in (0xFF, 0x00):  # padding, and what is no marker
             position += 1
             continue
         if marker == 0xDA or 0xD0 <= marker <= 0xD9 or marker == 0x01:  # scan, or without length
             break
-        (length,) = struct.unpack_from(">H", content, position + 2)
+        length = content[position + 2] << 8 | content[position + 3]
         end = position + 2 + length
         if length < 2 or end > len(content):
             break
-        data = content[position + 4 : end]
-        is_metadata = 0xE0 <= marker <= 0xEF or marker == 0xFE
-        if marker == 0xE1 and data.startswith(b"Exif\0\0"):
-            exifs.append(data)
-        elif marker == 0xE1 and data.startswith(_XMP_SEGMENT):
-            xmp = data
-        is_jfif = marker == 0xE0 and data.startswith(b"JFIF\0") and len(data) >= 14
-        is_adobe = marker == 0xEE and data.startswith(b"Adobe") and len(data) >= 12
-        if not is_metadata or is_jfif or is_adobe:
-            kept.append(content[position:end])
+        if 0xE0 <= marker <= 0xEF or marker == 0xFE:
+            data = content[position + 4 : end]
+            if marker == 0xE1 and data.startswith(b"Exif\0\0"):
+                exifs.append(data)
+            elif marker == 0xE1 and data.startswith(_XMP_SEGMENT):
+                xmp = data
+            is_jfif = marker == 0xE0 and data.startswith(b"JFIF\0") and len(data) >= 14
+            is_adobe = marker == 0xEE and data.startswith(b"Adobe") and len(data) >= 12
+            if not (is_jfif or is_adobe):
+                kept.append(content[kept_from:position])
+                kept_from = end
         position = end
+    if kept:
+        content = b"".join([*kept, content[kept_from:]])
     # A long EXIF is continued in the next segment; a second one repeats the first.
     whole = b"".join(exif.removeprefix(b"Exif\0\0") for exif in exifs)
-    rest = content[position:] if position >= 0 else b""
-    return Stripped(b"".join([*kept, rest]), find_orientation([whole, *exifs[1:]], xmp))
+    return Stripped(content, find_orientation([whole, *exifs[1:]] if exifs else [], xmp))
 
 
 def _strip_png(content: bytes) -> Stripped:
     """Keep critical chunks and tRNS, the transparency; verify their checksums."""
-    chunks = list(_png_chunks(content))
-    kinds = [kind for kind, _ in chunks]
-    has_pixels = b"IDAT" in kinds
-    _check_one_frame(chunks[: kinds.index(b"IDAT")] if has_pixels else chunks)
-    kept, texts, exif, position = [_PNG], {}, None, len(_PNG)
-    for kind, data in chunks:
-        end = position + 12 + len(data)
-        if not kind[0] & _ANCILLARY or kind == b"tRNS":
-            (checksum,) = struct.unpack_from(">I", content, end - 4)
-            if zlib.crc32(data, zlib.crc32(kind)) != checksum:
+    view = memoryview(content)
+    kept, texts, exif, counts = [], {}, b"", []
+    has_pixels = first_is_frame = False
+    position, kept_from, kind = len(_PNG), 0, b""
+    for kind, end in _png_chunks(content):
+        data = view[position + 8 : end - 4]
+        is_kept = not kind[0] & _ANCILLARY or kind == b"tRNS"
+        if is_kept:
+            if zlib.crc32(view[position + 4 : end - 4]) != int.from_bytes(view[end - 4 : end]):
                 raise ValueError(f"its chunk {kind.decode()} does not match its checksum")
-            kept.append(content[position:end])
+            has_pixels = has_pixels or kind == b"IDAT"
         elif kind == b"eXIf":
-            exif = data
+            exif = bytes(data)
         elif kind in (b"tEXt", b"zTXt", b"iTXt"):
-            keyword, _, text = data.partition(b"\0")
+            keyword, _, text = bytes(data).partition(b"\0")
             texts[keyword] = (kind, text)
+        elif not has_pixels:
+            counts += [int.from_bytes(data[:4])] if kind == b"acTL" else []
+            first_is_frame = first_is_frame or kind == b"fcTL"
+        if not is_kept:
+            kept.append(view[kept_from:position])
+            kept_from = end
         position = end
-    rest = content[position:]
-    if kinds[-1:] == [b"IEND"] or (has_pixels and len(rest) > 4 and rest[4] & _ANCILLARY):
-        rest = b""  # it is no image's, or metadata that are cut short
-    exif = exif or texts.get(b"exif", (b"", b""))[1]
-    if not exif and _RAW_PROFILE in texts:
-        exif = _exif_of_raw_profile(_text(*texts[_RAW_PROFILE]))
-    xmp = _text(*texts[_XMP_KEYWORD]) if _XMP_KEYWORD in texts else None
-    return Stripped(b"".join([*kept, rest]), find_orientation([exif], xmp))
+    if any(0 < count < 2**31 and count + (not first_is_frame) > 1 for count in counts):
+        raise ValueError(ANIMATED)
+    rest = view[position:]
+    is_metadata = has_pixels and len(rest) > 4 and rest[4] & _ANCILLARY
+    if is_metadata or (kind == b"IEND" and len(rest)):
+        kept.append(view[kept_from:position])  # the rest is no image's, or metadata cut short
+        kept_from = len(content)
+    if kept:
+        content = b"".join([*kept, view[kept_from:]])
+    return Stripped(content, _png_orientation(exif, texts))
 
 
-def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the kind and data of each whole chunk, to the end of the image."""
+def _png_chunks(content: bytes) -> Iterator[tuple[bytes, int]]:
+    """Yield the kind and the end of each whole chunk, to the end of the image."""
     position, kind = len(_PNG), b""
     while position + 12 <= len(content) and kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", content, position)
-        end = position + 12 + length
-        if end > len(content) or not kind.isalpha():
+        position += 12 + length
+        if position > len(content) or not kind.isalpha():
             return
-        yield kind, content[position + 8 : end - 4]
-        position = end
+        yield kind, position
 
 
-def _check_one_frame(chunks: list[tuple[bytes, bytes]]) -> None:
-    """Refuse an animation by the chunks before its pixels."""
-    counts = [int.from_bytes(data[:4], "big") for kind, data in chunks if kind == b"acTL"]
-    first_is_frame = any(kind == b"fcTL" for kind, _ in chunks)
-    if any(0 < count < 2**31 and count + (not first_is_frame) > 1 for count in counts):
-        raise ValueError(ANIMATED)
+def _png_orientation(exif: bytes, texts: dict[bytes, tuple[bytes, bytes]]) -> int:
+    """The orientation of EXIF, which may be a text, or of XMP.
+
+    Args:
+        texts: by keyword: the chunk's kind, and what follows the keyword.
+    """
+    if not exif and b"exif" in texts:
+        exif = texts[b"exif"][1]
+    if not exif and _RAW_PROFILE in texts:
+        exif = _exif_of_raw_profile(_text(*texts[_RAW_PROFILE]))
+    xmp = _text(*texts[_XMP_KEYWORD]) if _XMP_KEYWORD in texts else None
+    return find_orientation([exif] if exif else [], xmp)
 
 
 def _text(kind: bytes, text: bytes) -> bytes:
