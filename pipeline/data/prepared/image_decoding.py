@@ -39,6 +39,8 @@ CLEAN_RATIO = 256 / 224
 LARGEST = "largest"
 #: Deep images that use no more bits become near black: white would be 16 of 255 or less.
 FEW_BITS = 12
+#: Key in the `info` of an image whose file has other pages that are not reduced copies.
+MORE_PAGES = "more_pages"
 _FACTS = "facts"  # key in the `info` of an opened image
 _TWO_BYTES = (";16B", ";16L", ";16N")  # ends of Pillow's raw modes, of which it keeps the high byte
 _OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
@@ -74,6 +76,7 @@ class _Facts(NamedTuple):
     orientation: int  # EXIF's, 1 to 8
     white_is_zero: bool = False  # whether its values are still to be inverted
     is_signed: bool = False  # whether bytes above 127 are negative
+    more_pages: bool = False
     bits: int | None = None  # a channel, where its file says that fewer than 16 are used
     low_bytes: Image.Image | None = None  # of 16-bit colours; Pillow's image has the high bytes
 
@@ -112,6 +115,7 @@ def open_image(content: bytes) -> Image.Image:
         white_is_zero=stripped.white_is_zero,
         bits=12 if "I;12" in raw_modes else None,
         is_signed=stripped.is_signed,
+        more_pages=stripped.more_pages,
         low_bytes=None if stripped.is_planar else _open_low_bytes(image, raw_modes, content),
     )
     return image
@@ -170,7 +174,7 @@ def eight_bits(image: Image.Image, bit_depth: int | None = None) -> Image.Image:
 
     Returns:
         The image. `info[LARGEST]` is there if the image was deeper, and its file does not say how
-        many bits are used.
+        many bits are used; `info[MORE_PAGES]` if its file has other pages.
 
     Raises:
         ValueError: floating-point or negative pixels, or more than 16 bits a channel: their range
@@ -197,6 +201,8 @@ def eight_bits(image: Image.Image, bit_depth: int | None = None) -> Image.Image:
         image = image.transpose(_UPRIGHT[facts.orientation])
     if largest is not None:
         image.info[LARGEST] = largest
+    if facts.more_pages:
+        image.info[MORE_PAGES] = True
     return image
 
 

@@ -18,8 +18,12 @@ _JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 _TIFF_ORDERS = {b"II": "<", b"MM": ">"}
 _TIFF_VERSIONS = {42: ("H", "I"), 43: ("Q", "Q")}  # BigTIFF has longer counts and offsets
 
-_BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION = 258, 259, 262, 274
-_SAMPLES, _PLANAR, _XMP_TAG, _SAMPLE_FORMAT = 277, 284, 700, 339
+_SUBFILE, _SIZE, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION = 254, 256, 258, 259, 262, 274
+_SAMPLES, _PLANAR, _SAMPLE_FORMAT, _XMP_TAG = 277, 284, 339, 700
+_DECISIVE_TAGS = {
+    *(_SUBFILE, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION),
+    *(_SAMPLES, _PLANAR, _SAMPLE_FORMAT),
+}
 #: TIFF tags that say how pixels are stored: those of libtiff's codecs, and no descriptions.
 _PIXEL_TAGS = {
     *(254, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320),
@@ -44,6 +48,7 @@ class Stripped(NamedTuple):
     white_is_zero: bool = False  # whether the decoded values are still to be inverted
     is_signed: bool = False  # whether bytes above 127 are negative
     is_planar: bool = False  # whether deep channels are stored one after another
+    more_pages: bool = False  # whether other pages follow that are not reduced copies
 
 
 def strip(content: bytes) -> Stripped:
@@ -226,77 +231,96 @@ def _exif_of_raw_profile(profile: bytes) -> bytes:
         return b""
 
 
+class _Tiff:
+    """The directories of a TIFF, and the numbers in them."""
+
+    def __init__(self, content: bytes):
+        self.content, self.order = content, _TIFF_ORDERS[content[:2]]
+        (version,) = struct.unpack_from(f"{self.order}H", content, 2)
+        # Pillow reads a version in the other byte order, too.
+        count, offset = _TIFF_VERSIONS.get(version, _TIFF_VERSIONS[42])
+        self.count, self.offset = self.order + count, self.order + offset
+        self.head = f"{self.order}HH{offset}"  # of an entry: tag, type, number of values
+        self.offset_size = struct.calcsize(self.offset)
+        self.entry_size = struct.calcsize(self.head) + self.offset_size
+        (self.start,) = struct.unpack_from(self.offset, content, 8 if version == 43 else 4)
+
+    def directory(self, start: int) -> tuple[dict[int, int], int]:
+        """Where each tag's first entry is, and where the next directory is; 0 if there is none."""
+        (count,) = struct.unpack_from(self.count, self.content, start)
+        first = start + struct.calcsize(self.count)
+        end = first + min(count, 2**16) * self.entry_size  # a BigTIFF may claim more
+        entries = {}
+        last = min(end, len(self.content) - self.entry_size + 1)
+        for entry in range(first, last, self.entry_size):
+            (tag,) = struct.unpack_from(f"{self.order}H", self.content, entry)
+            entries.setdefault(tag, entry)
+        has_next = end + self.offset_size <= len(self.content)
+        return entries, struct.unpack_from(self.offset, self.content, end)[0] if has_next else 0
+
+    def values(self, entry: int) -> bytes:
+        """The bytes of an entry's values."""
+        _, kind, number = struct.unpack_from(self.head, self.content, entry)
+        length = number * {1: 1, 2: 1, 3: 2, 4: 4, 7: 1, 16: 8}.get(kind, 0)
+        at = entry + self.entry_size - self.offset_size
+        if length > self.offset_size:
+            (at,) = struct.unpack_from(self.offset, self.content, at)
+        return self.content[at : at + length]
+
+    def numbers(self, entries: dict[int, int]) -> dict[int, int]:
+        """The first number of each tag that decides about pixels."""
+        found = {}
+        for tag in entries.keys() & _DECISIVE_TAGS:
+            kind = struct.unpack_from(self.head, self.content, entries[tag])[1]
+            code, data = {3: "H", 4: "I"}.get(kind), self.values(entries[tag])
+            if code and len(data) >= struct.calcsize(code):
+                found[tag] = struct.unpack_from(self.order + code, data)[0]
+        return found
+
+
 def _strip_tiff(content: bytes) -> Stripped:
     """Rewrite the first directory with the tags that make pixels, and without a next one.
 
     Deep images whose white is zero become such whose black is zero: Pillow would not invert them.
     """
-    order = _TIFF_ORDERS[content[:2]]
-    (version,) = struct.unpack_from(f"{order}H", content, 2)
-    if version not in _TIFF_VERSIONS:
-        version = 42  # Pillow reads a version in the other byte order
-    count_format, offset_format = (order + code for code in _TIFF_VERSIONS[version])
-    entry_format = f"{order}HH{offset_format[1]}"
-    offset_size, head = struct.calcsize(offset_format), struct.calcsize(entry_format)
-    (start,) = struct.unpack_from(offset_format, content, 8 if version == 43 else 4)
-    (count,) = struct.unpack_from(count_format, content, start)
-    first = start + struct.calcsize(count_format)
-    size = head + offset_size
-
-    def values(entry: int) -> bytes:
-        """The bytes of an entry's values."""
-        _, kind, number = struct.unpack_from(entry_format, content, entry)
-        length = number * {1: 1, 2: 1, 3: 2, 4: 4, 7: 1, 16: 8}.get(kind, 0)
-        at = entry + head
-        if length > offset_size:
-            (at,) = struct.unpack_from(offset_format, content, at)
-        return content[at : at + length]
-
-    def first_number(entry: int) -> int | None:
-        _, kind, _ = struct.unpack_from(entry_format, content, entry)
-        code = {3: "H", 4: "I"}.get(kind)
-        data = values(entry)
-        return struct.unpack_from(order + code, data)[0] if code and data else None
-
-    entries = {}  # the first entry of each tag, as Pillow reads them
-    count = min(count, 2**16)  # of a BigTIFF, which may claim more
-    for entry in range(first, min(first + count * size, len(content) - size + 1), size):
-        entries.setdefault(struct.unpack_from(f"{order}H", content, entry)[0], entry)
-    found = {
-        tag: first_number(entries[tag])
-        for tag in entries.keys()
-        & {
-            *(_BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION),
-            *(_SAMPLES, _PLANAR, _SAMPLE_FORMAT),
-        }
-    }
-    xmp = values(entries[_XMP_TAG]) if _XMP_TAG in entries else None
-    orientation = found.get(_ORIENTATION)
-    if orientation is None:
-        orientation = find_orientation([], xmp)
-    bits = found.get(_BITS) or 1
-    is_planar = bits > 8 and found.get(_PLANAR) == 2 and (found.get(_SAMPLES) or 1) > 1
+    tiff = _Tiff(content)
+    entries, next_start = tiff.directory(tiff.start)
+    found = tiff.numbers(entries)
+    bits = found.get(_BITS, 1)
+    is_planar = bits > 8 and found.get(_PLANAR) == 2 and found.get(_SAMPLES, 1) > 1
     if is_planar and found.get(_COMPRESSION) == 1:  # Pillow would take them for 8 bits
         raise ValueError("it has 16-bit channels one after another; expected them side by side")
-    inverted = found.get(_PHOTOMETRIC) == 0 and bits > 8
-    directory = bytearray()
+    orientation = found.get(_ORIENTATION)
+    if orientation is None:
+        xmp = tiff.values(entries[_XMP_TAG]) if _XMP_TAG in entries else None
+        orientation = find_orientation([], xmp)
+    is_inverted = found.get(_PHOTOMETRIC) == 0 and bits > 8
     kept = [entry for tag, entry in entries.items() if tag in _PIXEL_TAGS]
-    directory += struct.pack(count_format, len(kept))
+    directory = [struct.pack(tiff.count, len(kept))]
     for entry in kept:
-        raw = content[entry : entry + size]
-        if inverted and entry == entries[_PHOTOMETRIC]:
-            one = struct.pack(f"{order}H", 1).ljust(offset_size, b"\0")
-            raw = struct.pack(entry_format, _PHOTOMETRIC, 3, 1) + one
-        directory += raw
-    directory += struct.pack(offset_format, 0)
-    stripped = content[:start] + bytes(directory) + content[start + len(directory) :]
+        raw = content[entry : entry + tiff.entry_size]
+        if is_inverted and entry == entries[_PHOTOMETRIC]:
+            one = struct.pack(f"{tiff.order}H", 1).ljust(tiff.offset_size, b"\0")
+            raw = struct.pack(tiff.head, _PHOTOMETRIC, 3, 1) + one
+        directory.append(raw)
+    new = b"".join([*directory, struct.pack(tiff.offset, 0)])
     return Stripped(
-        stripped,
+        content[: tiff.start] + new + content[tiff.start + len(new) :],
         orientation=orientation if orientation in range(1, 9) else 1,
-        white_is_zero=inverted,
+        white_is_zero=is_inverted,
         is_signed=bits == 8 and found.get(_SAMPLE_FORMAT) == 2,
         is_planar=is_planar,
+        more_pages=next_start not in (0, tiff.start) and _is_full_page(tiff, next_start),
     )
+
+
+def _is_full_page(tiff: _Tiff, start: int) -> bool:
+    """Whether there is a page, and it is no reduced copy of another."""
+    try:
+        entries, _ = tiff.directory(start)
+        return _SIZE in entries and not tiff.numbers(entries).get(_SUBFILE, 0) & 1
+    except struct.error:
+        return False
 
 
 def _strip_avif(content: bytes) -> Stripped:

@@ -14,6 +14,7 @@ from pipeline.runtime.errors import UserError
 _LARGEST_RATIO = 1.5  # of class sizes, before a warning
 _SHOWN = 5  # pairs of duplicates, or names
 _NEAR_BLACK = 0.01  # mean of pixels in [0, 1]
+_DARK_WHITE = 32  # of 255: the brightest pixel of all
 
 
 def find_duplicates(samples: SampleTable, digests: np.ndarray) -> dict[str, Any]:
@@ -93,6 +94,8 @@ class PixelRanges:
         self._largest, self._largest_at = 0, 0  # value of the deep images, and its sample
         self._flat: list[int] = []  # samples whose pixels are all equal
         self._black = 0  # of these
+        self._paged: list[int] = []  # samples whose files have pages that are not read
+        self._brightest = 0  # of all pixels
 
     def watch(
         self, images: Iterable[DecodedImage | UnreadableImage]
@@ -116,8 +119,11 @@ class PixelRanges:
             if image.largest > self._largest:
                 self._largest, self._largest_at = image.largest, image.number
         planes = image.pixels.reshape(len(image.pixels), -1)
-        darkest = planes.min(1)
-        if (darkest == planes.max(1)).all():
+        darkest, brightest = planes.min(1), planes.max(1)
+        self._brightest = max(self._brightest, int(brightest.max()))
+        if image.more_pages:
+            self._paged.append(image.number)
+        if (darkest == brightest).all():
             self._flat.append(image.number)
             self._black += not darkest.any()
 
@@ -161,8 +167,13 @@ class PixelRanges:
                 f"warning: {len(self._flat):,} of {self._images:,} images have one colour in all "
                 f"pixels, {self._black:,} of them black, such as {self._named(self._flat)}"
             )
-        if max(mean) < _NEAR_BLACK:
+        if self._paged:
+            yield (
+                f"warning: {len(self._paged):,} files have several pages, of which the first is "
+                f"read, such as {self._named(self._paged)}"
+            )
+        if max(mean) < _NEAR_BLACK or self._brightest < _DARK_WHITE:
             yield (
                 f"warning: the images are near black: the mean of their pixels is "
-                f"{max(mean):.2%} of white"
+                f"{max(mean):.2%} of white, and the largest is {self._brightest} of 255"
             )

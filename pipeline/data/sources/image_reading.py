@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from pipeline.data.prepared.image_decoding import (
     LARGEST,
+    MORE_PAGES,
     UNREADABLE,
     BitDepthError,
     available_cores,
@@ -43,6 +44,7 @@ class DecodedImage:
     pixels: np.ndarray  # [channels, image_size, image_size] uint8: stored, or for statistics
     encoded: EncodedImage | None  # stored with `storage: encoded`
     largest: int | None = None  # value of an image deeper than 8 bits: see LARGEST
+    more_pages: bool = False  # in its file, which are not read
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ def decode_all(
             digest = hashlib.sha256(hashed).digest()[:DIGEST_BYTES]
             pixels = to_pixels(image, params.image_size, params.channels)
             encoded = encode(image, content or b"", params)
-            return DecodedImage(number, digest, pixels, encoded, image.info.get(LARGEST))
+            facts = image.info.get(LARGEST), MORE_PAGES in image.info
+            return DecodedImage(number, digest, pixels, encoded, *facts)
         except UNREADABLE as error:
             if params.unreadable == "skip" and not isinstance(error, BitDepthError):
                 return UnreadableImage(number, str(error))

@@ -128,3 +128,25 @@ def test_near_black_images_are_told(folder, capsys):
     assert f"the images are near black: the mean of their pixels is {mean:.2%}" in (
         capsys.readouterr().out
     )
+
+
+def test_bright_values_that_are_missing_are_told(folder, capsys):
+    """Colours whose file keeps 8 bits of 12 in 16, which no reader can restore."""
+    write_images(folder / "images", per_class=6)
+    for path in (folder / "images").rglob("*.png"):
+        Image.fromarray(np.asarray(Image.open(path)) // 16).save(path)
+    prepare()
+    assert "near black: the mean of their pixels is" in (told := capsys.readouterr().out)
+    assert "the largest is 14 of 255" in told
+
+
+def test_pages_that_are_not_read_are_told(folder, capsys):
+    write_images(folder / "images", per_class=6)
+    page = Image.open(folder / "images/train/ant/000.png")
+    page.save(folder / "images/train/ant/stack.tif", save_all=True, append_images=[page.rotate(90)])
+    page.save(folder / "images/train/ant/single.tif")
+    prepare()
+    assert (
+        "warning: 1 files have several pages, of which the first is read, such as "
+        "`train/ant/stack.tif`"
+    ) in capsys.readouterr().out
