@@ -90,7 +90,7 @@ class PixelRanges:
 
     def __init__(self, params: DatasetParams, ids: Sequence[str]):
         self._params, self._ids = params, ids
-        self._images = self._deep = 0
+        self._images = self._deep = self._deep_and_dark = 0
         self._largest, self._largest_at = 0, 0  # value of the deep images, and its sample
         self._flat: list[int] = []  # samples whose pixels are all equal
         self._black = 0  # of these
@@ -116,6 +116,7 @@ class PixelRanges:
         self._images += 1
         if image.largest is not None:
             self._deep += 1
+            self._deep_and_dark += image.largest < 2**FEW_BITS
             if image.largest > self._largest:
                 self._largest, self._largest_at = image.largest, image.number
         planes = image.pixels.reshape(len(image.pixels), -1)
@@ -161,6 +162,12 @@ class PixelRanges:
                 f"warning: the largest value of {self._deep:,} images of more than 8 bits a "
                 f"channel is {self._largest:,}, {self._largest / 65_535:.0%} of white (65,535); if "
                 f"{self._bits()} bits are used, set `dataset.bit_depth: {self._bits()}`"
+            )
+        if self._params.bit_depth is None and 2 * self._deep_and_dark > self._deep:
+            yield (
+                f"warning: {self._deep_and_dark:,} of {self._deep:,} images of more than 8 bits a "
+                f"channel have no value above {2**FEW_BITS - 1:,}, and others have up to "
+                f"{self._largest:,}: are {FEW_BITS} bits used, and some pixels wrong?"
             )
         if self._flat:
             yield (

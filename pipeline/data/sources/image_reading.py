@@ -22,6 +22,7 @@ from pipeline.data.sources.params import DatasetParams
 from pipeline.runtime.errors import UserError
 
 DIGEST_BYTES = 16  # of a SHA-256: enough to tell any two contents of a dataset apart
+NEVER_SKIPPED = (BitDepthError, MemoryError)  # of UNREADABLE: these say nothing about the image
 LISTED = 20  # names in a message, at most
 _LONGEST_SIDE = 65_500  # pixels, of a JPEG
 
@@ -63,8 +64,8 @@ def decode_all(
 ) -> Iterator[DecodedImage | UnreadableImage]:
     """Yield the image of each item, in order, read by threads.
 
-    With `unreadable: skip`, an item that is not an image is yielded as unreadable. One that does
-    not fit `bit_depth` never is: then the parameter is wrong, not the image.
+    With `unreadable: skip`, an item that is not an image is yielded as unreadable, but for
+    NEVER_SKIPPED: if an image does not fit `bit_depth`, the parameter is wrong.
 
     Args:
         items: a sample's number, and what `open_item` opens.
@@ -90,7 +91,7 @@ def decode_all(
             facts = image.info.get(LARGEST), MORE_PAGES in image.info
             return DecodedImage(number, digest, pixels, encoded, *facts)
         except UNREADABLE as error:
-            if params.unreadable == "skip" and not isinstance(error, BitDepthError):
+            if params.unreadable == "skip" and not isinstance(error, NEVER_SKIPPED):
                 return UnreadableImage(number, str(error))
             return f"{ids[number]}: {error}"
 

@@ -1,5 +1,6 @@
 """Metadata that do not change pixels never decide; those that do are applied, or refused."""
 
+import io
 import struct
 import zlib
 
@@ -19,9 +20,15 @@ from image_files import (
     segment,
     tiff,
 )
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from pipeline.data.prepared.image_decoding import LARGEST, BitDepthError, eight_bits, read_image
+from pipeline.data.prepared.image_decoding import (
+    LARGEST,
+    BitDepthError,
+    eight_bits,
+    read_image,
+    read_nothing_else,
+)
 
 EXIF = b"Exif\0\0"
 RATIONAL_SOFTWARE = entry(305, 5, 1, struct.pack("<I", 38))
@@ -275,6 +282,15 @@ def test_a_cmyk_jpeg_of_adobe_has_its_colours():
     pixels = np.asarray(read_image(content).convert("RGB")).astype(int)
     assert np.abs(pixels[:, :6] - 255).max() <= 2
     assert np.abs(pixels[:, 10:] - [255, 0, 0]).max() <= 2
+
+
+def test_pillow_opens_no_other_format_once_it_was_told(monkeypatch):
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    read_nothing_else()
+    for form in ("EPS", "ICO", "TGA"):
+        with pytest.raises(UnidentifiedImageError):
+            Image.open(io.BytesIO(saved(form)))
+    assert Image.open(io.BytesIO(saved("PNG"))).format == "PNG"
 
 
 def test_images_of_other_code_are_turned_by_the_exif_that_they_have():

@@ -76,6 +76,17 @@ def test_fourteen_bits_are_told_and_the_full_range_is_not(folder, capsys):
     assert "warning" not in capsys.readouterr().out
 
 
+def test_one_bright_pixel_does_not_hide_that_twelve_bits_are_used(folder, capsys):
+    write_deep(folder / "images", "16 bits, grey", 16)
+    values = picture(0, 0)[..., None] * 16
+    values[3, 3] = 65_535
+    (folder / "images/train/a/0.png").write_bytes(deep_png(values, 0))
+    prepare()
+    assert "warning: 17 of 18 images of more than 8 bits a channel have no value above 4,095" in (
+        capsys.readouterr().out
+    )
+
+
 def test_a_wrong_bit_depth_is_refused_even_where_unreadable_files_are_skipped(folder):
     write_deep(folder / "images", "16 bits, grey", 64)
     with pytest.raises(UserError, match=r"it has the value [\d,]+; `dataset.bit_depth: 12` allows"):
