@@ -41,9 +41,9 @@ def write_dataset(params: DatasetParams, directory: Path) -> DatasetDescription:
     if packed.unreadable:
         listed = [f"  {name}: {problem}" for name, problem in packed.unreadable.items()][:LISTED]
         print(
-            f"prepare: {len(packed.unreadable):,} files are not images that can be read, and are "
-            f"left out (`dataset.unreadable: skip`). `{PREPARED / UNREADABLE_LIST}` has all:\n"
-            + "\n".join(listed),
+            f"prepare: files left out, as they are not images that can be read "
+            f"(`dataset.unreadable: skip`): {len(packed.unreadable):,}. "
+            f"`{PREPARED / UNREADABLE_LIST}` has all:\n" + "\n".join(listed),
             flush=True,
         )
     for line in [*ranges.findings(description.mean), *findings(source, duplicates)]:

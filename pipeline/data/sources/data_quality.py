@@ -132,15 +132,15 @@ class PixelRanges:
         root, bits = self._params.root, self._bits()
         if self._params.bit_depth is None and 0 < self._largest < 2**FEW_BITS:
             raise UserError(
-                f"`{root}` (`dataset.root`) has {self._deep:,} images of more than 8 bits a "
-                f"channel, whose largest value is {self._largest:,} "
+                f"`{root}` (`dataset.root`): in its images of more than 8 bits a channel "
+                f"({self._deep:,} of {self._images:,}), the largest value is {self._largest:,} "
                 f"(`{self._ids[self._largest_at]}`): {bits} of 16 bits are used. With white at "
-                f"65,535 they would be near black. Write how many bits white has, such as "
-                f"`dataset.bit_depth: {bits}`; or 16, if they are so dark."
+                "65,535 they would be near black. Write how many bits white has, such as "
+                f"`dataset.bit_depth: {bits}`; or 16, if the images are so dark."
             )
         if 2 * len(self._flat) > self._images:
             raise UserError(
-                f"{len(self._flat):,} of the {self._images:,} images of `{root}` (`dataset.root`) "
+                f"`{root}` (`dataset.root`): {len(self._flat):,} of its {self._images:,} images "
                 f"have one colour in all pixels, {self._black:,} of them black, such as "
                 f"{self._named(self._flat)}. Expected pictures; look at some of the files."
             )
@@ -159,25 +159,27 @@ class PixelRanges:
         """
         if self._deep and self._params.bit_depth is None and 0 < self._largest < 2**15:
             yield (
-                f"warning: the largest value of {self._deep:,} images of more than 8 bits a "
-                f"channel is {self._largest:,}, {self._largest / 65_535:.0%} of white (65,535); if "
-                f"{self._bits()} bits are used, set `dataset.bit_depth: {self._bits()}`"
+                f"warning: in the images of more than 8 bits a channel ({self._deep:,} of "
+                f"{self._images:,}), the largest value is {self._largest:,}, "
+                f"{self._largest / 65_535:.0%} of white (65,535); if {self._bits()} bits are used, "
+                f"set `dataset.bit_depth: {self._bits()}`"
             )
         if self._params.bit_depth is None and 2 * self._deep_and_dark > self._deep:
             yield (
-                f"warning: {self._deep_and_dark:,} of {self._deep:,} images of more than 8 bits a "
-                f"channel have no value above {2**FEW_BITS - 1:,}, and others have up to "
-                f"{self._largest:,}: are {FEW_BITS} bits used, and some pixels wrong?"
+                f"warning: of {self._deep:,} images of more than 8 bits a channel, "
+                f"{self._deep_and_dark:,} have no value above {2**FEW_BITS - 1:,}, but the largest "
+                f"of all is {self._largest:,}: are {FEW_BITS} bits used, and some pixels wrong?"
             )
         if self._flat:
             yield (
-                f"warning: {len(self._flat):,} of {self._images:,} images have one colour in all "
-                f"pixels, {self._black:,} of them black, such as {self._named(self._flat)}"
+                f"warning: images with one colour in all pixels: {len(self._flat):,} of "
+                f"{self._images:,}, of which black {self._black:,}, such as "
+                f"{self._named(self._flat)}"
             )
         if self._paged:
             yield (
-                f"warning: {len(self._paged):,} files have several pages, of which the first is "
-                f"read, such as {self._named(self._paged)}"
+                f"warning: files with several pages, of which the first is read: "
+                f"{len(self._paged):,} of {self._images:,}, such as {self._named(self._paged)}"
             )
         if max(mean) < _NEAR_BLACK or self._brightest < _DARK_WHITE:
             yield (

@@ -56,7 +56,7 @@ def test_deep_images_that_use_few_bits_are_refused_with_numbers_and_read_with_bi
     largest = write_deep(folder / "images", kind, factor)
     with pytest.raises(UserError) as refusal:
         prepare()
-    for words in (f"18 images {'of more than 8 bits'}", f"is {largest:,}", f"{bits} of 16 bits"):
+    for words in ("8 bits a channel (18 of 18)", f"is {largest:,}", f"{bits} of 16 bits"):
         assert words in str(refusal.value)
     assert f"`dataset.bit_depth: {bits}`" in str(refusal.value)
     split = prepare(bit_depth=bits, channels=1).splits["train"]
@@ -68,7 +68,7 @@ def test_fourteen_bits_are_told_and_the_full_range_is_not(folder, capsys):
     split = prepare(channels=1).splits["train"]
     assert np.array_equal(split.images[:, 0], expected_pixels(split, 16, 64))
     told = capsys.readouterr().out
-    assert f"18 images of more than 8 bits a channel is {largest:,}, 23% of white" in told
+    assert f"8 bits a channel (18 of 18), the largest value is {largest:,}, 23% of white" in told
     assert "`dataset.bit_depth: 14`" in told
     write_deep(folder / "full", "16 bits, grey", 257)
     split = prepare(root="full", channels=1).splits["train"]
@@ -82,7 +82,7 @@ def test_one_bright_pixel_does_not_hide_that_twelve_bits_are_used(folder, capsys
     values[3, 3] = 65_535
     (folder / "images/train/a/0.png").write_bytes(deep_png(values, 0))
     prepare()
-    assert "warning: 17 of 18 images of more than 8 bits a channel have no value above 4,095" in (
+    assert "warning: of 18 images of more than 8 bits a channel, 17 have no value above 4,095" in (
         capsys.readouterr().out
     )
 
@@ -122,11 +122,11 @@ def test_images_of_one_colour_are_told_and_refused_if_they_are_most(folder, caps
     red.save(folder / "images/train/bee/y.png")
     prepare()
     told = capsys.readouterr().out
-    assert "warning: 2 of 20 images have one colour in all pixels, 1 of them black" in told
+    assert "warning: images with one colour in all pixels: 2 of 20, of which black 1" in told
     assert "`train/ant/x.png`, `train/bee/y.png`" in told
     for path in [*(folder / "images").rglob("0*.png")][:10]:
         black.save(path)
-    with pytest.raises(UserError, match="12 of the 20 images .* 11 of them black"):
+    with pytest.raises(UserError, match="12 of its 20 images .* 11 of them black"):
         prepare()
 
 
@@ -158,6 +158,6 @@ def test_pages_that_are_not_read_are_told(folder, capsys):
     page.save(folder / "images/train/ant/single.tif")
     prepare()
     assert (
-        "warning: 1 files have several pages, of which the first is read, such as "
+        "warning: files with several pages, of which the first is read: 1 of 20, such as "
         "`train/ant/stack.tif`"
     ) in capsys.readouterr().out

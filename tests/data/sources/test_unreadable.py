@@ -54,7 +54,7 @@ def test_unreadable_files_are_left_out_and_all_others_stay_as_they_are(
     assert left == {name: sample for name, sample in whole.items() if name not in BROKEN}
     verify_dataset()
     told = capsys.readouterr().out
-    assert "prepare: 3 files are not images that can be read, and are left out" in told
+    assert "not images that can be read (`dataset.unreadable: skip`): 3." in told
     assert f"  {BROKEN[1]}: it is none of" in told
     record = json.loads(Path("data/prepared/unreadable.json").read_text("utf-8"))["files"]
     assert tuple(record) == BROKEN
