@@ -52,7 +52,7 @@ class Stripped(NamedTuple):
 
 
 def strip(content: bytes) -> Stripped:
-    """Remove the metadata of a JPEG, PNG, TIFF or AVIF; other files stay as they are.
+    """Remove the metadata of a JPEG, PNG, TIFF, AVIF or JPEG 2000; other files stay as they are.
 
     A part whose structure cannot be followed stays, too: its decoder decides about it.
 
@@ -69,6 +69,8 @@ def strip(content: bytes) -> Stripped:
             return _strip_tiff(content)
         if content[4:8] == b"ftyp":
             return _strip_avif(content)
+        if content[4:8] == b"jP  ":
+            return _strip_jpeg2000(content)
     except (struct.error, IndexError):
         pass  # cut short within a header
     return Stripped(content, None)
@@ -340,6 +342,15 @@ def _strip_avif(content: bytes) -> Stripped:
         for kind in found:
             changed[kind : kind + 4] = b"free"
     return Stripped(bytes(changed), None)
+
+
+def _strip_jpeg2000(content: bytes) -> Stripped:
+    """Rename the boxes with a resolution. Pillow reads no other metadata of this format."""
+    changed = bytearray(content)
+    for start, end in _boxes(content, 0, len(content), b"jp2h"):
+        for resolution, _ in _boxes(content, start, end, b"res "):
+            changed[resolution - 4 : resolution] = b"free"
+    return Stripped(bytes(changed))
 
 
 def _boxes(content: bytes, start: int, end: int, wanted: bytes) -> Iterator[tuple[int, int]]:

@@ -149,6 +149,16 @@ def test_damaged_exif_of_other_formats_does_not_decide_either(form):
     assert np.array_equal(read_image(content), picture)
 
 
+def test_a_damaged_resolution_of_a_jpeg_2000_does_not_decide():
+    content = saved("JPEG2000")
+    start = content.index(b"jp2h") - 4
+    length = int.from_bytes(content[start : start + 4], "big")
+    box = struct.pack(">I4s", 12, b"res ") + b"resc"
+    head = struct.pack(">I", length + len(box)) + content[start + 4 : start + length]
+    damaged = content[:start] + head + box + content[start + length :]
+    assert np.array_equal(read_image(damaged), read_image(content))
+
+
 @pytest.mark.parametrize("number", UPRIGHT)
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF"])
 def test_the_orientation_is_applied_once_in_every_format_that_has_it(form, number):
