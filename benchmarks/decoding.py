@@ -12,7 +12,6 @@ RandomResizedCrop, RandomHorizontalFlip and PILToTensor on the source's files.
 from pipeline.runtime.command import run_command
 
 import argparse
-import io
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -27,7 +26,7 @@ from torchvision.datasets import ImageFolder
 
 from benchmarks.harness import Row, alternate, median, run_benchmark
 from pipeline.data.prepared.dataset import EncodedSplit, open_dataset
-from pipeline.data.prepared.image_decoding import eight_bits
+from pipeline.data.prepared.image_decoding import read_image
 from pipeline.data.sources.archives import read_files
 from pipeline.data.sources.params import DatasetParams
 from pipeline.runtime.errors import UserError
@@ -84,7 +83,7 @@ def decoded_whole(split: EncodedSplit, side: int) -> Callable[[int], torch.Tenso
         parts = crop_boxes(SEED, view, samples, split.sizes)
         flipped = flips(SEED, view, samples)
         for sample, (top, left, height, width) in enumerate(parts):
-            image = eight_bits(Image.open(io.BytesIO(split.content(sample)))).convert("RGB")
+            image = read_image(split.content(sample)).convert("RGB")
             corners = (left, top, left + width, top + height)
             image = image.resize((side, side), Image.Resampling.BILINEAR, box=corners)
             pixels[sample] = np.asarray(image)[:, :: -1 if flipped[sample] else 1].transpose(

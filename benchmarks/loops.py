@@ -3,7 +3,6 @@
 The benchmarks of training reach the pipeline's students' side only through this module.
 """
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -11,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from pipeline.compute.device import compile_long_runs, depthwise_in_float32, training_autocast
 from pipeline.data.prepared.dataset import Dataset, Split
-from pipeline.data.prepared.image_decoding import eight_bits
+from pipeline.data.prepared.image_decoding import read_image
 from pipeline.data.sources.archives import read_files
 from pipeline.data.sources.image_reading import to_pixels
 from pipeline.distillation.objective import SoftTargetLookup, student_loss
@@ -62,10 +60,7 @@ def noise(samples: int, size: int, classes: int) -> Dataset:
 
 def photographs(archive: Path, samples: int, size: int, classes: int) -> Dataset:
     """The archive's images, resized and repeated until there are `samples`."""
-    pixels = [
-        to_pixels(eight_bits(Image.open(io.BytesIO(content))), size, 3)
-        for _, content in read_files(archive)
-    ]
+    pixels = [to_pixels(read_image(content), size, 3) for _, content in read_files(archive)]
     images = np.stack([pixels[index % len(pixels)] for index in range(samples)])
     return in_memory(images, np.arange(samples) % classes, classes)
 

@@ -12,7 +12,6 @@ files are in the page cache, and its teacher is untrained, which does not affect
 from pipeline.runtime.command import run_command
 
 import argparse
-import io
 import json
 import os
 import subprocess
@@ -25,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from benchmarks import loops
 from benchmarks.harness import Row, median, run_benchmark, seconds
@@ -33,7 +31,7 @@ from benchmarks.loops import Case, Loop
 from benchmarks.reading import random_logits, write_store
 from pipeline.compute.device import default_device, depthwise_in_float32, training_autocast
 from pipeline.data.prepared.dataset import Dataset
-from pipeline.data.prepared.image_decoding import eight_bits
+from pipeline.data.prepared.image_decoding import read_image
 from pipeline.data.sources.archives import read_files
 from pipeline.data.sources.image_reading import to_pixels
 from pipeline.distillation.losses import kd
@@ -90,7 +88,7 @@ class Step:
         with self._part("decode (by prepare, once)"):
             for sample in samples:
                 content = self._encoded[sample % len(self._encoded)]
-                to_pixels(eight_bits(Image.open(io.BytesIO(content))), self._case.image_size, 3)
+                to_pixels(read_image(content), self._case.image_size, 3)
         with self._part("view"):
             batch = next(self._views.batches(loops.VIEW, [samples]))
         with self._part("normalise"):

@@ -172,7 +172,7 @@ def read_results() -> None:
 def read_exported(path: Path) -> None:
     model = open_student(str(path))
     files, unreadable = sorted(Path("images").rglob("*.png"))[::6], []
-    found, names = list(classify(model, files, unreadable)), model.metadata.class_names
+    found, names = list(classify(model, files, unreadable, [])), model.metadata.class_names
     expect(len(found) + len(unreadable) == len(files), "predictions")
     for _, probabilities in found:
         expect(list(probabilities.shape) == [len(names)], "probabilities")

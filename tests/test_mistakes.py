@@ -10,7 +10,7 @@ import sys
 import tarfile
 import unicodedata
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ import torch
 import yaml
 from conftest import PARAMS, change_params, opened, run_every_stage, run_stage, write_images
 from conftest import prepare as prepare_anew
+from image_files import tiff
 from import_closure import ROOT
 from onnx import TensorProto, helper
 from PIL import Image
@@ -222,7 +223,35 @@ def saved(form: str, image: Image.Image | None = None, **options: object) -> byt
     return file.getvalue()
 
 
+def with_checksum_changed() -> None:
+    content = bytearray((ANT / "000.png").read_bytes())
+    content[content.index(b"IEND") - 5] ^= 1
+    with_image(bytes(content))
+
+
+def replacing_images(paths: Iterable[Path], content: bytes, **dataset: object) -> None:
+    for path in paths:
+        path.write_bytes(content)
+    prepare_anew(**dataset)
+
+
+TWELVE_BITS = Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16) * 16)
 MISTAKES |= {
+    "pixels that do not match their checksum": with_checksum_changed,
+    "negative pixels": lambda: with_image(
+        saved("TIFF", Image.fromarray(np.full((9, 9), -1, np.int32))), "x.tiff"
+    ),
+    "16-bit channels stored apart": lambda: with_image(
+        tiff(np.zeros((9, 9, 3), int), 16, planar=2), "x.tiff"
+    ),
+    "16-bit images that use 12 bits": lambda: with_image(saved("PNG", TWELVE_BITS)),
+    "a `bit_depth` that is too small": lambda: with_image(saved("PNG", TWELVE_BITS), bit_depth=10),
+    "most images of one colour": lambda: replacing_images(
+        Path("images").rglob("*.png"), saved("PNG", Image.new("RGB", (16, 16)))
+    ),
+    "a class without a readable image": lambda: replacing_images(
+        ANT.iterdir(), b"", unreadable="skip"
+    ),
     "zero bytes": partial(with_image, b""),
     "a text named `.png`": partial(with_image, b"no image"),
     "a truncated PNG": lambda: with_image((ANT / "000.png").read_bytes()[:400]),

@@ -73,7 +73,7 @@ def load_teacher(params: TeacherParams, dataset: Dataset) -> Teacher:
                 "teacher` first; a teacher that it accepts needs no diagnosis."
             )
         average = state["optimisation"]["average"]
-        network.load_state_dict(state["network"] if average is None else average)
+        network.load_state_dict((average or state)["network"])
     if dataset.encoded:  # decoded at the size of the network's input
         dataset = dataset.resized(spec.input.size)
     native = native_input(params.family, params.network.name)

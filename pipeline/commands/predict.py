@@ -10,21 +10,24 @@ are any. Imports no torch.
 from pipeline.runtime.command import run_command
 
 import argparse
-import io
 import json
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from pipeline.data.prepared.image_decoding import (
+    FEW_BITS,
+    LARGEST,
     UNREADABLE,
     available_cores,
     clean_boxes,
     decode_view,
-    eight_bits,
+    read_image,
 )
 from pipeline.data.sources.archives import names_in
 from pipeline.data.sources.image_reading import encode, map_in_threads, to_pixels
@@ -35,8 +38,13 @@ from pipeline.runtime.errors import UserError, counted, positive_int
 BATCH_SIZE = 64  # images
 
 
-def student_input(content: bytes, metadata: OnnxMetadata) -> np.ndarray:
+def student_input(
+    content: bytes, metadata: OnnxMetadata, warn: Callable[[str], None] = print
+) -> np.ndarray:
     """Turn an image file's content into the student's input, [C, S, S] uint8, S of the metadata.
+
+    Args:
+        warn: called with what is odd about the image.
 
     Raises one of UNREADABLE if the content is not an image.
     """
@@ -44,7 +52,13 @@ def student_input(content: bytes, metadata: OnnxMetadata) -> np.ndarray:
     reading = metadata.reading.model_dump(exclude_none=True)
     params = DatasetParams.model_construct(channels=metadata.channels, **reading)
     side, channels = metadata.image_size, metadata.channels
-    image = eight_bits(Image.open(io.BytesIO(content)))
+    image = read_image(content, params.bit_depth)
+    if params.bit_depth is None and image.info.get(LARGEST, 2**FEW_BITS) < 2**FEW_BITS:
+        warn(
+            f"it has more than 8 bits a channel, and its largest value is "
+            f"{image.info[LARGEST]:,}: read near black, with white at 65,535. The student's "
+            "dataset did not set `bit_depth`"
+        )
     encoded = encode(image, content, params)
     if encoded is not None:
         size = np.array([encoded.height, encoded.width])
@@ -70,19 +84,22 @@ def list_files(paths: Sequence[str]) -> list[Path]:
 
 
 def classify(
-    model: OnnxStudent, files: Sequence[Path], unreadable: list[str]
+    model: OnnxStudent, files: Sequence[Path], unreadable: list[str], odd: list[str]
 ) -> Iterator[tuple[Path, np.ndarray]]:
     """Yield each image file, in order, with its probabilities, [num_classes] float64.
 
     Args:
         unreadable: receives a line for each other file.
+        odd: receives a line for each image that may be misread.
     """
+
+    def note(path: Path, oddity: str) -> None:
+        odd.append(f"{path}: {oddity}")
 
     def read(path: Path) -> tuple[Path, np.ndarray | str]:
         try:
-            return path, student_input(path.read_bytes(), model.metadata)
-        except UnidentifiedImageError:  # its text has a memory address
-            return path, "not an image of a known format"
+            warn = partial(note, path)
+            return path, student_input(path.read_bytes(), model.metadata, warn)
         except UNREADABLE as error:
             return path, getattr(error, "strerror", None) or str(error)
 
@@ -118,7 +135,8 @@ def print_classes(model: OnnxStudent, files: Sequence[Path], top: int, as_json: 
     names = model.metadata.class_names
     file_width, class_width = max(len(str(path)) for path in files), max(map(len, names))
     unreadable: list[str] = []
-    for path, probabilities in classify(model, files, unreadable):
+    odd: list[str] = []  # in any order: threads read the files
+    for path, probabilities in classify(model, files, unreadable, odd):
         order = np.argsort(-probabilities, kind="stable")[:top]
         classes = [(names[label], float(probabilities[label])) for label in order]
         if as_json:
@@ -127,6 +145,8 @@ def print_classes(model: OnnxStudent, files: Sequence[Path], top: int, as_json: 
         else:
             columns = "  ".join(f"{name:{class_width}} {share:7.2%}" for name, share in classes)
             print(f"{path!s:{file_width}}  {columns}")
+    for line in sorted(odd):
+        print(f"warning: {line}", file=sys.stderr)
     if unreadable:
         raise UserError(
             f"{len(unreadable)} of {counted(len(files), 'file')} cannot be read as images:\n  "

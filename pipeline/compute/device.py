@@ -14,8 +14,9 @@ _COMPILER = "inductor"
 def default_device() -> torch.device:
     """CUDA if there is one, else the CPU. From then on float32 on CUDA means IEEE float32: by
     default, cuDNN's convolutions round their inputs to TF32, which has 10 bits of mantissa."""
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    # Not by their `fp32_precision`: then torch's ONNX exporter, which asks for `allow_tf32`, fails.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -34,6 +34,7 @@ class Reading(Record):
     storage: Literal["pixels", "encoded"]
     image_size: Side
     quality: Quality | Literal["original"] | None = None  # of `encoded`
+    bit_depth: int | None = Field(default=None, ge=8, le=16)  # used of deeper images; None: 16
 
 
 class OnnxMetadata(Record):
@@ -60,10 +61,15 @@ class OnnxMetadata(Record):
         return (
             f"{IMAGE}: uint8 [batch, {self.channels}, {side}, {side}], {colour}, 0 to 255; the "
             "network's own size and normalisation are inside. An image becomes it so: upright by "
-            f"its EXIF orientation, 8 bits a channel, transparent pixels white, {colour}; "
+            f"its EXIF orientation, 8 bits a channel{self._depth_in_words()}, transparent pixels "
+            f"white, {colour}; "
             f"{self._square_in_words()}. {LOGITS}: float32 [batch, {len(self.class_names)}], one "
             "for each of class_names; their softmax gives probabilities."
         )
+
+    def _depth_in_words(self) -> str:
+        bits = self.reading.bit_depth
+        return "" if bits is None else f" (white is {2**bits - 1:,} where it has more)"
 
     def _square_in_words(self) -> str:
         side, stored = self.image_size, self.reading.image_size

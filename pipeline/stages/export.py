@@ -42,6 +42,7 @@ def student_metadata(
             f"classes, of these or other names, and {dataset.channels} channels. Run `{again}`."
         )
     keys = ("storage", "image_size") + (("quality",) if params.storage == "encoded" else ())
+    keys += () if params.bit_depth is None else ("bit_depth",)
     return OnnxMetadata(
         student=outputs.name,
         fingerprint=checkpoint.fingerprint(outputs.model, produced_by=again),

@@ -7,13 +7,15 @@ Reads `dataset` of params.yaml and the source that it names. Writes data/prepare
 from pipeline.runtime.command import run_command
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.data.prepared.dataset import DatasetDescription
-from pipeline.data.sources.data_quality import find_duplicates, findings
+from pipeline.data.sources.data_quality import PixelRanges, find_duplicates, findings
 from pipeline.data.sources.digits import digits
 from pipeline.data.sources.image_folder import image_folder
-from pipeline.data.sources.packing import pack
+from pipeline.data.sources.image_reading import LISTED
+from pipeline.data.sources.packing import UNREADABLE_LIST, pack
 from pipeline.data.sources.params import DatasetParams
 from pipeline.data.sources.torchvision_datasets import torchvision_set
 from pipeline.runtime.errors import counted
@@ -30,11 +32,22 @@ SOURCES = {"digits": digits, "image_folder": image_folder, "torchvision": torchv
 def write_dataset(params: DatasetParams, directory: Path) -> DatasetDescription:
     """Write the files of a prepared dataset into an empty directory."""
     source = SOURCES[params.source](params)
-    description, digests = pack(source, params, directory)
-    duplicates = find_duplicates(source.samples, digests)
-    description = description.model_copy(update={"duplicates": duplicates or None})
+    ranges = PixelRanges(params, source.samples.ids)
+    source = replace(source, images=ranges.watch(source.images))
+    packed = pack(source, params, directory)
+    source = replace(source, samples=packed.samples)
+    duplicates = find_duplicates(packed.samples, packed.digests)
+    description = packed.description.model_copy(update={"duplicates": duplicates or None})
     write_json(directory / "dataset.json", description.model_dump(exclude_none=True))
-    for line in findings(source, duplicates):
+    if packed.unreadable:
+        listed = [f"  {name}: {problem}" for name, problem in packed.unreadable.items()][:LISTED]
+        print(
+            f"prepare: files left out, as they are not images that can be read "
+            f"(`dataset.unreadable: skip`): {len(packed.unreadable):,}. "
+            f"`{PREPARED / UNREADABLE_LIST}` has all:\n" + "\n".join(listed),
+            flush=True,
+        )
+    for line in [*ranges.findings(description.mean), *findings(source, duplicates)]:
         print(f"prepare: {line}", flush=True)
     return description
 

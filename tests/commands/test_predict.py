@@ -10,12 +10,14 @@ import pytest
 import torch
 from conftest import prepare, run_every_stage, run_module, run_stage, write_images
 from encoded_photographs import encoded_params, write_pictures
+from image_files import deep_png, saved
 from PIL import Image
 from safetensors.numpy import load_file
 from stage_process import start_module
 
 from pipeline.commands import predict
 from pipeline.data.prepared.dataset import EncodedSplit, open_dataset
+from pipeline.data.prepared.image_decoding import FORMATS
 from pipeline.export.onnx_model import OnnxMetadata
 from pipeline.runtime.errors import UserError
 from pipeline.views.loader import open_views
@@ -107,6 +109,69 @@ def test_any_file_becomes_the_pixels_that_the_pipeline_decodes(folder, reading, 
         assert np.array_equal(pixels, expected), sample_id
 
 
+def test_a_deep_image_is_scaled_as_the_students_dataset_was(exported, tmp_path, capsys):
+    values = np.random.default_rng(0).integers(0, 4096, (16, 16, 1))
+    (tmp_path / "deep.png").write_bytes(deep_png(values, 0))
+    eight = np.rint(values[..., 0] / 4095 * 255).astype(np.uint8)
+    Image.fromarray(eight).save(tmp_path / "eight.png")
+    model = onnx.load(MODEL)
+    entries = {entry.key: entry.value for entry in model.metadata_props}
+    reading = json.loads(entries["reading"]) | {"bit_depth": 12}
+    onnx.helper.set_model_props(model, entries | {"reading": json.dumps(reading)})
+    onnx.save(model, tmp_path / "twelve.onnx")
+    files = [str(tmp_path / f"{name}.png") for name in ("deep", "eight")]
+    run(str(tmp_path / "twelve.onnx"), *files, "--json")
+    captured = capsys.readouterr()
+    deep, same = (json.loads(line)["classes"] for line in captured.out.splitlines())
+    assert deep == same
+    assert not captured.err
+    run(MODEL, *files)
+    assert (
+        f"deep.png: it has more than 8 bits a channel, and its largest value is {values.max():,}"
+        in (capsys.readouterr().err)
+    )
+
+
+def test_no_file_makes_another_program_run(exported, tmp_path, monkeypatch):
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/executed\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    Image.new("RGB", (32, 32)).save(tmp_path / "photo.eps")
+    content = (tmp_path / "photo.eps").read_bytes()
+    (tmp_path / "photo.jpg").write_bytes(content)
+    with pytest.raises(UserError, match="it is none of AVIF"):
+        run(MODEL, str(tmp_path / "photo.jpg"))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_prepare_and_predict_refuse_a_file_with_the_same_words(exported, tmp_path):
+    sound = saved("JPEG")
+    animated = saved("GIF", save_all=True, append_images=[Image.new("RGB", (32, 24))])
+    files = {"cut": sound[:-40], "moving": animated, "text": b"no image", "empty": b""}
+    root = tmp_path / "images"
+    write_images(root, per_class=5)
+    for name, content in files.items():
+        (root / "train/ant" / name).write_bytes(content)
+    with pytest.raises(UserError) as of_predict:
+        run(MODEL, str(root))
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.chdir(tmp_path)
+        with pytest.raises(UserError) as of_prepare:
+            prepare()
+    words = {
+        line.rpartition("/")[2]
+        for line in str(of_predict.value).splitlines()
+        if "train/ant/" in line
+    }
+    assert len(words) == 4
+    assert words == {
+        line.rpartition("/")[2]
+        for line in str(of_prepare.value).splitlines()
+        if "train/ant/" in line
+    }
+
+
 def shell(*arguments: str) -> tuple[int, str, str]:
     """Run the command in another process; return its code, output and errors."""
     process = start_module("pipeline.commands.predict", *arguments, PYTHONPROFILEIMPORTTIME="1")
@@ -135,7 +200,7 @@ def test_it_prints_a_line_per_file_then_lists_the_unreadable_ones_and_fails(
     assert stderr.splitlines()[-4:] == [
         "error: 3 of 6 files cannot be read as images:",
         "  train/bee/cut.png: image file is truncated",
-        "  train/notes.txt: not an image of a known format",
+        f"  train/notes.txt: it is none of {', '.join(FORMATS)}, or is damaged",
         "  nowhere.png: No such file or directory",
     ]
 

@@ -20,6 +20,7 @@ from stage_process import finish, start_module
 from torch import nn
 
 from pipeline.data.prepared.dataset import open_dataset
+from pipeline.data.sources.params import DatasetParams
 from pipeline.export.onnx_model import OnnxMetadata, OnnxStudent
 from pipeline.export.to_onnx import OPSET, to_onnx
 from pipeline.export.verification import TOLERANCE, float32_error, verify_logits
@@ -28,6 +29,9 @@ from pipeline.models.evaluation import predict
 from pipeline.models.spec import InputSpec, ModelSpec, build
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
+from pipeline.runtime.outputs import ModelOutputs
+from pipeline.runtime.params import load_section
+from pipeline.stages.export import student_metadata
 
 FILE, METRICS = Path("models/exported/small.onnx"), Path("metrics/export/small.json")
 STUDENT = Path("models/students/small")
@@ -68,6 +72,14 @@ def test_the_metrics_agree_with_the_students_own(exported):
         "decisions_that_differ": 0,
     }
     assert 0 <= metrics["largest_difference"] < 1e-4
+
+
+def test_the_metadata_have_the_bit_depth_of_the_images_if_it_is_set(project):
+    outputs, dataset = ModelOutputs("distilled", "small"), open_dataset()
+    _, spec = checkpoint.load(outputs.model, produced_by="-")
+    params = load_section(DatasetParams, "dataset").model_copy(update={"bit_depth": 12})
+    metadata = student_metadata(outputs, spec, dataset, params).metadata()
+    assert json.loads(metadata["reading"])["bit_depth"] == 12
 
 
 def test_the_metadata_describe_the_classes_and_the_preprocessing(exported):
@@ -178,6 +190,10 @@ def with_statistics_of(network: nn.Module, inputs: torch.Tensor) -> None:
         (
             {"storage": "encoded", "image_size": 64, "quality": "original"},
             "transparent pixels white, RGB; the middle 16 x 16 pixels, after its shorter side",
+        ),
+        (
+            {"storage": "pixels", "image_size": 16, "bit_depth": 12},
+            "8 bits a channel (white is 4,095 where it has more), transparent pixels white",
         ),
     ],
 )

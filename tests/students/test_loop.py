@@ -190,12 +190,13 @@ def test_long_runs_on_cuda_alone_are_compiled():
 def test_a_stage_computes_in_ieee_float32_on_cuda_from_its_choice_of_device_on():
     code = (
         "import torch\nfrom pipeline.compute.device import default_device\ndefault_device()\n"
-        "print(torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision)"
+        "print(torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)\n"
+        "print(torch.backends.cudnn.conv.fp32_precision)"
     )
     output = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    assert output.stdout.split() == ["ieee", "ieee"]
+    assert output.stdout.split() == ["False", "False", "none"]  # was tf32
     assert not output.stderr
 
 

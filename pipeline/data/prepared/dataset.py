@@ -19,7 +19,7 @@ from pipeline.runtime.validation import Record, read_model
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
 AGAIN = "dvc repro prepare"
-_NOT_HASHED = {"mean", "std", "fingerprint", "duplicates"}  # keys of dataset.json
+_NOT_HASHED = {"mean", "std", "fingerprint", "duplicates", "unreadable"}  # keys of dataset.json
 _CHUNK = 4096  # images at a time, for hashes
 
 
@@ -138,6 +138,7 @@ class DatasetDescription(Record):
     std: list[Annotated[float, Field(gt=0)]]
     fingerprint: str
     duplicates: dict[str, Any] | None = None  # as `find_duplicates` returns them
+    unreadable: int | None = None  # files left out; unreadable.json beside it lists them
 
     @field_validator("mean", "std")
     @classmethod
@@ -170,7 +171,8 @@ def open_dataset(directory: Path = PREPARED) -> Dataset:
                 f"`{directory / f'{name}_labels.npy'}` holds labels from {labels.min()} to "
                 f"{labels.max()}; expected {least} to {last_label}. Run `{AGAIN}`."
             )
-    shared = description.model_dump(exclude={"format_version", "splits", "storage", "duplicates"})
+    not_shared = {"format_version", "splits", "storage", "duplicates", "unreadable"}
+    shared = description.model_dump(exclude=not_shared)
     return Dataset(**shared, splits=splits)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.data.prepared.image_decoding import eight_bits, open_image
+from pipeline.data.prepared.image_decoding import read_image
 from pipeline.data.sources.archives import names_in, read_files
 from pipeline.data.sources.image_reading import LISTED, decode_all
 from pipeline.data.sources.params import DatasetParams
@@ -68,7 +68,7 @@ def image_folder(params: DatasetParams) -> ImageSource:
         return sample if ids[sample : sample + 1] == [sample_id] else None
 
     def open_content(_: int, content: bytes) -> tuple[Image.Image, bytes]:
-        return eight_bits(open_image(content)), content
+        return read_image(content, params.bit_depth), content
 
     wanted = read_files(root, lambda name: number_of(name) is not None)
     contents = ((number_of(name), content) for name, content in wanted)

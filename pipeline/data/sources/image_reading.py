@@ -11,11 +11,18 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageOps
 
-from pipeline.data.prepared.image_decoding import UNREADABLE, available_cores
+from pipeline.data.prepared.image_decoding import (
+    LARGEST,
+    MORE_PAGES,
+    UNREADABLE,
+    BitDepthError,
+    available_cores,
+)
 from pipeline.data.sources.params import DatasetParams
 from pipeline.runtime.errors import UserError, counted
 
 DIGEST_BYTES = 16  # of a SHA-256: enough to tell any two contents of a dataset apart
+NEVER_SKIPPED = (BitDepthError, MemoryError)  # of UNREADABLE: these say nothing about the image
 LISTED = 20  # names in a message, at most
 _LONGEST_SIDE = 65_500  # pixels, of a JPEG
 
@@ -37,6 +44,16 @@ class DecodedImage:
     digest: bytes  # of the content: equal for duplicates
     pixels: np.ndarray  # [channels, image_size, image_size] uint8: stored, or for statistics
     encoded: EncodedImage | None  # stored with `storage: encoded`
+    largest: int | None = None  # value of an image deeper than 8 bits: see LARGEST
+    more_pages: bool = False  # in its file, which are not read
+
+
+@dataclass(frozen=True)
+class UnreadableImage:
+    """A file of a source that is left out."""
+
+    number: int  # of the sample
+    problem: str
 
 
 def decode_all(
@@ -44,8 +61,11 @@ def decode_all(
     open_item: Callable[[int, Item], tuple[Image.Image, bytes | None]],
     ids: Sequence[str],
     params: DatasetParams,
-) -> Iterator[DecodedImage]:
+) -> Iterator[DecodedImage | UnreadableImage]:
     """Yield the image of each item, in order, read by threads.
+
+    With `unreadable: skip`, an item that is not an image is yielded as unreadable, but for
+    NEVER_SKIPPED: if an image does not fit `bit_depth`, the parameter is wrong.
 
     Args:
         items: a sample's number, and what `open_item` opens.
@@ -58,7 +78,7 @@ def decode_all(
         UserError: after the last item: lists those that cannot be read.
     """
 
-    def read(item: tuple[int, Item]) -> DecodedImage | str:
+    def read(item: tuple[int, Item]) -> DecodedImage | UnreadableImage | str:
         number = item[0]
         try:
             image, content = open_item(*item)
@@ -67,20 +87,25 @@ def decode_all(
                 hashed = f"{image.mode} {image.size} ".encode() + image.tobytes()
             digest = hashlib.sha256(hashed).digest()[:DIGEST_BYTES]
             pixels = to_pixels(image, params.image_size, params.channels)
-            return DecodedImage(number, digest, pixels, encode(image, content or b"", params))
+            encoded = encode(image, content or b"", params)
+            facts = image.info.get(LARGEST), MORE_PAGES in image.info
+            return DecodedImage(number, digest, pixels, encoded, *facts)
         except UNREADABLE as error:
+            if params.unreadable == "skip" and not isinstance(error, NEVER_SKIPPED):
+                return UnreadableImage(number, str(error))
             return f"{ids[number]}: {error}"
 
     broken = []
     for result in map_in_threads(read, items):
-        if isinstance(result, DecodedImage):
-            yield result
-        else:
+        if isinstance(result, str):
             broken.append(result)
+        else:
+            yield result
     if broken:
         raise UserError(
             f"{counted(len(broken), 'file')} of `{params.root}` (`dataset.root`) cannot be read as "
-            "images; fix or remove:\n  " + "\n  ".join(broken[:LISTED])
+            "images; fix or remove (`dataset.unreadable: skip` leaves such files out):\n  "
+            + "\n  ".join(broken[:LISTED])
         )
 
 
@@ -101,7 +126,8 @@ def encode(image: Image.Image, source: bytes, params: DatasetParams) -> EncodedI
 
     Args:
         image: upright, 8 bits a channel.
-        source: the bytes of its file, which `quality: original` keeps.
+        source: the bytes of its file, which `quality: original` keeps; an image that `bit_depth`
+            scales becomes a PNG of 8 bits.
 
     Raises:
         ValueError: a side is longer than JPEG allows.
@@ -109,6 +135,8 @@ def encode(image: Image.Image, source: bytes, params: DatasetParams) -> EncodedI
     if params.storage == "pixels":
         return None
     if params.quality == "original":
+        if params.bit_depth not in (None, 16) and LARGEST in image.info:
+            source = _as_png(image)  # whoever decodes the source later does not know the depth
         return EncodedImage(source, image.height, image.width)
     image = image.convert("RGB" if params.channels == 3 else "L")
     ratio = params.image_size / min(image.size)
@@ -120,6 +148,12 @@ def encode(image: Image.Image, source: bytes, params: DatasetParams) -> EncodedI
     file = io.BytesIO()
     image.save(file, "JPEG", quality=params.quality, subsampling="4:2:0", comment=b"")
     return EncodedImage(file.getvalue(), image.height, image.width)
+
+
+def _as_png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    (image.convert("RGB") if image.mode == "CMYK" else image).save(file, "PNG")
+    return file.getvalue()
 
 
 def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

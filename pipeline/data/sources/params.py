@@ -26,6 +26,11 @@ class DatasetParams(Section):
     # encoded: JPEG quality of each image, 1 to 100; `original`: keep the source's bytes
     quality: Quality | Literal["original"] = 90
     channels: Literal[1, 3] = 3  # 3: RGB, 1: greyscale
+    # How many bits are used of images that have more than 8 a channel: white is 2**bit_depth - 1.
+    # None: all 16.
+    bit_depth: int | None = Field(default=None, ge=8, le=16)
+    # Files that are not images that can be read: refuse the dataset, or leave them out.
+    unreadable: Literal["refuse", "skip"] = "refuse"
     # If the source lacks the split: the share of each class's training samples that it takes.
     validation_fraction: float = Field(gt=0, lt=1)
     test_fraction: float = Field(gt=0, lt=1)

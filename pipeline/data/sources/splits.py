@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 
 from pipeline.data.prepared.dataset import SPLITS
-from pipeline.data.sources.image_reading import DecodedImage
+from pipeline.data.sources.image_reading import DecodedImage, UnreadableImage
 from pipeline.data.sources.params import DatasetParams
 from pipeline.runtime.derived_random import hash64
 from pipeline.runtime.errors import UserError, counted
@@ -29,6 +29,11 @@ class SampleTable:
     labels: np.ndarray  # [N] int64, or UNLABELLED
     splits: np.ndarray  # [N] int8, indices into SPLITS
 
+    def take(self, numbers: np.ndarray) -> "SampleTable":
+        """The samples with these numbers, in their order."""
+        ids = [self.ids[number] for number in numbers]
+        return SampleTable(ids, self.labels[numbers], self.splits[numbers])
+
 
 @dataclass(frozen=True)
 class ImageSource:
@@ -36,7 +41,7 @@ class ImageSource:
 
     class_names: list[str]
     samples: SampleTable
-    images: Iterator[DecodedImage]  # of every sample, in any order
+    images: Iterator[DecodedImage | UnreadableImage]  # of every sample, in any order
 
 
 def split_off(samples: SampleTable, params: DatasetParams) -> SampleTable:

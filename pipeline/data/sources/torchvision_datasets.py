@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.prepared.dataset import SPLITS
-from pipeline.data.prepared.image_decoding import eight_bits
+from pipeline.data.prepared.image_decoding import eight_bits, read_nothing_else
 from pipeline.data.sources.image_reading import decode_all
 from pipeline.data.sources.params import DatasetParams
 from pipeline.data.sources.splits import TRAIN, UNLABELLED, ImageSource, SampleTable, split_off
@@ -30,6 +30,7 @@ def torchvision_set(params: DatasetParams) -> ImageSource:
     """
     from torch.utils.data import ConcatDataset  # noqa: PLC0415  (as below)
 
+    read_nothing_else()  # torchvision opens files itself
     parts = {split: _open(params, split) for split in SETS[params.name].splits}
     ids, labels, splits = [], [], []
     for split, part in parts.items():
