@@ -109,11 +109,12 @@ def _vary(rows: np.ndarray) -> bool:
 def _hard_labels(rows: np.ndarray) -> str | None:
     """Two different numbers in all: one-hot labels, smoothed or not, or several labels a row."""
     low, high = rows.min(), rows.max()
-    if low == high or not _vary(rows):
-        return None
     rounding = 1e-5 * (high - low)
-    if not ((rows <= low + rounding) | (rows >= high - rounding)).all():
+    if low == high or not ((rows <= low + rounding) | (rows >= high - rounding)).all():
         return None
+    labelled = (rows >= high - rounding).any(1)
+    if not _vary(rows) or labelled.sum() < max(2, len(rows) / 2):
+        return None  # a network that returns the same for all images, or nothing for most
     return f"hard labels: two different numbers in all, {low:.4g} and {high:.4g}"
 
 
@@ -127,11 +128,12 @@ def _one_sum(rows: np.ndarray) -> str | None:
     if total <= 0 or near.mean() < 0.9:
         return None
     scale = next((s for s in _SCALES if abs(total - s) <= 0.02 * s), None)
-    if len(rows) < _FEW_ROWS or not _vary(rows):
-        if scale is None or (np.abs(sums - scale) > 1e-3 * scale).any():
+    if len(rows) < _FEW_ROWS:
+        rounding = 1e-5 if len(rows) == 1 else 1e-3
+        if scale is None or (np.abs(sums - scale) > rounding * scale).any():
             return None
     # Independent numbers would have sums that vary as much as all of them together.
-    elif sums[near].var() > 0.01 * rows[near].var(0).sum():
+    elif not _vary(rows) or sums[near].var() > 0.01 * rows[near].var(0).sum():
         return None
     name = "scaled probabilities" if scale is None else _SCALES[scale]
     return f"{name}, which are not negative and add up to {scale or f'{total:.4g}'}"
@@ -139,20 +141,18 @@ def _one_sum(rows: np.ndarray) -> str | None:
 
 def _one_scale(rows: np.ndarray) -> str | None:
     """Numbers from 0 to 1, 100 or 255, as of a sigmoid, or of a softmax's largest alone."""
-    if len(rows) < _FEW_ROWS or not _vary(rows):
+    if len(rows) < _FEW_ROWS or rows.min() < 0:
         return None
-    if rows.min() < 0:
+    highest, lowest = rows.max(0), rows.min(0)  # [C]
+    scale = next((s for s in _SCALES if highest.max() <= 1.001 * s), None)
+    if scale is None:
         return None
-    high, tops = rows.max(), rows.max(1)
-    for scale, name in _SCALES.items():
-        if high > 1.001 * scale:
-            continue
-        if scale == 1:
-            # A network that ends in a ReLU has exact zeros, and hardly ever just 1 as its largest.
-            reaches = high >= (0.7 if (rows == 0).mean() < 0.1 else 0.99)
-        else:
-            reaches = high >= 0.97 * scale and np.mean(tops >= 0.9 * scale) >= 0.5
-        if not reaches:
-            return None
-        return f"numbers from 0 to {scale}, as of a sigmoid or of some of a row's {name}"
-    return None
+    # A network that ends in a ReLU may stay within a scale by chance. But it hardly has several
+    # classes with nearly all of it in one image and nearly nothing in another; and if it has, many
+    # of its numbers are exactly 0, and few rows reach the end of the scale.
+    decided = (highest >= 0.7 * scale) & (lowest <= 0.3 * scale)
+    saturated = highest.max() >= 0.99 * scale and np.mean(rows.max(1) >= 0.9 * scale) >= 0.2
+    of_sigmoid = scale == 1 and np.mean(rows == 0) < 0.1
+    if decided.sum() < 2 or not (saturated or of_sigmoid):
+        return None
+    return f"numbers from 0 to {scale}, as of a sigmoid or of some of a row's {_SCALES[scale]}"
