@@ -135,6 +135,10 @@ def _one_sum(rows: np.ndarray) -> str | None:
     # Independent numbers would have sums that vary as much as all of them together.
     elif not _vary(rows) or sums[near].var() > 0.01 * rows[near].var(0).sum():
         return None
+    # Training by cross-entropy keeps the sum of a row's logits nearly constant; so a large number
+    # that they share does not make them probabilities, which have some near 0.
+    if scale != 1 and rows.min() > 0.3 * total / rows.shape[1]:
+        return None
     name = "scaled probabilities" if scale is None else _SCALES[scale]
     return f"{name}, which are not negative and add up to {scale or f'{total:.4g}'}"
 

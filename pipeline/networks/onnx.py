@@ -226,7 +226,11 @@ def _scaled(node: onnx.NodeProto, model: onnx.ModelProto) -> str:
     constants = (each for each in model.graph.node if each.op_type == "Constant")
     for constant in constants:
         for attribute in constant.attribute:
-            numbers[constant.output[0]] = attribute.t
+            number = attribute.t if attribute.name == "value" else None
+            if attribute.name == "value_float":
+                number = onnx.numpy_helper.from_array(np.float32(attribute.f).reshape(()))
+            if number is not None:
+                numbers[constant.output[0]] = number
     inputs = list(node.input)
     if node.op_type == "Mul" and inputs and inputs[0] in numbers:
         inputs.reverse()

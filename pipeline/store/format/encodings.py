@@ -70,7 +70,7 @@ def less_offset(logits: np.ndarray) -> np.ndarray:
     """Subtract a number from each row, which no softmax sees: the multiple of 64 nearest to its
     largest logit. [n, C] float32, as the argument.
 
-    So a large number that all logits of a row share costs no digits of float16, and the rows of
+    So a large number that all logits of a row share costs none of float16's digits, and the rows of
     most teachers (their largest within ±32) keep their bits. A row that float16 holds, but not
     less the multiple, stays.
     """

@@ -15,6 +15,7 @@ from pipeline.store.format.encodings import decode
 TEMPERATURES = (1, 2, 4)
 #: Below this agreement, or above this divergence, a store is refused.
 MINIMUM_AGREEMENT = 0.95
+_TIE = 1 / 64  # logits so near each other can be one number of float16 (in a row within ±32)
 MAXIMUM_KL = 0.01  # nats, of `kl_tail_as_one`
 
 
@@ -25,8 +26,8 @@ def compare_rows(
 
     `kl_at_temperature_T` spreads the tail of a top_k row evenly, as a student that reads it does.
     `kl_tail_as_one`, at T = 1, counts the tail as one class: what a row says apart from what top_k
-    leaves out by design. They agree if the stored row's largest class is a largest one of the
-    teacher's.
+    leaves out by design. They agree if the stored row's largest class is the teacher's largest,
+    or is equal to it up to float16's rounding.
 
     Args:
         logits: [n, C] float32, the teacher's.
@@ -43,7 +44,7 @@ def compare_rows(
             pair = (teacher, student) if kept is None else _tail_as_one(teacher, student, kept)
             of_rows["kl_tail_as_one"] = _kl(*pair)
     first = decoded.argmax(1)[:, None]
-    of_rows["agreement"] = np.take_along_axis(logits, first, 1)[:, 0] == logits.max(1)
+    of_rows["agreement"] = logits.max(1) - np.take_along_axis(logits, first, 1)[:, 0] <= _TIE
     return of_rows
 
 
