@@ -17,23 +17,28 @@ from pipeline.compute.device import default_device
 from pipeline.data.prepared.dataset import Dataset, open_dataset
 from pipeline.models import checkpoint
 from pipeline.models.evaluation import BATCH_SIZE, batches_of
+from pipeline.models.raw_logits import check_raw
 from pipeline.runtime.errors import UserError, counted
 from pipeline.runtime.outputs import STORE, TEACHER
 from pipeline.runtime.params import load_section
 from pipeline.store.format.encodings import decode, row_bytes
 from pipeline.store.format.schema import INDEX, StoreIndex
 from pipeline.store.format.views_by_split import open_views_by_split
-from pipeline.store.reading.index import check_purpose, read_index
+from pipeline.store.reading.index import AGAIN, check_purpose, read_index
 from pipeline.store.reading.store import Store, open_shards, open_store
 from pipeline.store.reading.verification import differences
+from pipeline.store.writing.fidelity import check_fidelity, store_fidelity
 from pipeline.store.writing.imported_logits import ImportedLogits
+from pipeline.store.writing.job import fidelity_advice
 from pipeline.store.writing.teacher_logits import TeacherForward, open_teacher_logits
 from pipeline.views.params import ViewsParams
 
 #: By the precision of the forward pass: how far a stored logit may be from the recomputed one, as
-#: a share of the row's largest magnitude (1 at least). Storage in float16 takes half of the first
-#: value; other batches, thread counts and processors take the rest.
+#: a share of the row's span (1 at least). Storage in float16 takes half of the first value; other
+#: batches, thread counts and processors take the rest.
 TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
+_OF_FLOAT32 = 1e-6  # beside it, a share of the row's largest magnitude: rounding of large offsets
+_MEASURED_ROWS = 512  # of a store whose writer measured nothing
 _BATCH_ROWS = 16_384  # rows that are recomputed at once: bounds the memory
 _FLAT = 1e9  # so high a temperature that every class of a tail has the tail's mean
 
@@ -100,8 +105,8 @@ def _example_rows(store: Store) -> Iterator[str]:
 
 
 def verify(directory: Path, recompute: int, seed: int) -> str:
-    """Check a store against the project: its identity, completeness, checksums and canaries, and
-    some rows against the teacher.
+    """Check a store against the project: its identity, completeness, checksums and canaries, its
+    numbers and their fidelity, and some rows against the teacher.
 
     Args:
         recompute: training rows to compare with the teacher's logits.
@@ -121,8 +126,13 @@ def verify(directory: Path, recompute: int, seed: int) -> str:
     problems = [*differences(directory, index, dataset), *_unknown_files(directory, index)]
     rows = sum(key.num_samples for key in index.shards())
     verified = f"{directory}: all {rows:,} rows are as written, and for these images and views"
-    if recompute and not problems:
+    if not problems:
         store = open_store(dataset, views, fingerprint, directory)
+        _check_numbers(store)
+        check_fidelity(
+            _fidelity(store, dataset), f"the rows of `{directory}`", fidelity_advice(index)
+        )
+    if recompute and not problems:
         count = min(recompute, len(store))
         positions = sorted(random.Random(seed).sample(range(len(store)), count))
         problems = list(differences_to_teacher(store, _open_teacher(store, dataset), positions))
@@ -130,6 +140,36 @@ def verify(directory: Path, recompute: int, seed: int) -> str:
     if problems:
         raise UserError("\n".join([*problems, f"{counted(len(problems), 'difference')}."]))
     return f"{verified}."
+
+
+def _check_numbers(store: Store) -> None:
+    """Raise UserError if the rows are no logits: of each split, some of the first view."""
+    for split, size in store.index.split_sizes.items():
+        samples = np.arange(0, size, max(1, size // _MEASURED_ROWS))
+        rows = store.decoded_at(_FLAT).gather(0, samples, split=split).logits
+        check_raw(
+            rows,
+            f"`{store.directory}` holds",
+            f"Mend the teacher, then remove `{store.directory}` and run `{AGAIN}`.",
+            lambda row, s=split, numbers=samples: f"{s}, sample {numbers[row]}",
+        )
+
+
+def _fidelity(store: Store, dataset: Dataset) -> dict[str, float]:
+    """What the writer measured; measured now if it did not."""
+    recorded = dict(store.index.fidelity)
+    if "agreement" in recorded:
+        if store.identity.encoding == "dense":  # an older store has this figure alone
+            recorded.setdefault("kl_tail_as_one", recorded.get("kl_at_temperature_1", 0))
+        return recorded
+    teacher, samples = _open_teacher(store, dataset), store.index.split_sizes["train"]
+    samples = np.arange(0, samples, max(1, samples // _MEASURED_ROWS))
+    exact = teacher.in_float32("train", 0, samples)
+    return store_fidelity(
+        teacher.logits("train", 0, samples) if exact is None else exact,
+        dataset.splits["train"].labels[samples],
+        store.encoded(samples, np.zeros_like(samples)),
+    )
 
 
 def _unknown_files(directory: Path, index: StoreIndex) -> Iterator[str]:
@@ -166,25 +206,33 @@ def differences_to_teacher(
 def _batch_differences(
     store: Store, view: int, samples: np.ndarray, logits: np.ndarray
 ) -> Iterator[str]:
-    """Args: logits: [B, C] float32, the teacher's."""
+    """Compare rows up to a number that is the same for all of a row.
+
+    Args:
+        logits: [B, C] float32, the teacher's.
+    """
     names, share = store.index.class_names, TOLERANCE[store.identity.precision]
     stored, kept = store.decoded_at(1.0).gather(view, samples)
     flat = store.decoded_at(_FLAT).gather(view, samples).logits
     tails = np.zeros_like(logits, bool) if kept is None else ~kept
-    scales = np.maximum(1, np.abs(logits).max(1))
-    for sample, row, flat_row, tail, expected, scale in zip(
-        samples, stored, flat, tails, logits, scales, strict=True
+    allowed = share * np.maximum(1, np.ptp(logits, axis=1)) + _OF_FLOAT32 * np.abs(logits).max(1)
+    stored, logits = stored.astype(np.float64), logits.astype(np.float64)
+    for sample, row, flat_row, tail, expected, width in zip(
+        samples, stored, flat, tails, logits, allowed, strict=True
     ):
-        errors = np.where(tail, 0, np.abs(row.astype(np.float32) - expected))
-        worst = int(errors.argmax())
-        figures = [(f"the logit of {names[worst]}", row[worst], expected[worst], share * scale)]
+        differences, sums = (row - expected)[~tail], []
         if tail.any():
-            tolerance = share * (scale + np.log(len(expected)))
-            sums = _log_sum_exp(row[tail]), _log_sum_exp(expected[tail])
-            means = flat_row[tail].mean(), expected[tail].mean()
-            figures.append(("the tail's log-sum-exp", *sums, tolerance))
-            figures.append(("the tail's mean", *means, tolerance))
-        for name, actual, correct, tolerance in figures:
+            lse = _log_sum_exp(row[tail]), _log_sum_exp(expected[tail])
+            means = float(flat_row[tail].mean()), float(expected[tail].mean())
+            wider = width + share * np.log(len(expected))
+            sums = [("the tail's log-sum-exp", *lse, wider), ("the tail's mean", *means, wider)]
+            differences = np.append(differences, [a - b for _, a, b, _ in sums])
+        offset = np.median(differences)  # few wrong figures do not move it
+        errors = np.where(tail, -1, np.abs(row - expected - offset))
+        worst = int(errors.argmax())
+        figure = (f"the logit of {names[worst]}", row[worst], expected[worst], width)
+        for name, actual, unshifted, tolerance in (figure, *sums):
+            correct = unshifted + offset
             if not abs(actual - correct) <= tolerance:  # also if it is not a number
                 yield (
                     f"train view {view} sample {sample}: {name} is {actual:.4f}, the teacher's "

@@ -34,11 +34,17 @@ class Economics(_Record):
     held_out_images: NonNegativeInt  # validation and test, once each
     epochs: Mapping[str, PositiveInt]  # by student
     bytes_per_row: PositiveFloat | None  # of stored training rows; None if not measured
+    extra_passes: NonNegativeInt = 0  # that measured the store's fidelity alone
+
+    @property
+    def rows(self) -> int:
+        """Count the rows of the store."""
+        return self.views * self.training_images + self.held_out_images
 
     @property
     def teacher_passes(self) -> int:
         """Count the passes made for the cache."""
-        return self.views * self.training_images + self.held_out_images
+        return self.rows + self.extra_passes
 
     @property
     def online_passes(self) -> int:
@@ -65,7 +71,7 @@ class Economics(_Record):
         """Estimate the bytes of all rows, held-out rows at the size of training rows."""
         if self.bytes_per_row is None:
             return None
-        return round(self.teacher_passes * self.bytes_per_row)
+        return round(self.rows * self.bytes_per_row)
 
     @property
     def figures(self) -> CacheFigures:

@@ -50,6 +50,7 @@ class StoredImages(_Part):
 
 class Fidelity(_Part):
     bytes_per_row: PositiveFloat | None = None  # of stored training rows, where measured
+    extra_passes: NonNegativeInt = 0  # that measured the store's fidelity alone
 
 
 class StoreIndex(_Part):
@@ -267,6 +268,7 @@ def cache_economics(index: StoreIndex, curves: pd.DataFrame) -> Economics:
         held_out_images=index.splits.validation + index.splits.test,
         epochs=epochs.to_dict(),
         bytes_per_row=index.fidelity.bytes_per_row,
+        extra_passes=index.fidelity.extra_passes,
     )
 
 

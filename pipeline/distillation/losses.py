@@ -61,11 +61,14 @@ def soft_cross_entropy(
 
 
 def logit_mse(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Squared difference of the logits, mean over B and C.
+    """Squared difference of the logits less their row's mean, mean over B and C.
 
-    Ba and Caruana 2014, arXiv:1312.6184, have C / 2 times this: half the sum over C.
+    Ba and Caruana 2014, arXiv:1312.6184, have C / 2 times this: half the sum over C. Less the mean,
+    as in Hinton et al. 2015, arXiv:1503.02531, section 2.1, because the number that a store
+    subtracts from a row is arbitrary.
     """
-    return F.mse_loss(*_prepared(student_logits, teacher_logits))
+    student, teacher = _prepared(student_logits, teacher_logits)
+    return F.mse_loss(_centred(student), _centred(teacher))
 
 
 def dkd(
@@ -246,6 +249,10 @@ def _prepared(student: Tensor, teacher: Tensor, standardize: bool = False) -> tu
     if standardize:
         return standardized(student), standardized(teacher)
     return _at_least_float32(student), _at_least_float32(teacher)
+
+
+def _centred(logits: Tensor) -> Tensor:
+    return logits - logits.mean(1, keepdim=True)
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

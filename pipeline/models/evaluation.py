@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.data.prepared.dataset import AnySplit, EncodedSplit
+from pipeline.models.raw_logits import beyond_float16, check_raw
 from pipeline.models.spec import InputSpec
 from pipeline.runtime.errors import UserError, counted
 from pipeline.runtime.files import canonical_json, write_bytes
@@ -20,6 +21,10 @@ from pipeline.views.loader import AnyViews, CleanView, open_views
 from pipeline.views.policy import ViewPolicy
 
 BATCH_SIZE = 256
+_SAVE_LOGITS = (
+    "Save the input of the softmax, or the logarithm of the probabilities (raised to at least "
+    "1e-7, because that of 0 is not finite); of a sigmoid its input, or log(p / (1 - p))."
+)
 
 
 @torch.inference_mode()
@@ -64,7 +69,7 @@ def open_clean_views(split: AnySplit, spec: InputSpec, device: torch.device) -> 
 def check_imported(
     logits: np.ndarray, class_names: Sequence[str], source: str, row_name: Callable[[int], str]
 ) -> None:
-    """Refuse numbers of another system that cannot be raw logits.
+    """Refuse numbers of another system that cannot be raw logits, or cannot be stored.
 
     Args:
         logits: [n, C] float32.
@@ -72,11 +77,10 @@ def check_imported(
         row_name: the name of a row, by its number.
 
     Raises:
-        UserError: a number is not finite in float16, or all rows are probabilities.
+        UserError: a number is not finite in float16, or the rows are probabilities, percentages or
+            hard labels.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
-        wrong = ~np.isfinite(logits.astype(np.float16))
-        are_probabilities = (logits >= 0).all() and (abs(logits.sum(1) - 1) < 0.02).all()
+    wrong = beyond_float16(logits)
     rows = np.flatnonzero(wrong.any(1))
     if len(rows):
         row = int(rows[0])
@@ -86,12 +90,7 @@ def check_imported(
             f"finite, or beyond float16's ±65504; the first is {row_name(row)}: "
             f"{logits[row, column]:g} for `{class_names[column]}`. Expected finite logits."
         )
-    if are_probabilities:
-        raise UserError(
-            f"`{source}` holds probabilities, which are not negative and add up to 1; expected "
-            "logits. Save the input of the softmax, or the logarithm of the probabilities (raised "
-            "to at least 1e-7, because that of 0 is not finite)."
-        )
+    check_raw(logits, f"`{source}` holds", _SAVE_LOGITS, row_name)
 
 
 def predict_all(

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from pipeline.data.prepared.dataset import Dataset
 from pipeline.models.params import LARGEST_INPUT, Interpolation, NetworkParams
+from pipeline.models.raw_logits import advice_for_network, check_raw
 from pipeline.runtime.errors import UserError, counted, first_line
 
 
@@ -209,3 +210,8 @@ def _try_on_blank_image(network: nn.Module, spec: ModelSpec) -> None:
         raise UserError(
             f"network `{spec.network}` returns {actual} for one image; expected logits {expected}."
         )
+    check_raw(
+        logits.numpy(),
+        f"network `{spec.network}` returns",
+        advice_for_network(spec.family, spec.network),
+    )

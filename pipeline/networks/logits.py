@@ -68,7 +68,7 @@ def open_source(path: Path, dataset: Dataset) -> Source:
         raise UserError(
             f"`{path}` is no store of logits: it has no `{INDEX}`. Put there the folder of a "
             "store, as docs/soft_targets_format.md says, or make one of a table: "
-            f"`{_IMPORT} TABLE {path.with_suffix('')}`."
+            f"`{_IMPORT} {path if path.is_file() else 'TABLE'} {path.with_suffix('')}`."
         )
     index = read_model(path / INDEX, _Index, produced_by=f"{_IMPORT} TABLE")
     if index.encoding != "dense":

@@ -54,14 +54,14 @@ def build_from_file(
 class OnnxNetwork(nn.Module):
     """Runs in onnxruntime, in float32, in batches of the file's size if that is fixed.
 
-    If the file ends in a softmax, the logits are its input.
+    If the file ends in a softmax or a sigmoid, the logits are its input.
     """
 
     def __init__(self, file: Tensor, num_classes: int, in_channels: int, layout: str | None):
         super().__init__()
         self.register_buffer("onnx", file)
         self._model = _parsed(file.numpy().tobytes())
-        _use_logits(self._model, num_classes)
+        self.remarks = _use_logits(self._model, num_classes)
         self._session = _session(self._model)
         (self._input,) = self._session.get_inputs()
         batch = self._input.shape[0] if self._input.shape else None
@@ -83,13 +83,7 @@ class OnnxNetwork(nn.Module):
         if self._layout == "nhwc":
             images = images.transpose(0, 2, 3, 1)
         self._check_size(images.shape)
-        logits = self._logits(np.ascontiguousarray(images))
-        if (logits >= 0).all() and np.allclose(logits.sum(1), 1, atol=1e-3):
-            raise UserError(
-                "the ONNX file returns probabilities, which add up to 1; expected logits. "
-                "Export the network without its last softmax."
-            )
-        return torch.from_numpy(logits).to(inputs.device)
+        return torch.from_numpy(self._logits(np.ascontiguousarray(images))).to(inputs.device)
 
     def _check_size(self, shape: tuple[int, ...]) -> None:
         sides = slice(2, 4) if self._layout == "nchw" else slice(1, 3)
@@ -177,8 +171,13 @@ def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
                 yield from _tensors(part)
 
 
-def _use_logits(model: onnx.ModelProto, num_classes: int) -> None:
-    """Make the output with one number per class the only one; of a last softmax, take the input."""
+def _use_logits(model: onnx.ModelProto, num_classes: int) -> list[str]:
+    """Make the output with one number per class the only one; of a last softmax or sigmoid, and of
+    what scales it, take the input.
+
+    Returns:
+        what was left out, in sentences.
+    """
     fitting = [
         output.name
         for output in model.graph.output
@@ -196,12 +195,49 @@ def _use_logits(model: onnx.ModelProto, num_classes: int) -> None:
             f"{num_classes}], the dataset's classes."
         )
     makers = {name: node for node in model.graph.node for name in node.output}
-    name = fitting[0]
-    while name in makers and makers[name].op_type in ("Softmax", "Identity"):
-        node = makers.pop(name)  # once: a damaged graph may lead back to it
-        name = node.input[0] if node.input else ""
+    output = logits = name = fitting[0]
+    activation = ""
+    while node := makers.pop(name, None):  # once: a damaged graph may lead back to it
+        source = node.input[0] if node.input else ""
+        if node.op_type in ("Mul", "Div") and not activation:
+            source = _scaled(node, model)  # percentages of a softmax
+        elif node.op_type == "Softmax" or (node.op_type == "Sigmoid" and not activation):
+            activation = activation or node.op_type
+        elif node.op_type != "Identity":
+            break
+        name = source
+        if activation:
+            logits = name
     del model.graph.output[:]
-    model.graph.output.append(onnx.ValueInfoProto(name=name))
+    model.graph.output.append(onnx.ValueInfoProto(name=logits))
+    if activation == "Sigmoid":
+        return [
+            f"the ONNX file ends in a Sigmoid (`{output}`): its input is the logits, and the "
+            "probabilities of a row are their softmax"
+        ]
+    return [f"the ONNX file ends in a Softmax (`{output}`): its input is the logits"] * bool(
+        activation
+    )
+
+
+def _scaled(node: onnx.NodeProto, model: onnx.ModelProto) -> str:
+    """The input of a product or quotient by one positive number; empty for any other."""
+    numbers = {tensor.name: tensor for tensor in model.graph.initializer}
+    constants = (each for each in model.graph.node if each.op_type == "Constant")
+    for constant in constants:
+        for attribute in constant.attribute:
+            number = attribute.t if attribute.name == "value" else None
+            if attribute.name == "value_float":
+                number = onnx.numpy_helper.from_array(np.float32(attribute.f).reshape(()))
+            if number is not None:
+                numbers[constant.output[0]] = number
+    inputs = list(node.input)
+    if node.op_type == "Mul" and inputs and inputs[0] in numbers:
+        inputs.reverse()
+    if len(inputs) != 2 or inputs[1] not in numbers:
+        return ""
+    factor = onnx.numpy_helper.to_array(numbers[inputs[1]])
+    return inputs[0] if factor.size == 1 and (factor > 0).all() else ""
 
 
 def _layout_of(shape: list[Any], channels: int) -> str:

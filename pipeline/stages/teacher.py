@@ -53,7 +53,8 @@ def make_teacher(group: ProcessGroup) -> None:
         network.to(device)
     trains = is_trained(params, spec)
     if group.is_main:
-        print(f"teacher: {params.family}, {params.network.name}, weights: {params.weights}")
+        described = f"teacher: {params.family}, {params.network.name}, weights: {params.weights}"
+        print(described, *getattr(network, "remarks", ()), sep="\n  ")
         if params.weights == "pretrained" and trains:
             print("  some classes are not in its pretraining: its last layer is new")
         elif params.weights == "pretrained":

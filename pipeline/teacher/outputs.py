@@ -15,6 +15,7 @@ from pipeline.models.evaluation import (
     count_parameters_and_macs,
     write_predictions,
 )
+from pipeline.models.raw_logits import advice_for_network, check_raw
 from pipeline.models.spec import ModelSpec, family_module
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_directory, write_json
@@ -39,14 +40,19 @@ def write_teacher(
         logits: [N, C] float32, of each split in EVALUATED.
 
     Raises:
-        UserError: a logit is not finite, the teacher fails the accuracy gate, or an input of the
-            stage changed while it ran: nothing is written.
+        UserError: a logit is not finite, the numbers are no raw logits, the teacher fails the
+            accuracy gate, or an input of the stage changed while it ran: nothing is written.
     """
     if not all(torch.isfinite(values).all() for values in logits.values()):
         raise UserError(
             f"the logits of the teacher `{params.network.name}` are not finite. Check its weights "
             "(`teacher.checkpoint`) and its `mean` and `std`."
         )
+    check_raw(
+        torch.cat(list(logits.values())).numpy(),
+        f"`{TEACHER.model}` is unchanged: the teacher `{params.network.name}` returns",
+        advice_for_network(params.family, params.network.name),
+    )
     accuracy_gate.check(dataset, logits["validation"], params)
     inputs.check()
     metrics: dict[str, float] = {}

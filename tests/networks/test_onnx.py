@@ -137,6 +137,43 @@ def test_a_small_graph_runs_in_either_layout(folder):
     torch.testing.assert_close(load(layout="nchw")(images), images.mean((2, 3)))
 
 
+MEAN = node("ReduceMean", "x", "m", keepdims=0)
+PERCENT = onnx.helper.make_node("Constant", [], ["p"], value_float=100.0)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "remark"),
+    [
+        (
+            [MEAN, node("Sigmoid", "m", "y")],
+            "ends in a Sigmoid (`y`): its input is the logits, and",
+        ),
+        ([MEAN, node("Softmax", "m", "y")], "ends in a Softmax (`y`): its input is the logits"),
+        (
+            [
+                *(MEAN, node("Softmax", "m", "s"), PERCENT, node("Identity", "s", "i")),
+                onnx.helper.make_node("Mul", ["p", "i"], ["y"]),
+            ],
+            "ends in a Softmax (`y`)",
+        ),
+    ],
+)
+def test_the_input_of_a_last_softmax_or_sigmoid_is_used_and_a_line_says_so(folder, nodes, remark):
+    graph(nodes=nodes)
+    images = torch.randn(4, 3, 8, 8)
+    network = load()
+    torch.testing.assert_close(network(images), images.mean((2, 3)))
+    (line,) = network.remarks
+    assert remark in line
+
+
+def test_a_temperature_of_the_logits_stays(folder):
+    graph(nodes=[MEAN, PERCENT, onnx.helper.make_node("Mul", ["m", "p"], ["y"])])
+    network, images = load(), torch.randn(4, 3, 8, 8)
+    torch.testing.assert_close(network(images), 100 * images.mean((2, 3)))
+    assert network.remarks == []
+
+
 CAST = [node("Cast", "x", "z", to=1), node("ReduceMean", "z", "y", keepdims=0)]
 PROBABILITIES = [  # that no last softmax made
     *(node("ReduceMean", "x", "m", keepdims=0), node("Softmax", "m", "s")),

@@ -28,7 +28,8 @@ from pipeline.runtime.progress import bar
 from pipeline.store.format.schema import FORMAT_VERSION, ShardKey, StoreIdentity
 from pipeline.store.format.shards import ShardError, check_shard
 from pipeline.store.format.views_by_split import canaries_of
-from pipeline.store.writing.job import StoreJob
+from pipeline.store.writing.job import StoreJob, count_extra_passes
+from pipeline.store.writing.measurements import has_measurement
 from pipeline.store.writing.shard_writer import shard_bytes
 
 SCRATCH = Path(".scratch/soft_targets")
@@ -82,12 +83,14 @@ def find_pending(job: StoreJob) -> PendingShards:
     resumed += f"({counted(total - rows, 'row')})"
     if rows == total:
         resumed = f"`{SCRATCH}` has no shard of this store: all are made"
+    extra = count_extra_passes(job, pending)
+    ahead = f"{rows:,} {job.teacher.unit}" + (f" and {extra:,} in float32" if extra else "")
     print(
         f"soft targets: {counted(job.num_views, 'view')} of "
         f"{counted(job.split_sizes['train'], 'training image')}, and validation and test: "
         f"{counted(total, 'row')} in {counted(len(job.shards), 'shard')}\n"
         f"  {resumed}\n"
-        f"  ahead: {rows:,} {job.teacher.unit}; {needed:,} bytes to write, "
+        f"  ahead: {ahead}; {needed:,} bytes to write, "
         f"{shutil.disk_usage(SCRATCH).free:,} free",
         flush=True,
     )
@@ -114,7 +117,7 @@ def _is_finished(job: StoreJob, finished: Path, key: ShardKey) -> bool:
     except ShardError as error:
         print(f"soft targets: `{path}` {error}; it is made again")
         return False
-    return True
+    return has_measurement(finished, key)
 
 
 def _require_free_space(directory: Path, needed: int) -> None:

@@ -80,6 +80,9 @@ class ImportedLogits:
         self._shards[key] = logits
         return logits
 
+    def in_float32(self, split: str, view: int, samples: np.ndarray) -> None:
+        """None: the rows are all that there is."""
+
     def seconds(self) -> float | None:
         """None: there is no forward pass."""
         return None

@@ -1,5 +1,6 @@
 """Everything that it takes to make a shard of the store, and making one."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,12 +10,16 @@ import torch
 from pipeline.compute.device import default_device
 from pipeline.data.prepared.dataset import Dataset, open_dataset
 from pipeline.models import checkpoint
+from pipeline.models.raw_logits import beyond_float16
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.outputs import TEACHER
 from pipeline.runtime.params import load_section
+from pipeline.store.format.encodings import encode, less_offset
 from pipeline.store.format.schema import ShardKey, StoreIdentity, shard_keys
 from pipeline.store.format.views_by_split import ViewsBySplit, canaries_of, open_views_by_split
+from pipeline.store.writing.fidelity import check_fidelity, compare_rows
 from pipeline.store.writing.imported_logits import ImportedLogits
+from pipeline.store.writing.measurements import measured_rows, write_measurement
 from pipeline.store.writing.params import SoftTargetsParams
 from pipeline.store.writing.shard_writer import write_shard
 from pipeline.store.writing.teacher_logits import AGAIN, TeacherForward, open_teacher_logits
@@ -84,16 +89,54 @@ def open_job() -> StoreJob:
 
 
 def make_shard(job: StoreJob, folder: Path, key: ShardKey) -> None:
-    """Write one shard into the folder."""
+    """Measure one shard, and write it into the folder.
+
+    Raises:
+        UserError: its rows are no raw logits, or cannot be stored with enough fidelity.
+    """
+    logits = shard_logits(job, key)
     labels = job.dataset.splits[key.split].labels
+    labels = labels[key.first_sample : key.first_sample + key.num_samples]
+    if key.split == "train":
+        _measure(job, folder, key, logits, labels)
     write_shard(
-        folder / key.file_name,
-        job.identity,
-        key,
-        shard_logits(job, key),
-        labels[key.first_sample : key.first_sample + key.num_samples],
-        canaries_of(job.views, key),
+        folder / key.file_name, job.identity, key, logits, labels, canaries_of(job.views, key)
     )
+
+
+def _measure(
+    job: StoreJob, folder: Path, key: ShardKey, logits: np.ndarray, labels: np.ndarray
+) -> None:
+    """Compare some of a shard's rows, as they are stored, with the teacher in float32."""
+    rows = measured_rows(key)
+    logits, labels = logits[rows], labels[rows]
+    if beyond_float16(logits).any():
+        return  # `write_shard` refuses all of them
+    reference = job.teacher.in_float32(key.split, key.view, key.first_sample + rows)
+    stored = encode(less_offset(logits), labels, job.identity.encoding, job.identity.k)
+    of_rows = compare_rows(logits if reference is None else reference, labels, stored)
+    # Few rows of one shard may disagree by chance: their number is checked in the whole store.
+    divergence = {"kl_tail_as_one": of_rows["kl_tail_as_one"].mean()}
+    check_fidelity(divergence, f"the rows of {key.file_name}", fidelity_advice(job.identity))
+    write_measurement(folder, key, of_rows)
+
+
+def fidelity_advice(identity: StoreIdentity) -> str:
+    """What to do about rows of too little fidelity."""
+    if identity.precision != "float32":
+        return (
+            f"In {identity.precision} the forward pass loses what tells the classes apart: set "
+            "`soft_targets.precision: float32`."
+        )
+    return "Remove them and run `dvc repro soft_targets`."
+
+
+def count_extra_passes(job: StoreJob, keys: Iterable[ShardKey]) -> int:
+    """Count the forward passes that measure the fidelity of shards: those in float32 of a teacher
+    that runs in less."""
+    if isinstance(job.teacher, ImportedLogits) or job.identity.precision == "float32":
+        return 0
+    return sum(len(measured_rows(key)) for key in keys)
 
 
 def shard_logits(job: StoreJob, key: ShardKey) -> np.ndarray:

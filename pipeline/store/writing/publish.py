@@ -3,21 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from pipeline.runtime.errors import counted
 from pipeline.runtime.files import atomic_directory
 from pipeline.runtime.outputs import STORE
 from pipeline.runtime.stage_inputs import StageInputs
-from pipeline.store.format.encodings import columns
-from pipeline.store.format.shards import read_header
 from pipeline.store.writing import finished_shards
-from pipeline.store.writing.fidelity import TEMPERATURES, store_fidelity
+from pipeline.store.writing.fidelity import TEMPERATURES, check_fidelity
 from pipeline.store.writing.finished_shards import PendingShards, num_rows
-from pipeline.store.writing.job import StoreJob
+from pipeline.store.writing.job import StoreJob, count_extra_passes, fidelity_advice
+from pipeline.store.writing.measurements import mean_of, read_measurement
 from pipeline.store.writing.shard_writer import write_index
-
-FIDELITY_ROWS = 512
 
 
 def publish(
@@ -33,7 +28,8 @@ def publish(
         inputs: of the stage, as they were when it began.
 
     Raises:
-        UserError: an input changed since: nothing is put in place.
+        UserError: the rows say other things than the teacher, or an input changed since: nothing is
+            put in place.
     """
     fidelity = measure_fidelity(job, pending.folder)
     inputs.check()
@@ -61,31 +57,17 @@ def publish(
 
 
 def measure_fidelity(job: StoreJob, folder: Path) -> dict[str, float]:
-    """Run the teacher again for rows spread evenly over the training views, and compare."""
-    split = job.dataset.splits["train"]
-    total = len(split) * job.num_views
-    count = min(FIDELITY_ROWS, total)
-    views, samples = np.divmod(np.arange(count) * (total - 1) // max(1, count - 1), len(split))
-    logits, size = [], 0
-    identity = job.identity
-    stored = {name: [] for name in columns(identity.encoding, identity.num_classes, identity.k)}
-    for key in job.shards:
-        if key.split != "train":
-            continue
-        path, end = folder / key.file_name, key.first_sample + key.num_samples
-        size += path.stat().st_size
-        in_shard = (views == key.view) & (samples >= key.first_sample) & (samples < end)
-        if in_shard.any():
-            logits.append(job.teacher.logits("train", key.view, samples[in_shard]))
-            arrays = read_header(path).arrays
-            for name, parts in stored.items():
-                parts.append(arrays[name].map()[samples[in_shard] - key.first_sample])
-    fidelity = store_fidelity(
-        np.concatenate(logits),
-        split.labels[samples],
-        {name: np.concatenate(parts) for name, parts in stored.items()},
-    )
-    return {"rows": count, **fidelity, "bytes_per_row": round(size / total, 2)}
+    """Collect what was measured of the training shards, and refuse a store that says other things
+    than the teacher."""
+    keys = [key for key in job.shards if key.split == "train"]
+    fidelity = mean_of(read_measurement(folder, key) for key in keys)
+    check_fidelity(fidelity, f"the rows for `{STORE}`", fidelity_advice(job.identity))
+    size = sum((folder / key.file_name).stat().st_size for key in keys)
+    return {
+        **fidelity,
+        "extra_passes": count_extra_passes(job, keys),
+        "bytes_per_row": round(size / num_rows(keys), 2),
+    }
 
 
 def _print_speed(job: StoreJob, rows: int, seconds: Sequence[tuple[float | None, float]]) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from pipeline.models.raw_logits import beyond_float16
 from pipeline.runtime.errors import UserError, counted
 from pipeline.runtime.files import write_bytes, write_json
-from pipeline.store.format.encodings import FLOAT16, columns, encode
+from pipeline.store.format.encodings import columns, encode, less_offset
 from pipeline.store.format.schema import (
     FORMAT_VERSION,
     INDEX,
@@ -39,25 +40,26 @@ def write_shard(
         canaries: [<= CANARIES, 32] uint8, the digests of `canary_samples(key)`.
 
     Raises:
-        UserError: a logit is not finite in float16, or the disk is full or read-only.
+        UserError: a logit is not finite, or its row is too wide for float16; or the disk is full or
+            read-only.
     """
-    _check_finite(key, logits)
-    arrays = encode(logits, labels, identity.encoding, identity.k)
+    check_storable(key, logits)
+    arrays = encode(less_offset(logits), labels, identity.encoding, identity.k)
     write_bytes(path, _file_image(identity, key, arrays, canaries))
 
 
-def _check_finite(key: ShardKey, logits: np.ndarray) -> None:
-    with np.errstate(over="ignore"):
-        finite = np.isfinite(logits.astype(FLOAT16))
-    if not finite.all():
-        bad_rows = ~finite.all(1)
+def check_storable(key: ShardKey, logits: np.ndarray) -> None:
+    """Raise UserError if a logit is not finite, or its row is too wide for float16."""
+    wrong = beyond_float16(logits)
+    if wrong.any():
+        bad_rows = wrong.any(1)
         bad = int(np.argmax(bad_rows))
-        value = logits[bad][~finite[bad]][0]
+        value = logits[bad][wrong[bad]][0]
         raise UserError(
             f"the teacher's logit is {value} for sample {key.first_sample + bad} of {key.split}, "
             f"view {key.view} ({counted(int(bad_rows.sum()), 'such sample')} in this shard); "
-            "expected finite logits within float16's ±65504. Check the teacher's weights, its "
-            "`mean` and `std`, and `soft_targets.precision`."
+            "expected finite logits within float16's ±65504, or all of a row so near each other. "
+            "Check the teacher's weights, its `mean` and `std`, and `soft_targets.precision`."
         )
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from pipeline.data.prepared.dataset import Dataset
 from pipeline.models import checkpoint
 from pipeline.models.evaluation import batches_of, predict
+from pipeline.models.raw_logits import advice_for_network, check_raw
 from pipeline.models.spec import InputSpec
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.outputs import TEACHER
@@ -36,21 +37,39 @@ class TeacherForward:
         views: ViewsBySplit,
         precision: str,
         batch_size: int,
+        advice: str = "",
     ):
-        """Take the network, which is on the device of the views, and its input."""
+        """Take the network, which is on the device of the views, and its input.
+
+        Args:
+            advice: what to change if it does not return raw logits.
+        """
         self.network, self.spec = network, spec
         self._views, self._precision, self._batch_size = views, precision, batch_size
-        self._clock = _ForwardClock()
+        self._advice, self._clock = advice, _ForwardClock()
 
     def logits(self, split: str, view: int, samples: np.ndarray) -> np.ndarray:
-        """Run the teacher on one view of n samples: [n, num_classes] float32, raw."""
+        """Run the teacher on one view of n samples: [n, num_classes] float32, raw.
+
+        Raises:
+            UserError: the numbers are no raw logits.
+        """
+        logits = self._run(split, view, samples, self._precision)
+        check_raw(logits, f"`{TEACHER.model}` returns", self._advice)
+        return logits
+
+    def in_float32(self, split: str, view: int, samples: np.ndarray) -> np.ndarray | None:
+        """Run the teacher in float32; None if `logits` has done so."""
+        if self._precision == "float32":
+            return None
+        return self._run(split, view, samples, "float32")
+
+    def _run(self, split: str, view: int, samples: np.ndarray, precision: str) -> np.ndarray:
         order = batches_of(samples, self._batch_size)
         logits = []
         for batch in self._views[split].batches(view, order):
             with self._clock.running(batch.pixels.device):
-                logits.append(
-                    predict(self.network, self.spec, batch.pixels, precision=self._precision)
-                )
+                logits.append(predict(self.network, self.spec, batch.pixels, precision=precision))
         return torch.cat(logits).cpu().numpy()
 
     def seconds(self) -> float | None:
@@ -81,7 +100,14 @@ def open_teacher_logits(
         return open_imported(description, dataset, identity, num_views, views, device)
     network, spec = checkpoint.load(TEACHER.model, produced_by=AGAIN)
     _check_classes(spec.class_names, dataset.class_names)
-    return TeacherForward(network.to(device), spec.input, views, identity.precision, batch_size)
+    return TeacherForward(
+        network.to(device),
+        spec.input,
+        views,
+        identity.precision,
+        batch_size,
+        advice_for_network(spec.family, spec.network),
+    )
 
 
 def _check_classes(teacher: Sequence[str], dataset: Sequence[str]) -> None:

@@ -156,6 +156,19 @@ REFUSED = {
         "holds probabilities, which are not negative and add up to 1; expected logits. Save the "
         "input of the softmax, or",
     ),
+    "percentages": (
+        lambda a: a | {"logits": 100 * torch.from_numpy(a["logits"]).softmax(1).numpy()},
+        r"`mine.npz` holds percentages, which are not negative and add up to 100; expected logits. "
+        r".* One of the rows of `train/\w+/\d+.png`: \[[\d., e-]+\].",
+    ),
+    "hard labels": (
+        lambda a: a | {"logits": np.eye(3, dtype=np.float32)[a["logits"].argmax(1)]},
+        "holds hard labels: two different numbers in all, 0 and 1; expected logits.",
+    ),
+    "a sigmoid": (
+        lambda a: a | {"logits": torch.from_numpy(a["logits"]).sigmoid().numpy()},
+        "holds numbers from 0 to 1, as of a sigmoid",
+    ),
     "a gap between views": (
         lambda a: a | {"views": np.where(a["views"] == 1, 5, a["views"])},
         "has the views `0`, `2`, `5` of train; expected 0, 1 and so on, none left",
