@@ -28,7 +28,7 @@ BROUGHT_ALONG = {
     "speed": {
         *("pipeline/comparison/measurement/corruptions.py", "pipeline/models/evaluation.py"),
         *("pipeline/data/prepared/image_decoding.py", "pipeline/data/prepared/image_metadata.py"),
-        "pipeline/runtime/derived_random.py",
+        *("pipeline/data/prepared/deep_images.py", "pipeline/runtime/derived_random.py"),
         *("pipeline/runtime/locks.py", "pipeline/runtime/progress.py"),
         *("pipeline/views/geometry.py", "pipeline/views/loader.py", "pipeline/views/mixing.py"),
         *("pipeline/views/rand_augment.py", "pipeline/views/random_numbers.py"),

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pipeline.data.prepared.deep_images import FEW_BITS
 from pipeline.data.prepared.image_decoding import (
-    FEW_BITS,
     LARGEST,
     UNREADABLE,
     available_cores,

@@ -11,12 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.data.prepared.dataset import DatasetDescription
-from pipeline.data.sources.data_quality import PixelRanges, find_duplicates, findings
+from pipeline.data.sources.data_quality import find_duplicates, findings
 from pipeline.data.sources.digits import digits
 from pipeline.data.sources.image_folder import image_folder
 from pipeline.data.sources.image_reading import LISTED
 from pipeline.data.sources.packing import UNREADABLE_LIST, pack
 from pipeline.data.sources.params import DatasetParams
+from pipeline.data.sources.pixel_ranges import PixelRanges
 from pipeline.data.sources.torchvision_datasets import torchvision_set
 from pipeline.runtime.errors import counted
 from pipeline.runtime.files import atomic_directory, write_json

@@ -6,7 +6,6 @@ All commands read image files here. Imports NumPy and Pillow alone.
 import io
 import os
 import struct
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from pipeline.data.prepared.deep_images import (
+    open_low_bytes,
+    raw_modes_of,
+    scale_colours,
+    scale_grey,
+)
 from pipeline.data.prepared.image_metadata import ANIMATED, find_orientation, strip
 
 #: Formats that are read. Pillow knows more; for EPS it runs another program.
@@ -37,13 +42,9 @@ CLEAN_RATIO = 256 / 224
 #: Key in the `info` of an 8-bit image: the largest value before, of an image of more than 8 bits a
 #: channel whose file does not say how many of them are used.
 LARGEST = "largest"
-#: Deep images that use no more bits become near black: white would be 16 of 255 or less.
-FEW_BITS = 12
 #: Key in the `info` of an image whose file has other pages that are not reduced copies.
 MORE_PAGES = "more_pages"
 _FACTS = "facts"  # key in the `info` of an opened image
-_TWO_BYTES = (";16B", ";16L", ";16N")  # ends of Pillow's raw modes, of which it keeps the high byte
-_OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 
 _MULTI_PAGE = ("MPO", "TIFF")  # cameras write the picture as the first page
 _UPRIGHT = {
@@ -64,10 +65,6 @@ def available_cores() -> int:
     """The cores that this process may use."""
     has_affinity = hasattr(os, "sched_getaffinity")  # macOS has none
     return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-
-
-class BitDepthError(ValueError):
-    """An image has larger values than `dataset.bit_depth` says: the parameter is wrong."""
 
 
 class _Facts(NamedTuple):
@@ -109,14 +106,14 @@ def open_image(content: bytes) -> Image.Image:
     image = _open(content)
     if image.format not in _MULTI_PAGE and getattr(image, "is_animated", False):
         raise ValueError(ANIMATED)
-    raw_modes = _raw_modes(image)
+    raw_modes = raw_modes_of(image)
     image.info[_FACTS] = _Facts(
         orientation=stripped.orientation or _orientation_in(image.info),
         white_is_zero=stripped.white_is_zero,
         bits=12 if "I;12" in raw_modes else None,
         is_signed=stripped.is_signed,
         more_pages=stripped.more_pages,
-        low_bytes=None if stripped.is_planar else _open_low_bytes(image, raw_modes, content),
+        low_bytes=None if stripped.is_planar else open_low_bytes(image, lambda: _open(content)),
     )
     return image
 
@@ -136,32 +133,6 @@ def _orientation_in(info: Mapping[Any, Any]) -> int:
     return find_orientation(
         [exif] if isinstance(exif, bytes) else [], xmp if isinstance(xmp, bytes) else None
     )
-
-
-def _raw_modes(image: Image.Image) -> set[str]:
-    """How the file stores its pixels, in Pillow's words: `RGB;16B` is 16 bits, high byte first."""
-    arguments = [tile.args for tile in getattr(image, "tile", ())]
-    return {args if isinstance(args, str) else str(args[0]) for args in arguments if args}
-
-
-def _open_low_bytes(image: Image.Image, raw_modes: set[str], content: bytes) -> Image.Image | None:
-    """Open an image of 16-bit colours, of which Pillow decodes the high bytes, for its low bytes.
-
-    Its pixels are read in the other byte order. None for other images, and for premultiplied ones.
-    """
-    (raw_mode,) = raw_modes if len(raw_modes) == 1 else [""]
-    is_colour = image.mode in ("RGB", "RGBA", "CMYK") and not raw_mode.startswith("RGBa")
-    if not (is_colour and raw_mode.endswith(_TWO_BYTES)):
-        return None
-    # Grey and alpha of 2 bytes each are read as four channels of one byte.
-    other = "RGBA" if raw_mode == "LA;16B" else raw_mode[:-1] + _OTHER_ORDER[raw_mode[-1]]
-    low = _open(content)
-    low.tile = [
-        tile._replace(args=other if isinstance(tile.args, str) else (other, *tile.args[1:]))
-        for tile in low.tile
-    ]
-    low.info[_FACTS] = raw_mode
-    return low
 
 
 def eight_bits(image: Image.Image, bit_depth: int | None = None) -> Image.Image:
@@ -191,9 +162,11 @@ def eight_bits(image: Image.Image, bit_depth: int | None = None) -> Image.Image:
     if facts.is_signed and np.asarray(image).max() > 127:
         raise ValueError("it has negative pixels")
     if image.mode.startswith("I"):  # Pillow's `I` is 16 bits in most files
-        image, largest = _scale_grey(image, facts, bit_depth)
+        bits = facts.bits or bit_depth
+        image, largest = scale_grey(image, bits, white_is_zero=facts.white_is_zero)
+        largest = None if facts.bits else largest
     elif facts.low_bytes is not None:
-        image, largest = _scale_colours(image, facts.low_bytes, bit_depth)
+        image, largest = scale_colours(image, facts.low_bytes, bit_depth)
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
@@ -204,67 +177,6 @@ def eight_bits(image: Image.Image, bit_depth: int | None = None) -> Image.Image:
     if facts.more_pages:
         image.info[MORE_PAGES] = True
     return image
-
-
-def _scale_grey(
-    image: Image.Image, facts: _Facts, bit_depth: int | None
-) -> tuple[Image.Image, int | None]:
-    """Scale a grey image of whole numbers to 8 bits; with its largest value, unless its file says
-    how many bits are used."""
-    values = np.asarray(image)
-    if values.min() < 0:
-        raise ValueError("it has negative pixels")
-    largest = int(values.max())
-    if largest > 65_535:
-        raise ValueError("it has more than 16 bits a channel")
-    table = _table(facts.bits or bit_depth or 16, largest)
-    pixels = (table[::-1] if facts.white_is_zero else table)[values]
-    transparent = image.info.get("transparency")
-    if transparent is not None:
-        pixels = np.dstack([pixels, np.where(values == transparent, 0, 255).astype(np.uint8)])
-    return Image.fromarray(pixels), None if facts.bits else largest
-
-
-def _scale_colours(
-    image: Image.Image, low_bytes: Image.Image, bit_depth: int | None
-) -> tuple[Image.Image, int]:
-    """Scale an image of 16-bit colours to 8 bits; with the largest value of its colours.
-
-    Of 16 bits it keeps the high byte, as Pillow does. Alpha always has 16 bits.
-    """
-    high = np.asarray(image)  # [H, W, C]
-    colours = 3 if image.mode == "RGBA" else high.shape[2]
-    largest = int(high[..., :colours].max()) << 8
-    transparent = image.info.get("transparency")
-    if largest >= 2**15 and (bit_depth or 16) == 16 and transparent is None:
-        return image, largest
-    low = np.asarray(low_bytes)
-    if low_bytes.info[_FACTS] == "LA;16B":
-        low = low[..., [1, 1, 1, 3]]
-    values = (high.astype(np.uint16) << 8) | low
-    largest = int(values[..., :colours].max())
-    pixels = high.copy()
-    if bit_depth not in (None, 16):
-        pixels[..., :colours] = _table(bit_depth, largest)[values[..., :colours]]
-    mode = image.mode
-    if transparent is not None:
-        is_opaque = (values != np.array(transparent, np.uint16)).any(2)
-        pixels, mode = np.dstack([pixels, np.where(is_opaque, 255, 0).astype(np.uint8)]), "RGBA"
-    return Image.frombytes(mode, image.size, pixels.tobytes()), largest
-
-
-def _table(bits: int, largest: int) -> np.ndarray:
-    """[2 ** bits] uint8: what each value becomes.
-
-    Raises:
-        BitDepthError: the largest value is not in the table.
-    """
-    white = 2**bits - 1
-    if largest > white:
-        raise BitDepthError(
-            f"it has the value {largest:,}; `dataset.bit_depth: {bits}` allows {white:,}"
-        )
-    return np.rint(np.arange(white + 1) / (white / 255)).astype(np.uint8)
 
 
 def clean_boxes(sizes: np.ndarray, side: int, ratio: float = CLEAN_RATIO) -> np.ndarray:

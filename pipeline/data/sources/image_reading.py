@@ -11,11 +11,11 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageOps
 
+from pipeline.data.prepared.deep_images import BitDepthError
 from pipeline.data.prepared.image_decoding import (
     LARGEST,
     MORE_PAGES,
     UNREADABLE,
-    BitDepthError,
     available_cores,
 )
 from pipeline.data.sources.params import DatasetParams

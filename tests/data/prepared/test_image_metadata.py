@@ -22,9 +22,9 @@ from image_files import (
 )
 from PIL import Image, UnidentifiedImageError
 
+from pipeline.data.prepared.deep_images import BitDepthError
 from pipeline.data.prepared.image_decoding import (
     LARGEST,
-    BitDepthError,
     eight_bits,
     read_image,
     read_nothing_else,
