@@ -114,7 +114,8 @@ def describe(size: int = 8, **options: object) -> ModelSpec:
 
 
 def load(size: int = 8, **options: object) -> nn.Module:
-    return foreign_checkpoint.load_foreign(describe(size, **options), Path("mine.onnx"))
+    network, _ = foreign_checkpoint.load_foreign(describe(size, **options), Path("mine.onnx"))
+    return network
 
 
 def test_the_fingerprint_covers_the_file(folder):

@@ -19,10 +19,10 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
 from pipeline.runtime.outputs import TEACHER
 from pipeline.teacher import pretrained
+from pipeline.teacher.class_rows import WORDNET_IDS, classes_among
 from pipeline.teacher.initial_network import build_initial_network
 from pipeline.teacher.loop import fit_teacher
 from pipeline.teacher.params import TeacherParams
-from pipeline.teacher.pretrained import WORDNET_IDS
 
 CATEGORIES = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
 CPU = torch.device("cpu")
@@ -89,11 +89,11 @@ def test_classes_of_which_one_is_not_imagenets_start_with_a_new_last_layer(whole
 
 
 def test_a_name_that_two_classes_have_or_two_folders_of_one_class_match_nothing():
-    assert pretrained.classes_among(["crane"], ["crane", "goose", "crane"]) is None
-    assert pretrained.classes_among(["goose"], ["crane", "goose", "crane"]) == [1]
-    assert pretrained.classes_among(["goose", "Goose"], ["crane", "goose"]) is None
-    assert pretrained.classes_among(["cardigan", "Cardigan"], ["Cardigan", "cardigan"]) == [1, 0]
-    assert pretrained.classes_among(["n01440764"], ["crane", "goose"]) is None  # not ImageNet
+    assert classes_among(["crane"], ["crane", "goose", "crane"]) is None
+    assert classes_among(["goose"], ["crane", "goose", "crane"]) == [1]
+    assert classes_among(["goose", "Goose"], ["crane", "goose"]) is None
+    assert classes_among(["cardigan", "Cardigan"], ["Cardigan", "cardigan"]) == [1, 0]
+    assert classes_among(["n01440764"], ["crane", "goose"]) is None  # not ImageNet
 
 
 def test_the_wordnet_ids_are_in_the_order_of_the_categories():
