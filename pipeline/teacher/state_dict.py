@@ -22,7 +22,7 @@ from pipeline.teacher.torch_file import StoredTensor, Unreadable
 Keys = tuple[str, ...]  # a path, or a tensor's name, split at dots
 Shapes = Mapping[str, Sequence[int]]  # of a network's tensors, by their names
 
-_MOST_VALUES, _DEEPEST = 1_000_000, 200
+_MOST_VALUES, _DEEPEST = 200_000, 200
 _CONTAINERS = (list, tuple, Mapping, Inert, Tensor)  # of tensors
 _SHOWN = 10  # names in a message
 
@@ -84,34 +84,35 @@ def list_contents(content: Any) -> Contents:
 
     Raises:
         UserError: it holds too much.
+        ValueError: a tensor's sizes are damaged.
     """
     contents = Contents()
-    for entry in _walk(content, (), frozenset(), contents):
-        contents.entries.append(entry)
-        if len(contents.entries) > _MOST_VALUES:
-            raise UserError(f"it holds more than {_MOST_VALUES:,} values")
+    _walk(content, (), frozenset(), contents, set())
     return contents
 
 
-def _walk(value: Any, path: Keys, within: frozenset[int], contents: Contents) -> Iterator[Entry]:
-    if isinstance(value, Inert):
-        stored = torch_file.tensor_of(value)
-        if isinstance(stored, Unreadable):
-            yield Entry(path, f"a {stored.kind}")
-            return
-        if stored is None and "_modules" in _state_of(value):
-            yield from _walk_network(_state_of(value), path, within | {id(value)}, contents)
-            return
-        value = value if stored is None else stored
+def _walk(
+    value: Any, path: Keys, within: frozenset[int], contents: Contents, barren: set[int]
+) -> None:
+    """
+    Args:
+        within: ids of the containers that lead here: one may be in itself.
+        barren: ids of containers without tensors, which are not searched again.
+    """
+    if len(contents.entries) >= _MOST_VALUES:
+        raise UserError(f"holds more than {_MOST_VALUES:,} values; expected a checkpoint.")
+    value = (torch_file.tensor_of(value) or value) if isinstance(value, Inert) else value
     if isinstance(value, Tensor | StoredTensor):
-        yield Entry(path, value)
-    elif id(value) in within or len(path) > _DEEPEST:
-        yield Entry(path, "itself")
-    elif children := list(_children(value, path, contents)):
-        for key, child in children:
-            yield from _walk(child, (*path, *key), within | {id(value)}, contents)
-    else:
-        yield Entry(path, _describe(value))
+        contents.entries.append(Entry(path, value))
+        return
+    before = len(contents.entries)
+    if id(value) not in within | barren and len(path) < _DEEPEST:
+        for keys, child in _children(value, path, contents):
+            _walk(child, (*path, *keys), within | {id(value)}, contents, barren)
+    if len(contents.entries) == before and not _is_network(value):
+        contents.entries.append(Entry(path, _describe(value)))
+    if not any(entry.is_tensor for entry in contents.entries[before:]):
+        barren.add(id(value))
 
 
 def _children(value: Any, path: Keys, contents: Contents) -> Iterator[tuple[Keys, Any]]:
@@ -126,6 +127,8 @@ def _children(value: Any, path: Keys, contents: Contents) -> Iterator[tuple[Keys
         for number, child in enumerate(value):
             if isinstance(child, _CONTAINERS):
                 yield (str(number),), child
+    elif _is_network(value):
+        yield from _children_of_network(_state_of(value))
     elif isinstance(value, Inert):
         state = _state_of(value)
         _note_versions(state.get("_metadata"), path, contents)
@@ -138,14 +141,18 @@ def _children(value: Any, path: Keys, contents: Contents) -> Iterator[tuple[Keys
             yield from _children(containers, path, contents)
 
 
-def _walk_network(
-    state: Mapping[str, Any], path: Keys, within: frozenset[int], contents: Contents
-) -> Iterator[Entry]:
-    """The tensors of a network that was saved whole, under the names of its state dict."""
+def _children_of_network(state: Mapping[str, Any]) -> Iterator[tuple[Keys, Any]]:
+    """The tensors and parts of a network that was saved whole, as its state dict names them."""
+    left_out = state.get("_non_persistent_buffers_set")
     for kind in ("_parameters", "_buffers", "_modules"):
-        for (name,), child in _children(state.get(kind), path, contents):
-            if isinstance(child, Inert) and id(child) not in within and len(path) < _DEEPEST:
-                yield from _walk(child, (*path, name), within, contents)
+        for keys, child in _children(state.get(kind), (), Contents()):
+            persistent = not isinstance(left_out, set) or keys[0] not in left_out
+            if isinstance(child, Inert) and (persistent or kind != "_buffers"):
+                yield keys, child
+
+
+def _is_network(value: Any) -> bool:
+    return isinstance(value, Inert) and "_modules" in _state_of(value)
 
 
 def _state_of(value: Inert) -> Mapping[str, Any]:
@@ -172,6 +179,8 @@ def _pairs(args: Sequence[Any]) -> Iterator[tuple[str, Any]]:
 def _describe(value: Any) -> str:
     if isinstance(value, Inert) or (isinstance(value, type) and issubclass(value, Inert)):
         return ascii(value.path)[1:-1][:80]
+    if isinstance(value, Unreadable):
+        return f"a {value.kind}"
     return type(value).__name__
 
 

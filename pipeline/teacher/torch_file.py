@@ -8,13 +8,14 @@ import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
+from pipeline.runtime.errors import first_line
 from pipeline.teacher.inert_pickle import Inert, InertUnpickler
 
 LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -52,7 +53,18 @@ class Storage:
 
     def __init__(self, dtype: torch.dtype, read: Callable[[], bytearray]):
         self.dtype = dtype
-        self.read = cache(read)
+        self._read = read
+
+    @cached_property
+    def content(self) -> bytearray:
+        """
+        Raises:
+            ValueError: the file is damaged.
+        """
+        try:
+            return self._read()
+        except Exception as error:  # those of zip files share no class
+            raise ValueError(first_line(error)) from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +83,7 @@ class StoredTensor:
         Raises:
             ValueError: it leads out of its storage, or the file is damaged.
         """
-        content, size = self.storage.read(), self.dtype.itemsize
+        content, size = self.storage.content, self.dtype.itemsize
         if 0 in self.shape:
             return torch.empty(self.shape, dtype=self.dtype)
         steps = zip(self.shape, self.stride, strict=True)

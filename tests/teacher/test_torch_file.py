@@ -217,7 +217,7 @@ def test_a_damaged_byte_of_a_tensor_is_found(folder):
     content = bytearray(saved({"x": torch.full((1000,), 3.0)}))
     content[content.index(torch.full((10,), 3.0).numpy().tobytes())] ^= 1
     Path("mine.pth").write_bytes(content)
-    with pytest.raises(zipfile.BadZipFile, match="Bad CRC-32"):
+    with pytest.raises(ValueError, match="Bad CRC-32"):
         tensors_in(Path("mine.pth"))
 
 
