@@ -225,15 +225,17 @@ def _conversions(
     family = family_module(spec.family)
     if not hasattr(family, "current_state"):
         return
-    try:
-        converted = family.current_state(
-            spec.network, state, outputs, spec.input.channels, **spec.options
-        )
-    except Exception:  # as above
-        return
-    contents = Contents([Entry(tuple(name.split(".")), v) for name, v in converted.items()])
-    for found in find_weights(contents, expected)[:1]:
-        yield Weights((), found.state(), None, ())
+    *_, last = state.values()  # of the last layer, though it has another name
+    for number in dict.fromkeys([outputs, len(last) if last.ndim else outputs]):
+        try:
+            converted = family.current_state(
+                spec.network, state, number, spec.input.channels, **spec.options
+            )
+        except Exception:  # as above
+            continue
+        contents = Contents([Entry(tuple(name.split(".")), v) for name, v in converted.items()])
+        for found in find_weights(contents, expected)[:1]:
+            yield Weights((), found.state(), None, ())
 
 
 def _is_extra(name: str, expected: Network) -> bool:

@@ -1,6 +1,7 @@
 """Published weights: found, fitted to the data set's classes, or fine-tuned to them."""
 
 import pickle
+import re
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -102,6 +103,24 @@ def test_the_wordnet_ids_are_in_the_order_of_the_categories():
     known = {"n01440764": "tench", "n02123045": "tabby", "n07747607": "orange", "n15075141": None}
     for wordnet_id, name in known.items():
         assert name in (CATEGORIES[WORDNET_IDS.index(wordnet_id)], None)
+
+
+def test_published_weights_are_loaded_as_torchvision_loads_them(hub):
+    """Those of DenseNets have the names of an older version, and are renamed."""
+    torch.manual_seed(0)
+    whole = torchvision.models.densenet121()
+    old = {
+        re.sub(r"(denselayer\d+\.(norm|conv))([12])", r"\1.\3", key): value
+        for key, value in whole.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    }
+    torch.save(old, hub / file_of("densenet121"))
+    network, _ = pretrained.load(describe(["tench", "goldfish"], "densenet121"))
+    loaded, expected = network.state_dict(), whole.state_dict()
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    assert torch.equal(loaded.pop("classifier.weight"), expected["classifier.weight"][:2])
+    assert torch.equal(loaded.pop("classifier.bias"), expected["classifier.bias"][:2])
+    assert all(torch.equal(value, expected[key]) for key, value in loaded.items())
 
 
 def test_weights_that_cannot_be_downloaded_are_asked_for_by_file_and_place(hub):
