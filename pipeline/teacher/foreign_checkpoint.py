@@ -72,14 +72,23 @@ def load_foreign(
     if not hasattr(family, "build_from_file"):
         network = build(spec)
         return network, load_foreign_weights(network, spec, path, key, classes)
-    for name, value in (("checkpoint_key", key), ("checkpoint_classes", classes)):
+    selects = hasattr(family, "select_outputs")
+    for name, value in (("key", key), ("classes", None if selects else classes)):
         if value is not None:
             raise UserError(
-                f"`teacher.{name}` is set, but family `{spec.family}` takes its files as they are. "
-                "Remove it."
+                f"`teacher.checkpoint_{name}` is set, but family `{spec.family}` takes a file as "
+                "it is. Remove it."
             )
     try:
-        return build(spec, family.read_file(path)), spec
+        state = family.read_file(path)
+        if classes is not None:
+            state, rows = family.select_outputs(
+                state,
+                lambda number: class_rows.rows_of_parameter(classes, number, spec.class_names),
+                **spec.options,
+            )
+            spec = replace(spec, pretrained_classes=rows)
+        return build(spec, state), spec
     except UserError as error:
         raise UserError(f"`{path}`: {error}") from None
 
