@@ -488,6 +488,10 @@ MISTAKES |= {
     "averaged weights (EMA) that do not fit": lambda: load_checkpoint(
         {"model": state(), "ema": {"shadow": list(state().values())[:31]}}
     ),
+    "two tensors of one name": lambda: load_checkpoint(
+        {f"{'a' if key[:2] == 'fc' else 'body'}.{key}": value for key, value in state().items()}
+        | {"b.fc.weight": torch.ones(3, 64)}
+    ),
     "an unknown `checkpoint_key`": lambda: load_checkpoint({"model": state()}, key="modle"),
     "a `checkpoint_key` for weights that are trained": partial(
         with_params, "teacher", checkpoint_key="model"

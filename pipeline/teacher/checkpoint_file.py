@@ -119,7 +119,7 @@ def _kind_of_text(start: bytes) -> str | None:
         "The download failed, or needs a login or a confirmation: open the address in a browser, "
         "or use the client of the site."
     )
-    if re.match(r"<!doctype html|<html|<head|<body", text, re.IGNORECASE):
+    if text.startswith("<") and re.search(r"<!doctype html|<(html|head|body)\b", text, re.I):
         title = re.search(r"<title>(.{1,100}?)</title>", text, re.IGNORECASE)
         return f"a web page (HTML{f', `{title[1]}`' if title else ''}). {again}"
     if text.startswith("<"):

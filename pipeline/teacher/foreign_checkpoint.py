@@ -1,6 +1,6 @@
 """Load weights that were saved elsewhere. No code of the file is executed."""
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -140,7 +140,10 @@ def _fitting(
         check_key(contents, expected, key)
     if found := find_weights(contents, expected, key):
         return _take(choose(found, contents, expected, key), network, contents), frozenset()
-    head = class_rows.last_layer(spec)
+    try:
+        head = class_rows.last_layer(spec)
+    except Exception:  # a network of the user, for a fixed number of classes
+        head = frozenset()
     expected = Network(shapes, head)
     if found := find_weights(contents, expected, key):
         return _take(choose(found, contents, expected, key), network, contents), head
@@ -304,8 +307,19 @@ def _refuse(network: nn.Module, contents: Contents, path: Path, key: str | None)
         for entry in contents.entries
         if not entry.is_tensor and entry.path[: len(root)] == root
     }
-    where = f" (under `{name_of(root)}`)" if root else ""
-    load_state(network, read_all(best[1]), f"`{path}`{where}", no_tensors=others)
+    where = f"`{path}`" + (f" (under `{name_of(root)}`)" if root else "")
+    load_state(network, read_all(best[1]), where, no_tensors=others)
+    # Each name alone fits: several tensors have the same one, or they are an optimizer's.
+    paths: dict[str, list[str]] = defaultdict(list)
+    for entry in below[root]:
+        paths[_name(entry, root, transform)].append(f"`{name_of(entry.path)}`")
+    for name, same in paths.items():
+        if name in shapes and len(same) > 1:
+            raise UserError(
+                f"{where} has several tensors for `{name}` of the network: "
+                f"{', '.join(same[:10])}; expected one. Save the network's alone."
+            )
+    raise UserError(f"{where} has weights of an optimizer alone; expected a network's.")
 
 
 def _name(entry: Entry, root: tuple[str, ...], transform: Transform | None) -> str:

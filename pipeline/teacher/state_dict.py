@@ -29,8 +29,10 @@ _SHOWN = 10  # names in a message
 #: What torch's and Lightning's wrappers call the module in them: `module`, `_orig_mod`,
 #: `_fsdp_wrapped_module`, `_checkpoint_wrapped_module`, `_forward_module`.
 _WRAPPED = re.compile(r"module|_\w*mod(ule)?")
-#: Words for averaged weights, as part of a name: `model_ema`, `swa_state_dict`, `EMAModel`.
-_AVERAGED = re.compile(r"(?<![a-z])(ema|swa|averaged?|avg|polyak|shadow)(?![a-z])")
+_OPTIMIZER = re.compile(r"(?<![a-z])optim(izers?)?(?![a-z])")
+#: Words for averaged weights, as part of a name: `model_ema`, `swa_state_dict`, `EMAModel`; not
+#: Adam's `exp_avg`.
+_AVERAGED = re.compile(r"(?<![a-z])(?<!exp_)(ema|swa|averaged?|avg|polyak|shadow)(?![a-z])")
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,7 +247,8 @@ def find_weights(contents: Contents, network: Network, key: str | None = None) -
     roots = [
         root
         for root, entries in below.items()
-        if len(entries) >= len(network.required) and not any("optim" in k.lower() for k in root)
+        if len(entries) >= len(network.required)
+        and not any(_OPTIMIZER.search(_words(key)) for key in root)
     ]
     wrappers = Transform(network.vocabulary, only_wrappers=True)
     found = [

@@ -141,6 +141,37 @@ def test_a_missing_weight_and_a_further_layer_are_never_ignored(folder):
             load(content)
 
 
+def test_two_tensors_for_one_name_are_refused(folder):
+    state = WRAPPED["body and head"](state_of(0))
+    message = "several tensors for `fc.weight` .* `head.fc.weight`, `aux.fc.weight`"
+    with pytest.raises(UserError, match=message):
+        load({**state, "aux.fc.weight": state["head.fc.weight"]})
+
+
+def test_the_moments_of_an_optimizer_are_no_averaged_weights(folder):
+    state = state_of(0)
+    moments = {"exp_avg": {k: torch.zeros_like(v) for k, v in state.items()}}
+    for name in ("optimizer", "optimizer_states", "net_optim"):
+        assert same(load({"model": state, name: moments}), state)
+    assert same(load({"optimized_net": state}), state)
+    with pytest.raises(UserError, match="holds 2 sets of weights"):
+        load({"model": state, **moments})
+
+
+def test_a_network_of_a_fixed_number_of_classes_is_refused_by_what_does_not_fit(
+    folder, monkeypatch
+):
+    three = cifar_resnet.build("resnet8", 3, 3)
+
+    def build_three(_: str, num_classes: int, *__: object) -> nn.Module:
+        assert num_classes == 3
+        return three
+
+    monkeypatch.setattr(cifar_resnet, "build", build_three)
+    with pytest.raises(UserError, match=r"`fc.bias` is \[4\]; expected \[3\]"):
+        load({**state_of(0), "fc.bias": torch.zeros(4)})
+
+
 def test_safetensors_are_read_under_any_name(folder):
     save_file(state_of(0), "mine.pth")
     network, _ = foreign_checkpoint.load_foreign(describe(), Path("mine.pth"))
@@ -155,8 +186,9 @@ AVERAGED = [
 ]
 
 
-@pytest.mark.parametrize("name", AVERAGED)
-@pytest.mark.parametrize("raw", ["model", "state_dict", "net"])
+@pytest.mark.parametrize(
+    ("name", "raw"), zip(AVERAGED, 4 * ["model", "state_dict", "net"], strict=True)
+)
 def test_averaged_weights_are_found_by_a_part_of_their_name(folder, capsys, name, raw):
     content = {raw: state_of(0), name: under("module.", state_of(1)), "it": 7}
     assert same(load(content), state_of(1))
