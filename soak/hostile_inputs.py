@@ -124,12 +124,9 @@ def read_prepared(directory: Path) -> None:
 
 def read_checkpoint(path: Path) -> None:
     classes, spec = tuple(CLASSES), InputSpec(3, SIZE, [0.5] * 3, [0.2] * 3)
-    if path.suffix == ".onnx":
-        description = ModelSpec("onnx", "resnet8", {}, classes, spec)
-        network = foreign_checkpoint.load_foreign(description, path)
-    else:
-        network = cifar_resnet.build("resnet8", len(CLASSES), 3)
-        foreign_checkpoint.load_foreign_weights(network, path)
+    family = "onnx" if path.suffix == ".onnx" else "cifar_resnet"
+    description = ModelSpec(family, "resnet8", {}, classes, spec)
+    network, _ = foreign_checkpoint.load_foreign(description, path)
     check_scores(network, spec, len(CLASSES))
 
 

@@ -202,7 +202,7 @@ def test_the_example_ensemble_averages_the_logits_of_its_members(tmp_path, monke
     example.pack(["first.pth", "second.safetensors"], "packed.safetensors")
     spec = InputSpec(3, 32, [0.5] * 3, [0.2] * 3)
     description = ModelSpec("ensemble", "+".join(names), {}, ["a", "b", "c"], spec)
-    ensemble = foreign_checkpoint.load_foreign(description, Path("packed.safetensors"))
+    ensemble, _ = foreign_checkpoint.load_foreign(description, Path("packed.safetensors"))
     images = torch.randn(4, 3, 32, 32)
     with torch.inference_mode():
         expected = (members[0](images) + members[1](images)) / 2

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -388,7 +389,12 @@ MISTAKES |= {
 # Checkpoints.
 
 
-def load_checkpoint(content: object, name: str = "mine.pth", **options: object) -> None:
+def load_checkpoint(
+    content: object,
+    name: str = "mine.pth",
+    key: str | None = None,
+    classes: list[int] | list[str] | None = None,
+) -> None:
     """Write a checkpoint, and read it like `weights: checkpoint`."""
     path = Path(name)
     if isinstance(content, bytes):
@@ -396,10 +402,11 @@ def load_checkpoint(content: object, name: str = "mine.pth", **options: object) 
     elif path.suffix == ".safetensors":
         save_file(content, path)
     else:
-        torch.save(content, path, **options)
+        torch.save(content, path)
     spec = InputSpec(3, 16, [0.5] * 3, [0.2] * 3)
     family = "onnx" if path.suffix == ".onnx" else "cifar_resnet"
-    foreign_checkpoint.load_foreign(ModelSpec(family, "resnet8", {}, ["a", "b", "c"], spec), path)
+    described = ModelSpec(family, "resnet8", {}, ["a", "b", "c"], spec)
+    foreign_checkpoint.load_foreign(described, path, key, classes)
 
 
 def state(**changed: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -416,6 +423,40 @@ def within_itself() -> dict[str, object]:
     content: dict[str, object] = {"epoch": 3}
     content["model"] = content
     return content
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 44725828\n"
+
+
+def hdf5_file() -> bytes:
+    file = io.BytesIO()
+    with h5py.File(file, "w") as content:
+        content["model_weights"] = [1.0]
+    return file.getvalue()
+
+
+def zip_of_files(*names: str) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"x")
+    return file.getvalue()
+
+
+def tensor_without_storage() -> bytes:
+    """A checkpoint of which one tensor is longer than its storage."""
+    file, changed = io.BytesIO(), io.BytesIO()
+    torch.save(state(fc_bias=torch.ones(3)), file)
+    with zipfile.ZipFile(file) as whole, zipfile.ZipFile(changed, "w") as archive:
+        sizes = {part.filename: part.file_size for part in whole.infolist()}
+        last = max((n for n in sizes if sizes[n] == 12), key=lambda n: int(n.rpartition("/")[2]))
+        for name in sizes:
+            archive.writestr(name, whole.read(name)[: 4 if name == last else None])
+    return changed.getvalue()
+
+
+def thousand_outputs() -> dict[str, torch.Tensor]:
+    return state(fc_weight=torch.zeros(1000, 64), fc_bias=torch.zeros(1000))
 
 
 def lying_header() -> bytes:
@@ -446,8 +487,20 @@ def old_tar() -> bytes:
 
 MISTAKES |= {
     "an empty file": partial(load_checkpoint, b""),
-    "pickled code": lambda: load_checkpoint({"state_dict": Payload()}),
-    "other shapes": lambda: load_checkpoint(state(fc_weight=torch.zeros(10, 64))),
+    "a pointer of Git LFS": partial(load_checkpoint, LFS_POINTER),
+    "a web page": partial(
+        load_checkpoint,
+        b"<!DOCTYPE html><html><head><title>Virus scan warning</title></head></html>",
+    ),
+    "an error of a server": partial(load_checkpoint, b'{"message": "Not Found"}'),
+    "a checkpoint of Keras": lambda: load_checkpoint(hdf5_file()),
+    "an ONNX file named .pth": lambda: load_checkpoint(onnx_model(lambda _: None)),
+    "an archive of files": lambda: load_checkpoint(zip_of_files("best.pth")),
+    "a pickle that torch did not write": partial(load_checkpoint, pickle.dumps({"epoch": 3})),
+    "a tensor that leads out of the file": lambda: load_checkpoint(tensor_without_storage()),
+    "pickled code alone": lambda: load_checkpoint({"state_dict": Payload()}),
+    "other shapes": lambda: load_checkpoint(state(conv_weight=torch.zeros(16, 4, 3, 3))),
+    "a further layer": lambda: load_checkpoint(state(conv_bias=torch.zeros(16))),
     "whole numbers for weights": lambda: load_checkpoint(
         state(fc_weight=torch.zeros(3, 64).to(torch.int8))
     ),
@@ -460,7 +513,28 @@ MISTAKES |= {
     ),
     "a file without a state dict": partial(load_checkpoint, {"epoch": 3}),
     "a mapping within itself": lambda: load_checkpoint(within_itself()),
-    "several state dicts": lambda: load_checkpoint({"a": state(), "b": state()}),
+    "several sets of weights": lambda: load_checkpoint({"model": state(), "teacher": state()}),
+    "averaged weights (EMA) that do not fit": lambda: load_checkpoint(
+        {"model": state(), "ema": {"shadow": list(state().values())[:31]}}
+    ),
+    "two tensors of one name": lambda: load_checkpoint(
+        {f"{'a' if key[:2] == 'fc' else 'body'}.{key}": value for key, value in state().items()}
+        | {"b.fc.weight": torch.ones(3, 64)}
+    ),
+    "an unknown `checkpoint_key`": lambda: load_checkpoint({"model": state()}, key="modle"),
+    "a `checkpoint_key` for weights that are trained": partial(
+        with_params, "teacher", checkpoint_key="model"
+    ),
+    "outputs of other classes": lambda: load_checkpoint(thousand_outputs()),
+    "too few numbers of outputs": lambda: load_checkpoint(thousand_outputs(), classes=[0, 1]),
+    "a number that is no output": lambda: load_checkpoint(thousand_outputs(), classes=[0, 1, 1000]),
+    "too few names of outputs": lambda: load_checkpoint(thousand_outputs(), classes=["a", "b"]),
+    "numbers and names of outputs": partial(
+        with_params, "teacher", weights="checkpoint", checkpoint="x", checkpoint_classes=[1, "a"]
+    ),
+    "a class that no output is named as": lambda: load_checkpoint(
+        state(), classes=["a", "dog", "c"]
+    ),
     "a compressed `.pth`": lambda: load_checkpoint(compressed()),
     "a tar, as torch wrote until 2017": lambda: load_checkpoint(old_tar()),
     "safetensors with a lying header": lambda: load_checkpoint(lying_header(), "mine.safetensors"),

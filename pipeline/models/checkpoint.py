@@ -2,17 +2,20 @@
 input. Nothing here executes pickled code."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import json
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
 from pipeline.models.spec import InputSpec, ModelSpec, build, family_module
-from pipeline.runtime.errors import UserError, did_you_mean
+from pipeline.runtime.errors import UserError, did_you_mean, first_line
 from pipeline.runtime.files import (
     canonical_json,
     read_json,
@@ -25,6 +28,8 @@ from pipeline.runtime.validation import Record, read_model
 
 FORMAT_VERSION = 1
 WEIGHTS, DESCRIPTION = "weights.safetensors", "network.json"
+
+_VERSIONS = "module_versions"  # in the metadata of the weights, if not those of the classes
 
 _SHOWN = 10  # keys of each kind in a message
 
@@ -64,7 +69,24 @@ class SourceFile(LogitSource):
 
 def state_bytes(network: nn.Module) -> bytes:
     """The state dict in safetensors. Equal networks give equal bytes."""
-    return serialised({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()})
+    state, storages = {}, set()
+    for key, tensor in network.state_dict().items():
+        contents = tensor.detach().cpu().contiguous()
+        storage = contents.untyped_storage().data_ptr()
+        state[key] = contents.clone() if storage in storages else contents  # tied weights
+        storages.add(storage)
+    versions = _other_versions(network)
+    return serialised(state, {_VERSIONS: json.dumps(versions)} if versions else None)
+
+
+def _other_versions(network: nn.Module) -> dict[str, int]:
+    """The versions of modules that are not their class's: a library sets them when it loads
+    weights of an older version, and needs them to load these again."""
+    return {
+        name: module._version
+        for name, module in network.named_modules()
+        if module._version != type(module)._version
+    }
 
 
 def save(directory: Path, network: nn.Module, spec: ModelSpec) -> None:
@@ -120,8 +142,15 @@ def load(directory: Path, *, produced_by: str) -> tuple[nn.Module, ModelSpec]:
     if hasattr(family_module(spec.family), "build_from_file"):
         return build(spec, state), spec
     network = build(spec)
-    load_state(network, state, f"`{weights}`")
+    load_state(network, state, f"`{weights}`", _versions_of(network, weights))
     return network, spec
+
+
+def _versions_of(network: nn.Module, weights: Path) -> dict[str, dict[str, Any]]:
+    with safe_open(weights, "pt") as file:
+        changed = json.loads((file.metadata() or {}).get(_VERSIONS, "{}"))
+    versions = network.state_dict()._metadata
+    return {**versions, **{name: {"version": version} for name, version in changed.items()}}
 
 
 def fingerprint(directory: Path, *, produced_by: str) -> str:
@@ -137,22 +166,68 @@ def _read(directory: Path, produced_by: str) -> NetworkFile | SourceFile:
     return read_model(path, SourceFile if is_source else NetworkFile, produced_by=produced_by)
 
 
-def load_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load every tensor of a state dict.
+def load_state(
+    network: nn.Module,
+    state: Mapping[str, Tensor],
+    source: str,
+    versions: Mapping[str, Mapping[str, Any]] | None = None,
+    no_tensors: Mapping[str, str] | None = None,
+) -> None:
+    """Load every tensor of a state dict, by the rules of the network's library for states of other
+    versions.
 
     Args:
         source: of the state, for messages.
+        versions: of the modules when the state was saved, by their names, as in its `_metadata`;
+            None: the present ones.
+        no_tensors: what the source holds instead of a tensor, by name, for messages.
 
     Raises:
         UserError: lists the tensors that do not fit.
     """
-    expected = network.state_dict()
-    # Batch norm's step counters came late to PyTorch: old checkpoints lack them.
-    missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
+    present = network.state_dict()
+    stated = OrderedDict(state)
+    stated._metadata = present._metadata if versions is None else dict(versions)
+    retyped = [
+        key
+        for key in state
+        if key in present
+        and state[key].shape == present[key].shape
+        and not _converts(state[key], present[key])
+    ]
+    problem = ""
+    if not retyped:
+        try:
+            result = network.load_state_dict(stated, strict=False)
+        except Exception as error:  # those of libraries share no class
+            problem = first_line(error)
+        else:
+            if not result.unexpected_keys and not _without_counters(result.missing_keys):
+                return
+    lines = _misfits(state, present, retyped, no_tensors or {}) or [problem]
+    raise UserError(
+        f"{source} does not fit the network:\n  "
+        + "\n  ".join(lines)
+        + "\nName the network that the checkpoint was made for, with its options."
+    )
+
+
+def _without_counters(names: Iterable[str]) -> list[str]:
+    """Without batch norm's step counters, which came late to PyTorch: old checkpoints lack them."""
+    return [name for name in names if not name.endswith("num_batches_tracked")]
+
+
+def _misfits(
+    state: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    retyped: Sequence[str],
+    no_tensors: Mapping[str, str],
+) -> list[str]:
+    absent = [k for k in _without_counters(expected) if k not in state]
+    replaced = [k for k in absent if k in no_tensors]
+    missing = [k for k in absent if k not in no_tensors]
     unexpected = [k for k in state if k not in expected]
-    shared = [k for k in state if k in expected]
-    reshaped = [k for k in shared if state[k].shape != expected[k].shape]
-    retyped = [k for k in shared if k not in reshaped and not _converts(state[k], expected[k])]
+    reshaped = [k for k in state if k in expected and state[k].shape != expected[k].shape]
     lines = [
         *(
             f"missing `{k}` {list(expected[k].shape)}{did_you_mean(k, unexpected)}"
@@ -168,16 +243,13 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> 
             "another precision"
             for k in retyped[:_SHOWN]
         ),
+        *(
+            f"`{k}` is {no_tensors[k]}; expected a tensor {list(expected[k].shape)}"
+            for k in replaced[:_SHOWN]
+        ),
     ]
-    if lines:
-        count = len(missing + unexpected + reshaped + retyped)
-        lines += ["..."] if count > len(lines) else []
-        raise UserError(
-            f"{source} does not fit the network:\n  "
-            + "\n  ".join(lines)
-            + "\nName the network that the checkpoint was made for, with its options."
-        )
-    network.load_state_dict(state, strict=False)
+    count = len(absent + unexpected + reshaped) + len(retyped)
+    return [*lines, "..."] if count > len(lines) else lines
 
 
 def _converts(value: Tensor, expected: Tensor) -> bool:

@@ -6,7 +6,7 @@ fingerprint covers them.
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import torch
 from google.protobuf.message import Message
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from pipeline.runtime.errors import UserError, first_line
@@ -276,3 +277,52 @@ def _run(session: onnxruntime.InferenceSession, feed: dict[str, np.ndarray]) -> 
         return session.run(None, feed)
     except Exception as error:
         raise RuntimeError(first_line(error)) from None
+
+
+def select_outputs(
+    state: Mapping[str, Tensor],
+    rows_of: Callable[[int], list[int]],
+    output: str | None = None,
+    **_: Any,
+) -> tuple[dict[str, Tensor], list[int]]:
+    """Make the file's logits those of some classes, in another order.
+
+    Args:
+        rows_of: returns the numbers of the logits to keep, from their number.
+        output: the name of the output that has the logits, if several could.
+
+    Returns:
+        The state of the changed file, and the numbers.
+
+    Raises:
+        UserError: it is no ONNX file, or does not say how many logits it has.
+    """
+    model = _parsed(state["onnx"].numpy().tobytes())
+    graph = model.graph
+    outputs = [
+        o
+        for o in graph.output
+        if output in (None, o.name) and len(o.type.tensor_type.shape.dim) == 2
+    ]
+    numbers = {o.type.tensor_type.shape.dim[1].dim_value for o in outputs}
+    if len(outputs) != 1 or numbers == {0}:
+        raise UserError(
+            "`teacher.checkpoint_classes` needs an ONNX file with one output of [batch, classes], "
+            f"whose number is fixed; this has {len(outputs)} outputs of two dimensions."
+        )
+    (number,), kind = numbers, outputs[0].type.tensor_type.elem_type
+    name, all_logits = outputs[0].name, f"{outputs[0].name}_of_all_classes"
+    for node in graph.node:  # the output keeps its name
+        for names in (node.input, node.output):
+            names[:] = [all_logits if each == name else each for each in names]
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info(all_logits, kind, ["batch", number]))
+    _use_logits(model, number)
+    rows = rows_of(number)
+    graph.initializer.append(numpy_helper.from_array(np.array(rows, np.int64), "classes"))
+    inputs = [graph.output[0].name, "classes"]
+    graph.node.append(helper.make_node("Gather", inputs, [name], axis=1))
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info(name, kind, ["batch", len(rows)]))
+    content = np.frombuffer(model.SerializeToString(deterministic=True), np.uint8).copy()
+    return {"onnx": torch.from_numpy(content)}, rows

@@ -2,7 +2,7 @@
 `timm`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,40 @@ def pretrained_state(network: str) -> tuple[dict[str, Tensor], Sequence[str]]:
     classes = ImageNetInfo().label_descriptions() if config.num_classes == 1000 else None
     names = [text.partition(",")[0] for text in classes or [""] * config.num_classes]
     return module.state_dict(), names
+
+
+def current_state(
+    network: str, state: Mapping[str, Tensor], num_classes: int, in_channels: int, **options: Any
+) -> dict[str, Tensor]:
+    """Convert the tensors of an older version or another repository, as timm does when it loads its
+    published weights.
+
+    Raises:
+        Exception: of many classes: they are no weights of the network.
+    """
+    config = timm.get_pretrained_cfg(network)
+    classifiers = (config and config.classifier) or ()
+    classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
+    heads = [state[key] for key in (f"{name}.weight" for name in classifiers) if key in state]
+    outputs = len(heads[0]) if heads else num_classes
+    size = config.input_size[1:] if config else (224, 224)
+    overlay = {"num_classes": outputs, "input_size": (in_channels, *size), "custom_load": False}
+    states = []
+    for seed in (0, 1):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = timm.create_model(
+                network,
+                pretrained=True,
+                num_classes=outputs,
+                in_chans=in_channels,
+                pretrained_cfg_overlay={**overlay, "state_dict": dict(state)},
+                **options,
+            )
+            states.append(module.state_dict())
+    if any(not torch.equal(value, states[1][key]) for key, value in states[0].items()):
+        raise ValueError("some tensors are not in the state")  # what is random was not loaded
+    return states[0]
 
 
 def _check_known(network: str) -> None:

@@ -1,14 +1,16 @@
 """Every classification network of torchvision, by torchvision's name."""
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models import densenet
 
 from pipeline.runtime.errors import UserError, first_line, look_up
 
@@ -51,8 +53,8 @@ def build(network: str, num_classes: int, in_channels: int, **options: Any) -> n
 
 
 def pretrained_state(network: str) -> tuple[dict[str, Tensor], Sequence[str]]:
-    """Load the default weights' tensors, without auxiliary classifiers, and the names of their
-    classes, from torch's hub cache; downloads them into it if they are not there.
+    """Load the default weights as torchvision does, without auxiliary classifiers, and the names of
+    their classes, from torch's hub cache; downloads them into it if they are not there.
 
     Raises:
         UserError: the download fails, or the file is damaged.
@@ -60,7 +62,8 @@ def pretrained_state(network: str) -> tuple[dict[str, Tensor], Sequence[str]]:
     weights = torchvision.models.get_model_weights(network).DEFAULT
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     try:
-        state = torch.hub.load_state_dict_from_url(
+        # torchvision would execute code in the file: it may have it when it is known to have none.
+        torch.hub.load_state_dict_from_url(
             weights.url, map_location="cpu", progress=False, check_hash=True, weights_only=True
         )
     except (OSError, RuntimeError, EOFError, HTTPException, pickle.UnpicklingError) as error:
@@ -69,9 +72,30 @@ def pretrained_state(network: str) -> tuple[dict[str, Tensor], Sequence[str]]:
             f"the pretrained weights of `{network}` {problem} ({first_line(error)}). Download "
             f"{weights.url} yourself, and put it at `{path}`."
         ) from None
-    left_out = _AUXILIARY_CLASSIFIERS.get(network, ())
-    kept = {key: value for key, value in state.items() if key.partition(".")[0] not in left_out}
-    return kept, weights.meta["categories"]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            module = torchvision.models.get_model(network, weights=weights, progress=False)
+    except (RuntimeError, AttributeError) as error:
+        raise UserError(
+            f"the pretrained weights of `{network}` at `{path}` are not those of torchvision "
+            f"({first_line(error)}). Remove the file; it is downloaded again."
+        ) from None
+    state = module.state_dict()
+    for key in list(state):
+        if key.partition(".")[0] in _AUXILIARY_CLASSIFIERS.get(network, ()):
+            del state[key]
+    return state, weights.meta["categories"]
+
+
+def current_state(
+    network: str, state: Mapping[str, Tensor], num_classes: int, in_channels: int, **_: Any
+) -> dict[str, Tensor]:
+    """Rename the tensors of an older version, as torchvision does when it loads its own weights."""
+    renamed: dict[str, Tensor] = {}
+    if network.startswith("densenet"):
+        source = SimpleNamespace(get_state_dict=lambda **_: dict(state))
+        densenet._load_state_dict(SimpleNamespace(load_state_dict=renamed.update), source, False)
+    return renamed or dict(state)
 
 
 def _check_known(network: str) -> None:

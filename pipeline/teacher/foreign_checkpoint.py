@@ -1,37 +1,67 @@
-"""Load weights that were saved elsewhere. No pickled code is executed."""
+"""Load weights that were saved elsewhere. No code of the file is executed."""
 
-import re
-import tarfile
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.models.checkpoint import load_state
 from pipeline.models.spec import ModelSpec, build, family_module
 from pipeline.runtime.errors import UserError, first_line
-
-#: The names under which checkpoints keep their state dict; the first present is taken. Averaged
-#: weights (EMA) come first, because published accuracies are theirs.
-_WRAPPERS = (
-    *("state_dict_ema", "model_ema", "ema_state_dict", "ema"),
-    *("state_dict", "model_state_dict", "model", "net"),
+from pipeline.teacher import class_rows
+from pipeline.teacher.checkpoint_file import read_checkpoint
+from pipeline.teacher.state_dict import (
+    Contents,
+    Entry,
+    Found,
+    Network,
+    Transform,
+    check_key,
+    choose,
+    find_weights,
+    list_contents,
+    name_of,
+    name_rest,
+    read_all,
+    tensors_below,
 )
-#: The prefixes of averaged weights within one state dict.
-_EMA_PREFIXES = ("ema_model.", "model_ema.", "ema.")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
-_COUNTERS = ("n_averaged",)  # of torch.optim.swa_utils.AveragedModel
+
+Versions = Mapping[str, Mapping[str, Any]]  # of modules, by their names: `_metadata`
 
 
-def load_foreign(spec: ModelSpec, path: Path) -> nn.Module:
+@dataclass(frozen=True)
+class Weights:
+    """A state dict for the network, but for the rows of its last layer."""
+
+    root: tuple[str, ...]
+    state: Mapping[str, Tensor]
+    versions: Versions | None
+    used: Sequence[Entry]
+
+
+def load_foreign(
+    spec: ModelSpec,
+    path: Path,
+    key: str | None = None,
+    classes: Sequence[int] | Sequence[str] | None = None,
+) -> tuple[nn.Module, ModelSpec]:
     """Build the network with the weights of a file, or the network that the file holds (ONNX).
 
+    Args:
+        key: `teacher.checkpoint_key`: which weights of the file; None: the averaged ones (EMA), or
+            the only ones.
+        classes: `teacher.checkpoint_classes`: which outputs; None: all, in their order.
+
+    Returns:
+        The network, and its spec with the numbers of the outputs that it keeps, if not all.
+
     Raises:
-        UserError: as `build` and `load_foreign_weights`.
+        UserError: the file cannot be read, its weights do not fit the network, or it is unclear
+            which weights or which outputs are meant.
     """
     if not path.is_file():
         raise UserError(
@@ -41,122 +71,257 @@ def load_foreign(spec: ModelSpec, path: Path) -> nn.Module:
     family = family_module(spec.family)
     if not hasattr(family, "build_from_file"):
         network = build(spec)
-        load_foreign_weights(network, path)
-        return network
+        return network, load_foreign_weights(network, spec, path, key, classes)
+    selects = hasattr(family, "select_outputs")
+    for name, value in (("key", key), ("classes", None if selects else classes)):
+        if value is not None:
+            raise UserError(
+                f"`teacher.checkpoint_{name}` is set, but family `{spec.family}` takes a file as "
+                "it is. Remove it."
+            )
     try:
-        return build(spec, family.read_file(path))
+        state = family.read_file(path)
+        if classes is not None:
+            state, rows = family.select_outputs(
+                state,
+                lambda number: class_rows.rows_of_parameter(classes, number, spec.class_names),
+                **spec.options,
+            )
+            spec = replace(spec, pretrained_classes=rows)
+        return build(spec, state), spec
     except UserError as error:
         raise UserError(f"`{path}`: {error}") from None
 
 
-def load_foreign_weights(network: nn.Module, path: Path) -> None:
-    """Load a checkpoint: a state dict, bare or under a usual name, with or without the prefixes
-    that wrapping a network adds. Averaged weights (EMA) are preferred.
-
-    Raises:
-        UserError: the file cannot be read, holds pickled code (which is not executed) or several
-            state dicts without a usual name, or its keys or shapes differ.
+def load_foreign_weights(
+    network: nn.Module,
+    spec: ModelSpec,
+    path: Path,
+    key: str | None = None,
+    classes: Sequence[int] | Sequence[str] | None = None,
+) -> ModelSpec:
+    """Load the weights of a file into a network of this spec, and return the spec that it has then.
+    Arguments and errors are those of `load_foreign`.
     """
-    state, location = _unwrapped(_read_foreign(path), path)
-    if location:
-        print(f"  {path}: the weights under `{location}`", flush=True)
-    load_state(network, _without_prefixes(state, set(network.state_dict())), f"`{path}`")
-
-
-def _read_foreign(path: Path) -> Any:
+    content = read_checkpoint(path)
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        _check_container(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # those of damaged checkpoints share no class
-        if found := _PICKLED_CODE.search(str(error)):
-            raise UserError(
-                f"`{path}` holds pickled objects, which could run code, and was not loaded "
-                f"(`{found[1]}`). Save `model.state_dict()` alone, or safetensors."
-            ) from None
-        raise UserError(
-            f"`{path}` is not a checkpoint that can be read ({first_line(error)}). "
-            "Expected a PyTorch state dict (.pt, .pth, .th) or safetensors; a .onnx file needs "
-            "`family: onnx`."
-        ) from None
+        contents = list_contents(content)
+        weights, head = _fitting(network, spec, contents, key)
+    except ValueError as error:  # of a tensor
+        raise UserError(f"`{path}` is damaged: {first_line(error)}. Copy it again.") from None
+    except UserError as error:
+        raise UserError(f"`{path}` {error}") from None
+    if weights is None:
+        _refuse(network, contents, path, key)
+    state = dict(weights.state)
+    if classes is not None:
+        head = class_rows.last_layer(spec)
+    outputs = {len(state[name]) for name in head}
+    if classes is not None or outputs - {spec.num_classes}:
+        rows = _rows(max(outputs), spec, path, classes)
+        state |= {name: state[name][rows] for name in head}
+        spec = replace(spec, pretrained_classes=rows)
+    load_state(network, state, f"`{path}`", weights.versions)
+    if weights.root:
+        print(f"  {path}: the weights under `{name_of(weights.root)}`", flush=True)
+    if rest := name_rest(contents, weights.used):
+        print(f"  {path}: ignored {rest}", flush=True)
+    return spec
 
 
-#: The part of torch's message that names what a pickle asks to call.
-_PICKLED_CODE = re.compile(r"GLOBAL ([\w.]+)")
+def _fitting(
+    network: nn.Module, spec: ModelSpec, contents: Contents, key: str | None
+) -> tuple[Weights | None, frozenset[str]]:
+    """The weights that fit the network, and the names of those with a row for each class if their
+    number is another than the dataset's."""
+    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    expected = Network(shapes)
+    if key is not None:
+        check_key(contents, expected, key)
+    if found := find_weights(contents, expected, key):
+        return _take(choose(found, contents, expected, key), network, contents), frozenset()
+    try:
+        head = class_rows.last_layer(spec)
+    except Exception:  # a network of the user, for a fixed number of classes
+        head = frozenset()
+    expected = Network(shapes, head)
+    if found := find_weights(contents, expected, key):
+        return _take(choose(found, contents, expected, key), network, contents), head
+    return _converted(network, spec, contents, expected, key), head
 
 
-def _check_container(path: Path) -> None:
-    """Raise ValueError for a zip of compressed parts, which torch.save does not write, and for a
-    tar, which it wrote until 2017 and torch.load would unpack."""
-    if tarfile.is_tarfile(path):
-        raise ValueError("it is a tar archive")
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(part.file_size for part in archive.infolist())
-        size = path.stat().st_size
-        if unpacked > size:
-            raise ValueError(
-                f"it unpacks to {unpacked:,} bytes; expected at most its size, {size:,}"
-            )
+def _take(found: Found, network: nn.Module, contents: Contents) -> Weights:
+    versions = _versions(contents, found.root, found.transform)
+    present = network.state_dict()._metadata
+    return Weights(found.root, found.state(), {**present, **versions}, list(found.tensors.values()))
 
 
-def _unwrapped(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
-    """The state dict and its location, as in `model_ema.state_dict`."""
-    found = dict(_locate_state_dicts(content, set()))
-    usual = ", ".join(f"`{name}`" for name in _WRAPPERS)
-    if not found:
-        raise UserError(
-            f"`{path}` is not a state dict; expected a mapping from names to tensors, bare or "
-            f"under one of {usual}."
+def _versions(
+    contents: Contents, root: tuple[str, ...], transform: Transform | None
+) -> dict[str, dict[str, Any]]:
+    relative = {
+        path[len(root) :]: version
+        for path, version in contents.versions.items()
+        if path[: len(root)] == root
+    }
+    return {
+        ".".join(transform(path) if transform else path): version
+        for path, version in relative.items()
+    }
+
+
+_MOST_TRIALS = 4  # of conversions; each builds a network
+
+
+def _converted(
+    network: nn.Module, spec: ModelSpec, contents: Contents, expected: Network, key: str | None
+) -> Weights | None:
+    """The weights of a file that the network's library has to convert: an older version's, or those
+    of the repository that it was taken from."""
+    found: dict[Found, Weights] = {}
+    wrappers = Transform(expected.vocabulary, only_wrappers=True)
+    for root, entries in _candidates(contents, expected, key)[:_MOST_TRIALS]:
+        named = {".".join(wrappers(entry.path[len(root) :])): entry for entry in entries}
+        state = read_all(named)
+        stated = _versions(contents, root, wrappers)
+        for weights in _conversions(network, spec, state, stated, expected):
+            used = [entry for name, entry in named.items() if not _is_extra(name, expected)]
+            match = Found(root, dict(enumerate(used)), wrappers)
+            found[match] = replace(weights, root=root, used=used)
+            break
+    return found[choose(list(found), contents, expected, key)] if found else None
+
+
+def _candidates(
+    contents: Contents, expected: Network, key: str | None
+) -> list[tuple[tuple[str, ...], list[Entry]]]:
+    """The paths that the network's tensors may be below, without those that lead to a single one
+    of them."""
+    below = {
+        root: entries
+        for root, entries in tensors_below(contents, key).items()
+        if 2 * len(entries) >= len(expected.required)
+    }
+    return [
+        (root, entries)
+        for root, entries in below.items()
+        if not any(
+            other[: len(root)] == root and other != root and len(below[other]) == len(entries)
+            for other in below
         )
-    depth = 0
-    while len(found) > 1:
-        name = next((name for name in _WRAPPERS if name in {keys[depth] for keys in found}), None)
-        if name is None:
-            locations = ", ".join(f"`{'.'.join(keys)}`" for keys in found)
-            raise UserError(
-                f"`{path}` holds {len(found)} state dicts, {locations}; expected one, or one under "
-                f"any of {usual}. Save the teacher's alone."
-            )
-        found = {keys: state for keys, state in found.items() if keys[depth] == name}
-        depth += 1
-    ((keys, state),) = found.items()
-    return state, ".".join(keys)
+    ]
 
 
-def _locate_state_dicts(
-    content: Any, seen: set[int]
-) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """Each state dict, at any depth, with the keys that lead to it. Tensors of an optimizer have
-    numbers, not names.
-
-    Args:
-        seen: ids of the mappings that were searched: a mapping can be in several, or in itself.
-    """
-    if not isinstance(content, Mapping):
+def _conversions(
+    network: nn.Module,
+    spec: ModelSpec,
+    state: dict[str, Tensor],
+    stated: Versions,
+    expected: Network,
+) -> Iterator[Weights]:
+    heads = [len(state[name]) for name in expected.class_rows if name in state]
+    outputs = heads[0] if heads else spec.num_classes
+    larger = replace(spec, class_names=[str(number) for number in range(outputs)])
+    for versions in ({**network.state_dict()._metadata, **stated}, {}):
+        trial = deepcopy(network) if outputs == spec.num_classes else build(larger)
+        ordered = OrderedDict(state)
+        ordered._metadata = dict(versions)
+        try:
+            missing, unexpected = trial.load_state_dict(ordered, strict=False)
+        except Exception:  # the libraries' errors share no class; it does not fit
+            continue
+        names = set(missing) & set(expected.required)
+        if not names and all(_is_extra(name, expected) for name in unexpected):
+            kept = {name: value for name, value in state.items() if name not in unexpected}
+            yield Weights((), kept, versions, ())
+    family = family_module(spec.family)
+    if not hasattr(family, "current_state"):
         return
-    if content and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
-        yield (), dict(content)
-    elif id(content) not in seen:
-        seen.add(id(content))
-        for key, value in content.items():
-            if isinstance(key, str):
-                for keys, state in _locate_state_dicts(value, seen):
-                    yield (key, *keys), state
+    *_, last = state.values()  # of the last layer, though it has another name
+    for number in dict.fromkeys([outputs, len(last) if last.ndim else outputs]):
+        try:
+            converted = family.current_state(
+                spec.network, state, number, spec.input.channels, **spec.options
+            )
+        except Exception:  # as above
+            continue
+        contents = Contents([Entry(tuple(name.split(".")), v) for name, v in converted.items()])
+        for found in find_weights(contents, expected)[:1]:
+            yield Weights((), found.state(), None, ())
 
 
-def _without_prefixes(state: dict[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
-    """The state under the network's keys. Averaged weights are preferred; a prefix that every key
-    has is removed if no key is one of the network's."""
-    for prefix in _EMA_PREFIXES:
-        averaged = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        if averaged:
-            return _without_prefixes(averaged, expected)
-    if expected & state.keys():
-        return state
-    rest = {key: value for key, value in state.items() if key not in _COUNTERS}
-    for prefix in _PREFIXES:
-        if rest and all(key.startswith(prefix) for key in rest):
-            return _without_prefixes({k.removeprefix(prefix): v for k, v in rest.items()}, expected)
-    return state
+def _is_extra(name: str, expected: Network) -> bool:
+    return not expected.could_have(tuple(name.split(".")))
+
+
+def _rows(
+    outputs: int, spec: ModelSpec, path: Path, classes: Sequence[int] | Sequence[str] | None
+) -> list[int]:
+    """The output of each class."""
+    if classes is not None:
+        return class_rows.rows_of_parameter(classes, outputs, spec.class_names)
+    if outputs == len(class_rows.WORDNET_IDS):
+        rows = class_rows.classes_among(spec.class_names, class_rows.imagenet_names())
+        if rows is not None:
+            print(
+                f"  {path}: {outputs:,} outputs, taken as ImageNet's classes, which the folders' "
+                f"names are: {spec.num_classes} of them are kept",
+                flush=True,
+            )
+            return rows
+    raise UserError(
+        f"`{path}` fits the network, but has {outputs:,} outputs, and the dataset has "
+        f"{spec.num_classes} classes. Set `teacher.checkpoint_classes` to a list: the number of "
+        "the output (from 0) of each class, in the order of the folders' names, or the name of "
+        f"each of the {outputs:,} outputs."
+    )
+
+
+def _refuse(network: nn.Module, contents: Contents, path: Path, key: str | None) -> None:
+    """Raise UserError with what does not fit, of the weights that come nearest."""
+    below = tensors_below(contents, key)
+    if not below:
+        raise UserError(
+            f"`{path}` is not a state dict; expected a mapping from names to tensors, at any "
+            f"depth. It holds {name_rest(contents, ()) or 'nothing'}."
+        )
+    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    expected = Network(shapes)
+    transforms = [None, *(Transform(expected.vocabulary, only) for only in (True, False))]
+    best: tuple[int, dict[str, Entry]] = (-1, {})
+    root, transform = (), None
+    for candidate, entries in below.items():
+        if 2 * len(entries) < min(len(shapes), len(contents.tensors)):
+            continue
+        for removal in transforms:
+            named = {_name(entry, candidate, removal): entry for entry in entries}
+            score = sum(
+                1 + expected.fits(name, entry.value.shape)
+                for name, entry in named.items()
+                if name in shapes
+            )
+            if score > best[0]:
+                best, root, transform = (score, named), candidate, removal
+    others = {
+        _name(entry, root, transform): str(entry.value)
+        for entry in contents.entries
+        if not entry.is_tensor and entry.path[: len(root)] == root
+    }
+    where = f"`{path}`" + (f" (under `{name_of(root)}`)" if root else "")
+    load_state(network, read_all(best[1]), where, no_tensors=others)
+    # Each name alone fits: several tensors have the same one, or they are an optimizer's.
+    paths: dict[str, list[str]] = defaultdict(list)
+    for entry in below[root]:
+        paths[_name(entry, root, transform)].append(f"`{name_of(entry.path)}`")
+    for name, same in paths.items():
+        if name in shapes and len(same) > 1:
+            raise UserError(
+                f"{where} has several tensors for `{name}` of the network: "
+                f"{', '.join(same[:10])}; expected one. Save the network's alone."
+            )
+    raise UserError(f"{where} has weights of an optimizer alone; expected a network's.")
+
+
+def _name(entry: Entry, root: tuple[str, ...], transform: Transform | None) -> str:
+    keys = entry.path[len(root) :]
+    return ".".join(transform(keys) if transform else keys)

@@ -12,6 +12,7 @@ from pipeline.data.prepared.dataset import Dataset
 from pipeline.models.checkpoint import state_bytes
 from pipeline.models.spec import ModelSpec, build, model_spec
 from pipeline.teacher import foreign_checkpoint, pretrained
+from pipeline.teacher.class_rows import last_layer
 from pipeline.teacher.params import TeacherParams
 
 
@@ -29,10 +30,12 @@ def build_initial_network(params: TeacherParams, dataset: Dataset) -> tuple[nn.M
     if params.weights == "pretrained":
         network, spec = pretrained.load(spec)
         if spec.pretrained_classes is None:
-            network.last_layer_keys = pretrained.last_layer(spec)  # for `freeze_epochs`
+            network.last_layer_keys = last_layer(spec)  # for `freeze_epochs`
         return network, spec
     if params.weights == "checkpoint":
-        return foreign_checkpoint.load_foreign(spec, Path(params.checkpoint)), spec
+        return foreign_checkpoint.load_foreign(
+            spec, Path(params.checkpoint), params.checkpoint_key, params.checkpoint_classes
+        )
     return build(spec), spec
 
 

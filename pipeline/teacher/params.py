@@ -35,8 +35,12 @@ class TeacherParams(Section):
     family: Family
     network: Network
     weights: Literal["train", "checkpoint", "pretrained", "logits"]
-    # checkpoint: the file (.pt, .pth, .th, .safetensors); logits: the folder of a store
+    # checkpoint: the file (PyTorch, safetensors, .onnx); logits: the folder of a store
     checkpoint: str
+    # checkpoint: the keys, joined by dots, that lead to the weights in the file
+    checkpoint_key: str | None = None
+    # checkpoint: the output of each class of the dataset, or the name of each output
+    checkpoint_classes: list[int | str] | None = Field(default=None, min_length=1)
     minimum_accuracy: float | None = Field(default=None, gt=0, le=1)  # on validation
     training: TeacherTraining
 
@@ -48,6 +52,21 @@ class TeacherParams(Section):
             raise ValueError(
                 "training.freeze_epochs and training.freeze_batch_norm keep pretrained weights, "
                 "but weights is `train`: remove them, or set weights: pretrained"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _describes_a_checkpoint(self) -> "TeacherParams":
+        for name in ("checkpoint_key", "checkpoint_classes"):
+            if getattr(self, name) is not None and self.weights != "checkpoint":
+                raise ValueError(
+                    f"{name} describes a checkpoint, but weights is `{self.weights}`: remove it, "
+                    "or set weights: checkpoint"
+                )
+        if len({type(value) for value in self.checkpoint_classes or ()}) > 1:
+            raise ValueError(
+                "checkpoint_classes has numbers and names: give the number of the output of each "
+                "class, or the name of each output (in quotes if it is a number)"
             )
         return self
 

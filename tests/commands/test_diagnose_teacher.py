@@ -19,7 +19,7 @@ from pipeline.commands.diagnose_teacher import Teacher, diagnose, load_teacher
 from pipeline.data.prepared.dataset import Dataset, open_dataset
 from pipeline.models import checkpoint
 from pipeline.models.evaluation import predict_all
-from pipeline.models.spec import InputSpec
+from pipeline.models.spec import InputSpec, ModelSpec
 from pipeline.networks import cifar_resnet
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.outputs import TEACHER
@@ -167,7 +167,9 @@ def test_a_foreign_teacher_under_wrong_settings_is_told_which_is_wrong(folder):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     network = module.build("resnet32", 10, 3)
-    foreign_checkpoint.load_foreign_weights(network, DATA / "checkpoints/resnet32-d509ac18.th")
+    path = DATA / "checkpoints/resnet32-d509ac18.th"
+    own = ModelSpec("", "resnet32", {}, [""] * 10, InputSpec(3, 32, [0.5] * 3, [0.2] * 3))
+    foreign_checkpoint.load_foreign_weights(network, own, path)
     params = deepcopy(PARAMS)
     params["dataset"] |= {"image_size": 32, "validation_fraction": 0.8, "test_fraction": 0.1}
     write_params(Path(), params)

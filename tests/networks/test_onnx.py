@@ -114,7 +114,26 @@ def describe(size: int = 8, **options: object) -> ModelSpec:
 
 
 def load(size: int = 8, **options: object) -> nn.Module:
-    return foreign_checkpoint.load_foreign(describe(size, **options), Path("mine.onnx"))
+    network, _ = foreign_checkpoint.load_foreign(describe(size, **options), Path("mine.onnx"))
+    return network
+
+
+@pytest.mark.parametrize("nodes", [None, "softmax"])
+@pytest.mark.parametrize("classes", [[3, 0, 2], ["B", "x", "c", "a"]])
+def test_a_list_of_classes_selects_the_outputs(folder, nodes, classes):
+    if nodes:
+        nodes = [node("ReduceMean", "x", "z", keepdims=0), node("Softmax", "z", "y")]
+    graph(shape=("n", 4, 8, 8), output=("n", 4), nodes=nodes)
+    spec = ModelSpec("onnx", "mine", {}, ["a", "b", "c"], InputSpec(4, 8, [0.5] * 4, [0.2] * 4))
+    network, spec = foreign_checkpoint.load_foreign(spec, Path("mine.onnx"), classes=classes)
+    images = torch.randn(5, 4, 8, 8)
+    torch.testing.assert_close(network(images), images.mean((2, 3))[:, [3, 0, 2]])
+    assert spec.pretrained_classes == [3, 0, 2]
+    checkpoint.save(Path(), network, spec)
+    again, _ = checkpoint.load(Path(), produced_by="-")
+    assert torch.equal(again(images), network(images))
+    with pytest.raises(UserError, match="`teacher.checkpoint_key` is set, but family `onnx` takes"):
+        foreign_checkpoint.load_foreign(spec, Path("mine.onnx"), key="model")
 
 
 def test_the_fingerprint_covers_the_file(folder):

@@ -1,5 +1,6 @@
 """timm's networks follow the same rules as torchvision's."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from safetensors.torch import save_file
 
 from pipeline.models.spec import InputSpec, ModelSpec, build, native_input
 from pipeline.runtime.errors import UserError
-from pipeline.teacher import pretrained
+from pipeline.teacher import foreign_checkpoint, pretrained
 
 timm = pytest.importorskip("timm", reason="the extra `timm` is not installed")
 
@@ -57,6 +58,30 @@ def test_its_published_weights_keep_the_rows_of_known_classes(hub):
     network, description = pretrained.load(describe(["unicorn", "tench"]))
     assert description.pretrained_classes is None
     assert torch.equal(network.conv1[0].weight, whole.conv1[0].weight)
+
+
+@pytest.mark.parametrize("outputs", [3, 5])
+def test_weights_of_the_repository_that_a_network_was_taken_from_are_converted(folder, outputs):
+    torch.manual_seed(0)
+    state = timm.create_model("test_convnext", num_classes=outputs).state_dict()
+    of_facebook = {}
+    for key, value in state.items():
+        name = re.sub(r"stages\.(\d+)\.blocks\.", r"stages.\1.", key)
+        name = re.sub(r"stages\.(\d+)\.downsample\.", r"downsample_layers.\1.", name)
+        name = name.replace("stem.", "downsample_layers.0.").replace("conv_dw", "dwconv")
+        name = name.replace("mlp.fc", "pwconv").replace("head.fc.", "head.")
+        of_facebook[name.replace("head.norm.", "norm.")] = value
+    torch.save({"model": {f"module.{key}": v for key, v in of_facebook.items()}}, "mine.pth")
+    spec = describe(["a", "b", "c"], "test_convnext")
+    classes = None if outputs == 3 else [4, 0, 2]
+    network, _ = foreign_checkpoint.load_foreign(spec, Path("mine.pth"), classes=classes)
+    for key, value in network.state_dict().items():
+        of_a_class = classes and key.startswith("head.fc.")
+        assert torch.equal(value, state[key][classes] if of_a_class else state[key])
+    del of_facebook["downsample_layers.0.0.weight"]
+    torch.save(of_facebook, "mine.pth")
+    with pytest.raises(UserError, match="does not fit the network"):
+        foreign_checkpoint.load_foreign(spec, Path("mine.pth"), classes=classes)
 
 
 def test_a_failed_download_names_the_file_and_its_place(hub):

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +24,10 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
 from pipeline.runtime.outputs import TEACHER
 from pipeline.teacher import pretrained
+from pipeline.teacher.class_rows import WORDNET_IDS, classes_among
 from pipeline.teacher.initial_network import build_initial_network
 from pipeline.teacher.loop import fit_teacher
 from pipeline.teacher.params import TeacherParams
-from pipeline.teacher.pretrained import WORDNET_IDS
 
 CATEGORIES = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
 CPU = torch.device("cpu")
@@ -93,11 +94,11 @@ def test_classes_of_which_one_is_not_imagenets_start_with_a_new_last_layer(whole
 
 
 def test_a_name_that_two_classes_have_or_two_folders_of_one_class_match_nothing():
-    assert pretrained.classes_among(["crane"], ["crane", "goose", "crane"]) is None
-    assert pretrained.classes_among(["goose"], ["crane", "goose", "crane"]) == [1]
-    assert pretrained.classes_among(["goose", "Goose"], ["crane", "goose"]) is None
-    assert pretrained.classes_among(["cardigan", "Cardigan"], ["Cardigan", "cardigan"]) == [1, 0]
-    assert pretrained.classes_among(["n01440764"], ["crane", "goose"]) is None  # not ImageNet
+    assert classes_among(["crane"], ["crane", "goose", "crane"]) is None
+    assert classes_among(["goose"], ["crane", "goose", "crane"]) == [1]
+    assert classes_among(["goose", "Goose"], ["crane", "goose"]) is None
+    assert classes_among(["cardigan", "Cardigan"], ["Cardigan", "cardigan"]) == [1, 0]
+    assert classes_among(["n01440764"], ["crane", "goose"]) is None  # not ImageNet
 
 
 def test_the_wordnet_ids_are_in_the_order_of_the_categories():
@@ -106,6 +107,24 @@ def test_the_wordnet_ids_are_in_the_order_of_the_categories():
     known = {"n01440764": "tench", "n02123045": "tabby", "n07747607": "orange", "n15075141": None}
     for wordnet_id, name in known.items():
         assert name in (CATEGORIES[WORDNET_IDS.index(wordnet_id)], None)
+
+
+def test_published_weights_are_loaded_as_torchvision_loads_them(hub):
+    """Those of DenseNets have the names of an older version, and are renamed."""
+    torch.manual_seed(0)
+    whole = torchvision.models.densenet121()
+    old = {
+        re.sub(r"(denselayer\d+\.(norm|conv))([12])", r"\1.\3", key): value
+        for key, value in whole.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    }
+    torch.save(old, hub / file_of("densenet121"))
+    network, _ = pretrained.load(describe(["tench", "goldfish"], "densenet121"))
+    loaded, expected = network.state_dict(), whole.state_dict()
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    assert torch.equal(loaded.pop("classifier.weight"), expected["classifier.weight"][:2])
+    assert torch.equal(loaded.pop("classifier.bias"), expected["classifier.bias"][:2])
+    assert all(torch.equal(value, expected[key]) for key, value in loaded.items())
 
 
 def test_weights_that_cannot_be_downloaded_are_asked_for_by_file_and_place(hub):

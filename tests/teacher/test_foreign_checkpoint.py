@@ -1,0 +1,385 @@
+"""Which weights of a checkpoint are taken, and by which names."""
+
+import argparse
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchvision.models import DenseNet, VisionTransformer
+
+from pipeline.models import checkpoint
+from pipeline.models.spec import InputSpec, ModelSpec, build
+from pipeline.networks import cifar_resnet
+from pipeline.networks import torchvision as torchvision_family
+from pipeline.runtime.errors import UserError
+from pipeline.teacher import foreign_checkpoint
+
+State = dict[str, torch.Tensor]
+INPUT = InputSpec(3, 32, [0.5] * 3, [0.2] * 3)
+
+
+def describe(
+    network: str = "resnet8",
+    family: str = "cifar_resnet",
+    class_names: tuple[str, ...] = ("ant", "bee", "cat"),
+    **options: object,
+) -> ModelSpec:
+    return ModelSpec(family, network, options, class_names, INPUT)
+
+
+def state_of(seed: int, num_classes: int = 3) -> State:
+    torch.manual_seed(seed)
+    return dict(cifar_resnet.build("resnet8", num_classes, 3).state_dict())
+
+
+def load(content: object, **arguments: object) -> State:
+    """The weights that a file of this content gives."""
+    torch.save(content, "mine.pth")
+    network, _ = foreign_checkpoint.load_foreign(describe(), Path("mine.pth"), **arguments)
+    return network.state_dict()
+
+
+def same(found: State, expected: State) -> bool:
+    return found.keys() == expected.keys() and all(
+        torch.equal(found[key], expected[key]) for key in found
+    )
+
+
+def renamed(state: State, old: str, new: str) -> State:
+    return {key.replace(old, new): value for key, value in state.items()}
+
+
+def under(prefix: str, state: State) -> State:
+    return {f"{prefix}{key}": value for key, value in state.items()}
+
+
+# Wrappers.
+
+WRAPPED: dict[str, Callable[[State], object]] = {
+    "compiled part": lambda s: renamed(s, "blocks.", "blocks._orig_mod."),
+    "compiled and distributed": lambda s: under("_orig_mod.module.", s),
+    "FSDP": lambda s: under("_fsdp_wrapped_module.", renamed(s, ".1.", ".1._fsdp_wrapped_module.")),
+    "checkpointed": lambda s: renamed(s, "blocks.0.", "blocks.0._checkpoint_wrapped_module."),
+    "Fabric": lambda s: under("_forward_module.", s),
+    "backbone": lambda s: {"state_dict": under("backbone.", s)},
+    "body and head": lambda s: {
+        f"{'head' if key.startswith('fc') else 'backbone'}.{key}": v for key, v in s.items()
+    },
+    "a body alone": lambda s: {
+        f"{'' if key.startswith('fc') else 'resnet.'}{key}": v for key, v in s.items()
+    },
+    "Lightning with class weights": lambda s: {
+        "state_dict": {**under("model.", s), "criterion.weight": torch.ones(3)}
+    },
+    "the second of a sequence": lambda s: {**under("1.", s), "0.mean": torch.ones(3)},
+    "deep": lambda s: {"a": [{"b": (under("system.student.net._orig_mod.", s), 5)}]},
+    "a tuple": lambda s: (s, 5),
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_wrappers_are_removed_wherever_they_stand(folder, kind):
+    assert same(load(WRAPPED[kind](state_of(0))), state_of(0))
+
+
+class Backbone(nn.Module):
+    """A network with parts that are named as wrappers are."""
+
+    def __init__(self):
+        super().__init__()
+        self.module = nn.Conv2d(3, 4, 3, padding=1)
+        self.backbone = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3))
+        self.model = nn.Linear(4, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model(self.backbone(self.module(images)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "model._orig_mod."])
+def test_parts_that_are_named_as_wrappers_are_keep_their_names(folder, monkeypatch, prefix):
+    monkeypatch.setattr(cifar_resnet, "build", lambda *_: Backbone())
+    torch.manual_seed(3)
+    state = Backbone().state_dict()
+    assert same(load(under(prefix, state)), state)
+
+
+def test_everything_else_is_ignored_with_a_line_that_counts_and_names_it(folder, capsys):
+    state = state_of(0)
+    content = {
+        "state_dict": {**state, "total_ops": torch.zeros(1), "total_params": torch.zeros(1)},
+        "arch": "resnet8",
+        "args": argparse.Namespace(lr=0.1),
+        "best_acc": np.float64(75.0),
+        "optimizer": {"state": {0: {"exp_avg": torch.ones(3), "step": torch.ones(1)}}},
+    }
+    assert same(load(content), state)
+    assert capsys.readouterr().out.splitlines() == [
+        "  mine.pth: the weights under `state_dict`",
+        "  mine.pth: ignored 6 entries: `state_dict.total_ops`, `state_dict.total_params`, `arch`, "
+        "`args` (argparse.Namespace), `best_acc` (numpy._core.multiarray.scalar), `optimizer` "
+        "(2 tensors)",
+    ]
+    assert same(load({**state, "epoch": 5, "blocks.0.total_ops": torch.ones(1)}), state)
+
+
+def test_a_missing_weight_and_a_further_layer_are_never_ignored(folder):
+    state = state_of(0)
+    del state["fc.bias"]
+    for content in (state, {"model": under("module.", state)}):
+        with pytest.raises(UserError, match=r"missing `fc.bias` \[3\]"):
+            load(content)
+    larger = dict(cifar_resnet.build("resnet14", 3, 3).state_dict())
+    for content in (larger, under("module.", larger), {**state_of(0), "conv.bias": torch.ones(16)}):
+        with pytest.raises(UserError, match="unexpected `"):
+            load(content)
+
+
+def test_two_tensors_for_one_name_are_refused(folder):
+    state = WRAPPED["body and head"](state_of(0))
+    message = "several tensors for `fc.weight` .* `head.fc.weight`, `aux.fc.weight`"
+    with pytest.raises(UserError, match=message):
+        load({**state, "aux.fc.weight": state["head.fc.weight"]})
+
+
+def test_the_moments_of_an_optimizer_are_no_averaged_weights(folder):
+    state = state_of(0)
+    moments = {"exp_avg": {k: torch.zeros_like(v) for k, v in state.items()}}
+    for name in ("optimizer", "optimizer_states", "net_optim"):
+        assert same(load({"model": state, name: moments}), state)
+    assert same(load({"optimized_net": state}), state)
+    with pytest.raises(UserError, match="holds 2 sets of weights"):
+        load({"model": state, **moments})
+
+
+def test_a_network_of_a_fixed_number_of_classes_is_refused_by_what_does_not_fit(
+    folder, monkeypatch
+):
+    three = cifar_resnet.build("resnet8", 3, 3)
+
+    def build_three(_: str, num_classes: int, *__: object) -> nn.Module:
+        assert num_classes == 3
+        return three
+
+    monkeypatch.setattr(cifar_resnet, "build", build_three)
+    with pytest.raises(UserError, match=r"`fc.bias` is \[4\]; expected \[3\]"):
+        load({**state_of(0), "fc.bias": torch.zeros(4)})
+
+
+def test_safetensors_are_read_under_any_name(folder):
+    save_file(state_of(0), "mine.pth")
+    network, _ = foreign_checkpoint.load_foreign(describe(), Path("mine.pth"))
+    assert same(network.state_dict(), state_of(0))
+
+
+# Which of several.
+
+AVERAGED = [
+    *("ema_model", "model_ema", "swa_state_dict", "model_ema_state_dict", "EMA", "averaged_model"),
+    *("net_ema_0.999", "emaModel", "state_dict_avg", "EMAModel", "ema.module.model", "swa-weights"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "raw"), zip(AVERAGED, 4 * ["model", "state_dict", "net"], strict=True)
+)
+def test_averaged_weights_are_found_by_a_part_of_their_name(folder, capsys, name, raw):
+    content = {raw: state_of(0), name: under("module.", state_of(1)), "it": 7}
+    assert same(load(content), state_of(1))
+    assert f"the weights under `{name}`\n" in capsys.readouterr().out
+    assert same(load(content, key=raw), state_of(0))
+
+
+def test_averaged_weights_of_torch_are_taken(folder):
+    torch.manual_seed(0)
+    network = cifar_resnet.build("resnet8", 3, 3)
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
+    for parameter in network.parameters():
+        parameter.data.add_(1)
+    average.update_parameters(network)
+    average.update_parameters(network)
+    expected = average.module.state_dict()
+    assert same(load({"model": network.state_dict(), "ema": average.state_dict()}), expected)
+    assert same(load(average.state_dict()), expected)
+
+
+def test_averaged_weights_that_do_not_fit_are_refused_not_passed_over(folder):
+    raw, averaged = state_of(0), state_of(1)
+    flat = {f"model_ema.{k.replace('.', '')}": v for k, v in averaged.items()}
+    for content in (
+        {"model": raw, "ema": {k: v for k, v in averaged.items() if "running" not in k}},
+        {"model": raw, "ema": {"decay": 0.9, "shadow_params": list(averaged.values())}},
+        {"state_dict": {**under("model.", raw), **flat}},
+    ):
+        with pytest.raises(
+            UserError, match=r"averaged weights \(EMA\), \d+ tensors under .* do no"
+        ):
+            load(content)
+    assert same(load({"model": raw, "ema": {"decay": torch.tensor(0.9)}}), raw)
+
+
+@pytest.mark.parametrize("names", [("model", "teacher"), ("state_dict", "model"), ("a.b", "a.c")])
+def test_two_candidates_of_unknown_meaning_are_refused_with_the_line_that_chooses(folder, names):
+    content = dict(zip(names, (state_of(0), state_of(1)), strict=True))
+    flat = {**under(f"{names[0]}.", state_of(0)), **under(f"{names[1]}.", state_of(1))}
+    for version in (content, flat):
+        message = f"`{names[0]}`, `{names[1]}`; .* `teacher.checkpoint_key: {names[0]}`"
+        with pytest.raises(UserError, match=message):
+            load(version)
+        for seed, name in enumerate(names):
+            assert same(load(version, key=name), state_of(seed))
+    assert same(load(dict.fromkeys(names, state_of(0))), state_of(0))  # the same twice
+    assert same(load({names[0]: state_of(0), names[1]: state_of(0)}), state_of(0))
+
+
+def test_a_key_that_is_not_there_is_refused_with_the_known_ones(folder):
+    content = {"model": state_of(0), "teacher": {"net": state_of(1)}}
+    with pytest.raises(
+        UserError, match="nothing at `modell` .*; did you mean `model`.*`teacher`, `teacher.net`"
+    ):
+        load(content, key="modell")
+    assert same(load(content, key="teacher"), state_of(1))
+    assert same(load(content, key="teacher.net"), state_of(1))
+    bare = {**state_of(0), **under("ema.", state_of(1))}
+    assert same(load(bare), state_of(1))
+    assert same(load(bare, key=""), state_of(0))
+
+
+# Outputs of another class list.
+
+NAMES = ["dog", "cat", "Ant", "horse", "bee"]
+
+
+def load_classes(
+    num_outputs: int, classes: list[int] | list[str] | None, names: tuple[str, ...] | None = None
+) -> tuple[nn.Module, ModelSpec]:
+    torch.save({"model": under("module.", state_of(0, num_outputs))}, "mine.pth")
+    spec = describe(class_names=names or ("ant", "bee", "cat"))
+    return foreign_checkpoint.load_foreign(spec, Path("mine.pth"), classes=classes)
+
+
+@pytest.mark.parametrize("classes", [NAMES, [2, 4, 1]])
+def test_a_list_of_names_or_numbers_takes_the_outputs_of_the_datasets_classes(folder, classes):
+    network, spec = load_classes(5, classes)
+    whole = cifar_resnet.build("resnet8", 5, 3).eval()
+    whole.load_state_dict(state_of(0, 5))
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(network.eval()(images), whole(images)[:, [2, 4, 1]])
+    assert spec.pretrained_classes == [2, 4, 1]
+
+
+def test_a_list_of_names_or_numbers_sets_another_order(folder):
+    for classes in ([2, 0, 1], ["bee", "cat", "ant"]):
+        network, _ = load_classes(3, classes)
+        assert torch.equal(network.fc.bias, state_of(0)["fc.bias"][[2, 0, 1]])
+
+
+def test_outputs_of_another_number_are_refused_with_the_parameter_that_maps_them(folder):
+    with pytest.raises(UserError, match=r"has 5 outputs, and .* 3 classes. Set `teacher.checkpoin"):
+        load_classes(5, None)
+    for classes, message in (
+        ([0, 1], "has 2 numbers; expected 3"),
+        ([0, 1, 5], "has 5; expected different numbers from 0 to 4"),
+        ([0, 1, 1], "has a number twice; expected different"),
+        (["ant", "bee", "cat"], "has 3 names, but the checkpoint has 5 outputs"),
+        (["dog", "cat", "ants", "horse", "bee"], "which output is `ant`.*; did you mean `ants`"),
+        (["ant", "cat", "ant", "horse", "bee"], "which output is `ant`"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_classes(5, classes)
+
+
+def test_folders_of_imagenets_classes_take_its_outputs_of_a_thousand(folder, capsys):
+    for names in (("n01440764", "n01443537", "n02123045"), ("Tench", "goldfish", "tabby")):
+        network, spec = load_classes(1000, None, names)
+        assert spec.pretrained_classes == [0, 1, 281]
+        assert "1,000 outputs, taken as ImageNet's classes" in capsys.readouterr().out
+        assert torch.equal(network.fc.bias, state_of(0, 1000)["fc.bias"][[0, 1, 281]])
+    with pytest.raises(UserError, match="has 1,000 outputs"):
+        load_classes(1000, None)
+
+
+# Versions and renamings of libraries.
+
+
+def load_tv(network: str, **options: object) -> nn.Module:
+    spec = describe(network, "torchvision", **options)
+    return foreign_checkpoint.load_foreign(spec, Path("mine.pth"))[0]
+
+
+def test_densenets_old_names_are_read(folder, monkeypatch):
+    def small(_: str, num_classes: int, *__: object) -> nn.Module:
+        return DenseNet(4, (2, 2), 8, num_classes=num_classes)
+
+    monkeypatch.setattr(torchvision_family, "build", small)
+    torch.manual_seed(1)
+    state = small("", 3).state_dict()
+    old = {
+        key.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): value
+        for key, value in state.items()
+    }
+    assert old.keys() != state.keys()
+    torch.save({"state_dict": under("module.", old)}, "mine.pth")
+    assert same(load_tv("densenet121").state_dict(), state)
+
+
+def test_vision_transformers_old_names_are_read(folder, monkeypatch):
+    def small(_: str, num_classes: int, *__: object) -> nn.Module:
+        return VisionTransformer(32, 16, 1, 2, 8, 16, num_classes=num_classes)
+
+    monkeypatch.setattr(cifar_resnet, "build", small)
+    torch.manual_seed(1)
+    state = small("", 3).state_dict()
+    old = {
+        k.replace(".mlp.0.", ".mlp.linear_1.").replace(".mlp.3.", ".mlp.linear_2."): v
+        for k, v in state.items()
+    }
+    assert old.keys() != state.keys()
+    assert same(load({"model": under("module.", old)}), state)
+
+
+def test_mnasnet_is_saved_and_loaded(folder):
+    network = "mnasnet0_5"
+    spec = describe(network, "torchvision")
+    torch.manual_seed(1)
+    built = build(spec).eval()
+    checkpoint.save(Path(), built, spec)
+    again, _ = checkpoint.load(Path(), produced_by="-")
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(built(images), again.eval()(images))
+    for content in (built.state_dict(), dict(built.state_dict())):
+        torch.save(content, "mine.pth")
+        assert same(load_tv(network).state_dict(), built.state_dict())
+    save_file({k: v.contiguous() for k, v in built.state_dict().items()}, "mine.pth")
+    assert same(load_tv(network).state_dict(), built.state_dict())
+
+
+def test_mnasnet_of_an_older_version_is_loaded_and_saved_as_such(folder):
+    torch.manual_seed(1)
+    old = torchvision.models.mnasnet0_5(num_classes=3)
+    of_version_1 = old.state_dict()
+    of_version_1._metadata[""]["version"] = 1
+    with warnings.catch_warnings():  # an old stem has 32 and 16 channels, at any width
+        warnings.simplefilter("ignore")
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            old.load_state_dict(of_version_1)
+    old.eval()
+    state = old.state_dict()
+    assert old._version == 1
+    assert state["layers.0.weight"].shape[0] == 32
+    torch.save(state, "mine.pth")
+    network = load_tv("mnasnet0_5").eval()
+    images = torch.randn(2, 3, 32, 32)
+    checkpoint.save(Path(), network, describe("mnasnet0_5", "torchvision"))
+    again, _ = checkpoint.load(Path(), produced_by="-")
+    with torch.inference_mode():
+        torch.testing.assert_close(network(images), old(images))
+        assert torch.equal(again.eval()(images), network(images))
