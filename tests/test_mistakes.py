@@ -28,7 +28,7 @@ from image_files import tiff
 from import_closure import ROOT
 from onnx import TensorProto, helper
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from pipeline.commands import check, predict
 from pipeline.commands.import_logits import import_logits
@@ -573,6 +573,14 @@ def close_circle(model: onnx.ModelProto) -> None:
     model.graph.node[-1].input[:] = ["y"]
 
 
+def end_in_probabilities(model: onnx.ModelProto) -> None:
+    """By other operators than a last softmax."""
+    logits = model.graph.output[0].name
+    softmax = helper.make_node("Softmax", [logits], ["p"])
+    model.graph.node.extend([softmax, helper.make_node("Abs", ["p"], ["probabilities"])])
+    model.graph.output[0].name = "probabilities"
+
+
 def take_a_terabyte(model: onnx.ModelProto) -> None:
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2**40
 
@@ -581,6 +589,9 @@ MISTAKES |= {
     "a file that is not ONNX": partial(load_checkpoint, b"garbage", "mine.onnx"),
     "external data": lambda: load_checkpoint(onnx_model(keep_outside), "mine.onnx"),
     "a circle of nodes": lambda: load_checkpoint(onnx_model(close_circle), "mine.onnx"),
+    "probabilities that no last softmax made": lambda: load_checkpoint(
+        onnx_model(end_in_probabilities), "mine.onnx"
+    ),
     "a batch without end": lambda: load_checkpoint(onnx_model(take_a_terabyte), "mine.onnx"),
 }
 
@@ -626,6 +637,22 @@ def verify_foreign_shard() -> None:
     verify(STORE, recompute=0, seed=0)
 
 
+def verify_measured(**fidelity: float) -> None:
+    index = read_json(STORE / "store.json", produced_by="-")
+    write_json(STORE / "store.json", index | {"fidelity": index["fidelity"] | fidelity})
+    verify(STORE, recompute=0, seed=0)
+
+
+def lose_the_classes() -> None:
+    """All logits share a number that leaves bfloat16 no digits for their differences."""
+    shared = load_file(TEACHER.model / "weights.safetensors")
+    torch.save(shared | {"fc.bias": shared["fc.bias"] - 20_000}, "mine.pth")
+    change_params("teacher", weights="checkpoint", checkpoint="mine.pth")
+    change_params("soft_targets", precision="bfloat16")
+    run_stage("teacher")
+    run_stage("soft_targets")
+
+
 def inspect_damaged_top_k() -> None:
     change_params("soft_targets", encoding="top_k", k=2)
     run_stage("soft_targets")
@@ -642,6 +669,8 @@ MISTAKES |= {
     "a shard of another view under this one's name": reading(
         shutil.copy, STORE / "train_view00002_sample000000000.h5", SHARD
     ),
+    "rows that do not say what the teacher says": partial(verify_measured, agreement=0.3194),
+    "logits that share a large number, in half precision": lose_the_classes,
     "a foreign shard": verify_foreign_shard,
     "a shard that links to another file": reading(link_elsewhere, SHARD),
     "a damaged top_k store, by `inspect`": inspect_damaged_top_k,
@@ -700,6 +729,8 @@ MISTAKES |= {
     ),
     "images without logits": partial(import_table, ids=lambda ids: np.char.add("x", ids)),
     "probabilities for logits": partial(import_table, logits=lambda a: np.abs(a) / 5),
+    "percentages for logits": partial(import_table, logits=lambda a: 97 * (a > 0) + 1.5 * (a < 0)),
+    "hard labels for logits": partial(import_table, logits=lambda a: 1 * (a > 0)),
     "logits that are not finite": partial(import_table, logits=lambda a: a * np.inf),
     "unknown class names": partial(import_table, class_names=lambda names: names[[0, 1, 1]]),
     "pickled ids": partial(import_table, ids=lambda ids: ids.astype(object)),
