@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import change_params, write_params
+from conftest import change_params, run_stage, write_params
 from import_closure import ROOT
 from safetensors.numpy import load_file
 from stage_process import start
@@ -56,7 +56,12 @@ def run_in_float64(ranks: int) -> None:
     assert not any(outputs[1:])  # rank 0 speaks for all
 
 
-def test_several_processes_end_with_the_weights_and_measures_of_one(project):
+@pytest.mark.parametrize("unlabelled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_several_processes_end_with_the_weights_and_measures_of_one(project, unlabelled):
+    if unlabelled:  # a baseline's batches then join two passes: of 36 images in batches of 17
+        shutil.copytree("images/train", "images/unlabeled")
+        for stage in ("prepare", "teacher", "soft_targets"):
+            run_stage(stage)
     # 36 training images in batches of 17: shares of 6, 6, 5 rows, and of 1, 1, none.
     training = {"batch_size": 17, "warmup_epochs": 1, "ema_decay": 0.5, "gradient_clip_norm": 1.0}
     params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))
