@@ -178,7 +178,22 @@ MISTAKES |= {
     "a file that is no tar, by `check`": checking(
         lambda: Path("images.tar").write_bytes(b"no archive"), root="images.tar"
     ),
-    "no `train/`": checking(lambda: Path("images/train").rename("images/training")),
+    "no `train/`": checking(lambda: Path("images/train").rename("images/test")),
+    "two folders of one split": checking(
+        partial(shutil.copytree, "images/train", "images/Training")
+    ),
+    "an unknown folder of class folders": checking(
+        partial(shutil.copytree, "images/train", "images/holdout")
+    ),
+    "class folders in unknown folders": checking(
+        partial(shutil.copytree, "images/train", "images/holdout"),
+        lambda: Path("images/train").rename("images/mine"),
+    ),
+    "no class folders": checking(
+        partial(shutil.copy, ANT / "000.png", "images/train/ant.0.png"),
+        *(partial(shutil.rmtree, f"images/train/{name}") for name in ("ant", "bee", "cat")),
+    ),
+    "no image": checking(partial(shutil.rmtree, "images/train")),
     "a class folder without images": checking(Path("images/train/dog").mkdir),
     "one class": checking(*(partial(shutil.rmtree, f"images/train/{n}") for n in ("bee", "cat"))),
     "a class in `test/` alone": checking(partial(shutil.copytree, ANT, "images/test/dog")),
@@ -269,6 +284,9 @@ MISTAKES |= {
     ),
     "floating-point pixels": lambda: with_image(
         saved("TIFF", Image.fromarray(np.zeros((9, 9), np.float32))), "x.tiff"
+    ),
+    "a photograph of a format that is not read": partial(
+        with_image, b"\0\0\0\x18ftypheic\0\0\0\0", "x.heic"
     ),
     "an archive among the images": lambda: with_image(b"PK\x03\x04", "more.zip"),
     "a side too long for JPEG": lambda: with_image(

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.comparison.removed_students import removed_students_line
-from pipeline.data.sources.archives import names_in
+from pipeline.data.sources.archives import is_zip, read_heads
 from pipeline.data.sources.image_folder import image_folder
 from pipeline.data.sources.params import DatasetParams
 from pipeline.distillation.params import check_method, load_distillation
@@ -92,8 +92,8 @@ def check_dataset_root() -> None:
         )
     check_outside_written("dataset.root", dataset.root, "data/raw/NAME")
     if dataset.source == "image_folder":
-        if root.is_file() and root.suffix != ".zip":
-            next(names_in(root), None)  # to list all names, a tar must be read to its end
+        if root.is_file() and not is_zip(root):
+            next(read_heads(root), None)  # to list all names, a tar must be read to its end
         else:
             image_folder(dataset)  # reads names alone
 

@@ -12,6 +12,7 @@ from pipeline.runtime.command import run_command
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -29,8 +30,8 @@ from pipeline.data.prepared.image_decoding import (
     decode_view,
     read_image,
 )
-from pipeline.data.sources.archives import names_in
 from pipeline.data.sources.image_reading import encode, map_in_threads, to_pixels
+from pipeline.data.sources.listing import describe_left_out, list_images
 from pipeline.data.sources.params import DatasetParams
 from pipeline.export.onnx_model import OnnxMetadata, OnnxStudent
 from pipeline.runtime.errors import UserError, counted, positive_int
@@ -71,15 +72,19 @@ def student_input(
 
 
 def list_files(paths: Sequence[str]) -> list[Path]:
-    """List the files, and those below the folders, without hidden ones."""
-    files = []
+    """List the files, and those below the folders that may be images, as `prepare` does."""
+    files, left_out = [], Counter()
     for path in map(Path, paths):
         if path.is_dir():
-            files += [path / name for name in names_in(path) if not name.endswith("/")]
+            listing = list_images(path)
+            files += [path / name for name in listing.files]
+            left_out.update(listing.left_out)
         else:
             files.append(path)
+    if left_out:
+        print(f"left out, as no images: {describe_left_out(left_out)}", file=sys.stderr)
     if not files:
-        raise UserError(f"there is no file in {', '.join(paths)}; expected images.")
+        raise UserError(f"there is no image in {', '.join(paths)}; expected images.")
     return files
 
 

@@ -147,7 +147,7 @@ def test_no_file_makes_another_program_run(exported, tmp_path, monkeypatch):
 def test_prepare_and_predict_refuse_a_file_with_the_same_words(exported, tmp_path):
     sound = saved("JPEG")
     animated = saved("GIF", save_all=True, append_images=[Image.new("RGB", (32, 24))])
-    files = {"cut": sound[:-40], "moving": animated, "text": b"no image", "empty": b""}
+    files = {"cut": sound[:-40], "moving": animated, "text.jpg": b"no image", "empty.png": b""}
     root = tmp_path / "images"
     write_images(root, per_class=5)
     for name, content in files.items():
@@ -186,6 +186,9 @@ def test_it_prints_a_line_per_file_then_lists_the_unreadable_ones_and_fails(
     pictures = folder / "train"
     (pictures / "ant/.hidden.png").write_bytes(b"")
     (pictures / "notes.txt").write_text("no image")
+    (pictures / "ant/@eaDir/000.png").mkdir(parents=True)
+    (pictures / "ant/@eaDir/000.png/thumb.jpg").write_bytes(b"")
+    (pictures / "notes.png").write_text("no image")
     whole = (pictures / "ant/000.png").read_bytes()
     (pictures / "bee/cut.png").write_bytes(whole[: len(whole) // 2])
     code, stdout, stderr = shell(
@@ -197,10 +200,11 @@ def test_it_prints_a_line_per_file_then_lists_the_unreadable_ones_and_fails(
         assert re.fullmatch(rf"train/{name}/000\.png  {share}  {share}", line)
     assert len({len(line) for line in lines}) == 1  # they are aligned
     assert code == 1
-    assert stderr.splitlines()[-4:] == [
+    assert stderr.splitlines()[-5:] == [
+        "left out, as no images: 1 `.hidden.png`, 1 `.txt`, 1 `@eaDir`",
         "error: 3 of 6 files cannot be read as images:",
         "  train/bee/cut.png: image file is truncated",
-        f"  train/notes.txt: it is none of {', '.join(FORMATS)}, or is damaged",
+        f"  train/notes.png: it is none of {', '.join(FORMATS)}, or is damaged",
         "  nowhere.png: No such file or directory",
     ]
 
@@ -229,7 +233,7 @@ def test_more_files_than_a_batch_are_classified_in_order(exported, monkeypatch, 
         ((MODEL, "images", "--top", "4"), "`--top` is `4`; expected how many classes .* 1 to 3"),
         ((MODEL, "images", "--top", 5000 * "9"), "`--top` is `999"),
         ((MODEL, "images", "--top", "all"), "`--top` is `all`"),
-        ((MODEL, "empty"), "there is no file in empty; expected images"),
+        ((MODEL, "empty"), "there is no image in empty; expected images"),
     ],
 )
 def test_a_mistake_in_the_command_is_reported(exported, arguments, message):

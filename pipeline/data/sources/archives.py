@@ -2,14 +2,17 @@
 
 import lzma
 import os
+import re
 import stat
 import struct
 import tarfile
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
+from pipeline.data.sources.leftovers import HEAD_BYTES, is_system_name
 from pipeline.runtime.errors import UserError, first_line
 
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -21,6 +24,7 @@ _HEADER_TYPES = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
 )
 _CHUNK_BYTES = 2**20
+_UTF_8 = 0x800  # flag of a member of a zip: its name is UTF-8
 
 #: What reading an archive raises if it is damaged, encrypted, or compressed in an unknown way.
 _DAMAGED = (
@@ -29,16 +33,19 @@ _DAMAGED = (
 )
 
 
-def names_in(root: Path) -> Iterator[str]:
-    """Yield the names of all files and folders below the root, except hidden ones.
+def read_heads(
+    root: Path, wanted: Callable[[str], bool] = lambda name: False
+) -> Iterator[tuple[str, bytes | None]]:
+    """Yield the name of each file and folder below the root, with the head of each wanted file.
 
-    Names are relative to the root and `/`-separated; a folder's name ends in `/`.
+    Names are relative to the root and `/`-separated; a folder's name ends in `/`. What is hidden or
+    in a system's folder is not looked at: an archive repeats the folder's name for each file in it.
 
     Raises:
         UserError: the root is absent, is not a folder or a readable archive, or contains a link to
             a folder, a device, a name outside the root or not in UTF-8, or too large a file.
     """
-    return (name for name, _ in _walk(root, lambda name: False))
+    return _walk(root, wanted, HEAD_BYTES)
 
 
 def read_files(
@@ -47,23 +54,28 @@ def read_files(
     """Yield the name and content of each wanted file, in one sequential pass through the root.
 
     Raises:
-        UserError: as in `names_in`.
+        UserError: as in `read_heads`.
     """
-    return ((name, content) for name, content in _walk(root, wanted) if content is not None)
+    return ((name, content) for name, content in _walk(root, wanted, -1) if content is not None)
 
 
 #: The name of a file or folder, and the content if it is a wanted file.
 Entries = Iterator[tuple[str, bytes | None]]
 
 
-def _walk(root: Path, wanted: Callable[[str], bool]) -> Entries:
+def _walk(root: Path, wanted: Callable[[str], bool], size: int) -> Entries:
+    """Walk through the root.
+
+    Args:
+        size: bytes to read of each wanted file; -1: all.
+    """
     if not root.exists():
         raise UserError(f"`{root}` (`dataset.root`) does not exist; {_EXPECTED}.")
-    if not (root.is_dir() or (root.is_file() and root.name.endswith((*_TAR, ".zip")))):
+    if not (root.is_dir() or (root.is_file() and root.name.casefold().endswith((*_TAR, ".zip")))):
         raise UserError(f"`{root}` (`dataset.root`) is a file of an unknown kind; {_EXPECTED}.")
-    walk = _walk_folder if root.is_dir() else _walk_zip if root.suffix == ".zip" else _walk_tar
+    walk = _walk_folder if root.is_dir() else _walk_zip if is_zip(root) else _walk_tar
     try:
-        yield from walk(root, wanted)
+        yield from walk(root, wanted, size)
     except UserError as error:
         raise UserError(f"`{root}` (`dataset.root`) holds {error}") from None
     except _DAMAGED as error:
@@ -71,23 +83,34 @@ def _walk(root: Path, wanted: Callable[[str], bool]) -> Entries:
         raise UserError(f"`{root}` (`dataset.root`) cannot be read ({reason}).") from None
 
 
-def _normalized(name: str) -> str | None:
-    """Remove `.` and repeated `/` from a name; None if it is hidden.
+def is_zip(root: Path) -> bool:
+    return root.suffix.casefold() == ".zip"
+
+
+def _normalized(name: str, from_windows: bool = False) -> tuple[str, bool]:
+    """Remove `.` and repeated `/` from a name; whether a system made it. Empty for the root itself.
+
+    What is below a hidden name or a system's folder gets the name of that. Archives of Windows have
+    `\\` between folders, and may have a drive's letter.
 
     Raises:
         UserError: it leads out of the root, or is not UTF-8.
     """
+    if from_windows:
+        name = re.sub(r"^[A-Za-z]:[\\/]+", "", name).replace("\\", "/")
     parts = PurePosixPath(name).parts
     if ".." in parts or name.startswith("/"):
         raise UserError(f"`{name}`, a name that leads out of it. Pack it from within its folder.")
-    if not parts or any(part.startswith(".") or part == "__MACOSX" for part in parts):
-        return None
+    for count, part in enumerate(parts, 1):
+        is_folder = count < len(parts) or name.endswith("/")
+        if is_system_name(part, is_folder):
+            return "/".join(parts[:count]) + "/" * is_folder, True
     try:
         name.encode()
     except UnicodeEncodeError:
         shown = name.encode(errors="backslashreplace").decode()
         raise UserError(f"`{shown}`, a name that is not UTF-8. Rename it.") from None
-    return "/".join(parts) + ("/" if name.endswith("/") else "")
+    return "/".join(parts) + "/" * (bool(parts) and name.endswith("/")), False
 
 
 def _check_size(name: str, size: int) -> None:
@@ -101,23 +124,25 @@ _NOT_A_FILE = "not a file but a pipe, a socket or a device. Remove it."
 _LINK = "a link. Pack the files themselves: `tar --dereference --hard-dereference`."
 
 
-def _walk_folder(root: Path, wanted: Callable[[str], bool], prefix: str = "") -> Entries:
+def _walk_folder(root: Path, wanted: Callable[[str], bool], size: int, prefix: str = "") -> Entries:
     """Walk in the order of the names; the names of one folder are in memory at a time."""
     with os.scandir(root / prefix) as iterator:
         entries = {entry.name + ("/" if entry.is_dir() else ""): entry for entry in iterator}
     for entry_name in sorted(entries):
-        name = _normalized(prefix + entry_name)
-        if not name:
+        name, is_system = _normalized(prefix + entry_name)
+        if is_system:
+            yield name, None
             continue
         if problem := _problem_of(entries[entry_name]):
             raise UserError(f"`{name}`, {problem}")
         if name.endswith("/"):
             yield name, None
-            yield from _walk_folder(root, wanted, name)
+            yield from _walk_folder(root, wanted, size, name)
         elif wanted(name):
-            path = root / name
-            _check_size(name, path.stat().st_size)
-            yield name, path.read_bytes()
+            with open(root / name, "rb") as file:
+                if size < 0:
+                    _check_size(name, os.fstat(file.fileno()).st_size)
+                yield name, file.read(size)
         else:
             yield name, None
 
@@ -151,14 +176,18 @@ class _Member(tarfile.TarInfo):
         return member
 
 
-def _walk_tar(root: Path, wanted: Callable[[str], bool]) -> Entries:
+def _walk_tar(root: Path, wanted: Callable[[str], bool], size: int) -> Entries:
     with tarfile.open(root, tarinfo=_Member) as archive:
         while (member := archive.next()) is not None:
             archive.members.clear()  # tarfile would keep a kilobyte of each
             if member.size < 0:  # tarfile would seek the next member before this one
                 raise tarfile.ReadError(f"`{member.name}` has {member.size} bytes")
-            name = _normalized(member.name + ("/" if member.isdir() else ""))
-            if not name:
+            name, is_system = _normalized(
+                member.name + ("/" if member.isdir() else ""), "/" not in member.name
+            )
+            if is_system or not name:
+                if name:
+                    yield name, None
                 continue
             if member.issym() or member.islnk():
                 raise UserError(f"`{name}`, {_LINK}")
@@ -166,23 +195,75 @@ def _walk_tar(root: Path, wanted: Callable[[str], bool]) -> Entries:
                 raise UserError(f"`{name}`, {_NOT_A_FILE}")
             _check_size(name, member.size)
             is_wanted = not member.isdir() and wanted(name)
-            yield name, archive.extractfile(member).read() if is_wanted else None
+            yield name, archive.extractfile(member).read(size) if is_wanted else None
         # To the end, so that the compression's checksum, if any, is verified.
         while rest := archive.fileobj.read(_CHUNK_BYTES):
             if rest.strip(b"\0"):
                 raise tarfile.ReadError("there is more data after its end mark")
 
 
-def _walk_zip(root: Path, wanted: Callable[[str], bool]) -> Entries:
+def _walk_zip(root: Path, wanted: Callable[[str], bool], size: int) -> Entries:
     with zipfile.ZipFile(root) as archive:
+        encoding = _encoding_of_names(archive)
         for member in archive.infolist():
-            name = _normalized(member.filename)
-            if not name:
+            name = _name_of(member, encoding)
+            name, is_system = _normalized(name, member.create_system == 0 or "/" not in name)
+            if is_system or not name:
+                if name:
+                    yield name, None
                 continue
             if stat.S_ISLNK(member.external_attr >> 16):
                 raise UserError(f"`{name}`, a link. Pack the files themselves.")
             if member.flag_bits & 1:
                 raise UserError(f"`{name}`, which is encrypted. Pack it without a password.")
             _check_size(name, member.file_size)
-            is_wanted = not member.is_dir() and wanted(name)
-            yield name, archive.read(member) if is_wanted else None
+            content = None
+            if not name.endswith("/") and wanted(name):
+                with archive.open(member) as file:
+                    content = file.read(size)
+            yield name, content
+
+
+def names_encoding(root: Path) -> str:
+    """The encoding of a zip's names that do not say theirs; empty if there are none.
+
+    Raises:
+        UserError: as in `read_heads`.
+    """
+    try:
+        with zipfile.ZipFile(root) as archive:
+            return _encoding_of_names(archive)
+    except _DAMAGED as error:
+        raise UserError(
+            f"`{root}` (`dataset.root`) cannot be read ({first_line(error)})."
+        ) from None
+
+
+def _encoding_of_names(archive: zipfile.ZipFile) -> str:
+    """Choose the encoding of the names of a zip that do not say theirs; empty if all do.
+
+    It is UTF-8, which macOS does not declare, if the bytes are that; else cp437, western Windows,
+    if they are letters of it, or cp932, Japanese Windows, if they are letters of that.
+    """
+    raw = {_raw_name(m) for m in archive.infolist() if not (m.flag_bits & _UTF_8)}
+    raw = {name for name in raw if not name.isascii()}
+    if not raw:
+        return ""
+    for encoding in ("utf-8", "cp437", "cp932"):
+        try:
+            letters = {c for name in raw for c in name.decode(encoding) if not c.isascii()}
+        except UnicodeDecodeError:
+            continue
+        if encoding == "utf-8" or all(unicodedata.category(c)[0] in "LM" for c in letters):
+            return encoding
+    return "cp437"
+
+
+def _raw_name(member: zipfile.ZipInfo) -> bytes:
+    return member.filename.encode("cp437")  # zipfile decodes names that do not say more by this
+
+
+def _name_of(member: zipfile.ZipInfo, encoding: str) -> str:
+    if member.flag_bits & _UTF_8 or member.filename.isascii():
+        return member.filename
+    return _raw_name(member).decode(encoding)

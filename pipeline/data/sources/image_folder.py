@@ -2,7 +2,8 @@
 
 import unicodedata
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,57 +11,41 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.prepared.image_decoding import read_image
-from pipeline.data.sources.archives import names_in, read_files
-from pipeline.data.sources.image_reading import LISTED, decode_all
+from pipeline.data.sources.archives import is_zip, names_encoding, read_files
+from pipeline.data.sources.image_reading import decode_all
+from pipeline.data.sources.layout import Layout, find_layout, quoted
+from pipeline.data.sources.listing import Listing, describe_left_out, list_images
 from pipeline.data.sources.params import DatasetParams
-from pipeline.data.sources.splits import (
-    TEST,
-    TRAIN,
-    UNLABELLED,
-    VALIDATION,
-    ImageSource,
-    SampleTable,
-    split_off,
-)
-from pipeline.runtime.errors import UserError, counted
-
-#: The split of the images in each folder of the root.
-_LABELLED = {"train": TRAIN, "val": VALIDATION, "validation": VALIDATION, "test": TEST}
-_UNLABELLED = {"unlabeled": TRAIN, "unlabelled": TRAIN}
-_SPLIT_OF = _LABELLED | _UNLABELLED
+from pipeline.data.sources.splits import UNLABELLED, ImageSource, SampleTable, split_off
+from pipeline.runtime.errors import UserError
 
 
 def image_folder(params: DatasetParams) -> ImageSource:
-    """Open `train/<class>/*`, and `val/`, `test/` and `unlabeled/` if present.
+    """Open `train/<class>/*`, and `val/`, `test/` and `unlabeled/` if present, under any of the
+    names of `layout`; or `<class>/*` alone, which are training images.
 
     Raises:
         UserError: the root cannot be read, or has another layout.
     """
     root = Path(params.root)
-    names = list(names_in(root))
-    top = {name.partition("/")[0] for name in names}
-    prefix = f"{next(iter(top))}/" if len(top) == 1 and not top & {*_SPLIT_OF} else ""
-    names = [name.removeprefix(prefix) for name in names if name != prefix]
-    files = [name for name in names if not name.endswith("/")]
-    ids = sorted({name for name in files if _class_of(name) is not None})  # a tar may repeat names
-    if len(files) > len(ids):
-        print(
-            f"prepare: {counted(len(files) - len(ids), 'file')} of `{root}` ignored, outside "
-            "`train/<class>/`, `val/<class>/`, `test/<class>/` and `unlabeled/`",
-            flush=True,
-        )
-    folders = _class_folders(ids)
-    class_names = [
-        folder.removeprefix("train/") for folder in folders if folder.startswith("train/")
-    ]
-    if problem := _problem_of(_class_folders(names), folders, class_names, top):
-        raise UserError(f"`{root}` (`dataset.root`) has {problem}")
-    if alike := _alike(class_names, str.casefold):
-        print(f"prepare: classes differ only in upper and lower case: {alike}", flush=True)
-    label_of = {class_name: label for label, class_name in enumerate(class_names)}
+    listing = list_images(root)
+    counts = Counter(f"{name.rpartition('/')[0]}/" for name in listing.files)
+    try:
+        layout = find_layout(counts, listing.folders, listing.partly)
+        _check_classes(layout)
+    except UserError as error:
+        raise UserError(f"`{root}` (`dataset.root`) has {error}") from None
+    prefix, places = layout.prefix, layout.places
+    names = (name.removeprefix(prefix) for name in listing.files if name.startswith(prefix))
+    # A tar may repeat names.
+    ids = sorted({name for name in names if f"{name.rpartition('/')[0]}/" in places})
+    for line in _notes(root, listing, layout, counts):
+        print(f"prepare: {line}", flush=True)
+    label_of = {class_name: label for label, class_name in enumerate(layout.class_names)}
     label_of[""] = UNLABELLED
-    labels = np.fromiter((label_of[_class_of(s)] for s in ids), np.int64, len(ids))
-    splits = np.fromiter((_SPLIT_OF[s.partition("/")[0]] for s in ids), np.int8, len(ids))
+    found = [places[f"{sample_id.rpartition('/')[0]}/"] for sample_id in ids]
+    labels = np.fromiter((label_of[place.class_name] for place in found), np.int64, len(ids))
+    splits = np.fromiter((place.split for place in found), np.int8, len(ids))
 
     def number_of(name: str) -> int | None:
         sample_id = name.removeprefix(prefix)
@@ -73,49 +58,55 @@ def image_folder(params: DatasetParams) -> ImageSource:
     wanted = read_files(root, lambda name: number_of(name) is not None)
     contents = ((number_of(name), content) for name, content in wanted)
     images = decode_all(contents, open_content, ids, params)
-    return ImageSource(class_names, split_off(SampleTable(ids, labels, splits), params), images)
+    return ImageSource(
+        layout.class_names, split_off(SampleTable(ids, labels, splits), params), images
+    )
 
 
-def _class_of(name: str) -> str | None:
-    """The class folder that holds a file or folder: empty in an unlabelled folder, None outside
-    of all that are read."""
-    top, _, rest = name.partition("/")
-    if top in _UNLABELLED and rest:
-        return ""
-    class_name, slash, _ = rest.partition("/")
-    return class_name if top in _LABELLED and slash else None
-
-
-def _class_folders(names: Iterable[str]) -> list[str]:
-    """The class folders, `train/<class>`, of these files and folders, ascending."""
-    return sorted({"/".join(name.split("/", 2)[:2]) for name in names if _class_of(name)})
-
-
-def _problem_of(listed: list[str], filled: list[str], class_names: list[str], top: set[str]) -> str:
-    """Describe what is wrong with the layout; empty if nothing is.
-
-    Args:
-        listed, filled: the class folders, and those with images.
-        top: the names in the root.
-    """
-    if empty := sorted({*listed} - {*filled}):
-        return f"class folders without images: {_quoted(empty)}. Fill or remove them."
-    if not class_names:
-        return f"no `train/<class>/<image>`; found {_quoted(sorted(top)) or 'nothing'}."
-    if len(class_names) < 2:
-        return f"one class, `{class_names[0]}`; expected at least 2."
-    if alike := _alike(class_names, lambda name: unicodedata.normalize("NFC", name)):
-        return (
+def _check_classes(layout: Layout) -> None:
+    """Refuse a single class, classes of one name, and classes that `train/` lacks."""
+    names = layout.class_names
+    if len(names) < 2:
+        raise UserError(f"one class, `{names[0]}`; expected at least 2.")
+    if alike := _alike(names, lambda name: unicodedata.normalize("NFC", name)):
+        raise UserError(
             f"classes whose names look the same, {alike}: one uses composed characters, the other "
             "does not. Put them into one folder."
         )
-    if untrained := sorted({folder.partition("/")[2] for folder in filled} - {*class_names}):
-        return f"classes in `val/` or `test/` that `train/` lacks: {_quoted(untrained)}."
-    return ""
+    found = {place.class_name for place in layout.places.values()}
+    if untrained := sorted(found - {*names} - {""}):
+        raise UserError(f"classes in `val/` or `test/` that `train/` lacks: {quoted(untrained)}.")
 
 
-def _quoted(names: list[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names[:LISTED])
+def _notes(
+    root: Path, listing: Listing, layout: Layout, counts: Mapping[str, int]
+) -> Iterator[str]:
+    """Yield a line for each thing that the user should know about how the root was read."""
+    folders = [folder for part, folder in layout.parts.items() if folder != part]
+    if not layout.parts:
+        yield (
+            f"`{root}` has no folder of a split: its {len(layout.class_names):,} folders are taken "
+            f"as classes of `train/`: {quoted(layout.class_names)}"
+        )
+    elif folders:
+        read = (f"`{folder}/` as `{part}/`" for part, folder in layout.parts.items())
+        yield f"the splits of `{root}`: {', '.join(read)}"
+    if listing.left_out:
+        yield (f"left out of `{root}`, as no images: {describe_left_out(listing.left_out)}")
+    outside = {
+        folder: count
+        for folder, count in counts.items()
+        if not folder.startswith(layout.prefix) or folder[len(layout.prefix) :] not in layout.places
+    }
+    if outside:
+        yield (
+            f"ignored images of `{root}`: {sum(outside.values()):,} outside `train/<class>/`, "
+            f"`val/<class>/`, `test/<class>/` and `unlabeled/`, in {quoted(sorted(outside))}"
+        )
+    if root.is_file() and is_zip(root) and (encoding := names_encoding(root)) not in ("", "utf-8"):
+        yield f"names of `{root}` do not say their encoding, and are read as {encoding}"
+    if alike := _alike(layout.class_names, str.casefold):
+        yield f"classes differ only in upper and lower case: {alike}"
 
 
 def _alike(class_names: list[str], normalize: Callable[[str], str]) -> str:

@@ -156,7 +156,7 @@ def test_statistics_equal_those_of_the_pixels():
 def test_broken_images_are_all_listed_and_the_data_of_the_run_before_stay(folder, storage):
     write_images(folder / "images", per_class=6)
     before = prepare().fingerprint
-    names = ("train/ant/001.png", "train/cat/004.png", "train/bee/notes.txt")
+    names = ("train/ant/001.png", "train/cat/004.png", "train/bee/notes.tif")
     for name in names:
         (folder / "images" / name).write_text("no image")
     with pytest.raises(UserError) as refusal:

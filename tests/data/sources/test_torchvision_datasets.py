@@ -235,7 +235,8 @@ def test_only_imbalanced_classes_and_ignored_files_are_reported(folder, capsys):
     output = capsys.readouterr().out
     expected = "classes are unequal: 3 training images of `bee`, 6 of `ant`, 2.0 times as many"
     assert expected in output
-    assert "prepare: 2 files of `images` ignored, outside" in output
+    assert "prepare: left out of `images`, as no images: 1 `.txt`\n" in output
+    assert "prepare: ignored images of `images`: 1 outside `train/<class>/`" in output
 
 
 def test_duplicates_across_splits_and_contradicting_labels_are_reported_and_kept(folder, capsys):
