@@ -33,6 +33,7 @@ from pipeline.commands.import_logits import import_logits
 from pipeline.commands.store import inspect, verify
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.export.onnx_model import OnnxMetadata
+from pipeline.models import checkpoint as model_files
 from pipeline.models.spec import InputSpec, ModelSpec
 from pipeline.networks import cifar_resnet
 from pipeline.runtime.errors import UserError
@@ -401,6 +402,15 @@ def train_with_weights(value: float) -> None:
     run_stage("teacher")
 
 
+def teach_in_reverse() -> None:
+    own, _ = model_files.load(TEACHER.model, produced_by="-")
+    weights = own.state_dict()
+    reverse = {key: weights[key].flip(0) for key in ("fc.weight", "fc.bias")}
+    torch.save(weights | reverse, "mine.pth")
+    change_params("teacher", weights="checkpoint", checkpoint="mine.pth")
+    run_stage("teacher")
+
+
 def compressed() -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -440,6 +450,8 @@ MISTAKES |= {
         or with_params("teacher", weights="checkpoint", checkpoint="weights")
     ),
     "weights that are not finite": partial(train_with_weights, torch.nan),
+    "a teacher of chance": partial(train_with_weights, 0.0),
+    "classes in another order": teach_in_reverse,
 }
 
 
