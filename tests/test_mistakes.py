@@ -472,10 +472,48 @@ def onnx_model(change: Callable[[onnx.ModelProto], None]) -> bytes:
     return model.SerializeToString()
 
 
-def keep_outside(model: onnx.ModelProto) -> None:
+def keep_outside(model: onnx.ModelProto, location: str = "/etc/passwd") -> None:
     tensor = model.graph.node[0].attribute.add(name="x", type=onnx.AttributeProto.TENSOR).t
     tensor.data_location = onnx.TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value="/etc/passwd")
+    for key, value in (("location", location), ("length", "12")):
+        tensor.external_data.add(key=key, value=value)
+
+
+def keep_beside(model: onnx.ModelProto) -> None:
+    Path("mine.onnx.data").write_bytes(bytes(10))
+    keep_outside(model, "mine.onnx.data")
+
+
+def return_two(model: onnx.ModelProto) -> None:
+    model.graph.output.add().CopyFrom(model.graph.output[0])
+    model.graph.output[1].name = "z"
+
+
+def take_two(model: onnx.ModelProto) -> None:
+    model.graph.input.add().CopyFrom(model.graph.input[0])
+    model.graph.input[1].name = "mask"
+
+
+def take_pixels(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
+
+
+def load_in_stage(content: bytes, **network: object) -> None:
+    Path("mine.onnx").write_bytes(content)
+    network |= {"name": "mine"}
+    change_params(
+        "teacher", family="onnx", network=network, weights="checkpoint", checkpoint="mine.onnx"
+    )
+    run_stage("teacher")
+
+
+def load_folder_of_two() -> None:
+    Path("weights").mkdir()
+    for name in ("a", "b"):
+        write_onnx(Path(f"weights/{name}.onnx"))
+    spec = InputSpec(3, 16, [0.5] * 3, [0.2] * 3)
+    spec = ModelSpec("onnx", "mine", {}, ["a", "b", "c"], spec)
+    foreign_checkpoint.load_foreign(spec, Path("weights"))
 
 
 def close_circle(model: onnx.ModelProto) -> None:
@@ -488,7 +526,23 @@ def take_a_terabyte(model: onnx.ModelProto) -> None:
 
 MISTAKES |= {
     "a file that is not ONNX": partial(load_checkpoint, b"garbage", "mine.onnx"),
-    "external data": lambda: load_checkpoint(onnx_model(keep_outside), "mine.onnx"),
+    "external data in another folder": lambda: load_checkpoint(
+        onnx_model(keep_outside), "mine.onnx"
+    ),
+    "external data that is missing": lambda: load_checkpoint(
+        onnx_model(partial(keep_outside, location="mine.onnx.data")), "mine.onnx"
+    ),
+    "external data of another export": lambda: load_checkpoint(
+        onnx_model(keep_beside), "mine.onnx"
+    ),
+    "several outputs that could be the logits": lambda: load_checkpoint(
+        onnx_model(return_two), "mine.onnx"
+    ),
+    "several inputs": lambda: load_checkpoint(onnx_model(take_two), "mine.onnx"),
+    "`mean` for a file that normalises": lambda: load_in_stage(
+        onnx_model(take_pixels), mean=[0.5] * 3
+    ),
+    "a folder of two ONNX files": load_folder_of_two,
     "a circle of nodes": lambda: load_checkpoint(onnx_model(close_circle), "mine.onnx"),
     "a batch without end": lambda: load_checkpoint(onnx_model(take_a_terabyte), "mine.onnx"),
 }

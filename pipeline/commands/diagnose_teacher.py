@@ -105,6 +105,9 @@ class Trial:
     def reorders(self) -> bool:
         return self.order.correct > self.correct
 
+    def changes(self, present: Setting) -> int:
+        return self.setting.changes(present) + self.reorders
+
 
 class _ReversedChannels(nn.Module):
     def __init__(self, network: nn.Module):
@@ -202,7 +205,7 @@ def _try_settings(
 
     def rank(trial: Trial) -> tuple[float, int]:
         """The most accurate first; of equal ones, that with the fewest changes."""
-        return -trial.accuracy, trial.setting.changes(present) + trial.reorders
+        return -trial.accuracy, trial.changes(present)
 
     settings = [t.setting for t in sorted(trials, key=rank) if t.setting.changes(present)][:_BEST]
     if present.input.channels == 3:
@@ -220,10 +223,12 @@ def _try_settings(
     likely += [trial for trial in best if _is_better(trial, len(more), floor, 2 * len(trials))]
     if not likely or likely[0].setting.changes(present):
         yield f"  as it is, classes in the best other order, all images: {order.accuracy:.2%}"
-    if likely and (cause := min(likely, key=rank)).setting.changes(present):
-        yield from _advice(cause, present, weights)
-    elif likely:
-        yield explain_order(order, weights)
+    if likely:
+        cause = _simplest(likely, present)
+        if cause.setting.changes(present):
+            yield from _advice(cause, present, weights)
+        else:
+            yield explain_order(order, weights)
     yield (
         f"Tried: {len(trials) // len(normalisations)} input sizes and {len(normalisations)} "
         "normalisations together, each with the classes in the given and in the best other order"
@@ -290,6 +295,14 @@ def _is_better(trial: Trial, total: int, floor: float, trials: int) -> bool:
     if trial.reorders and trial.order.p_value > LIKELY:
         return False
     return trials * binom.sf(trial.most_correct - 1, total, floor) <= SIGNIFICANCE
+
+
+def _simplest(trials: Sequence[Trial], present: Setting) -> Trial:
+    """The one with the fewest changes of those that are not significantly worse than the best."""
+    best = max(trials, key=lambda trial: trial.accuracy)
+    expected = (best.most_correct + 1) / (best.order.total + 2)  # below 1
+    close = [t for t in trials if binom.cdf(t.most_correct, t.order.total, expected) > LIKELY]
+    return min(close or [best], key=lambda trial: (trial.changes(present), -trial.accuracy))
 
 
 def _table_row(row: Sequence[Trial]) -> str:

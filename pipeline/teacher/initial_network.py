@@ -32,7 +32,9 @@ def build_initial_network(params: TeacherParams, dataset: Dataset) -> tuple[nn.M
             network.last_layer_keys = pretrained.last_layer(spec)  # for `freeze_epochs`
         return network, spec
     if params.weights == "checkpoint":
-        return foreign_checkpoint.load_foreign(spec, Path(params.checkpoint)), spec
+        path = Path(params.checkpoint)
+        spec = foreign_checkpoint.input_of_file(spec, params.network, path)
+        return foreign_checkpoint.load_foreign(spec, path), spec
     return build(spec), spec
 
 
