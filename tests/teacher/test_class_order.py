@@ -95,6 +95,12 @@ def test_a_shifted_order_is_found_with_few_images_of_each_class(
         assert found.p_value < SIGNIFICANCE
 
 
+@pytest.mark.parametrize(("per_class", "refused"), [(5, False), (6, True)])
+def test_two_swapped_classes_of_ten_are_refused_from_six_images_of_each(per_class, refused):
+    swapped = np.eye(10)[[0, 1, 7, 3, 4, 5, 6, 2, 8, 9]]
+    assert (found_of(swapped, per_class).p_value <= SIGNIFICANCE) == refused
+
+
 def test_a_likely_order_of_few_images_is_printed_and_not_refused(project, capsys):
     labels = np.arange(40) % 10
     check(labels, np.where(labels == 2, 7, np.where(labels == 7, 2, labels)))
