@@ -35,6 +35,7 @@ from pipeline.commands.import_logits import import_logits
 from pipeline.commands.store import inspect, verify
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.export.onnx_model import OnnxMetadata
+from pipeline.models import checkpoint as model_files
 from pipeline.models.spec import InputSpec, ModelSpec
 from pipeline.networks import cifar_resnet
 from pipeline.runtime.errors import UserError
@@ -489,6 +490,15 @@ def train_with_weights(value: float) -> None:
     run_stage("teacher")
 
 
+def teach_in_reverse() -> None:
+    own, _ = model_files.load(TEACHER.model, produced_by="-")
+    weights = own.state_dict()
+    reverse = {key: weights[key].flip(0) for key in ("fc.weight", "fc.bias")}
+    torch.save(weights | reverse, "mine.pth")
+    change_params("teacher", weights="checkpoint", checkpoint="mine.pth")
+    run_stage("teacher")
+
+
 def compressed() -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -561,6 +571,8 @@ MISTAKES |= {
         or with_params("teacher", weights="checkpoint", checkpoint="weights")
     ),
     "weights that are not finite": partial(train_with_weights, torch.nan),
+    "a teacher of chance": partial(train_with_weights, 0.0),
+    "classes in another order": teach_in_reverse,
 }
 
 
@@ -581,10 +593,48 @@ def onnx_model(change: Callable[[onnx.ModelProto], None]) -> bytes:
     return model.SerializeToString()
 
 
-def keep_outside(model: onnx.ModelProto) -> None:
+def keep_outside(model: onnx.ModelProto, location: str = "/etc/passwd") -> None:
     tensor = model.graph.node[0].attribute.add(name="x", type=onnx.AttributeProto.TENSOR).t
     tensor.data_location = onnx.TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value="/etc/passwd")
+    for key, value in (("location", location), ("length", "12")):
+        tensor.external_data.add(key=key, value=value)
+
+
+def keep_beside(model: onnx.ModelProto) -> None:
+    Path("mine.onnx.data").write_bytes(bytes(10))
+    keep_outside(model, "mine.onnx.data")
+
+
+def return_two(model: onnx.ModelProto) -> None:
+    model.graph.output.add().CopyFrom(model.graph.output[0])
+    model.graph.output[1].name = "z"
+
+
+def take_two(model: onnx.ModelProto) -> None:
+    model.graph.input.add().CopyFrom(model.graph.input[0])
+    model.graph.input[1].name = "mask"
+
+
+def take_pixels(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
+
+
+def load_in_stage(content: bytes, **network: object) -> None:
+    Path("mine.onnx").write_bytes(content)
+    network |= {"name": "mine"}
+    change_params(
+        "teacher", family="onnx", network=network, weights="checkpoint", checkpoint="mine.onnx"
+    )
+    run_stage("teacher")
+
+
+def load_folder_of_two() -> None:
+    Path("weights").mkdir()
+    for name in ("a", "b"):
+        write_onnx(Path(f"weights/{name}.onnx"))
+    spec = InputSpec(3, 16, [0.5] * 3, [0.2] * 3)
+    spec = ModelSpec("onnx", "mine", {}, ["a", "b", "c"], spec)
+    foreign_checkpoint.load_foreign(spec, Path("weights"))
 
 
 def close_circle(model: onnx.ModelProto) -> None:
@@ -605,7 +655,23 @@ def take_a_terabyte(model: onnx.ModelProto) -> None:
 
 MISTAKES |= {
     "a file that is not ONNX": partial(load_checkpoint, b"garbage", "mine.onnx"),
-    "external data": lambda: load_checkpoint(onnx_model(keep_outside), "mine.onnx"),
+    "external data in another folder": lambda: load_checkpoint(
+        onnx_model(keep_outside), "mine.onnx"
+    ),
+    "external data that is missing": lambda: load_checkpoint(
+        onnx_model(partial(keep_outside, location="mine.onnx.data")), "mine.onnx"
+    ),
+    "external data of another export": lambda: load_checkpoint(
+        onnx_model(keep_beside), "mine.onnx"
+    ),
+    "several outputs that could be the logits": lambda: load_checkpoint(
+        onnx_model(return_two), "mine.onnx"
+    ),
+    "several inputs": lambda: load_checkpoint(onnx_model(take_two), "mine.onnx"),
+    "`mean` for a file that normalises": lambda: load_in_stage(
+        onnx_model(take_pixels), mean=[0.5] * 3
+    ),
+    "a folder of two ONNX files": load_folder_of_two,
     "a circle of nodes": lambda: load_checkpoint(onnx_model(close_circle), "mine.onnx"),
     "probabilities that no last softmax made": lambda: load_checkpoint(
         onnx_model(end_in_probabilities), "mine.onnx"

@@ -113,7 +113,10 @@ def check_teacher() -> None:
     teacher = load_section(TeacherParams, "teacher")
     path = Path(teacher.checkpoint)
     place = f"`{PARAMS_FILE}: teacher.checkpoint` is `{teacher.checkpoint}`"
-    if teacher.weights == "checkpoint" and not path.is_file():
+    may_be_folder = teacher.family == "onnx"  # of the file and its weights
+    if teacher.weights == "checkpoint" and not (
+        path.is_file() or (may_be_folder and path.is_dir())
+    ):
         raise UserError(f"{place}, which is not a file; `weights: checkpoint` needs one.")
     if teacher.weights == "logits" and not (path / INDEX).is_file():
         raise UserError(

@@ -2,52 +2,60 @@
 
     python -m pipeline.commands.diagnose_teacher
 
-Measures the teacher of params.yaml on validation: as it is, with the classes in another order, with
-other normalisations and with other input sizes. Prints the accuracies, the entropy of its
-predictions, and what to do. A trained teacher is read from the state that the stage keeps when it
-refuses one. Writes nothing.
+Measures the teacher of params.yaml on validation as it is, and then on a sample with other input
+sizes and normalisations together, each with the classes in the given and in the best other order,
+and the best of these with the channels reversed. Prints what it tried, and what to do. A trained
+teacher is taken from the state that the stage keeps when it refuses one. Writes nothing.
 """
 
 from pipeline.runtime.command import run_command
 
 import argparse
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from scipy.special import softmax
-from scipy.stats import entropy
-from torch import nn
+from scipy.stats import binom, entropy
+from torch import Tensor, nn
 
 from pipeline.compute.device import default_device
-from pipeline.data.prepared.dataset import Dataset, open_dataset
+from pipeline.data.prepared.dataset import Dataset, EncodedSplit, open_dataset
 from pipeline.models.evaluation import predict_all
 from pipeline.models.spec import InputSpec, family_module, native_input
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.outputs import TEACHER
 from pipeline.runtime.params import load_section
-from pipeline.teacher.accuracy_gate import (
-    FALLBACK_HINTS,
-    Trial,
-    in_another_order,
-    majority_share,
-)
+from pipeline.teacher.accuracy_gate import FALLBACK_HINTS, ORDER_HINTS, explain_order
+from pipeline.teacher.chance import SIGNIFICANCE, compare_with_chance, confusion_matrix
+from pipeline.teacher.class_order import LIKELY, OtherOrder, best_other_order
 from pipeline.teacher.initial_network import build_initial_network, is_trained, training_inputs
 from pipeline.teacher.params import TeacherParams
 from pipeline.training.resume import read_state
 
-_IMAGES = 256  # of validation, evenly spread, for each other input
-_LARGEST_SIZE = 512  # pixels, of the input sizes that are tried
-_WRONG_SIZE = (RuntimeError, AssertionError, ValueError)  # what networks raise for it
+_SCREENED = 48  # images of validation, for each setting
+_SCREENED_AT_LEAST = 16  # images, for the largest inputs
+_SCREENED_SIZE = 128  # pixels; above, fewer images for the same number of pixels
+_MEASURED = 256  # images of validation, for each of the best settings
+_BEST = 4  # settings that are measured
+_PER_CLASS = 6  # images of a class in a sample, for its order
+_SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 299, 384)  # pixels, as published networks have
+_SMALLEST_SIZE, _LARGEST_SIZE = 8, 512  # pixels
+_WRONG_SIZE = (RuntimeError, AssertionError, ValueError, UserError)  # what networks raise for it
 
+_IMAGENET_MEAN = [0.485, 0.456, 0.406]
 _NORMALISATIONS = {
-    "pixels in 0 to 1": ([0.0], [1.0]),
-    "pixels in 0 to 255": ([0.0], [1 / 255]),
-    "pixels in -1 to 1": ([0.5], [0.5]),
-    "ImageNet's mean and std": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    "0 to 1": ([0.0], [1.0]),
+    "0 to 255": ([0.0], [1 / 255]),
+    "-1 to 1": ([0.5], [0.5]),
+    "ImageNet": (_IMAGENET_MEAN, [0.229, 0.224, 0.225]),
+    "Caffe": (_IMAGENET_MEAN, [1 / 255]),  # less the mean, and not divided
 }
+_NOT_IN_PARAMS = (
+    "The network takes BGR, and there is no parameter for that: reverse the input channels of its "
+    "first layer's weights (for ONNX, set `options: {channels: bgr}` in `teacher.network`)."
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,56 @@ class Teacher:
     input: InputSpec
     dataset: Dataset
     pretrained_input: InputSpec | None  # that the network was pretrained with, if it is known
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is done to an image before the network."""
+
+    input: InputSpec
+    normalisation: str = "present"
+    is_bgr: bool = False
+
+    def changes(self, present: "Setting") -> int:
+        """How many of the three differ from the present ones."""
+        return (
+            (self.input.size != present.input.size)
+            + (self.normalisation != present.normalisation)
+            + (self.is_bgr != present.is_bgr)
+        )
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The teacher's accuracy in one setting, in the given and in the best other order."""
+
+    setting: Setting
+    correct: int
+    order: OtherOrder
+
+    @property
+    def most_correct(self) -> int:
+        return max(self.correct, self.order.correct)
+
+    @property
+    def accuracy(self) -> float:
+        return self.most_correct / self.order.total
+
+    @property
+    def reorders(self) -> bool:
+        return self.order.correct > self.correct
+
+    def changes(self, present: Setting) -> int:
+        return self.setting.changes(present) + self.reorders
+
+
+class _ReversedChannels(nn.Module):
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images.flip(1))
 
 
 def load_teacher(params: TeacherParams, dataset: Dataset) -> Teacher:
@@ -81,88 +139,205 @@ def load_teacher(params: TeacherParams, dataset: Dataset) -> Teacher:
 
 
 def diagnose(
-    logits: np.ndarray, dataset: Dataset, teacher: Teacher | None, fallback_hint: str
-) -> list[str]:
-    """Lines with the accuracies under other settings, and what to do.
+    logits: np.ndarray, dataset: Dataset, teacher: Teacher | None, weights: str
+) -> Iterator[str]:
+    """Yield lines with the accuracies under other settings, and what to do.
 
     Args:
         logits: [N, num_classes], of the validation images.
         teacher: None for imported logits: then only the order of the classes can be wrong.
-        fallback_hint: what to do if no other setting explains a low accuracy.
+        weights: `teacher.weights`.
     """
     labels = dataset.splits["validation"].labels
     predictions = logits.argmax(1)
-    is_correct = predictions == labels
-    samples = np.unique(np.linspace(0, len(labels) - 1, _IMAGES).astype(int))
-    order = in_another_order(predictions, labels, dataset.class_names, teacher is None)
-    trials = {"classes in the best other order": [order]}
-    for kind, trial in _try_other_inputs(teacher, samples) if teacher else ():
-        trials.setdefault(kind, []).append(trial)
-    lines = [
-        f"teacher accuracy on validation: {is_correct.mean():.2%} ({is_correct.sum():,} of "
-        f"{len(labels):,}); the share of the majority class is {majority_share(labels):.2%}",
-        *(
-            f"  {name}: " + "; ".join(f"{trial.setting} {trial.accuracy:.2%}" for trial in group)
-            for name, group in trials.items()
-        ),
+    correct = int((predictions == labels).sum())
+    by_chance = compare_with_chance(
+        confusion_matrix(predictions, labels, dataset.num_classes)
+    ).by_chance
+    yield (
+        f"teacher accuracy on validation: {correct / len(labels):.2%} ({correct:,} of "
+        f"{len(labels):,}); such predictions have {by_chance:.2%} by chance"
+    )
+    yield (
         f"  mean entropy of its predictions: {entropy(softmax(logits, 1), axis=1).mean():.2f} "
-        f"nats, of at most {np.log(logits.shape[1]):.2f}",
-    ]
-    present = max(is_correct[samples].mean(), majority_share(labels))
-    better = [t for group in trials.values() for t in group if t.is_better_than(present)]
-    if better:
-        lines.append(max(better, key=lambda trial: trial.accuracy).advice)
-    else:
-        tried = "order, normalisation or size" if teacher else "order"
-        lines.append(f"No other {tried} explains a low accuracy. {fallback_hint}")
-    return lines
+        f"nats, of at most {np.log(logits.shape[1]):.2f}"
+    )
+    order = best_other_order(predictions, labels, dataset.class_names)
+    if teacher is None:
+        yield explain_order(order, weights)
+        if order.p_value > LIKELY:
+            yield f"Tried: other orders of the classes. {FALLBACK_HINTS[weights]}"
+        return
+    yield from _try_settings(teacher, predictions, order, weights)
 
 
-def _try_other_inputs(teacher: Teacher, samples: np.ndarray) -> Iterator[tuple[str, Trial]]:
-    """Measure each input of `_other_inputs` that the network can take, by its kind."""
-    split, device = teacher.dataset.splits["validation"], default_device()
-    for kind, setting, spec, advice in _other_inputs(teacher):
-        with suppress(*_WRONG_SIZE, UserError):
-            logits = predict_all(teacher.network, spec, split, device=device, samples=samples)
-            correct = int((logits.argmax(1).numpy() == split.labels[samples]).sum())
-            yield kind, Trial(setting, correct, len(samples), advice)
+def _try_settings(
+    teacher: Teacher, predictions: np.ndarray, order: OtherOrder, weights: str
+) -> Iterator[str]:
+    """Try every setting on few images, and the best on more."""
+    labels, present = teacher.dataset.splits["validation"].labels, Setting(teacher.input)
+    few, more = _sample(labels, _SCREENED), _sample(labels, _MEASURED)
+    normalisations = _normalisations(teacher)
+    yield (
+        "  accuracy in the given / in the best other order of the classes, in %, by normalisation, "
+        f"on {len(few)} images or fewer:"
+    )
+    yield f"{'input size':>12} {'images':>7}" + "".join(f"{n:>13}" for n in normalisations)
+    trials: list[Trial] = []
+    impossible: list[str] = []
+    for size in _sizes(teacher):
+        images = int(_SCREENED * min(1, _SCREENED_SIZE / size) ** 2)
+        sample = _sample(labels, max(images, _SCREENED_AT_LEAST))
+        try:
+            row = [
+                _measure(
+                    teacher, Setting(replace(teacher.input, size=size, **values), name), sample
+                )
+                for name, values in normalisations.items()
+            ]
+        except _WRONG_SIZE:
+            impossible.append(str(size))
+            continue
+        trials += row
+        yield _table_row(row)
+    if impossible:
+        yield f"  input sizes that the network cannot take: {', '.join(impossible)}"
+
+    def rank(trial: Trial) -> tuple[float, int]:
+        """The most accurate first; of equal ones, that with the fewest changes."""
+        return -trial.accuracy, trial.changes(present)
+
+    settings = [t.setting for t in sorted(trials, key=rank) if t.setting.changes(present)][:_BEST]
+    if present.input.channels == 3:
+        settings += [replace(setting, is_bgr=True) for setting in (present, *settings)]
+    best = [_measure(teacher, setting, more) for setting in settings]
+    best.sort(key=rank)
+    yield f"  the best of them on {len(more)} images, and with the channels reversed (BGR):"
+    for trial in best:
+        yield f"    {trial.accuracy:7.2%}  {_in_words(trial)}"
+    now, of_more = predictions[more], labels[more]
+    floor = max((now == of_more).mean(), np.bincount(of_more).max() / len(more))
+    likely = []
+    if order.p_value <= LIKELY:
+        likely.append(Trial(present, 0, best_other_order(now, of_more, order.class_names)))
+    likely += [trial for trial in best if _is_better(trial, len(more), floor, 2 * len(trials))]
+    if not likely or likely[0].setting.changes(present):
+        yield f"  as it is, classes in the best other order, all images: {order.accuracy:.2%}"
+    if likely:
+        cause = _simplest(likely, present)
+        if cause.setting.changes(present):
+            yield from _advice(cause, present, weights)
+        else:
+            yield explain_order(order, weights)
+    yield (
+        f"Tried: {len(trials) // len(normalisations)} input sizes and {len(normalisations)} "
+        "normalisations together, each with the classes in the given and in the best other order"
+        + ("; BGR in the best of these." if present.input.channels == 3 else ".")
+        + ("" if likely else f" None is significantly better. {FALLBACK_HINTS[weights]}")
+    )
 
 
-def _other_inputs(teacher: Teacher) -> Iterator[tuple[str, str, InputSpec, str]]:
-    """Kind, setting, input and advice of each other input."""
-    present, native = teacher.input, teacher.pretrained_input
-    for name, mean, std in _normalisations(teacher):
-        advice = (
-            f"The likeliest cause is the normalisation: the teacher was trained on {name}. Set "
-            f"`mean: {_shown(mean)}` and `std: {_shown(std)}` in `teacher.network`."
-        )
-        yield "other normalisations", name, replace(present, mean=mean, std=std), advice
-    sizes = {teacher.dataset.image_size, present.size // 2, 2 * present.size}
-    native_size = native.size if native else present.size
-    for size in sorted({*sizes, native_size} - {present.size}):
-        if 8 <= size <= _LARGEST_SIZE:
-            name = f"{size} pixels" + (" (of its pretraining)" if size == native_size else "")
-            advice = (
-                f"The likeliest cause is the input size: set `input_size: {size}` in "
-                "`teacher.network`."
-            )
-            yield "other input sizes", name, replace(present, size=size), advice
+def _measure(teacher: Teacher, setting: Setting, samples: np.ndarray) -> Trial:
+    split = teacher.dataset.splits["validation"]
+    if isinstance(split, EncodedSplit):
+        split = split.resized(setting.input.size)
+    network = _ReversedChannels(teacher.network) if setting.is_bgr else teacher.network
+    logits = predict_all(network, setting.input, split, device=default_device(), samples=samples)
+    predictions, labels = logits.argmax(1).numpy(), split.labels[samples]
+    order = best_other_order(predictions, labels, teacher.dataset.class_names)
+    return Trial(setting, int((predictions == labels).sum()), order)
 
 
-def _normalisations(teacher: Teacher) -> Iterator[tuple[str, Sequence[float], Sequence[float]]]:
-    """Name, mean and std of each known normalisation that differs from the present one."""
+def _sample(labels: np.ndarray, count: int) -> np.ndarray:
+    """Sample numbers: as many images of each class, so that a rare one counts. If there are many
+    classes, of some of them: in too few images of each, no order of the classes can be found."""
+    classes = np.unique(labels)
+    kept = classes[_evenly(len(classes), count // _PER_CLASS)]
+    groups = [np.flatnonzero(labels == label) for label in kept]
+    return np.sort(
+        np.concatenate([group[_evenly(len(group), count // len(kept))] for group in groups])
+    )
+
+
+def _evenly(total: int, count: int) -> np.ndarray:
+    return np.unique(np.linspace(0, total - 1, min(total, count)).astype(int))
+
+
+def _sizes(teacher: Teacher) -> list[int]:
+    present, native = teacher.input.size, teacher.pretrained_input
+    sizes = {*_SIZES, present // 2, present, 2 * present, teacher.dataset.image_size}
+    sizes |= {native.size} if native else set()
+    return sorted(s for s in sizes if s == present or _SMALLEST_SIZE <= s <= _LARGEST_SIZE)
+
+
+def _normalisations(teacher: Teacher) -> dict[str, dict[str, list[float]]]:
+    """`mean` and `std` of each known normalisation, by name, without equal ones."""
     spec, dataset, native = teacher.input, teacher.dataset, teacher.pretrained_input
-    known = {
-        **_NORMALISATIONS,
-        "the training images' mean and std": (dataset.mean, dataset.std),
-        **({"its pretraining's mean and std": (native.mean, native.std)} if native else {}),
-    }
+    known = {"present": (spec.mean, spec.std)}
+    if not getattr(teacher.network, "takes_pixels", False):
+        known |= _NORMALISATIONS | {"own images": (dataset.mean, dataset.std)}
+        known |= {"pretraining": (native.mean, native.std)} if native else {}
+    different: dict[str, dict[str, list[float]]] = {}
     for name, values in known.items():
         mean, std = (list(v) * (spec.channels if len(v) == 1 else 1) for v in values)
-        if len(mean) == spec.channels:
-            same_mean = np.allclose(mean, spec.mean, atol=1e-3)
-            if not (same_mean and np.allclose(std, spec.std, rtol=1e-2)):
-                yield name, mean, std
+        if len(mean) == len(std) == spec.channels and not any(
+            np.allclose(mean, other["mean"], atol=1e-3)
+            and np.allclose(std, other["std"], rtol=1e-2)
+            for other in different.values()
+        ):
+            different[name] = {"mean": mean, "std": std}
+    return different
+
+
+def _is_better(trial: Trial, total: int, floor: float, trials: int) -> bool:
+    """Whether the accuracy is significantly above a lower one, by a binomial test and Bonferroni's
+    correction for the number of trials."""
+    if trial.reorders and trial.order.p_value > LIKELY:
+        return False
+    return trials * binom.sf(trial.most_correct - 1, total, floor) <= SIGNIFICANCE
+
+
+def _simplest(trials: Sequence[Trial], present: Setting) -> Trial:
+    """The one with the fewest changes of those that are not significantly worse than the best."""
+    best = max(trials, key=lambda trial: trial.accuracy)
+    expected = (best.most_correct + 1) / (best.order.total + 2)  # below 1
+    close = [t for t in trials if binom.cdf(t.most_correct, t.order.total, expected) > LIKELY]
+    return min(close or [best], key=lambda trial: (trial.changes(present), -trial.accuracy))
+
+
+def _table_row(row: Sequence[Trial]) -> str:
+    total = row[0].order.total
+    cells = [f"{100 * t.correct / total:.0f} / {100 * t.order.correct / total:.0f}" for t in row]
+    return f"{row[0].setting.input.size:12} {total:7}" + "".join(f"{cell:>13}" for cell in cells)
+
+
+def _in_words(trial: Trial) -> str:
+    setting = trial.setting
+    order = ", other order of the classes" if trial.reorders else ""
+    channels = ", BGR" if setting.is_bgr else ""
+    return f"{setting.input.size} pixels, normalisation `{setting.normalisation}`{channels}{order}"
+
+
+def _advice(trial: Trial, present: Setting, weights: str) -> Iterator[str]:
+    """What to set for this trial."""
+    setting, values, causes = trial.setting, [], []
+    if setting.input.size != present.input.size:
+        causes.append("the input size")
+        values.append(f"`input_size: {setting.input.size}`")
+    if setting.normalisation != present.normalisation:
+        causes.append("the normalisation")
+        values.append(f"`mean: {_shown(setting.input.mean)}`")
+        values.append(f"`std: {_shown(setting.input.std)}`")
+    causes += ["the order of the channels"] if setting.is_bgr else []
+    causes += ["the order of the classes"] if trial.reorders else []
+    yield f"The likeliest cause is {' and '.join(causes)} ({_in_words(trial)})."
+    if values:
+        yield f"Set {' and '.join(values)} in `teacher.network`."
+    if setting.is_bgr:
+        yield _NOT_IN_PARAMS
+    if trial.reorders:
+        yield f"In this setting {trial.order.in_words()}."
+        yield ORDER_HINTS[weights]
 
 
 def _shown(values: Sequence[float]) -> str:
@@ -185,9 +360,8 @@ def main() -> None:
         dataset = teacher.dataset
         split, device = dataset.splits["validation"], default_device()
         logits = predict_all(teacher.network, teacher.input, split, device=device).numpy()
-    hint = FALLBACK_HINTS[params.weights]
-    for line in diagnose(logits.astype(np.float64), dataset, teacher, hint):
-        print(line)
+    for line in diagnose(logits.astype(np.float64), dataset, teacher, params.weights):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""A network that is one ONNX file, of any framework: a teacher that cannot be trained.
+"""A network that is an ONNX file, of any framework: a teacher that cannot be trained.
 
 The file's bytes are the network's only tensor, so its saved weights contain them and its
-fingerprint covers them.
+fingerprint covers them. Weights in files beside it (external data) are put into these bytes.
 """
 
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,14 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime reports its use when lo
 import onnxruntime
 
 _LAYOUTS = ("nchw", "nhwc")
+_CHANNELS = ("rgb", "bgr")
 _LARGEST_BATCH = 4096
+_LARGEST_FILE = 2**31 - 1  # bytes, of a protobuf message
+_INPUTS = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(uint8)": np.uint8,
+}
 
 
 def build(network: str, num_classes: int, in_channels: int, **options: Any) -> nn.Module:
@@ -34,37 +41,92 @@ def build(network: str, num_classes: int, in_channels: int, **options: Any) -> n
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
-    """Read the file as the state of a network."""
-    return {"onnx": torch.from_numpy(np.fromfile(path, np.uint8))}
+    """Read the file, and the weights in files beside it, as the state of a network.
+
+    Args:
+        path: the file, or the folder with it and the files of its weights.
+
+    Raises:
+        UserError: it is no ONNX file, or a file of its weights is absent, elsewhere or too large.
+    """
+    file = _file_in(path)
+    content = np.fromfile(file, np.uint8)
+    model = _parsed(content.tobytes())
+    names = _include_weights(model, file)
+    if names:
+        content = np.frombuffer(model.SerializeToString(deterministic=True), np.uint8).copy()
+        if file == path:
+            print(
+                f"  {path}: its weights are in `{'`, `'.join(names)}`, which DVC does not watch: "
+                "put all into a folder, and name the folder in `teacher.checkpoint`",
+                flush=True,
+            )
+    return {"onnx": torch.from_numpy(content)}
+
+
+def fixed_input(
+    path: Path, in_channels: int, layout: str | None = None, **_: object
+) -> tuple[int | None, bool]:
+    """The side of the only images that the file takes, in pixels (None: any), and whether it takes
+    pixels as they are, uint8 in 0 to 255, and normalises them itself."""
+    graph = _parsed(_file_in(path).read_bytes()).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    kinds = [i.type.tensor_type for i in graph.input if i.name not in weights]
+    if len(kinds) != 1 or len(kinds[0].shape.dim) != 4:
+        return None, False  # refused when it is built
+    shape = [dim.dim_value for dim in kinds[0].shape.dim]
+    last = layout == "nhwc" or (layout is None and shape[3] == in_channels != shape[1])
+    height, width = shape[1:3] if last else shape[2:]
+    side = height if height == width and height > 0 else None
+    return side, kinds[0].elem_type == onnx.TensorProto.UINT8
 
 
 def build_from_file(
-    state: Mapping[str, Tensor], num_classes: int, in_channels: int, layout: str | None = None
+    state: Mapping[str, Tensor],
+    num_classes: int,
+    in_channels: int,
+    layout: str | None = None,
+    output: str | None = None,
+    channels: str = "rgb",
 ) -> nn.Module:
     """Build the network that the file is, from the state of `read_file`.
 
     Args:
         layout: of the input, nchw or nhwc, if its shape leaves both possible.
+        output: the name of the output that has the logits, if several could.
+        channels: the order that it takes, rgb or bgr.
 
     Raises:
         UserError: it is no ONNX file, one in several parts, or one with other inputs or outputs.
     """
-    return OnnxNetwork(state["onnx"], num_classes, in_channels, layout)
+    return OnnxNetwork(state["onnx"], num_classes, in_channels, layout, output, channels)
 
 
 class OnnxNetwork(nn.Module):
-    """Runs in onnxruntime, in float32, in batches of the file's size if that is fixed.
+    """Runs in onnxruntime, in the file's precision, in batches of the file's size if that is fixed.
 
     If the file ends in a softmax or a sigmoid, the logits are its input.
     """
 
-    def __init__(self, file: Tensor, num_classes: int, in_channels: int, layout: str | None):
+    def __init__(
+        self,
+        file: Tensor,
+        num_classes: int,
+        in_channels: int,
+        layout: str | None,
+        output: str | None,
+        channels: str,
+    ):
         super().__init__()
         self.register_buffer("onnx", file)
         self._model = _parsed(file.numpy().tobytes())
+        if any(_external(self._model)):
+            raise UserError("the ONNX file keeps its weights in other files; expected one file.")
+        _choose_output(self._model, num_classes, output)
         self.remarks = _use_logits(self._model, num_classes)
         self._session = _session(self._model)
         (self._input,) = self._session.get_inputs()
+        self._dtype = _INPUTS[self._input.type]
         batch = self._input.shape[0] if self._input.shape else None
         if isinstance(batch, int) and not 1 <= batch <= _LARGEST_BATCH:
             raise UserError(
@@ -72,8 +134,18 @@ class OnnxNetwork(nn.Module):
                 f"up to {_LARGEST_BATCH:,}. Export it for batches of any size."
             )
         self._layout = layout or _layout_of(self._input.shape, in_channels)
-        if self._layout not in _LAYOUTS:
-            raise UserError(f"option `layout` is {layout!r}; expected nchw or nhwc.")
+        self._reverses = channels == "bgr"
+        for name, value, known in (
+            ("layout", self._layout, _LAYOUTS),
+            ("channels", channels, _CHANNELS),
+        ):
+            if value not in known:
+                raise UserError(f"option `{name}` is {value!r}; expected {' or '.join(known)}.")
+
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether its input is uint8 in 0 to 255, which it normalises itself."""
+        return self._dtype == np.uint8
 
     def forward(self, inputs: Tensor) -> Tensor:  # [B, C, H, W] -> [B, num_classes]
         if torch.is_autocast_enabled(inputs.device.type):
@@ -81,6 +153,11 @@ class OnnxNetwork(nn.Module):
                 "an ONNX teacher computes in float32: set soft_targets.precision to it."
             )
         images = inputs.detach().cpu().numpy()
+        if self._reverses:
+            images = images[:, ::-1]
+        if self.takes_pixels:
+            images = np.rint(images).clip(0, 255)
+        images = images.astype(self._dtype, copy=False)
         if self._layout == "nhwc":
             images = images.transpose(0, 2, 3, 1)
         self._check_size(images.shape)
@@ -123,7 +200,7 @@ class OnnxNetwork(nn.Module):
         products = [n for n in graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
         batch = self._input.shape[0] if isinstance(self._input.shape[0], int) else 1
         shape = (channels, size, size) if self._layout == "nchw" else (size, size, channels)
-        blank = np.zeros((batch, *shape), np.float32)
+        blank = np.zeros((batch, *shape), self._dtype)
         shapes[self._input.name] = blank.shape
         names = {name for n in products for name in (*n.input[:2], n.output[0])} - shapes.keys()
         traced = onnx.ModelProto()
@@ -153,12 +230,79 @@ def _parsed(content: bytes) -> onnx.ModelProto:
         raise UserError(f"it is not an ONNX file ({first_line(error)}).") from None
     if not model.graph.node:
         raise UserError("it is not an ONNX file: it has no graph.")
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(model)):
-        raise UserError(
-            "the ONNX file keeps its weights in other files beside it; expected one file. Export "
-            "it without external data."
-        )
     return model
+
+
+def _file_in(path: Path) -> Path:
+    """The file itself, or the one in a folder."""
+    if not path.is_dir():
+        return path
+    files = sorted(path.glob("*.onnx"))
+    if len(files) != 1:
+        found = ", ".join(f"`{file.name}`" for file in files) or "none"
+        raise UserError(f"the folder must have exactly one .onnx file; found {found}.")
+    return files[0]
+
+
+def _external(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """The tensors whose numbers are in other files."""
+    return (t for t in _tensors(model) if t.data_location == onnx.TensorProto.EXTERNAL)
+
+
+def _include_weights(model: onnx.ModelProto, path: Path) -> list[str]:
+    """Read the weights in files beside the model's into the model; return the files' names.
+
+    A name with a folder in it is refused: it could lead to any file of this machine.
+    """
+    names: dict[str, int] = {}
+    parts = []
+    for tensor in _external(model):
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        location = PurePosixPath(entries.get("location", ""))
+        file = path.parent / location.name
+        if location.name != str(location) or location.name in ("", ".."):
+            raise UserError(
+                f"the ONNX file keeps weights in `{entries.get('location', '')}`; expected the "
+                "name of a file in its own folder. Export it again, or without external data."
+            )
+        if not file.is_file():
+            raise UserError(
+                f"the ONNX file keeps its weights in `{file.name}`, which is not beside it; "
+                f"expected it in `{path.parent}`. Put it there, or export without external data "
+                "(`torch.onnx.export(..., external_data=False)`)."
+            )
+        size = names.setdefault(file.name, file.stat().st_size)
+        start, length = _range_of(entries, size, file.name)
+        parts.append((tensor, file, start, length))
+    total = path.stat().st_size + sum(length for *_, length in parts)
+    if parts and total > _LARGEST_FILE:
+        raise UserError(
+            f"the ONNX file and its weights take {total:,} bytes; expected at most "
+            f"{_LARGEST_FILE:,}, which is what one ONNX file can hold. Export it with float16 "
+            "weights, or import its logits (`weights: logits`)."
+        )
+    for tensor, file, start, length in parts:
+        with file.open("rb") as opened:
+            opened.seek(start)
+            tensor.raw_data = opened.read(length)
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
+    return list(names)
+
+
+def _range_of(entries: Mapping[str, str], size: int, name: str) -> tuple[int, int]:
+    """The first byte and the number of bytes of a tensor in a file of this size."""
+    try:
+        start = int(entries.get("offset", 0))
+        length = int(entries.get("length", size - start))
+    except ValueError:
+        start = length = -1
+    if min(start, length) < 0 or start + length > size:
+        raise UserError(
+            f"the ONNX file expects weights beyond the {size:,} bytes of `{name}`; expected the "
+            "file that was exported with it. Copy both again."
+        )
+    return start, length
 
 
 def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
@@ -172,9 +316,31 @@ def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
                 yield from _tensors(part)
 
 
+def _choose_output(model: onnx.ModelProto, num_classes: int, name: str | None) -> None:
+    """Keep the output of this name, or the only one that could have one number per class."""
+    outputs = {output.name: output for output in model.graph.output}
+    shapes = {
+        key: [dim.dim_value or dim.dim_param for dim in output.type.tensor_type.shape.dim]
+        for key, output in outputs.items()
+    }
+    listed = ", ".join(f"`{key}` {shape}" for key, shape in shapes.items())
+    if name is not None and name not in outputs:
+        raise UserError(f"option `output` is {name!r}; the ONNX file has the outputs {listed}.")
+    fitting = [key for key, s in shapes.items() if len(s) == 2 and s[1] in (num_classes, "")]
+    fitting += [key for key, s in shapes.items() if len(s) == 2 and isinstance(s[1], str) and s[1]]
+    if name is None and len(fitting) != 1:
+        hint = " Name one of them: `options: {output: NAME}` in `teacher.network`."
+        raise UserError(
+            f"the ONNX file has the outputs {listed}; expected exactly one of [batch, "
+            f"{num_classes}], the dataset's classes.{hint if fitting else ''}"
+        )
+    kept = outputs[name or fitting[0]]
+    del model.graph.output[:]
+    model.graph.output.append(kept)
+
+
 def _use_logits(model: onnx.ModelProto, num_classes: int) -> list[str]:
-    """Make the output with one number per class the only one; of a last softmax or sigmoid, and of
-    what scales it, take the input.
+    """Take the input of a last softmax or sigmoid, and of what scales it.
 
     Returns:
         what was left out, in sentences.
@@ -264,10 +430,10 @@ def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     except Exception as error:  # its errors share no class
         raise UserError(f"onnxruntime cannot load the ONNX file ({first_line(error)}).") from None
     inputs = session.get_inputs()
-    if len(inputs) != 1 or inputs[0].type != "tensor(float)":
+    if len(inputs) != 1 or inputs[0].type not in _INPUTS:
         raise UserError(
             f"the ONNX file has the inputs {', '.join(f'`{i.name}` {i.type}' for i in inputs)}; "
-            "expected one of tensor(float)."
+            f"expected one of {' or '.join(_INPUTS)}, the images. Export it with these alone."
         )
     return session
 

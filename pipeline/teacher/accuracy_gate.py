@@ -1,24 +1,29 @@
-"""The accuracy gate: refuse a teacher that knows little, before the cache depends on it.
+"""The accuracy gate: refuse a teacher that knows little, or whose classes are in another order,
+before the cache depends on it.
 
-`python -m pipeline.commands.diagnose_teacher` looks for the cause. The gate looks for the commonest
-one alone, the order of the classes, which needs no forward pass.
+`python -m pipeline.commands.diagnose_teacher` looks for the cause. The gate tries the order of the
+classes alone, which needs no forward pass.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
-from scipy.optimize import linear_sum_assignment
-from scipy.stats import binomtest
 from torch import Tensor
 
 from pipeline.data.prepared.dataset import Dataset
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.outputs import TEACHER
+from pipeline.teacher import class_order
+from pipeline.teacher.chance import (
+    SIGNIFICANCE,
+    Agreement,
+    compare_with_chance,
+    confusion_matrix,
+    images_for,
+    images_for_perfection,
+)
+from pipeline.teacher.class_order import OtherOrder, best_other_order
 from pipeline.teacher.params import TeacherParams
 
-SIGNIFICANCE = 1e-3  # of the one-sided binomial tests
-_PAIRS = 3  # of classes, in a message
+_FEW = 10  # times as many images that would do are worth a line
 #: By `teacher.weights`: what to do about a low accuracy that nothing else explains.
 FALLBACK_HINTS = {
     "train": "Train it longer (`teacher.training.epochs`), or with another `learning_rate`.",
@@ -26,110 +31,110 @@ FALLBACK_HINTS = {
     "checkpoint": "Check that `teacher.checkpoint` was trained for these classes and images.",
     "logits": "Check that each row has the id of its own image, and that the classes are the same.",
 }
-
-
-@dataclass(frozen=True)
-class Trial:
-    """The teacher's accuracy with another setting."""
-
-    setting: str
-    correct: int
-    total: int
-    advice: str  # what to do if this setting is the cause
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct / self.total
-
-    def is_better_than(self, accuracy: float) -> bool:
-        return _p_value(self.correct, self.total, accuracy) <= SIGNIFICANCE
+_OWN_ORDER = (
+    "The likeliest cause is the labels of validation: the teacher has learnt the classes from "
+    "train. Compare the class folders of both."
+)
+#: By `teacher.weights`: what to do about classes in another order.
+ORDER_HINTS = {
+    "train": _OWN_ORDER,
+    "pretrained": _OWN_ORDER,
+    "checkpoint": "The likeliest cause is the order of the classes: the teacher's logits must be "
+    "in the order of the folders' names. Reorder the rows of its last layer, or rename the "
+    "folders.",
+    "logits": "The likeliest cause is the names of the classes: they are not those of their "
+    "columns. Name each column of logits after its class.",
+}
 
 
 def check(dataset: Dataset, logits: Tensor, params: TeacherParams) -> None:
-    """Refuse a teacher that is not significantly better than always predicting the majority class.
+    """Refuse a teacher that knows no class better than chance (or, with `minimum_accuracy`, one
+    below that), and one that is significantly better with its classes in another order.
 
     Args:
         logits: [N, num_classes] float32, of the validation images without augmentation.
 
     Raises:
-        UserError: validation accuracy is below the minimum, or not significantly above the share
-            of the majority class; names the order of the classes if that explains it.
+        UserError: says what was measured, what was expected, and what was tried.
     """
     labels = dataset.splits["validation"].labels
     predictions = logits.argmax(1).numpy()
-    correct, total = int((predictions == labels).sum()), len(labels)
-    majority = majority_share(labels)
-    if params.minimum_accuracy is not None and correct < params.minimum_accuracy * total:
-        expected = f"`teacher.minimum_accuracy`, {params.minimum_accuracy:.2%}, or more"
-    elif majority**total > SIGNIFICANCE:
+    confusion = confusion_matrix(predictions, labels, dataset.num_classes)
+    correct, total = int(np.diag(confusion).sum()), len(labels)
+    order = best_other_order(predictions, labels, dataset.class_names)
+    measured = f"teacher accuracy on validation: {correct / total:.2%} ({correct:,} of {total:,})"
+    unchanged = f"`{TEACHER.model}` is unchanged."
+    minimum, expected = params.minimum_accuracy, None
+    if minimum is None:
+        expected = _expected_by_the_tests(confusion)
+    elif correct < minimum * total:
+        expected = f"`teacher.minimum_accuracy`, {minimum:.2%}, or more"
+    if expected is not None:
+        raise UserError(
+            f"{measured}; expected {expected}. {unchanged}\n"
+            f"{explain_order(order, params.weights)}\n{_what_next(order, params.weights)}"
+        )
+    if order.p_value <= class_order.SIGNIFICANCE:
+        raise UserError(
+            f"{measured}, but {order.accuracy:.2%} with the classes in another order; expected no "
+            f"order that is significantly better than that of the folders' names (exact sign test "
+            f"at {class_order.SIGNIFICANCE}). {unchanged}\n{explain_order(order, params.weights)}"
+        )
+    if order.p_value <= class_order.LIKELY:
         print(
-            f"  {total} validation images of these classes are too few to tell a good teacher from "
-            "a bad one"
+            f"  the classes may be in another order (p = {order.p_value:.3f}; {total:,} validation "
+            f"images are too few to be sure): {order.in_words()}"
         )
-        return
-    elif _p_value(correct, total, majority) > SIGNIFICANCE:
-        expected = (
-            f"significantly more than {majority:.2%}, the share of the majority class (one-sided "
-            f"binomial test at {SIGNIFICANCE})"
+
+
+def explain_order(order: OtherOrder, weights: str) -> str:
+    """A line about the best other order, and what to do if it is likely."""
+    accuracy = f"  classes in the best other order: {order.accuracy:.2%}"
+    if order.p_value > class_order.LIKELY:
+        return f"{accuracy}, not significantly better"
+    return f"{accuracy}; {order.in_words()}\n{ORDER_HINTS[weights]}"
+
+
+def _what_next(order: OtherOrder, weights: str) -> str:
+    hint = "" if order.p_value <= class_order.LIKELY else f"{FALLBACK_HINTS[weights]} "
+    command = "Run `python -m pipeline.commands.diagnose_teacher`"
+    if weights == "logits":
+        return f"{hint}{command} to see the entropy of its predictions."
+    return (
+        f"{hint}Normalisations and input sizes were not tried. {command}: it tries them together "
+        "with the order."
+    )
+
+
+def _expected_by_the_tests(confusion: np.ndarray) -> str | None:
+    """What was expected of a teacher that the tests refuse; None for one that passes, or if the
+    images are too few to refuse any."""
+    class_counts = confusion.sum(1)
+    total = int(class_counts.sum())
+    if not compare_with_chance(np.diag(class_counts)).is_significant:
+        enough = images_for_perfection(class_counts)
+        print(
+            f"  {total:,} validation images of these classes are too few to tell a good teacher "
+            "from a bad one"
+            + (f"; expected {enough:,} or more (`dataset.validation_fraction`)" if enough else "")
         )
-    else:
-        return
-    imported = params.weights == "logits"
-    order = in_another_order(predictions, labels, dataset.class_names, imported)
-    if order.is_better_than(max(correct / total, majority)):
-        advice = order.advice
-    else:
-        advice = f"No other order explains it. {FALLBACK_HINTS[params.weights]}"
-    more = "entropy" if imported else "accuracy with other normalisations and input sizes"
-    raise UserError(
-        f"teacher accuracy on validation: {correct / total:.2%} ({correct:,} of {total:,}); "
-        f"expected {expected}. `{TEACHER.model}` is unchanged.\n"
-        f"  classes in the best other order: {order.setting} {order.accuracy:.2%}\n"
-        f"{advice}\nRun `python -m pipeline.commands.diagnose_teacher` to see its {more}."
+        return None
+    agreement = compare_with_chance(confusion)
+    if agreement.is_significant:
+        return None
+    few = _if_few(agreement, int(np.diag(confusion).sum()) / total, total)
+    return (
+        f"significantly more than {agreement.by_chance:.2%}, which such predictions have by chance "
+        f"(one-sided binomial test at {SIGNIFICANCE}), or a class that it finds better than by "
+        f"chance (Fisher's exact test at {SIGNIFICANCE}, by Bonferroni){few}"
     )
 
 
-def majority_share(labels: np.ndarray) -> float:
-    return np.bincount(labels).max() / len(labels)
-
-
-def _p_value(correct: int, total: int, accuracy: float) -> float:
-    """Of the one-sided binomial test against an accuracy."""
-    return binomtest(correct, total, accuracy, alternative="greater").pvalue
-
-
-def in_another_order(
-    predictions: np.ndarray, labels: np.ndarray, class_names: Sequence[str], imported: bool
-) -> Trial:
-    """The best permutation of the classes, found on one half of the images and measured on the
-    other half, in turn: on the same images chance alone finds a good one."""
-    num_classes = len(class_names)
-    half = np.empty(len(labels), int)
-    half[np.argsort(labels, kind="stable")] = np.arange(len(labels)) % 2
-    correct = 0
-    for part in (0, 1):
-        predicted_as = _assignment(predictions[half == part], labels[half == part], num_classes)
-        correct += int((predicted_as[labels] == predictions)[half != part].sum())
-    predicted_as = _assignment(predictions, labels, num_classes)
-    moved = [c for c in np.unique(labels) if predicted_as[c] != c][:_PAIRS]
-    pairs = ", ".join(
-        f"images of `{class_names[c]}` are predicted as `{class_names[predicted_as[c]]}`"
-        for c in moved
+def _if_few(agreement: Agreement, accuracy: float, total: int) -> str:
+    enough = images_for(accuracy, agreement.by_chance, _FEW * total)
+    if enough is None or enough <= total:
+        return ""
+    return (
+        f"; {total:,} images are few: if this accuracy is its true one, {enough:,} would show that "
+        "it is above chance"
     )
-    advice = (
-        "The likeliest cause is the names of the classes: they are not those of their columns. "
-        f"{pairs}. Name each column of logits after its class."
-        if imported
-        else "The likeliest cause is the order of the classes: the teacher's logits must be in the "
-        f"order of the folders' names, {', '.join(class_names[:_PAIRS])}, .... {pairs}. Reorder "
-        "the rows of its last layer, or rename the folders."
-    )
-    return Trial(pairs or "none is better,", correct, len(labels), advice)
-
-
-def _assignment(predictions: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """For each class the class that the teacher predicts for it, one to one: [C]."""
-    confusion = np.zeros((num_classes, num_classes))
-    np.add.at(confusion, (labels, predictions), 1)
-    confusion += 1e-6 * np.eye(num_classes)  # a class without images stays itself
-    return linear_sum_assignment(confusion, maximize=True)[1]

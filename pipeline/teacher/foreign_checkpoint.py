@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pipeline.models.checkpoint import load_state
+from pipeline.models.params import NetworkParams
 from pipeline.models.spec import ModelSpec, build, family_module
 from pipeline.runtime.errors import UserError, first_line
 from pipeline.teacher import class_rows
@@ -63,13 +64,14 @@ def load_foreign(
         UserError: the file cannot be read, its weights do not fit the network, or it is unclear
             which weights or which outputs are meant.
     """
-    if not path.is_file():
+    family = family_module(spec.family)
+    holds_network = hasattr(family, "build_from_file")
+    if not (path.is_file() or (holds_network and path.is_dir())):
         raise UserError(
             f"`{path}` is not a file; `weights: checkpoint` needs one. Put the checkpoint there, "
             "or name it in `teacher.checkpoint`."
         )
-    family = family_module(spec.family)
-    if not hasattr(family, "build_from_file"):
+    if not holds_network:
         network = build(spec)
         return network, load_foreign_weights(network, spec, path, key, classes)
     selects = hasattr(family, "select_outputs")
@@ -91,6 +93,33 @@ def load_foreign(
         return build(spec, state), spec
     except UserError as error:
         raise UserError(f"`{path}`: {error}") from None
+
+
+def input_of_file(spec: ModelSpec, params: NetworkParams, path: Path) -> ModelSpec:
+    """The spec with what the file itself says of its input (ONNX): a fixed size, unless `params`
+    has one, and no normalisation where it takes pixels in 0 to 255.
+
+    Raises:
+        UserError: the file normalises, and so would `params`.
+    """
+    family = family_module(spec.family)
+    if not hasattr(family, "fixed_input") or not path.exists():
+        return spec
+    try:
+        size, takes_pixels = family.fixed_input(path, spec.input.channels, **spec.options)
+    except UserError as error:
+        raise UserError(f"`{path}`: {error}") from None
+    new = spec.input
+    if size is not None and params.input_size is None:
+        new = replace(new, size=size)
+    if takes_pixels:
+        if params.mean or params.std:
+            raise UserError(
+                f"`{path}`: the ONNX file takes pixels in 0 to 255 and normalises them itself. "
+                "Remove `mean` and `std` from `teacher.network`."
+            )
+        new = replace(new, mean=[0.0] * new.channels, std=[1 / 255] * new.channels)
+    return replace(spec, input=new)
 
 
 def load_foreign_weights(

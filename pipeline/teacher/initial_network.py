@@ -33,8 +33,10 @@ def build_initial_network(params: TeacherParams, dataset: Dataset) -> tuple[nn.M
             network.last_layer_keys = last_layer(spec)  # for `freeze_epochs`
         return network, spec
     if params.weights == "checkpoint":
+        path = Path(params.checkpoint)
+        spec = foreign_checkpoint.input_of_file(spec, params.network, path)
         return foreign_checkpoint.load_foreign(
-            spec, Path(params.checkpoint), params.checkpoint_key, params.checkpoint_classes
+            spec, path, params.checkpoint_key, params.checkpoint_classes
         )
     return build(spec), spec
 

@@ -278,8 +278,8 @@ def test_the_gate_names_the_classes_of_swapped_columns(project):
     assert bytes_of(TEACHER.model) == before
     message = str(refusal.value)
     assert (
-        "images of `ant` are predicted as `cat`, images of `cat` are predicted as `ant` 100.00%"
-        in message
+        "classes in the best other order: 100.00%; images of `ant` are predicted as `cat`, images "
+        "of `cat` are predicted as `ant`\n" in message
     )
     assert "The likeliest cause is the names of the classes" in message
     assert "Name each column of logits after its class." in message

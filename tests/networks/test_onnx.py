@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from copy import deepcopy
@@ -11,12 +12,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import PARAMS, opened, run_stage, write_params
+from clone import cloned
+from conftest import PARAMS, bytes_of, change_params, opened, run_stage, write_params
 from torch import nn
 
+from pipeline.commands import check
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.models import checkpoint
 from pipeline.models.spec import InputSpec, ModelSpec, build
+from pipeline.networks import cifar_resnet
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
 from pipeline.runtime.outputs import TEACHER
@@ -47,9 +51,12 @@ def export(network: nn.Module, images: torch.Tensor, dynamic: bool) -> None:
     )
 
 
-def set_teacher(**network: object) -> None:
+def set_teacher(
+    *, checkpoint: str = "mine.onnx", minimum_accuracy: float | None = None, **network: object
+) -> None:
     teacher = deepcopy(PARAMS["teacher"]) | {"family": "onnx", "weights": "checkpoint"}
-    teacher |= {"network": {"name": "mine", **network}, "checkpoint": "mine.onnx"}
+    teacher |= {"network": {"name": "mine", **network}, "checkpoint": checkpoint}
+    teacher |= {"minimum_accuracy": minimum_accuracy} if minimum_accuracy else {}
     write_params(Path(), PARAMS | {"teacher": teacher})
 
 
@@ -271,3 +278,209 @@ def test_a_keras_model_exported_by_keras_teaches(project):
     views = torch.from_numpy(np.array(split.images))
     answers = network(description.input.apply(views)).softmax(1).numpy()
     np.testing.assert_allclose(answers, np.load("answers.npy"), atol=1e-4)
+
+
+# Weights in files beside it.
+
+
+def export_by_default(network: nn.Module, path: Path = Path("mine.onnx")) -> None:
+    """As torch.onnx.export does it: the weights are in mine.onnx.data."""
+    images = torch.zeros(2, 3, 16, 16)
+    dynamic = ({0: torch.export.Dim("batch")},)
+    torch.onnx.export(network.eval(), (images,), path, dynamic_shapes=dynamic, verbose=False)
+    assert Path(f"{path}.data").is_file()
+
+
+def test_an_export_with_external_data_teaches_as_the_whole_file(project, capsys):
+    network, _ = checkpoint.load(TEACHER.model, produced_by="-")
+    export_by_default(network)
+    set_teacher()
+    run_stage("teacher")
+    assert (
+        "its weights are in `mine.onnx.data`, which DVC does not watch" in capsys.readouterr().out
+    )
+    first = bytes_of(TEACHER.model)
+    Path("mine").mkdir()
+    for name in ("mine.onnx", "mine.onnx.data"):
+        Path(name).rename(Path("mine") / name)
+    set_teacher(checkpoint="mine")  # the folder
+    assert not check.problems()
+    run_stage("teacher")
+    assert bytes_of(TEACHER.model) == first
+    assert "DVC" not in capsys.readouterr().out
+    shutil.rmtree("mine")
+    rebuilt, spec = checkpoint.load(TEACHER.model, produced_by="-")  # of its saved weights alone
+    images = spec.input.apply(torch.from_numpy(np.array(open_dataset().splits["test"].images)))
+    torch.testing.assert_close(rebuilt(images), network(images), rtol=1e-3, atol=1e-3)
+
+
+def outside(
+    location: str = "mine.data", *, size: int = 16, shape=(3,), offset: int = 4, length: int = 12
+) -> None:
+    """Write mine.onnx with three numbers in another file, and that file with this size."""
+    graph(nodes=[node("ReduceMean", "x", "m", keepdims=0), add_numbers()])
+    model = onnx.load("mine.onnx")
+    tensor = model.graph.initializer.add(name="numbers", data_type=1, dims=shape)
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in {"location": location, "offset": offset, "length": length}.items():
+        tensor.external_data.add(key=key, value=str(value))
+    onnx.save(model, "mine.onnx")
+    with Path("mine.data").open("wb") as file:
+        file.write(np.array([9, 1, 2, 3], np.float32).tobytes())
+        file.truncate(size)
+
+
+def add_numbers() -> onnx.NodeProto:
+    return onnx.helper.make_node("Add", ["m", "numbers"], ["y"])
+
+
+def test_the_digest_and_the_logits_cover_the_external_data(folder):
+    images, prints = torch.randn(2, 3, 8, 8), set()
+    for last in (3, 4):
+        outside()
+        numbers = np.array([9, 1, 2, last], np.float32)
+        Path("mine.data").write_bytes(numbers.tobytes())
+        network = load()
+        expected = images.mean((2, 3)) + torch.from_numpy(numbers[1:])
+        torch.testing.assert_close(network(images), expected)
+        prints.add(checkpoint.state_bytes(network))
+    assert len(prints) == 2
+
+
+@pytest.mark.parametrize(
+    ("location", "changed", "message"),
+    [
+        ("../mine.data", {}, r"keeps weights in `\.\./mine.data`; expected the name of a file in"),
+        (
+            "/etc/hostname",
+            {},
+            "keeps weights in `/etc/hostname`; expected the name of a file in its",
+        ),
+        ("a/mine.data", {}, "keeps weights in `a/mine.data`; expected the name of a file in its"),
+        ("..", {}, r"keeps weights in `\.\.`; expected the name of a file in its own folder"),
+        ("", {}, "keeps weights in ``; expected the name of a file in its own folder"),
+        ("other.data", {}, r"weights in `other.data`, which is not beside it; expected it in `\.`"),
+        ("mine.data", {"size": 15}, "expects weights beyond the 15 bytes of `mine.data`"),
+        ("mine.data", {"offset": -4}, "expects weights beyond the 16 bytes of `mine.data`"),
+        (
+            "mine.data",  # a sparse file: no disk is filled
+            {"size": 2**31, "offset": 0, "length": 2**31, "shape": (2**29,)},
+            r"take 2,147,48\d,\d+ bytes; expected at most 2,147,483,647, .*float16",
+        ),
+    ],
+)
+def test_external_data_elsewhere_absent_or_too_large_are_refused(
+    folder, location, changed, message
+):
+    outside(location, **changed)
+    with pytest.raises(UserError, match=f"^`mine.onnx`: .*{message}"):
+        load()
+
+
+def test_a_folder_with_two_onnx_files_is_refused(folder):
+    graph()
+    Path("mine.onnx").rename("a.onnx")
+    graph()
+    with pytest.raises(UserError, match=r"exactly one .onnx file; found `a.onnx`, `mine.onnx`"):
+        foreign_checkpoint.load_foreign(describe(), Path())
+
+
+@pytest.mark.slow
+def test_dvc_runs_the_teacher_again_for_other_external_data_in_its_folder(tmp_path):
+    clone = cloned(tmp_path)
+    imported = clone.root / "models/imported/mine"
+    imported.mkdir(parents=True)
+    torch.manual_seed(0)
+    export_by_default(cifar_resnet.build("resnet8", 3, 3), imported / "mine.onnx")
+    network = {"family": "onnx", "network": "mine", "weights": "checkpoint"}
+    clone.params["teacher"] |= network | {
+        "checkpoint": "models/imported/mine",
+        "minimum_accuracy": 0.01,
+    }
+    assert clone.repro("teacher") == {"prepare", "teacher"}
+    assert clone.repro("teacher") == set()
+    data = imported / "mine.onnx.data"
+    numbers = np.frombuffer(data.read_bytes(), np.float32)
+    data.write_bytes((numbers * np.float32(1.01)).tobytes())
+    assert clone.repro("teacher") == {"teacher"}
+
+
+# Other inputs and outputs.
+
+
+def test_a_float16_file_teaches(folder):
+    nodes = [
+        node("ReduceMean", "x", "z", keepdims=0),
+        node("Cast", "z", "y", to=onnx.TensorProto.FLOAT),
+    ]
+    graph(kind=onnx.TensorProto.FLOAT16, nodes=nodes)
+    images = torch.randn(4, 3, 8, 8)
+    logits = load()(images)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, images.mean((2, 3)), rtol=1e-2, atol=1e-3)
+    assert load().cost(3, 8)["parameters"] == 0
+
+
+def test_the_projects_own_export_teaches_another_run_without_double_normalisation(
+    project, exported_project
+):
+    student, spec = checkpoint.load(exported_project / "models/students/small", produced_by="-")
+    shutil.copy(exported_project / "models/exported/small.onnx", "mine.onnx")
+    change_params("dataset", image_size=20)  # the export takes 16
+    run_stage("prepare")
+    set_teacher(minimum_accuracy=0.01)
+    change_params("dataset", image_size=20)
+    run_stage("teacher")
+    _, description = checkpoint.load(TEACHER.model, produced_by="-")
+    assert description.input == InputSpec(3, 16, [0.0] * 3, [1 / 255] * 3)
+    change_params("dataset", image_size=16)
+    run_stage("prepare")
+    run_stage("teacher")
+    network, description = checkpoint.load(TEACHER.model, produced_by="-")
+    views = torch.from_numpy(np.array(open_dataset().splits["test"].images))
+    expected = student(spec.input.apply(views)).detach()
+    torch.testing.assert_close(network(description.input.apply(views)), expected, rtol=0, atol=1e-4)
+    run_stage("soft_targets")
+    set_teacher(mean=[0.5] * 3, std=[0.5] * 3)
+    with pytest.raises(UserError, match="normalises them itself. Remove `mean` and `std` from"):
+        run_stage("teacher")
+
+
+def test_of_several_outputs_the_one_that_fits_or_is_named_is_taken(folder):
+    graph(nodes=[node("ReduceMean", "x", "y", keepdims=0), node("ReduceMax", "x", "z", keepdims=0)])
+    model = onnx.load("mine.onnx")
+    float32, images = onnx.TensorProto.FLOAT, torch.randn(4, 3, 8, 8)
+    for name, shape in (("z", ("n", 3)), ("x", ("n", 3, 8, 8))):
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, float32, shape))
+    onnx.save(model, "mine.onnx")
+    with pytest.raises(UserError, match=r"outputs `y` \['n', 3\], `z` \['n', 3\], `x` \['n', 3, 8"):
+        load()
+    with pytest.raises(UserError, match=r"Name one of them: `options: \{output: NAME\}` in `teac"):
+        load()
+    torch.testing.assert_close(load(output="z")(images), images.amax((2, 3)))
+    torch.testing.assert_close(load(output="y")(images), images.mean((2, 3)))
+    with pytest.raises(
+        UserError, match="option `output` is 'w'; the ONNX file has the outputs `y`"
+    ):
+        load(output="w")
+    del model.graph.output[1]
+    onnx.save(model, "mine.onnx")
+    torch.testing.assert_close(load()(images), images.mean((2, 3)))
+
+
+def test_several_inputs_are_refused_by_name(folder):
+    graph()
+    model = onnx.load("mine.onnx")
+    mask = onnx.helper.make_tensor_value_info("mask", onnx.TensorProto.FLOAT, ("n", 1))
+    model.graph.input.append(mask)
+    onnx.save(model, "mine.onnx")
+    with pytest.raises(UserError, match=r"inputs `x` tensor\(float\), `mask` tensor\(float\); exp"):
+        load()
+
+
+def test_a_file_that_takes_bgr_gets_it(folder):
+    graph()
+    images = torch.randn(4, 3, 8, 8)
+    torch.testing.assert_close(load(channels="bgr")(images), images.mean((2, 3)).flip(1))
+    with pytest.raises(UserError, match="option `channels` is 'gbr'; expected rgb or bgr"):
+        load(channels="gbr")
