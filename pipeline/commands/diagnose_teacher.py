@@ -39,7 +39,7 @@ _SCREENED_AT_LEAST = 16  # images, for the largest inputs
 _SCREENED_SIZE = 128  # pixels; above, fewer images for the same number of pixels
 _MEASURED = 256  # images of validation, for each of the best settings
 _BEST = 4  # settings that are measured
-_PER_CLASS = 6  # images of a class in a sample, for its order
+_PER_CLASS = 4  # images of a class in a sample, for its order
 _SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 299, 384)  # pixels, as published networks have
 _SMALLEST_SIZE, _LARGEST_SIZE = 8, 512  # pixels
 _WRONG_SIZE = (RuntimeError, AssertionError, ValueError, UserError)  # what networks raise for it
@@ -92,6 +92,7 @@ class Trial:
     setting: Setting
     correct: int
     order: OtherOrder
+    floor: float  # the share of the class with most images
 
     @property
     def most_correct(self) -> int:
@@ -104,6 +105,11 @@ class Trial:
     @property
     def reorders(self) -> bool:
         return self.order.correct > self.correct
+
+    @property
+    def score(self) -> float:
+        """The accuracy, from 0 for always the same class to 1: samples have different classes."""
+        return (self.accuracy - self.floor) / (1 - self.floor) if self.floor < 1 else 0.0
 
     def changes(self, present: Setting) -> int:
         return self.setting.changes(present) + self.reorders
@@ -205,7 +211,7 @@ def _try_settings(
 
     def rank(trial: Trial) -> tuple[float, int]:
         """The most accurate first; of equal ones, that with the fewest changes."""
-        return -trial.accuracy, trial.changes(present)
+        return -trial.score, trial.changes(present)
 
     settings = [t.setting for t in sorted(trials, key=rank) if t.setting.changes(present)][:_BEST]
     if present.input.channels == 3:
@@ -215,12 +221,10 @@ def _try_settings(
     yield f"  the best of them on {len(more)} images, and with the channels reversed (BGR):"
     for trial in best:
         yield f"    {trial.accuracy:7.2%}  {_in_words(trial)}"
-    now, of_more = predictions[more], labels[more]
-    floor = max((now == of_more).mean(), np.bincount(of_more).max() / len(more))
-    likely = []
-    if order.p_value <= LIKELY:
-        likely.append(Trial(present, 0, best_other_order(now, of_more, order.class_names)))
-    likely += [trial for trial in best if _is_better(trial, len(more), floor, 2 * len(trials))]
+    now = _trial(present, predictions[more], labels[more], order.class_names)
+    bar = max(now.correct / len(more), now.floor)
+    likely = [now] if order.p_value <= LIKELY else []
+    likely += [trial for trial in best if _is_better(trial, bar, 2 * len(trials))]
     if not likely or likely[0].setting.changes(present):
         yield f"  as it is, classes in the best other order, all images: {order.accuracy:.2%}"
     if likely:
@@ -243,9 +247,19 @@ def _measure(teacher: Teacher, setting: Setting, samples: np.ndarray) -> Trial:
         split = split.resized(setting.input.size)
     network = _ReversedChannels(teacher.network) if setting.is_bgr else teacher.network
     logits = predict_all(network, setting.input, split, device=default_device(), samples=samples)
-    predictions, labels = logits.argmax(1).numpy(), split.labels[samples]
-    order = best_other_order(predictions, labels, teacher.dataset.class_names)
-    return Trial(setting, int((predictions == labels).sum()), order)
+    predictions = logits.argmax(1).numpy()
+    return _trial(setting, predictions, split.labels[samples], teacher.dataset.class_names)
+
+
+def _trial(
+    setting: Setting, predictions: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
+) -> Trial:
+    return Trial(
+        setting,
+        int((predictions == labels).sum()),
+        best_other_order(predictions, labels, class_names),
+        np.bincount(labels).max() / len(labels),
+    )
 
 
 def _sample(labels: np.ndarray, count: int) -> np.ndarray:
@@ -289,12 +303,12 @@ def _normalisations(teacher: Teacher) -> dict[str, dict[str, list[float]]]:
     return different
 
 
-def _is_better(trial: Trial, total: int, floor: float, trials: int) -> bool:
+def _is_better(trial: Trial, bar: float, trials: int) -> bool:
     """Whether the accuracy is significantly above a lower one, by a binomial test and Bonferroni's
     correction for the number of trials."""
     if trial.reorders and trial.order.p_value > LIKELY:
         return False
-    return trials * binom.sf(trial.most_correct - 1, total, floor) <= SIGNIFICANCE
+    return trials * binom.sf(trial.most_correct - 1, trial.order.total, bar) <= SIGNIFICANCE
 
 
 def _simplest(trials: Sequence[Trial], present: Setting) -> Trial:

@@ -134,7 +134,7 @@ def test_a_sample_has_several_images_of_each_class_and_as_many_of_a_rare_one():
     assert np.bincount(rare[diagnose_teacher._sample(rare, 48)]).tolist() == [24, 24]
     many = np.repeat(np.arange(1000), 50)
     counts = np.bincount(many[diagnose_teacher._sample(many, 48)])
-    assert counts[counts > 0].tolist() == [6] * 8
+    assert counts[counts > 0].tolist() == [4] * 12
 
 
 def test_a_wrong_normalisation_is_named_with_the_values_to_set(project, few_sizes, capsys):
