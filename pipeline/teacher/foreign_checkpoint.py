@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
@@ -134,19 +134,15 @@ def load_foreign_weights(
     """
     content = read_checkpoint(path)
     try:
-        contents = list_contents(content)
-        weights, head = _fitting(network, spec, contents, key)
+        contents, weights, head = _fitting(network, spec, content, path, key)
     except ValueError as error:  # of a tensor
         raise UserError(f"`{path}` is damaged: {first_line(error)}. Copy it again.") from None
-    except UserError as error:
-        raise UserError(f"`{path}` {error}") from None
-    if weights is None:
-        _refuse(network, contents, path, key)
     state = dict(weights.state)
     if classes is not None:
         head = class_rows.last_layer(spec)
-    outputs = {len(state[name]) for name in head}
-    if classes is not None or outputs - {spec.num_classes}:
+    head = head & state.keys()
+    outputs = {len(state[name]) for name in head} or {spec.num_classes}
+    if classes is not None or outputs != {spec.num_classes}:
         rows = _rows(max(outputs), spec, path, classes)
         state |= {name: state[name][rows] for name in head}
         spec = replace(spec, pretrained_classes=rows)
@@ -159,10 +155,23 @@ def load_foreign_weights(
 
 
 def _fitting(
+    network: nn.Module, spec: ModelSpec, content: Any, path: Path, key: str | None
+) -> tuple[Contents, Weights, frozenset[str]]:
+    """All that the file holds, the weights in it that fit the network, and the names of those with
+    a row for each class if their number may be another than the dataset's."""
+    try:
+        contents = list_contents(content)
+        weights, head = _search(network, spec, contents, key)
+    except UserError as error:
+        raise UserError(f"`{path}` {error}") from None
+    if weights is None:
+        _refuse(network, contents, path, key)
+    return contents, weights, head
+
+
+def _search(
     network: nn.Module, spec: ModelSpec, contents: Contents, key: str | None
 ) -> tuple[Weights | None, frozenset[str]]:
-    """The weights that fit the network, and the names of those with a row for each class if their
-    number is another than the dataset's."""
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     expected = Network(shapes)
     if key is not None:
@@ -306,7 +315,7 @@ def _rows(
     )
 
 
-def _refuse(network: nn.Module, contents: Contents, path: Path, key: str | None) -> None:
+def _refuse(network: nn.Module, contents: Contents, path: Path, key: str | None) -> NoReturn:
     """Raise UserError with what does not fit, of the weights that come nearest."""
     below = tensors_below(contents, key)
     if not below:
