@@ -7,12 +7,14 @@ Reads `dataset` of params.yaml and the source that it names. Writes data/prepare
 from pipeline.runtime.command import run_command
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.data.prepared.dataset import DatasetDescription
 from pipeline.data.sources.data_quality import find_duplicates, findings
 from pipeline.data.sources.digits import digits
 from pipeline.data.sources.image_folder import image_folder
+from pipeline.data.sources.near_copies import Sketches, find_near_copies
 from pipeline.data.sources.packing import pack
 from pipeline.data.sources.params import DatasetParams
 from pipeline.data.sources.torchvision_datasets import torchvision_set
@@ -29,8 +31,11 @@ SOURCES = {"digits": digits, "image_folder": image_folder, "torchvision": torchv
 def write_dataset(params: DatasetParams, directory: Path) -> DatasetDescription:
     """Write the files of a prepared dataset into an empty directory."""
     source = SOURCES[params.source](params)
+    sketches = Sketches(len(source.samples.ids))
+    source = replace(source, images=sketches.watch(source.images))
     description, digests = pack(source, params, directory)
     duplicates = find_duplicates(source.samples, digests)
+    duplicates |= find_near_copies(source.samples, sketches.rows, digests)
     description = description.model_copy(update={"duplicates": duplicates or None})
     write_json(directory / "dataset.json", description.model_dump(exclude_none=True))
     for line in findings(source, duplicates):

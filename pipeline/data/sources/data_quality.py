@@ -73,7 +73,12 @@ def findings(source: ImageSource, duplicates: Mapping[str, Any]) -> Iterator[str
         "across_splits": f"of {held_out:,} validation and test images have the same content as an "
         "image of an earlier split, which inflates their accuracy",
         "contradicting_labels": "times the same content has several labels",
+        "near_copies": f"of {held_out:,} validation and test images look like a copy of an image "
+        "of an earlier split, of another size or quality, which inflates their accuracy",
     }
     for problem, found in duplicates.items():
-        pairs = ", ".join(f"`{a}` = `{b}`" for a, b in found["first"])
-        yield f"warning: {found['count']:,} {problems[problem]}, such as {pairs}"
+        sign = "~" if problem == "near_copies" else "="
+        pairs = ", ".join(f"`{a}` {sign} `{b}`" for a, b in found["first"])
+        of = ", ".join(f"{count:,} of {splits}" for splits, count in found.get("of", {}).items())
+        shares = f" ({of})" if of else ""
+        yield f"warning: {found['count']:,} {problems[problem]}{shares}, such as {pairs}"

@@ -31,7 +31,7 @@ def list_images(root: Path) -> Listing:
     """List the files below a root that may be images.
 
     Raises:
-        UserError: as in `archives.names_in`.
+        UserError: as in `archives.read_heads`.
     """
     files, folders, left_out = [], set(), {}  # left out: name -> kind
     for name, head in read_heads(root, lambda name: not has_picture_suffix(name)):
