@@ -104,7 +104,11 @@ def _notes(
             f"`val/<class>/`, `test/<class>/` and `unlabeled/`, in {quoted(sorted(outside))}"
         )
     if root.is_file() and is_zip(root) and (encoding := names_encoding(root)) not in ("", "utf-8"):
-        yield f"names of `{root}` do not say their encoding, and are read as {encoding}"
+        example = next((name for name in layout.class_names if not name.isascii()), "")
+        yield (
+            f"names of `{root}` do not say their encoding, and are read as {encoding}"
+            + (f": `{example}`. If that is wrong, pack it with names in UTF-8" * bool(example))
+        )
     if alike := _alike(layout.class_names, str.casefold):
         yield f"classes differ only in upper and lower case: {alike}"
 

@@ -2,7 +2,7 @@
 
 Each image becomes a sketch: the low frequencies of its luma, over its contrast. Sketches of copies
 are close to each other and far from all others. Among alike images, such as digits, the nearest is
-close, too, but so are the next: therefore the bound is a part of the distance of the fifth.
+close, too, but so are others: therefore few may be within four times the distance.
 `python -m benchmarks.near_copies` measures how many copies are found, and how many others.
 """
 
@@ -18,17 +18,18 @@ from pipeline.data.prepared.dataset import SPLITS
 from pipeline.data.prepared.image_decoding import available_cores
 from pipeline.data.sources.image_reading import DecodedImage
 from pipeline.data.sources.splits import SampleTable
+from pipeline.runtime.derived_random import hash64
 
 _GRID = 8  # cells each way, and frequencies
-#: The frequencies of a sketch: all below this sum of the vertical and horizontal one, but the mean.
+#: Vertical and horizontal frequencies of a sketch: those with a sum up to 6, without the mean.
 _FREQUENCIES = [(v, h) for v in range(_GRID) for h in range(_GRID) if 0 < v + h <= 6]
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # of RGB
 _LEAST_CONTRAST = 4.0  # standard deviation of the cells in levels of 255; less: not compared
-# Distances of sketches; 1.4 for images that have nothing in common.
-_COPY = 0.02  # at most: copies, however many there are
-_RATIO = 0.25  # of the nearest over the fifth: at most, for a copy
-_NEIGHBOURS = 5
-_FAR = 0.6  # no need to look further for the fifth
+# Distances of sketches; 1.4 is that of images that have nothing in common.
+_FARTHEST = 0.15  # more is no copy
+_COPY = 0.02  # up to this: a copy, however many others are as near
+_RATIO = 0.25  # between: a copy if few points are within its distance over this
+_NEIGHBOURS = 5  # more are not few
 _ROWS = 2**18  # sketches in a tree: 60 MB
 _SHOWN = 5  # pairs
 
@@ -100,12 +101,14 @@ def find_near_copies(
     """
     comparable = ~np.isnan(rows[:, 0])
     members = [np.flatnonzero((samples.splits == s) & comparable) for s in range(len(SPLITS))]
+    points = [_distinct(rows, numbers) for numbers in members]
+    contents = np.ascontiguousarray(digests).view(np.uint64)[:, 0]
     original: dict[int, int] = {}  # sample -> that of an earlier split
     counts = {}
     for earlier, later in combinations(range(len(SPLITS)), 2):
-        near, nearest = _near(rows, members[earlier], members[later])
-        differ = (digests[near] != digests[nearest]).any(1)
-        pairs = zip(near[differ].tolist(), nearest[differ].tolist(), strict=True)
+        is_equal = np.isin(contents[members[later]], contents[samples.splits == earlier])
+        near, nearest = _near(rows, points[earlier], members[later][~is_equal])
+        pairs = zip(near.tolist(), nearest.tolist(), strict=True)
         pairs = {sample: first for sample, first in pairs if sample not in original}
         if pairs:
             counts[f"{SPLITS[later]} in {SPLITS[earlier]}"] = len(pairs)
@@ -117,35 +120,38 @@ def find_near_copies(
     return {"near_copies": {"count": len(original), "of": counts, "first": named}}
 
 
+def _distinct(rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """The first of these rows with each value, ascending: a tree of many equal ones is slow."""
+    words = rows[numbers].view(np.uint16).T
+    return numbers[np.sort(np.unique(hash64(*words), return_index=True)[1])]
+
+
 def _near(rows: np.ndarray, points: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, ...]:
     """The queries that are near-copies of a point, and that point: numbers of rows, [M] each."""
-    distances, _ = _search(rows, points, queries, 1, _RATIO * _FAR)
-    queries = queries[np.isfinite(distances[:, 0])]
-    distances, nearest = _search(rows, points, queries, _NEIGHBOURS, _FAR)
-    bound = np.maximum(_COPY, _RATIO * np.minimum(distances[:, -1], _FAR))
-    is_near = distances[:, 0] <= bound
-    return queries[is_near], nearest[is_near, 0]
-
-
-def _search(
-    rows: np.ndarray, points: np.ndarray, queries: np.ndarray, count: int, bound: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Search the nearest points of each query.
-
-    Returns:
-        [Q, count] distances, ascending; infinite where no point is within the bound: and the
-        numbers of the points' rows.
-    """
-    distances = np.full((len(queries), count), np.inf)
-    nearest = np.zeros((len(queries), count), np.int64)
+    distances, nearest = np.full(len(queries), np.inf), np.zeros(len(queries), np.int64)
     wanted = rows[queries].astype(np.float64)
+    for part, tree in _trees(rows, points, queries):
+        found, index = tree.query(wanted, distance_upper_bound=_FARTHEST, workers=available_cores())
+        is_nearer = found < distances
+        distances[is_nearer], nearest[is_nearer] = found[is_nearer], part[index[is_nearer]]
+    kept = np.isfinite(distances)
+    queries, wanted, distances, nearest = (
+        values[kept] for values in (queries, wanted, distances, nearest)
+    )
+    around = np.zeros(len(queries), np.int64)  # points that are not much farther than the nearest
+    radius = distances / _RATIO
+    for _, tree in _trees(rows, points, queries):
+        around += tree.query_ball_point(
+            wanted, radius, workers=available_cores(), return_length=True
+        )
+    is_near = (distances <= _COPY) | (around < _NEIGHBOURS)
+    return queries[is_near], nearest[is_near]
+
+
+def _trees(
+    rows: np.ndarray, points: np.ndarray, queries: np.ndarray
+) -> Iterator[tuple[np.ndarray, KDTree]]:
+    """Yield up to _ROWS points at a time with their tree; nothing if there is no query."""
     for start in range(0, len(points) if len(queries) else 0, _ROWS):
         part = points[start : start + _ROWS]
-        found, index = KDTree(rows[part].astype(np.float64)).query(
-            wanted, range(1, count + 1), distance_upper_bound=bound, workers=available_cores()
-        )
-        distances = np.concatenate([distances, found], 1)
-        nearest = np.concatenate([nearest, part[np.minimum(index, len(part) - 1)]], 1)
-        order = np.argsort(distances, 1, kind="stable")[:, :count]
-        distances, nearest = (np.take_along_axis(a, order, 1) for a in (distances, nearest))
-    return distances, nearest
+        yield part, KDTree(rows[part].astype(np.float64))

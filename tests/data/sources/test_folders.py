@@ -305,7 +305,7 @@ def of_three_classes(join: str = "/", prefix: str = "") -> list[tuple[str, bytes
     ]
 
 
-@pytest.mark.parametrize("prefix", ["", ".\\", "C:\\Users\\me\\", "pets\\"])
+@pytest.mark.parametrize("prefix", ["", ".\\", "C:\\Users\\me\\", "pets\\", "\\"])
 @pytest.mark.parametrize("system", [0, 3])
 def test_backslashes_of_windows_separate_folders(folder, prefix, system):
     write_zip(of_three_classes())

@@ -88,7 +88,7 @@ def table(*arrays: list[np.ndarray]) -> tuple[SampleTable, np.ndarray, np.ndarra
     images = (image for images in arrays for image in images)
     decoded = (DecodedImage(number, b"", image, None) for number, image in enumerate(images))
     assert len(list(sketches.watch(decoded))) == len(splits)
-    digests = np.arange(16 * len(splits)).reshape(-1, 16).astype(np.uint8)
+    digests = np.arange(len(splits))[:, None]
     return samples, sketches.rows, digests
 
 
