@@ -98,6 +98,8 @@ def _notes(
         for folder, count in counts.items()
         if not folder.startswith(layout.prefix) or folder[len(layout.prefix) :] not in layout.places
     }
+    if "/" in outside:
+        outside["./"] = outside.pop("/")
     if outside:
         yield (
             f"ignored images of `{root}`: {sum(outside.values()):,} outside `train/<class>/`, "

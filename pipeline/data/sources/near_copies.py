@@ -59,15 +59,15 @@ class Sketches:
 def sketch(pixels: np.ndarray) -> np.ndarray:
     """[C, S, S] uint8 -> [frequencies], a part of a vector of norm 1; not a number: no contrast."""
     basis = _basis(pixels.shape[-1])
-    spectra = basis @ pixels.astype(np.float32) @ basis.T  # [C, 8, 8]
-    spectrum = np.tensordot(_LUMA, spectra, 1) if len(spectra) == 3 else spectra[0]
-    energy = (spectrum**2).sum() - spectrum[0, 0] ** 2
+    spectra = (basis @ pixels.astype(np.float32) @ basis.T).reshape(len(pixels), -1)  # [C, 64]
+    spectrum = _LUMA @ spectra if len(spectra) == 3 else spectra[0]
+    energy = spectrum @ spectrum - spectrum[0] ** 2
     if energy < (_LEAST_CONTRAST * _GRID) ** 2:
         return np.full(len(_FREQUENCIES), np.nan)
-    return spectrum[_VERTICAL, _HORIZONTAL] / np.sqrt(energy)
+    return spectrum[_PLACES] / energy**0.5
 
 
-_VERTICAL, _HORIZONTAL = np.transpose(_FREQUENCIES)
+_PLACES = np.array([vertical * _GRID + horizontal for vertical, horizontal in _FREQUENCIES])
 _BASES: dict[int, np.ndarray] = {}  # by the side of the images
 
 
