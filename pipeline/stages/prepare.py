@@ -15,6 +15,7 @@ from pipeline.data.sources.data_quality import find_duplicates, findings
 from pipeline.data.sources.digits import digits
 from pipeline.data.sources.image_folder import image_folder
 from pipeline.data.sources.image_reading import LISTED
+from pipeline.data.sources.near_copies import Sketches, find_near_copies
 from pipeline.data.sources.packing import UNREADABLE_LIST, pack
 from pipeline.data.sources.params import DatasetParams
 from pipeline.data.sources.pixel_ranges import PixelRanges
@@ -34,10 +35,12 @@ def write_dataset(params: DatasetParams, directory: Path) -> DatasetDescription:
     """Write the files of a prepared dataset into an empty directory."""
     source = SOURCES[params.source](params)
     ranges = PixelRanges(params, source.samples.ids)
-    source = replace(source, images=ranges.watch(source.images))
+    sketches = Sketches(len(source.samples.ids))
+    source = replace(source, images=sketches.watch(ranges.watch(source.images)))
     packed = pack(source, params, directory)
     source = replace(source, samples=packed.samples)
     duplicates = find_duplicates(packed.samples, packed.digests)
+    duplicates |= find_near_copies(packed.samples, sketches.rows, packed.digests)
     description = packed.description.model_copy(update={"duplicates": duplicates or None})
     write_json(directory / "dataset.json", description.model_dump(exclude_none=True))
     if packed.unreadable:

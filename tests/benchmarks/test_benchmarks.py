@@ -229,3 +229,13 @@ def test_parts_runs(folder, monkeypatch):
     options = ("--pairs", 1, "--starts", 1, "--samples", 300, "--photographs", folder)
     rows = rows_of("parts", monkeypatch, *options)
     assert sum("in all, s" in row.values() for row in rows) == 2
+
+
+def test_near_copies_are_found_among_photographs(monkeypatch, folder):
+    write_images(folder / "images", per_class=20, size=48)
+    measured, search = rows_of(
+        *("near_copies", monkeypatch, "images"),
+        *("--images", 30, "--rounds", 1, "--counts", 50),
+    )
+    assert measured.keys() == {"images", "told", "found", "cost"}
+    assert search["training images"] == "50"

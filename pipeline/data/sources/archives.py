@@ -97,7 +97,7 @@ def _normalized(name: str, from_windows: bool = False) -> tuple[str, bool]:
         UserError: it leads out of the root, or is not UTF-8.
     """
     if from_windows:
-        name = re.sub(r"^[A-Za-z]:[\\/]+", "", name).replace("\\", "/")
+        name = re.sub(r"^(?:[A-Za-z]:[\\/]*|\\+)", "", name).replace("\\", "/")
     parts = PurePosixPath(name).parts
     if ".." in parts or name.startswith("/"):
         raise UserError(f"`{name}`, a name that leads out of it. Pack it from within its folder.")

@@ -78,8 +78,17 @@ def findings(source: ImageSource, duplicates: Mapping[str, Any]) -> Iterator[str
             "the same content as an image of an earlier split, which inflates accuracy",
         ),
         "contradicting_labels": ("time", "times", "the same content has several labels"),
+        "near_copies": (
+            f"of {held_out:,} validation and test images looks like",
+            f"of {held_out:,} validation and test images look like",
+            "a copy of an image of an earlier split, of another size or quality, which inflates "
+            "accuracy",
+        ),
     }
     for problem, found in duplicates.items():
-        pairs = ", ".join(f"`{a}` = `{b}`" for a, b in found["first"])
+        sign = "~" if problem == "near_copies" else "="
+        pairs = ", ".join(f"`{a}` {sign} `{b}`" for a, b in found["first"])
+        of = ", ".join(f"{count:,} of {splits}" for splits, count in found.get("of", {}).items())
+        shares = f" ({of})" if of else ""
         one, several, what = problems[problem]
-        yield f"warning: {counted(found['count'], one, several)} {what}, such as {pairs}"
+        yield f"warning: {counted(found['count'], one, several)} {what}{shares}, such as {pairs}"

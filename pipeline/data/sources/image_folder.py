@@ -98,13 +98,19 @@ def _notes(
         for folder, count in counts.items()
         if not folder.startswith(layout.prefix) or folder[len(layout.prefix) :] not in layout.places
     }
+    if "/" in outside:
+        outside["./"] = outside.pop("/")
     if outside:
         yield (
             f"ignored images of `{root}`: {sum(outside.values()):,} outside `train/<class>/`, "
             f"`val/<class>/`, `test/<class>/` and `unlabeled/`, in {quoted(sorted(outside))}"
         )
     if root.is_file() and is_zip(root) and (encoding := names_encoding(root)) not in ("", "utf-8"):
-        yield f"names of `{root}` do not say their encoding, and are read as {encoding}"
+        example = next((name for name in layout.class_names if not name.isascii()), "")
+        yield (
+            f"names of `{root}` do not say their encoding, and are read as {encoding}"
+            + (f": `{example}`. If that is wrong, pack it with names in UTF-8" * bool(example))
+        )
     if alike := _alike(layout.class_names, str.casefold):
         yield f"classes differ only in upper and lower case: {alike}"
 

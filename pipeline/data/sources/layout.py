@@ -145,7 +145,10 @@ def _problem_of_parts(
             f"`{train}<class>/<image>`. Move each class's images into a folder of its name."
         )
     if not class_names:
-        return f"no `train/<class>/<image>`; found {quoted(sorted(below))}."
+        return (
+            f"no `train/<class>/<image>`; found {quoted(sorted(below))}. Put the class folders of "
+            "the training images into `train/`."
+        )
     known = {name.casefold() for name in class_names}
     for top in sorted(below.keys() - parts.values()):
         if shared := sorted(name for name in below[top] if name.casefold() in known):
@@ -164,6 +167,10 @@ def _problem_of_flat(inside: Mapping[str, int], below: Mapping[str, set[str]]) -
     for top in sorted(below):
         if _words(top) and not {*_words(top)} - {*_FILLERS}:
             return f"`{top}/` beside other folders with images; {_EXPECTED}. Move or rename it."
+    named = {top: {_PART_OF[word] for word in _words(top) if word in _PART_OF} for top in below}
+    if len(set().union(*named.values())) > 1:
+        tops = quoted(sorted(f"{top}/" for top in named if named[top]))
+        return f"folders that may be splits or classes, {tops}; {_EXPECTED}. Rename them."
     owner: dict[str, str] = {}  # a folder's name -> the top folder that has it
     for top in sorted(top for top in below if f"{top}/" not in inside):
         for name in sorted(below[top]):

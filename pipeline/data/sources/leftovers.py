@@ -16,8 +16,8 @@ HEAD_BYTES = 256  # of a file: what `is_picture` needs
 #: With these, NAS boxes and systems begin the names of their folders.
 _MARK = r"(?:[@#$~]|__)"
 _SYSTEM_FOLDER = re.compile(
-    rf"{_MARK}.*(?:eadir|recycle|snapshot|trash|thumb|macosx|pycache|te?mp).*"
-    r"|lost\+found|recycle[rd]|found\.\d{3}"
+    rf"{_MARK}.*(?:eadir|recycle|snapshots?|trash|thumb(?:nail)?s?|macosx|pycache|te?mp)(?![a-z]).*"
+    r"|lost\+found|recycler|found\.\d{3}"
     r"|system volume information|network trash folder|temporary items"
 )
 _MARKED = re.compile(rf"(?<![^/]){_MARK}[^/]*/")

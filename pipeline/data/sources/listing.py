@@ -31,7 +31,7 @@ def list_images(root: Path) -> Listing:
     """List the files below a root that may be images.
 
     Raises:
-        UserError: as in `archives.names_in`.
+        UserError: as in `archives.read_heads`.
     """
     files, folders, left_out = [], set(), {}  # left out: name -> kind
     for name, head in read_heads(root, lambda name: not has_picture_suffix(name)):
@@ -43,10 +43,12 @@ def list_images(root: Path) -> Listing:
             files.append(name)
         else:
             left_out[name] = _kind(name)
-    if marked := _marked_systems(files):
+    marked = _marked_systems(files)
+    kept = [name for name in files if not name.startswith(marked)]
+    if marked and kept:  # else it is a folder around all others
         left_out |= {name: _kind_of_system(name) for name in marked}
-        files = [name for name in files if not name.startswith(marked)]
         folders = {name for name in folders if not name.startswith(marked)}
+        files = kept
     partly = {name.removesuffix("/").rpartition("/")[0] + "/" for name in left_out}
     return Listing(files, folders, Counter(left_out.values()), partly)
 
@@ -67,11 +69,15 @@ def _last(name: str) -> str:
 
 def _kind(name: str) -> str:
     suffix = suffix_of(name)
-    return f"`.{suffix}`" if suffix else "without suffix"
+    return f"`.{_printable(suffix)}`" if suffix else "without suffix"
 
 
 def _kind_of_system(name: str) -> str:
-    return "`._*`" if _last(name).startswith("._") else f"`{_last(name)}`"
+    return "`._*`" if _last(name).startswith("._") else f"`{_printable(_last(name))}`"
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def describe_left_out(left_out: Mapping[str, int]) -> str:

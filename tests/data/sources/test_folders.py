@@ -1,6 +1,7 @@
 """Source `image_folder`: folders as people, systems, cameras and archivers make them."""
 
 import io
+import os
 import shutil
 import tarfile
 import zipfile
@@ -148,6 +149,10 @@ def test_folders_in_class_folders_belong_to_the_class(folder):
             "`holdout/a/` and `other/a/`: `holdout/` and `oth",
         ),
         ({"train": "pets/train", "val": "cat"}, "`pets/train/` beside other folders with images"),
+        (
+            {"train": "seg_train/seg_train/a", "test": "seg_test/seg_test/a"},
+            "splits or classes, `seg_t",
+        ),
         ({"train/ant": "images/x", "train/bee": "masks/y"}, "`images/` beside other folders with"),
     ],
 )
@@ -162,7 +167,7 @@ def test_a_layout_that_may_be_read_in_two_ways_is_refused(folder, moves, problem
     with pytest.raises(UserError) as refusal:
         ids()
     assert problem in str(refusal.value)
-    assert "Traceback" not in str(refusal.value)
+    assert "`train/<class>/<image>`" in str(refusal.value)  # what is expected
 
 
 def test_images_directly_in_train_get_a_message_that_says_so(folder):
@@ -260,11 +265,27 @@ def test_pictures_that_are_not_read_are_never_left_out_in_silence(folder, name, 
     assert f"train/ant/{name}: " in str(refusal.value)
 
 
-@pytest.mark.parametrize("name", ["#1", "@home", "__background__", "~", "$5", "~x", "#tagged"])
+@pytest.mark.parametrize(
+    "name", ["#1", "@home", "__background__", "~", "$5", "#thumbsup", "#temperature", "recycled"]
+)
 def test_a_class_may_have_the_mark_of_a_system(folder, name):
     write_images(folder / "images", per_class=3)
     Path("images/train/ant").rename(IMAGES / "train" / name)
     assert f"train/{name}/000.png" in ids()
+
+
+def test_a_folder_around_all_others_may_have_the_mark_of_a_system(folder):
+    write_images(folder / "images/~me/@data", per_class=3)
+    assert ids()[0] == "train/ant/000.png"
+
+
+def test_names_that_cannot_be_printed_are_left_out_all_the_same(folder, capsys):
+    write_images(folder / "images", per_class=3)
+    Path(os.fsdecode(b"images/train/ant/.\xff")).touch()
+    touch("train/ant/Icon\r", "train/ant/x.a\nb")
+    assert len(ids()) == 9
+    expected = "1 `.?`, 1 `.a?b`, 1 without suffix"
+    assert f"left out of `images`, as no images: {expected}\n" in capsys.readouterr().out
 
 
 def test_a_file_without_the_suffix_of_an_image_is_one_by_its_bytes(folder):
@@ -305,7 +326,7 @@ def of_three_classes(join: str = "/", prefix: str = "") -> list[tuple[str, bytes
     ]
 
 
-@pytest.mark.parametrize("prefix", ["", ".\\", "C:\\Users\\me\\", "pets\\"])
+@pytest.mark.parametrize("prefix", ["", ".\\", "C:\\Users\\me\\", "pets\\", "\\"])
 @pytest.mark.parametrize("system", [0, 3])
 def test_backslashes_of_windows_separate_folders(folder, prefix, system):
     write_zip(of_three_classes())
