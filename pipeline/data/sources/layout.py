@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from pipeline.data.sources.image_reading import LISTED
 from pipeline.data.sources.splits import TEST, TRAIN, VALIDATION
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, counted
 
 _UNLABELLED = "unlabeled"
 _WORDS = {
@@ -139,10 +139,9 @@ def _problem_of_parts(
     """Describe training images without class folders, or an unknown split; empty if all is well."""
     train = f"{parts.get('train')}/"
     if not class_names and train in inside:
-        images = f"{inside[train]:,} image{'s' * (inside[train] > 1)}"
         return (
-            f"{images} directly in `{train}`; expected a folder for each class, "
-            f"`{train}<class>/<image>`. Move each class's images into a folder of its name."
+            f"{counted(inside[train], 'image')} directly in `{train}`; expected a folder for each "
+            f"class, `{train}<class>/<image>`. Move each class's images into a folder of its name."
         )
     if not class_names:
         return (

@@ -16,7 +16,7 @@ from scipy.spatial import KDTree
 
 from pipeline.data.prepared.dataset import SPLITS
 from pipeline.data.prepared.image_decoding import available_cores
-from pipeline.data.sources.image_reading import DecodedImage
+from pipeline.data.sources.image_reading import DecodedImage, UnreadableImage
 from pipeline.data.sources.splits import SampleTable
 from pipeline.runtime.derived_random import hash64
 
@@ -26,7 +26,7 @@ _FREQUENCIES = [(v, h) for v in range(_GRID) for h in range(_GRID) if 0 < v + h 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # of RGB
 _LEAST_CONTRAST = 4.0  # standard deviation of the cells in levels of 255; less: not compared
 # Distances of sketches; 1.4 is that of images that have nothing in common.
-_FARTHEST = 0.15  # more is no copy
+_FARTHEST = 0.1  # more is no copy; a search for less is faster
 _COPY = 0.02  # up to this: a copy, however many others are as near
 _RATIO = 0.25  # between: a copy if few points are within its distance over this
 _NEIGHBOURS = 5  # more are not few
@@ -41,8 +41,10 @@ class Sketches:
         self._rows = np.full((count, len(_FREQUENCIES)), np.nan, np.float16)
         self._passed = np.zeros(count, bool)
 
-    def watch(self, images: Iterable[DecodedImage]) -> Iterator[DecodedImage]:
-        """Yield the images, and take a sketch of each."""
+    def watch(
+        self, images: Iterable[DecodedImage | UnreadableImage]
+    ) -> Iterator[DecodedImage | UnreadableImage]:
+        """Yield the images, and take a sketch of each that can be read."""
         for image in images:
             if isinstance(image, DecodedImage):
                 self._rows[image.number] = sketch(image.pixels)
@@ -51,8 +53,8 @@ class Sketches:
 
     @property
     def rows(self) -> np.ndarray:
-        """[N, frequencies] float16, of the images that have passed, in the order of their numbers;
-        not a number for images without contrast."""
+        """[N, frequencies] float16, of the images that could be read, in the order of their
+        numbers; not a number for images without contrast."""
         return self._rows if self._passed.all() else self._rows[self._passed]
 
 

@@ -65,6 +65,15 @@ def test_copies_of_another_size_or_quality_are_told_with_their_names(folder, cap
     assert "`train/a/04.png` ~ `test/b/x.jpg`" in output
 
 
+def test_copies_are_named_rightly_where_unreadable_files_are_left_out(folder):
+    for number, image in enumerate(pictures(20)):
+        save(image, f"train/{'ab'[number % 2]}/{number:02d}.png")
+    Path("images/train/a/01.png").write_bytes(b"no image")
+    save(pictures(20)[4], "test/a/x.jpg", 0.5)
+    prepare(unreadable="skip")
+    assert near_copies()["near_copies"]["first"] == [["train/a/04.png", "test/a/x.jpg"]]
+
+
 def test_equal_files_are_told_once_as_duplicates(folder):
     for number, image in enumerate(pictures(20)):
         save(image, f"train/{'ab'[number % 2]}/{number:02d}.png")
