@@ -167,7 +167,7 @@ def damaged_objects(root: Path) -> list[Path]:
     ]
 
 
-@pytest.mark.parametrize("kind", ["hardlink", "symlink"])
+@pytest.mark.parametrize("kind", ["hardlink", pytest.param("symlink", marks=pytest.mark.slow)])
 def test_no_stage_writes_through_a_link_into_dvcs_cache(linked, monkeypatch, kind):
     root = linked.root
     monkeypatch.chdir(root)

@@ -123,7 +123,7 @@ class OnnxNetwork(nn.Module):
         if any(_external(self._model)):
             raise UserError("the ONNX file keeps its weights in other files; expected one file.")
         _choose_output(self._model, num_classes, output)
-        self.remarks = _use_logits(self._model, num_classes)
+        self.remarks = _use_logits(self._model)
         self._session = _session(self._model)
         (self._input,) = self._session.get_inputs()
         self._dtype = _INPUTS[self._input.type]
@@ -339,30 +339,14 @@ def _choose_output(model: onnx.ModelProto, num_classes: int, name: str | None) -
     model.graph.output.append(kept)
 
 
-def _use_logits(model: onnx.ModelProto, num_classes: int) -> list[str]:
-    """Take the input of a last softmax or sigmoid, and of what scales it.
+def _use_logits(model: onnx.ModelProto) -> list[str]:
+    """Take the input of a last softmax or sigmoid, and of what scales it, as the only output.
 
     Returns:
         what was left out, in sentences.
     """
-    fitting = [
-        output.name
-        for output in model.graph.output
-        if (shape := output.type.tensor_type.shape.dim)
-        and len(shape) == 2
-        and (shape[1].dim_value or num_classes) == num_classes
-    ]
-    if len(fitting) != 1:
-        actual = ", ".join(
-            f"`{o.name}` {[d.dim_value or d.dim_param for d in o.type.tensor_type.shape.dim]}"
-            for o in model.graph.output
-        )
-        raise UserError(
-            f"the ONNX file has the outputs {actual}; expected exactly one of [batch, "
-            f"{num_classes}], the dataset's classes."
-        )
     makers = {name: node for node in model.graph.node for name in node.output}
-    output = logits = name = fitting[0]
+    output = logits = name = model.graph.output[0].name
     activation = ""
     while node := makers.pop(name, None):  # once: a damaged graph may lead back to it
         source = node.input[0] if node.input else ""
@@ -483,7 +467,7 @@ def select_outputs(
             names[:] = [all_logits if each == name else each for each in names]
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info(all_logits, kind, ["batch", number]))
-    _use_logits(model, number)
+    _use_logits(model)
     rows = rows_of(number)
     graph.initializer.append(numpy_helper.from_array(np.array(rows, np.int64), "classes"))
     inputs = [graph.output[0].name, "classes"]

@@ -205,6 +205,7 @@ def test_a_cold_start_is_measured_part_by_part(project):
     assert sum(found.values()) == pytest.approx(whole, abs=0.02)
 
 
+@pytest.mark.slow
 def test_kept_epochs_are_those_that_a_training_keeps():
     images, labels = kept_epoch.digits()
     dataset = kept_epoch.split_images(images[:400], labels[:400], 80, 160, seed=3)
