@@ -42,10 +42,7 @@ def recognise(rows: np.ndarray) -> OtherNumbers | None:
     numbers, rows = numbers[finite], rows[finite]
     if not len(rows) or rows.shape[1] < 2:
         return None
-    labels = _hard_labels(rows)
-    smoothed = rows.min() > 0
-    kind = _one_sum(rows) or labels if smoothed else labels or _one_sum(rows)
-    kind = kind or _one_scale(rows)
+    kind = _hard_labels(rows) or _one_sum(rows) or _one_scale(rows)
     if kind is None:
         return None
     row = int(np.ptp(rows, axis=1).argmax())
@@ -107,15 +104,15 @@ def _vary(rows: np.ndarray) -> bool:
 
 
 def _hard_labels(rows: np.ndarray) -> str | None:
-    """Two different numbers in all: one-hot labels, smoothed or not, or several labels a row."""
+    """0 and 1, 100 or 255 alone: one-hot labels, or several labels a row. Two other numbers may be
+    the logits of a rule: their softmax is what it says."""
     low, high = rows.min(), rows.max()
-    rounding = 1e-5 * (high - low)
-    if low == high or not ((rows <= low + rounding) | (rows >= high - rounding)).all():
+    if low != 0 or high not in _SCALES or not ((rows == low) | (rows == high)).all():
         return None
-    labelled = (rows >= high - rounding).any(1)
+    labelled = (rows == high).any(1)
     if not _vary(rows) or labelled.sum() < max(2, len(rows) / 2):
         return None  # a network that returns the same for all images, or nothing for most
-    return f"hard labels: two different numbers in all, {low:.4g} and {high:.4g}"
+    return f"hard labels, which are 0 or {high:.4g}"
 
 
 def _one_sum(rows: np.ndarray) -> str | None:
@@ -137,7 +134,9 @@ def _one_sum(rows: np.ndarray) -> str | None:
         return None
     # Training by cross-entropy keeps the sum of a row's logits nearly constant; so a large number
     # that they share does not make them probabilities, which have some near 0.
-    if scale != 1 and rows.min() > 0.3 * total / rows.shape[1]:
+    # Two numbers of an unknown scale are the logits of a rule.
+    is_rule = scale is None and ((rows == 0) | (rows == rows.max())).all()
+    if is_rule or (scale != 1 and rows.min() > 0.3 * total / rows.shape[1]):
         return None
     name = "scaled probabilities" if scale is None else _SCALES[scale]
     return f"{name}, which are not negative and add up to {scale or f'{total:.4g}'}"

@@ -31,8 +31,8 @@ SUM = "which are not negative and add up to"
         (np.round(255 * SOFTMAX), f"probabilities in 255ths, {SUM} 255"),
         (7.5 * SOFTMAX, f"scaled probabilities, {SUM} 7.5"),
         (0.9 * ONE_HOT + 0.02, f"probabilities, {SUM} 1"),
-        (ONE_HOT, "hard labels: two different numbers in all, 0 and 1"),
-        (10 * ONE_HOT - 5, "hard labels: two different numbers in all, -5 and 5"),
+        (ONE_HOT, "hard labels, which are 0 or 1"),
+        (100 * ONE_HOT, "hard labels, which are 0 or 100"),
         (SIGMOID, "numbers from 0 to 1, as of a sigmoid"),
         (SIGMOID.round(2), "numbers from 0 to 1, as of a sigmoid"),
         (100 * SIGMOID, "numbers from 0 to 100, as of a sigmoid"),
@@ -63,6 +63,8 @@ def test_numbers_that_are_no_logits_are_recognised_with_an_example(rows, kind):
         LOGITS[:1],
         LOGITS[:3],
         np.zeros((60, 5)),
+        3 * ONE_HOT,  # of a rule: its softmax is what it says
+        10 * ONE_HOT - 5,
         np.tile([0.2, 0.5, 0.3], (60, 1)),  # a dead network, and every image is the same to it
         np.full((60, 5), 1e6),
         np.full((2, 5), np.nan),

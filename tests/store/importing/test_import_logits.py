@@ -163,7 +163,7 @@ REFUSED = {
     ),
     "hard labels": (
         lambda a: a | {"logits": np.eye(3, dtype=np.float32)[a["logits"].argmax(1)]},
-        "holds hard labels: two different numbers in all, 0 and 1; expected logits.",
+        "holds hard labels, which are 0 or 1; expected logits.",
     ),
     "a sigmoid": (
         lambda a: a | {"logits": torch.from_numpy(a["logits"]).sigmoid().numpy()},
