@@ -193,7 +193,7 @@ def test_imported_logits_are_tried_in_another_order_alone(project, monkeypatch, 
     assert "normalisation" not in printed
 
 
-DATA = Path("/work/shared/data")
+DATA = ROOT.parent / "shared/data"
 
 
 def take_test_images(archive_path: Path, per_class: int) -> None:
