@@ -992,7 +992,7 @@ def test_the_campaign_records_what_an_input_executes_or_writes_outside(project):
 
 def test_wrong_inputs_of_every_kind_are_refused_or_read_correctly():
     result = subprocess.run(
-        [sys.executable, "-m", "soak.hostile_inputs", "--inputs", "33", "--jobs", "1"],
+        [sys.executable, "-m", "soak.hostile_inputs", "--inputs", "22", "--jobs", "1"],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -1001,5 +1001,5 @@ def test_wrong_inputs_of_every_kind_are_refused_or_read_correctly():
     )
     assert result.returncode == 0, result.stdout + result.stderr
     counts = json.loads(result.stdout.splitlines()[-1])
-    assert counts["accepted"] + counts["refused"] == counts["inputs"] == 33
-    assert min(counts["accepted"], counts["refused"]) > 5
+    assert counts["accepted"] + counts["refused"] == counts["inputs"] == 22
+    assert min(counts["accepted"], counts["refused"]) > 3

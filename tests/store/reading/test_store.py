@@ -154,7 +154,10 @@ def test_a_caller_may_change_a_gathered_batch(store):
     assert np.array_equal(store.gather(0, np.arange(3)).logits, before)
 
 
-@pytest.mark.parametrize(("method", "encoding"), [("fork", "dense"), ("spawn", "top_k")])
+@pytest.mark.parametrize(
+    ("method", "encoding"),
+    [("fork", "dense"), pytest.param("spawn", "top_k", marks=pytest.mark.slow)],
+)
 def test_workers_of_a_data_loader_read_what_the_parent_reads(directories, method, encoding):
     store = opened_at(directories[encoding])
     store.gather(0, np.arange(9))  # mapped before the workers start

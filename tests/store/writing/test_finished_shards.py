@@ -82,6 +82,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_bytes_of_an_uninterrupted_
     opened()
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_may_change_between_a_kill_and_the_resume(project, uninterrupted):
     change_params("views", count=VIEWS)
     process = start(processes=1)
