@@ -187,7 +187,7 @@ AVERAGED = [
 
 
 @pytest.mark.parametrize(
-    ("name", "raw"), zip(AVERAGED, 4 * ["model", "state_dict", "net"], strict=True)
+    ("name", "raw"), list(zip(AVERAGED, 4 * ["model", "state_dict", "net"], strict=True))
 )
 def test_averaged_weights_are_found_by_a_part_of_their_name(folder, capsys, name, raw):
     content = {raw: state_of(0), name: under("module.", state_of(1)), "it": 7}
