@@ -226,7 +226,7 @@ def _try_settings(
     likely = [now] if order.p_value <= LIKELY else []
     likely += [trial for trial in best if _is_better(trial, bar, 2 * len(trials))]
     if not likely or likely[0].setting.changes(present):
-        yield f"  as it is, classes in the best other order, all images: {order.accuracy:.2%}"
+        yield f"  present settings, best other order of the classes: {order.accuracy:.2%}"
     if likely:
         cause = _simplest(likely, present)
         if cause.setting.changes(present):

@@ -150,7 +150,7 @@ def _check_numbers(store: Store) -> None:
         check_raw(
             rows,
             f"`{store.directory}` holds",
-            f"Mend the teacher, then remove `{store.directory}` and run `{AGAIN}`.",
+            f"Fix the teacher, then remove `{store.directory}` and run `{AGAIN}`.",
             lambda row, s=split, numbers=samples: f"{s}, sample {numbers[row]}",
         )
 

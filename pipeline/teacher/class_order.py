@@ -23,7 +23,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import binom
 
 from pipeline.teacher.chance import compare_with_chance, confusion_matrix
-from pipeline.teacher.pretrained import classes_among
+from pipeline.teacher.class_rows import classes_among, imagenet_names
 
 SIGNIFICANCE = 1e-3  # of an order that refuses a teacher
 LIKELY = 0.05  # of an order that explains a low accuracy, and of each cycle of classes in it
@@ -201,9 +201,7 @@ def _usual_orders(class_names: Sequence[str]) -> dict[str, np.ndarray]:
 
 def _order_of_imagenet(class_names: Sequence[str]) -> np.ndarray | None:
     """The place of each class among ImageNet's, [C], if all are among these."""
-    from torchvision.models import ResNet18_Weights  # noqa: PLC0415 - slow
-
-    numbers = classes_among(class_names, ResNet18_Weights.DEFAULT.meta["categories"])
+    numbers = classes_among(class_names, imagenet_names())
     return None if numbers is None else np.argsort(np.argsort(numbers))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from pipeline.models.spec import ModelSpec, build
-from pipeline.runtime.errors import UserError, did_you_mean
+from pipeline.runtime.errors import UserError, counted, did_you_mean
 
 #: ImageNet's 1,000 classes (ILSVRC 2012), in the order of networks' logits, which is ascending.
 WORDNET_IDS = Path(__file__).with_name("imagenet_wordnet_ids.txt").read_text("ascii").split()
@@ -44,8 +44,9 @@ def rows_of_parameter(
     if numbers:
         if len(numbers) != len(class_names):
             raise UserError(
-                f"{key} has {len(numbers)} numbers; expected {len(class_names)}, the output of "
-                "each class of the dataset, in the order of the folders' names."
+                f"{key} has {counted(len(numbers), 'number')}; expected "
+                f"{len(class_names)}, the output of each class of the dataset, in the order of the "
+                "folders' names."
             )
         outside = [number for number in numbers if not 0 <= number < num_outputs]
         if outside or len(set(numbers)) < len(numbers):
@@ -57,7 +58,8 @@ def rows_of_parameter(
     names = [str(value) for value in classes]
     if len(names) != num_outputs:
         raise UserError(
-            f"{key} has {len(names)} names, but the checkpoint has {num_outputs:,} outputs; "
+            f"{key} has {counted(len(names), 'name')}, but the checkpoint has "
+            f"{counted(num_outputs, 'output')}; "
             "expected the name of each output, in their order (or, for each class of the dataset, "
             "the number of its output)."
         )

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.runtime.errors import UserError, did_you_mean
+from pipeline.runtime.errors import UserError, counted, did_you_mean
 from pipeline.teacher import torch_file
 from pipeline.teacher.inert_pickle import Inert
 from pipeline.teacher.torch_file import StoredTensor, Unreadable
@@ -418,8 +418,7 @@ def name_rest(contents: Contents, used: Iterable[Entry]) -> str:
         return ""
     texts = [f"`{name_of(path)}`{_kind_of(entries)}" for path, entries in rest.items()]
     more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
-    noun = "entry" if len(texts) == 1 else "entries"
-    return f"{len(texts)} {noun}: {', '.join(texts[:_SHOWN])}{more}"
+    return f"{counted(len(texts), 'entry', 'entries')}: {', '.join(texts[:_SHOWN])}{more}"
 
 
 def _kind_of(entries: Sequence[Entry]) -> str:

@@ -78,10 +78,11 @@ class Average:
     def update(self, network: nn.Module) -> None:
         decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
         self._updates += 1
-        (averages, values), (copies, others) = _averaged_tensors(self.network, network)
-        get_ema_multi_avg_fn(decay)(averages, values, None)
-        if copies:
-            torch._foreach_copy_(copies, others)
+        pairs = list(zip(_tensors(self.network), _tensors(network), strict=True))
+        averaged = [pair for pair in pairs if pair[0].is_floating_point()]
+        get_ema_multi_avg_fn(decay)(*map(list, zip(*averaged, strict=True)), None)
+        if counters := [pair for pair in pairs if not pair[0].is_floating_point()]:
+            torch._foreach_copy_(*map(list, zip(*counters, strict=True)))
 
     def state_dict(self) -> dict[str, Any]:
         return {"network": self.network.state_dict(), "updates": self._updates}
@@ -91,18 +92,8 @@ class Average:
         self._updates = state["updates"]
 
 
-def _averaged_tensors(
-    average: nn.Module, network: nn.Module
-) -> tuple[tuple[list[Tensor], list[Tensor]], tuple[list[Tensor], list[Tensor]]]:
-    """Pairs of tensors of both networks: those to average, and the integer buffers, to copy."""
-    tensors = [
-        pair
-        for kind in ("parameters", "buffers")
-        for pair in zip(getattr(average, kind)(), getattr(network, kind)(), strict=True)
-    ]
-    floating = [pair for pair in tensors if pair[0].is_floating_point()]
-    integer = [pair for pair in tensors if not pair[0].is_floating_point()]
-    return tuple(([a for a, _ in pairs], [b for _, b in pairs]) for pairs in (floating, integer))
+def _tensors(network: nn.Module) -> list[Tensor]:
+    return [*network.parameters(), *network.buffers()]
 
 
 def make_optimizer(network: nn.Module, params: OptimisationParams) -> torch.optim.Optimizer:
