@@ -23,10 +23,12 @@ MODULES = {
 BROUGHT_ALONG = {
     "robustness": {
         *("pipeline/comparison/measurement/latency.py", "pipeline/runtime/locks.py"),
+        "pipeline/comparison/measurement/statistics.py",
         *("pipeline/compute/distributed.py", "pipeline/compute/provenance.py"),
     },
     "speed": {
         *("pipeline/comparison/measurement/corruptions.py", "pipeline/models/evaluation.py"),
+        "pipeline/comparison/measurement/statistics.py",
         *("pipeline/data/prepared/image_decoding.py", "pipeline/data/prepared/image_metadata.py"),
         *("pipeline/data/prepared/deep_images.py", "pipeline/runtime/derived_random.py"),
         *("pipeline/runtime/locks.py", "pipeline/runtime/progress.py"),
@@ -67,7 +69,7 @@ MAY_IMPORT = {
     "comparison": {*DATA, "comparison/measurement"},
     "comparison/measurement": set(),
     "comparison/report": {*DATA, "comparison", "comparison/measurement"},
-    "export": {*MODELS, "data/sources"},
+    "export": {*MODELS, "data/sources", "comparison/measurement", "students"},
 }
 STUDENT_SIDE = (
     *("students", "distillation", "store/reading", "comparison", "export", "commands"),
@@ -177,7 +179,7 @@ def test_every_folder_of_code_is_a_package():
 PURE = [
     *("distillation/losses", "runtime/derived_random"),
     *("views/policy", "views/rand_augment", "views/resampling"),
-    *("comparison/metrics", "comparison/statistics", "comparison/cache_economics"),
+    *("comparison/metrics", "comparison/measurement/statistics", "comparison/cache_economics"),
     *("comparison/measurement/corruptions", "comparison/measurement/latency"),
     "comparison/report/charts",
 ]

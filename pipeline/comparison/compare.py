@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import f1_score, recall_score
 
-from pipeline.comparison import metrics, statistics
+from pipeline.comparison import metrics
+from pipeline.comparison.measurement import statistics
+from pipeline.comparison.measurement.statistics import PairedDifference
 from pipeline.comparison.robustness import RobustComparison, Robustness
-from pipeline.comparison.statistics import PairedDifference
 
 COSTS = ("parameters", "macs", "size_bytes")
 

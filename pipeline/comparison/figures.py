@@ -9,7 +9,7 @@ from pydantic import AfterValidator
 
 from pipeline.comparison.cache_economics import CacheFigures, Economics
 from pipeline.comparison.compare import COSTS, Comparison, ModelMetrics
-from pipeline.comparison.statistics import Gain, PairedDifference
+from pipeline.comparison.measurement.statistics import Gain, PairedDifference
 from pipeline.runtime.validation import Record
 
 #: A share, nats or a difference, to 6 decimals.

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.comparison import statistics
-from pipeline.comparison.statistics import PairedDifference
+from pipeline.comparison.measurement import statistics
+from pipeline.comparison.measurement.statistics import PairedDifference
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,14 @@ class TrainingParams(OptimisationParams):
 
 
 class StudentParams(Section):
-    """One student. `training: {}` and `distillation: {}` mean the defaults, the sections of these
-    names."""
+    """One student. `training: {}`, `distillation: {}` and `export: {}` mean the defaults, the
+    sections of these names."""
 
     family: Family
     network: Network
     training: dict[str, Any]
     distillation: dict[str, Any]
+    export: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("network")
     @classmethod

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from pipeline.comparison.compare import COSTS, Comparison, Predictions, compare
 from pipeline.comparison.figures import Figures, headline_figures
+from pipeline.comparison.measurement.statistics import Gain, holm, mcnemar
 from pipeline.comparison.report.charts import pareto_front
 from pipeline.comparison.report.summary import (
     budget_sentences,
@@ -22,7 +23,6 @@ from pipeline.comparison.report.summary import (
     recommendation_sentence,
 )
 from pipeline.comparison.robustness import CorruptionPredictions, compare_robustness
-from pipeline.comparison.statistics import Gain, holm, mcnemar
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import write_json

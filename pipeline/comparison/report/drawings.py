@@ -10,12 +10,12 @@ from markupsafe import Markup
 from pipeline.comparison.compare import Comparison
 from pipeline.comparison.measurement.corruptions import SEVERITIES
 from pipeline.comparison.measurement.latency import DeviceSpeed
+from pipeline.comparison.measurement.statistics import Gain, PairedDifference
 from pipeline.comparison.report import charts
 from pipeline.comparison.report.costs import device_label
 from pipeline.comparison.report.numbers import percent
 from pipeline.comparison.report.summary import gain_with_interval
 from pipeline.comparison.robustness import RobustComparison
-from pipeline.comparison.statistics import Gain, PairedDifference
 
 MOST_CLASSES = 20  # that a heat map or bars show one by one
 EXTREMES = 8  # with more classes: the largest gains and losses, and pairs of classes

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from pipeline.comparison.compare import Comparison, ModelMetrics
 from pipeline.comparison.figures import Figures
+from pipeline.comparison.measurement.statistics import Gain, PairedDifference
 from pipeline.comparison.report.costs import Costs, cost_sentences
 from pipeline.comparison.report.numbers import (
     join_and,
@@ -14,7 +15,6 @@ from pipeline.comparison.report.numbers import (
     points_of_one,
     whole,
 )
-from pipeline.comparison.statistics import Gain, PairedDifference
 from pipeline.runtime.errors import counted
 
 
