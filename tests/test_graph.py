@@ -23,12 +23,13 @@ MODULES = {
 BROUGHT_ALONG = {
     "robustness": {
         *("pipeline/comparison/measurement/latency.py", "pipeline/runtime/locks.py"),
-        "pipeline/comparison/measurement/statistics.py",
+        *("pipeline/comparison/measurement/statistics.py", "pipeline/views/params.py"),
         *("pipeline/compute/distributed.py", "pipeline/compute/provenance.py"),
     },
     "speed": {
         *("pipeline/comparison/measurement/corruptions.py", "pipeline/models/evaluation.py"),
         "pipeline/comparison/measurement/statistics.py",
+        "pipeline/comparison/measurement/predictions.py",
         *("pipeline/data/prepared/image_decoding.py", "pipeline/data/prepared/image_metadata.py"),
         *("pipeline/data/prepared/deep_images.py", "pipeline/runtime/derived_random.py"),
         *("pipeline/runtime/locks.py", "pipeline/runtime/progress.py"),
@@ -43,7 +44,6 @@ BROUGHT_ALONG = {
     "export": {
         *("pipeline/compute/distributed.py", "pipeline/compute/provenance.py"),
         *("pipeline/runtime/locks.py", "pipeline/runtime/progress.py"),
-        "pipeline/export/params.py",
     },
 }
 EXPENSIVE = {"prepare", "teacher", "soft_targets", "baseline", "student"}
