@@ -43,6 +43,7 @@ BROUGHT_ALONG = {
     "export": {
         *("pipeline/compute/distributed.py", "pipeline/compute/provenance.py"),
         *("pipeline/runtime/locks.py", "pipeline/runtime/progress.py"),
+        "pipeline/export/params.py",
     },
 }
 EXPENSIVE = {"prepare", "teacher", "soft_targets", "baseline", "student"}
@@ -67,9 +68,10 @@ MAY_IMPORT = {
     "students": {*MODELS, "training"},
     "distillation": {*GROUND, "compute", "students"},
     "comparison": {*DATA, "comparison/measurement"},
-    "comparison/measurement": set(),
+    "comparison/measurement": DATA,
     "comparison/report": {*DATA, "comparison", "comparison/measurement"},
-    "export": {*MODELS, "data/sources", "comparison/measurement", "students"},
+    "export": {*MODELS, "data/sources", "comparison/measurement", "export/running", "students"},
+    "export/running": {*DATA, "data/sources", "models", "views"},
 }
 STUDENT_SIDE = (
     *("students", "distillation", "store/reading", "comparison", "export", "commands"),
