@@ -31,7 +31,7 @@ class Drawing(NamedTuple):
 
 def intervals(title: str, gains: Mapping[str, Gain]) -> Drawing:
     rows = [(name, g.gain, g.low, g.high, gain_with_interval(g)) for name, g in gains.items()]
-    return Drawing(title, charts.interval_plot(rows, f"{title} by student"))
+    return Drawing(title, charts.interval_plot(rows, title))
 
 
 def gain_and_cost(comparison: Comparison, speed: Mapping[str, DeviceSpeed]) -> list[Drawing]:
@@ -44,7 +44,7 @@ def gain_and_cost(comparison: Comparison, speed: Mapping[str, DeviceSpeed]) -> l
             notes[f"latency on {name}, ms"] = f"Measured on {device_label(device)}"
             networks = [device.teacher, *(device.students[m.name] for m in models[1:])]
             costs[f"latency on {name}, ms"] = [n and n.latency_ms for n in networks]
-    drawings = [intervals("Gain", comparison.gains)]
+    drawings = [intervals("Gain by student", comparison.gains)]
     for axis_title, of_models in costs.items():
         points = [
             charts.Point(m.name, m.role, cost, m.accuracy, m.low, m.high)
@@ -96,7 +96,7 @@ def calibration(comparison: Comparison) -> list[Drawing]:
 def under_corruption(robustness: RobustComparison) -> list[Drawing]:
     """The gains of all students, then the curves of each."""
     levels = ["clean", *map(str, SEVERITIES)]
-    drawings = [intervals("Robust gain", robustness.gains)]
+    drawings = [intervals("Robust gain by student", robustness.gains)]
     shares = [m.by_severity for m in robustness.models if m]
     limits = np.min(shares), np.max(shares)
     for name, gain in robustness.gains.items():

@@ -1,5 +1,7 @@
 """The report needs no network, draws its figures, and fits a phone."""
 
+import base64
+import hashlib
 import re
 from collections.abc import Iterator
 from itertools import pairwise, product
@@ -98,6 +100,20 @@ def figures_of(comparison: Comparison, costs: Costs) -> Figures:
     return headline_figures(comparison, costs.economics, dict.fromkeys(comparison.gains, (9, 9)))
 
 
+def params_of(comparison: Comparison) -> dict:
+    """Parts of params.yaml: each other student has a network with options."""
+    wide = {"name": "mobilenet_v2", "options": {"width_mult": 0.5}, "input_size": 64}
+    networks = ("resnet8", wide)
+    return {
+        "views": {"image_size": 32},
+        "distillation": {"method": "kd", "temperature": 4.0},
+        "students": {
+            name: {"network": networks[i % 2], "distillation": {"method": "dkd"} if i > 1 else {}}
+            for i, name in enumerate(comparison.gains)
+        },
+    }
+
+
 def page_of(comparison: Comparison, costs: Costs, size: int, channels: int = 3) -> str:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (len(comparison.labels), channels, size, size), np.uint8)
@@ -117,8 +133,11 @@ def page_of(comparison: Comparison, costs: Costs, size: int, channels: int = 3) 
     )
     corrupted = dict.fromkeys(CORRUPTIONS, images[0])
     figures = figures_of(comparison, costs)
-    of_run = {"students": {name: {} for name in comparison.gains}}, {"dataset": "ab" * 32}
-    return html_report(figures, comparison, curves, images.__getitem__, corrupted, costs, *of_run)
+    params, fingerprints = params_of(comparison), {"dataset": "ab" * 32}
+    return html_report(
+        *(figures, comparison, curves, images.__getitem__, corrupted, costs),
+        *(params, fingerprints),
+    )
 
 
 FOUR = ["mobilenet-v2-half", "resnet8", "b", "a_student_of_a_long_name"]
@@ -139,12 +158,41 @@ NAMES = ("real", "few", "many")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_page_is_self_contained_and_has_no_script(pages, name):
+def test_the_page_is_self_contained_and_its_policy_allows_its_one_script_alone(pages, name):
     page = pages[name].read_text("utf-8")
-    assert not re.search(r"<(script|link|iframe|object)\b", page)
-    assert set(re.findall(r'\b(?:src|href)="([^"]{,11})', page)) <= {"data:image/"}
+    assert not re.search(r"<(link|iframe|object)\b", page)
+    (script,) = re.findall(r"<script\b[^>]*>(.*?)</script>", page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = re.findall(r'Content-Security-Policy" content="(.*?)"', page, re.DOTALL)
+    assert policy.startswith("default-src 'none'; ")
+    assert re.findall(r"script-src ([^;]*)", policy) == [f"'sha256-{digest}'"]
+    assert set(re.findall(r'\bsrc="([^"]{,11})', page)) <= {"data:image/"}
+    assert {link[0] for link in re.findall(r'\bhref="([^"]*)', page)} == {"#"}
     assert "url(" not in page
     assert "@import" not in page
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_contents_link_to_every_section_by_its_title(pages, name):
+    page = pages[name].read_text("utf-8")
+    contents = page.partition("<nav")[2].partition("</nav>")[0]
+    linked = re.findall(r'<a href="#([a-z-]+)">(.+?)</a>', contents)
+    assert linked == re.findall(r'<section id="([a-z-]+)"><h2>(.+?)</h2>', page)
+    assert len(linked) == page.count("<h2") == len({anchor for anchor, _ in linked})
+
+
+def test_a_students_network_width_and_method_stand_beside_its_name_in_each_section(pages):
+    page = pages["few"].read_text("utf-8")
+    anchors = ("students", "speed", "training", "calibration", "corruption", "classes", "agreement")
+    for anchor in (*anchors, "disagreements"):
+        section = page.partition(f'id="{anchor}"')[2].partition("</section>")[0]
+        found = re.findall(r'([\w-]+)(?: <span.*?</span>)? <small class="network">(.+?)<', section)
+        assert dict(found) == {
+            "mobilenet-v2-half": "resnet8, 32 px; kd",
+            "resnet8": "mobilenet_v2, width_mult 0.5, 64 px; kd",
+            "b": "resnet8, 32 px; dkd",
+            "a_student_of_a_long_name": "mobilenet_v2, width_mult 0.5, 64 px; dkd",
+        }, anchor
 
 
 @pytest.mark.parametrize(
@@ -167,7 +215,7 @@ def test_accuracy_under_corruption_is_shown_for_each_network_that_was_measured(
     pages, name, lines, rows
 ):
     page = pages[name].read_text("utf-8")
-    text = page.partition("<h2>Under corruption</h2>")[2].partition("</section>")[0]
+    text = page.partition('id="corruption"')[2].partition("</section>")[0]
     assert text.count("<polyline") == lines
     assert text.count("<img") == len(CORRUPTIONS)
     assert text.count("<tr>") == 1 + rows
@@ -188,7 +236,7 @@ def test_all_disagreements_are_counted_and_the_largest_are_shown(pages):
         decisions = [model.decisions.tolist() for model in (teacher, gain.first, gain.second)]
         differ = sum(len(set(of_image)) > 1 for of_image in zip(*decisions, strict=True))
         assert f'{name} <span class="muted">{differ:,} of 300 images' in page
-    strips = page.partition("on which they disagree</h2>")[2]
+    strips = page.partition('id="disagreements"')[2]
     assert strips.count("<img") == 4 * 9
 
 
