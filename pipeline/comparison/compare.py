@@ -12,9 +12,11 @@ import numpy as np
 from sklearn.metrics import f1_score, recall_score
 
 from pipeline.comparison import metrics
+from pipeline.comparison.decision import Decision, decide
 from pipeline.comparison.measurement import statistics
 from pipeline.comparison.measurement.statistics import PairedDifference
 from pipeline.comparison.robustness import RobustComparison, Robustness
+from pipeline.runtime.outputs import Precision
 
 COSTS = ("parameters", "macs", "size_bytes")
 
@@ -30,6 +32,8 @@ class Predictions:
     parameters: int | None  # costs are None for imported logits
     macs: int | None
     size_bytes: int | None
+    precision: Precision = "float32"
+    path: str | None = None  # of the file; None: there is none
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class ModelMetrics:
     parameters: int | None  # costs are None for imported logits
     macs: int | None
     size_bytes: int | None
+    precision: Precision
+    path: str | None  # of the file; None: there is none
     robust_accuracy: float | None  # None for imported logits: they cover clean images only
     decisions: np.ndarray  # [N]
     correct: np.ndarray  # [N] bool
@@ -73,10 +79,7 @@ class Comparison:
     gains: Mapping[str, PairedDifference[ModelMetrics]]  # by student: distilled minus baseline
     #: Of distilled students, with adjusted p-values (Holm).
     pairs: Sequence[PairedDifference[ModelMetrics]]
-    #: Of students and baselines, the smallest that is not significantly less accurate than the best
-    #: of them, minus that one.
-    recommendation: PairedDifference[ModelMetrics]
-    to_teacher: PairedDifference[ModelMetrics]  # the recommended network minus the teacher
+    decision: Decision | None  # which file to ship; None if there is no file
     robustness: RobustComparison
 
     @property
@@ -119,6 +122,8 @@ def model_metrics(
         macro_f1=float(f1_score(test, decisions, average="macro")),
         agreement=float((decisions == teacher.test.argmax(1)).mean()),
         kl=float(divergences.mean()),
+        precision=model.precision,
+        path=model.path,
         robust_accuracy=None if robust is None else robust.accuracy,
         decisions=decisions,
         correct=correct,
@@ -170,19 +175,12 @@ def compare(
     gains = {name: difference(i, i + 1) for name, i in zip(students, distilled, strict=True)}
     pairs = [difference(i, j) for i, j in combinations(distilled, 2)]
     adjusted = statistics.holm([pair.p_value for pair in pairs])
-    best = max(range(1, len(models)), key=lambda i: (models[i].accuracy, -models[i].parameters))
-    to_best = {i: difference(i, best) for i in range(1, len(models))}
-    recommended = min(
-        (i for i, to in to_best.items() if not to.significant),
-        key=lambda i: (models[i].parameters, models[i].macs, -models[i].accuracy),
-    )
     return Comparison(
         class_names=class_names,
         labels=labels["test"],
         teacher=models[0],
         gains=gains,
         pairs=[replace(pair, p_value=p) for pair, p in zip(pairs, adjusted, strict=True)],
-        recommendation=to_best[recommended],
-        to_teacher=difference(recommended, 0),
+        decision=decide(models, difference),
         robustness=robustness,
     )

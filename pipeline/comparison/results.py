@@ -27,7 +27,7 @@ from pipeline.comparison.robustness import (
 from pipeline.data.prepared.dataset import Dataset
 from pipeline.runtime.errors import UserError, counted
 from pipeline.runtime.files import canonical_json, recovery_hint
-from pipeline.runtime.outputs import STORE, TEACHER, ModelOutputs, NetworkCosts, Role
+from pipeline.runtime.outputs import STORE, TEACHER, ExportedFile, ModelOutputs, NetworkCosts, Role
 from pipeline.runtime.params import PARAMS_FILE, read_params
 from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.runtime.validation import Record, read_model
@@ -106,7 +106,8 @@ def read_predictions(outputs: ModelOutputs, dataset: Dataset) -> Predictions:
                 "Lower its learning rate in params.yaml."
             )
     _check_params(path, made_from, outputs.stage)
-    return Predictions(outputs.name or "teacher", outputs.role, **logits, **costs)
+    file = None if is_imported else str(ExportedFile(outputs.role, outputs.name).path)
+    return Predictions(outputs.name or "teacher", outputs.role, **logits, **costs, path=file)
 
 
 def _check_params(path: Path, made_from: Mapping[str, Any], stage: str) -> None:
