@@ -23,12 +23,13 @@ MODULES = {
 BROUGHT_ALONG = {
     "robustness": {
         *("pipeline/comparison/measurement/latency.py", "pipeline/runtime/locks.py"),
-        "pipeline/comparison/measurement/statistics.py",
+        *("pipeline/comparison/measurement/statistics.py", "pipeline/views/params.py"),
         *("pipeline/compute/distributed.py", "pipeline/compute/provenance.py"),
     },
     "speed": {
         *("pipeline/comparison/measurement/corruptions.py", "pipeline/models/evaluation.py"),
         "pipeline/comparison/measurement/statistics.py",
+        "pipeline/comparison/measurement/predictions.py",
         *("pipeline/data/prepared/image_decoding.py", "pipeline/data/prepared/image_metadata.py"),
         *("pipeline/data/prepared/deep_images.py", "pipeline/runtime/derived_random.py"),
         *("pipeline/runtime/locks.py", "pipeline/runtime/progress.py"),
@@ -67,9 +68,10 @@ MAY_IMPORT = {
     "students": {*MODELS, "training"},
     "distillation": {*GROUND, "compute", "students"},
     "comparison": {*DATA, "comparison/measurement"},
-    "comparison/measurement": set(),
+    "comparison/measurement": DATA,
     "comparison/report": {*DATA, "comparison", "comparison/measurement"},
-    "export": {*MODELS, "data/sources", "comparison/measurement", "students"},
+    "export": {*MODELS, "data/sources", "comparison/measurement", "export/running", "students"},
+    "export/running": {*DATA, "data/sources", "models", "views"},
 }
 STUDENT_SIDE = (
     *("students", "distillation", "store/reading", "comparison", "export", "commands"),
