@@ -67,9 +67,10 @@ MAY_IMPORT = {
     "students": {*MODELS, "training"},
     "distillation": {*GROUND, "compute", "students"},
     "comparison": {*DATA, "comparison/measurement"},
-    "comparison/measurement": set(),
+    "comparison/measurement": DATA,
     "comparison/report": {*DATA, "comparison", "comparison/measurement"},
-    "export": {*MODELS, "data/sources", "comparison/measurement", "students"},
+    "export": {*MODELS, "data/sources", "comparison/measurement", "export/running", "students"},
+    "export/running": {*DATA, "data/sources", "models", "views"},
 }
 STUDENT_SIDE = (
     *("students", "distillation", "store/reading", "comparison", "export", "commands"),

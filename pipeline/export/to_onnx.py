@@ -9,13 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.export.onnx_model import IMAGE, LOGITS, OnnxMetadata
+from pipeline.export.running.onnx_model import IMAGE, LOGITS, OnnxMetadata
 from pipeline.models.spec import InputSpec
 from pipeline.runtime.errors import UserError, first_line
 
 #: The oldest with an antialiased Resize, which a network with an `input_size` needs. More engines
 #: support an older opset.
 OPSET = 18
+
+
+class NotExportable(UserError):
+    """There is no file that computes what the network computes."""
 
 
 class _FromPixels(nn.Module):
@@ -26,7 +30,7 @@ class _FromPixels(nn.Module):
         self.network, self.spec = network, spec
 
     def forward(self, image: Tensor) -> Tensor:  # [B, C, S, S] uint8 -> [B, num_classes] float32
-        return self.network(self.spec.apply(image)).float()
+        return self.network(self.spec.apply_clean(image)).float()
 
 
 def to_onnx(network: nn.Module, spec: InputSpec, metadata: OnnxMetadata) -> bytes:
@@ -51,8 +55,8 @@ def to_onnx(network: nn.Module, spec: InputSpec, metadata: OnnxMetadata) -> byte
                 verbose=False,
             )
     except Exception as error:  # any error of the exporter or of the network
-        raise UserError(
-            f"student `{metadata.student}` cannot be exported to ONNX: {_reason(error)}. Its "
+        raise NotExportable(
+            f"{metadata.described} cannot be exported to ONNX: {_reason(error)}. The "
             "network must compute the same for every image and batch size, without a Python branch "
             "on pixels, with operations that ONNX has: change its file in pipeline/networks/, or "
             "choose another network."

@@ -49,10 +49,6 @@ class ModelOutputs:
         return Path("predictions") / f"{self._place}.safetensors"
 
     @property
-    def corrupted_predictions(self) -> Path:
-        return Path("predictions/robustness") / f"{self._place}.safetensors"
-
-    @property
     def scratch(self) -> Path:
         """The folder of the state that the training resumes from."""
         return Path(".scratch/training") / self._place

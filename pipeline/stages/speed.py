@@ -11,7 +11,7 @@ from pipeline.runtime.command import run_command
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,16 +20,15 @@ from torch import nn
 from pipeline.comparison.measurement import latency
 from pipeline.comparison.measurement.latency import BATCH_SIZE, EngineSpeed, FileSpeed, Speeds
 from pipeline.data.prepared.image_decoding import available_cores
-from pipeline.export.onnx_model import CPU, CUDA, OnnxStudent
+from pipeline.export.model_card import NoFile, read_card
+from pipeline.export.running.onnx_model import CPU, CUDA, open_file
 from pipeline.models import checkpoint
 from pipeline.models.spec import InputSpec
-from pipeline.runtime.errors import UserError, counted
-from pipeline.runtime.files import read_json, write_json
+from pipeline.runtime.errors import counted
+from pipeline.runtime.files import write_json
 from pipeline.runtime.outputs import TEACHER, ExportedFile, ModelOutputs, Precision
 from pipeline.runtime.params import student_names
 from pipeline.runtime.stage_inputs import StageInputs
-
-TEACHER_FILE = ExportedFile("teacher")
 
 #: From images in memory, [B, C, S, S] uint8, to logits in memory.
 Forward = Callable[[np.ndarray], object]
@@ -45,25 +44,23 @@ class TimedNetwork:
 
 
 def files_to_time(names: Sequence[str]) -> list[ExportedFile]:
-    """The teacher's file if there is one, then each student's as float32, and as int8 if there is.
-
-    Raises:
-        UserError: a student has no float32 file.
-    """
-    files = [TEACHER_FILE]
+    """The teacher's file if it has one, then each student's: float32, and int8 if there is one."""
+    teacher = ExportedFile("teacher")
+    card = read_card(teacher.card, produced_by="dvc repro export_teacher")
+    if isinstance(card, NoFile):
+        print(f"the teacher has no file to compare with: {card.no_file}")
+    files = [] if isinstance(card, NoFile) else [teacher]
     for name in names:
-        float32 = ExportedFile("distilled", name)
-        if not float32.path.is_file():
-            raise UserError(f"`{float32.path}` is absent. Run `dvc repro export@{name}`.")
-        files += [float32, replace(float32, precision="int8")]
-    return [file for file in files if file.path.is_file()]
+        files.append(ExportedFile("distilled", name))
+        int8 = ExportedFile("distilled", name, "int8")
+        files += [int8] if int8.path.is_file() else []
+    return files
 
 
 def open_files(files: Sequence[ExportedFile], threads: int, provider: str) -> list[TimedNetwork]:
     networks = []
     for file in files:
-        content = file.path.read_bytes()
-        exported = OnnxStudent(content, str(file.path), threads, provider=provider)
+        exported = open_file(file.path, threads, provider=provider)
         side = exported.metadata.image_size
         shape = (exported.metadata.channels, side, side)
         networks.append(
@@ -94,7 +91,7 @@ def pytorch_forward(network: nn.Module, spec: InputSpec, device: torch.device) -
 
     @torch.inference_mode()
     def forward(images: np.ndarray) -> torch.Tensor:
-        return network(spec.apply(torch.from_numpy(images).to(device))).float().cpu()
+        return network(spec.apply_clean(torch.from_numpy(images).to(device))).float().cpu()
 
     return forward
 
@@ -174,11 +171,6 @@ def describe(name: str, speed: FileSpeed) -> str:
 def main() -> None:
     argparse.ArgumentParser("python -m pipeline.stages.speed", description=__doc__).parse_args()
     inputs = StageInputs("speed")
-    no_teacher = None
-    if not TEACHER_FILE.path.is_file():
-        card = read_json(TEACHER_FILE.card, produced_by="dvc repro export_teacher")
-        no_teacher = card["no_file"]
-        print(f"the teacher has no file to compare with: {no_teacher}")
     speeds = {}
     for setting, speed in settings(student_names()):
         speeds[setting] = speed
@@ -190,7 +182,7 @@ def main() -> None:
         for name, figures in speed.files:
             print(describe(name, figures), flush=True)
     inputs.check()
-    content = Speeds(machine=latency.this_machine(), no_teacher=no_teacher, **speeds)
+    content = Speeds(machine=latency.this_machine(), **speeds)
     write_json(latency.SPEED_FILE, content.model_dump(exclude_none=True))
 
 

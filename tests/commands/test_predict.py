@@ -18,7 +18,7 @@ from stage_process import start_module
 from pipeline.commands import predict
 from pipeline.data.prepared.dataset import EncodedSplit, open_dataset
 from pipeline.data.prepared.image_decoding import FORMATS
-from pipeline.export.onnx_model import OnnxMetadata
+from pipeline.export.running.onnx_model import OnnxMetadata
 from pipeline.runtime.errors import UserError
 from pipeline.views.loader import open_views
 from pipeline.views.policy import ViewPolicy

@@ -73,7 +73,7 @@ class EngineSpeed(_Figures):
     rounds: PositiveInt  # of one image: so many pairs with the teacher
     batch_size: PositiveInt  # of `images_per_second`
     teacher: FileSpeed | None = None  # None where it has no file, or no network in PyTorch
-    #: By student and precision. A baseline is the same graph as its student and is not timed again.
+    #: By student and precision. A baseline is the same graph as its student, and not timed again.
     students: dict[str, dict[Literal["float32", "int8"], FileSpeed]]
 
     @property
@@ -105,7 +105,6 @@ class Speeds(_Figures):
     """metrics/speed.json."""
 
     machine: Machine  # that was timed
-    no_teacher: str | None = None  # why the teacher has no file
     onnxruntime_1_thread: EngineSpeed
     onnxruntime_all_cores: EngineSpeed | None = None  # None on a machine of one core
     onnxruntime_cuda: EngineSpeed | None = None

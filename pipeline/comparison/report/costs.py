@@ -7,7 +7,6 @@ from pipeline.comparison.cache_economics import CacheFigures, Economics
 from pipeline.comparison.measurement.latency import (
     MEASURE_AGAIN,
     EngineSpeed,
-    FileSpeed,
     Machine,
 )
 from pipeline.comparison.report.numbers import duration, si3, three_digits
@@ -76,8 +75,7 @@ def cache_sentence(figures: CacheFigures) -> str:
 def cost_sentences(costs: Costs) -> list[str]:
     """The speed of the students, where it was measured, and what the cache cost and saved."""
     economics, device = costs.economics, costs.of_teacher
-    lines = [speed_sentence(of_device) for of_device in costs.speed.values()]
-    lines.append(measured_sentence(costs))
+    lines = [speed_sentence(costs), measured_sentence(costs)]
     if economics is None:
         return lines
     cache = cache_sentence(economics.figures)
@@ -93,15 +91,29 @@ def cost_sentences(costs: Costs) -> list[str]:
     return [*lines, cache]
 
 
-def speed_sentence(speed: EngineSpeed) -> str:
-    """The latency of the teacher, and how much faster or slower each student's files are."""
-    return f"One image in {setting_label(speed)}: {', '.join(map(_of_file, *zip(*speed.files)))}."
+def speed_sentence(costs: Costs) -> str:
+    """In one thread: the latency of the teacher, and how much faster or slower each student's files
+    are."""
+    speed = costs.speed["onnxruntime_1_thread"]
+    files = ", ".join(
+        f"{label} {figures.speedup or f'{three_digits(figures.latency_ms)} ms'}"
+        for label, figures in speed.files
+    )
+    return f"One image in {setting_label(speed)}: {files}.{_no_teacher(speed, costs)}"
 
 
-def _of_file(label: str, speed: FileSpeed) -> str:
-    if speed.speedup is None:
-        return f"{label} {three_digits(speed.latency_ms)} ms"
-    return f"{label} {speed.speedup}"
+def speed_note(speed: EngineSpeed, costs: Costs) -> str:
+    """What a table of speed shows."""
+    rounds = counted(speed.rounds, "round")
+    return f"{setting_label(speed)}; medians of {rounds}.{_no_teacher(speed, costs)}"
+
+
+def _no_teacher(speed: EngineSpeed, costs: Costs) -> str:
+    """Why there are no ratios, where there are none."""
+    if speed.teacher is not None:
+        return ""
+    reason = costs.no_teacher or "PyTorch does not run it"  # an ONNX teacher
+    return f" There is no ratio to the teacher, which was not timed: {reason.rstrip('.')}."
 
 
 def measured_sentence(costs: Costs) -> str:
