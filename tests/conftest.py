@@ -76,12 +76,7 @@ PARAMS = {
         "soft_label_weight": 0.9,
         "hard_label_weight": 0.1,
     },
-    "export": {
-        "precision": "float32",
-        "largest_loss": 0.5,
-        "int8_training": "none",
-        "licence": None,
-    },
+    "export": {"precision": "float32", "int8_training": "none"},
     "students": {
         "small": {
             "family": "cifar_resnet",

@@ -25,6 +25,7 @@ from pipeline.data.prepared.dataset import open_dataset
 from pipeline.data.sources.params import DatasetParams
 from pipeline.data.sources.torchvision_catalog import SETS
 from pipeline.distillation.params import METHODS
+from pipeline.export.params import ExportParams, Int8TrainingParams
 from pipeline.models import checkpoint
 from pipeline.models.params import NetworkParams
 from pipeline.models.spec import InputSpec, ModelSpec
@@ -48,6 +49,8 @@ MODELS = {
     "teacher.training": TeacherTraining,
     "soft_targets": SoftTargetsParams,
     "training": TrainingParams,
+    "export": ExportParams,
+    "export.int8_training": Int8TrainingParams,
     "students": StudentParams,
 }
 

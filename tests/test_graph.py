@@ -43,6 +43,7 @@ BROUGHT_ALONG = {
     "export": {
         *("pipeline/compute/distributed.py", "pipeline/compute/provenance.py"),
         *("pipeline/runtime/locks.py", "pipeline/runtime/progress.py"),
+        "pipeline/export/params.py",
     },
 }
 EXPENSIVE = {"prepare", "teacher", "soft_targets", "baseline", "student"}

@@ -23,7 +23,7 @@ from pipeline.data.prepared.image_decoding import CLEAN_RATIO, available_cores
 from pipeline.data.sources.params import DatasetParams
 from pipeline.export.file_card import describe_file
 from pipeline.export.model_card import ModelCard, NoFile
-from pipeline.export.params import ExportParams, load_export
+from pipeline.export.params import load_export
 from pipeline.export.running.file_images import file_logits
 from pipeline.export.running.onnx_model import OnnxMetadata, OnnxStudent
 from pipeline.export.running.reading import Reading
@@ -153,7 +153,7 @@ def export_teacher() -> None:
     outputs, dataset = ExportOutputs(), open_dataset()
     verify_dataset()
     params = load_section(DatasetParams, "dataset")
-    licence = load_section(ExportParams, "export").licence
+    licence = load_export().licence
     (file,) = outputs.files
     try:
         if checkpoint.logit_source(TEACHER.model, produced_by="dvc repro teacher"):
