@@ -171,6 +171,7 @@ def run_every_stage(root: Path, params: dict) -> None:
         for stage in ("baseline", "student"):
             run_stage(stage, "small")
         for models in ("--teacher", "small"):
+            run_stage("export", models)
             run_stage("robustness", models)
         for stage in ("speed", "compare"):
             run_stage(stage)
