@@ -23,7 +23,7 @@ MODULES = {
 BROUGHT_ALONG = {
     "robustness": {
         *("pipeline/comparison/measurement/latency.py", "pipeline/runtime/locks.py"),
-        "pipeline/comparison/measurement/statistics.py",
+        *("pipeline/comparison/measurement/statistics.py", "pipeline/views/params.py"),
         *("pipeline/compute/distributed.py", "pipeline/compute/provenance.py"),
     },
     "speed": {
@@ -38,7 +38,6 @@ BROUGHT_ALONG = {
     "export": {
         *("pipeline/compute/distributed.py", "pipeline/compute/provenance.py"),
         *("pipeline/runtime/locks.py", "pipeline/runtime/progress.py"),
-        "pipeline/export/params.py",
     },
 }
 EXPENSIVE = {"prepare", "teacher", "soft_targets", "baseline", "student"}
