@@ -27,15 +27,9 @@ BROUGHT_ALONG = {
         *("pipeline/compute/distributed.py", "pipeline/compute/provenance.py"),
     },
     "speed": {
-        *("pipeline/comparison/measurement/corruptions.py", "pipeline/models/evaluation.py"),
-        "pipeline/comparison/measurement/statistics.py",
-        "pipeline/comparison/measurement/predictions.py",
-        *("pipeline/data/prepared/image_decoding.py", "pipeline/data/prepared/image_metadata.py"),
-        *("pipeline/data/prepared/deep_images.py", "pipeline/runtime/derived_random.py"),
-        *("pipeline/runtime/locks.py", "pipeline/runtime/progress.py"),
-        *("pipeline/views/geometry.py", "pipeline/views/loader.py", "pipeline/views/mixing.py"),
-        *("pipeline/views/rand_augment.py", "pipeline/views/random_numbers.py"),
-        "pipeline/views/resampling.py",
+        *("pipeline/models/evaluation.py", "pipeline/export/running/file_images.py"),
+        *("pipeline/runtime/derived_random.py", "pipeline/runtime/locks.py"),
+        "pipeline/runtime/progress.py",
     },
     "compare": {
         *("pipeline/runtime/derived_random.py", "pipeline/runtime/locks.py"),
