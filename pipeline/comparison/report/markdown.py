@@ -38,6 +38,5 @@ def markdown(figures: Figures, comparison: Comparison, costs: Costs) -> str:
 
 
 def decision_text(card: DecisionCard) -> str:
-    name = f" ({card.name})" if card.name else ""
-    title = f"**{TITLE}: `{card.file}`**{name}"
-    return "\n".join([title, "", *(f"- {line}" for line in card.lines)])
+    file = f"`{card.file}`** ({card.name})" if card.name else f"{card.file}**"
+    return "\n".join([f"**{TITLE}: {file}", "", *(f"- {line}" for line in card.lines)])
