@@ -116,7 +116,8 @@ def export_network(
     metadata = onnx_metadata(model, spec, dataset, reading_of(params, spec.input))
     content = to_onnx(network, spec.input, metadata)
     expected, made_from = read_logits(model.predictions, model.stage, dataset)
-    logits = measure(file, content, dataset)
+    session = OnnxStudent(content, str(file.path), available_cores())
+    metadata, logits = session.metadata, held_out_logits(session, dataset)
     test = dataset.splits["test"]
     figures = verify_logits(
         metadata.described,
@@ -139,9 +140,8 @@ def export_network(
     return Exported(file, card, figures, content, logits)
 
 
-def measure(file: ExportedFile, content: bytes, dataset: Dataset) -> dict[str, np.ndarray]:
-    """The file's raw logits, [N, num_classes] float32, of each held-out split."""
-    session = OnnxStudent(content, str(file.path), available_cores())
+def held_out_logits(session: OnnxStudent, dataset: Dataset) -> dict[str, np.ndarray]:
+    """Compute raw logits, [N, num_classes] float32, of each held-out split."""
     return {name: file_logits(session, dataset.splits[name]) for name in HELD_OUT}
 
 

@@ -31,7 +31,7 @@ class Drawing(NamedTuple):
 
 def intervals(title: str, gains: Mapping[str, Gain]) -> Drawing:
     rows = [(name, g.gain, g.low, g.high, gain_with_interval(g)) for name, g in gains.items()]
-    return Drawing(title, charts.interval_plot(rows, f"{title} by student"))
+    return Drawing(title, charts.interval_plot(rows, title))
 
 
 def gain_and_cost(comparison: Comparison, speed: Mapping[str, EngineSpeed]) -> list[Drawing]:
@@ -40,7 +40,7 @@ def gain_and_cost(comparison: Comparison, speed: Mapping[str, EngineSpeed]) -> l
     float32 = [m for m in comparison.models if m.precision == "float32"]
     with_int8 = comparison.models
     drawings = [
-        intervals("Gain", comparison.gains),
+        intervals("Gain by student", comparison.gains),
         accuracy_against("parameters", float32, [m.parameters for m in float32]),
         accuracy_against("MACs", float32, [m.macs for m in float32]),
         accuracy_against("bytes of the file", with_int8, [m.size_bytes for m in with_int8]),
@@ -121,7 +121,7 @@ def calibration(comparison: Comparison) -> list[Drawing]:
 def under_corruption(robustness: RobustComparison) -> list[Drawing]:
     """The gains of all students, then the curves of each."""
     levels = ["clean", *map(str, SEVERITIES)]
-    drawings = [intervals("Robust gain", robustness.gains)]
+    drawings = [intervals("Robust gain by student", robustness.gains)]
     shares = [m.by_severity for m in robustness.models if m]
     limits = np.min(shares), np.max(shares)
     for name, gain in robustness.gains.items():

@@ -1,5 +1,7 @@
 """The report needs no network, draws its figures, and fits a phone."""
 
+import base64
+import hashlib
 import re
 from collections.abc import Iterator
 from itertools import pairwise, product
@@ -9,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from browser import CHROMIUM, Page, browser
 
 from pipeline.comparison.cache_economics import Economics
@@ -33,14 +36,20 @@ def invented(num_classes: int, students: list[str], count: int = 300) -> Compari
     labels = {name: rng.integers(0, num_classes, count) for name in ("validation", "test")}
     names = [f"a class of a long name {i}" for i in range(num_classes)]
     names[1] = HOSTILE
+    precisions = 1 if len(students) == 1 else 2  # with int8 files
 
-    def predictions(name: str, role: str, skill: float, parameters: int) -> Predictions:
-        logits = {}
+    def predictions(
+        name: str, role: str, skill: float, parameters: int, precision: str = "float32"
+    ) -> Predictions:
+        logits, bytes_each = {}, 4 if precision == "float32" else 1
         for split, classes in labels.items():
             logits[split] = rng.normal(0, 1, (count, num_classes)).astype(np.float32)
             logits[split][np.arange(count), classes] += skill
-        costs = {"parameters": parameters, "macs": 9 * parameters, "size_bytes": 4 * parameters}
-        return Predictions(name, role, **logits, **costs)
+        of_file = {"role": role, "precision": precision, "path": f"{name}.{role}.{precision}.onnx"}
+        costs = {"parameters": parameters, "macs": 9 * parameters}
+        return Predictions(
+            name=name, size_bytes=bytes_each * parameters, **of_file, **logits, **costs
+        )
 
     def corrupted(seed: int) -> CorruptionPredictions:
         shape = (len(CORRUPTIONS), len(SEVERITIES), count)
@@ -51,18 +60,22 @@ def invented(num_classes: int, students: list[str], count: int = 300) -> Compari
 
     robustness = compare_robustness(
         None if len(students) == 1 else corrupted(0),  # a teacher without a network
-        {name: (corrupted(1), corrupted(2 + i)) for i, name in enumerate(students)},
+        {
+            name: [corrupted(seed) for seed in (1, 2 + i, 1, 2 + i)][: 2 * precisions]
+            for i, name in enumerate(students)
+        },
         labels["test"],
     )
     teacher = predictions("teacher", "teacher", 4, 20_000_000)
-    pairs = {
-        name: (
-            predictions(name, "distilled", 2 + i % 3, 50_000 * 3**i),
-            predictions(name, "baseline", 1.5 + i % 4, 50_000 * 3**i),
-        )
+    files = {
+        name: [
+            predictions(name, role, skill, 50_000 * 3**i, precision)
+            for precision in ("float32", "int8")[:precisions]
+            for role, skill in (("distilled", 2 + i % 3), ("baseline", 1.5 + i % 4))
+        ]
         for i, name in enumerate(students)
     }
-    return compare(teacher, pairs, labels, names, robustness)
+    return compare(teacher, files, labels, names, robustness)
 
 
 def costs_of(comparison: Comparison, *settings: str) -> Costs:
@@ -100,6 +113,20 @@ def figures_of(comparison: Comparison, costs: Costs) -> Figures:
     return headline_figures(comparison, costs.economics, dict.fromkeys(comparison.gains, (9, 9)))
 
 
+def params_of(comparison: Comparison) -> dict:
+    """Parts of params.yaml: each other student has a network with options."""
+    wide = {"name": "mobilenet_v2", "options": {"width_mult": 0.5}, "input_size": 64}
+    networks = ("resnet8", wide)
+    return {
+        "views": {"image_size": 32},
+        "distillation": {"method": "kd", "temperature": 4.0},
+        "students": {
+            name: {"network": networks[i % 2], "distillation": {"method": "dkd"} if i > 1 else {}}
+            for i, name in enumerate(comparison.gains)
+        },
+    }
+
+
 def page_of(comparison: Comparison, costs: Costs, size: int, channels: int = 3) -> str:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (len(comparison.labels), channels, size, size), np.uint8)
@@ -119,10 +146,15 @@ def page_of(comparison: Comparison, costs: Costs, size: int, channels: int = 3) 
     )
     corrupted = dict.fromkeys(CORRUPTIONS, images[0])
     figures = figures_of(comparison, costs)
-    of_run = {"students": {name: {} for name in comparison.gains}}, {"dataset": "ab" * 32}
-    return html_report(figures, comparison, curves, images.__getitem__, corrupted, costs, *of_run)
+    params, fingerprints = params_of(comparison), {"dataset": "ab" * 32}
+    return html_report(
+        *(figures, comparison, curves, images.__getitem__, corrupted, costs),
+        *(params, fingerprints),
+    )
 
 
+ONE_THREAD = "onnxruntime_1_thread"
+ON_GPU = int(torch.cuda.is_available())  # where `speed` also times PyTorch
 FOUR = ["mobilenet-v2-half", "resnet8", "b", "a_student_of_a_long_name"]
 
 
@@ -141,22 +173,51 @@ NAMES = ("real", "few", "many")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_page_is_self_contained_and_has_no_script(pages, name):
+def test_the_page_is_self_contained_and_its_policy_allows_its_one_script_alone(pages, name):
     page = pages[name].read_text("utf-8")
-    assert not re.search(r"<(script|link|iframe|object)\b", page)
-    assert set(re.findall(r'\b(?:src|href)="([^"]{,11})', page)) <= {"data:image/"}
+    assert not re.search(r"<(link|iframe|object)\b", page)
+    (script,) = re.findall(r"<script\b[^>]*>(.*?)</script>", page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = re.findall(r'Content-Security-Policy" content="(.*?)"', page, re.DOTALL)
+    assert policy.startswith("default-src 'none'; ")
+    assert re.findall(r"script-src ([^;]*)", policy) == [f"'sha256-{digest}'"]
+    assert set(re.findall(r'\bsrc="([^"]{,11})', page)) <= {"data:image/"}
+    assert {link[0] for link in re.findall(r'\bhref="([^"]*)', page)} == {"#"}
     assert "url(" not in page
     assert "@import" not in page
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_contents_link_to_every_section_by_its_title(pages, name):
+    page = pages[name].read_text("utf-8")
+    contents = page.partition("<nav")[2].partition("</nav>")[0]
+    linked = re.findall(r'<a href="#([a-z-]+)">(.+?)</a>', contents)
+    assert linked == re.findall(r'<section id="([a-z-]+)"><h2>(.+?)</h2>', page)
+    assert len(linked) == page.count("<h2") == len({anchor for anchor, _ in linked})
+
+
+def test_a_students_network_width_and_method_stand_beside_its_name_in_each_section(pages):
+    page = pages["few"].read_text("utf-8")
+    anchors = ("students", "speed", "training", "calibration", "corruption", "classes", "agreement")
+    for anchor in (*anchors, "disagreements"):
+        section = page.partition(f'id="{anchor}"')[2].partition("</section>")[0]
+        found = re.findall(r'([\w-]+)(?: <span.*?</span>)? <small class="network">(.+?)<', section)
+        assert dict(found) == {
+            "mobilenet-v2-half": "resnet8, 32 px; kd",
+            "resnet8": "mobilenet_v2, width_mult 0.5, 64 px; kd",
+            "b": "resnet8, 32 px; dkd",
+            "a_student_of_a_long_name": "mobilenet_v2, width_mult 0.5, 64 px; dkd",
+        }, anchor
+
+
 @pytest.mark.parametrize(
-    ("name", "students", "devices"), [("real", 1, len(devices())), ("few", 4, 2), ("many", 1, 1)]
+    ("name", "students", "latencies"), [("real", 1, ON_GPU + 1), ("few", 4, 2), ("many", 1, 1)]
 )
-def test_every_chart_is_drawn_well_formed_and_named(pages, name, students, devices):
+def test_every_chart_is_drawn_well_formed_and_named(pages, name, students, latencies):
     page = pages[name].read_text("utf-8")
     charts_of_students = 5 - (name == "many")  # which has tables instead of heat maps
     drawings = re.findall(r"<svg .*?</svg>", page, re.DOTALL)
-    assert len(drawings) == 3 + devices + 1 + 1 + charts_of_students * students
+    assert len(drawings) == 4 + latencies + 1 + 1 + charts_of_students * students
     for drawing in drawings:
         assert ElementTree.fromstring(drawing).attrib["aria-label"]
         assert "nan" not in drawing
@@ -169,7 +230,7 @@ def test_accuracy_under_corruption_is_shown_for_each_network_that_was_measured(
     pages, name, lines, rows
 ):
     page = pages[name].read_text("utf-8")
-    text = page.partition("<h2>Under corruption</h2>")[2].partition("</section>")[0]
+    text = page.partition('id="corruption"')[2].partition("</section>")[0]
     assert text.count("<polyline") == lines
     assert text.count("<img") == len(CORRUPTIONS)
     assert text.count("<tr>") == 1 + rows
@@ -190,7 +251,7 @@ def test_all_disagreements_are_counted_and_the_largest_are_shown(pages):
         decisions = [model.decisions.tolist() for model in (teacher, gain.first, gain.second)]
         differ = sum(len(set(of_image)) > 1 for of_image in zip(*decisions, strict=True))
         assert f'{name} <span class="muted">{differ:,} of 300 images' in page
-    strips = page.partition("on which they disagree</h2>")[2]
+    strips = page.partition('id="disagreements"')[2]
     assert strips.count("<img") == 4 * 9
 
 
