@@ -172,6 +172,7 @@ def interval_plot(rows: Sequence[tuple[str, float, float, float, str]], title: s
 @dataclass(frozen=True)
 class Point:
     name: str  # shown beside it; a baseline's is its student's
+    precision: str  # shown beside it if it is not float32
     role: str  # its CSS class
     x: float
     y: float
@@ -189,7 +190,10 @@ def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, flo
 
 
 def scatter(points: Sequence[Point], title: str, axis_title: str) -> Markup:
-    """Scatter plot of shares against a logarithmic cost, with the front as a staircase."""
+    """Scatter plot of shares against a logarithmic cost, with the front as a staircase.
+
+    A label is on the side of its dot that has more room, and shortened to it.
+    """
     bottom = 220
     x = log_axis([p.x for p in points], LEFT, RIGHT, si)
     y = linear_axis([v for p in points for v in (p.low, p.high)], bottom, TOP, in_percent)
@@ -200,12 +204,15 @@ def scatter(points: Sequence[Point], title: str, axis_title: str) -> Markup:
     parts, labels = [path([*stairs, (RIGHT, stairs[-1][1])], "front")], []
     for p in points:  # a network's two trainings have one cost: side by side
         at = x(p.x) + {"distilled": 3.5, "baseline": -3.5}.get(p.role, 0)
-        tooltip = f"{p.name}, {p.role}: {in_percent(p.y)}, {si(p.x)}"
+        suffix = "" if p.precision == "float32" else f" {p.precision}"
+        tooltip = f"{p.name}{suffix}, {p.role}: {in_percent(p.y)}, {si(p.x)}"
         parts.append(line(at, y(p.low), at, y(p.high), f"whisker {p.role}"))
         parts.append(dot(at, y(p.y), p.role, tooltip))
         if p.role != "baseline":
-            anchor = "start" if at + LETTER * len(p.name) + 12 < RIGHT else "end"
-            labels.append((at + (9 if anchor == "start" else -12), y(p.y) + 4, p.name, anchor))
+            letters = int((max(RIGHT - at, at) - 12) / LETTER)
+            name = shortened(p.name, letters - len(suffix)) + suffix
+            anchor = "start" if at + LETTER * len(name) + 12 < RIGHT else "end"
+            labels.append((at + (9 if anchor == "start" else -12), y(p.y) + 4, name, anchor))
     for at, height, name, anchor in spread_labels(labels, bottom):
         parts.append(text(at, height, name, "label halo", anchor))
     return framed(x, y, title, axis_title, parts)
