@@ -12,6 +12,7 @@ import numpy as np
 from sklearn.metrics import f1_score, recall_score
 
 from pipeline.comparison import metrics
+from pipeline.comparison.decision import Decision, decide
 from pipeline.comparison.measurement import statistics
 from pipeline.comparison.measurement.statistics import PairedDifference
 from pipeline.comparison.robustness import RobustComparison, Robustness
@@ -87,10 +88,7 @@ class Comparison:
     int8: Sequence[PairedDifference[ModelMetrics]]  # each int8 file minus its float32 file
     #: Of distilled students, with adjusted p-values (Holm).
     pairs: Sequence[PairedDifference[ModelMetrics]]
-    #: Of students and baselines, the smallest that is not significantly less accurate than the best
-    #: of them, minus that one.
-    recommendation: PairedDifference[ModelMetrics]
-    to_teacher: PairedDifference[ModelMetrics]  # the recommended network minus the teacher
+    decision: Decision | None  # which file to ship; None if there is no file
     robustness: RobustComparison
 
     @property
@@ -194,12 +192,6 @@ def compare(
     ]
     pairs = [difference(i, j) for i, j in combinations(distilled, 2)]
     adjusted = statistics.holm([pair.p_value for pair in pairs])
-    best = max(range(1, len(models)), key=lambda i: (models[i].accuracy, -models[i].parameters))
-    to_best = {i: difference(i, best) for i in range(1, len(models))}
-    recommended = min(
-        (i for i, to in to_best.items() if not to.significant),
-        key=lambda i: (models[i].parameters, models[i].macs, -models[i].accuracy),
-    )
     return Comparison(
         class_names=class_names,
         labels=labels["test"],
@@ -208,7 +200,6 @@ def compare(
         gains=gains,
         int8=int8,
         pairs=[replace(pair, p_value=p) for pair, p in zip(pairs, adjusted, strict=True)],
-        recommendation=to_best[recommended],
-        to_teacher=difference(recommended, 0),
+        decision=decide(models, difference),
         robustness=robustness,
     )

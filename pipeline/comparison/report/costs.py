@@ -16,6 +16,9 @@ from pipeline.runtime.errors import counted
 OF_TEACHER = ("pytorch_cuda", "onnxruntime_cuda", "onnxruntime_all_cores", "onnxruntime_1_thread")
 
 
+NOT_MEASURED = "not measured"
+
+
 @dataclass(frozen=True)
 class Costs:
     """Figures that depend on a clock."""
@@ -52,7 +55,7 @@ def speed_of(
     measured = speed.get(setting)
     figures = measured and measured.find(name, precision)
     if figures is None:
-        return "not measured"
+        return NOT_MEASURED
     if figures.speedup is None:
         return f"{three_digits(figures.latency_ms)} ms"
     return figures.speedup.than_the_teacher

@@ -5,6 +5,7 @@ import pandas as pd
 from pipeline.comparison.compare import Comparison
 from pipeline.comparison.figures import Figures, models_table
 from pipeline.comparison.report.costs import Costs, speed_note
+from pipeline.comparison.report.decision_card import TITLE, DecisionCard, decision_card
 from pipeline.comparison.report.summary import sentences
 from pipeline.comparison.report.tables import (
     cache_table,
@@ -20,6 +21,7 @@ def markdown(figures: Figures, comparison: Comparison, costs: Costs) -> str:
 
     parts = [
         "## Comparison",
+        decision_text(decision_card(figures, costs.speed)),
         "\n".join(f"- {line}" for line in sentences(figures, comparison, costs)),
         table(students_table(figures).rename(columns={"gain": "gain, points"})),
     ]
@@ -33,3 +35,8 @@ def markdown(figures: Figures, comparison: Comparison, costs: Costs) -> str:
         "</details>\n",
     ]
     return "\n\n".join(parts)
+
+
+def decision_text(card: DecisionCard) -> str:
+    file = f"`{card.file}`** ({card.name})" if card.name else f"{card.file}**"
+    return "\n".join([f"**{TITLE}: {file}", "", *(f"- {line}" for line in card.lines)])
