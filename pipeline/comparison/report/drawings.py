@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from pipeline.comparison.compare import Comparison, ModelMetrics
 from pipeline.comparison.measurement.corruptions import SEVERITIES
-from pipeline.comparison.measurement.latency import EngineSpeed
+from pipeline.comparison.measurement.latency import EngineSpeed, file_label
 from pipeline.comparison.measurement.statistics import Gain, PairedDifference
 from pipeline.comparison.report import charts
 from pipeline.comparison.report.costs import setting_label
@@ -74,7 +74,7 @@ def accuracy_against(
     axis_title: str, models: Sequence[ModelMetrics], costs: Sequence[float | None], note: str = ""
 ) -> Drawing:
     points = [
-        charts.Point(m.name, m.precision, m.role, cost, m.accuracy, m.low, m.high)
+        charts.Point(file_label(m.name, m.precision), m.role, cost, m.accuracy, m.low, m.high)
         for m, cost in zip(models, costs, strict=True)
         if cost is not None
     ]
