@@ -12,6 +12,7 @@ file of the same network, and with the teacher in the same engine.
 import argparse
 import importlib.util
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -31,12 +32,7 @@ from pipeline.runtime.outputs import TEACHER, ExportedFile, ModelOutputs, Precis
 from pipeline.runtime.params import student_names
 
 Forward = Callable[[np.ndarray], object]
-PRECISIONS: dict[str, tuple[Precision, ...]] = {
-    "onnxruntime": ("float32", "int8"),
-    "OpenVINO": ("float32", "int8"),
-    "PyTorch": ("float32",),
-    "torch.compile": ("float32",),
-}
+Engines = dict[str, tuple[tuple[Precision, ...], Callable[[ExportedFile, int], Forward]]]
 
 
 class Compared(Interval):
@@ -80,15 +76,16 @@ def in_pytorch(file: ExportedFile, threads: int) -> Forward:
 
 
 def in_torch_compile(file: ExportedFile, threads: int) -> Forward:
-    torch._dynamo.reset()
+    torch._dynamo.config.recompile_limit = 64  # all networks share the code of `forward`
     return torch.compile(in_pytorch(file, threads))
 
 
-OPEN = {
-    "onnxruntime": in_onnxruntime,
-    "OpenVINO": in_openvino,
-    "PyTorch": in_pytorch,
-    "torch.compile": in_torch_compile,
+#: By engine: the precisions that it runs, and how it opens a file or its network.
+ENGINES: Engines = {
+    "onnxruntime": (("float32", "int8"), in_onnxruntime),
+    "OpenVINO": (("float32", "int8"), in_openvino),
+    "PyTorch": (("float32",), in_pytorch),
+    "torch.compile": (("float32",), in_torch_compile),
 }
 
 
@@ -102,52 +99,60 @@ def files_of(precision: Precision) -> list[ExportedFile]:
 def measure(arguments: argparse.Namespace) -> Iterator[Row]:
     if not files_of("float32"):
         raise UserError("there is no exported file here. Run `dvc repro` first.")
-    cores = available_cores()
+    wanted = {"onnxruntime", *arguments.engines}  # which all others are compared with
+    engines = {name: ENGINES[name] for name in ENGINES if name in wanted}
+    if "OpenVINO" in engines and importlib.util.find_spec("openvino") is None:
+        del engines["OpenVINO"]
+        yield {"not measured": "OpenVINO", "reason": "the package `openvino` is not installed"}
+    cores, before = available_cores(), torch.get_num_threads()
     for threads in (1, cores) if cores > 1 else (1,):
         torch.set_num_threads(threads)
-        yield from with_threads(threads, arguments.batch, arguments.rounds)
+        yield from with_threads(threads, engines, arguments.batch, arguments.rounds)
+    torch.set_num_threads(before)
 
 
-def with_threads(threads: int, batch: int, rounds: int) -> Iterator[Row]:
-    tasks: dict[tuple[str, str, Precision], Callable[[], object]] = {}
-    for engine, precisions in PRECISIONS.items():
-        if engine == "OpenVINO" and importlib.util.find_spec("openvino") is None:
-            yield {"not measured": engine, "reason": "the package `openvino` is not installed"}
-            continue
+def with_threads(threads: int, engines: Engines, batch: int, rounds: int) -> Iterator[Row]:
+    tasks: dict[tuple[str, ExportedFile], Callable[[], object]] = {}
+    for engine, (precisions, open_in_engine) in engines.items():
         for file in (file for precision in precisions for file in files_of(precision)):
             metadata = open_file(file.path, 1).metadata
             shape = (batch, metadata.channels, metadata.image_size, metadata.image_size)
             images = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
-            name = file.name or "teacher"
             try:
-                forward = OPEN[engine](file, threads)
+                forward = open_in_engine(file, threads)
                 forward(images)
-            except Exception as error:  # of an engine that is optional, or of a compiler
+            except Exception as error:  # of an optional engine, or of a compiler
                 if engine in ("onnxruntime", "PyTorch"):
                     raise
-                label = f"{engine}: {file_label(name, file.precision)}"
-                yield {"not measured": label, "reason": first_line(error)}
+                yield {"not measured": label(engine, file), "reason": first_line(error)}
                 continue
-            tasks[engine, name, file.precision] = lambda run=forward, of=images: run(of)
+            tasks[engine, file] = lambda run=forward, of=images: run(of)
     times = time_interleaved(
         list(tasks.values()), rounds=rounds, calls=3, min_rounds=rounds, max_seconds=0
     )
-    by_side = dict(zip(tasks, times, strict=True))
-    in_words = f"{counted(batch, 'image')}, {counted(threads, 'thread')}"
-    for (engine, name, precision), of_side in by_side.items():
-        of_teacher = by_side.get((engine, "teacher", "float32"))
-        of_file = by_side["onnxruntime", name, "float32"]
+    of_side = dict(zip(tasks, times, strict=True))
+    for (engine, file), ours in of_side.items():
         yield {
-            in_words: f"{engine}: {file_label(name, precision)}",
-            "ms": float(1000 * np.median(of_side)),
-            "than the teacher": compared(of_teacher, of_side),
-            "than the float32 file in onnxruntime": compared(of_file, of_side),
+            f"{counted(batch, 'image')}, {counted(threads, 'thread')}": label(engine, file),
+            "ms": float(1000 * np.median(ours)),
+            "than the teacher": compared(of_side.get((engine, ExportedFile("teacher"))), ours),
+            "than the float32 file in onnxruntime": compared(
+                of_side["onnxruntime", replace(file, precision="float32")], ours
+            ),
         }
+
+
+def label(engine: str, file: ExportedFile) -> str:
+    return f"{engine}: {file_label(file.name or 'teacher', file.precision)}"
 
 
 def main() -> None:
     run_benchmark(
-        __doc__, measure, batch=(1, "images at once"), rounds=(100, "rounds, of 3 calls each")
+        __doc__,
+        measure,
+        batch=(1, "images at once"),
+        rounds=(100, "rounds, of 3 calls each"),
+        engines=([*ENGINES], "engines to compare, with onnxruntime"),
     )
 
 
