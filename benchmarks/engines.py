@@ -34,6 +34,10 @@ from pipeline.runtime.params import student_names
 Forward = Callable[[np.ndarray], object]
 Engines = dict[str, tuple[tuple[Precision, ...], Callable[[ExportedFile, int], Forward]]]
 
+#: Seconds before each turn: PyTorch's threads wait in loops after a call, and would take a core
+#: from the next engine.
+PAUSE = 0.01
+
 
 class Compared(Interval):
     """How much faster or slower, with the interval."""
@@ -127,9 +131,8 @@ def with_threads(threads: int, engines: Engines, batch: int, rounds: int) -> Ite
                 yield {"not measured": label(engine, file), "reason": first_line(error)}
                 continue
             tasks[engine, file] = lambda run=forward, of=images: run(of)
-    times = time_interleaved(
-        list(tasks.values()), rounds=rounds, calls=3, min_rounds=rounds, max_seconds=0
-    )
+    counts = {"rounds": rounds, "calls": 3, "min_rounds": rounds}
+    times = time_interleaved(list(tasks.values()), **counts, max_seconds=0, pause=PAUSE)
     of_side = dict(zip(tasks, times, strict=True))
     for (engine, file), ours in of_side.items():
         yield {
