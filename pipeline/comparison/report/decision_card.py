@@ -68,9 +68,8 @@ def size(decision: DecisionFigures) -> str:
     text = counted(decision.bytes, "byte")
     if decision.teacher_bytes is None:
         return text
-    return (
-        f"{text}, {times_smaller(decision.teacher_bytes, decision.bytes)} than the teacher's file"
-    )
+    ratio = times_smaller(decision.teacher_bytes, decision.bytes)
+    return f"{text} ({ratio} than the teacher's file)"
 
 
 def times_smaller(first: int, second: int) -> str:
