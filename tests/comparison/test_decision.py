@@ -62,7 +62,7 @@ TEACHER = model("teacher", "teacher", 0, 50_000)
 
 def decided(*models: ModelMetrics, teacher: ModelMetrics = TEACHER) -> Decision | None:
     everyone = [teacher, *models]
-    means = statistics.bootstrap_means(np.stack([m.correct for m in everyone], 1), resamples=1000)
+    means = statistics.bootstrap_means(np.stack([m.correct for m in everyone], 1), resamples=500)
 
     def difference(i: int, j: int) -> PairedDifference[ModelMetrics]:
         first, second = everyone[i], everyone[j]
@@ -154,6 +154,14 @@ def test_a_significantly_better_baseline_is_chosen_and_the_card_warns():
         "Warning: Distillation made s significantly less accurate. Trained without the teacher, it "
         "is better by 4.00 points (" in text_of(decision)
     )
+
+
+def test_of_two_eligible_trainings_the_significantly_better_one_is_chosen():
+    best = model("big", "distilled", 4, 5000, shift=100)
+    decision = decided(best, *pair("small", 11, 5))
+    assert (key(decision.file), decision.training) == ("small, baseline, float32", "better")
+    decision = decided(best, *pair("small", 5, 11))
+    assert (key(decision.file), decision.training) == ("small, distilled, float32", "better")
 
 
 def test_a_training_that_alone_is_not_significantly_below_the_best_is_chosen():
@@ -249,6 +257,9 @@ def test_of_files_of_nearly_the_same_size_the_more_accurate_is_chosen():
         assert key(decision.file) == "y, distilled, float32"
     decision = decided(*pair("x", 5, 9, 1000), *pair("y", 3, 9, 1011))
     assert key(decision.file) == "x, distilled, float32"
+    x = [model("x", "distilled", 5, 1000), model("x", "baseline", 9, 1030)]
+    decision = decided(*x, *pair("y", 3, 9, 1015))  # the larger of two files is a network's size
+    assert key(decision.file) == "y, distilled, float32"
     decision = decided(*pair("x", 3, 9), *pair("y", 3, 9))  # a tie: the first of params.yaml
     assert key(decision.file) == "x, distilled, float32"
 

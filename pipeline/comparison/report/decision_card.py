@@ -46,7 +46,7 @@ def decision_card(figures: Figures, speed: Mapping[str, EngineSpeed]) -> Decisio
             f"Against the teacher's {percent(figures.teacher.accuracy)}": difference(
                 decision.to_teacher.tested
             ),
-            "Distilled against baseline": "the other was not measured"
+            "Distilled against baseline": "not compared: one has no file"
             if decision.gain is None
             else difference(decision.gain.tested),
         },
