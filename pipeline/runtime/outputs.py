@@ -49,13 +49,20 @@ class ModelOutputs:
         return Path("predictions") / f"{self._place}.safetensors"
 
     @property
-    def corrupted_predictions(self) -> Path:
-        return Path("predictions/robustness") / f"{self._place}.safetensors"
-
-    @property
     def scratch(self) -> Path:
         """The folder of the state that the training resumes from."""
         return Path(".scratch/training") / self._place
+
+    @property
+    def int8_model(self) -> Path:
+        """The folder of a distilled student's weights that `int8_training` trained further; without
+        network.json in it, the int8 file is made from `model`."""
+        return Path("models/int8") / str(self.name)
+
+    @property
+    def int8_scratch(self) -> Path:
+        """The folder of the state that `int8_training` resumes from."""
+        return Path(".scratch/training/int8") / str(self.name)
 
     @property
     def _place(self) -> Path:

@@ -23,14 +23,14 @@ class TrainingParams(OptimisationParams):
 
 
 class StudentParams(Section):
-    """One student. `training: {}`, `distillation: {}` and `export: {}` mean the defaults, the
-    sections of these names."""
+    """One student. `training: {}` and `distillation: {}` mean the defaults, the sections of these
+    names; `export`, which no training reads, may be left out."""
 
     family: Family
     network: Network
     training: dict[str, Any]
     distillation: dict[str, Any]
-    export: dict[str, Any] = Field(default_factory=dict)
+    export: dict[str, Any] = {}  # noqa: RUF012  (pydantic copies it)
 
     @field_validator("network")
     @classmethod

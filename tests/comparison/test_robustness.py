@@ -23,11 +23,12 @@ from pipeline.comparison.robustness import (
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.data.prepared.image_decoding import clean_boxes, decode_view
 from pipeline.models import checkpoint
-from pipeline.models.evaluation import batches_of, predict
+from pipeline.models.evaluation import predict
 from pipeline.models.spec import InputSpec
 from pipeline.runtime.errors import UserError
 from pipeline.stages import robustness as stage
 from pipeline.stages.robustness import predict_variants
+from pipeline.views.loader import batches_of
 
 FOLDER = Path("predictions/robustness")
 STUDENT = FOLDER / "students/small.safetensors"
