@@ -172,7 +172,7 @@ def hostile_pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("hostile")
     for name, (num_classes, students, growth) in HOSTILE_PAGES.items():
         comparison = invented(num_classes, students, growth=growth)
-        page = page_of(comparison, costs_of(comparison, "cpu"), size=16)
+        page = page_of(comparison, costs_of(comparison, ONE_THREAD), size=16)
         (folder / f"{name}.html").write_text(page, "utf-8")
     return {name: folder / f"{name}.html" for name in HOSTILE_PAGES}
 
