@@ -137,11 +137,17 @@ def bottom_axis(axis: Axis, y: float, top: float, title: str) -> Markup:
 
 
 def framed(
-    x: Axis, y: Axis, title: str, axis_title: str, parts: Sequence[Markup], right: float = RIGHT
+    x: Axis,
+    y: Axis,
+    title: str,
+    axis_title: str,
+    parts: Sequence[Markup],
+    right: float = RIGHT,
+    left: float = LEFT,
 ) -> Markup:
     """A chart with an axis at the bottom and one at the left."""
     left_axis = [
-        line(LEFT, y(v), right, y(v), "rule") + text(LEFT - 6, y(v) + 4, y.text(v), "", "end")
+        line(left, y(v), right, y(v), "rule") + text(left - 6, y(v) + 4, y.text(v), "", "end")
         for v in y.ticks
     ]
     bottom = bottom_axis(x, y.start, TOP, axis_title)
@@ -229,34 +235,35 @@ def spread_labels(labels: Sequence[tuple], bottom: float) -> list[tuple]:
 def curves(
     series: Sequence[tuple[str, Sequence[float], Sequence[float]]],
     x: Axis,
-    limits: tuple[float, float],
+    y: Axis,
     title: str,
     axis_title: str,
     marked: Mapping[str, float] | None = None,
+    left: float = LEFT,
 ) -> Markup:
-    """Curves of shares: (role, values on the axis, shares). Dots mark all values, or one of each.
+    """Curves: (role, values on the x-axis, values on the y-axis). Dots mark all points, or one of
+    each curve.
 
     Args:
-        limits: of the shares' axis, so that several charts have one scale.
-        marked: by role, the value on the axis of its one dot.
+        marked: by role, the value on the x-axis of its one dot.
+        left: pixels, where the x-axis begins; to its left are the y-axis's numbers.
     """
-    y = linear_axis(limits, 180, TOP, in_percent)
     parts = []
-    for role, values, shares in series:
-        points = list(zip(values, shares, strict=True))
-        parts.append(path([(x(value), y(share)) for value, share in points], f"curve {role}"))
-        for value, share in points:
+    for role, across, heights in series:
+        points = list(zip(across, heights, strict=True))
+        parts.append(path([(x(value), y(height)) for value, height in points], f"curve {role}"))
+        for value, height in points:
             if marked is not None and value != marked[role]:
                 continue
-            tooltip = f"{role}, {axis_title} {x.text(value)}: {in_percent(share)}"
-            parts.append(dot(x(value), y(share), role, tooltip, 4))
-    return framed(x, y, title, axis_title, parts)
+            tooltip = f"{role}, {axis_title} {x.text(value)}: {y.text(height)}"
+            parts.append(dot(x(value), y(height), role, tooltip, 4))
+    return framed(x, y, title, axis_title, parts, left=left)
 
 
-def epoch_axis(last: int) -> Axis:
+def epoch_axis(last: int, left: float = LEFT) -> Axis:
     step = next((s for s in (1, 2, 5, 10, 20, 50, 100) if last / s <= 7), 200)
     ticks = sorted({1, *range(step, last + 1, step)})
-    return Axis(1, max(last, 2), LEFT + 4, RIGHT - 6, ticks, "{:g}".format)
+    return Axis(1, max(last, 2), left + 4, RIGHT - 6, ticks, "{:g}".format)
 
 
 def named_axis(names: Sequence[str]) -> Axis:

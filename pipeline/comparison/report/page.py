@@ -23,6 +23,7 @@ from pipeline.comparison.report import charts, drawings, tables
 from pipeline.comparison.report.costs import Costs, device_label, measured_sentence
 from pipeline.comparison.report.numbers import fewer_or_more, join_and, points_of_one, si3, whole
 from pipeline.comparison.report.summary import sentences
+from pipeline.comparison.report.training_charts import training_charts
 from pipeline.runtime.errors import counted
 
 VERSIONS = ("torch", "torchvision", "numpy", "h5py", "pillow")
@@ -43,7 +44,7 @@ def html_report(
     """Render the page.
 
     Args:
-        curves: student, role, epoch, validation_accuracy of every epoch.
+        curves: a row per epoch and training, as `results.read_training_curves` returns them.
         pixels_of: the pixels [C, H, W] uint8 of a test image, by its number.
         corrupted: the pixels of one test image, by corruption.
         params: all of params.yaml.
@@ -80,7 +81,7 @@ def html_report(
             for device in costs.speed.values()
         ],
         cache=tables.cache_table(costs),
-        training_curves=drawings.training_curves(comparison, curves),
+        training_charts=training_charts(curves),
         calibration=drawings.calibration(comparison),
         severities=join_and(map(str, SEVERITIES)),
         shown_severity=SHOWN_SEVERITY,

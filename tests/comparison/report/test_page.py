@@ -101,17 +101,23 @@ def figures_of(comparison: Comparison, costs: Costs) -> Figures:
 def page_of(comparison: Comparison, costs: Costs, size: int, channels: int = 3) -> str:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (len(comparison.labels), channels, size, size), np.uint8)
+    trainings = [
+        ("teacher", "teacher"),
+        *product(comparison.gains, ("distilled", "baseline")),
+    ]
     curves = pd.DataFrame(
         [
             {
                 "student": name,
                 "role": role,
                 "epoch": epoch,
+                "train_loss": 10.0 ** (2 - epoch / 10),
+                "learning_rate": 0.00025 * (1 - epoch / 40),
                 "validation_accuracy": 1 - 0.9**epoch,
+                "validation_nll": 2 * 0.95**epoch,
                 "kept": epoch == 40,
             }
-            for name in comparison.gains
-            for role in ("distilled", "baseline")
+            for name, role in trainings
             for epoch in range(1, 41)
         ]
     )
@@ -152,9 +158,11 @@ def test_the_page_is_self_contained_and_has_no_script(pages, name):
 )
 def test_every_chart_is_drawn_well_formed_and_named(pages, name, students, devices):
     page = pages[name].read_text("utf-8")
-    charts_of_students = 5 - (name == "many")  # which has tables instead of heat maps
+    charts_of_students = 8 - (name == "many")  # which has tables instead of heat maps
+
     drawings = re.findall(r"<svg .*?</svg>", page, re.DOTALL)
-    assert len(drawings) == 3 + devices + 1 + 1 + charts_of_students * students
+    charts_of_the_teacher = 6
+    assert len(drawings) == 3 + devices + charts_of_the_teacher + charts_of_students * students
     for drawing in drawings:
         assert ElementTree.fromstring(drawing).attrib["aria-label"]
         assert "nan" not in drawing
