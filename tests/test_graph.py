@@ -182,13 +182,14 @@ PURE = [
     *("views/policy", "views/rand_augment", "views/resampling"),
     *("comparison/metrics", "comparison/measurement/statistics", "comparison/cache_economics"),
     *("comparison/measurement/corruptions", "comparison/measurement/latency"),
-    "comparison/report/charts",
+    *("comparison/report/charts", "comparison/report/label_layout"),
 ]
 
 
 @pytest.mark.parametrize("path", PURE)
-def test_arithmetic_imports_nothing_of_ours(path):
-    assert modules(closure(f"pipeline.{path.replace('/', '.')}")) == {f"pipeline/{path}.py"}
+def test_arithmetic_imports_nothing_of_ours_but_arithmetic(path):
+    imported = modules(closure(f"pipeline.{path.replace('/', '.')}"))
+    assert imported <= {f"pipeline/{pure}.py" for pure in PURE}
 
 
 def test_parameters_are_checked_without_torch():

@@ -10,7 +10,6 @@ from markupsafe import Markup
 from pipeline.comparison.report import charts
 
 BOTTOM = 180  # pixels, of the vertical axes
-LEFT = 58  # room for numbers as long as 0.00025
 _NUMBER = "{:.5g}".format
 _MOST_ON_A_LINEAR_AXIS = 10  # the largest loss over the smallest
 
@@ -49,12 +48,11 @@ def _charts(name: str, curves: pd.DataFrame) -> TrainingCharts:
     drawn = {
         title: charts.curves(
             [(role, rows["epoch"], rows[column]) for role, rows in trainings.items()],
-            charts.epoch_axis(curves["epoch"].max(), LEFT),
+            charts.epoch_axis(curves["epoch"].max()),
             axis_of(curves[column].tolist()),
             f"{title} of {name}",
             "epoch",
             marked=kept,
-            left=LEFT,
         )
         for column, (title, axis_of) in columns.items()
     }

@@ -1,4 +1,4 @@
-"""The report needs no network, draws its figures, and fits a phone."""
+"""The report needs no network, draws its figures, and can be read on every screen and in print."""
 
 import base64
 import hashlib
@@ -31,8 +31,14 @@ ONE_THREAD = "onnxruntime_1_thread"
 HOSTILE = "</style><script src='https://example.org/x.js'></script>&"
 
 
-def invented(num_classes: int, students: list[str], count: int = 300) -> Comparison:
-    """Compare networks of different size and accuracy, with long and hostile class names."""
+def invented(
+    num_classes: int, students: list[str], count: int = 300, growth: int = 3
+) -> Comparison:
+    """Compare networks, with long and hostile class names.
+
+    Args:
+        growth: by which factor each student is larger than the one before it.
+    """
     rng = np.random.default_rng(0)
     labels = {name: rng.integers(0, num_classes, count) for name in ("validation", "test")}
     names = [f"a class of a long name {i}" for i in range(num_classes)]
@@ -62,8 +68,8 @@ def invented(num_classes: int, students: list[str], count: int = 300) -> Compari
     teacher = predictions("teacher", "teacher", 4, 20_000_000)
     pairs = {
         name: (
-            predictions(name, "distilled", 2 + i % 3, 50_000 * 3**i),
-            predictions(name, "baseline", 1.5 + i % 4, 50_000 * 3**i),
+            predictions(name, "distilled", 2 + i % 3, 50_000 * growth**i),
+            predictions(name, "baseline", 1.5 + i % 4, 50_000 * growth**i),
         )
         for i, name in enumerate(students)
     }
@@ -151,6 +157,7 @@ def page_of(comparison: Comparison, costs: Costs, size: int, channels: int = 3) 
     )
 
 
+LONG = [f"student_{i:02}_with_a_name_of_forty_letters_x" for i in range(12)]
 FOUR = ["mobilenet-v2-half", "resnet8", "b", "a_student_of_a_long_name"]
 
 
@@ -163,6 +170,25 @@ def pages(tmp_path_factory: pytest.TempPathFactory, finished_project: Path) -> d
     paths["few"].write_text(few_page, "utf-8")
     paths["many"].write_text(page_of(many, costs_of(many, ONE_THREAD), size=200), "utf-8")
     return paths | {"real": finished_project / "reports/index.html"}
+
+
+@pytest.fixture(scope="module")
+def hostile_pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Reports with long names, and students of one cost."""
+    folder = tmp_path_factory.mktemp("hostile")
+    for name, (num_classes, students, growth) in HOSTILE_PAGES.items():
+        comparison = invented(num_classes, students, growth=growth)
+        page = page_of(comparison, costs_of(comparison, "cpu"), size=16)
+        (folder / f"{name}.html").write_text(page, "utf-8")
+    return {name: folder / f"{name}.html" for name in HOSTILE_PAGES}
+
+
+#: Classes, students, and the factor by which each student is larger than the one before.
+HOSTILE_PAGES = {
+    "two classes, students of one cost": (2, LONG[:3], 1),
+    "as many classes as a heat map shows": (MOST_CLASSES, LONG[:3], 2),
+    "many students of one cost, many classes": (100, LONG, 1),
+}
 
 
 NAMES = ("real", "few", "many")
@@ -340,12 +366,6 @@ def test_a_logarithmic_axis_has_two_to_seven_ticks_for_any_costs():
         assert all(axis(b) - axis(a) > 30 for a, b in pairwise(axis.ticks))
 
 
-def test_overlapping_labels_are_moved_apart():
-    labels = [(10, 50, "first", "start"), (12, 52, "second", "start"), (200, 51, "far", "start")]
-    heights = {name: y for _, y, name, _ in charts.spread_labels(labels, 300)}
-    assert heights == {"first": 50, "second": 50 + charts.LINE, "far": 51}
-
-
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Page]:
     if CHROMIUM is None:
@@ -380,11 +400,12 @@ EMPTY = """
   return box.width < 50 || box.height < 50 || shown.naturalWidth === 0;
 }).length
 """
+PAGE_CHECKS = Path(__file__).with_name("page_checks.js").read_text("utf-8")
 PAINT = "getComputedStyle(document.body).backgroundColor"
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1280, 800, 390])
 def test_a_browser_shows_the_page_without_errors_requests_or_sideways_scrolling(
     pages, chromium, name, width
 ):
@@ -403,10 +424,155 @@ def test_a_browser_shows_the_page_without_errors_requests_or_sideways_scrolling(
     assert chromium.errors == []
 
 
+#: Width in pixels, whether dark, and the medium. A4 has about 718 pixels between its margins.
+VIEWS = [(w, dark, "") for w in (390, 800, 1280) for dark in (False, True)] + [
+    (718, False, "print")
+]
+
+
+def check_views(chromium: Page, path: Path) -> None:
+    """Check what a reader sees of a page at each width, light and dark, and in print."""
+    chromium.requests.clear()
+    chromium.show(path, width=1280)
+    chromium.evaluate(PAGE_CHECKS)
+    assert chromium.evaluate("pageChecks.lines()") > 300
+    for width, dark, media in VIEWS:
+        chromium.look(width=width, dark=dark, media=media)
+        view = f"{width} {'dark' if dark else 'light'} {media}"
+        assert chromium.evaluate("pageChecks.overlaps()") == [], view
+        assert chromium.evaluate("pageChecks.faint()") == [], view
+        assert chromium.evaluate("document.documentElement.scrollWidth") <= width, view
+        assert chromium.evaluate(OUTSIDE) == [], view
+        assert chromium.evaluate(CUT_TEXT) == [], view
+        assert chromium.evaluate(SMALLEST_TEXT) >= 9, view
+    assert {url for url in chromium.requests if not url.startswith("data:")} == {
+        path.absolute().as_uri()
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_texts_overlap_or_are_faint_or_cut_at_any_width_light_dark_and_in_print(
+    pages, chromium, name
+):
+    check_views(chromium, pages[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HOSTILE_PAGES)
+def test_long_names_and_many_students_of_one_cost_can_be_read(hostile_pages, chromium, name):
+    check_views(chromium, hostile_pages[name])
+
+
+def shown_column(chromium: Page, table: str, column: int) -> list[str]:
+    """A table's texts of one column, from the top, without what is in small type."""
+    cells = f"[...document.querySelectorAll('{table} tbody tr')].map(row => row.cells[{column}]"
+    return chromium.evaluate(f"{cells}.firstElementChild.firstChild.textContent.trim())")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_table_is_sorted_by_click_and_by_key_and_says_so_to_a_screen_reader(
+    pages, chromium, width
+):
+    chromium.show(pages["few"], width=width)
+    chromium.errors.clear()
+    title = "document.querySelectorAll('#students th')[{}]".format
+    button = "document.querySelectorAll('#students th button')[{}]".format
+    count = chromium.evaluate("document.querySelectorAll('#students th button').length")
+    assert count == chromium.evaluate("document.querySelectorAll('#students th').length")
+    parameters = ["50,000", "150,000", "450,000", "1,350,000"]
+    assert shown_column(chromium, "#students", 7) == parameters
+    chromium.click(button(7))
+    chromium.click(button(7))
+    assert shown_column(chromium, "#students", 7) == parameters[::-1]
+    assert chromium.evaluate(f"{title(7)}.ariaSort") == "descending"
+    chromium.evaluate(f"{button(0)}.focus()")
+    chromium.press("Enter", text="\r")
+    assert shown_column(chromium, "#students", 0) == sorted(FOUR)
+    assert chromium.evaluate(f"[{title(0)}.ariaSort, {title(7)}.ariaSort]") == ["ascending", None]
+    chromium.press("Tab")
+    chromium.press(" ", text=" ")
+    shown = shown_column(chromium, "#students", 1)
+    assert shown == sorted(shown, key=lambda text: float(text.removesuffix("%")))
+    assert chromium.evaluate("document.activeElement.textContent") == "distilled"
+    assert chromium.errors == []
+
+
+def test_numbers_are_sorted_as_numbers_with_their_units_and_absent_ones_last(
+    pages, chromium, tmp_path
+):
+    """The script, on cells of every kind, in an order that is not theirs as texts."""
+    script = re.search(r"<script>.*?</script>", pages["few"].read_text("utf-8"), re.DOTALL)[0]
+    for ordered in (
+        ["\N{MINUS SIGN}1.39", "0.00", "+0.28", "+10.00", "-"],
+        ["9.5%", "98.3 %", "100.00%", "-"],
+        ["900", "78.0 k", "1.23 M", "17.0 M", "1.1 G"],
+        ["252 kB", "2.91 MB"],
+        ["0.680 ms", "15 ms", "8.4 s", "12 min", "5.1 h"],
+        ["p < 0.001", "p = 0.001", "p = 0.062"],
+        ["2 x slower (1.9 to 2.1)", "1.25 x slower", "as fast", "1.1 x faster", "10 x faster", "-"],
+        ["2,308 images/s", "10,000 images/s"],
+        ["class 2", "class 10", "Class 11"],
+    ):
+        texts = ordered[1:] + ordered[:1]
+        rows = "".join(f"<tr><td><span>x</span><td><span>{text}</span>" for text in texts)
+        path = tmp_path / "table.html"
+        head = "<thead><tr><th>name<th>value</thead>"
+        path.write_text(
+            f"<meta charset=utf-8><table class=sortable>{head}{rows}</table>{script}", "utf-8"
+        )
+        chromium.show(path, width=800)
+        chromium.evaluate("document.querySelectorAll('button')[1].click()")
+        assert shown_column(chromium, "table", 1) == ordered
+        chromium.evaluate("document.querySelectorAll('button')[1].click()")
+        absent = [text for text in ordered if text == "-"]
+        present = [text for text in ordered if text != "-"]
+        assert shown_column(chromium, "table", 1) == [*present[::-1], *absent]
+
+
+def test_without_scripts_the_page_has_the_same_texts_and_no_buttons(pages, chromium):
+    texts = "document.body.innerText.replace(/Press a column.*/, '').replace(/\\s+/g, ' ')"
+    try:
+        chromium.show(pages["few"], width=1280)
+        with_scripts = chromium.evaluate(texts)
+        chromium.call("Emulation.setScriptExecutionDisabled", value=True)
+        chromium.show(pages["few"], width=1280)
+        assert chromium.evaluate(texts) == with_scripts
+        assert chromium.evaluate("document.querySelectorAll('button').length") == 0
+    finally:
+        chromium.call("Emulation.setScriptExecutionDisabled", value=False)
+
+
+def test_no_row_and_no_chart_is_cut_between_two_pages_of_print(pages, chromium):
+    chromium.show(pages["few"], width=718)
+    chromium.look(width=718, media="print")
+    inside = "getComputedStyle(element).breakInside"
+    kinds = "[...document.querySelectorAll('tr, figure.card, .strip figure')]"
+    assert chromium.evaluate(f"[...new Set({kinds}.map(element => {inside}))]") == ["avoid"]
+    shown = "[...document.querySelectorAll('td')].every(cell => cell.checkVisibility())"
+    assert chromium.evaluate(shown)
+
+
+def test_a_name_runs_no_script_in_the_page(pages, chromium, tmp_path):
+    """The policy holds even where the escaping of a name is undone."""
+    page = (
+        pages["few"]
+        .read_text("utf-8")
+        .replace(
+            "a_student_of_a_long_name",
+            "<img src=x onerror='document.title = 1'><script>document.title = 2</script>",
+        )
+    )
+    path = tmp_path / "index.html"
+    path.write_text(page, "utf-8")
+    chromium.show(path, width=1280)
+    assert chromium.evaluate("document.title").startswith("Comparison")
+    assert chromium.evaluate("document.querySelectorAll('th button').length") > 9
+
+
 def test_the_page_is_dark_if_the_reader_prefers_dark(pages, chromium):
     chromium.show(pages["real"], width=390)
     light = chromium.evaluate(PAINT)
-    chromium.show(pages["real"], width=390, dark=True)
+    chromium.look(width=390, dark=True)
     assert light != chromium.evaluate(PAINT)
 
 
@@ -418,9 +584,16 @@ def test_the_browser_reports_a_request_an_error_and_an_overflow(tmp_path, chromi
     page.write_text(
         "<body><p style='width: 3000px'>wide</p><img src='http://example.org/a.png'>"
         "<script>console.error('oh')</script>"
+        "<p style='color: #999'>faint</p><p style='margin: -34px 0 60px'>over it</p>"
+        "<svg viewBox='0 0 90 90' width=90><text y=40>one</text><text y=52>two</text>"
+        "<text transform='rotate(-90 60 60)' x=60 y=60>turned</text>"
+        "<text x=66 y=60>beside</text></svg>"
     )
     chromium.show(page, width=1280)
     assert "http://example.org/a.png" in chromium.requests
     assert len(chromium.errors) >= 2
     assert len(chromium.evaluate(OUTSIDE)) == 1
     assert chromium.evaluate(EMPTY) == 1
+    chromium.evaluate(PAGE_CHECKS)
+    assert chromium.evaluate("pageChecks.overlaps()") == [": faint | over it", ": one | two"]
+    assert chromium.evaluate("pageChecks.faint()") == ["2.85 : faint"]
