@@ -10,7 +10,6 @@ from markupsafe import Markup
 from pipeline.comparison.report import charts
 
 BOTTOM = 180  # pixels, of the vertical axes
-_NUMBER = "{:.5g}".format
 _MOST_ON_A_LINEAR_AXIS = 10  # the largest loss over the smallest
 
 
@@ -50,7 +49,7 @@ def _charts(name: str, curves: pd.DataFrame) -> TrainingCharts:
             [(role, rows["epoch"], rows[column]) for role, rows in trainings.items()],
             charts.epoch_axis(curves["epoch"].max()),
             axis_of(curves[column].tolist()),
-            f"{title} of {name}",
+            f"{title.partition(',')[0]} of {name}",
             "epoch",
             marked=kept,
         )
@@ -68,10 +67,20 @@ def _axis_of_losses(values: Sequence[float]) -> charts.Axis:
     """Logarithmic if the losses differ much; a loss of 0 or less has no logarithm."""
     low, high = min(values), max(values)
     if low <= 0 or high < _MOST_ON_A_LINEAR_AXIS * low:
-        return charts.linear_axis(values, BOTTOM, charts.TOP, _NUMBER)
-    upside_down = charts.log_axis(values, charts.TOP, BOTTOM, _NUMBER)
+        return charts.linear_axis(values, BOTTOM, charts.TOP, number)
+    upside_down = charts.log_axis(values, charts.TOP, BOTTOM, number)
     return replace(upside_down, start=BOTTOM, end=charts.TOP)
 
 
 def _axis_of_rates(values: Sequence[float]) -> charts.Axis:
-    return charts.linear_axis([0, *values], BOTTOM, charts.TOP, _NUMBER)
+    return charts.linear_axis([0, *values], BOTTOM, charts.TOP, number)
+
+
+def number(value: float) -> str:
+    """Five digits at most, written as short as the room beside an axis: 0.0125, 2.5e-4"""
+    text = f"{value:.5g}"
+    if len(text) <= 6:
+        return text
+    mantissa, _, exponent = f"{value:.4e}".partition("e")
+    mantissa = mantissa.rstrip("0").rstrip(".")
+    return min(f"{mantissa}e{int(exponent)}", text, key=len)
