@@ -128,6 +128,10 @@ def test_the_answers_of_a_network_teach_as_the_network_does(project, capsys, kin
     for name in ("validation_accuracy", "test_accuracy", "test_top5_accuracy"):
         assert metrics[name] == measured[name]
     assert load_file(TEACHER.model / checkpoint.WEIGHTS) == {}
+    assert TEACHER.history.read_text("utf-8").count("\n") == 1  # it was not trained
+    curves = pd.read_csv("metrics/training_curves.csv")
+    assert set(curves["role"]) == {"distilled", "baseline"}
+    assert "The teacher was not trained here" in Path("reports/index.html").read_text("utf-8")
 
 
 def test_rows_are_encoded_as_this_project_says(project):

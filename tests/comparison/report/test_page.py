@@ -140,25 +140,32 @@ def params_of(comparison: Comparison) -> dict:
 def page_of(comparison: Comparison, costs: Costs, size: int, channels: int = 3) -> str:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (len(comparison.labels), channels, size, size), np.uint8)
+    trainings = [
+        ("teacher", "teacher"),
+        *product(comparison.gains, ("distilled", "baseline")),
+    ]
     curves = pd.DataFrame(
         [
             {
                 "student": name,
                 "role": role,
                 "epoch": epoch,
+                "train_loss": 10.0 ** (2 - epoch / 10),
+                "learning_rate": 0.00025 * (1 - epoch / 40),
                 "validation_accuracy": 1 - 0.9**epoch,
+                "validation_nll": 2 * 0.95**epoch,
                 "kept": epoch == 40,
             }
-            for name in comparison.gains
-            for role in ("distilled", "baseline")
+            for name, role in trainings
             for epoch in range(1, 41)
         ]
     )
     corrupted = dict.fromkeys(CORRUPTIONS, images[0])
     figures = figures_of(comparison, costs)
     params, fingerprints = params_of(comparison), {"dataset": "ab" * 32}
+    ids = [f"test/a folder of a long name/image_{i:08d}.jpeg" for i in range(len(images))]
     return html_report(
-        *(figures, comparison, curves, images.__getitem__, corrupted, costs),
+        *(figures, comparison, curves, images.__getitem__, ids, corrupted, costs),
         *(params, fingerprints),
     )
 
@@ -253,9 +260,10 @@ def test_a_hostile_name_is_escaped_in_the_card():
 )
 def test_every_chart_is_drawn_well_formed_and_named(pages, name, students, latencies):
     page = pages[name].read_text("utf-8")
-    charts_of_students = 5 - (name == "many")  # which has tables instead of heat maps
+    heat_maps = name != "many"  # which has tables instead
+    charts_of_students = 7 + 3 * heat_maps
     drawings = re.findall(r"<svg .*?</svg>", page, re.DOTALL)
-    assert len(drawings) == 4 + latencies + 1 + 1 + charts_of_students * students
+    assert len(drawings) == 4 + latencies + 6 + heat_maps + charts_of_students * students
     for drawing in drawings:
         assert ElementTree.fromstring(drawing).attrib["aria-label"]
         assert "nan" not in drawing
@@ -290,7 +298,26 @@ def test_all_disagreements_are_counted_and_the_largest_are_shown(pages):
         differ = sum(len(set(of_image)) > 1 for of_image in zip(*decisions, strict=True))
         assert f'{name} <span class="muted">{differ:,} of 300 images' in page
     strips = page.partition('id="disagreements"')[2]
-    assert strips.count("<img") == 4 * 9
+    assert strips.count("<img") == 4 * 7
+
+
+def test_an_image_of_a_disagreement_has_its_file_its_label_and_each_prediction_with_confidence(
+    pages,
+):
+    comparison = invented(5, FOUR)
+    gain = comparison.gains["b"]
+    models = (comparison.teacher, gain.first, gain.second)
+    differ = np.ptp([model.decisions for model in models], axis=0) > 0
+    first = int(np.argmax(np.where(differ, gain.first.divergences, -1)))
+    section = pages["few"].read_text("utf-8").partition('id="disagreements"')[2]
+    page = section.partition("<h3>b ")[2]
+    caption = words_of(page.partition(f"image_{first:08d}.jpeg</span>")[2].partition("</fig")[0])
+    label, *predictions = re.split(" (?=teacher|distilled|baseline)", caption)
+    assert label.startswith("label ")
+    for text, model in zip(predictions, models, strict=True):
+        mark = "✓" if model.decisions[first] == comparison.labels[first] else "✗"
+        assert text.startswith(f"{model.role} ")
+        assert text.endswith(f" {mark} {100 * model.confidences[first]:.1f}%")
 
 
 def words_of(page: str) -> str:
@@ -407,6 +434,9 @@ EMPTY = """
 }).length
 """
 PAGE_CHECKS = Path(__file__).with_name("page_checks.js").read_text("utf-8")
+NARROWEST_EXAMPLE = """
+Math.min(...[...document.querySelectorAll('#disagreements img')].map(image => image.width))
+"""
 PAINT = "getComputedStyle(document.body).backgroundColor"
 
 
