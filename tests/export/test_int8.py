@@ -10,15 +10,18 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from conftest import PARAMS, prepare, write_images
 from import_closure import ROOT
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline.export.int8 import float_operations, to_int8
+from pipeline.export.int8 import calibration_views, float_operations, to_int8
 from pipeline.export.int8_checks import APART, int8_accuracy, verify_kernels
 from pipeline.export.running.onnx_model import OnnxMetadata, OnnxStudent
 from pipeline.export.to_onnx import OPSET, NotExportable, to_onnx
 from pipeline.models.spec import InputSpec, ModelSpec, build
 from pipeline.runtime.errors import UserError
+from pipeline.views.loader import make_view
+from pipeline.views.params import ViewsParams
 
 INPUT = InputSpec(3, 16, [0.5] * 3, [0.25] * 3)
 METADATA = OnnxMetadata(
@@ -197,6 +200,24 @@ def test_an_image_that_cannot_be_read_is_not_blamed_on_the_quantiser(float32_fil
 
     with pytest.raises(UserError, match="^`x.png` is damaged$"):
         to_int8(float32_file, batches())
+
+
+def test_calibration_is_by_the_first_cached_view_of_images_spread_over_training(folder):
+    write_images(folder / "images", per_class=6)
+    dataset, params = prepare(), ViewsParams(**PARAMS["views"])
+    train = dataset.splits["train"]
+    every = np.concatenate(list(calibration_views(dataset, params)))
+    found = np.concatenate(list(calibration_views(dataset, params, 4)))
+    view = make_view(
+        torch.from_numpy(np.array(train.images)),
+        params.view_policy,
+        params.seed,
+        0,
+        np.arange(len(train)),
+    )
+    assert np.array_equal(every, view.pixels.numpy())
+    assert len(train) == 12
+    assert np.array_equal(found, every[[0, 3, 7, 11]])
 
 
 # Whether kernels and graph agree.
