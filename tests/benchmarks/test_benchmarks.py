@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -104,6 +105,13 @@ def test_decoding_runs(folder, monkeypatch):
     write_images(folder / "photographs", per_class=4)
     rows = rows_of("decoding", monkeypatch, folder / "photographs", "--pairs", 2)
     assert [row["kept as"] for row in rows] == ["original"] * 2 + ["quality 90, 256"] * 2
+
+
+def test_int8_runs(exported, monkeypatch, tmp_path):
+    monkeypatch.chdir(shutil.copytree(exported, tmp_path / "copy"))
+    rows = rows_of("int8", monkeypatch, ".", "--rounds", 2, "--calibration", 8)
+    assert [row[""] for row in rows] == ["small, 7 bits", "small, 8 bits"]
+    assert rows[0]["x smaller"] > 2.5
 
 
 @pytest.mark.parametrize("k", [1, 10])
