@@ -6,16 +6,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
+import onnx
 import torch
 from torch import Tensor, nn
 
-from pipeline.export.onnx_model import IMAGE, LOGITS, OnnxMetadata
+from pipeline.export.onnx_teacher import OnnxPreprocessing, opset_of, with_preprocessing
+from pipeline.export.running.onnx_model import IMAGE, LOGITS, OnnxMetadata
 from pipeline.models.spec import InputSpec
 from pipeline.runtime.errors import UserError, first_line
 
 #: The oldest with an antialiased Resize, which a network with an `input_size` needs. More engines
 #: support an older opset.
 OPSET = 18
+
+
+class NotExportable(UserError):
+    """There is no file that computes what the network computes."""
 
 
 class _FromPixels(nn.Module):
@@ -26,7 +32,7 @@ class _FromPixels(nn.Module):
         self.network, self.spec = network, spec
 
     def forward(self, image: Tensor) -> Tensor:  # [B, C, S, S] uint8 -> [B, num_classes] float32
-        return self.network(self.spec.apply(image)).float()
+        return self.network(self.spec.apply_clean(image)).float()
 
 
 def to_onnx(network: nn.Module, spec: InputSpec, metadata: OnnxMetadata) -> bytes:
@@ -35,34 +41,49 @@ def to_onnx(network: nn.Module, spec: InputSpec, metadata: OnnxMetadata) -> byte
     Input `image`: [batch, C, S, S] uint8, S = `metadata.image_size`, of any batch size; output
     `logits`: [batch, num_classes] float32. Refuses what torch's exporter refuses, with its reason.
     """
-    side = metadata.image_size
-    # A batch of 1 would fix the batch size.
-    example = torch.zeros(2, metadata.channels, side, side, dtype=torch.uint8)
     try:
         with _quiet():
-            program = torch.onnx.export(
-                _FromPixels(network, spec).eval(),
-                (example,),
-                input_names=[IMAGE],
-                output_names=[LOGITS],
-                opset_version=metadata.opset,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                external_data=False,
-                verbose=False,
-            )
+            model = _exported(network, spec, metadata)
     except Exception as error:  # any error of the exporter or of the network
-        raise UserError(
-            f"student `{metadata.student}` cannot be exported to ONNX: {_reason(error)}. Its "
-            "network must compute the same for every image and batch size, without a Python branch "
-            "on pixels, with operations that ONNX has: change its file in pipeline/networks/, or "
-            "choose another network."
-        ) from None
-    model = program.model_proto
+        reason = f"{metadata.described} cannot be exported to ONNX: {_reason(error).rstrip('.')}."
+        if not hasattr(network, "graph"):
+            reason += (
+                " The network must compute the same for every image and batch size, without a "
+                "Python branch on pixels, with operations that ONNX has: change its file in "
+                "pipeline/networks/, or choose another network."
+            )
+        raise NotExportable(reason) from None
     _without_traces(model)
+    metadata = metadata.model_copy(update={"opset": opset_of(model)})
     model.doc_string = metadata.in_words()
     for key, value in metadata.metadata().items():
         model.metadata_props.add(key=key, value=value)
     return model.SerializeToString(deterministic=True)
+
+
+def _exported(network: nn.Module, spec: InputSpec, metadata: OnnxMetadata) -> onnx.ModelProto:
+    graph = getattr(network, "graph", None)  # of a network that is an ONNX file itself
+    module = _FromPixels(network, spec)
+    if graph is not None:
+        if network.batch_size is not None:
+            raise ValueError(f"its file takes {network.batch_size} images at a time")
+        module = OnnxPreprocessing(spec, **network.input_format)
+    side = metadata.image_size
+    # A batch of 1 would fix the batch size.
+    example = torch.zeros(2, metadata.channels, side, side, dtype=torch.uint8)
+    program = torch.onnx.export(
+        module.eval(),
+        (example,),
+        input_names=[IMAGE],
+        output_names=[LOGITS],
+        opset_version=metadata.opset,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        external_data=False,
+        verbose=False,
+    )
+    if graph is None:
+        return program.model_proto
+    return with_preprocessing(program.model_proto, graph, len(metadata.class_names))
 
 
 @contextmanager
