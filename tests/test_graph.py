@@ -36,6 +36,7 @@ BROUGHT_ALONG = {
         "pipeline/runtime/progress.py",
     },
     "export": {
+        *("pipeline/export/int8.py", "pipeline/export/int8_checks.py"),
         *("pipeline/compute/distributed.py", "pipeline/compute/provenance.py"),
         *("pipeline/runtime/locks.py", "pipeline/runtime/progress.py"),
     },
