@@ -26,6 +26,7 @@ from pipeline.int8_training.fake_quantisation import (
 from pipeline.int8_training.training_run import continued, continued_loss
 from pipeline.models import checkpoint
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.outputs import ModelOutputs
 from pipeline.runtime.progress import EpochLog
 from pipeline.students.loop import TrainingBatch
 from pipeline.students.params import TrainingParams
@@ -73,6 +74,8 @@ def test_a_resumed_training_writes_the_bytes_of_one_in_one_run_and_no_file_of_th
     resumed = contents(OUTPUT)
     run_stage("int8_training", "small")
     assert contents(OUTPUT) == resumed
+    assert ModelOutputs("distilled", "small").int8_source == OUTPUT
+    assert ModelOutputs("baseline", "small").int8_source == Path("models/baselines/small")
     assert contents(Path("models/students")) == before
     assert not list(Path(".scratch/training/int8/small").glob("*.state"))
 
@@ -93,6 +96,7 @@ def test_a_resumed_training_writes_the_bytes_of_one_in_one_run_and_no_file_of_th
 def test_without_it_nothing_is_trained_and_the_folder_says_why(project, options, reason):
     change_params("export", **options)
     run_stage("int8_training", "small")
+    assert ModelOutputs("distilled", "small").int8_source == STUDENT
     (file,) = OUTPUT.iterdir()
     assert json.loads(file.read_text("utf-8")) == {"reason": reason}
 
