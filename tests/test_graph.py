@@ -128,6 +128,17 @@ def test_nothing_of_the_students_side_can_run_the_teacher(stage):
     assert not [file for file in listed(stage) if file.startswith(of_students)]
 
 
+def test_nothing_of_int8_training_and_of_the_export_can_run_another_training():
+    for stage in EXPENSIVE - {"int8_training"}:
+        later = ("pipeline/int8_training", "pipeline/export", "pipeline/stages/export")
+        assert not [file for file in listed(stage) if file.startswith(later)]
+        assert not [key for key in definition(stage).get("params", []) if "export" in key]
+    reading = {
+        stage for stage in STAGES if "models/int8/${key}" in definition(stage).get("deps", [])
+    }
+    assert reading <= {"export"}
+
+
 def test_every_package_imports_only_what_it_may():
     found = packages_imported_by(MODULES)
     for package, allowed in MAY_IMPORT.items():

@@ -462,6 +462,7 @@ def check_views(chromium: Page, path: Path) -> None:
         assert chromium.evaluate(OUTSIDE) == [], view
         assert chromium.evaluate(CUT_TEXT) == [], view
         assert chromium.evaluate(SMALLEST_TEXT) >= 9, view
+        assert (chromium.evaluate(NARROWEST_EXAMPLE) or 128) >= 128, view
         assert chromium.evaluate(EMPTY) == 0, view
         assert chromium.evaluate("pageChecks.overlaps()") == [], view
         assert chromium.evaluate("pageChecks.faint()") == [], view
