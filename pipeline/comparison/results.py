@@ -261,14 +261,14 @@ def cache_economics(index: StoreIndex, curves: pd.DataFrame) -> Economics:
 
 
 def read_speed(names: list[str]) -> Speeds:
-    """Read the networks' speed.
+    """Read the speed of the files.
 
     Raises:
         UserError: the file is absent or damaged, or lacks a student.
     """
     speeds = read_model(SPEED_FILE, Speeds, produced_by="dvc repro speed")
-    devices = speeds.devices.values()
-    missing = [name for name in names if any(name not in device.students for device in devices)]
+    settings = speeds.settings.values()
+    missing = [name for name in names if any(not speed.find(name) for speed in settings)]
     if missing:
         raise UserError(
             f"`{SPEED_FILE}` has no figures of {', '.join(missing)}. Run `{MEASURE_AGAIN}`."

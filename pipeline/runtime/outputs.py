@@ -54,6 +54,17 @@ class ModelOutputs:
         return Path(".scratch/training") / self._place
 
     @property
+    def int8_model(self) -> Path:
+        """The folder of a distilled student's weights that `int8_training` trained further; without
+        network.json in it, the int8 file is made from `model`."""
+        return Path("models/int8") / str(self.name)
+
+    @property
+    def int8_scratch(self) -> Path:
+        """The folder of the state that `int8_training` resumes from."""
+        return Path(".scratch/training/int8") / str(self.name)
+
+    @property
     def _place(self) -> Path:
         return Path(self.role) if self.name is None else Path(f"{_STAGES[self.role]}s") / self.name
 

@@ -67,7 +67,8 @@ def main() -> None:
     steps = {name: tuple(t.optimiser_steps for t in pair) for name, pair in trainings.items()}
     made_passes = teacher.parameters is not None  # imported logits took no forward pass
     economics = results.cache_economics(store_index, curves) if made_passes else None
-    costs = Costs(speed.devices, speed.machine, this_machine(), economics)
+    no_teacher = comparison.teacher.no_file
+    costs = Costs(speed.settings, no_teacher, speed.machine, this_machine(), economics)
 
     fingerprints = {"dataset": dataset.fingerprint, "teacher": store_index.teacher_fingerprint}
     test, figures = dataset.splits["test"], headline_figures(comparison, costs.economics, steps)

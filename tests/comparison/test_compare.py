@@ -278,6 +278,7 @@ def test_a_student_that_was_removed_is_not_shown_and_a_new_one_is_named(project,
     printed = capsys.readouterr().out
     assert "old" not in printed
     assert "teacher passes" not in printed  # they are counted of both students
+    assert "To ship: not decided, because the last comparison has students that par" in printed
     assert "not compared yet: new. Run `dvc repro`." in printed
     write_params(project, PARAMS | {"students": {"new": PARAMS["students"]["small"]}})
     with pytest.raises(UserError, match=r"compares small, old; expected new, the students of par"):

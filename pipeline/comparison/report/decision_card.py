@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from pipeline.comparison.figures import DecisionFigures, Figures, FileFigures
-from pipeline.comparison.measurement.latency import DeviceSpeed
+from pipeline.comparison.measurement.latency import EngineSpeed
 from pipeline.comparison.measurement.statistics import Gain
-from pipeline.comparison.report.numbers import p_text, percent, points, three_digits, whole
+from pipeline.comparison.report.costs import NOT_MEASURED, speed_of
+from pipeline.comparison.report.numbers import p_text, percent, points, whole
 from pipeline.runtime.errors import counted
 
 TITLE = "To ship"
@@ -25,11 +26,11 @@ class DecisionCard:
         return [f"{title}: {text}" for title, text in [*self.figures.items(), *self.remarks]]
 
 
-def decision_card(figures: Figures, speed: Mapping[str, DeviceSpeed]) -> DecisionCard:
+def decision_card(figures: Figures, speed: Mapping[str, EngineSpeed]) -> DecisionCard:
     """Describe the file to ship.
 
     Args:
-        speed: by the device's type; empty if none was measured.
+        speed: by the setting; empty if none was measured.
     """
     decision = figures.decision
     if decision is None:
@@ -40,7 +41,7 @@ def decision_card(figures: Figures, speed: Mapping[str, DeviceSpeed]) -> Decisio
         file_name(decision),
         {
             "Size": size(decision),
-            "Latency": latency(speed, decision) or "not measured",
+            "Latency": latency(speed, decision),
             "Accuracy": with_interval(decision),
             f"Against the teacher's {percent(figures.teacher.accuracy)}": difference(
                 decision.to_teacher.tested
@@ -78,21 +79,10 @@ def times_smaller(first: int, second: int) -> str:
     return f"{whole(round(ratio)) if ratio >= 100 else f'{ratio:.1f}'} x {change}"
 
 
-def latency(speed: Mapping[str, DeviceSpeed], file: FileFigures) -> str | None:
-    """`4.4 x faster than the teacher (4.1 to 4.6), one image, 1 thread`; None if not measured."""
-    device = speed.get("cpu")
-    measured = device and device.students.get(file.student)
-    if not measured or measured.speedup is None or file.precision != "float32":
-        return None
-    ratios = measured.speedup, measured.speedup_low, measured.speedup_high
-    change = "faster"
-    if measured.speedup < 1:
-        ratios, change = [1 / ratios[i] for i in (0, 2, 1)], "slower"
-    ratio, low, high = map(three_digits, ratios)
-    return (
-        f"{ratio} x {change} than the teacher ({low} to {high}), one image, "
-        f"{counted(device.threads, 'thread')}"
-    )
+def latency(speed: Mapping[str, EngineSpeed], file: FileFigures) -> str:
+    """`4.4 x faster than the teacher (4.31 to 4.52), one image, 1 thread`"""
+    text = speed_of(speed, file.student, file.precision)
+    return text if text == NOT_MEASURED else f"{text}, one image, 1 thread"
 
 
 def with_interval(file: FileFigures) -> str:

@@ -4,7 +4,7 @@ import pandas as pd
 
 from pipeline.comparison.compare import Comparison
 from pipeline.comparison.figures import Figures, models_table
-from pipeline.comparison.report.costs import Costs, device_label
+from pipeline.comparison.report.costs import Costs, speed_note
 from pipeline.comparison.report.decision_card import TITLE, DecisionCard, decision_card
 from pipeline.comparison.report.summary import sentences
 from pipeline.comparison.report.tables import (
@@ -25,11 +25,8 @@ def markdown(figures: Figures, comparison: Comparison, costs: Costs) -> str:
         "\n".join(f"- {line}" for line in sentences(figures, comparison, costs)),
         table(students_table(figures).rename(columns={"gain": "gain, points"})),
     ]
-    for device in costs.speed.values():
-        parts += [
-            f"Speed measured on {device_label(device)}, in PyTorch and float32:",
-            table(speed_table(device)),
-        ]
+    for speed in costs.speed.values():
+        parts += [speed_note(speed, costs), table(speed_table(speed))]
     if costs.economics is not None:
         parts.append(table(cache_table(costs)))
     parts += [
@@ -41,6 +38,5 @@ def markdown(figures: Figures, comparison: Comparison, costs: Costs) -> str:
 
 
 def decision_text(card: DecisionCard) -> str:
-    name = f" ({card.name})" if card.name else ""
-    title = f"**{TITLE}: `{card.file}`**{name}"
-    return "\n".join([title, "", *(f"- {line}" for line in card.lines)])
+    file = f"`{card.file}`** ({card.name})" if card.name else f"{card.file}**"
+    return "\n".join([f"**{TITLE}: {file}", "", *(f"- {line}" for line in card.lines)])

@@ -21,7 +21,7 @@ from pipeline.comparison.example_images import THUMBNAIL
 from pipeline.comparison.figures import Figures, models_table
 from pipeline.comparison.measurement.corruptions import SEVERITIES, to_pillow
 from pipeline.comparison.report import charts, drawings, tables
-from pipeline.comparison.report.costs import Costs, device_label, measured_sentence
+from pipeline.comparison.report.costs import Costs, measured_sentence, speed_note
 from pipeline.comparison.report.decision_card import TITLE, decision_card
 from pipeline.comparison.report.network_texts import network_texts
 from pipeline.comparison.report.numbers import fewer_or_more, join_and, points_of_one, si3, whole
@@ -83,11 +83,7 @@ def html_report(
         gain_and_cost=drawings.gain_and_cost(comparison, costs.speed),
         measured=measured_sentence(costs),
         speed=[
-            (
-                f"Measured on {device_label(device)}, torch {device.torch}",
-                tables.speed_table(device),
-            )
-            for device in costs.speed.values()
+            (speed_note(speed, costs), tables.speed_table(speed)) for speed in costs.speed.values()
         ],
         cache=tables.cache_table(costs),
         training_curves=drawings.training_curves(comparison, curves),

@@ -22,6 +22,7 @@ import onnxruntime
 
 FORMAT_VERSION = 2
 IMAGE, LOGITS = "image", "logits"  # the names of the graph's input and output
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _VERSION_KEY = "teach_once_format_version"
 _TEXTS = ("name", "role", "precision", "fingerprint")  # the other entries of the metadata are JSON
 
@@ -96,20 +97,23 @@ class OnnxMetadata(Record):
 
 
 class OnnxStudent:
-    """An exported network in onnxruntime, on the CPU."""
+    """An exported network in onnxruntime."""
 
-    def __init__(self, content: bytes, origin: str, threads: int):
+    def __init__(self, content: bytes, origin: str, threads: int, *, provider: str = CPU):
         """Load the bytes of a file, and refuse one that `export` did not write.
 
         Args:
             origin: the name of the file, for messages.
+            provider: CUDA runs the file on a GPU, where onnxruntime can.
         """
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads
+        # Else threads spin for over 20 ms after a run, and take the core of another file's run.
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
         settings.log_severity_level = 3  # errors alone
         try:
             self._session = onnxruntime.InferenceSession(
-                content, settings, providers=["CPUExecutionProvider"]
+                content, settings, providers=list({provider: None, CPU: None})
             )
         except Exception as error:  # onnxruntime's errors have no common class
             raise UserError(
@@ -118,6 +122,11 @@ class OnnxStudent:
         self._origin = origin
         self.metadata = _read_metadata(self._session.get_modelmeta().custom_metadata_map, origin)
         _check_graph(self._session, self.metadata, origin)
+
+    @property
+    def provider(self) -> str:
+        """Which runs the file: CPU if another cannot be loaded."""
+        return self._session.get_providers()[0]
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Run the network: [B, C, S, S] uint8 -> [B, num_classes] float32, S = `image_size`."""
@@ -131,13 +140,13 @@ class OnnxStudent:
         raise UserError(f"`{self._origin}` fails on images ({problem}). {_EXPECTED}")
 
 
-def open_file(path: Path, threads: int) -> OnnxStudent:
+def open_file(path: Path, threads: int, *, provider: str = CPU) -> OnnxStudent:
     """Open an exported file. Refuses one that cannot be read, or that `export` did not write."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"`{path}` cannot be read ({error.strerror}). {_EXPECTED}") from None
-    return OnnxStudent(content, str(path), threads)
+    return OnnxStudent(content, str(path), threads, provider=provider)
 
 
 _EXPECTED = (
