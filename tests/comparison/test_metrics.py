@@ -14,7 +14,7 @@ from torchmetrics.functional.classification import (
 )
 
 from pipeline.comparison import metrics
-from pipeline.comparison.compare import Predictions, model_metrics
+from pipeline.comparison.compare import COSTS, Predictions, model_metrics
 from pipeline.comparison.measurement import statistics
 
 CLASSES = 7
@@ -39,7 +39,10 @@ def test_metrics_equal_those_of_torch_and_torchmetrics(predictions):
     labels[labels == 3] = 4  # class 3 has no images
     teacher_logits = logits[::-1] * 0.7
     teacher, model = (
-        Predictions(name, name, x, x, None, None, None)
+        Predictions(
+            **{"name": name, "role": name, "path": None, "validation": x, "test": x},
+            **dict.fromkeys(COSTS),
+        )
         for name, x in (("teacher", teacher_logits), ("distilled", logits))
     )
     splits = {"validation": labels, "test": labels}
