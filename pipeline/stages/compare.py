@@ -107,7 +107,7 @@ def show(names: list[str]) -> None:
             f"`{path}` compares {', '.join(figures.students)}; expected {', '.join(names)}, the "
             f"students of params.yaml. Run `{produced_by}`."
         )
-    speed = results.read_speed([]).devices if SPEED_FILE.is_file() else {}
+    speed = results.read_speed([]).settings if SPEED_FILE.is_file() else {}
     card = decision_card(figures, speed)
     if len(students) < len(figures.students):  # all were counted, and each could be chosen
         figures, card = figures.model_copy(update={"students": students, "cache": None}), None

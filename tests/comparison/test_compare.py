@@ -237,8 +237,9 @@ def test_the_comparison_is_printed_as_a_table_with_interval_and_verdict(project,
     run_stage("compare")
     printed = capsys.readouterr().out
     assert printed.isascii()  # for any terminal
-    teacher, head, row = printed.splitlines()[:3]
-    assert teacher.startswith("teacher: test accuracy")
+    card, teacher, table = printed.partition("teacher: test accuracy")
+    assert card.startswith("To ship: models/exported/")
+    _, head, row = (teacher + table).splitlines()[:3]
     assert "95% interval" in head
     assert re.match(" *small .*(not significant|gain|loss)", row)
     run_stage("compare", "--show")
