@@ -29,6 +29,7 @@ class Predictions:
     precision: str = "float32"  # float32 | int8
     path: str | None  # of the file; None for a teacher without one
     no_file: str | None = None  # the reason
+    sha256: str | None = None  # of the file
     validation: np.ndarray  # [N_validation, C] raw logits
     test: np.ndarray  # [N, C] raw logits
     parameters: int | None  # of the network; None for imported logits

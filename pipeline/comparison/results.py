@@ -103,6 +103,7 @@ class History(_Part):
 
 class _FileFacts(_Part):
     bytes: PositiveInt
+    sha256: str
 
 
 class _Card(_Part):
@@ -135,6 +136,7 @@ def read_exported(outputs: ExportOutputs, dataset: Dataset) -> list[Predictions]
             precision=file.precision,
             path=str(file.path) if card.file else None,
             no_file=card.no_file,
+            sha256=card.file.sha256 if card.file else None,
             **{split: logits[f"{file.key}.{split}"] for split in HELD_OUT},
             **_costs(file, card),
         )
@@ -166,7 +168,8 @@ def read_robustness(
     without corruption, which are the files' test predictions.
 
     Raises:
-        UserError: a file is absent or damaged, or is not of these images and corruptions.
+        UserError: a file is absent or damaged, or is not of these images, corruptions and exported
+            files.
     """
     labels = np.asarray(dataset.splits["test"].labels)
     samples = samples_to_corrupt(len(labels))
@@ -178,7 +181,13 @@ def read_robustness(
         expected = {f"samples int32 [{count}]", *(f"{m.key} int32 {shape}" for m in with_file)}
         if with_file:
             expected.add("image_size int32 [1]")
-        tensors, _ = read_tensors(path, stage, ", ".join(sorted(expected)))
+        tensors, made_from = read_tensors(path, stage, ", ".join(sorted(expected)))
+        files = {model.key: model.sha256 for model in with_file}
+        if made_from.get("files", files) != files:
+            raise UserError(
+                f"`{path}` was made from other files than those in models/exported; expected the "
+                f"same. {hint(path, stage)}"
+            )
         if not np.array_equal(tensors["samples"], samples):
             raise UserError(
                 f"`{path}` is of other test images; expected {count:,} of data/prepared, evenly "
