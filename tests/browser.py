@@ -21,7 +21,7 @@ OPTIONS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--hide-scrollbars",
-    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # no host but this one
 ]
 
 
@@ -45,13 +45,13 @@ class Page:
         if self._session:
             message["sessionId"] = self._session
         os.write(self._send, json.dumps(message).encode() + b"\0")
-        while (reply := self._next()).get("id") != self._last:
+        while (reply := self.next_message()).get("id") != self._last:
             pass
         if "error" in reply:
             raise RuntimeError(f"{method}: {reply['error']}")
         return reply["result"]
 
-    def _next(self) -> dict[str, Any]:
+    def next_message(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
             chunk = self._receive.read1(1 << 20)
             if not chunk:
@@ -80,7 +80,7 @@ class Page:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.call("Page.navigate", url=path.absolute().as_uri())
-        while self._next().get("method") != "Page.loadEventFired":
+        while self.next_message().get("method") != "Page.loadEventFired":
             pass
 
     def evaluate(self, expression: str) -> Any:

@@ -8,25 +8,51 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pipeline.export.onnx_model import IMAGE, LOGITS, OnnxMetadata
 from pipeline.models.spec import InputSpec
 from pipeline.runtime.errors import UserError, first_line
 
-#: The oldest with an antialiased Resize, which a network with an `input_size` needs. More engines
-#: support an older opset.
+#: The oldest with an antialiased Resize, which a network with a larger `input_size` than the view
+#: needs. More engines support an older opset.
 OPSET = 18
 
 
 class _FromPixels(nn.Module):
     """Preprocessing and network as one module."""
 
-    def __init__(self, network: nn.Module, spec: InputSpec):
+    def __init__(self, network: nn.Module, spec: InputSpec, side: int):
         super().__init__()
         self.network, self.spec = network, spec
+        mode = spec.interpolation or "bilinear"
+        same_in_every_engine = side == spec.size or (mode == "bilinear" and side < spec.size)
+        self.resize = None if same_in_every_engine else _Resize(side, spec.size, mode)
 
     def forward(self, image: Tensor) -> Tensor:  # [B, C, S, S] uint8 -> [B, num_classes] float32
+        if self.resize is not None:
+            image = self.resize(image)
         return self.network(self.spec.apply(image)).float()
+
+
+class _Resize(nn.Module):
+    """Antialiased resizing of squares as two matrix products, without ONNX's Resize.
+
+    OpenVINO 2026.4 ignores `antialias` and `exclude_outside` of a Resize. If it shrinks, all pixels
+    are others; if it is bicubic, those at the edges.
+    """
+
+    def __init__(self, side: int, size: int, mode: str):
+        super().__init__()
+        self.mode = mode
+        # Resizing is linear: the unit vectors give its weights. In float32, as PyTorch computes them.
+        rows = F.interpolate(torch.eye(side)[None, None], (size, side), mode=mode, antialias=True)
+        self.register_buffer("rows", rows[0, 0], persistent=False)  # [size, side]
+        self.register_buffer("columns", rows[0, 0].T.contiguous(), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:  # [B, C, side, side] -> [B, C, size, size] float32
+        pixels = self.rows @ (image.float() @ self.columns)
+        return pixels.clamp(0, 255) if self.mode == "bicubic" else pixels
 
 
 def to_onnx(network: nn.Module, spec: InputSpec, metadata: OnnxMetadata) -> bytes:
@@ -41,7 +67,7 @@ def to_onnx(network: nn.Module, spec: InputSpec, metadata: OnnxMetadata) -> byte
     try:
         with _quiet():
             program = torch.onnx.export(
-                _FromPixels(network, spec).eval(),
+                _FromPixels(network, spec, side).eval(),
                 (example,),
                 input_names=[IMAGE],
                 output_names=[LOGITS],
