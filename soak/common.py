@@ -73,6 +73,7 @@ def params(*, size: int = 16, epochs: int = 6, batch_size: int = 8, views: int =
             "soft_label_weight": 0.9,
             "hard_label_weight": 0.1,
         },
+        "export": {"precision": "float32", "int8_training": "none"},
         "students": {"small": {**network, "training": {}, "distillation": {}}},
     }
 

@@ -76,6 +76,7 @@ PARAMS = {
         "soft_label_weight": 0.9,
         "hard_label_weight": 0.1,
     },
+    "export": {"precision": "float32", "int8_training": "none"},
     "students": {
         "small": {
             "family": "cifar_resnet",
@@ -169,8 +170,9 @@ def run_every_stage(root: Path, params: dict) -> None:
             run_stage(stage)
         for stage in ("baseline", "student"):
             run_stage(stage, "small")
-        for models in ("--teacher", "small"):
-            run_stage("robustness", models)
+        for stage in ("export", "robustness"):
+            for models in ("--teacher", "small"):
+                run_stage(stage, models)
         for stage in ("speed", "compare"):
             run_stage(stage)
     shutil.rmtree(root / ".scratch")  # a test that trains a teacher must not resume
@@ -201,21 +203,11 @@ def project(finished_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     return root
 
 
-@pytest.fixture(scope="session")
-def exported_project(finished_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The finished project, with its student exported."""
-    root = shutil.copytree(finished_project, tmp_path_factory.mktemp("exported") / "project")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        run_stage("export", "small")
-    return root
-
-
 @pytest.fixture
-def exported(exported_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The exported project, as the current folder. Only read it."""
-    monkeypatch.chdir(exported_project)
-    return exported_project
+def exported(finished_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The finished project, as the current folder. Only read it."""
+    monkeypatch.chdir(finished_project)
+    return finished_project
 
 
 @contextmanager

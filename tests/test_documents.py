@@ -20,11 +20,14 @@ from safetensors.torch import save_file
 
 from pipeline.comparison.figures import Figures
 from pipeline.comparison.measurement.corruptions import PUBLISHED, SEVERITIES
-from pipeline.comparison.report.console import console_table
+from pipeline.comparison.measurement.latency import Speeds
+from pipeline.comparison.report.console import console_text
+from pipeline.comparison.report.decision_card import decision_card
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.data.sources.params import DatasetParams
 from pipeline.data.sources.torchvision_catalog import SETS
 from pipeline.distillation.params import METHODS
+from pipeline.export.params import ExportParams, Int8TrainingParams
 from pipeline.models import checkpoint
 from pipeline.models.params import NetworkParams
 from pipeline.models.spec import InputSpec, ModelSpec
@@ -48,6 +51,8 @@ MODELS = {
     "teacher.training": TeacherTraining,
     "soft_targets": SoftTargetsParams,
     "training": TrainingParams,
+    "export": ExportParams,
+    "export.int8_training": Int8TrainingParams,
     "students": StudentParams,
 }
 
@@ -139,10 +144,15 @@ def test_the_reference_has_no_section_that_the_code_lacks():
 
 def test_the_readme_shows_the_table_of_the_committed_run():
     """Not of a later run on this machine: another processor gives other figures."""
-    show = ["git", "show", ":metrics/comparison.json"]
-    committed = subprocess.run(show, cwd=ROOT, check=True, capture_output=True).stdout
-    table = console_table(Figures.model_validate_json(committed))
-    shown = "\n".join(f"    {line}" for line in table.splitlines())
+
+    def committed(path: str) -> bytes:
+        show = ["git", "show", f":{path}"]
+        return subprocess.run(show, cwd=ROOT, check=True, capture_output=True).stdout
+
+    figures = Figures.model_validate_json(committed("metrics/comparison.json"))
+    speeds = Speeds.model_validate_json(committed("metrics/speed.json"))
+    text = console_text(figures, decision_card(figures, speeds.devices))
+    shown = "\n".join(f"    {line}" for line in text.splitlines())
     assert shown in README
 
 

@@ -23,16 +23,13 @@ MODULES = {
 BROUGHT_ALONG = {
     "robustness": {
         *("pipeline/comparison/measurement/latency.py", "pipeline/runtime/locks.py"),
+        *("pipeline/comparison/measurement/statistics.py", "pipeline/views/params.py"),
         *("pipeline/compute/distributed.py", "pipeline/compute/provenance.py"),
     },
     "speed": {
-        *("pipeline/comparison/measurement/corruptions.py", "pipeline/models/evaluation.py"),
-        *("pipeline/data/prepared/image_decoding.py", "pipeline/data/prepared/image_metadata.py"),
-        *("pipeline/data/prepared/deep_images.py", "pipeline/runtime/derived_random.py"),
-        *("pipeline/runtime/locks.py", "pipeline/runtime/progress.py"),
-        *("pipeline/views/geometry.py", "pipeline/views/loader.py", "pipeline/views/mixing.py"),
-        *("pipeline/views/rand_augment.py", "pipeline/views/random_numbers.py"),
-        "pipeline/views/resampling.py",
+        *("pipeline/models/evaluation.py", "pipeline/export/running/file_images.py"),
+        *("pipeline/runtime/derived_random.py", "pipeline/runtime/locks.py"),
+        "pipeline/runtime/progress.py",
     },
     "compare": {
         *("pipeline/runtime/derived_random.py", "pipeline/runtime/locks.py"),
@@ -43,7 +40,7 @@ BROUGHT_ALONG = {
         *("pipeline/runtime/locks.py", "pipeline/runtime/progress.py"),
     },
 }
-EXPENSIVE = {"prepare", "teacher", "soft_targets", "baseline", "student"}
+EXPENSIVE = {"prepare", "teacher", "soft_targets", "baseline", "student", "int8_training"}
 #: Each package with those that it may import. Whoever adds an arrow sees here what it runs again.
 GROUND = {"runtime"}
 DATA = {*GROUND, "data/prepared"}
@@ -65,12 +62,18 @@ MAY_IMPORT = {
     "students": {*MODELS, "training"},
     "distillation": {*GROUND, "compute", "students"},
     "comparison": {*DATA, "comparison/measurement"},
-    "comparison/measurement": set(),
+    "comparison/measurement": DATA,
     "comparison/report": {*DATA, "comparison", "comparison/measurement"},
-    "export": {*MODELS, "data/sources"},
+    "export": {*MODELS, "data/sources", "comparison/measurement", "export/running"},
+    "export/running": {*DATA, "data/sources", "models", "views"},
+    "int8_training": {
+        *(*MODELS, "training", "students", "distillation", "store/format", "store/reading"),
+        "export",  # its parameters
+    },
 }
 STUDENT_SIDE = (
     *("students", "distillation", "store/reading", "comparison", "export", "commands"),
+    *("int8_training", "stages/int8_training"),
     *(f"stages/{stage}" for stage in ("student", "baseline", "compare", "robustness", "speed")),
     "stages/export",
 )
@@ -177,7 +180,7 @@ def test_every_folder_of_code_is_a_package():
 PURE = [
     *("distillation/losses", "runtime/derived_random"),
     *("views/policy", "views/rand_augment", "views/resampling"),
-    *("comparison/metrics", "comparison/statistics", "comparison/cache_economics"),
+    *("comparison/metrics", "comparison/measurement/statistics", "comparison/cache_economics"),
     *("comparison/measurement/corruptions", "comparison/measurement/latency"),
     "comparison/report/charts",
 ]

@@ -34,7 +34,7 @@ from pipeline.commands import check, predict
 from pipeline.commands.import_logits import import_logits
 from pipeline.commands.store import inspect, verify
 from pipeline.data.prepared.dataset import open_dataset
-from pipeline.export.onnx_model import OnnxMetadata
+from pipeline.export.running.onnx_model import OnnxMetadata
 from pipeline.models import checkpoint as model_files
 from pipeline.models.spec import InputSpec, ModelSpec
 from pipeline.networks import cifar_resnet

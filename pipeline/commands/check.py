@@ -16,6 +16,7 @@ from pipeline.data.sources.archives import is_zip, read_heads
 from pipeline.data.sources.image_folder import image_folder
 from pipeline.data.sources.params import DatasetParams
 from pipeline.distillation.params import check_method, load_distillation
+from pipeline.export.params import ExportParams, load_export
 from pipeline.models.params import NetworkParams
 from pipeline.runtime.errors import UserError, counted, did_you_mean
 from pipeline.runtime.params import PARAMS_FILE, load_section, read_params, student_names
@@ -31,12 +32,23 @@ SECTIONS = {
     "teacher": TeacherParams,
     "soft_targets": SoftTargetsParams,
     "training": TrainingParams,
+    "export": ExportParams,
 }
 
 #: Folders that stages, DVC or Git write. An input inside or around one would depend on itself.
 WRITTEN = (
     *("data/prepared", "data/soft_targets", "models/teacher", "models/students"),
-    *("models/baselines", "predictions", "metrics", "reports", ".scratch", ".dvc", ".git"),
+    *(
+        "models/baselines",
+        "models/exported",
+        "models/int8",
+        "predictions",
+        "metrics",
+        "reports",
+        ".scratch",
+        ".dvc",
+        ".git",
+    ),
 )
 
 
@@ -147,6 +159,7 @@ def check_student_section(name: str) -> None:
     student = load_student(name)
     check_statistics(student.network, f"students.{name}.network")
     load_with_overrides(TrainingParams, "training", student.training, name)
+    load_export(name)
     check_method(
         load_distillation(student.distillation, name),
         name,

@@ -33,7 +33,7 @@ from pipeline.data.prepared.image_decoding import (
 from pipeline.data.sources.image_reading import encode, map_in_threads, to_pixels
 from pipeline.data.sources.listing import describe_left_out, list_images
 from pipeline.data.sources.params import DatasetParams
-from pipeline.export.onnx_model import OnnxMetadata, OnnxStudent
+from pipeline.export.running.onnx_model import OnnxMetadata, OnnxStudent
 from pipeline.runtime.errors import UserError, counted, positive_int
 
 BATCH_SIZE = 64  # images
@@ -63,8 +63,9 @@ def student_input(
     encoded = encode(image, content, params)
     if encoded is not None:
         size = np.array([encoded.height, encoded.width])
-        (box,) = clean_boxes(size[None], side)
-        return decode_view(encoded.content, size, box, side, channels)
+        (box,) = clean_boxes(size[None], side, metadata.reading.resize_ratio)
+        bicubic = metadata.reading.interpolation == "bicubic"
+        return decode_view(encoded.content, size, box, side, channels, bicubic=bicubic)
     pixels = to_pixels(image, params.image_size, channels)
     if params.image_size == side:
         return pixels

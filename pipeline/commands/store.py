@@ -16,7 +16,6 @@ import numpy as np
 from pipeline.compute.device import default_device
 from pipeline.data.prepared.dataset import Dataset, open_dataset
 from pipeline.models import checkpoint
-from pipeline.models.evaluation import BATCH_SIZE, batches_of
 from pipeline.models.raw_logits import check_raw
 from pipeline.runtime.errors import UserError, counted
 from pipeline.runtime.outputs import STORE, TEACHER
@@ -31,6 +30,7 @@ from pipeline.store.writing.fidelity import check_fidelity, store_fidelity
 from pipeline.store.writing.imported_logits import ImportedLogits
 from pipeline.store.writing.job import fidelity_advice
 from pipeline.store.writing.teacher_logits import TeacherForward, open_teacher_logits
+from pipeline.views.loader import BATCH_SIZE, batches_of
 from pipeline.views.params import ViewsParams
 
 #: By the precision of the forward pass: how far a stored logit may be from the recomputed one, as

@@ -11,32 +11,44 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import f1_score, recall_score
 
-from pipeline.comparison import metrics, statistics
+from pipeline.comparison import metrics
+from pipeline.comparison.decision import Decision, decide
+from pipeline.comparison.measurement import statistics
+from pipeline.comparison.measurement.statistics import PairedDifference
 from pipeline.comparison.robustness import RobustComparison, Robustness
-from pipeline.comparison.statistics import PairedDifference
 
 COSTS = ("parameters", "macs", "size_bytes")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """One network's logits and costs."""
+    """One file's logits and costs."""
 
     name: str  # of the student; or "teacher"
     role: str  # teacher | distilled | baseline
+    precision: str = "float32"  # float32 | int8
+    path: str | None  # of the file; None for a teacher without one
+    no_file: str | None = None  # the reason
     validation: np.ndarray  # [N_validation, C] raw logits
     test: np.ndarray  # [N, C] raw logits
-    parameters: int | None  # costs are None for imported logits
+    parameters: int | None  # of the network; None for imported logits
     macs: int | None
-    size_bytes: int | None
+    size_bytes: int | None  # of the file; None without one
+
+    @property
+    def key(self) -> str:
+        return f"{self.role}.{self.precision}"
 
 
 @dataclass(frozen=True)
 class ModelMetrics:
-    """One network's metrics on the test images. Shares are in [0, 1], NLL and KL in nats."""
+    """One file's metrics on the test images. Shares are in [0, 1], NLL and KL in nats."""
 
     name: str
     role: str
+    precision: str
+    path: str | None
+    no_file: str | None
     accuracy: float
     low: float  # of the accuracy's 95 % interval
     high: float
@@ -48,10 +60,10 @@ class ModelMetrics:
     macro_f1: float
     agreement: float  # share of test images with the teacher's prediction
     kl: float  # KL(teacher || model), mean
-    parameters: int | None  # costs are None for imported logits
+    parameters: int | None
     macs: int | None
     size_bytes: int | None
-    robust_accuracy: float | None  # None for imported logits: they cover clean images only
+    robust_accuracy: float | None  # None for a teacher without a file
     decisions: np.ndarray  # [N]
     correct: np.ndarray  # [N] bool
     divergences: np.ndarray  # [N] KL(teacher || model)
@@ -69,19 +81,20 @@ class Comparison:
     class_names: Sequence[str]
     labels: np.ndarray  # [N] of the test images
     teacher: ModelMetrics
-    gains: Mapping[str, PairedDifference[ModelMetrics]]  # by student: distilled minus baseline
+    #: By student: the distilled and the baseline's float32 file, then the int8 files.
+    students: Mapping[str, Sequence[ModelMetrics]]
+    #: By student: the distilled file minus the baseline's, both float32.
+    gains: Mapping[str, PairedDifference[ModelMetrics]]
+    int8: Sequence[PairedDifference[ModelMetrics]]  # each int8 file minus its float32 file
     #: Of distilled students, with adjusted p-values (Holm).
     pairs: Sequence[PairedDifference[ModelMetrics]]
-    #: Of students and baselines, the smallest that is not significantly less accurate than the best
-    #: of them, minus that one.
-    recommendation: PairedDifference[ModelMetrics]
-    to_teacher: PairedDifference[ModelMetrics]  # the recommended network minus the teacher
+    decision: Decision | None  # which file to ship; None if there is no file
     robustness: RobustComparison
 
     @property
     def models(self) -> list[ModelMetrics]:
-        """The teacher, then each student's distilled and baseline networks."""
-        return [self.teacher, *(m for g in self.gains.values() for m in (g.first, g.second))]
+        """The teacher, then each student's files."""
+        return [self.teacher, *(m for models in self.students.values() for m in models)]
 
 
 def model_metrics(
@@ -94,6 +107,7 @@ def model_metrics(
     """Compute every metric.
 
     Args:
+        teacher: whose predictions the model's are compared with.
         labels: `validation` and `test`, [N] each.
         interval: [2], of the accuracy.
     """
@@ -106,6 +120,9 @@ def model_metrics(
     return ModelMetrics(
         name=model.name,
         role=model.role,
+        precision=model.precision,
+        path=model.path,
+        no_file=model.no_file,
         accuracy=float(correct.mean()),
         low=float(interval[0]),
         high=float(interval[1]),
@@ -132,7 +149,7 @@ def model_metrics(
 
 def compare(
     teacher: Predictions,
-    students: Mapping[str, tuple[Predictions, Predictions]],
+    students: Mapping[str, Sequence[Predictions]],
     labels: Mapping[str, np.ndarray],
     class_names: Sequence[str],
     robustness: RobustComparison,
@@ -140,10 +157,10 @@ def compare(
     """Compare every student with its baseline, with the teacher, and with the other students.
 
     Args:
-        students: by name, the distilled network and its baseline.
+        students: by name, the distilled and the baseline's float32 file, then the int8 files.
         labels: `validation` and `test`, [N] each.
     """
-    predictions = [teacher, *(model for pair in students.values() for model in pair)]
+    predictions = [teacher, *(model for models in students.values() for model in models)]
     correct = np.stack([p.test.argmax(1) == labels["test"] for p in predictions], 1)
     means = statistics.bootstrap_means(correct)  # [resamples, models]
     intervals = statistics.interval(means).T
@@ -165,23 +182,24 @@ def compare(
             p_value=statistics.mcnemar(first.correct, second.correct),
         )
 
-    distilled = range(1, len(models), 2)  # each before its baseline
+    place = {(m.name, m.role, m.precision): i for i, m in enumerate(models)}
+    distilled = [place[name, "distilled", "float32"] for name in students]
     gains = {name: difference(i, i + 1) for name, i in zip(students, distilled, strict=True)}
+    int8 = [
+        difference(i, place[m.name, m.role, "float32"])
+        for i, m in enumerate(models)
+        if m.precision == "int8"
+    ]
     pairs = [difference(i, j) for i, j in combinations(distilled, 2)]
     adjusted = statistics.holm([pair.p_value for pair in pairs])
-    best = max(range(1, len(models)), key=lambda i: (models[i].accuracy, -models[i].parameters))
-    to_best = {i: difference(i, best) for i in range(1, len(models))}
-    recommended = min(
-        (i for i, to in to_best.items() if not to.significant),
-        key=lambda i: (models[i].parameters, models[i].macs, -models[i].accuracy),
-    )
     return Comparison(
         class_names=class_names,
         labels=labels["test"],
         teacher=models[0],
+        students={name: [m for m in models[1:] if m.name == name] for name in students},
         gains=gains,
+        int8=int8,
         pairs=[replace(pair, p_value=p) for pair, p in zip(pairs, adjusted, strict=True)],
-        recommendation=to_best[recommended],
-        to_teacher=difference(recommended, 0),
+        decision=decide(models, difference),
         robustness=robustness,
     )

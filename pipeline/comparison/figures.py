@@ -1,7 +1,7 @@
 """The comparison as figures for metrics/comparison.json and as tables for CSV files."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,9 @@ from pydantic import AfterValidator
 
 from pipeline.comparison.cache_economics import CacheFigures, Economics
 from pipeline.comparison.compare import COSTS, Comparison, ModelMetrics
-from pipeline.comparison.statistics import Gain, PairedDifference
+from pipeline.comparison.decision import Decision, Reason, TrainingReason
+from pipeline.comparison.measurement.statistics import Gain, PairedDifference
+from pipeline.runtime.outputs import Precision, Role
 from pipeline.runtime.validation import Record
 
 #: A share, nats or a difference, to 6 decimals.
@@ -59,10 +61,61 @@ class StudentFigures(Record):
         return Gain(gain=self.robust_gain, low=self.robust_gain_low, high=self.robust_gain_high)
 
 
+class DifferenceFigures(Record):
+    """A difference of two accuracies on the same test images."""
+
+    difference: Figure
+    low: Figure  # of its 95 % interval
+    high: Figure
+    p_value: Figure
+
+    @classmethod
+    def of(cls, gain: Gain) -> Self:
+        return cls(difference=gain.gain, low=gain.low, high=gain.high, p_value=gain.p_value)
+
+    @property
+    def tested(self) -> Gain:
+        return Gain(gain=self.difference, low=self.low, high=self.high, p_value=self.p_value)
+
+
+class FileFigures(Record):
+    """An exported file."""
+
+    path: str
+    student: str
+    role: Role
+    precision: Precision
+    bytes: int
+    accuracy: Figure
+    low: Figure  # of the accuracy's 95 % interval
+    high: Figure
+
+
+class OtherFileFigures(FileFigures):
+    to_chosen: DifferenceFigures  # its accuracy minus that of the file to ship
+
+
+class DecisionFigures(FileFigures):
+    """The file to ship, and why: `Decision` has what the names mean."""
+
+    teacher_bytes: int | None  # of the teacher's file; None if it has none
+    to_teacher: DifferenceFigures  # its accuracy minus the teacher's
+    below_teacher: bool  # significantly
+    gain: DifferenceFigures | None  # distilled minus baseline, in its precision
+    baseline_better: bool  # significantly, than distilled
+    reason: Reason
+    training: TrainingReason
+    best: FileFigures  # the most accurate file; it may be this one
+    to_best: DifferenceFigures
+    runner_up: OtherFileFigures | None
+    trade_off: OtherFileFigures | None
+
+
 class Figures(Record):
     """metrics/comparison.json; keys that are absent are not written."""
 
     test_images: int
+    decision: DecisionFigures | None  # None if there is no file to ship
     teacher: TeacherFigures
     students: Mapping[str, StudentFigures]
     cache: CacheFigures | None = None  # absent for imported logits
@@ -106,9 +159,39 @@ def headline_figures(
 
     return Figures(
         test_images=len(comparison.labels),
+        decision=comparison.decision and decision_figures(comparison.decision),
         teacher=TeacherFigures(**of_model(comparison.teacher, TeacherFigures)),
         students={name: of_student(name, gain) for name, gain in comparison.gains.items()},
         **({} if economics is None else {"cache": economics.figures}),
+    )
+
+
+def decision_figures(decision: Decision) -> DecisionFigures:
+    def of_file(model: ModelMetrics) -> dict[str, Any]:
+        renamed = {"student": model.name, "bytes": model.size_bytes}
+        kept = FileFigures.model_fields.keys() - renamed
+        return renamed | {name: v for name, v in model.figures.items() if name in kept}
+
+    def other(difference: PairedDifference[ModelMetrics] | None) -> OtherFileFigures | None:
+        if difference is None:
+            return None
+        to_chosen = DifferenceFigures.of(difference)
+        return OtherFileFigures(**of_file(difference.first), to_chosen=to_chosen)
+
+    teacher, gain = decision.to_teacher.second, decision.gain
+    return DecisionFigures(
+        **of_file(decision.file),
+        teacher_bytes=None if teacher.path is None else teacher.size_bytes,
+        to_teacher=DifferenceFigures.of(decision.to_teacher),
+        below_teacher=decision.to_teacher.verdict == "loss",
+        gain=None if gain is None else DifferenceFigures.of(gain),
+        baseline_better=gain is not None and gain.verdict == "loss",
+        reason=decision.reason,
+        training=decision.training,
+        best=FileFigures(**of_file(decision.to_best.second)),
+        to_best=DifferenceFigures.of(decision.to_best),
+        runner_up=other(decision.runner_up),
+        trade_off=other(decision.trade_off),
     )
 
 

@@ -7,7 +7,7 @@ outputs. The comparison leaves them out.
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline.runtime.outputs import ModelOutputs
+from pipeline.runtime.outputs import ExportedFile, ExportOutputs, ModelOutputs
 
 REMOVE = "python -m pipeline.commands.remove_results"
 _ANY = "*"
@@ -33,11 +33,12 @@ def results_of_removed_students(names: Sequence[str]) -> dict[str, list[Path]]:
 def _places() -> Iterator[Path]:
     """The paths that the stages of a student write, with a pattern in the place of its name."""
     for role in ("distilled", "baseline"):
-        outputs = ModelOutputs(role, _ANY)
-        yield from (outputs.model, outputs.metrics, outputs.history, outputs.predictions)
-        yield outputs.corrupted_predictions
-    yield Path("models/exported") / f"{_ANY}.onnx"
-    yield Path("metrics/export") / f"{_ANY}.json"
+        model, file = ModelOutputs(role, _ANY), ExportedFile(role, _ANY)
+        yield from (model.model, model.metrics, model.history, model.predictions)
+        yield from (file.path, file.card)
+    outputs = ExportOutputs(_ANY)
+    yield ExportedFile("distilled", _ANY, "int8").path.parent
+    yield from (outputs.metrics, outputs.predictions, outputs.corrupted_predictions)
 
 
 def removed_students_line(names: Sequence[str]) -> str | None:

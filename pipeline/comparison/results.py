@@ -1,15 +1,11 @@
 """Read what the other stages wrote. Refuse what is damaged, or was made from other inputs."""
 
-import json
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Self, TypeVar
 
 import numpy as np
 import pandas as pd
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file
 
 from pipeline.comparison.cache_economics import Economics
 from pipeline.comparison.compare import COSTS, Predictions
@@ -19,6 +15,13 @@ from pipeline.comparison.measurement.latency import (
     SPEED_FILE,
     Speeds,
 )
+from pipeline.comparison.measurement.predictions import (
+    HELD_OUT,
+    check_params,
+    hint,
+    read_logits,
+    read_tensors,
+)
 from pipeline.comparison.robustness import (
     CorruptionPredictions,
     RobustComparison,
@@ -26,14 +29,18 @@ from pipeline.comparison.robustness import (
 )
 from pipeline.data.prepared.dataset import Dataset
 from pipeline.runtime.errors import UserError, counted
-from pipeline.runtime.files import canonical_json, recovery_hint
-from pipeline.runtime.outputs import STORE, TEACHER, ModelOutputs, NetworkCosts, Role
-from pipeline.runtime.params import PARAMS_FILE, read_params
-from pipeline.runtime.stage_inputs import StageInputs
+from pipeline.runtime.outputs import (
+    STORE,
+    ExportedFile,
+    ExportOutputs,
+    ModelOutputs,
+    NetworkCosts,
+    Role,
+)
+from pipeline.runtime.params import read_params
 from pipeline.runtime.validation import Record, read_model
 
 STUDENT_ROLES: tuple[Role, ...] = ("distilled", "baseline")
-HELD_OUT = ("validation", "test")
 
 Result = TypeVar("Result")
 
@@ -83,72 +90,55 @@ class History(_Part):
         return self
 
 
-def read_predictions(outputs: ModelOutputs, dataset: Dataset) -> Predictions:
-    """Read a model's logits and costs.
+class _FileFacts(_Part):
+    bytes: PositiveInt
+
+
+class _Card(_Part):
+    """The model card of a file, or why there is none."""
+
+    training: Mapping[str, Any]  # the parameters of the stage that trained the network
+    file: _FileFacts | None = None
+    no_file: str | None = None
+
+
+def read_exported(outputs: ExportOutputs, dataset: Dataset) -> list[Predictions]:
+    """Read logits and costs of each file of the teacher, or of a student and its baseline. A
+    teacher without a file has the logits that its own stage computed.
 
     Raises:
         UserError: a file is absent or damaged, or is not of these images or these parameters;
             names the command that writes it.
     """
-    path = outputs.predictions
-    is_imported = outputs == TEACHER and read_params()["teacher"]["weights"] == "logits"
-    costs = dict.fromkeys(COSTS)
-    if not is_imported:
-        produced_by = f"dvc repro {outputs.stage}"
-        costs = read_model(outputs.metrics, NetworkCosts, produced_by=produced_by).model_dump()
-    shapes = {name: [len(dataset.splits[name]), dataset.num_classes] for name in sorted(HELD_OUT)}
-    expected = ", ".join(f"{name} float32 {shape}" for name, shape in shapes.items())
-    logits, made_from = _read_tensors(path, outputs.stage, expected)
-    for name, of_split in logits.items():
-        if not np.isfinite(of_split).all():
-            raise UserError(
-                f"`{path}` holds logits for {name} that are not finite: the training diverged. "
-                "Lower its learning rate in params.yaml."
-            )
-    _check_params(path, made_from, outputs.stage)
-    return Predictions(outputs.name or "teacher", outputs.role, **logits, **costs)
-
-
-def _check_params(path: Path, made_from: Mapping[str, Any], stage: str) -> None:
-    """Refuse predictions that were made from other parameters, whatever DVC has recorded."""
-    params = StageInputs(*stage.split("@")).params
-    for key, value in json.loads(canonical_json(params)).items():
-        if key in made_from and made_from[key] != value:
-            raise UserError(
-                f"`{path}` was made when `{PARAMS_FILE}: {key}` was {json.dumps(made_from[key])}; "
-                f"now that is {json.dumps(value)}. Run `dvc repro --force --single-item "
-                f"{stage}`, then `dvc repro`."
-            )
-
-
-def _read_tensors(
-    path: Path, stage: str, *expected: str
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read a file of predictions, and the parameters that it was made from.
-
-    Args:
-        expected: names, types and shapes of the tensors; any of several.
-
-    Raises:
-        UserError: the file is absent or damaged, or holds other tensors.
-    """
-    try:
-        tensors = load_file(path)
-        with safe_open(path, "numpy") as file:
-            made_from = json.loads((file.metadata() or {}).get("made_from", "{}"))
-    except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"`{path}` is absent or damaged ({error}). {_hint(path, stage)}") from None
-    held = ", ".join(f"{name} {t.dtype} {list(t.shape)}" for name, t in sorted(tensors.items()))
-    if held not in expected:
-        raise UserError(
-            f"`{path}` holds {held}; expected {expected[0]}, for the images of data/prepared. "
-            f"{_hint(path, stage)}"
+    cards = {
+        file: read_model(file.card, _Card, produced_by=f"dvc repro {outputs.stage}")
+        for file in outputs.files
+    }
+    cards = {f: card for f, card in cards.items() if card.file or f.role == "teacher"}
+    keys = [f"{file.key}." for file in cards]
+    logits, _ = read_logits(outputs.predictions, outputs.stage, dataset, keys)
+    return [
+        Predictions(
+            name=outputs.name or "teacher",
+            role=file.role,
+            precision=file.precision,
+            path=str(file.path) if card.file else None,
+            no_file=card.no_file,
+            **{split: logits[f"{file.key}.{split}"] for split in HELD_OUT},
+            **_costs(file, card),
         )
-    return tensors, made_from
+        for file, card in cards.items()
+    ]
 
 
-def _hint(path: Path, stage: str) -> str:
-    return recovery_hint(path, f"dvc repro --force --single-item {stage}")
+def _costs(file: ExportedFile, card: _Card) -> dict[str, int | None]:
+    """Read what a network costs, and check that it was trained with the parameters of now."""
+    model = ModelOutputs(file.role, file.name)
+    check_params(file.card, card.training, model.stage)
+    if file.role == "teacher" and read_params()["teacher"]["weights"] == "logits":
+        return dict.fromkeys(COSTS)
+    costs = read_model(model.metrics, NetworkCosts, produced_by=f"dvc repro {model.stage}")
+    return costs.model_dump() | {"size_bytes": card.file.bytes if card.file else None}
 
 
 def read_students(
@@ -159,10 +149,10 @@ def read_students(
 
 
 def read_robustness(
-    teacher: Predictions, students: Mapping[str, tuple[Predictions, Predictions]], dataset: Dataset
+    teacher: Predictions, students: Mapping[str, Sequence[Predictions]], dataset: Dataset
 ) -> RobustComparison:
     """Read the predictions for corrupted images and compare them with those of the same images
-    without corruption, which are the networks' test predictions.
+    without corruption, which are the files' test predictions.
 
     Raises:
         UserError: a file is absent or damaged, or is not of these images and corruptions.
@@ -170,31 +160,29 @@ def read_robustness(
     labels = np.asarray(dataset.splits["test"].labels)
     samples = samples_to_corrupt(len(labels))
 
-    def read(predictions: Predictions) -> CorruptionPredictions | None:
-        """None for a teacher without a network."""
-        is_teacher = predictions.role == "teacher"
-        outputs = TEACHER if is_teacher else ModelOutputs(predictions.role, predictions.name)
-        path, count = outputs.corrupted_predictions, len(samples)
-        stage = "robustness_teacher" if is_teacher else f"robustness@{outputs.name}"
-        decisions = [len(CORRUPTIONS), len(SEVERITIES), count]
-        only_samples = f"samples int32 [{count}]"
-        expected = [f"decisions int32 {decisions}, image_size int32 [1], {only_samples}"]
-        if is_teacher:
-            expected.append(only_samples)
-        tensors, made_from = _read_tensors(path, stage, *expected)
-        _check_params(path, made_from, stage)
+    def read(outputs: ExportOutputs, models: Sequence[Predictions]) -> list[CorruptionPredictions]:
+        with_file = [model for model in models if model.path is not None]
+        path, stage, count = outputs.corrupted_predictions, outputs.robustness_stage, len(samples)
+        shape = [len(CORRUPTIONS), len(SEVERITIES), count]
+        expected = {f"samples int32 [{count}]", *(f"{m.key} int32 {shape}" for m in with_file)}
+        if with_file:
+            expected.add("image_size int32 [1]")
+        tensors, _ = read_tensors(path, stage, ", ".join(sorted(expected)))
         if not np.array_equal(tensors["samples"], samples):
             raise UserError(
                 f"`{path}` is of other test images; expected {count:,} of data/prepared, evenly "
-                f"spread. {_hint(path, stage)}"
+                f"spread. {hint(path, stage)}"
             )
-        if "decisions" not in tensors:
-            return None
-        clean, (size,) = predictions.test[samples].argmax(1), tensors["image_size"].tolist()
-        return CorruptionPredictions(clean, tensors["decisions"], size)
+        return [
+            CorruptionPredictions(
+                model.test[samples].argmax(1), tensors[model.key], int(tensors["image_size"][0])
+            )
+            for model in with_file
+        ]
 
-    pairs = {name: (read(first), read(second)) for name, (first, second) in students.items()}
-    return compare_robustness(read(teacher), pairs, labels[samples])
+    of_students = {name: read(ExportOutputs(name), models) for name, models in students.items()}
+    of_teacher = next(iter(read(ExportOutputs(), [teacher])), None)
+    return compare_robustness(of_teacher, of_students, labels[samples])
 
 
 def read_training(outputs: ModelOutputs) -> Training:
@@ -273,14 +261,14 @@ def cache_economics(index: StoreIndex, curves: pd.DataFrame) -> Economics:
 
 
 def read_speed(names: list[str]) -> Speeds:
-    """Read the networks' speed.
+    """Read the speed of the files.
 
     Raises:
         UserError: the file is absent or damaged, or lacks a student.
     """
     speeds = read_model(SPEED_FILE, Speeds, produced_by="dvc repro speed")
-    devices = speeds.devices.values()
-    missing = [name for name in names if any(name not in device.students for device in devices)]
+    settings = speeds.settings.values()
+    missing = [name for name in names if any(not speed.find(name) for speed in settings)]
     if missing:
         raise UserError(
             f"`{SPEED_FILE}` has no figures of {', '.join(missing)}. Run `{MEASURE_AGAIN}`."

@@ -3,20 +3,20 @@
 Arithmetic on predicted classes; reads and writes nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.comparison import statistics
-from pipeline.comparison.statistics import PairedDifference
+from pipeline.comparison.measurement import statistics
+from pipeline.comparison.measurement.statistics import PairedDifference
 
 
 @dataclass(frozen=True)
 class CorruptionPredictions:
-    """One network's predicted classes of the same images, clean and corrupted."""
+    """One file's predicted classes of the same images, clean and corrupted."""
 
-    clean: np.ndarray  # [N], of the stage that made the network: its test accuracy counts the same
+    clean: np.ndarray  # [N], which its test accuracy counts
     corrupted: np.ndarray  # [K, S, N] by corruption and severity
     image_size: int  # pixels, the side of the images, clean and corrupted
 
@@ -49,8 +49,10 @@ class Robustness:
 @dataclass(frozen=True)
 class RobustComparison:
     images: int
-    teacher: Robustness | None  # None for imported logits: they cover clean images only
-    #: By student, robust accuracy of the distilled network minus that of its baseline. There is no
+    teacher: Robustness | None  # None for a teacher without a file
+    #: By student: of the distilled and the baseline's float32 file, then of the int8 files.
+    students: Mapping[str, Sequence[Robustness]]
+    #: By student, robust accuracy of the distilled file minus that of its baseline's. There is no
     #: test: McNemar's needs one correct or wrong prediction per image, the variants give a share.
     gains: Mapping[str, PairedDifference[Robustness]]
 
@@ -61,8 +63,8 @@ class RobustComparison:
 
     @property
     def models(self) -> list[Robustness | None]:
-        """The teacher, then each student's distilled and baseline networks."""
-        return [self.teacher, *(m for g in self.gains.values() for m in (g.first, g.second))]
+        """The teacher, then each student's files."""
+        return [self.teacher, *(m for models in self.students.values() for m in models)]
 
 
 def model_robustness(predictions: CorruptionPredictions, labels: np.ndarray) -> Robustness:
@@ -78,16 +80,21 @@ def model_robustness(predictions: CorruptionPredictions, labels: np.ndarray) -> 
 
 def compare_robustness(
     teacher: CorruptionPredictions | None,
-    students: Mapping[str, tuple[CorruptionPredictions, CorruptionPredictions]],
+    students: Mapping[str, Sequence[CorruptionPredictions]],
     labels: np.ndarray,
 ) -> RobustComparison:
-    """Compute every network's robustness, and each student's robust gain.
+    """Compute every file's robustness, and each student's robust gain.
 
     Args:
-        students: by name, the distilled network's predictions and its baseline's.
+        students: by name, the predictions of the distilled file and of the baseline's, in float32,
+            then those of the int8 files.
         labels: [N] of the images.
     """
-    pairs = [[model_robustness(p, labels) for p in pair] for pair in students.values()]
+    measured = {
+        name: [model_robustness(p, labels) for p in predictions]
+        for name, predictions in students.items()
+    }
+    pairs = [models[:2] for models in measured.values()]
     # One share per image: the bootstrap draws an image's variants, which are alike, together.
     differences = np.stack([first.shares - second.shares for first, second in pairs], 1)
     bounds = statistics.interval(statistics.bootstrap_means(differences))  # [2, students]
@@ -104,5 +111,6 @@ def compare_robustness(
     return RobustComparison(
         images=len(labels),
         teacher=None if teacher is None else model_robustness(teacher, labels),
+        students=measured,
         gains=dict(zip(students, gains, strict=True)),
     )

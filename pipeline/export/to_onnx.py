@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
+import onnx
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from pipeline.export.onnx_model import IMAGE, LOGITS, OnnxMetadata
+from pipeline.export.onnx_teacher import OnnxPreprocessing, opset_of, with_preprocessing
+from pipeline.export.preprocessing import Preprocessing
+from pipeline.export.running.onnx_model import IMAGE, LOGITS, OnnxMetadata
 from pipeline.models.spec import InputSpec
 from pipeline.runtime.errors import UserError, first_line
 
@@ -19,40 +21,19 @@ from pipeline.runtime.errors import UserError, first_line
 OPSET = 18
 
 
+class NotExportable(UserError):
+    """There is no file that computes what the network computes."""
+
+
 class _FromPixels(nn.Module):
     """Preprocessing and network as one module."""
 
-    def __init__(self, network: nn.Module, spec: InputSpec, side: int):
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing):
         super().__init__()
-        self.network, self.spec = network, spec
-        mode = spec.interpolation or "bilinear"
-        same_in_every_engine = side == spec.size or (mode == "bilinear" and side < spec.size)
-        self.resize = None if same_in_every_engine else _Resize(side, spec.size, mode)
+        self.network, self.preprocessing = network, preprocessing
 
     def forward(self, image: Tensor) -> Tensor:  # [B, C, S, S] uint8 -> [B, num_classes] float32
-        if self.resize is not None:
-            image = self.resize(image)
-        return self.network(self.spec.apply(image)).float()
-
-
-class _Resize(nn.Module):
-    """Antialiased resizing of squares as two matrix products, without ONNX's Resize.
-
-    OpenVINO 2026.4 ignores `antialias` and `exclude_outside` of a Resize. If it shrinks, all pixels
-    are others; if it is bicubic, those at the edges.
-    """
-
-    def __init__(self, side: int, size: int, mode: str):
-        super().__init__()
-        self.mode = mode
-        # Resizing is linear: the unit vectors give its weights. In float32, as PyTorch computes them.
-        rows = F.interpolate(torch.eye(side)[None, None], (size, side), mode=mode, antialias=True)
-        self.register_buffer("rows", rows[0, 0], persistent=False)  # [size, side]
-        self.register_buffer("columns", rows[0, 0].T.contiguous(), persistent=False)
-
-    def forward(self, image: Tensor) -> Tensor:  # [B, C, side, side] -> [B, C, size, size] float32
-        pixels = self.rows @ (image.float() @ self.columns)
-        return pixels.clamp(0, 255) if self.mode == "bicubic" else pixels
+        return self.network(self.preprocessing(image)).float()
 
 
 def to_onnx(network: nn.Module, spec: InputSpec, metadata: OnnxMetadata) -> bytes:
@@ -61,34 +42,50 @@ def to_onnx(network: nn.Module, spec: InputSpec, metadata: OnnxMetadata) -> byte
     Input `image`: [batch, C, S, S] uint8, S = `metadata.image_size`, of any batch size; output
     `logits`: [batch, num_classes] float32. Refuses what torch's exporter refuses, with its reason.
     """
-    side = metadata.image_size
-    # A batch of 1 would fix the batch size.
-    example = torch.zeros(2, metadata.channels, side, side, dtype=torch.uint8)
     try:
         with _quiet():
-            program = torch.onnx.export(
-                _FromPixels(network, spec, side).eval(),
-                (example,),
-                input_names=[IMAGE],
-                output_names=[LOGITS],
-                opset_version=metadata.opset,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                external_data=False,
-                verbose=False,
-            )
+            model = _exported(network, spec, metadata)
     except Exception as error:  # any error of the exporter or of the network
-        raise UserError(
-            f"student `{metadata.student}` cannot be exported to ONNX: {_reason(error)}. Its "
-            "network must compute the same for every image and batch size, without a Python branch "
-            "on pixels, with operations that ONNX has: change its file in pipeline/networks/, or "
-            "choose another network."
-        ) from None
-    model = program.model_proto
+        reason = f"{metadata.described} cannot be exported to ONNX: {_reason(error).rstrip('.')}."
+        if not hasattr(network, "graph"):
+            reason += (
+                " The network must compute the same for every image and batch size, without a "
+                "Python branch on pixels, with operations that ONNX has: change its file in "
+                "pipeline/networks/, or choose another network."
+            )
+        raise NotExportable(reason) from None
     _without_traces(model)
+    metadata = metadata.model_copy(update={"opset": opset_of(model)})
     model.doc_string = metadata.in_words()
     for key, value in metadata.metadata().items():
         model.metadata_props.add(key=key, value=value)
     return model.SerializeToString(deterministic=True)
+
+
+def _exported(network: nn.Module, spec: InputSpec, metadata: OnnxMetadata) -> onnx.ModelProto:
+    graph = getattr(network, "graph", None)  # of a network that is an ONNX file itself
+    side = metadata.image_size
+    preprocessing = Preprocessing(spec, side)
+    module = _FromPixels(network, preprocessing)
+    if graph is not None:
+        if network.batch_size is not None:
+            raise ValueError(f"its file takes {network.batch_size} images at a time")
+        module = OnnxPreprocessing(preprocessing, **network.input_format)
+    # A batch of 1 would fix the batch size.
+    example = torch.zeros(2, metadata.channels, side, side, dtype=torch.uint8)
+    program = torch.onnx.export(
+        module.eval(),
+        (example,),
+        input_names=[IMAGE],
+        output_names=[LOGITS],
+        opset_version=metadata.opset,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        external_data=False,
+        verbose=False,
+    )
+    if graph is None:
+        return program.model_proto
+    return with_preprocessing(program.model_proto, graph, len(metadata.class_names))
 
 
 @contextmanager

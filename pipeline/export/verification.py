@@ -6,13 +6,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from pipeline.data.prepared.dataset import Dataset
-from pipeline.export.onnx_model import OnnxStudent
-from pipeline.models.evaluation import BATCH_SIZE, batches_of, predict
-from pipeline.models.spec import ModelSpec
-from pipeline.runtime.errors import UserError
-from pipeline.views.loader import open_views
-from pipeline.views.policy import ViewPolicy
+from pipeline.data.prepared.dataset import AnySplit
+from pipeline.export.to_onnx import NotExportable
+from pipeline.models.evaluation import open_clean_views, predict
+from pipeline.models.spec import InputSpec
+from pipeline.views.loader import BATCH_SIZE
 
 #: How far a logit of the file may be from PyTorch's, as a fraction of the largest magnitude in its
 #: row (at least 1). In float32, engines that add in another order differ by about 1e-6 of it, deep
@@ -25,28 +23,15 @@ FLOAT32_ERRORS = 4
 OTHER_CLASSES_PER_IMAGE = 1e-3  # at least one image
 
 
-def both_logits(
-    network: torch.nn.Module, spec: ModelSpec, exported: OnnxStudent, dataset: Dataset
-) -> tuple[np.ndarray, np.ndarray]:
-    """Raw logits of the test images, from PyTorch and from the file: [N, C] float32 each."""
-    split = dataset.splits["test"]
-    order = batches_of(np.arange(len(split)))
-    torch_logits, onnx_logits = [], []
-    for batch in open_views(split, ViewPolicy("none"), 0, torch.device("cpu")).batches(0, order):
-        torch_logits.append(predict(network, spec.input, batch.pixels).numpy())
-        onnx_logits.append(exported.logits(batch.pixels.numpy()))
-    return np.concatenate(torch_logits), np.concatenate(onnx_logits)
-
-
-def float32_error(network: torch.nn.Module, spec: ModelSpec, dataset: Dataset) -> float:
+def float32_error(network: torch.nn.Module, spec: InputSpec, split: AnySplit) -> float:
     """The largest difference between PyTorch's logits in float32 and in float64, on at most
-    BATCH_SIZE evenly spread test images."""
-    split, cpu = dataset.splits["test"], torch.device("cpu")
+    BATCH_SIZE evenly spread images."""
     samples = np.unique(np.linspace(0, len(split) - 1, BATCH_SIZE).astype(int))
-    (batch,) = open_views(split, ViewPolicy("none"), 0, cpu).batches(0, [samples])
-    logits = predict(network, spec.input, batch.pixels).double()
+    views = open_clean_views(split, spec, torch.device("cpu"))
+    (batch,) = views.batches(0, [samples])
+    logits = predict(network, spec, batch.pixels, clean=True).double()
     with torch.inference_mode():
-        exact = copy.deepcopy(network).double()(spec.input.apply(batch.pixels).double())
+        exact = copy.deepcopy(network).double()(spec.apply_clean(batch.pixels).double())
     return (logits - exact).abs().max().item()
 
 
@@ -84,15 +69,14 @@ def verify_logits(
             f"{differ:,} of {len(labels):,} test images have another class (tolerance {limit:,})"
         )
     if problems:
-        raise UserError(
-            f"PyTorch and onnxruntime disagree on student `{name}`: {'; '.join(problems)}. Nothing "
+        raise NotExportable(
+            f"PyTorch and onnxruntime disagree on {name}: {'; '.join(problems)}. Nothing "
             "was written. Its network computes something else when it is exported, or torch's "
             "exporter converts an operation wrongly: check its file in pipeline/networks/, or try "
             "another version of torch."
         )
     return {
         "torch_accuracy": float((torch_classes == labels).mean()),
-        "onnx_accuracy": float((onnx_classes == labels).mean()),
         # More digits would depend on the number of threads.
         "largest_difference": float(f"{differences.max():.1e}"),
         "decisions_that_differ": differ,

@@ -17,10 +17,9 @@ from pipeline.models.raw_logits import beyond_float16, check_raw
 from pipeline.models.spec import InputSpec
 from pipeline.runtime.errors import UserError, counted
 from pipeline.runtime.files import canonical_json, write_bytes
-from pipeline.views.loader import AnyViews, CleanView, open_views
+from pipeline.views.loader import AnyViews, CleanView, batches_of, open_views
 from pipeline.views.policy import ViewPolicy
 
-BATCH_SIZE = 256
 _SAVE_LOGITS = (
     "Save the input of the softmax, or the logarithm of the probabilities (raised to at least "
     "1e-7, because that of 0 is not finite); of a sigmoid its input, or log(p / (1 - p))."
@@ -49,8 +48,7 @@ def predict(
     network.eval()
     dtype = getattr(torch, precision)
     with torch.autocast(views.device.type, dtype, enabled=dtype != torch.float32):
-        whole = clean and spec.resize_ratio is not None
-        return network(spec.apply_to_squares(views) if whole else spec.apply(views)).float()
+        return network(spec.apply_clean(views) if clean else spec.apply(views)).float()
 
 
 def open_clean_views(split: AnySplit, spec: InputSpec, device: torch.device) -> AnyViews:
@@ -110,11 +108,6 @@ def predict_all(
     samples = np.arange(len(split)) if samples is None else samples
     batches = open_clean_views(split, spec, device).batches(0, batches_of(samples))
     return torch.cat([predict(network, spec, batch.pixels, clean=True).cpu() for batch in batches])
-
-
-def batches_of(samples: np.ndarray, size: int = BATCH_SIZE) -> list[np.ndarray]:
-    """Split sample numbers into batches, in their order."""
-    return np.split(samples, range(size, len(samples), size))
 
 
 def classification_metrics(logits: Tensor, labels: Tensor, prefix: str) -> dict[str, float]:

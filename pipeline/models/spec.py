@@ -48,8 +48,11 @@ class InputSpec:
         """[B, C, H, W] uint8 -> [B, C, size, size] float32, normalised, channels last in memory."""
         return self._normalised(self._resized(views, self.size))
 
-    def apply_to_squares(self, images: Tensor) -> Tensor:
-        """The preprocessing of whole square images, with `resize_ratio`: as `apply`."""
+    def apply_clean(self, images: Tensor) -> Tensor:
+        """The preprocessing of images without augmentation: as `apply`. With `resize_ratio` they
+        are whole square images, out of which the middle is cut."""
+        if self.resize_ratio is None:
+            return self.apply(images)
         side = self.resized_side
         start = round((side - self.size) / 2)
         middle = slice(start, start + self.size)

@@ -143,6 +143,28 @@ class OnnxNetwork(nn.Module):
                 raise UserError(f"option `{name}` is {value!r}; expected {' or '.join(known)}.")
 
     @property
+    def batch_size(self) -> int | None:
+        """The only number of images that the file takes at a time; None: any."""
+        size = self._input.shape[0]
+        return size if isinstance(size, int) else None
+
+    @property
+    def graph(self) -> onnx.ModelProto:
+        """A copy of the file whose only output are the logits."""
+        copy = onnx.ModelProto()
+        copy.CopyFrom(self._model)
+        return copy
+
+    @property
+    def input_format(self) -> dict[str, Any]:
+        """Type, layout and order of channels of the images that the file takes."""
+        return {
+            "dtype": self._dtype,
+            "channels_last": self._layout == "nhwc",
+            "bgr": self._reverses,
+        }
+
+    @property
     def takes_pixels(self) -> bool:
         """Whether its input is uint8 in 0 to 255, which it normalises itself."""
         return self._dtype == np.uint8

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import NonNegativeInt
 
@@ -13,6 +13,8 @@ STORE = Path("data/soft_targets")
 
 #: `distilled` and `baseline` are one student's network, trained with and without the teacher.
 Role = Literal["teacher", "distilled", "baseline"]
+#: Of an exported file. An int8 file holds weights and activations of 8 bits.
+Precision = Literal["float32", "int8"]
 
 _STAGES: dict[Role, str] = {"teacher": "teacher", "distilled": "student", "baseline": "baseline"}
 
@@ -47,13 +49,20 @@ class ModelOutputs:
         return Path("predictions") / f"{self._place}.safetensors"
 
     @property
-    def corrupted_predictions(self) -> Path:
-        return Path("predictions/robustness") / f"{self._place}.safetensors"
-
-    @property
     def scratch(self) -> Path:
         """The folder of the state that the training resumes from."""
         return Path(".scratch/training") / self._place
+
+    @property
+    def int8_model(self) -> Path:
+        """The folder of a distilled student's weights that `int8_training` trained further; without
+        network.json in it, the int8 file is made from `model`."""
+        return Path("models/int8") / str(self.name)
+
+    @property
+    def int8_scratch(self) -> Path:
+        """The folder of the state that `int8_training` resumes from."""
+        return Path(".scratch/training/int8") / str(self.name)
 
     @property
     def _place(self) -> Path:
@@ -61,6 +70,78 @@ class ModelOutputs:
 
 
 TEACHER = ModelOutputs("teacher")
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """One network as an ONNX file, and its model card."""
+
+    role: Role
+    name: str | None = None  # the student's; None for the teacher
+    precision: Precision = "float32"
+
+    @property
+    def path(self) -> Path:
+        """Of the file. There may be none: its card says why."""
+        folder = Path("models/exported")
+        if self.role == "teacher":
+            return folder / "teacher/teacher.onnx"
+        if self.precision == "int8":
+            return folder / "int8" / self.name / f"{self.role}.onnx"
+        return folder / ("baselines" if self.role == "baseline" else "") / f"{self.name}.onnx"
+
+    @property
+    def card(self) -> Path:
+        return self.path.with_suffix(".json")
+
+    @property
+    def key(self) -> str:
+        """Its name in the files that hold the predictions of several: `distilled.int8`."""
+        return f"{self.role}.{self.precision}"
+
+
+@dataclass(frozen=True)
+class ExportOutputs:
+    """The paths that the export of the teacher, or of one student and its baseline, writes, and
+    those of the stage that runs these files on corrupted images."""
+
+    name: str | None = None  # the student's; None for the teacher
+
+    @property
+    def stage(self) -> str:
+        return "export_teacher" if self.name is None else f"export@{self.name}"
+
+    @property
+    def robustness_stage(self) -> str:
+        return "robustness_teacher" if self.name is None else f"robustness@{self.name}"
+
+    @property
+    def files(self) -> list[ExportedFile]:
+        """Every file that there can be."""
+        if self.name is None:
+            return [ExportedFile("teacher")]
+        return [
+            ExportedFile(role, self.name, precision)
+            for precision in get_args(Precision)
+            for role in ("distilled", "baseline")
+        ]
+
+    @property
+    def metrics(self) -> Path:
+        return Path("metrics/export") / f"{self._place}.json"
+
+    @property
+    def predictions(self) -> Path:
+        """Logits of the files, on validation and test."""
+        return Path("predictions/exported") / f"{self._place}.safetensors"
+
+    @property
+    def corrupted_predictions(self) -> Path:
+        return Path("predictions/robustness") / f"{self._place}.safetensors"
+
+    @property
+    def _place(self) -> Path:
+        return Path("teacher") if self.name is None else Path("students") / self.name
 
 
 class NetworkCosts(Record, extra="ignore"):

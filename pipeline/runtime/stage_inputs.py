@@ -19,7 +19,7 @@ from pipeline.runtime.params import PARAMS_FILE, read_params, read_yaml
 
 DVC_FILE = Path("dvc.yaml")
 CODE = Path("pipeline")
-CODE_SUFFIXES = (".py", ".txt", ".html", ".css")  # as in .dvcignore
+CODE_SUFFIXES = (".py", ".txt", ".html", ".css", ".js")  # as in .dvcignore
 _MAX_HASHED = 2**24  # bytes; a larger file is compared by size and date
 
 

@@ -98,6 +98,15 @@ def _fields_at(model: type[BaseModel], names: Sequence[int | str]) -> Mapping[st
     return fields
 
 
+def none_or_mapping(value: Any) -> Any:
+    """Validate, before pydantic does, a parameter that is `none` or a mapping of parameters."""
+    if value == "none":
+        return None
+    if not isinstance(value, Mapping):
+        raise ValueError(f"it is {value!r}; expected `none`, or a mapping of its parameters")
+    return value
+
+
 def shown(value: Any) -> str:
     """Return a value's text, cut to one line."""
     if value is None:

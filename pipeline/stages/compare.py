@@ -18,16 +18,18 @@ from pipeline.comparison import results
 from pipeline.comparison.compare import compare
 from pipeline.comparison.example_images import THUMBNAIL, clean_pixels, corrupted_examples
 from pipeline.comparison.figures import Figures, class_table, headline_figures, models_table
-from pipeline.comparison.measurement.latency import this_machine
+from pipeline.comparison.measurement.latency import SPEED_FILE, this_machine
+from pipeline.comparison.measurement.predictions import HELD_OUT
 from pipeline.comparison.removed_students import removed_students_line
-from pipeline.comparison.report.console import console_table
+from pipeline.comparison.report.console import console_text
 from pipeline.comparison.report.costs import Costs
+from pipeline.comparison.report.decision_card import DecisionCard, decision_card
 from pipeline.comparison.report.markdown import markdown
 from pipeline.comparison.report.page import SHOWN_SEVERITY, html_report
 from pipeline.data.prepared.dataset import open_dataset, verify_dataset
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_directory, write_bytes, write_json
-from pipeline.runtime.outputs import TEACHER
+from pipeline.runtime.outputs import ExportOutputs
 from pipeline.runtime.params import read_params, student_names
 from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.runtime.validation import read_model
@@ -49,9 +51,9 @@ def main() -> None:
     names, dataset = student_names(), open_dataset()
     verify_dataset()
     store_index = results.read_store_index(dataset)
-    teacher = results.read_predictions(TEACHER, dataset)
-    students = results.read_students(names, partial(results.read_predictions, dataset=dataset))
-    labels = {name: np.array(dataset.splits[name].labels) for name in results.HELD_OUT}
+    (teacher,) = results.read_exported(ExportOutputs(), dataset)
+    students = {name: results.read_exported(ExportOutputs(name), dataset) for name in names}
+    labels = {name: np.array(dataset.splits[name].labels) for name in HELD_OUT}
     robustness = results.read_robustness(teacher, students, dataset)
     comparison = compare(teacher, students, labels, dataset.class_names, robustness)
     if comparison.teacher.accuracy == 0:
@@ -65,7 +67,8 @@ def main() -> None:
     steps = {name: tuple(t.optimiser_steps for t in pair) for name, pair in trainings.items()}
     made_passes = teacher.parameters is not None  # imported logits took no forward pass
     economics = results.cache_economics(store_index, curves) if made_passes else None
-    costs = Costs(speed.devices, speed.machine, this_machine(), economics)
+    no_teacher = comparison.teacher.no_file
+    costs = Costs(speed.settings, no_teacher, speed.machine, this_machine(), economics)
 
     fingerprints = {"dataset": dataset.fingerprint, "teacher": store_index.teacher_fingerprint}
     test, figures = dataset.splits["test"], headline_figures(comparison, costs.economics, steps)
@@ -87,7 +90,7 @@ def main() -> None:
     write_table(METRICS / "training_curves.csv", curves)
     write_table(METRICS / "comparison.csv", models_table(comparison))
     write_json(METRICS / "comparison.json", figures.model_dump(exclude_unset=True))
-    print_table(figures, names)
+    print_comparison(figures, decision_card(figures, costs.speed), names)
 
 
 def show(names: list[str]) -> None:
@@ -104,13 +107,15 @@ def show(names: list[str]) -> None:
             f"`{path}` compares {', '.join(figures.students)}; expected {', '.join(names)}, the "
             f"students of params.yaml. Run `{produced_by}`."
         )
-    if len(students) < len(figures.students):  # the passes of all were counted
-        figures = figures.model_copy(update={"students": students, "cache": None})
-    print_table(figures, names)
+    speed = results.read_speed([]).devices if SPEED_FILE.is_file() else {}
+    card = decision_card(figures, speed)
+    if len(students) < len(figures.students):  # all were counted, and each could be chosen
+        figures, card = figures.model_copy(update={"students": students, "cache": None}), None
+    print_comparison(figures, card, names)
 
 
-def print_table(figures: Figures, names: list[str]) -> None:
-    print(console_table(figures))
+def print_comparison(figures: Figures, card: DecisionCard | None, names: list[str]) -> None:
+    print(console_text(figures, card))
     if missing := [name for name in names if name not in figures.students]:
         print(f"not compared yet: {', '.join(missing)}. Run `dvc repro`.")
     if line := removed_students_line(names):

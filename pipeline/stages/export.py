@@ -1,93 +1,258 @@
-"""export: write a trained student as one ONNX file, and compare it with PyTorch on the test images.
+"""export: write a student and its baseline, or the teacher, as ONNX files, and measure the files.
 
-Reads data/prepared/, models/students/NAME/ and `dataset`, `views.image_size` of params.yaml; writes
-models/exported/NAME.onnx and metrics/export/NAME.json. Both engines run on the CPU, in float32.
+Reads data/prepared/, models/students/NAME/ and models/baselines/NAME/ (with --teacher:
+models/teacher/), their predictions, and `dataset`, `views`, `export`, `students.NAME` of
+params.yaml. Compares each file's logits with PyTorch's, and writes the files and their model cards
+to models/exported/, the files' logits to predictions/exported/ and the differences to
+metrics/export/. Files run in onnxruntime on the CPU.
 """
 
 from pipeline.runtime.command import run_command
 
 import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from typing import Any
 
-import torch
+import numpy as np
 
+from pipeline.comparison.measurement.predictions import HELD_OUT, read_logits, write_predictions
 from pipeline.data.prepared.dataset import Dataset, open_dataset, verify_dataset
+from pipeline.data.prepared.image_decoding import CLEAN_RATIO, available_cores
 from pipeline.data.sources.params import DatasetParams
-from pipeline.export.onnx_model import OnnxMetadata, OnnxStudent
-from pipeline.export.to_onnx import OPSET, to_onnx
-from pipeline.export.verification import both_logits, float32_error, verify_logits
+from pipeline.export.file_card import describe_file
+from pipeline.export.model_card import ModelCard, NoFile
+from pipeline.export.params import ExportParams, load_export
+from pipeline.export.running.file_images import file_logits
+from pipeline.export.running.onnx_model import OnnxMetadata, OnnxStudent
+from pipeline.export.running.reading import Reading
+from pipeline.export.to_onnx import OPSET, NotExportable, to_onnx
+from pipeline.export.verification import float32_error, verify_logits
 from pipeline.models import checkpoint
-from pipeline.models.spec import ModelSpec
+from pipeline.models.spec import InputSpec, ModelSpec
 from pipeline.runtime.errors import UserError, counted
-from pipeline.runtime.files import write_bytes, write_json
-from pipeline.runtime.outputs import ModelOutputs
+from pipeline.runtime.files import read_json, write_bytes, write_json
+from pipeline.runtime.outputs import TEACHER, ExportedFile, ExportOutputs, ModelOutputs
 from pipeline.runtime.params import check_student, load_section
 from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.views.params import ViewsParams
 
-EXPORTED = Path("models/exported")
+#: Why there is no int8 file where params.yaml asks for none.
+NOT_ASKED = "`export.precision` is float32"
 
 
-def student_metadata(
-    outputs: ModelOutputs, spec: ModelSpec, dataset: Dataset, params: DatasetParams
+@dataclass(frozen=True)
+class Exported:
+    """What is written of one network: its file if there is one, and its card."""
+
+    file: ExportedFile
+    card: ModelCard | NoFile
+    figures: Mapping[str, Any]
+    content: bytes | None = None
+    logits: Mapping[str, np.ndarray] | None = None  # [N, num_classes] by split
+
+
+def reading_of(params: DatasetParams, spec: InputSpec) -> Reading:
+    """How images become the file's input."""
+    encoded = {}
+    if params.storage == "encoded":
+        own = spec.resize_ratio is not None  # then the file itself cuts the middle out
+        encoded = {
+            "quality": params.quality,
+            "resize_ratio": 1.0 if own else CLEAN_RATIO,
+            "interpolation": spec.interpolation or "bilinear" if own else "bilinear",
+        }
+    return Reading(
+        storage=params.storage,
+        image_size=params.image_size,
+        bit_depth=params.bit_depth,
+        **encoded,
+    )
+
+
+def onnx_metadata(
+    model: ModelOutputs, spec: ModelSpec, dataset: Dataset, reading: Reading
 ) -> OnnxMetadata:
-    """The metadata of the file. Refuses a student of other images than the prepared ones."""
-    again = f"dvc repro {outputs.stage}"
+    """The metadata of the float32 file. Refuses a network of other images than the prepared."""
+    again = f"dvc repro {model.stage}"
     trained_for = (list(spec.class_names), spec.input.channels)
     if trained_for != (list(dataset.class_names), dataset.channels):
         raise UserError(
-            f"`{outputs.model}` was trained for {spec.num_classes} classes and images of "
+            f"`{model.model}` was trained for {spec.num_classes} classes and images of "
             f"{spec.input.channels} channels, but data/prepared has {dataset.num_classes} "
             f"classes, of these or other names, and {dataset.channels} channels. Run `{again}`."
         )
-    keys = ("storage", "image_size") + (("quality",) if params.storage == "encoded" else ())
-    keys += () if params.bit_depth is None else ("bit_depth",)
     return OnnxMetadata(
-        student=outputs.name,
-        fingerprint=checkpoint.fingerprint(outputs.model, produced_by=again),
+        name=model.name or "teacher",
+        role=model.role,
+        precision="float32",
+        fingerprint=checkpoint.fingerprint(model.model, produced_by=again),
         class_names=list(dataset.class_names),
         opset=OPSET,
         channels=dataset.channels,
         image_size=dataset.image_size,
-        reading={key: getattr(params, key) for key in keys},
+        reading=reading,
     )
 
 
-def export(name: str) -> None:
+def export_network(
+    model: ModelOutputs, dataset: Dataset, params: DatasetParams, licence: str | None
+) -> Exported:
+    """Export one network in float32, and compare the file with the logits of its stage.
+
+    Args:
+        dataset: of images of the size at which the network's stage measured it, if that is not the
+            teacher's.
+
+    Raises:
+        NotExportable: with the reason.
+        UserError: the file's logits are not the network's.
+    """
+    file = ExportedFile(model.role, model.name)
+    network, spec = checkpoint.load(model.model, produced_by=f"dvc repro {model.stage}")
+    if model == TEACHER and dataset.encoded:
+        dataset = dataset.resized(spec.input.resized_side)
+    metadata = onnx_metadata(model, spec, dataset, reading_of(params, spec.input))
+    content = to_onnx(network, spec.input, metadata)
+    expected, made_from = read_logits(model.predictions, model.stage, dataset)
+    session = OnnxStudent(content, str(file.path), available_cores())
+    metadata, logits = session.metadata, held_out_logits(session, dataset)
+    test = dataset.splits["test"]
+    figures = verify_logits(
+        metadata.described,
+        expected["test"],
+        logits["test"],
+        test.labels,
+        partial(float32_error, network, spec.input, test),
+    )
+    card = describe_file(
+        file,
+        content,
+        metadata,
+        spec,
+        dataset,
+        logits["test"],
+        training=made_from,
+        teacher=teacher_facts() if model.role == "distilled" else None,
+        licence=licence,
+    )
+    return Exported(file, card, figures, content, logits)
+
+
+def held_out_logits(session: OnnxStudent, dataset: Dataset) -> dict[str, np.ndarray]:
+    """Compute raw logits, [N, num_classes] float32, of each held-out split."""
+    return {name: file_logits(session, dataset.splits[name]) for name in HELD_OUT}
+
+
+def teacher_facts() -> dict[str, Any]:
+    """What models/teacher/ says of the network behind the soft targets."""
+    content = read_json(TEACHER.model / checkpoint.DESCRIPTION, produced_by="dvc repro teacher")
+    return {key: content[key] for key in ("family", "network", "options") if key in content}
+
+
+def export_teacher() -> None:
+    inputs = StageInputs("export_teacher")
+    outputs, dataset = ExportOutputs(), open_dataset()
+    verify_dataset()
+    params = load_section(DatasetParams, "dataset")
+    licence = load_export().licence
+    (file,) = outputs.files
+    try:
+        if checkpoint.logit_source(TEACHER.model, produced_by="dvc repro teacher"):
+            raise NotExportable("it is imported logits, which have no network")
+        exported = export_network(TEACHER, dataset, params, licence)
+    except NotExportable as error:
+        logits, training = read_logits(TEACHER.predictions, TEACHER.stage, dataset)
+        card = NoFile(
+            name="teacher",
+            role="teacher",
+            precision="float32",
+            no_file=str(error),
+            training=training,
+        )
+        exported = Exported(file, card, {}, None, logits)
+    write(outputs, inputs, [exported], dataset)
+
+
+def export_student(name: str) -> None:
     check_student(name)
     inputs = StageInputs("export", name)
-    params = load_section(DatasetParams, "dataset")
-    dataset = open_dataset().resized(load_section(ViewsParams, "views").image_size)
+    views, params = load_section(ViewsParams, "views"), load_section(DatasetParams, "dataset")
+    options, dataset = load_export(name), open_dataset().resized(views.image_size)
     verify_dataset()
-    outputs = ModelOutputs("distilled", name)
-    network, spec = checkpoint.load(outputs.model, produced_by=f"dvc repro {outputs.stage}")
-    content = to_onnx(network, spec.input, student_metadata(outputs, spec, dataset, params))
-    path = EXPORTED / f"{name}.onnx"
-    exported = OnnxStudent(content, str(path), torch.get_num_threads())
-    labels = dataset.splits["test"].labels
-    figures = verify_logits(
-        name,
-        *both_logits(network, spec, exported, dataset),
-        labels,
-        partial(float32_error, network, spec, dataset),
+    exported = [
+        export_network(ModelOutputs(role, name), dataset, params, options.licence)
+        for role in ("distilled", "baseline")
+    ]
+    exported += [quantised(each, options) for each in exported]
+    write(ExportOutputs(name), inputs, exported, dataset)
+
+
+def quantised(exported: Exported, options: ExportParams) -> Exported:
+    """Quantise a float32 file to int8, if the parameters ask for it."""
+    file = replace(exported.file, precision="int8")
+    card = NoFile(
+        name=file.name,
+        role=file.role,
+        precision="int8",
+        no_file=NOT_ASKED,
+        training=exported.card.training,
     )
+    return Exported(file, card, {})
+
+
+def write(
+    outputs: ExportOutputs, inputs: StageInputs, exported: Sequence[Exported], dataset: Dataset
+) -> None:
+    """Write files, cards, logits and figures, and print a line for each file."""
     inputs.check()
-    write_bytes(path, content)
-    file_facts = {"opset": OPSET, "size_bytes": len(content), "test_images": len(labels)}
-    write_json(Path("metrics/export") / f"{name}.json", file_facts | figures)
-    print(
-        f"{path}: {len(content):,} bytes, opset {OPSET}; on {counted(len(labels), 'test image')}, "
-        f"accuracy {figures['onnx_accuracy']:.2%} (PyTorch {figures['torch_accuracy']:.2%}), "
-        f"largest difference of a logit {figures['largest_difference']:.1e}",
-        flush=True,
+    for each in exported:
+        if each.content is None:
+            each.file.path.unlink(missing_ok=True)
+        else:
+            write_bytes(each.file.path, each.content)
+        write_json(each.file.card, each.card.model_dump(exclude_none=True))
+    write_predictions(
+        outputs.predictions,
+        inputs.params,
+        {
+            f"{each.file.key}.{split}": logits
+            for each in exported
+            for split, logits in (each.logits or {}).items()
+        },
+    )
+    write_json(outputs.metrics, {each.file.key: each.figures for each in exported})
+    images = counted(len(dataset.splits["test"]), "test image")
+    for each in exported:
+        if getattr(each.card, "no_file", None) == NOT_ASKED:
+            continue
+        print(describe(each, images), flush=True)
+
+
+def describe(exported: Exported, images: str) -> str:
+    """A line for the console."""
+    file, card, figures = exported.file, exported.card, exported.figures
+    if isinstance(card, NoFile):
+        return f"{file.path}: not written: {card.no_file}"
+    return (
+        f"{file.path}: {card.file.bytes:,} bytes; on {images}, accuracy {card.test.accuracy:.2%} "
+        f"(PyTorch {figures['torch_accuracy']:.2%}), largest difference of a logit "
+        f"{figures['largest_difference']:.1e}"
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m pipeline.stages.export", description=__doc__)
-    parser.add_argument("name", help="a student in params.yaml")
-    export(parser.parse_args().name)
+    parser.add_argument("name", nargs="?", help="a student in params.yaml")
+    parser.add_argument("--teacher", action="store_true", help="the teacher, not a student")
+    arguments = parser.parse_args()
+    if arguments.teacher == (arguments.name is not None):
+        parser.error("expected either the name of a student or --teacher")
+    if arguments.teacher:
+        export_teacher()
+    else:
+        export_student(arguments.name)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """robustness: predict corrupted test images.
 
-Reads data/prepared/ and, for a student, models/students/NAME/, models/baselines/NAME/ and
-`views.image_size` of params.yaml; or with --teacher models/teacher/. Writes each network's
-predicted classes for up to 2,000 test images under each corruption and severity to
-predictions/robustness/. Images have the size at which the network's test accuracy was measured.
+Reads data/prepared/ and the exported files of a student and its baseline, or with --teacher of the
+teacher. Writes each file's predicted classes for up to 2,000 test images under each corruption and
+severity to predictions/robustness/. Images have the size that the files take.
 """
 
 from pipeline.runtime.command import run_command
@@ -12,8 +11,6 @@ import argparse
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch import nn
 
 from pipeline.comparison.measurement.corruptions import (
     CORRUPTIONS,
@@ -21,50 +18,67 @@ from pipeline.comparison.measurement.corruptions import (
     all_variants,
     samples_to_corrupt,
 )
-from pipeline.compute.device import default_device
-from pipeline.data.prepared.dataset import AnySplit, Dataset, open_dataset, verify_dataset
+from pipeline.comparison.measurement.predictions import write_predictions
+from pipeline.data.prepared.dataset import AnySplit, open_dataset, verify_dataset
 from pipeline.data.prepared.image_decoding import available_cores
-from pipeline.models import checkpoint
-from pipeline.models.evaluation import batches_of, open_clean_views, predict, write_predictions
-from pipeline.models.spec import InputSpec
+from pipeline.export.running.file_images import open_images
+from pipeline.export.running.onnx_model import OnnxStudent, open_file
 from pipeline.runtime.errors import counted
-from pipeline.runtime.outputs import TEACHER, ModelOutputs
-from pipeline.runtime.params import check_student, load_section
+from pipeline.runtime.outputs import ExportedFile, ExportOutputs
+from pipeline.runtime.params import check_student
 from pipeline.runtime.progress import bar
 from pipeline.runtime.stage_inputs import StageInputs
-from pipeline.views.params import ViewsParams
+from pipeline.views.loader import batches_of
 
 
 def predict_variants(
-    networks: Sequence[tuple[nn.Module, InputSpec]],
-    split: AnySplit,
-    samples: np.ndarray,
-    device: torch.device,
+    models: Sequence[OnnxStudent], split: AnySplit, samples: np.ndarray
 ) -> np.ndarray:
-    """Predict each variant of each sample: [networks, corruptions, severities, N] int32.
+    """Predict each variant of each sample: [models, corruptions, severities, N] int32.
 
-    All networks have one InputSpec and see the same pixels: images are corrupted at the size of the
-    views, before they are resized and normalised for the network.
+    All models take the same images, which are corrupted at the size that they take.
     """
     order = batches_of(samples)
-    views = open_clean_views(split, networks[0][1], torch.device("cpu"))
+    views = open_images(split, models[0].metadata.reading)
     classes = []
     for batch in bar(views.batches(0, order), "corrupted images", total=len(order)):
-        of_batch = []
-        for images in all_variants(batch.pixels.numpy(), batch.samples, available_cores()):
-            corrupted = torch.from_numpy(images).to(device)
-            logits = [predict(*network, corrupted, clean=True) for network in networks]
-            of_batch.append([rows.argmax(1).cpu().numpy() for rows in logits])
+        of_batch = [
+            [model.logits(images).argmax(1) for model in models]
+            for images in all_variants(batch.pixels.numpy(), batch.samples, available_cores())
+        ]
         classes.append(np.array(of_batch, np.int32).transpose(1, 0, 2))
     variants = len(CORRUPTIONS), len(SEVERITIES)
-    return np.concatenate(classes, 2).reshape(len(networks), *variants, len(samples))
+    return np.concatenate(classes, 2).reshape(len(models), *variants, len(samples))
 
 
-def size_of_test_accuracy(dataset: Dataset, model: ModelOutputs, spec: InputSpec) -> int:
-    """The side, in pixels, of the test images on which the model's own stage measured it."""
-    if model != TEACHER:
-        return load_section(ViewsParams, "views").image_size
-    return spec.resized_side if dataset.encoded else dataset.image_size
+def measure(outputs: ExportOutputs, inputs: StageInputs) -> None:
+    dataset = open_dataset()
+    verify_dataset()
+    test = dataset.splits["test"]
+    samples = samples_to_corrupt(len(test))
+    tensors = {"samples": samples.astype(np.int32)}
+    lines = ["robustness: the teacher has no file: it cannot predict other images"]
+    files = [file for file in outputs.files if file.path.is_file()]
+    if files:
+        models = [open_file(file.path, available_cores()) for file in files]
+        size = models[0].metadata.image_size
+        if size != dataset.image_size:
+            test = test.resized(size)
+        classes = predict_variants(models, test, samples)
+        tensors["image_size"] = np.array([size], np.int32)
+        tensors |= {file.key: of_file for file, of_file in zip(files, classes, strict=True)}
+        correct = classes == np.asarray(test.labels)[samples]
+        lines = [line(*each, len(samples), size) for each in zip(files, correct, strict=True)]
+    inputs.check()
+    write_predictions(outputs.corrupted_predictions, inputs.params, tensors)
+    print(*lines, sep="\n", flush=True)
+
+
+def line(file: ExportedFile, correct: np.ndarray, images: int, size: int) -> str:
+    return (
+        f"robustness of {file.path}: {correct.mean():.2%} of {counted(images, 'test image')} at "
+        f"{size} pixels under corruption"
+    )
 
 
 def main() -> None:
@@ -75,46 +89,10 @@ def main() -> None:
     if arguments.teacher == (arguments.name is not None):
         parser.error("expected either the name of a student or --teacher")
     if arguments.teacher:
-        inputs, models = StageInputs("robustness_teacher"), [TEACHER]
+        measure(ExportOutputs(), StageInputs("robustness_teacher"))
     else:
         check_student(arguments.name)
-        inputs = StageInputs("robustness", arguments.name)
-        models = [ModelOutputs(role, arguments.name) for role in ("distilled", "baseline")]
-    dataset, device = open_dataset(), default_device()
-    test = dataset.splits["test"]
-    verify_dataset()
-    samples = samples_to_corrupt(len(test))
-    networks = []
-    for model in models:
-        produced_by = f"dvc repro {model.stage}"
-        if model == TEACHER and checkpoint.logit_source(model.model, produced_by=produced_by):
-            inputs.check()
-            write_predictions(
-                model.corrupted_predictions, inputs.params, samples=torch.from_numpy(samples).int()
-            )
-            print("robustness: the teacher is imported logits: it cannot predict other images")
-            return
-        network, spec = checkpoint.load(model.model, produced_by=produced_by)
-        networks.append((network.to(device), spec.input))
-        size = size_of_test_accuracy(dataset, model, spec.input)
-    if size != dataset.image_size:
-        test = test.resized(size)
-    labels = np.asarray(test.labels)[samples]
-    classes = predict_variants(networks, test, samples, device)
-    inputs.check()
-    for model, of_model in zip(models, classes, strict=True):
-        write_predictions(
-            model.corrupted_predictions,
-            inputs.params,
-            decisions=torch.from_numpy(of_model),
-            image_size=torch.tensor([size], dtype=torch.int32),
-            samples=torch.from_numpy(samples).int(),
-        )
-        print(
-            f"robustness of {model.stage}: {(of_model == labels).mean():.2%} of "
-            f"{counted(len(samples), 'test image')} at {size} pixels under corruption",
-            flush=True,
-        )
+        measure(ExportOutputs(arguments.name), StageInputs("robustness", arguments.name))
 
 
 if __name__ == "__main__":

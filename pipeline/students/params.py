@@ -24,12 +24,13 @@ class TrainingParams(OptimisationParams):
 
 class StudentParams(Section):
     """One student. `training: {}` and `distillation: {}` mean the defaults, the sections of these
-    names."""
+    names; `export`, which no training reads, may be left out."""
 
     family: Family
     network: Network
     training: dict[str, Any]
     distillation: dict[str, Any]
+    export: dict[str, Any] = {}  # noqa: RUF012  (pydantic copies it)
 
     @field_validator("network")
     @classmethod

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -96,10 +97,7 @@ def write_result(
     import pandas as pd  # noqa: PLC0415  (a training starts sooner without it)
 
     inputs.check()
-    with atomic_directory(outputs.model) as directory:
-        checkpoint.save(directory, network, spec)
-        # With it, whatever depends on the models depends on their code: `speed` measures it.
-        shutil.copyfile(family_module(spec.family).__file__, directory / "family.py")
+    write_model(outputs.model, network, spec)
     write_predictions(
         outputs.predictions, inputs.params, validation=validation_logits, test=test_logits
     )
@@ -125,3 +123,11 @@ def write_result(
         f"{last['test_accuracy']:.4f} (last epoch)",
         flush=True,
     )
+
+
+def write_model(folder: Path, network: nn.Module, spec: ModelSpec) -> None:
+    """Write the folder of a trained network: its description, its weights, its family's code."""
+    with atomic_directory(folder) as directory:
+        checkpoint.save(directory, network, spec)
+        # With it, whatever depends on the models depends on their code: `speed` measures it.
+        shutil.copyfile(family_module(spec.family).__file__, directory / "family.py")

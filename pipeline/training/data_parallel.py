@@ -14,9 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.compute.distributed import ProcessGroup
 from pipeline.data.prepared.dataset import AnySplit
-from pipeline.models.evaluation import BATCH_SIZE, predict_all
+from pipeline.models.evaluation import predict_all
 from pipeline.models.spec import InputSpec
 from pipeline.runtime.derived_random import hash64
+from pipeline.views.loader import BATCH_SIZE
 
 
 def wrap_ddp(network: nn.Module, group: ProcessGroup) -> nn.Module:

@@ -30,6 +30,14 @@ from pipeline.views.policy import ViewPolicy
 RESIZED_CROP = "random_resized_crop"
 
 
+BATCH_SIZE = 256  # of images without augmentation
+
+
+def batches_of(samples: np.ndarray, size: int = BATCH_SIZE) -> list[np.ndarray]:
+    """Split sample numbers into batches, in their order."""
+    return np.split(samples, range(size, len(samples), size))
+
+
 @dataclass(frozen=True)
 class Batch:
     samples: np.ndarray  # [B] sample numbers

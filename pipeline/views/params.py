@@ -1,11 +1,11 @@
 """`views`: the augmented views that the teacher labels and students train on."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.runtime.params import Section
+from pipeline.runtime.validation import none_or_mapping
 from pipeline.views.policy import POLICIES, ViewPolicy
 
 #: The box of an image that a view shows.
@@ -26,21 +26,13 @@ class MixParams(Section):
     alpha: float = Field(default=1.0, gt=0)  # the sample's share follows Beta(alpha, alpha)
 
 
-def _none_or_mapping(value: Any) -> Any:
-    if value == "none":
-        return None
-    if not isinstance(value, Mapping):
-        raise ValueError(f"it is {value!r}; expected `none`, or a mapping of its parameters")
-    return value
-
-
 class ViewsParams(Section):
     """How views are made, and how many of them the store has."""
 
     policy: Geometry
     # Both are required: DVC refuses a stage whose parameter is absent.
-    rand_augment: Annotated[RandAugmentParams | None, BeforeValidator(_none_or_mapping)]
-    mix: Annotated[MixParams | None, BeforeValidator(_none_or_mapping)]
+    rand_augment: Annotated[RandAugmentParams | None, BeforeValidator(none_or_mapping)]
+    mix: Annotated[MixParams | None, BeforeValidator(none_or_mapping)]
     count: int | Literal["all"]  # cached views of every training sample
     seed: int = Field(ge=0, lt=2**63)
     image_size: int = Field(ge=8, le=4096)  # pixels, the side of a view

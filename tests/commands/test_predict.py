@@ -18,7 +18,7 @@ from stage_process import start_module
 from pipeline.commands import predict
 from pipeline.data.prepared.dataset import EncodedSplit, open_dataset
 from pipeline.data.prepared.image_decoding import FORMATS
-from pipeline.export.onnx_model import OnnxMetadata
+from pipeline.export.running.onnx_model import OnnxMetadata
 from pipeline.runtime.errors import UserError
 from pipeline.views.loader import open_views
 from pipeline.views.policy import ViewPolicy
@@ -41,7 +41,7 @@ def run(*arguments: str) -> None:
     run_module("pipeline.commands.predict", *arguments)
 
 
-@pytest.mark.parametrize("kind", ["exported_project", "of_encoded_images"])
+@pytest.mark.parametrize("kind", ["finished_project", "of_encoded_images"])
 def test_files_of_the_test_split_are_classified_as_the_student_was_tested(
     kind, request, monkeypatch, capsys
 ):
@@ -180,7 +180,7 @@ def shell(*arguments: str) -> tuple[int, str, str]:
 
 
 def test_it_prints_a_line_per_file_then_lists_the_unreadable_ones_and_fails(
-    exported_project, folder
+    finished_project, folder
 ):
     write_images(folder, per_class=1)
     pictures = folder / "train"
@@ -192,7 +192,7 @@ def test_it_prints_a_line_per_file_then_lists_the_unreadable_ones_and_fails(
     whole = (pictures / "ant/000.png").read_bytes()
     (pictures / "bee/cut.png").write_bytes(whole[: len(whole) // 2])
     code, stdout, stderr = shell(
-        str(exported_project / MODEL), "train", "nowhere.png", "--top", "2"
+        str(finished_project / MODEL), "train", "nowhere.png", "--top", "2"
     )
     lines = stdout.splitlines()
     share = r"(ant|bee|cat) +\d+\.\d\d%"

@@ -21,9 +21,9 @@ WRITTEN = [
 
 
 @pytest.fixture
-def renamed(exported_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def renamed(finished_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project whose student `small`, with every result, was renamed to `other`, without a run."""
-    root = shutil.copytree(exported_project, tmp_path / "project")
+    root = shutil.copytree(finished_project, tmp_path / "project")
     monkeypatch.chdir(root)
     write_params(root, PARAMS | {"students": {"other": PARAMS["students"]["small"]}})
     return root

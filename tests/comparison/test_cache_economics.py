@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.comparison.cache_economics import CacheFigures, Economics
-from pipeline.comparison.measurement.latency import DeviceSpeed, NetworkSpeed, Speeds
-from pipeline.comparison.report.costs import Costs, cache_sentence, cost_sentences
+from pipeline.comparison.measurement.latency import EngineSpeed, FileSpeed, Machine, Ratio
+from pipeline.comparison.report.costs import Costs, cache_sentence, cost_sentences, speed_of
 from pipeline.comparison.report.numbers import duration
 from pipeline.comparison.report.tables import cache_table
 
@@ -18,33 +18,34 @@ DIGITS = Economics(  # the default run
     epochs={"mobilenet": 10, "squeezenet": 14, "resnet8": 12},
     bytes_per_row=23.76,
 )
-TEACHER = NetworkSpeed(latency_ms=5, latency_p95_ms=6, images_per_second=1000)
-STUDENT = NetworkSpeed(
-    latency_ms=2,
-    latency_p95_ms=2.5,
+TEACHER = FileSpeed(latency_ms=5, latency_p95_ms=6, images_per_second=1000)
+FLOAT32 = FileSpeed(
+    latency_ms=4,
+    latency_p95_ms=5,
     images_per_second=4000,
-    speedup=2.5,
-    speedup_low=2.25,
-    speedup_high=2.75,
+    speedup=Ratio(median=0.8, low=0.75, high=1.25),
+    batch_speedup=Ratio(median=4.0, low=3.5, high=4.5),
 )
+INT8 = FLOAT32.model_copy(update={"speedup": Ratio(median=2.5, low=2.25, high=2.75)})
 
 
 def costs(**images_per_second: float | None) -> Costs:
-    """The default run's; the teacher's rate on each device, None without a network."""
-    devices = {
-        name: DeviceSpeed(
-            name=f"a {name.upper()}",
-            cores=2,
-            system="Linux x86_64",
-            torch="2.15.0+cu132",
+    """The default run's; the teacher's rate in each setting, None without a file."""
+    settings = {
+        name: EngineSpeed(
+            engine="PyTorch 2.15.0" if name == "pytorch_cuda" else "onnxruntime 1.32.0",
+            device="a GPU" if name.endswith("cuda") else "a CPU",
+            threads=1 if name == "onnxruntime_1_thread" else None,
+            rounds=100,
             batch_size=64,
             teacher=rate and TEACHER.model_copy(update={"images_per_second": rate}),
-            students={"s": STUDENT},
+            students={"s": {"float32": FLOAT32, "int8": INT8}},
         )
         for name, rate in images_per_second.items()
     }
-    timed = Speeds(cpu=devices["cpu"]).machine
-    return Costs(devices, timed, timed, DIGITS)
+    timed = Machine(cpu="a CPU", cores=2, system="Linux x86_64", onnxruntime="1.32.0")
+    missing = settings["onnxruntime_1_thread"].teacher is None
+    return Costs(settings, "it is imported logits." if missing else None, timed, timed, DIGITS)
 
 
 def test_the_passes_of_the_default_run_equal_hand_computed_ones():
@@ -104,28 +105,43 @@ def test_the_sentence_states_how_many_passes_were_saved_or_lost():
     assert "fewer passes from 1 epoch of one student" in cache_sentence(one)
 
 
-def test_time_in_the_teacher_is_passes_over_its_measured_rate_on_the_named_device():
-    cpu = costs(cpu=1000.0)
+def test_time_in_the_teacher_is_passes_over_its_measured_rate_in_the_named_setting():
+    cpu = costs(onnxruntime_1_thread=1000.0)
     assert list(cache_table(cpu)["time in the teacher"]) == ["11 s", "45 s", "35 s"]
     assert cost_sentences(cpu)[-1].endswith(
-        "At the teacher's 1,000 images/s (a CPU, batches of 64) that would be 11 s and 45 s. "
-        "The store takes about 252 kB."
+        "At the teacher's 1,000 images/s (onnxruntime 1.32.0 on a CPU, 1 thread, batches of 64) that "
+        "would be 11 s and 45 s. The store takes about 252 kB."
     )
-    both = costs(cpu=1000.0, cuda=10_000.0)
+    both = costs(onnxruntime_1_thread=1000.0, pytorch_cuda=10_000.0)
     assert list(cache_table(both)["time in the teacher"]) == ["1.1 s", "4.5 s", "3.5 s"]
-    on_cpu, on_gpu, timed, cache = cost_sentences(both)
-    assert on_cpu == (
-        "One image in PyTorch on a CPU: teacher 5.00 ms, s 2.50 (2.25 to 2.75) times as fast."
+    assert "(PyTorch 2.15.0 on a GPU, batches of 64)" in cost_sentences(both)[-1]
+
+
+def test_the_sentence_says_how_much_faster_or_slower_each_file_is_than_the_teacher():
+    speed, timed, _ = cost_sentences(costs(onnxruntime_1_thread=1000.0))
+    assert speed == (
+        "One image in onnxruntime 1.32.0 on a CPU, 1 thread: teacher 5.00 ms, s 1.25 x slower (1.33 "
+        "x slower to 1.25 x faster), s int8 2.5 x faster (2.25 to 2.75)."
     )
-    assert on_gpu.startswith("One image in PyTorch on a CUDA: ")
-    assert timed == "All times were measured on a CPU (2 cores, Linux x86_64, torch 2.15.0)."
-    assert "(a CUDA, batches of 64)" in cache
+    assert timed == "All times were measured on a CPU (2 cores, Linux x86_64, onnxruntime 1.32.0)."
 
 
-def test_a_teacher_without_a_network_has_passes_and_no_time():
-    without = costs(cpu=None)
+def test_one_files_speed_is_said_against_the_teacher_for_the_setting_that_is_asked_for():
+    speed = costs(onnxruntime_1_thread=1000.0, pytorch_cuda=None).speed
+    assert speed_of(speed, "s", "int8") == "2.5 x faster than the teacher (2.25 to 2.75)"
+    assert speed_of(speed, "s").startswith("1.25 x slower than the teacher (")
+    assert speed_of(speed, "other") == "not measured"
+    assert speed_of(speed, "s", setting="onnxruntime_cuda") == "not measured"
+
+
+def test_a_teacher_without_a_file_has_passes_and_no_time():
+    without = costs(onnxruntime_1_thread=None)
     assert list(cache_table(without)) == ["", "teacher passes"]
-    assert "images/s" not in cost_sentences(without)[-1]
+    speed, _, cache = cost_sentences(without)
+    assert "images/s" not in cache
+    assert speed.endswith(
+        " There is no ratio to the teacher, which was not timed: it is imported logits."
+    )
 
 
 def test_a_duration_is_shown_in_the_unit_that_fits():

@@ -13,8 +13,9 @@ from torchmetrics.functional.classification import (
     multiclass_f1_score,
 )
 
-from pipeline.comparison import metrics, statistics
+from pipeline.comparison import metrics
 from pipeline.comparison.compare import Predictions, model_metrics
+from pipeline.comparison.measurement import statistics
 
 CLASSES = 7
 

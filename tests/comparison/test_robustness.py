@@ -23,11 +23,12 @@ from pipeline.comparison.robustness import (
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.data.prepared.image_decoding import clean_boxes, decode_view
 from pipeline.models import checkpoint
-from pipeline.models.evaluation import batches_of, predict
+from pipeline.models.evaluation import predict
 from pipeline.models.spec import InputSpec
 from pipeline.runtime.errors import UserError
 from pipeline.stages import robustness as stage
 from pipeline.stages.robustness import predict_variants
+from pipeline.views.loader import batches_of
 
 FOLDER = Path("predictions/robustness")
 STUDENT = FOLDER / "students/small.safetensors"
@@ -161,9 +162,7 @@ def test_accuracy_on_clean_images_is_the_test_accuracy_for_pixels_of_another_siz
         ("compare",),
     ):
         run_stage(name, *arguments)
-    section = (
-        Path("reports/index.html").read_text("utf-8").partition("<h2>Under corruption</h2>")[2]
-    )
+    section = Path("reports/index.html").read_text("utf-8").partition('id="corruption"')[2]
     clean = re.findall(r'<td data-label="clean"><span>(.+?)</span>', section)
     table = pd.read_csv("metrics/comparison.csv")
     assert clean == [f"{accuracy:.2%}" for accuracy in table["accuracy"]]

@@ -1,4 +1,4 @@
-"""Exported files give onnxruntime's logits in OpenVINO, and in onnxruntime-web in Node and a browser.
+"""Exported files give onnxruntime's logits in OpenVINO, and in onnxruntime-web (Node, Chromium).
 
 Each client is run by the lines that docs/exporting.md shows.
 """
@@ -25,7 +25,7 @@ from browser import CHROMIUM, Page, browser
 from import_closure import ROOT
 from test_to_onnx import metadata_of, with_statistics_of
 
-from pipeline.export.onnx_model import OnnxMetadata, OnnxStudent
+from pipeline.export.running.onnx_model import OnnxMetadata, OnnxStudent
 from pipeline.export.to_onnx import to_onnx
 from pipeline.models.spec import InputSpec, ModelSpec, build
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.data.sources.params import DatasetParams
-from pipeline.export.onnx_model import OnnxMetadata, OnnxStudent
+from pipeline.export.running.onnx_model import OnnxMetadata, OnnxStudent
 from pipeline.export.to_onnx import OPSET, to_onnx
 from pipeline.export.verification import TOLERANCE, float32_error, verify_logits
 from pipeline.models import checkpoint

@@ -422,10 +422,10 @@ def test_a_float16_file_teaches(folder):
 
 
 def test_the_projects_own_export_teaches_another_run_without_double_normalisation(
-    project, exported_project
+    project, finished_project
 ):
-    student, spec = checkpoint.load(exported_project / "models/students/small", produced_by="-")
-    shutil.copy(exported_project / "models/exported/small.onnx", "mine.onnx")
+    student, spec = checkpoint.load(finished_project / "models/students/small", produced_by="-")
+    shutil.copy(finished_project / "models/exported/small.onnx", "mine.onnx")
     change_params("dataset", image_size=20)  # the export takes 16
     run_stage("prepare")
     set_teacher(minimum_accuracy=0.01)

@@ -11,6 +11,7 @@ from import_closure import ROOT
 from stage_process import start_module
 
 from pipeline.commands import check
+from pipeline.export.params import ExportParams, load_export
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.params import load_section, read_params, read_yaml
 from pipeline.students.params import TrainingParams, load_with_overrides
@@ -49,6 +50,31 @@ def test_a_recipe_lacks_only_the_files_that_a_user_provides(params, recipe):
 def test_the_committed_params_have_no_problems(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert check.problems() == []
+
+
+def test_a_student_overrides_the_files_that_it_ships_as(params):
+    params["export"] |= {"precision": "int8", "int8_training": {"epochs": 3}, "licence": "MIT"}
+    params["students"]["small"]["export"] = {"int8_training": "none", "licence": None}
+    write_params(Path(), params)
+    assert load_export() == ExportParams(
+        precision="int8", int8_training={"epochs": 3, "learning_rate_factor": 0.1}, licence="MIT"
+    )
+    assert load_export("small") == ExportParams(precision="int8", int8_training="none")
+
+
+@pytest.mark.parametrize(
+    ("export", "message"),
+    [
+        ({"precisions": "int8"}, "small.export.precisions` is unknown; did you mean `precision`?"),
+        ({"precision": "int4"}, "small.export.precision` is 'int4'; expected 'float32' or 'int8'."),
+        ({"int8_training": 2}, "int8_training`: it is 2; expected `none`, or a mapping of its"),
+        ({"int8_training": {"epochs": 0}}, "int8_training.epochs` is 0; expected greater than"),
+        (["int8"], "small.export` is ['int8']; expected a"),
+    ],
+)
+def test_a_mistake_of_a_students_export_is_named_where_it_is_written(params, export, message):
+    params["students"]["small"]["export"] = export
+    assert message in problems_of(params)
 
 
 def test_a_mistake_of_a_student_is_named_where_it_is_written(params):

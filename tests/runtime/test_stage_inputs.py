@@ -58,7 +58,15 @@ def test_code_that_changes_while_a_stage_runs_refuses_its_result(network, distur
 
 
 def test_dvc_and_the_stage_compare_the_same_files(network, monkeypatch):
-    code = ["small.py", "deeper/other.py", "__init__.py", "classes.txt", "page.html", "style.css"]
+    code = [
+        "small.py",
+        "deeper/other.py",
+        "__init__.py",
+        "classes.txt",
+        "page.html",
+        "style.css",
+        "a.js",
+    ]
     others = ["__pycache__/small.cpython-311.pyc", ".small.py.swp", "._small.py", "small.py~"]
     for name in [*code, *others, ".ipynb_checkpoints/small-checkpoint.py", "notes.md"]:
         write(network.parent / name)

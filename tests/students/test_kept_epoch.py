@@ -11,7 +11,7 @@ import yaml
 from conftest import OUTPUTS, change_params, run_module, run_stage, write_params
 from safetensors.torch import load_file
 
-from pipeline.comparison.statistics import mcnemar
+from pipeline.comparison.measurement.statistics import mcnemar
 from pipeline.runtime.errors import UserError
 from pipeline.students import loop
 from pipeline.students.kept_epoch import is_best, is_kept, mcnemar_p_value

@@ -1,4 +1,4 @@
-"""How fast networks are: timing, the arithmetic of its figures, and what metrics/speed.json holds.
+"""How fast files are: timing, the arithmetic of its figures, and what metrics/speed.json holds.
 
 Imports nothing of ours, and no torch.
 """
@@ -7,105 +7,147 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 from scipy.stats import quantile_test
 
 SPEED_FILE = Path("metrics/speed.json")
 #: The command that writes it again. Without --single-item, DVC would also run all earlier stages.
 MEASURE_AGAIN = "dvc repro --force --single-item speed"
 BATCH_SIZE = 64
-ROUNDS, CALLS = 20, 5
 #: Arguments of `time_interleaved`. Fewer than 6 rounds give a median no 95 % interval.
-SINGLE_IMAGE = {"calls": CALLS, "min_rounds": 6, "max_seconds": 30}
-FULL_BATCH = {"calls": 1, "min_rounds": 3, "max_seconds": 10}
+SINGLE_IMAGE = {"rounds": 100, "calls": 3, "min_rounds": 6, "max_seconds": 60}
+FULL_BATCH = {"rounds": 20, "calls": 1, "min_rounds": 6, "max_seconds": 30}
 
 
 class _Figures(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class NetworkSpeed(_Figures):
-    """From uint8 views on the device to logits, in float32. The teacher has no `speedup`."""
+class Ratio(_Figures):
+    """The teacher's time over the network's, in the same round; above 1, the network is faster."""
+
+    median: PositiveFloat
+    low: PositiveFloat  # of its 95 % interval
+    high: PositiveFloat
+
+    def __str__(self) -> str:
+        """`4.4 x faster (4.31 to 4.52)`, `1.25 x slower (1.20 to 1.31)`"""
+        return f"{faster_or_slower(self.median)} ({self.interval})"
+
+    @property
+    def than_the_teacher(self) -> str:
+        """`4.4 x faster than the teacher (4.31 to 4.52)`"""
+        text = faster_or_slower(self.median)
+        return f"{text} {'as' if text == 'as fast' else 'than'} the teacher ({self.interval})"
+
+    @property
+    def interval(self) -> str:
+        low, high = faster_or_slower(self.low), faster_or_slower(self.high)
+        if self.low < 1 < self.high and low != high:
+            return f"{low} to {high}"  # 1.02 x slower to 1.1 x faster
+        ends = sorted(max(end, 1 / end) for end in (self.low, self.high))
+        return " to ".join(f"{end:#.3g}" for end in ends)
+
+
+class FileSpeed(_Figures):
+    """Of one network, from uint8 images in memory to float32 logits in memory."""
 
     latency_ms: PositiveFloat  # of one image: the median of all calls
     latency_p95_ms: PositiveFloat
     images_per_second: PositiveFloat  # in batches: the median of all rounds
-    speedup: PositiveFloat | None = None  # teacher's latency over this one's, median of rounds
-    speedup_low: PositiveFloat | None = None  # of its 95 % interval
-    speedup_high: PositiveFloat | None = None
-    runtime: str | None = None  # where it is not PyTorch: onnxruntime
-
-    @model_validator(mode="after")
-    def _whole_interval(self) -> Self:
-        if len({v is None for v in (self.speedup, self.speedup_low, self.speedup_high)}) > 1:
-            raise ValueError("speedup, speedup_low and speedup_high belong together")
-        return self
+    speedup: Ratio | None = None  # of one image; None for the teacher, and where it was not timed
+    batch_speedup: Ratio | None = None
 
 
-class Machine(NamedTuple):
+class EngineSpeed(_Figures):
+    """All networks in one engine on one device, timed in turn."""
+
+    engine: str  # with its version: onnxruntime 1.32.0, PyTorch 2.15.0
+    device: str  # the name of the CPU or GPU
+    threads: PositiveInt | None = None  # of a CPU: those that computed
+    rounds: PositiveInt  # of one image: so many pairs with the teacher
+    batch_size: PositiveInt  # of `images_per_second`
+    teacher: FileSpeed | None = None  # None where it has no file, or no network in PyTorch
+    #: By student and precision. A baseline is the same graph as its student, and not timed again.
+    students: dict[str, dict[Literal["float32", "int8"], FileSpeed]]
+
+    @property
+    def files(self) -> list[tuple[str, FileSpeed]]:
+        """The teacher if it was timed, then the students, each with its name and precision."""
+        teacher = [("teacher", self.teacher)] if self.teacher else []
+        students = [
+            (file_label(name, precision), speed)
+            for name, of_student in self.students.items()
+            for precision, speed in of_student.items()
+        ]
+        return [*teacher, *students]
+
+    def find(self, name: str, precision: str = "float32") -> FileSpeed | None:
+        """One student's figures; None where there was no such file."""
+        return self.students.get(name, {}).get(precision)
+
+
+class Machine(_Figures):
     """What measured times depend on beside the networks."""
 
     cpu: str
-    cores: int
+    cores: PositiveInt
     system: str
-    torch: str  # without the name of its build
-
-
-class DeviceSpeed(_Figures):
-    """All networks on one device, timed in turn."""
-
-    name: str
-    cores: PositiveInt | None = None  # of a CPU: of the machine
-    threads: PositiveInt | None = None  # of a CPU: that computed
-    system: str
-    torch: str
-    batch_size: PositiveInt  # of `images_per_second`
-    teacher: NetworkSpeed | None = None  # None for imported logits
-    students: dict[str, NetworkSpeed]
-
-    @property
-    def networks(self) -> list[tuple[str, NetworkSpeed]]:
-        """The teacher if it was timed, then the students, each with its name."""
-        teacher = [("teacher", self.teacher)] if self.teacher else []
-        return [*teacher, *self.students.items()]
+    onnxruntime: str  # its version
 
 
 class Speeds(_Figures):
     """metrics/speed.json."""
 
-    cpu: DeviceSpeed
-    cuda: DeviceSpeed | None = None
-
-    @model_validator(mode="after")
-    def _cores(self) -> Self:
-        if self.cpu.cores is None:
-            raise ValueError("cpu.cores is missing: it says with the name which machine was timed")
-        return self
+    machine: Machine  # that was timed
+    onnxruntime_1_thread: EngineSpeed
+    onnxruntime_all_cores: EngineSpeed | None = None  # None on a machine of one core
+    onnxruntime_cuda: EngineSpeed | None = None
+    pytorch_cuda: EngineSpeed | None = None
 
     @property
-    def machine(self) -> Machine:
-        """The machine that was timed."""
-        return Machine(self.cpu.name, self.cpu.cores, self.cpu.system, _release(self.cpu.torch))
-
-    @property
-    def devices(self) -> dict[str, DeviceSpeed]:
-        """By the device's type; without one that was not measured."""
-        return {name: device for name, device in self if device is not None}
+    def settings(self) -> dict[str, EngineSpeed]:
+        """By the setting's name; without one that was not measured."""
+        return {name: value for name, value in self if isinstance(value, EngineSpeed)}
 
 
 def this_machine() -> Machine:
-    """The machine that runs this, without the import of torch."""
-    return Machine(cpu_name(), os.cpu_count() or 1, system(), _release(version("torch")))
+    """The machine that runs this, without the import of onnxruntime."""
+    return Machine(
+        cpu=cpu_name(), cores=os.cpu_count() or 1, system=system(), onnxruntime=_onnxruntime()
+    )
 
 
-def _release(torch: str) -> str:
-    """2.15.0+cu132 -> 2.15.0"""
-    return torch.partition("+")[0]
+def _onnxruntime() -> str:
+    for package in ("onnxruntime", "onnxruntime-gpu"):  # each holds the module `onnxruntime`
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def file_label(name: str, precision: str) -> str:
+    """`resnet8`, or `resnet8 int8`"""
+    return name if precision == "float32" else f"{name} {precision}"
+
+
+def faster_or_slower(ratio: float) -> str:
+    """`4.4 x faster` or `1.25 x slower`; `as fast` where the ratio is 1.00.
+
+    Args:
+        ratio: the time of the network that is compared with, over this one's.
+    """
+    times = max(ratio, 1 / ratio)
+    text = f"{times:.2f}" if times < 1.995 else f"{times:#.2g}" if times < 99.5 else f"{times:,.0f}"
+    if text == "1.00":
+        return "as fast"
+    return f"{text.rstrip('.')} x {'faster' if ratio > 1 else 'slower'}"
 
 
 def system() -> str:
@@ -124,20 +166,25 @@ def cpu_name() -> str:
 
 
 def time_interleaved(
-    tasks: Sequence[Callable[[], object]], *, calls: int, min_rounds: int, max_seconds: float
+    tasks: Sequence[Callable[[], object]],
+    *,
+    rounds: int,
+    calls: int,
+    min_rounds: int,
+    max_seconds: float,
 ) -> np.ndarray:
     """Time every task in every round: [tasks, rounds, calls] seconds of each call.
 
     Each round starts with another task, so that a disturbance of the machine affects all tasks
-    equally. There are ROUNDS rounds, or fewer if they would take more than `max_seconds` per task,
-    but at least `min_rounds`. A turn of several calls begins with one that is not counted: until
-    then the processor's cache holds another network's weights.
+    equally. There are fewer rounds if they would take more than `max_seconds`, but at least
+    `min_rounds`. A turn of several calls begins with one that is not counted: until then the
+    processor's cache holds another network's weights.
     """
     for task in tasks:
         task()  # allocations and caches of the first call
     start, times = time.perf_counter(), []
-    while len(times) < ROUNDS and (
-        len(times) < min_rounds or time.perf_counter() - start < max_seconds * len(tasks)
+    while len(times) < rounds and (
+        len(times) < min_rounds or time.perf_counter() - start < max_seconds
     ):
         seconds = np.empty((len(tasks), calls))
         first = len(times) % len(tasks)
@@ -163,26 +210,35 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return float(np.median(values)), float(low), float(high)
 
 
-def network_speed(
+def file_speed(
     latencies: np.ndarray,
     batch_times: np.ndarray,
     batch_size: int,
-    teacher_latencies: np.ndarray | None = None,
-) -> NetworkSpeed:
+    teacher: tuple[np.ndarray, np.ndarray] | None = None,
+) -> FileSpeed:
     """Compute one network's figures, to four digits.
 
     Args:
         latencies: [rounds, calls] seconds of one image each.
         batch_times: [rounds] seconds of one batch each.
-        teacher_latencies: [rounds, calls], of the same rounds.
+        teacher: the teacher's latencies and batch times, of the same rounds.
     """
-    figures = {
-        "latency_ms": 1000 * np.median(latencies),
-        "latency_p95_ms": 1000 * np.quantile(latencies, 0.95),
-        "images_per_second": batch_size / np.median(batch_times),
-    }
-    if teacher_latencies is not None:
-        ratios = np.median(teacher_latencies, 1) / np.median(latencies, 1)
-        names = ("speedup", "speedup_low", "speedup_high")
-        figures |= zip(names, median_interval(ratios), strict=True)
-    return NetworkSpeed(**{name: float(f"{value:.4g}") for name, value in figures.items()})
+    speedups = {}
+    if teacher is not None:
+        of_one = np.median(teacher[0], 1) / np.median(latencies, 1)
+        speedups = {"speedup": _ratio(of_one), "batch_speedup": _ratio(teacher[1] / batch_times)}
+    return FileSpeed(
+        latency_ms=four_digits(1000 * np.median(latencies)),
+        latency_p95_ms=four_digits(1000 * np.quantile(latencies, 0.95)),
+        images_per_second=four_digits(batch_size / np.median(batch_times)),
+        **speedups,
+    )
+
+
+def _ratio(ratios: np.ndarray) -> Ratio:
+    names = ("median", "low", "high")
+    return Ratio(**dict(zip(names, map(four_digits, median_interval(ratios)), strict=True)))
+
+
+def four_digits(value: float) -> float:
+    return float(f"{value:.4g}")

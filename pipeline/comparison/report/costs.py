@@ -6,32 +6,59 @@ from dataclasses import dataclass
 from pipeline.comparison.cache_economics import CacheFigures, Economics
 from pipeline.comparison.measurement.latency import (
     MEASURE_AGAIN,
-    DeviceSpeed,
+    EngineSpeed,
     Machine,
-    NetworkSpeed,
 )
 from pipeline.comparison.report.numbers import duration, si3, three_digits
 from pipeline.runtime.errors import counted
+
+#: Where the teacher would run, best first: the settings of metrics/speed.json.
+OF_TEACHER = ("pytorch_cuda", "onnxruntime_cuda", "onnxruntime_all_cores", "onnxruntime_1_thread")
+
+
+NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True)
 class Costs:
     """Figures that depend on a clock."""
 
-    speed: Mapping[str, DeviceSpeed]  # by the device's type: cpu, cuda
+    speed: Mapping[str, EngineSpeed]  # by setting: onnxruntime_1_thread, ...
+    no_teacher: str | None  # why the teacher has no file, and so no student a ratio
     timed: Machine  # on which `speed` was measured
     here: Machine  # which writes the report
     economics: Economics | None  # None for imported logits: no teacher pass
 
     @property
-    def of_teacher(self) -> DeviceSpeed | None:
-        """The device on which the teacher would run, CUDA before the CPU; None without a figure."""
-        device = self.speed.get("cuda") or self.speed["cpu"]
-        return device if device.teacher else None
+    def of_teacher(self) -> EngineSpeed | None:
+        """The setting in which the teacher would run, a GPU before the CPU; None without one."""
+        found = (self.speed.get(setting) for setting in OF_TEACHER)
+        return next((speed for speed in found if speed and speed.teacher), None)
 
     def seconds(self, passes: int) -> float:
         """Seconds of as many teacher passes, at the rate measured on `of_teacher`."""
         return passes / self.of_teacher.teacher.images_per_second
+
+
+def speed_of(
+    speed: Mapping[str, EngineSpeed],
+    name: str,
+    precision: str = "float32",
+    setting: str = "onnxruntime_1_thread",
+) -> str:
+    """One student's file against the teacher's, on one image: `4.4 x faster than the teacher (4.31
+    to 4.52)`; its milliseconds where the teacher has no file; `not measured` without figures.
+
+    Args:
+        speed: `Costs.speed`.
+    """
+    measured = speed.get(setting)
+    figures = measured and measured.find(name, precision)
+    if figures is None:
+        return NOT_MEASURED
+    if figures.speedup is None:
+        return f"{three_digits(figures.latency_ms)} ms"
+    return figures.speedup.than_the_teacher
 
 
 def cache_sentence(figures: CacheFigures) -> str:
@@ -51,8 +78,7 @@ def cache_sentence(figures: CacheFigures) -> str:
 def cost_sentences(costs: Costs) -> list[str]:
     """The speed of the students, where it was measured, and what the cache cost and saved."""
     economics, device = costs.economics, costs.of_teacher
-    lines = [speed_sentence(of_device) for of_device in costs.speed.values()]
-    lines.append(measured_sentence(costs))
+    lines = [speed_sentence(costs), measured_sentence(costs)]
     if economics is None:
         return lines
     cache = cache_sentence(economics.figures)
@@ -60,7 +86,7 @@ def cost_sentences(costs: Costs) -> list[str]:
         made, online = economics.teacher_passes, economics.online_passes
         cache += (
             f" At the teacher's {device.teacher.images_per_second:,.0f} images/s "
-            f"({device_label(device)}, batches of {device.batch_size}) that would be "
+            f"({setting_label(device)}, batches of {device.batch_size}) that would be "
             f"{duration(costs.seconds(made))} and {duration(costs.seconds(online))}."
         )
     if economics.store_bytes is not None:
@@ -68,15 +94,29 @@ def cost_sentences(costs: Costs) -> list[str]:
     return [*lines, cache]
 
 
-def speed_sentence(device: DeviceSpeed) -> str:
-    """The latency of the teacher, and how many times as fast each student is."""
-    networks = ", ".join(
-        f"{network_label(name, speed)} {three_digits(speed.latency_ms)} ms"
-        if speed.speedup is None
-        else f"{network_label(name, speed)} {speedup(speed)} times as fast"
-        for name, speed in device.networks
+def speed_sentence(costs: Costs) -> str:
+    """In one thread: the latency of the teacher, and how much faster or slower each student's files
+    are."""
+    speed = costs.speed["onnxruntime_1_thread"]
+    files = ", ".join(
+        f"{label} {figures.speedup or f'{three_digits(figures.latency_ms)} ms'}"
+        for label, figures in speed.files
     )
-    return f"One image in PyTorch on {device_label(device)}: {networks}."
+    return f"One image in {setting_label(speed)}: {files}.{_no_teacher(speed, costs)}"
+
+
+def speed_note(speed: EngineSpeed, costs: Costs) -> str:
+    """What a table of speed shows."""
+    rounds = counted(speed.rounds, "round")
+    return f"{setting_label(speed)}; medians of {rounds}.{_no_teacher(speed, costs)}"
+
+
+def _no_teacher(speed: EngineSpeed, costs: Costs) -> str:
+    """Why there are no ratios, where there are none."""
+    if speed.teacher is not None:
+        return ""
+    reason = costs.no_teacher or "PyTorch does not run it"  # an ONNX teacher
+    return f" There is no ratio to the teacher, which was not timed: {reason.rstrip('.')}."
 
 
 def measured_sentence(costs: Costs) -> str:
@@ -91,23 +131,12 @@ def measured_sentence(costs: Costs) -> str:
 
 
 def machine_label(machine: Machine) -> str:
-    """`AMD EPYC (2 cores, Linux x86_64, torch 2.15.0)`"""
+    """`AMD EPYC (2 cores, Linux x86_64, onnxruntime 1.32.0)`"""
     cores = counted(machine.cores, "core")
-    return f"{machine.cpu} ({cores}, {machine.system}, torch {machine.torch})"
+    return f"{machine.cpu} ({cores}, {machine.system}, onnxruntime {machine.onnxruntime})"
 
 
-def device_label(device: DeviceSpeed) -> str:
-    """`AMD EPYC, 2 threads`"""
-    if device.threads is None:
-        return device.name
-    return f"{device.name}, {counted(device.threads, 'thread')}"
-
-
-def network_label(name: str, speed: NetworkSpeed) -> str:
-    """`resnet8`; with the runtime where that is not PyTorch: `teacher (onnxruntime)`"""
-    return name if speed.runtime is None else f"{name} ({speed.runtime})"
-
-
-def speedup(speed: NetworkSpeed) -> str:
-    low, high = three_digits(speed.speedup_low), three_digits(speed.speedup_high)
-    return f"{three_digits(speed.speedup)} ({low} to {high})"
+def setting_label(speed: EngineSpeed) -> str:
+    """`onnxruntime 1.32.0 on AMD EPYC, 2 threads`"""
+    label = f"{speed.engine} on {speed.device}"
+    return label if speed.threads is None else f"{label}, {counted(speed.threads, 'thread')}"

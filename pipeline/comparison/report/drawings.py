@@ -1,21 +1,21 @@
 """The charts of the page and what they show: from the comparison to `charts`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from pipeline.comparison.compare import Comparison
+from pipeline.comparison.compare import Comparison, ModelMetrics
 from pipeline.comparison.measurement.corruptions import SEVERITIES
-from pipeline.comparison.measurement.latency import DeviceSpeed
+from pipeline.comparison.measurement.latency import EngineSpeed, file_label
+from pipeline.comparison.measurement.statistics import Gain, PairedDifference
 from pipeline.comparison.report import charts
-from pipeline.comparison.report.costs import device_label
+from pipeline.comparison.report.costs import setting_label
 from pipeline.comparison.report.numbers import percent
 from pipeline.comparison.report.summary import gain_with_interval
 from pipeline.comparison.robustness import RobustComparison
-from pipeline.comparison.statistics import Gain, PairedDifference
 
 MOST_CLASSES = 20  # that a heat map or bars show one by one
 EXTREMES = 8  # with more classes: the largest gains and losses, and pairs of classes
@@ -31,30 +31,55 @@ class Drawing(NamedTuple):
 
 def intervals(title: str, gains: Mapping[str, Gain]) -> Drawing:
     rows = [(name, g.gain, g.low, g.high, gain_with_interval(g)) for name, g in gains.items()]
-    return Drawing(title, charts.interval_plot(rows, f"{title} by student"))
+    return Drawing(title, charts.interval_plot(rows, title))
 
 
-def gain_and_cost(comparison: Comparison, speed: Mapping[str, DeviceSpeed]) -> list[Drawing]:
-    """The gains, and accuracy against each cost; a teacher without a network has no cost."""
-    models = comparison.models
-    costs = {"parameters": [m.parameters for m in models], "MACs": [m.macs for m in models]}
-    notes = {}
-    for device_type, name in (("cpu", "the CPU"), ("cuda", "the GPU")):
-        if device := speed.get(device_type):
-            notes[f"latency on {name}, ms"] = f"Measured on {device_label(device)}"
-            networks = [device.teacher, *(device.students[m.name] for m in models[1:])]
-            costs[f"latency on {name}, ms"] = [n and n.latency_ms for n in networks]
-    drawings = [intervals("Gain", comparison.gains)]
-    for axis_title, of_models in costs.items():
-        points = [
-            charts.Point(m.name, m.role, cost, m.accuracy, m.low, m.high)
-            for m, cost in zip(models, of_models, strict=True)
-            if cost is not None
-        ]
-        title = f"Accuracy against {axis_title.removesuffix(', ms')}"
-        chart = charts.scatter(points, title, axis_title)
-        drawings.append(Drawing(title, chart, notes.get(axis_title, "")))
+def gain_and_cost(comparison: Comparison, speed: Mapping[str, EngineSpeed]) -> list[Drawing]:
+    """The gains, and accuracy against each cost. A network without that cost is left out, such as a
+    teacher without a file; int8 files differ from float32 files in bytes and latency alone."""
+    float32 = [m for m in comparison.models if m.precision == "float32"]
+    with_int8 = comparison.models
+    drawings = [
+        intervals("Gain by student", comparison.gains),
+        accuracy_against("parameters", float32, [m.parameters for m in float32]),
+        accuracy_against("MACs", float32, [m.macs for m in float32]),
+        accuracy_against("bytes of the file", with_int8, [m.size_bytes for m in with_int8]),
+    ]
+    for setting, place in SHOWN_SETTINGS.items():
+        if measured := speed.get(setting):
+            models = float32 if setting == "pytorch_cuda" else with_int8
+            latencies = [latency_ms(model, measured) for model in models]
+            note = f"One image in {setting_label(measured)}"
+            axis_title = f"latency {place}, ms"
+            drawings.append(accuracy_against(axis_title, models, latencies, note))
     return drawings
+
+
+#: Of metrics/speed.json, with the words of their charts.
+SHOWN_SETTINGS = {
+    "onnxruntime_1_thread": "in one thread",
+    "onnxruntime_cuda": "on the GPU",
+    "pytorch_cuda": "in PyTorch on the GPU",
+}
+
+
+def latency_ms(model: ModelMetrics, speed: EngineSpeed) -> float | None:
+    """A baseline has the latency of its student, whose graph it shares."""
+    is_teacher = model.role == "teacher"
+    figures = speed.teacher if is_teacher else speed.find(model.name, model.precision)
+    return figures and figures.latency_ms
+
+
+def accuracy_against(
+    axis_title: str, models: Sequence[ModelMetrics], costs: Sequence[float | None], note: str = ""
+) -> Drawing:
+    points = [
+        charts.Point(file_label(m.name, m.precision), m.role, cost, m.accuracy, m.low, m.high)
+        for m, cost in zip(models, costs, strict=True)
+        if cost is not None
+    ]
+    title = f"Accuracy against {axis_title.removesuffix(', ms')}"
+    return Drawing(title, charts.scatter(points, title, axis_title), note)
 
 
 def training_curves(comparison: Comparison, curves: pd.DataFrame) -> list[Drawing]:
@@ -96,7 +121,7 @@ def calibration(comparison: Comparison) -> list[Drawing]:
 def under_corruption(robustness: RobustComparison) -> list[Drawing]:
     """The gains of all students, then the curves of each."""
     levels = ["clean", *map(str, SEVERITIES)]
-    drawings = [intervals("Robust gain", robustness.gains)]
+    drawings = [intervals("Robust gain by student", robustness.gains)]
     shares = [m.by_severity for m in robustness.models if m]
     limits = np.min(shares), np.max(shares)
     for name, gain in robustness.gains.items():

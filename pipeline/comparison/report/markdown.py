@@ -4,7 +4,8 @@ import pandas as pd
 
 from pipeline.comparison.compare import Comparison
 from pipeline.comparison.figures import Figures, models_table
-from pipeline.comparison.report.costs import Costs, device_label
+from pipeline.comparison.report.costs import Costs, speed_note
+from pipeline.comparison.report.decision_card import TITLE, DecisionCard, decision_card
 from pipeline.comparison.report.summary import sentences
 from pipeline.comparison.report.tables import (
     cache_table,
@@ -20,14 +21,12 @@ def markdown(figures: Figures, comparison: Comparison, costs: Costs) -> str:
 
     parts = [
         "## Comparison",
+        decision_text(decision_card(figures, costs.speed)),
         "\n".join(f"- {line}" for line in sentences(figures, comparison, costs)),
         table(students_table(figures).rename(columns={"gain": "gain, points"})),
     ]
-    for device in costs.speed.values():
-        parts += [
-            f"Speed measured on {device_label(device)}, in PyTorch and float32:",
-            table(speed_table(device)),
-        ]
+    for speed in costs.speed.values():
+        parts += [speed_note(speed, costs), table(speed_table(speed))]
     if costs.economics is not None:
         parts.append(table(cache_table(costs)))
     parts += [
@@ -36,3 +35,8 @@ def markdown(figures: Figures, comparison: Comparison, costs: Costs) -> str:
         "</details>\n",
     ]
     return "\n\n".join(parts)
+
+
+def decision_text(card: DecisionCard) -> str:
+    file = f"`{card.file}`** ({card.name})" if card.name else f"{card.file}**"
+    return "\n".join([f"**{TITLE}: {file}", "", *(f"- {line}" for line in card.lines)])

@@ -1,6 +1,7 @@
-"""The report: one self-contained HTML page, without network and scripts."""
+"""The report: one self-contained HTML page, complete without network and scripts."""
 
 import base64
+import hashlib
 import io
 import platform
 from collections.abc import Callable, Mapping
@@ -20,11 +21,14 @@ from pipeline.comparison.example_images import THUMBNAIL
 from pipeline.comparison.figures import Figures, models_table
 from pipeline.comparison.measurement.corruptions import SEVERITIES, to_pillow
 from pipeline.comparison.report import charts, drawings, tables
-from pipeline.comparison.report.costs import Costs, device_label, measured_sentence
+from pipeline.comparison.report.costs import Costs, measured_sentence, speed_note
+from pipeline.comparison.report.decision_card import TITLE, decision_card
+from pipeline.comparison.report.network_texts import network_texts
 from pipeline.comparison.report.numbers import fewer_or_more, join_and, points_of_one, si3, whole
 from pipeline.comparison.report.summary import sentences
 from pipeline.runtime.errors import counted
 
+HERE = Path(__file__).parent
 VERSIONS = ("torch", "torchvision", "numpy", "h5py", "pillow")
 SHOWN_SEVERITY = 3  # of the example images
 SHOWN_IMAGES = 9  # of those on which the networks disagree, by student
@@ -59,8 +63,9 @@ def html_report(
         ]
     differing = disagreements(comparison)
     shown = {sample for samples in differing.values() for sample in samples[:SHOWN_IMAGES]}
+    script = (HERE / "sort_tables.js").read_text("utf-8")
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(HERE),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -68,16 +73,17 @@ def html_report(
     )
     return environment.get_template("page.html").render(
         comparison=comparison,
+        networks=network_texts(params),
+        script=Markup(script),
+        script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
+        card=decision_card(figures, costs.speed),
+        card_title=TITLE,
         sentences=sentences(figures, comparison, costs),
         students=students,
         gain_and_cost=drawings.gain_and_cost(comparison, costs.speed),
         measured=measured_sentence(costs),
         speed=[
-            (
-                f"Measured on {device_label(device)}, torch {device.torch}",
-                tables.speed_table(device),
-            )
-            for device in costs.speed.values()
+            (speed_note(speed, costs), tables.speed_table(speed)) for speed in costs.speed.values()
         ],
         cache=tables.cache_table(costs),
         training_curves=drawings.training_curves(comparison, curves),

@@ -2,28 +2,23 @@
 
 from collections.abc import Mapping
 
-from pipeline.comparison.compare import Comparison, ModelMetrics
+from pipeline.comparison.compare import Comparison
 from pipeline.comparison.figures import Figures
+from pipeline.comparison.measurement.statistics import Gain
 from pipeline.comparison.report.costs import Costs, cost_sentences
 from pipeline.comparison.report.numbers import (
     join_and,
-    p_text,
     percent,
     percent_range,
     points,
     points_of_one,
     whole,
 )
-from pipeline.comparison.statistics import Gain, PairedDifference
 from pipeline.runtime.errors import counted
 
 
 def gain_with_interval(gain: Gain) -> str:
     return f"{points(gain.gain)} ({points(gain.low)} to {points(gain.high)})"
-
-
-def model_label(model: ModelMetrics) -> str:
-    return f"{model.name}, {model.role}"
 
 
 def gain_sentences(figures: Figures) -> list[str]:
@@ -52,7 +47,7 @@ def budget_sentences(figures: Figures) -> list[str]:
 
 
 def sentences(figures: Figures, comparison: Comparison, costs: Costs) -> list[str]:
-    """The comparison in words: gains, recommendation, agreement, calibration, speed and cache."""
+    """The comparison in words: gains, agreement, calibration, speed and cache."""
     teacher, gains = comparison.teacher, comparison.gains.values()
     distilled, baselines = [gain.first for gain in gains], [gain.second for gain in gains]
     students, others = (
@@ -65,7 +60,6 @@ def sentences(figures: Figures, comparison: Comparison, costs: Costs) -> list[st
         size = f" with {counted(teacher.parameters, 'parameter')}"
     lines = [
         *gain_sentences(figures),
-        recommendation_sentence(comparison),
         f"The teacher has {percent(teacher.accuracy)}{size}. It agrees with {students} on "
         f"{percent_range(m.agreement for m in distilled)} of the images, with {others} on "
         f"{percent_range(m.agreement for m in baselines)}.",
@@ -77,9 +71,13 @@ def sentences(figures: Figures, comparison: Comparison, costs: Costs) -> list[st
     ]
     caveat = (
         f"One test image is {points_of_one(len(comparison.labels))} points. The intervals (95 %) "
-        "cover the choice of the test images, not the seed of the training. The network to ship is "
-        "chosen by these images: on others its accuracy is probably a little lower."
+        "cover the choice of the test images, not the seed of the training."
     )
+    if figures.decision is not None:
+        caveat += (
+            " The file to ship is chosen by these images: on others its accuracy is probably a "
+            "little lower."
+        )
     return [*lines, caveat]
 
 
@@ -126,48 +124,3 @@ def absolute_with_interval(gain: Gain) -> str:
     """`1.95 points, 0.56 to 3.62`: the size of a significant difference."""
     near, far = sorted((abs(gain.low), abs(gain.high)))
     return f"{100 * abs(gain.gain):.2f} points, {100 * near:.2f} to {100 * far:.2f}"
-
-
-def insignificant(gain: Gain) -> str:
-    """`+0.28 points, −0.56 to +1.11`; with McNemar's p where the interval alone excludes 0."""
-    text = f"{points(gain.gain)} points, {points(gain.low)} to {points(gain.high)}"
-    return text if gain.low <= 0 <= gain.high else f"{text}, but {p_text(gain.p_value)}"
-
-
-def recommendation_sentence(comparison: Comparison) -> str:
-    """Which network to ship, why, and how it compares with the teacher."""
-    difference = comparison.recommendation
-    chosen, best = difference.first, difference.second
-    parts = [
-        f"To ship: {model_label(chosen)}: {percent(chosen.accuracy)} with "
-        f"{counted(chosen.parameters, 'parameter')}."
-    ]
-    smaller = any(m.parameters < chosen.parameters for m in comparison.models[1:])
-    if chosen is best:
-        rest = "every smaller one is significantly worse" if smaller else "none is smaller"
-        parts.append(f"Of the students and baselines it is the most accurate, and {rest}.")
-    else:
-        parts.append(
-            "Of the students and baselines it is the smallest that is not significantly worse than "
-            f"the most accurate one ({model_label(best)}, {percent(best.accuracy)}): the "
-            f"difference is {insignificant(difference)}."
-        )
-    parts.append(teacher_sentence(comparison.to_teacher))
-    if chosen.role == "baseline":
-        parts.append(
-            f"A baseline is not exported: `models/exported/{chosen.name}.onnx` is {chosen.name}, "
-            "distilled."
-        )
-    return " ".join(parts)
-
-
-def teacher_sentence(difference: PairedDifference[ModelMetrics]) -> str:
-    """The recommended network against the teacher."""
-    teacher = f"the teacher ({percent(difference.second.accuracy)})"
-    if not difference.significant:
-        return f"Its difference from {teacher} is not significant: {insignificant(difference)}."
-    than = "more" if difference.gain > 0 else "less"
-    return (
-        f"It is significantly {than} accurate than {teacher}: by "
-        f"{absolute_with_interval(difference)}."
-    )

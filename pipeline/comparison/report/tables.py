@@ -8,8 +8,8 @@ import pandas as pd
 from pipeline.comparison.compare import Comparison
 from pipeline.comparison.figures import Figures
 from pipeline.comparison.measurement.corruptions import CORRUPTIONS
-from pipeline.comparison.measurement.latency import DeviceSpeed
-from pipeline.comparison.report.costs import Costs, network_label, speedup
+from pipeline.comparison.measurement.latency import EngineSpeed
+from pipeline.comparison.report.costs import Costs
 from pipeline.comparison.report.numbers import (
     compression,
     duration,
@@ -123,16 +123,18 @@ def disagreements_table(counts: np.ndarray, names: Sequence[str], most: int) -> 
     )
 
 
-def speed_table(device: DeviceSpeed) -> pd.DataFrame:
+def speed_table(speed: EngineSpeed) -> pd.DataFrame:
+    """One row per file, each student's beside the teacher's."""
     return pd.DataFrame(
         {
-            "network": network_label(name, speed),
-            "one image": f"{three_digits(speed.latency_ms)} ms",
-            "95th percentile": f"{three_digits(speed.latency_p95_ms)} ms",
-            "speed-up": "-" if speed.speedup is None else speedup(speed),
-            f"in batches of {device.batch_size}": f"{speed.images_per_second:,.0f} images/s",
+            "file": label,
+            "one image": f"{three_digits(figures.latency_ms)} ms",
+            "95th percentile": f"{three_digits(figures.latency_p95_ms)} ms",
+            "than the teacher": str(figures.speedup or "-"),
+            f"in batches of {speed.batch_size}": f"{figures.images_per_second:,.0f} images/s",
+            "than the teacher in batches": str(figures.batch_speedup or "-"),
         }
-        for name, speed in device.networks
+        for label, figures in speed.files
     )
 
 

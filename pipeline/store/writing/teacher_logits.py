@@ -10,7 +10,7 @@ from torch import nn
 
 from pipeline.data.prepared.dataset import Dataset
 from pipeline.models import checkpoint
-from pipeline.models.evaluation import batches_of, predict
+from pipeline.models.evaluation import predict
 from pipeline.models.raw_logits import advice_for_network, check_raw
 from pipeline.models.spec import InputSpec
 from pipeline.runtime.errors import UserError
@@ -20,6 +20,7 @@ from pipeline.store.format.schema import (
 )
 from pipeline.store.format.views_by_split import ViewsBySplit
 from pipeline.store.writing.imported_logits import ImportedLogits, open_imported
+from pipeline.views.loader import batches_of
 
 AGAIN = f"dvc repro {TEACHER.stage}"
 

@@ -459,7 +459,7 @@ def test_accuracy_without_corruption_is_the_test_accuracy_where_views_have_anoth
     ]
     table = pd.read_csv("metrics/comparison.csv")
     page = Path("reports/index.html").read_text("utf-8")
-    section = page.partition("<h2>Under corruption</h2>")[2].partition("</section>")[0]
+    section = page.partition('id="corruption"')[2].partition("</section>")[0]
     shown = re.findall(r'<td data-label="clean"><span>(.+?)</span>', section)
     for place, accuracy, clean in zip(places, table["accuracy"], shown, strict=True):
         network, spec = checkpoint.load(Path("models") / place, produced_by="-")

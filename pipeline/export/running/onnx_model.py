@@ -1,4 +1,4 @@
-"""An exported student: one ONNX file, and its metadata. Imports no torch.
+"""An exported network: one ONNX file, and its metadata. Imports no torch.
 
 The texts of the metadata are part of the file: a change of one changes every export.
 """
@@ -6,47 +6,46 @@ The texts of the metadata are part of the file: a change of one changes every ex
 import json
 import os
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
-from pipeline.data.prepared.image_decoding import CLEAN_RATIO
-from pipeline.data.sources.params import Quality
+from pipeline.export.running.reading import Reading, Side
 from pipeline.runtime.errors import UserError, first_line
+from pipeline.runtime.outputs import Precision, Role
 from pipeline.runtime.validation import Record, validate
 
 # Before the import: by default onnxruntime reports its use.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 IMAGE, LOGITS = "image", "logits"  # the names of the graph's input and output
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _VERSION_KEY = "teach_once_format_version"
-_TEXTS = ("student", "fingerprint")  # the other entries of the metadata are JSON
-
-Side = Annotated[int, Field(ge=1, le=4096)]  # pixels
-
-
-class Reading(Record):
-    """How an image file becomes a square, by the keys of `dataset`."""
-
-    storage: Literal["pixels", "encoded"]
-    image_size: Side
-    quality: Quality | Literal["original"] | None = None  # of `encoded`
-    bit_depth: int | None = Field(default=None, ge=8, le=16)  # used of deeper images; None: 16
+_TEXTS = ("name", "role", "precision", "fingerprint")  # the other entries of the metadata are JSON
 
 
 class OnnxMetadata(Record):
     """The metadata of an exported file."""
 
-    student: str
+    name: str  # of the student; or "teacher"
+    role: Role
+    precision: Precision
     fingerprint: str  # of the trained network, its input and its weights
     class_names: list[str]  # in the order of the logits
     opset: int
     channels: Literal[1, 3]  # 3: RGB, 1: greyscale
     image_size: Side  # of the square images that the graph takes
     reading: Reading
+
+    @property
+    def described(self) -> str:
+        """``student `resnet8` ``, for messages."""
+        if self.role == "teacher":
+            return "the teacher"
+        return f"{'the baseline of' if self.role == 'baseline' else 'student'} `{self.name}`"
 
     def metadata(self) -> dict[str, str]:
         texts = {
@@ -74,7 +73,11 @@ class OnnxMetadata(Record):
     def _square_in_words(self) -> str:
         side, stored = self.image_size, self.reading.image_size
         if self.reading.storage == "pixels":
-            again = "" if stored == side else f", which is resized to {side} pixels (likewise)"
+            again = (
+                ""
+                if stored == side
+                else f", which is resized to {side} pixels (bicubic, antialiased)"
+            )
             return (
                 f"its shorter side resized to {stored} pixels (bicubic, antialiased) and the "
                 f"middle square cut out{again}"
@@ -88,25 +91,29 @@ class OnnxMetadata(Record):
         )
         return (
             f"{kept}the middle {side} x {side} pixels, after its shorter side was resized to "
-            f"{round(side * CLEAN_RATIO)} (bilinear, antialiased)"
+            f"{round(side * self.reading.resize_ratio)} "
+            f"({self.reading.interpolation}, antialiased)"
         )
 
 
 class OnnxStudent:
-    """An exported student in onnxruntime, on the CPU."""
+    """An exported network in onnxruntime."""
 
-    def __init__(self, content: bytes, origin: str, threads: int):
+    def __init__(self, content: bytes, origin: str, threads: int, *, provider: str = CPU):
         """Load the bytes of a file, and refuse one that `export` did not write.
 
         Args:
             origin: the name of the file, for messages.
+            provider: CUDA runs the file on a GPU, where onnxruntime can.
         """
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads
+        # Else threads spin for over 20 ms after a run, and take the core of another file's run.
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
         settings.log_severity_level = 3  # errors alone
         try:
             self._session = onnxruntime.InferenceSession(
-                content, settings, providers=["CPUExecutionProvider"]
+                content, settings, providers=list({provider: None, CPU: None})
             )
         except Exception as error:  # onnxruntime's errors have no common class
             raise UserError(
@@ -115,6 +122,11 @@ class OnnxStudent:
         self._origin = origin
         self.metadata = _read_metadata(self._session.get_modelmeta().custom_metadata_map, origin)
         _check_graph(self._session, self.metadata, origin)
+
+    @property
+    def provider(self) -> str:
+        """Which runs the file: CPU if another cannot be loaded."""
+        return self._session.get_providers()[0]
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Run the network: [B, C, S, S] uint8 -> [B, num_classes] float32, S = `image_size`."""
@@ -128,8 +140,17 @@ class OnnxStudent:
         raise UserError(f"`{self._origin}` fails on images ({problem}). {_EXPECTED}")
 
 
+def open_file(path: Path, threads: int, *, provider: str = CPU) -> OnnxStudent:
+    """Open an exported file. Refuses one that cannot be read, or that `export` did not write."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"`{path}` cannot be read ({error.strerror}). {_EXPECTED}") from None
+    return OnnxStudent(content, str(path), threads, provider=provider)
+
+
 _EXPECTED = (
-    "Expected a student that `dvc repro export@NAME` wrote, such as `models/exported/NAME.onnx`."
+    "Expected a file that `dvc repro export@NAME` wrote, such as `models/exported/NAME.onnx`."
 )
 
 
@@ -158,7 +179,7 @@ def _read_metadata(metadata: Mapping[str, str], origin: str) -> OnnxMetadata:
     if metadata[_VERSION_KEY] != str(FORMAT_VERSION):
         raise UserError(
             f"`{origin}` has format version {metadata[_VERSION_KEY]}; expected {FORMAT_VERSION}. "
-            "Export the student again with this version of the project, or read it with that one."
+            "Export the network again with this version of the project, or read it with that one."
         )
     try:
         content = {

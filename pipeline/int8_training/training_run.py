@@ -1,0 +1,118 @@
+"""Quantisation-aware training of a distilled student on the cached soft labels, without the
+teacher: some epochs more of the student's own training, with the network as its int8 file computes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.compute.device import default_device
+from pipeline.compute.distributed import SINGLE_PROCESS
+from pipeline.data.prepared.dataset import open_dataset, verify_dataset
+from pipeline.distillation.objective import student_loss
+from pipeline.distillation.params import load_distillation
+from pipeline.export.params import Int8TrainingParams
+from pipeline.int8_training.fake_quantisation import FakeQuantized, float_state
+from pipeline.models import checkpoint
+from pipeline.runtime.locks import exclusive
+from pipeline.runtime.outputs import TEACHER, ModelOutputs
+from pipeline.runtime.params import load_section
+from pipeline.runtime.stage_inputs import StageInputs
+from pipeline.store.reading.store import open_store, view_of_epoch
+from pipeline.students.loop import Loss, TrainingBatch, TrainingData, TrainingResult, fit
+from pipeline.students.params import TrainingParams, load_student, load_with_overrides
+from pipeline.students.training_run import write_model
+from pipeline.training.resume import ResumeState, fingerprint
+from pipeline.views.loader import open_views
+from pipeline.views.params import ViewsParams
+
+
+def train_for_int8(name: str, params: Int8TrainingParams, inputs: StageInputs) -> None:
+    """Train, and write the weights in float32, in the network as the student's stage wrote it.
+
+    The state is kept after each epoch, and a run with equal inputs resumes from it. One process
+    trains, whatever PROCESSES says.
+
+    Raises:
+        UserError: torchao is absent, the network cannot be prepared, the loss is no longer finite,
+            another run trains this model now, or an input of the stage changed while it ran.
+    """
+    outputs = ModelOutputs("distilled", name)
+    student = load_student(name)
+    own = load_with_overrides(TrainingParams, "training", student.training, name)
+    distillation = load_distillation(student.distillation, name)
+    views = load_section(ViewsParams, "views")
+    dataset = open_dataset().resized(views.image_size)
+    verify_dataset()
+    teacher = checkpoint.fingerprint(TEACHER.model, produced_by="dvc repro teacher")
+    store = open_store(dataset, views, teacher).decoded_at(distillation.decoding_temperature)
+    store.verify(dataset)
+    produced_by = f"dvc repro {outputs.stage}"
+    network, spec = checkpoint.load(outputs.model, produced_by=produced_by)
+    training, device = continued(own, params), default_device()
+    torch.manual_seed(training.seed)  # of dropout
+    quantized = FakeQuantized(network.to(device), spec)
+    split = dataset.splits["train"]
+    data = TrainingData(
+        dataset,
+        open_views(split, views.view_policy, views.seed, device),
+        lambda number: view_of_epoch(own.epochs + number, store.num_views, own.seed),
+        np.arange(len(split)),
+    )
+    fields: Mapping[str, Any] = {
+        "student": checkpoint.fingerprint(outputs.model, produced_by=produced_by),
+        "training": training.model_dump(),
+        "epochs_before": own.epochs,
+        "dataset": dataset.fingerprint,
+        "views": views.model_dump(),
+        "distillation": distillation.model_dump(),
+        "store": store.index.content(),
+    }
+    print(f"int8_training {name}: {student.family}, {student.network.name}", flush=True)
+    with exclusive(outputs.int8_scratch):
+        name_of_state = fingerprint(fields, device, SINGLE_PROCESS)
+        resume = ResumeState(outputs.int8_scratch, name_of_state, SINGLE_PROCESS)
+        loss = continued_loss(student_loss(distillation, store.gather, device), own.epochs)
+        result = fit(quantized, spec.input, data, loss, training, device, resume=resume)
+        network.load_state_dict(float_state(network, result.kept_state))
+        inputs.check()
+        write_model(outputs.int8_model, network, spec)
+        resume.remove()
+    print(_summary(result), flush=True)
+
+
+def continued(own: TrainingParams, params: Int8TrainingParams) -> TrainingParams:
+    """The student's training parameters for some epochs more: half a cosine from a share of its
+    peak learning rate to 0. No average of the weights (EMA): so few steps need none."""
+    return own.model_copy(
+        update={
+            "epochs": params.epochs,
+            "learning_rate": own.learning_rate * params.learning_rate_factor,
+            "schedule": "cosine",
+            "milestones": None,
+            "warmup_epochs": 0,
+            "ema_decay": None,
+        }
+    )
+
+
+def continued_loss(loss: Loss, epochs_before: int) -> Loss:
+    """The loss with epochs counted on from the student's, so that no warm-up of the method begins
+    again."""
+
+    def counted_on(logits: Tensor, batch: TrainingBatch) -> Tensor:
+        return loss(logits, replace(batch, epoch=epochs_before + batch.epoch))
+
+    return counted_on
+
+
+def _summary(result: TrainingResult) -> str:
+    kept = result.history[result.kept_epoch - 1]
+    return (
+        f"  validation accuracy {kept['validation_accuracy']:.4f} with rounding as in int8 "
+        f"(epoch {result.kept_epoch})"
+    )
