@@ -4,7 +4,6 @@ Each client is run by the lines that docs/exporting.md shows.
 """
 
 import functools
-import hashlib
 import http.server
 import importlib.util
 import json
@@ -22,11 +21,14 @@ import numpy as np
 import pytest
 import torch
 from browser import CHROMIUM, Page, browser
+from image_files import exif, orientation, saved
 from import_closure import ROOT
-from test_to_onnx import metadata_of, with_statistics_of
+from PIL import Image, ImageCms
+from torch import nn
 
+from pipeline.commands.predict import student_input
 from pipeline.export.running.onnx_model import OnnxMetadata, OnnxStudent
-from pipeline.export.to_onnx import to_onnx
+from pipeline.export.to_onnx import OPSET, to_onnx
 from pipeline.models.spec import InputSpec, ModelSpec, build
 
 PACKAGES = ROOT / ".scratch/browser/node_modules"
@@ -176,8 +178,32 @@ STUDENTS = {
 }
 
 
+def metadata_of(reading: dict[str, object], side: int, channels: int) -> OnnxMetadata:
+    return OnnxMetadata(
+        name="mine",
+        role="distilled",
+        precision="float32",
+        fingerprint="-",
+        class_names=list("abcde"),
+        opset=OPSET,
+        channels=channels,
+        image_size=side,
+        reading=reading,
+    )
+
+
+def with_statistics_of(network: nn.Module, inputs: torch.Tensor) -> nn.Module:
+    """Set the statistics of batch norm: without them a new network's logits are near 0."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the mean over all batches
+    with torch.no_grad():
+        network.train()(inputs)
+    return network.eval()
+
+
 def write_student(folder: Path, student: Student) -> np.ndarray:
-    """Export the student to models/exported/resnet8.onnx, and write its card. Return images."""
+    """Export the student to models/exported/resnet8.onnx, and return images."""
     channels, side = student.channels, student.side
     spec = InputSpec(
         channels,
@@ -192,30 +218,16 @@ def write_student(folder: Path, student: Student) -> np.ndarray:
     views = torch.randint(0, 256, (64, channels, side, side), dtype=torch.uint8)
     with_statistics_of(network, spec.apply(views))
     metadata = metadata_of({"storage": "pixels", "image_size": side}, side, channels)
-    write_file(folder, to_onnx(network, spec, metadata), metadata)
+    write_file(folder, to_onnx(network, spec, metadata), metadata.class_names)
     return views.numpy()
 
 
-def write_file(folder: Path, content: bytes, metadata: OnnxMetadata) -> None:
+def write_file(folder: Path, content: bytes, class_names: list[str]) -> None:
     exported = folder / "models/exported"
     exported.mkdir(parents=True)
     (exported / "resnet8.onnx").write_bytes(content)
-    card = json.dumps(card_of(content, metadata), ensure_ascii=False)
-    (exported / "resnet8.json").write_text(card, "utf-8")
+    (exported / "resnet8.json").write_text(json.dumps({"classes": class_names}), "utf-8")
     (folder / "node_modules").symlink_to(PACKAGES)
-
-
-def card_of(content: bytes, metadata: OnnxMetadata) -> dict[str, Any]:
-    """The model card's entries that a client reads."""
-    image = {"type": "uint8", "channels": metadata.channels, "image_size": metadata.image_size}
-    digest = hashlib.sha256(content).hexdigest()
-    return {
-        "classes": metadata.class_names,
-        "input": {"name": "image", **image},
-        "output": {"name": "logits"},
-        "preprocessing": metadata.reading.model_dump(exclude_none=True),
-        "file": {"name": "resnet8.onnx", "bytes": len(content), "sha256": digest},
-    }
 
 
 def in_onnxruntime(folder: Path, images: np.ndarray) -> np.ndarray:
@@ -238,3 +250,82 @@ def test_a_client_gives_the_logits_of_onnxruntime(client: Client, student: str, 
         found = difference(client(tmp_path, part), in_onnxruntime(tmp_path, part))
         print(f"{student}, batch of {batch}: {found:.1e}")
         assert found < TOLERANCE
+
+
+# The page of docs/examples/browser/.
+
+PAGE = ROOT / "docs/examples/browser"
+
+
+def other_profile() -> bytes:
+    """sRGB's colour profile with red and green exchanged."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    red, green, neither = b"rXYZ", b"gXYZ", b"????"
+    return profile.replace(red, neither).replace(green, red).replace(neither, green)
+
+
+def image_files() -> dict[str, bytes]:
+    """Files of each kind that browsers read."""
+    noise = np.random.default_rng(0).integers(0, 256, (60, 90, 4), np.uint8)
+    smooth = Image.fromarray(noise[:6, :9, :3]).resize((90, 60), Image.Resampling.BICUBIC)
+    photograph = Image.fromarray(noise[:, :, :3]).resize((900, 600), Image.Resampling.BICUBIC)
+    deep = Image.fromarray(noise[..., 0].astype(np.uint16) * 257)
+    opaque = noise[..., :3]
+    return {
+        "colours.png": saved("PNG", opaque),
+        "upright.jpg": saved("JPEG", smooth, exif=exif(orientation(6)), quality=90),
+        "mirrored.jpg": saved("JPEG", smooth, exif=exif(orientation(2)), quality=90),
+        "transparent.png": saved("PNG", noise),
+        "palette.png": saved("PNG", smooth.convert("P"), transparency=3),
+        "grey.png": saved("PNG", smooth.convert("L").resize((11, 9))),
+        "deep.png": saved("PNG", deep),
+        "profile.png": saved("PNG", opaque, icc_profile=other_profile()),
+        "lossless.webp": saved("WEBP", opaque, lossless=True),
+        "animation_of_one.gif": saved("GIF", smooth),
+        "old.bmp": saved("BMP", opaque),
+        "photograph.jpg": saved("JPEG", photograph, quality=90),
+        "cmyk.jpg": saved("JPEG", smooth.convert("CMYK"), quality=90),
+        "portrait.png": saved("PNG", smooth.resize((41, 233))),
+    }
+
+
+PIXELS = {"storage": "pixels", "image_size": 32}
+KEPT = {
+    "storage": "encoded",
+    "image_size": 64,
+    "quality": "original",
+    "resize_ratio": 256 / 224,
+    "interpolation": "bilinear",
+}
+READINGS = [  # ..., the side of the file's input, its channels
+    (PIXELS, 32, 3),
+    (PIXELS, 32, 1),
+    (PIXELS | {"image_size": 48}, 20, 3),
+    (KEPT, 24, 3),
+    (KEPT | {"resize_ratio": 1.0, "interpolation": "bicubic"}, 32, 1),
+]
+
+
+@pytest.mark.skipif(not HAS_WEB, reason=INSTALL_WEB)
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is absent")
+@pytest.mark.parametrize(("reading", "side", "channels"), READINGS)
+def test_the_page_makes_the_pixels_of_predict_within_one_level(reading, side, channels, tmp_path):
+    shutil.copytree(PAGE, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "node_modules").symlink_to(PACKAGES)
+    metadata = metadata_of(reading, side, channels)
+    card = {
+        "input": {"channels": channels, "image_size": side},
+        "preprocessing": metadata.reading.model_dump(exclude_none=True),
+    }
+    with opened(tmp_path) as tab:
+        for name, content in image_files().items():
+            if reading["storage"] == "encoded" and name.endswith(".jpg"):
+                continue  # `predict` decodes a large JPEG at a fraction of its size
+            (tmp_path / name).write_bytes(content)
+            read = f"""(async () => {{
+                const {{ preprocess }} = await import("./classify.js");
+                const file = await (await fetch("{name}")).blob();
+                return Array.from(await preprocess(file, {json.dumps(card)}));
+            }})()"""
+            expected = student_input(content, metadata).ravel().astype(int)
+            assert np.abs(np.array(value(tab, read)) - expected).max() <= 1, name

@@ -1,14 +1,13 @@
 // Classify an image in the browser with an exported student: student.onnx and its model card
 // student.json beside this page. The image never leaves the browser.
 //
-// An image becomes the student's input as `python -m pipeline.commands.predict` makes it. The canvas
-// decodes it; this file resizes it, because the canvas's own resizing gives other pixels than Pillow's.
+// An image becomes the student's input as `python -m pipeline.commands.predict` makes it. The browser
+// decodes it; this file resizes it, because a canvas resizes to other pixels than Pillow.
 import * as ort from "onnxruntime-web";
 
 ort.env.wasm.numThreads = 1; // more need a page that is isolated from other origins
 
 const TOP = 5; // classes to show
-const CLEAN_RATIO = 256 / 224; // storage `encoded`: the resized shorter side over the middle square's
 const BICUBIC = { support: 2, weight: bicubic };
 const BILINEAR = { support: 1, weight: (x) => Math.max(0, 1 - Math.abs(x)) };
 const ONE = 2 ** 22; // Pillow's weights are whole multiples of 1 / ONE
@@ -54,8 +53,8 @@ export function softmax(logits) {
 /** Uint8Array of channels x side x side values: the planes one after the other, rows from the top. */
 export async function preprocess(file, card) {
   const { channels, image_size: side } = card.input;
-  const { storage, image_size: stored, quality } = card.preprocessing;
-  const bitDepth = card.preprocessing.bit_depth ?? 16;
+  const { storage, image_size: stored, quality, bit_depth: bitDepth = 16 } = card.preprocessing;
+  const { resize_ratio: ratio, interpolation } = card.preprocessing; // of storage `encoded`
   if (bitDepth !== 16 && (await isDeepPng(file))) {
     throw new Error(`This image has 16 bits a channel. The student was trained on images of
       ${bitDepth} bits, and a browser does not give them unchanged. Use an image of 8 bits.`);
@@ -66,7 +65,8 @@ export async function preprocess(file, card) {
     if (stored !== side) planes = planes.map((plane) => middleSquare(plane, side, BICUBIC));
   } else {
     if (quality !== "original") planes = await encodeAndDecode(planes, stored, quality);
-    planes = planes.map((plane) => middleSquare(plane, side, BILINEAR, CLEAN_RATIO));
+    const filter = interpolation === "bicubic" ? BICUBIC : BILINEAR;
+    planes = planes.map((plane) => middleSquare(plane, side, filter, ratio));
   }
   const input = new Uint8Array(channels * side * side);
   planes.forEach((plane, channel) => input.set(plane.data, channel * side * side));
@@ -118,7 +118,8 @@ async function isDeepPng(file) {
   return String.fromCharCode(...bytes.slice(1, 4)) === "PNG" && bytes[24] === 16;
 }
 
-// ---- Resizing, as Pillow's `Image.resize` with `box`: antialiased, each pass rounded to 8 bits
+// ---- Resizing, as Pillow's `Image.resize` with `box`: antialiased, each pass rounded to 8 bits.
+// Of tall images Pillow 13 resizes columns first: then a pixel may differ by one level.
 
 /** Resize the shorter side to round(`side` * `ratio`), and cut out the middle `side` x `side`. */
 function middleSquare(plane, side, filter, ratio = 1) {
@@ -145,7 +146,8 @@ function resizeRows({ width, height, data }, start, end, length, filter) {
     const raw = [];
     for (let i = first; i < last; i++) raw.push(filter.weight((i - centre + 0.5) / stretch));
     const sum = raw.reduce((a, b) => a + b);
-    const weights = raw.map((weight) => Math.sign(weight) * Math.round(Math.abs(weight / sum) * ONE));
+    const weights = raw.map((weight) =>
+      Math.sign(weight) * Math.round(Math.abs(weight / sum) * ONE));
     for (let y = 0; y < height; y++) {
       let value = ONE / 2;
       for (let i = first; i < last; i++) value += weights[i - first] * data[y * width + i];
@@ -189,7 +191,7 @@ async function classify(file) {
 
 function show(error) {
   const unreadable = error.name === "InvalidStateError"; // of createImageBitmap
-  status.textContent = unreadable ? "This file is not an image that the browser reads." : error.message;
+  status.textContent = unreadable ? "The browser cannot read this file as an image." : error.message;
 }
 
 function showInput(input, { channels, image_size: side }) {
