@@ -17,10 +17,11 @@ class Preprocessing(nn.Module):
 
     def __init__(self, spec: InputSpec, side: int):
         super().__init__()
-        self.spec, self.rows = spec, None
+        self.spec, self.resizes = spec, False
         self.mode, target = spec.interpolation or "bilinear", spec.resized_side
         if target == side or (self.mode == "bilinear" and target > side):
             return
+        self.resizes = True
         # Resizing is linear: unit vectors give the weights, in float32 as PyTorch computes them.
         units = torch.eye(side)[None, None]
         weights = F.interpolate(units, (target, side), mode=self.mode, antialias=True)[0, 0]
@@ -28,7 +29,7 @@ class Preprocessing(nn.Module):
         self.register_buffer("columns", weights.T.contiguous(), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:  # [B, C, S, S] uint8 -> [B, C, size, size] float32
-        if self.rows is not None:
+        if self.resizes:
             image = self.rows @ (image.float() @ self.columns)
             image = image.clamp(0, 255) if self.mode == "bicubic" else image
         return self.spec.apply_clean(image)
