@@ -21,7 +21,7 @@ OPTIONS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--hide-scrollbars",
-    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # no host but this one
 ]
 
 
@@ -45,13 +45,13 @@ class Page:
         if self._session:
             message["sessionId"] = self._session
         os.write(self._send, json.dumps(message).encode() + b"\0")
-        while (reply := self._next()).get("id") != self._last:
+        while (reply := self.next_message()).get("id") != self._last:
             pass
         if "error" in reply:
             raise RuntimeError(f"{method}: {reply['error']}")
         return reply["result"]
 
-    def _next(self) -> dict[str, Any]:
+    def next_message(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
             chunk = self._receive.read1(1 << 20)
             if not chunk:
@@ -72,7 +72,7 @@ class Page:
         """Open a file in a window of `width` pixels, and wait until it is loaded."""
         self.look(width=width, dark=dark)
         self.call("Page.navigate", url=path.absolute().as_uri())
-        while self._next().get("method") != "Page.loadEventFired":
+        while self.next_message().get("method") != "Page.loadEventFired":
             pass
 
     def look(self, *, width: int, dark: bool = False, media: str = "") -> None:
