@@ -77,6 +77,7 @@ def main() -> None:
         comparison,
         curves,
         partial(clean_pixels, test, side=THUMBNAIL),
+        test.sample_ids,
         corrupted_examples(test, robustness.image_size, SHOWN_SEVERITY),
         costs,
         read_params(),
@@ -107,7 +108,7 @@ def show(names: list[str]) -> None:
             f"`{path}` compares {', '.join(figures.students)}; expected {', '.join(names)}, the "
             f"students of params.yaml. Run `{produced_by}`."
         )
-    speed = results.read_speed([]).devices if SPEED_FILE.is_file() else {}
+    speed = results.read_speed([]).settings if SPEED_FILE.is_file() else {}
     card = decision_card(figures, speed)
     if len(students) < len(figures.students):  # all were counted, and each could be chosen
         figures, card = figures.model_copy(update={"students": students, "cache": None}), None

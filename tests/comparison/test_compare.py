@@ -11,7 +11,7 @@ import pytest
 from conftest import PARAMS, run_stage, write_params
 from safetensors.numpy import load_file, save_file
 
-from pipeline.comparison.compare import COSTS, Comparison, Predictions, compare
+from pipeline.comparison.compare import Comparison, Predictions, compare
 from pipeline.comparison.figures import Figures, headline_figures
 from pipeline.comparison.measurement.statistics import Gain, holm, mcnemar
 from pipeline.comparison.report.charts import pareto_front
@@ -32,6 +32,7 @@ LABELS = {"validation": RNG.integers(0, CLASSES, 100), "test": RNG.integers(0, C
 
 
 PLACES = ("teacher", "students/small", "baselines/small")
+EXPORTED = Path("predictions/exported/students/small.safetensors")
 
 
 def read(path: str) -> dict:
@@ -52,7 +53,11 @@ def invented(
 
     costs = {"parameters": parameters, "macs": 10 * parameters, "size_bytes": 4 * parameters}
     return Predictions(
-        name, role, **{split: logits(labels) for split, labels in LABELS.items()}, **costs
+        name=name,
+        role=role,
+        path=f"{name}.onnx",
+        **{split: logits(labels) for split, labels in LABELS.items()},
+        **costs,
     )
 
 
@@ -197,8 +202,9 @@ def test_the_json_and_the_csv_follow_from_the_predictions(project):
     assert comparison["test_images"] == len(labels)
     assert list(table["role"]) == ["teacher", "distilled", "baseline"]
     decisions, accuracy = {}, {}
+    logits = load_file(EXPORTED) | load_file("predictions/exported/teacher.safetensors")
     for (_, row), place in zip(table.iterrows(), PLACES, strict=True):
-        decisions[place] = load_file(f"predictions/{place}.safetensors")["test"].argmax(1)
+        decisions[place] = logits[f"{row['role']}.float32.test"].argmax(1)
         accuracy[place] = (decisions[place] == labels).mean()
         measured = read(f"metrics/{place}.json")  # by the stage
         assert row["accuracy"] == pytest.approx(accuracy[place])
@@ -206,11 +212,11 @@ def test_the_json_and_the_csv_follow_from_the_predictions(project):
             "accuracy": "test_accuracy",
             "top5": "test_top5_accuracy",
             "nll": "test_nll",
-            **{cost: cost for cost in COSTS},
+            "parameters": "parameters",
+            "macs": "macs",
         }.items():
             assert row[column] == pytest.approx(measured[key]), (place, column)
-    weights = Path("models/students/small/weights.safetensors")
-    assert table["size_bytes"][1] == weights.stat().st_size
+        assert row["size_bytes"] == Path(row["path"]).stat().st_size
     classes = pd.read_csv("reports/class_accuracy.csv")
     assert list(classes["class"]) == ["ant", "bee", "cat"]
     correct = classes["distilled/small"] * classes["test_images"]
@@ -232,8 +238,9 @@ def test_the_comparison_is_printed_as_a_table_with_interval_and_verdict(project,
     run_stage("compare")
     printed = capsys.readouterr().out
     assert printed.isascii()  # for any terminal
-    teacher, head, row = printed.splitlines()[:3]
-    assert teacher.startswith("teacher: test accuracy")
+    card, teacher, table = printed.partition("teacher: test accuracy")
+    assert card.startswith("To ship: models/exported/")
+    _, head, row = (teacher + table).splitlines()[:3]
     assert "95% interval" in head
     assert re.match(" *small .*(not significant|gain|loss)", row)
     run_stage("compare", "--show")
@@ -244,7 +251,7 @@ def test_the_comparison_is_printed_as_a_table_with_interval_and_verdict(project,
     ("path", "stage"),
     [
         ("metrics/students/small.json", "student@small"),
-        ("predictions/baselines/small.safetensors", "baseline@small"),
+        ("predictions/exported/students/small.safetensors", "export@small"),
         ("predictions/robustness/students/small.safetensors", "robustness@small"),
         ("predictions/robustness/teacher.safetensors", "robustness_teacher"),
         ("metrics/history/baselines/small.csv", "baseline@small"),
@@ -287,18 +294,15 @@ def test_a_damaged_comparison_is_not_shown(project):
         run_stage("compare", "--show")
 
 
-PREDICTIONS = Path("predictions/students/small.safetensors")
-
-
 def test_predictions_that_are_not_finite_or_for_other_images_are_refused(project):
-    logits = load_file(PREDICTIONS)
-    save_file(logits | {"test": logits["test"][1:]}, PREDICTIONS)
-    expected = r"test float32 \[11, 3\].*; expected test float32 \[12, 3\]"
+    logits, key = load_file(EXPORTED), "distilled.float32.test"
+    save_file(logits | {key: logits[key][1:]}, EXPORTED)
+    expected = r"float32.test float32 \[11, 3\].*; expected .*float32.test float32 \[12, 3\]"
     with pytest.raises(UserError, match=expected):
         run_stage("compare")
-    logits["test"][3, 1] = np.nan
-    save_file(logits, PREDICTIONS)
-    with pytest.raises(UserError, match="logits for test that are not finite"):
+    logits[key][3, 1] = np.nan
+    save_file(logits, EXPORTED)
+    with pytest.raises(UserError, match=f"logits for {key} that are not finite"):
         run_stage("compare")
 
 
@@ -314,11 +318,12 @@ def test_a_store_of_other_images_is_refused(project):
 
 
 def test_a_teacher_that_is_never_correct_is_refused_with_a_hint(project):
-    path = Path("predictions/teacher.safetensors")
+    path = Path("predictions/exported/teacher.safetensors")
     logits = load_file(path)
     labels = open_dataset().splits["test"].labels
-    logits["test"][:] = 0
-    logits["test"][np.arange(len(labels)), (labels + 1) % 3] = 1
+    of_test = logits["teacher.float32.test"]
+    of_test[:] = 0
+    of_test[np.arange(len(labels)), (labels + 1) % 3] = 1
     save_file(logits, path)
     with pytest.raises(UserError, match="the order of the classes"):
         run_stage("compare")
@@ -354,7 +359,7 @@ def test_the_kept_epoch_is_drawn_where_the_training_kept_it(project):
     assert f"Kept epoch: distilled 2 of 2, baseline {baseline} of 2" in page
     curves = pd.read_csv("metrics/training_curves.csv")
     kept = curves[curves["kept"]].set_index("role")["epoch"]
-    assert kept.to_dict() == {"distilled": 2, "baseline": baseline}
+    assert kept.to_dict() == {"distilled": 2, "baseline": baseline, "teacher": 6}
 
 
 def test_a_kept_epoch_that_the_history_does_not_have_is_refused(project):

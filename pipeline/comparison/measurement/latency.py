@@ -51,7 +51,7 @@ class Ratio(_Figures):
         if self.low < 1 < self.high and low != high:
             return f"{low} to {high}"  # 1.02 x slower to 1.1 x faster
         ends = sorted(max(end, 1 / end) for end in (self.low, self.high))
-        return " to ".join(f"{end:#.3g}" for end in ends)
+        return " to ".join(f"{end:#.3g}".rstrip(".") for end in ends)
 
 
 class FileSpeed(_Figures):

@@ -258,27 +258,26 @@ def point_labels(
 def curves(
     series: Sequence[tuple[str, Sequence[float], Sequence[float]]],
     x: Axis,
-    limits: tuple[float, float],
+    y: Axis,
     title: str,
     axis_title: str,
     marked: Mapping[str, float] | None = None,
 ) -> Markup:
-    """Curves of shares: (role, values on the axis, shares). Dots mark all values, or one of each.
+    """Curves: (role, values on the x-axis, values on the y-axis). Dots mark all points, or one of
+    each curve.
 
     Args:
-        limits: of the shares' axis, so that several charts have one scale.
-        marked: by role, the value on the axis of its one dot.
+        marked: by role, the value on the x-axis of its one dot.
     """
-    y = linear_axis(limits, 180, TOP, in_percent)
     parts = []
-    for role, values, shares in series:
-        points = list(zip(values, shares, strict=True))
-        parts.append(path([(x(value), y(share)) for value, share in points], f"curve {role}"))
-        for value, share in points:
+    for role, across, heights in series:
+        points = list(zip(across, heights, strict=True))
+        parts.append(path([(x(value), y(height)) for value, height in points], f"curve {role}"))
+        for value, height in points:
             if marked is not None and value != marked[role]:
                 continue
-            tooltip = f"{role}, {axis_title} {x.text(value)}: {in_percent(share)}"
-            parts.append(dot(x(value), y(share), role, tooltip, RADIUS[role]))
+            tooltip = f"{role}, {axis_title} {x.text(value)}: {y.text(height)}"
+            parts.append(dot(x(value), y(height), role, tooltip, RADIUS[role]))
     return framed(x, y, title, axis_title, parts)
 
 
@@ -339,10 +338,18 @@ def diverging_bars(rows: Sequence[tuple[str, float, str]], largest: float, title
     return svg(bottom + 42, title, *parts)
 
 
-def heat_map(table: np.ndarray, names: Sequence[str], title: str) -> Markup:
-    """Heat map of [C, C] counts by the teacher's and the distilled student's class.
+def heat_map(
+    table: np.ndarray,
+    names: Sequence[str],
+    title: str,
+    axes: tuple[str, str] = ("teacher", "distilled"),
+) -> Markup:
+    """Heat map of [C, C] counts, by the classes that two networks predict.
 
     The diagonal is grey, the rest in colour, by share of the largest.
+
+    Args:
+        axes: whose class a row is, and whose a column is.
     """
     size, small = (12, 11) if len(names) <= 12 else (10, 10)  # pixels of names and of numbers
     room = WIDTH - 30  # for the names at the left and the cells
@@ -363,24 +370,28 @@ def heat_map(table: np.ndarray, names: Sequence[str], title: str) -> Markup:
     off = table - np.diag(table.diagonal())
     largest_off = max(4, off.max())  # so that one image is not in full colour
     upright = f"translate(12 {bottom / 2:.1f}) rotate(-90)"
+    side = cell * len(names)
     parts = [
-        text(0, 0, "teacher", "title", "middle", transform=upright),
-        text(left + (WIDTH - left) / 2, bottom + below + 16, "distilled", "title", "middle"),
+        rectangle(left, 4, side, side, title, css="same", fill_opacity="0.06"),
+        text(0, 0, axes[0], "title", "middle", transform=upright),
+        text(left + (WIDTH - left) / 2, bottom + below + 16, axes[1], "title", "middle"),
     ]
     for r, row in enumerate(table):
         y = 4 + cell * r
         middle = y + cell / 2 + size / 3
         parts.append(text(left - 6, middle, at_left[r], "", "end", style=f"font-size: {size}px"))
         for c, count in enumerate(row):
+            if count == 0:
+                continue
             largest = max(1, table.diagonal().max()) if r == c else largest_off
             style = {
-                "css": "other" if r != c and count else "same",
-                "fill_opacity": f"{0.06 if count == 0 else 0.12 + 0.38 * count / largest:.2f}",
+                "css": "same" if r == c else "other",
+                "fill_opacity": f"{0.12 + 0.38 * count / largest:.2f}",
             }
             x = left + cell * c
-            tooltip = f"teacher {names[r]}, distilled {names[c]}: {count:,}"
+            tooltip = f"{axes[0]} {names[r]}, {axes[1]} {names[c]}: {count:,}"
             parts.append(rectangle(x + 0.5, y + 0.5, cell - 1, cell - 1, tooltip, **style))
-            if count and cell >= text_width(f"{count}", small):
+            if cell >= text_width(f"{count}", small):
                 style = f"font-size: {small}px"
                 parts.append(text(x + cell / 2, middle, f"{count}", "cell", "middle", style=style))
     for c, label in enumerate(at_bottom):

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
 from xml.etree import ElementTree
@@ -11,6 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from browser import CHROMIUM, Page, browser
 
 from pipeline.comparison.cache_economics import Economics
@@ -43,6 +45,7 @@ def invented(
     labels = {name: rng.integers(0, num_classes, count) for name in ("validation", "test")}
     names = [f"a class of a long name {i}" for i in range(num_classes)]
     names[1] = HOSTILE
+    precisions = 1 if len(students) == 1 else 2  # with int8 files
 
     def predictions(name: str, role: str, skill: float, parameters: int) -> Predictions:
         logits = {}
@@ -62,18 +65,27 @@ def invented(
 
     robustness = compare_robustness(
         None if len(students) == 1 else corrupted(0),  # a teacher without a network
-        {name: (corrupted(1), corrupted(2 + i)) for i, name in enumerate(students)},
+        {
+            name: [corrupted(seed) for seed in (1, 2 + i, 1, 2 + i)][: 2 * precisions]
+            for i, name in enumerate(students)
+        },
         labels["test"],
     )
     teacher = predictions("teacher", "teacher", 4, 20_000_000)
-    pairs = {
-        name: (
-            predictions(name, "distilled", 2 + i % 3, 50_000 * growth**i),
-            predictions(name, "baseline", 1.5 + i % 4, 50_000 * growth**i),
-        )
+    files = {
+        name: [
+            predictions(name, role, skill, 50_000 * growth**i)
+            for role, skill in (("distilled", 2 + i % 3), ("baseline", 1.5 + i % 4))
+        ]
         for i, name in enumerate(students)
     }
-    return compare(teacher, pairs, labels, names, robustness)
+    if precisions == 2:
+        for models in files.values():
+            models += [
+                replace(model, precision="int8", size_bytes=model.size_bytes // 4)
+                for model in models
+            ]
+    return compare(teacher, files, labels, names, robustness)
 
 
 def costs_of(comparison: Comparison, *settings: str) -> Costs:
@@ -128,29 +140,38 @@ def params_of(comparison: Comparison) -> dict:
 def page_of(comparison: Comparison, costs: Costs, size: int, channels: int = 3) -> str:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (len(comparison.labels), channels, size, size), np.uint8)
+    trainings = [
+        ("teacher", "teacher"),
+        *product(comparison.gains, ("distilled", "baseline")),
+    ]
     curves = pd.DataFrame(
         [
             {
                 "student": name,
                 "role": role,
                 "epoch": epoch,
+                "train_loss": 10.0 ** (2 - epoch / 10),
+                "learning_rate": 0.00025 * (1 - epoch / 40),
                 "validation_accuracy": 1 - 0.9**epoch,
+                "validation_nll": 2 * 0.95**epoch,
                 "kept": epoch == 40,
             }
-            for name in comparison.gains
-            for role in ("distilled", "baseline")
+            for name, role in trainings
             for epoch in range(1, 41)
         ]
     )
     corrupted = dict.fromkeys(CORRUPTIONS, images[0])
     figures = figures_of(comparison, costs)
     params, fingerprints = params_of(comparison), {"dataset": "ab" * 32}
+    ids = [f"test/a folder of a long name/image_{i:08d}.jpeg" for i in range(len(images))]
     return html_report(
-        *(figures, comparison, curves, images.__getitem__, corrupted, costs),
+        *(figures, comparison, curves, images.__getitem__, ids, corrupted, costs),
         *(params, fingerprints),
     )
 
 
+ONE_THREAD = "onnxruntime_1_thread"
+ON_GPU = int(torch.cuda.is_available())  # where `speed` also times PyTorch
 LONG = [f"student_{i:02}_with_a_name_of_forty_letters_x" for i in range(12)]
 FOUR = ["mobilenet-v2-half", "resnet8", "b", "a_student_of_a_long_name"]
 
@@ -235,20 +256,21 @@ def test_a_hostile_name_is_escaped_in_the_card():
 
 
 @pytest.mark.parametrize(
-    ("name", "students", "devices"), [("real", 1, 1), ("few", 4, 2), ("many", 1, 1)]
+    ("name", "students", "latencies"), [("real", 1, ON_GPU + 1), ("few", 4, 2), ("many", 1, 1)]
 )
-def test_every_chart_is_drawn_well_formed_and_named(pages, name, students, devices):
+def test_every_chart_is_drawn_well_formed_and_named(pages, name, students, latencies):
     page = pages[name].read_text("utf-8")
-    charts_of_students = 5 - (name == "many")  # which has tables instead of heat maps
+    heat_maps = name != "many"  # which has tables instead
+    charts_of_students = 7 + 3 * heat_maps
     drawings = re.findall(r"<svg .*?</svg>", page, re.DOTALL)
-    assert len(drawings) == 3 + devices + 1 + 1 + charts_of_students * students
+    assert len(drawings) == 4 + latencies + 6 + heat_maps + charts_of_students * students
     for drawing in drawings:
         assert ElementTree.fromstring(drawing).attrib["aria-label"]
         assert "nan" not in drawing
 
 
 @pytest.mark.parametrize(
-    ("name", "lines", "rows"), [("few", 4 * 3, 1 + 2 * 4), ("many", 2, 2), ("real", 3, 1 + 2)]
+    ("name", "lines", "rows"), [("few", 4 * 3, 1 + 4 * 4), ("many", 2, 2), ("real", 3, 1 + 2)]
 )
 def test_accuracy_under_corruption_is_shown_for_each_network_that_was_measured(
     pages, name, lines, rows
@@ -276,7 +298,26 @@ def test_all_disagreements_are_counted_and_the_largest_are_shown(pages):
         differ = sum(len(set(of_image)) > 1 for of_image in zip(*decisions, strict=True))
         assert f'{name} <span class="muted">{differ:,} of 300 images' in page
     strips = page.partition('id="disagreements"')[2]
-    assert strips.count("<img") == 4 * 9
+    assert strips.count("<img") == 4 * 7
+
+
+def test_an_image_of_a_disagreement_has_its_file_its_label_and_each_prediction_with_confidence(
+    pages,
+):
+    comparison = invented(5, FOUR)
+    gain = comparison.gains["b"]
+    models = (comparison.teacher, gain.first, gain.second)
+    differ = np.ptp([model.decisions for model in models], axis=0) > 0
+    first = int(np.argmax(np.where(differ, gain.first.divergences, -1)))
+    section = pages["few"].read_text("utf-8").partition('id="disagreements"')[2]
+    page = section.partition("<h3>b ")[2]
+    caption = words_of(page.partition(f"image_{first:08d}.jpeg</span>")[2].partition("</fig")[0])
+    label, *predictions = re.split(" (?=teacher|distilled|baseline)", caption)
+    assert label.startswith("label ")
+    for text, model in zip(predictions, models, strict=True):
+        mark = "✓" if model.decisions[first] == comparison.labels[first] else "✗"
+        assert text.startswith(f"{model.role} ")
+        assert text.endswith(f" {mark} {100 * model.confidences[first]:.1f}%")
 
 
 def words_of(page: str) -> str:
@@ -312,7 +353,7 @@ def test_the_markdown_has_the_sentences_and_one_row_per_student_and_model():
     costs = costs_of(comparison, ONE_THREAD)
     text = markdown(figures_of(comparison, costs), comparison, costs)
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
-    assert [len(table.splitlines()) - 2 for table in tables] == [4, 5, 3, 9]
+    assert [len(table.splitlines()) - 2 for table in tables] == [4, 9, 3, 17]
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1
     assert "- On 300 test images" in text
@@ -393,6 +434,9 @@ EMPTY = """
 }).length
 """
 PAGE_CHECKS = Path(__file__).with_name("page_checks.js").read_text("utf-8")
+NARROWEST_EXAMPLE = """
+Math.min(...[...document.querySelectorAll('#disagreements img')].map(image => image.width))
+"""
 PAINT = "getComputedStyle(document.body).backgroundColor"
 
 
@@ -419,9 +463,10 @@ def check_views(chromium: Page, path: Path) -> None:
         assert chromium.evaluate(CUT_TEXT) == [], view
         assert chromium.evaluate(SMALLEST_TEXT) >= 9, view
         assert chromium.evaluate(EMPTY) == 0, view
+        assert (chromium.evaluate(NARROWEST_EXAMPLE) or 128) >= 128, view
         assert chromium.evaluate("pageChecks.overlaps()") == [], view
         assert chromium.evaluate("pageChecks.faint()") == [], view
-    requests = {url for url in chromium.requests if not url.startswith("data:image/png;")}
+    requests = {url for url in chromium.requests if not url.startswith("data:image/")}
     assert requests == {path.absolute().as_uri()}
     assert chromium.errors == []
 
