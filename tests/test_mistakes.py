@@ -35,6 +35,7 @@ from pipeline.commands.import_logits import import_logits
 from pipeline.commands.store import inspect, verify
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.export.running.onnx_model import OnnxMetadata
+from pipeline.int8_training.fake_quantisation import FakeQuantized
 from pipeline.models import checkpoint as model_files
 from pipeline.models.spec import InputSpec, ModelSpec
 from pipeline.networks import cifar_resnet
@@ -104,6 +105,7 @@ MISTAKES |= {
     "two keys that exclude each other": partial(
         with_params, "training", optimizer="adamw", momentum=0.8
     ),
+    "a number for `int8_training`": partial(with_params, "export", int8_training=2),
     "splits that leave nothing to train on": partial(
         with_params, "dataset", validation_fraction=0.5, test_fraction=0.5
     ),
@@ -882,6 +884,9 @@ MISTAKES |= {
     "changed metadata": partial(predicted_by, {"channels": "4"}),
     "classes that are not the graph's": partial(predicted_by, {"class_names": '["ant", "bee"]'}),
     "a file to classify that is not an image": predict_text,
+    "`int8_training` of a network without layers that round": lambda: (
+        FakeQuantized(torch.nn.Flatten(), "own") and None
+    ),
 }
 
 

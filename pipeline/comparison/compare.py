@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import f1_score, recall_score
+from sklearn.metrics import f1_score, precision_recall_fscore_support
 
 from pipeline.comparison import metrics
 from pipeline.comparison.decision import Decision, decide
@@ -68,7 +68,9 @@ class ModelMetrics:
     decisions: np.ndarray  # [N]
     correct: np.ndarray  # [N] bool
     divergences: np.ndarray  # [N] KL(teacher || model)
-    class_accuracy: np.ndarray  # [C], NaN for a class without test images
+    confidences: np.ndarray  # [N] probability of the predicted class
+    class_precision: np.ndarray  # [C], NaN for a class that is never predicted
+    class_accuracy: np.ndarray  # [C], which is the recall; NaN for a class without test images
     reliability: np.ndarray  # [15, 3] count, mean confidence, accuracy
 
     @property
@@ -118,6 +120,9 @@ def model_metrics(
     divergences = metrics.kl_divergence(teacher.test, model.test)
     temperature = metrics.fitted_temperature(model.validation, labels["validation"])
     scaled = None if temperature is None else model.test.astype(np.float64) / temperature
+    precision, recall, _, _ = precision_recall_fscore_support(
+        test, decisions, labels=classes, zero_division=np.nan
+    )
     return ModelMetrics(
         name=model.name,
         role=model.role,
@@ -140,9 +145,9 @@ def model_metrics(
         decisions=decisions,
         correct=correct,
         divergences=divergences,
-        class_accuracy=recall_score(
-            test, decisions, labels=classes, average=None, zero_division=np.nan
-        ),
+        confidences=metrics.confidences(model.test),
+        class_precision=precision,
+        class_accuracy=recall,
         reliability=metrics.reliability(model.test, test),
         **{cost: getattr(model, cost) for cost in COSTS},
     )

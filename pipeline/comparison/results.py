@@ -5,7 +5,14 @@ from typing import Annotated, Any, Self, TypeVar
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from pipeline.comparison.cache_economics import Economics
 from pipeline.comparison.compare import COSTS, Predictions
@@ -31,6 +38,7 @@ from pipeline.data.prepared.dataset import Dataset
 from pipeline.runtime.errors import UserError, counted
 from pipeline.runtime.outputs import (
     STORE,
+    TEACHER,
     ExportedFile,
     ExportOutputs,
     ModelOutputs,
@@ -81,11 +89,14 @@ class History(_Part):
     """metrics/history/*.csv, by column."""
 
     epoch: list[int]
+    train_loss: list[float]  # the mean over the epoch's samples
+    learning_rate: list[NonNegativeFloat]  # of the epoch's last step
     validation_accuracy: list[Annotated[float, Field(ge=0, le=1)]]
+    validation_nll: list[NonNegativeFloat]
 
     @model_validator(mode="after")
     def _every_epoch(self) -> Self:
-        if not self.epoch or self.epoch != list(range(1, len(self.epoch) + 1)):
+        if self.epoch != list(range(1, len(self.epoch) + 1)):
             raise ValueError("expected a row for each epoch from 1")
         return self
 
@@ -200,18 +211,20 @@ def read_training(outputs: ModelOutputs) -> Training:
 
 
 def read_training_curves(names: list[str]) -> pd.DataFrame:
-    """Read every epoch of every student and baseline, one a row, with `kept`: whether it is the
-    epoch whose weights were kept, as the training itself wrote it.
+    """Read every epoch of the teacher, each student and each baseline, one a row, with `kept`:
+    whether it is the epoch whose weights were kept, as the training itself wrote it. A teacher that
+    was not trained has no row.
 
     Raises:
         UserError: a history is absent or damaged; names the command that writes it.
     """
-    histories = {
+    histories = {("teacher", TEACHER.role): _read_history(TEACHER)} | {
         (name, role): history
         for name, pair in read_students(names, _read_history).items()
         for role, history in zip(STUDENT_ROLES, pair, strict=True)
     }
-    curves = pd.concat(histories, names=["student", "role"])
+    trained = {key: history for key, history in histories.items() if len(history)}
+    curves = pd.concat(trained, names=["student", "role"])
     return curves.reset_index(["student", "role"]).reset_index(drop=True)
 
 
@@ -225,8 +238,11 @@ def _read_history(outputs: ModelOutputs) -> pd.DataFrame:
     except (OSError, ValueError):
         raise UserError(
             f"`{path}` is damaged; expected a row for each epoch from 1, and in each "
-            f"`validation_accuracy` from 0 to 1. {hint}"
+            "`validation_accuracy` from 0 to 1, and a finite `train_loss`, `learning_rate` and "
+            f"`validation_nll`. {hint}"
         ) from None
+    if outputs == TEACHER:  # keeps its last epoch
+        return table.assign(kept=table["epoch"] == len(table))
     kept = read_training(outputs).kept_epoch
     if kept > len(table):
         raise UserError(

@@ -77,6 +77,7 @@ def main() -> None:
         comparison,
         curves,
         partial(clean_pixels, test, side=THUMBNAIL),
+        test.sample_ids,
         corrupted_examples(test, robustness.image_size, SHOWN_SEVERITY),
         costs,
         read_params(),

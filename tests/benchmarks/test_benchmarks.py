@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -82,6 +83,19 @@ def test_reading_runs(folder, monkeypatch):
     assert rows[-1]["ours, rows/s"] > 0
 
 
+def test_engines_run(project, monkeypatch):
+    arguments = ("--rounds", 2, "--engines", "PyTorch", "OpenVINO")
+    rows = rows_of("engines", monkeypatch, *arguments)
+    sides = {row["1 image, 1 thread"]: row for row in rows if "1 image, 1 thread" in row}
+    assert {f"{e}: {n}" for e in ("onnxruntime", "PyTorch") for n in ("teacher", "small")} <= set(
+        sides
+    )
+    assert len(sides["PyTorch: small"]["than the teacher"]) == 3
+    assert len(sides["PyTorch: small"]["than the float32 file in onnxruntime"]) == 3
+    with_openvino = {row.get("not measured") for row in rows} | {*sides}
+    assert {"OpenVINO", "OpenVINO: small"} & with_openvino
+
+
 def test_encodings_run(project, monkeypatch):
     first = {next(iter(row.values())) for row in rows_of("encodings", monkeypatch, "--rows", 60)}
     assert {"dense", "top_k 10, spread", "top_k 10, bucket", "TinyViT 10"} < first
@@ -91,6 +105,13 @@ def test_decoding_runs(folder, monkeypatch):
     write_images(folder / "photographs", per_class=4)
     rows = rows_of("decoding", monkeypatch, folder / "photographs", "--pairs", 2)
     assert [row["kept as"] for row in rows] == ["original"] * 2 + ["quality 90, 256"] * 2
+
+
+def test_int8_runs(exported, monkeypatch, tmp_path):
+    monkeypatch.chdir(shutil.copytree(exported, tmp_path / "copy"))
+    rows = rows_of("int8", monkeypatch, ".", "--rounds", 2, "--calibration", 8)
+    assert [row[""] for row in rows] == ["small, 7 bits", "small, 8 bits"]
+    assert rows[0]["x smaller"] > 2.5
 
 
 @pytest.mark.parametrize("k", [1, 10])

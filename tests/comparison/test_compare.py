@@ -375,7 +375,7 @@ def test_the_kept_epoch_is_drawn_where_the_training_kept_it(project):
     assert f"Kept epoch: distilled 2 of 2, baseline {baseline} of 2" in page
     curves = pd.read_csv("metrics/training_curves.csv")
     kept = curves[curves["kept"]].set_index("role")["epoch"]
-    assert kept.to_dict() == {"distilled": 2, "baseline": baseline}
+    assert kept.to_dict() == {"distilled": 2, "baseline": baseline, "teacher": 6}
 
 
 def test_a_kept_epoch_that_the_history_does_not_have_is_refused(project):

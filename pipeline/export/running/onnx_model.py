@@ -99,14 +99,26 @@ class OnnxMetadata(Record):
 class OnnxStudent:
     """An exported network in onnxruntime."""
 
-    def __init__(self, content: bytes, origin: str, threads: int, *, provider: str = CPU):
+    def __init__(
+        self,
+        content: bytes,
+        origin: str,
+        threads: int,
+        *,
+        provider: str = CPU,
+        optimised: bool = True,
+    ):
         """Load the bytes of a file, and refuse one that `export` did not write.
 
         Args:
             origin: the name of the file, for messages.
             provider: CUDA runs the file on a GPU, where onnxruntime can.
+            optimised: False runs the graph node by node as it is written: of an int8 file in
+                float32 between its roundings, without integer kernels.
         """
         settings = onnxruntime.SessionOptions()
+        if not optimised:
+            settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         settings.intra_op_num_threads = threads
         # Else threads spin for over 20 ms after a run, and take the core of another file's run.
         settings.add_session_config_entry("session.force_spinning_stop", "1")
