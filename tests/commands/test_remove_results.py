@@ -9,14 +9,20 @@ from conftest import PARAMS, run_module, write_params
 from pipeline.comparison.removed_students import results_of_removed_students
 
 COMMAND = "pipeline.commands.remove_results"
-#: What the stages of a student write, beside the state of an unfinished training.
+#: What the stages of a student write, beside the state of an unfinished training. (The tests'
+#: project has no `int8_training`.)
 WRITTEN = [
     *(f"models/{kind}/{{}}" for kind in ("students", "baselines")),
-    *(f"metrics/{kind}/{{}}.json" for kind in ("students", "baselines", "export")),
+    *(f"metrics/{kind}/{{}}.json" for kind in ("students", "baselines", "export/students")),
     *(f"metrics/history/{kind}/{{}}.csv" for kind in ("students", "baselines")),
     *(f"predictions/{kind}/{{}}.safetensors" for kind in ("students", "baselines")),
-    *(f"predictions/robustness/{kind}/{{}}.safetensors" for kind in ("students", "baselines")),
-    "models/exported/{}.onnx",
+    *(f"predictions/{kind}/students/{{}}.safetensors" for kind in ("exported", "robustness")),
+    *(
+        f"models/exported/{kind}{{}}.{end}"
+        for kind in ("", "baselines/")
+        for end in ("onnx", "json")
+    ),
+    "models/exported/int8/{}",
 ]
 
 
