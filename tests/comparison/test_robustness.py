@@ -162,8 +162,7 @@ def test_encoded_images_are_decoded_at_the_size_of_the_views_and_then_corrupted(
 
 
 def test_accuracy_on_clean_images_is_the_test_accuracy_for_pixels_of_another_size(project):
-    """The teacher's test accuracy is of prepared pixels, the students' of views. Predictions of
-    files of the old size are refused."""
+    """The teacher's test accuracy is of prepared pixels, the students' of views."""
     change_params("views", image_size=12)
     for name, *arguments in (
         ("soft_targets",),
