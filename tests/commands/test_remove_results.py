@@ -9,8 +9,7 @@ from conftest import PARAMS, run_module, write_params
 from pipeline.comparison.removed_students import results_of_removed_students
 
 COMMAND = "pipeline.commands.remove_results"
-#: What the stages of a student write, beside the state of an unfinished training. (The tests'
-#: project has no `int8_training`.)
+#: What the stages of a student write, beside the state of an unfinished training.
 WRITTEN = [
     *(f"models/{kind}/{{}}" for kind in ("students", "baselines")),
     *(f"metrics/{kind}/{{}}.json" for kind in ("students", "baselines", "export/students")),
@@ -22,7 +21,7 @@ WRITTEN = [
         for kind in ("", "baselines/")
         for end in ("onnx", "json")
     ),
-    "models/exported/int8/{}",
+    *("models/exported/int8/{}", "models/int8/{}"),
 ]
 
 
