@@ -46,7 +46,6 @@ RUN_PARAMS = PARAMS | {
 STAGES = (
     *("prepare", "teacher", "soft_targets"),
     *(f"{stage}:{name}" for name in RUN_PARAMS["students"] for stage in ("student", "baseline")),
-    "robustness:plain",
 )
 
 
