@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -24,6 +24,8 @@ Side = Callable[[int], object]  # takes the number of the round
 @dataclass(frozen=True)
 class Interval:
     """A median with its 95 % interval, by order statistics: no distribution is assumed."""
+
+    width: ClassVar[int] = 24  # of its column, in letters
 
     median: float
     low: float
@@ -90,7 +92,7 @@ def _text(value: Any) -> str:
 
 
 def _width(value: Any) -> int:
-    return 24 if isinstance(value, Interval) else 12
+    return value.width if isinstance(value, Interval) else 12
 
 
 def _cells(texts: Sequence[str], widths: Sequence[int]) -> str:

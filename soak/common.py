@@ -29,10 +29,10 @@ CLOCKED = {"metrics/speed.json", "reports/index.html", "reports/comparison.md"} 
 STAGES = {
     **{name: (name,) for name in ("prepare", "teacher", "soft_targets")},
     **{name: (name, "small") for name in ("baseline", "student")},
-    "robustness_teacher": ("robustness", "--teacher"),
-    "robustness": ("robustness", "small"),
+    "int8_training": ("int8_training", "small"),
+    **{f"{name}_teacher": (name, "--teacher") for name in ("export", "robustness")},
+    **{name: (name, "small") for name in ("export", "robustness")},
     **{name: (name,) for name in ("speed", "compare")},
-    "export": ("export", "small"),
 }
 
 

@@ -21,7 +21,7 @@ OPTIONS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--hide-scrollbars",
-    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # no host but this one
 ]
 
 
@@ -45,13 +45,13 @@ class Page:
         if self._session:
             message["sessionId"] = self._session
         os.write(self._send, json.dumps(message).encode() + b"\0")
-        while (reply := self._next()).get("id") != self._last:
+        while (reply := self.next_message()).get("id") != self._last:
             pass
         if "error" in reply:
             raise RuntimeError(f"{method}: {reply['error']}")
         return reply["result"]
 
-    def _next(self) -> dict[str, Any]:
+    def next_message(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
             chunk = self._receive.read1(1 << 20)
             if not chunk:
@@ -70,6 +70,13 @@ class Page:
 
     def show(self, path: Path, *, width: int, dark: bool = False) -> None:
         """Open a file in a window of `width` pixels, and wait until it is loaded."""
+        self.look(width=width, dark=dark)
+        self.call("Page.navigate", url=path.absolute().as_uri())
+        while self.next_message().get("method") != "Page.loadEventFired":
+            pass
+
+    def look(self, *, width: int, dark: bool = False, media: str = "") -> None:
+        """Give the window another width, theme or medium (`print`), without loading it again."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -78,10 +85,22 @@ class Page:
             mobile=width < 500,
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.call("Page.navigate", url=path.absolute().as_uri())
-        while self._next().get("method") != "Page.loadEventFired":
-            pass
+        self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
+
+    def click(self, element: str) -> None:
+        """Click on the middle of an element, given as an expression."""
+        self.evaluate(f"({element}).scrollIntoView({{block: 'center'}})")
+        box = self.evaluate(f"({element}).getBoundingClientRect().toJSON()")
+        place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **place)
+
+    def press(self, key: str, text: str = "") -> None:
+        """Press a key, which the focused element gets."""
+        code = {"Enter": 13, "Tab": 9, " ": 32}[key]
+        names = {"key": key, "windowsVirtualKeyCode": code}
+        self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **names)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **names)
 
     def evaluate(self, expression: str) -> Any:
         result = self.call("Runtime.evaluate", expression=expression, returnByValue=True)

@@ -168,7 +168,7 @@ def run_every_stage(root: Path, params: dict) -> None:
         patch.chdir(root)
         for stage in ("prepare", "teacher", "soft_targets"):
             run_stage(stage)
-        for stage in ("baseline", "student"):
+        for stage in ("baseline", "student", "int8_training"):
             run_stage(stage, "small")
         for stage in ("export", "robustness"):
             for models in ("--teacher", "small"):

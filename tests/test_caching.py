@@ -18,6 +18,10 @@ from pipeline.data.prepared.dataset import open_dataset
 
 CLOCKED = {"speed", "compare"}
 TRAININGS = {"student@small", "baseline@small"}
+#: The student, and its quantisation-aware training, which ends at once where there is none.
+DISTILLED = {"student@small", "int8_training@small"}
+EXPORTS = {"export_teacher", "export@small"}
+ROBUSTNESS = {"robustness_teacher", "robustness@small"}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +33,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 def test_a_new_clone_runs_every_stage(tmp_path):
     assert cloned(tmp_path).invalidated() == {
         *("prepare", "teacher", "soft_targets", "robustness_teacher", "speed", "compare"),
-        *("baseline@small", "student@small", "robustness@small", "export@small"),
+        *(*TRAININGS, "int8_training@small", "robustness@small", *EXPORTS),
     }
 
 
@@ -83,9 +87,9 @@ LOSS = "pipeline/distillation/losses.py"
 
 def test_an_edit_runs_what_depends_on_it_and_nothing_else(clone):
     set_param("students", "small", "distillation", value={"temperature": 2.0})(clone)
-    assert clone.invalidated() == {"student@small", "compare", "speed"}
+    assert clone.invalidated() == {*DISTILLED, "export@small", *CLOCKED}
     assert clone.repro("student@small") == {"student@small"}
-    assert clone.invalidated() == {"robustness@small", "export@small", *CLOCKED}
+    assert clone.invalidated() == {"int8_training@small", "export@small", *CLOCKED}
     set_param("students", "small", "distillation", value={})(clone)
     assert clone.repro("student@small") == set()
     assert "student@small" in clone.restored
@@ -95,7 +99,7 @@ def test_an_edit_runs_what_depends_on_it_and_nothing_else(clone):
 def test_an_edit_without_effect_on_the_weights_runs_nothing_after_the_training(clone):
     before = clone.outputs()
     append(LOSS, "# a comment\n")(clone)
-    assert clone.repro("--all-pipelines") == {"student@small"}
+    assert clone.repro() == DISTILLED
     assert clone.outputs() == before
 
 
@@ -103,38 +107,57 @@ def test_an_edit_without_effect_on_the_weights_runs_nothing_after_the_training(c
 INVALIDATED = {
     "pipeline/comparison/report/page.html": {"compare"},
     "pipeline/comparison/report/style.css": {"compare"},
-    LOSS: {"student@small"},
-    "pipeline/store/reading/store.py": {"student@small"},
-    "pipeline/students/loop.py": TRAININGS,
+    "pipeline/comparison/report/sort_tables.js": {"compare"},
+    "pipeline/comparison/decision.py": {"compare"},
+    "pipeline/comparison/measurement/statistics.py": {*EXPORTS, *ROBUSTNESS, "compare"},
+    "pipeline/comparison/measurement/corruptions.py": {*ROBUSTNESS, "compare"},
+    "pipeline/comparison/measurement/latency.py": {*ROBUSTNESS, "speed", "compare"},
+    "pipeline/export/to_onnx.py": EXPORTS,
+    "pipeline/export/params.py": {"int8_training@small", *EXPORTS},
+    "pipeline/export/running/onnx_model.py": {*EXPORTS, *ROBUSTNESS, "speed"},
+    "pipeline/int8_training/fake_quantisation.py": {"int8_training@small"},
+    LOSS: DISTILLED,
+    "pipeline/store/reading/store.py": DISTILLED,
+    "pipeline/students/loop.py": {*TRAININGS, *DISTILLED},
     "pipeline/commands/check.py": set(),
     "pipeline/data/sources/image_folder.py": {"prepare"},
     "pipeline/teacher/accuracy_gate.py": {"teacher"},
     "pipeline/teacher/imagenet_wordnet_ids.txt": {"teacher"},
     "pipeline/commands/diagnose_teacher.py": set(),
     "pipeline/store/writing/fidelity.py": {"soft_targets"},
-    "pipeline/training/optimisation.py": {"teacher", *TRAININGS},
+    "pipeline/training/optimisation.py": {"teacher", *TRAININGS, *DISTILLED},
     "pipeline/networks/wide_resnet.py": set(),
     "pipeline/networks/new_family.py": set(),
     "pipeline/networks/__pycache__/new_family.pyc": set(),
     # Outputs: the stage that wrote one, and those that read it.
     "models/teacher/weights.safetensors": {
-        *("teacher", "soft_targets", "robustness_teacher", "speed"),
+        *("teacher", "soft_targets", "export_teacher", "speed"),
     },
-    "data/soft_targets/store.json": {"soft_targets", "student@small", "compare"},
+    "data/soft_targets/store.json": {"soft_targets", *DISTILLED, "compare"},
     "models/students/small/weights.safetensors": {
-        *("student@small", "robustness@small", "export@small", "speed"),
+        *(*DISTILLED, "export@small", "speed"),
     },
+    "models/exported/small.onnx": {"export@small", "robustness@small", *CLOCKED},
+    "models/exported/teacher/teacher.json": {*("export_teacher", "robustness_teacher"), *CLOCKED},
     "predictions/robustness/teacher.safetensors": {"robustness_teacher", "compare"},
 }
-SECOND = {"baseline@second", "student@second", "robustness@second", "export@second"}
+SECOND = {
+    f"{stage}@second" for stage in ("baseline", "student", "int8_training", "robustness", "export")
+}
 #: The same of parameters; `compare` reads all of them, and `speed` those of the students.
 INVALIDATED_BY_PARAMS = {
     ("students", "second"): (PARAMS["students"]["small"], SECOND),
-    ("students", "small", "training"): ({"seed": 6}, TRAININGS),
-    ("distillation", "soft_label_weight"): (0.8, {"student@small"}),
-    ("views", "count"): (2, {"soft_targets", "student@small"}),
+    ("students", "small", "training"): ({"seed": 6}, {*TRAININGS, *DISTILLED, "export@small"}),
+    ("students", "small", "export"): (
+        {"precision": "int8"},
+        {"int8_training@small", "export@small"},
+    ),
+    ("export", "precision"): ("int8", {"int8_training@small", *EXPORTS}),
+    ("export", "largest_loss"): (0.4, EXPORTS),
+    ("distillation", "soft_label_weight"): (0.8, DISTILLED),
+    ("views", "count"): (2, {"soft_targets", *DISTILLED, "export@small"}),
     ("teacher", "training", "seed"): (9, {"teacher"}),
-    ("dataset", "split_seed"): (9, {"prepare", "export@small"}),
+    ("dataset", "split_seed"): (9, {"prepare", *EXPORTS}),
 }
 
 
@@ -218,7 +241,7 @@ def test_a_failing_student_is_named_and_does_not_stop_the_others(clone):
     assert stages_run(result.stdout) == {"student@small", "student@second", "baseline@second"}
     clone.params["students"].pop("second")
     # These stages waited for the trainings.
-    assert clone.invalidated() == {"robustness@small", "export@small", *CLOCKED}
+    assert clone.invalidated() == {"int8_training@small", "export@small", *CLOCKED}
 
 
 @pytest.mark.slow

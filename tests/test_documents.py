@@ -151,7 +151,7 @@ def test_the_readme_shows_the_table_of_the_committed_run():
 
     figures = Figures.model_validate_json(committed("metrics/comparison.json"))
     speeds = Speeds.model_validate_json(committed("metrics/speed.json"))
-    text = console_text(figures, decision_card(figures, speeds.devices))
+    text = console_text(figures, decision_card(figures, speeds.settings))
     shown = "\n".join(f"    {line}" for line in text.splitlines())
     assert shown in README
 

@@ -35,6 +35,7 @@ from pipeline.commands.import_logits import import_logits
 from pipeline.commands.store import inspect, verify
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.export.running.onnx_model import OnnxMetadata
+from pipeline.int8_training.fake_quantisation import FakeQuantized
 from pipeline.models import checkpoint as model_files
 from pipeline.models.spec import InputSpec, ModelSpec
 from pipeline.networks import cifar_resnet
@@ -104,6 +105,7 @@ MISTAKES |= {
     "two keys that exclude each other": partial(
         with_params, "training", optimizer="adamw", momentum=0.8
     ),
+    "a number for `int8_training`": partial(with_params, "export", int8_training=2),
     "splits that leave nothing to train on": partial(
         with_params, "dataset", validation_fraction=0.5, test_fraction=0.5
     ),
@@ -842,7 +844,9 @@ def write_exported(**metadata: str) -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     reading = {"storage": "pixels", "image_size": 16}
     card = OnnxMetadata(
-        student="mine",
+        name="mine",
+        role="distilled",
+        precision="float32",
         fingerprint="-",
         class_names=["ant", "bee", "cat"],
         opset=17,
@@ -882,6 +886,9 @@ MISTAKES |= {
     "changed metadata": partial(predicted_by, {"channels": "4"}),
     "classes that are not the graph's": partial(predicted_by, {"class_names": '["ant", "bee"]'}),
     "a file to classify that is not an image": predict_text,
+    "`int8_training` of a network without layers that round": lambda: (
+        FakeQuantized(torch.nn.Flatten(), "own") and None
+    ),
 }
 
 
@@ -941,7 +948,7 @@ MISTAKES |= {
         "compare", partial(change_json, "metrics/students/small.json", kept_epoch=9)
     ),
     "predictions truncated": then(
-        "compare", os.truncate, "predictions/students/small.safetensors", 100
+        "compare", os.truncate, "predictions/exported/students/small.safetensors", 100
     ),
     "a folder in a file's place": then(
         "compare", put_a_folder_in_place_of, Path("metrics/comparison.json")

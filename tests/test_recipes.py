@@ -81,10 +81,9 @@ def test_a_recipe_runs_to_its_comparison(folder, monkeypatch, recipe):
         run_stage("baseline", name)
         run_stage("student", name)
     for models in ("--teacher", *params["students"]):
+        run_stage("export", models)
         run_stage("robustness", models)
     run_stage("speed")
     run_stage("compare")
-    for name in params["students"]:
-        run_stage("export", name)
     compared = json.loads(Path("metrics/comparison.json").read_text("utf-8"))
     assert set(compared["students"]) == set(params["students"])

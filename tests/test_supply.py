@@ -77,7 +77,7 @@ def test_the_guard_records_network_access(attempts):
     assert "example.org" in attempts.read_text("utf-8")
 
 
-@pytest.mark.parametrize("module", ["export.onnx_model", "networks.onnx"])
+@pytest.mark.parametrize("module", ["export.running.onnx_model", "networks.onnx"])
 def test_onnxruntime_sends_no_telemetry(tmp_path, module):
     """It would do so in a thread that Python does not see, and leave files."""
     names = ("CI", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")  # `CI` alone would silence it

@@ -3,8 +3,9 @@
     python -m pipeline.commands.predict MODEL.onnx FILE_OR_FOLDER... [--top K] [--json]
 
 Reads each file as the student's test images were read, and prints a line for it: the most likely
-classes and their probabilities. Lists the files that are not images at the end, and fails if there
-are any. Imports no torch.
+classes and their probabilities. If the model card is beside the model, prints the model's accuracy
+on test first. Lists the files that are not images at the end, and fails if there are any. Imports
+no torch.
 """
 
 from pipeline.runtime.command import run_command
@@ -33,7 +34,8 @@ from pipeline.data.prepared.image_decoding import (
 from pipeline.data.sources.image_reading import encode, map_in_threads, to_pixels
 from pipeline.data.sources.listing import describe_left_out, list_images
 from pipeline.data.sources.params import DatasetParams
-from pipeline.export.running.onnx_model import OnnxMetadata, OnnxStudent
+from pipeline.export.model_card import ModelCard, check_card, read_card
+from pipeline.export.running.onnx_model import OnnxMetadata, OnnxStudent, open_file
 from pipeline.runtime.errors import UserError, counted, positive_int
 
 BATCH_SIZE = 64  # images
@@ -124,15 +126,17 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return scaled / scaled.sum(1, keepdims=True)
 
 
-def open_student(path: str) -> OnnxStudent:
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"`{path}` cannot be read ({error.strerror}); expected a student that `dvc repro "
-            "export@NAME` wrote, such as `models/exported/NAME.onnx`."
-        ) from None
-    return OnnxStudent(content, path, available_cores())
+def open_model(path: Path) -> tuple[OnnxStudent, ModelCard | None]:
+    """Open an exported file, and the model card beside it if there is one.
+
+    Raises:
+        UserError: the file was not written by `export`, or the card describes another file.
+    """
+    model, card = open_file(path, available_cores()), None
+    if path.with_suffix(".json").is_file():
+        card = read_card(path.with_suffix(".json"), produced_by="dvc repro export@NAME")
+        check_card(card, path)
+    return model, card
 
 
 def print_classes(model: OnnxStudent, files: Sequence[Path], top: int, as_json: bool) -> None:
@@ -168,7 +172,9 @@ def main() -> None:
     parser.add_argument("--top", metavar="K", default="1", help="classes to print for each file")
     parser.add_argument("--json", action="store_true", help="print each line as a JSON object")
     arguments = parser.parse_args()
-    model = open_student(arguments.model)
+    model, card = open_model(Path(arguments.model))
+    if card is not None:
+        print(card.in_words(), file=sys.stderr)
     top = positive_int(
         arguments.top,
         "`--top`",

@@ -4,12 +4,12 @@ Arithmetic on logits; reads and writes nothing.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import f1_score, recall_score
+from sklearn.metrics import f1_score, precision_recall_fscore_support
 
 from pipeline.comparison import metrics
 from pipeline.comparison.decision import Decision, decide
@@ -29,6 +29,7 @@ class Predictions:
     precision: str = "float32"  # float32 | int8
     path: str | None  # of the file; None for a teacher without one
     no_file: str | None = None  # the reason
+    sha256: str | None = None  # of the file
     validation: np.ndarray  # [N_validation, C] raw logits
     test: np.ndarray  # [N, C] raw logits
     parameters: int | None  # of the network; None for imported logits
@@ -67,7 +68,9 @@ class ModelMetrics:
     decisions: np.ndarray  # [N]
     correct: np.ndarray  # [N] bool
     divergences: np.ndarray  # [N] KL(teacher || model)
-    class_accuracy: np.ndarray  # [C], NaN for a class without test images
+    confidences: np.ndarray  # [N] probability of the predicted class
+    class_precision: np.ndarray  # [C], NaN for a class that is never predicted
+    class_accuracy: np.ndarray  # [C], which is the recall; NaN for a class without test images
     reliability: np.ndarray  # [15, 3] count, mean confidence, accuracy
 
     @property
@@ -90,6 +93,8 @@ class Comparison:
     pairs: Sequence[PairedDifference[ModelMetrics]]
     decision: Decision | None  # which file to ship; None if there is no file
     robustness: RobustComparison
+    #: By student and role, why there is no int8 file where one was asked for.
+    refused: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     @property
     def models(self) -> list[ModelMetrics]:
@@ -117,6 +122,9 @@ def model_metrics(
     divergences = metrics.kl_divergence(teacher.test, model.test)
     temperature = metrics.fitted_temperature(model.validation, labels["validation"])
     scaled = None if temperature is None else model.test.astype(np.float64) / temperature
+    precision, recall, _, _ = precision_recall_fscore_support(
+        test, decisions, labels=classes, zero_division=np.nan
+    )
     return ModelMetrics(
         name=model.name,
         role=model.role,
@@ -139,9 +147,9 @@ def model_metrics(
         decisions=decisions,
         correct=correct,
         divergences=divergences,
-        class_accuracy=recall_score(
-            test, decisions, labels=classes, average=None, zero_division=np.nan
-        ),
+        confidences=metrics.confidences(model.test),
+        class_precision=precision,
+        class_accuracy=recall,
         reliability=metrics.reliability(model.test, test),
         **{cost: getattr(model, cost) for cost in COSTS},
     )

@@ -203,12 +203,14 @@ def models_table(comparison: Comparison) -> pd.DataFrame:
 
 
 def class_table(comparison: Comparison) -> pd.DataFrame:
-    """Tabulate accuracy: one row per class, one column per model."""
+    """Tabulate accuracy in the class, which is its recall, and precision: one row per class, two
+    columns per file."""
     columns: dict[str, Any] = {
         "class": comparison.class_names,
         "test_images": np.bincount(comparison.labels, minlength=len(comparison.class_names)),
     }
     for model in comparison.models:
         name = model.name if model.role == "teacher" else f"{model.role}/{model.name}"
-        columns[name] = model.class_accuracy
+        name = name if model.precision == "float32" else f"{name} {model.precision}"
+        columns |= {name: model.class_accuracy, f"{name}, precision": model.class_precision}
     return pd.DataFrame(columns)

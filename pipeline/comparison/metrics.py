@@ -37,13 +37,18 @@ def kl_divergence(teacher_logits: np.ndarray, model_logits: np.ndarray) -> np.nd
     return (np.exp(teacher) * (teacher - model)).sum(1)
 
 
+def confidences(logits: np.ndarray) -> np.ndarray:
+    """Compute the probability of the predicted class at temperature 1: [N] float64."""
+    return np.exp(log_softmax(logits).max(1))
+
+
 def reliability(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Bin samples by their largest probability: (0, 1/15], ..., (14/15, 1].
 
     Returns:
         [NUM_BINS, 3]: number of samples, mean confidence, accuracy (0 in an empty bin).
     """
-    confidence = np.exp(log_softmax(logits).max(1))
+    confidence = confidences(logits)
     correct = logits.argmax(1) == labels
     bins = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
     sums = [np.bincount(bins, w, NUM_BINS) for w in (np.ones(len(labels)), confidence, correct)]

@@ -36,6 +36,7 @@ def _places() -> Iterator[Path]:
         model, file = ModelOutputs(role, _ANY), ExportedFile(role, _ANY)
         yield from (model.model, model.metrics, model.history, model.predictions)
         yield from (file.path, file.card)
+    yield ModelOutputs("distilled", _ANY).int8_model
     outputs = ExportOutputs(_ANY)
     yield ExportedFile("distilled", _ANY, "int8").path.parent
     yield from (outputs.metrics, outputs.predictions, outputs.corrupted_predictions)

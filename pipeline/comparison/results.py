@@ -5,7 +5,14 @@ from typing import Annotated, Any, Self, TypeVar
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from pipeline.comparison.cache_economics import Economics
 from pipeline.comparison.compare import COSTS, Predictions
@@ -30,7 +37,9 @@ from pipeline.comparison.robustness import (
 from pipeline.data.prepared.dataset import Dataset
 from pipeline.runtime.errors import UserError, counted
 from pipeline.runtime.outputs import (
+    NOT_ASKED,
     STORE,
+    TEACHER,
     ExportedFile,
     ExportOutputs,
     ModelOutputs,
@@ -81,17 +90,21 @@ class History(_Part):
     """metrics/history/*.csv, by column."""
 
     epoch: list[int]
+    train_loss: list[float]  # the mean over the epoch's samples
+    learning_rate: list[NonNegativeFloat]  # of the epoch's last step
     validation_accuracy: list[Annotated[float, Field(ge=0, le=1)]]
+    validation_nll: list[NonNegativeFloat]
 
     @model_validator(mode="after")
     def _every_epoch(self) -> Self:
-        if not self.epoch or self.epoch != list(range(1, len(self.epoch) + 1)):
+        if self.epoch != list(range(1, len(self.epoch) + 1)):
             raise ValueError("expected a row for each epoch from 1")
         return self
 
 
 class _FileFacts(_Part):
     bytes: PositiveInt
+    sha256: str
 
 
 class _Card(_Part):
@@ -124,11 +137,24 @@ def read_exported(outputs: ExportOutputs, dataset: Dataset) -> list[Predictions]
             precision=file.precision,
             path=str(file.path) if card.file else None,
             no_file=card.no_file,
+            sha256=card.file.sha256 if card.file else None,
             **{split: logits[f"{file.key}.{split}"] for split in HELD_OUT},
             **_costs(file, card),
         )
         for file, card in cards.items()
     ]
+
+
+def read_refused(names: list[str]) -> dict[tuple[str, str], str]:
+    """Read, by student and role, why there is no int8 file where params.yaml asks for one."""
+    return {
+        (name, file.role): card.no_file
+        for name in names
+        for file in ExportOutputs(name).files
+        if file.precision == "int8"
+        for card in [read_model(file.card, _Card, produced_by=f"dvc repro export@{name}")]
+        if card.no_file is not None and card.no_file != NOT_ASKED
+    }
 
 
 def _costs(file: ExportedFile, card: _Card) -> dict[str, int | None]:
@@ -155,7 +181,8 @@ def read_robustness(
     without corruption, which are the files' test predictions.
 
     Raises:
-        UserError: a file is absent or damaged, or is not of these images and corruptions.
+        UserError: a file is absent or damaged, or is not of these images, corruptions and exported
+            files.
     """
     labels = np.asarray(dataset.splits["test"].labels)
     samples = samples_to_corrupt(len(labels))
@@ -167,7 +194,13 @@ def read_robustness(
         expected = {f"samples int32 [{count}]", *(f"{m.key} int32 {shape}" for m in with_file)}
         if with_file:
             expected.add("image_size int32 [1]")
-        tensors, _ = read_tensors(path, stage, ", ".join(sorted(expected)))
+        tensors, made_from = read_tensors(path, stage, ", ".join(sorted(expected)))
+        files = {model.key: model.sha256 for model in with_file}
+        if made_from.get("files", files) != files:
+            raise UserError(
+                f"`{path}` was made from other files than those in models/exported; expected the "
+                f"same. {hint(path, stage)}"
+            )
         if not np.array_equal(tensors["samples"], samples):
             raise UserError(
                 f"`{path}` is of other test images; expected {count:,} of data/prepared, evenly "
@@ -191,18 +224,20 @@ def read_training(outputs: ModelOutputs) -> Training:
 
 
 def read_training_curves(names: list[str]) -> pd.DataFrame:
-    """Read every epoch of every student and baseline, one a row, with `kept`: whether it is the
-    epoch whose weights were kept, as the training itself wrote it.
+    """Read every epoch of the teacher, each student and each baseline, one a row, with `kept`:
+    whether it is the epoch whose weights were kept, as the training itself wrote it. A teacher that
+    was not trained has no row.
 
     Raises:
         UserError: a history is absent or damaged; names the command that writes it.
     """
-    histories = {
+    histories = {("teacher", TEACHER.role): _read_history(TEACHER)} | {
         (name, role): history
         for name, pair in read_students(names, _read_history).items()
         for role, history in zip(STUDENT_ROLES, pair, strict=True)
     }
-    curves = pd.concat(histories, names=["student", "role"])
+    trained = {key: history for key, history in histories.items() if len(history)}
+    curves = pd.concat(trained, names=["student", "role"])
     return curves.reset_index(["student", "role"]).reset_index(drop=True)
 
 
@@ -216,8 +251,11 @@ def _read_history(outputs: ModelOutputs) -> pd.DataFrame:
     except (OSError, ValueError):
         raise UserError(
             f"`{path}` is damaged; expected a row for each epoch from 1, and in each "
-            f"`validation_accuracy` from 0 to 1. {hint}"
+            "`validation_accuracy` from 0 to 1, and a finite `train_loss`, `learning_rate` and "
+            f"`validation_nll`. {hint}"
         ) from None
+    if outputs == TEACHER:  # keeps its last epoch
+        return table.assign(kept=table["epoch"] == len(table))
     kept = read_training(outputs).kept_epoch
     if kept > len(table):
         raise UserError(

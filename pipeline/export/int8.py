@@ -118,10 +118,12 @@ def to_int8(
 
 
 def _preprocessing(model: onnx.ModelProto) -> list[str]:
-    """The names of the nodes before the first one with weights, in the order of execution."""
+    """The names of the nodes before the network's first one with weights, in the order of
+    execution. (A resizing that shrinks is a product with weights of its own.)"""
     names = []
     for node in model.graph.node:
-        if node.op_type in _WITH_WEIGHTS:
+        resizes = any(name.startswith("preprocessing.") for name in node.input)
+        if node.op_type in _WITH_WEIGHTS and not resizes:
             break
         names.append(node.name)
     return names

@@ -6,19 +6,22 @@ import torch
 from onnx import compose, helper, shape_inference, version_converter
 from torch import Tensor, nn
 
+from pipeline.export.preprocessing import Preprocessing
 from pipeline.export.running.onnx_model import LOGITS
-from pipeline.models.spec import InputSpec
 
 
 class OnnxPreprocessing(nn.Module):
     """What such a teacher's file takes, from [B, C, S, S] uint8."""
 
-    def __init__(self, spec: InputSpec, dtype: np.dtype, *, channels_last: bool, bgr: bool):
+    def __init__(
+        self, preprocessing: Preprocessing, dtype: np.dtype, *, channels_last: bool, bgr: bool
+    ):
         super().__init__()
-        self.spec, self.dtype, self.channels_last, self.bgr = spec, dtype, channels_last, bgr
+        self.preprocessing, self.dtype = preprocessing, dtype
+        self.channels_last, self.bgr = channels_last, bgr
 
     def forward(self, image: Tensor) -> Tensor:
-        images = self.spec.apply_clean(image)
+        images = self.preprocessing(image)
         if self.bgr:
             images = images.flip(1)
         if self.dtype == np.uint8:

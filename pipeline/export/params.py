@@ -23,7 +23,7 @@ class ExportParams(Section):
 
     # The first and the last are required: DVC refuses a stage whose parameter is absent.
     precision: Literal["float32", "int8"]  # int8: an int8 file beside the float32 file
-    # Points of accuracy on test that an int8 file may lose; beyond it there is none.
+    # Points of accuracy on test that an int8 file may lose, by the interval's lower end.
     largest_loss: float = Field(default=0.5, ge=0, le=100)
     licence: str | None = None  # text of the model card
     int8_training: Annotated[Int8TrainingParams | None, BeforeValidator(none_or_mapping)]

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.export.onnx_teacher import OnnxPreprocessing, opset_of, with_preprocessing
+from pipeline.export.preprocessing import Preprocessing
 from pipeline.export.running.onnx_model import IMAGE, LOGITS, OnnxMetadata
 from pipeline.models.spec import InputSpec
 from pipeline.runtime.errors import UserError, first_line
 
-#: The oldest with an antialiased Resize, which a network with an `input_size` needs. More engines
-#: support an older opset.
+#: The oldest with an antialiased Resize, which a network with a larger `input_size` than the view
+#: needs. More engines support an older opset.
 OPSET = 18
 
 
@@ -27,12 +28,12 @@ class NotExportable(UserError):
 class _FromPixels(nn.Module):
     """Preprocessing and network as one module."""
 
-    def __init__(self, network: nn.Module, spec: InputSpec):
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing):
         super().__init__()
-        self.network, self.spec = network, spec
+        self.network, self.preprocessing = network, preprocessing
 
     def forward(self, image: Tensor) -> Tensor:  # [B, C, S, S] uint8 -> [B, num_classes] float32
-        return self.network(self.spec.apply_clean(image)).float()
+        return self.network(self.preprocessing(image)).float()
 
 
 def to_onnx(network: nn.Module, spec: InputSpec, metadata: OnnxMetadata) -> bytes:
@@ -63,12 +64,13 @@ def to_onnx(network: nn.Module, spec: InputSpec, metadata: OnnxMetadata) -> byte
 
 def _exported(network: nn.Module, spec: InputSpec, metadata: OnnxMetadata) -> onnx.ModelProto:
     graph = getattr(network, "graph", None)  # of a network that is an ONNX file itself
-    module = _FromPixels(network, spec)
+    side = metadata.image_size
+    preprocessing = Preprocessing(spec, side)
+    module = _FromPixels(network, preprocessing)
     if graph is not None:
         if network.batch_size is not None:
             raise ValueError(f"its file takes {network.batch_size} images at a time")
-        module = OnnxPreprocessing(spec, **network.input_format)
-    side = metadata.image_size
+        module = OnnxPreprocessing(preprocessing, **network.input_format)
     # A batch of 1 would fix the batch size.
     example = torch.zeros(2, metadata.channels, side, side, dtype=torch.uint8)
     program = torch.onnx.export(

@@ -2,6 +2,7 @@
 teacher: some epochs more of the student's own training, with the network as its int8 file computes.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -38,7 +39,7 @@ def train_for_int8(name: str, params: Int8TrainingParams, inputs: StageInputs) -
     trains, whatever PROCESSES says.
 
     Raises:
-        UserError: torchao is absent, the network cannot be prepared, the loss is no longer finite,
+        UserError: the network has no layer to round at, the loss is no longer finite,
             another run trains this model now, or an input of the stage changed while it ran.
     """
     outputs = ModelOutputs("distilled", name)
@@ -55,7 +56,7 @@ def train_for_int8(name: str, params: Int8TrainingParams, inputs: StageInputs) -
     network, spec = checkpoint.load(outputs.model, produced_by=produced_by)
     training, device = continued(own, params), default_device()
     torch.manual_seed(training.seed)  # of dropout
-    quantized = FakeQuantized(network.to(device), spec)
+    rounding = FakeQuantized(copy.deepcopy(network).to(device), spec.network)
     split = dataset.splits["train"]
     data = TrainingData(
         dataset,
@@ -77,8 +78,8 @@ def train_for_int8(name: str, params: Int8TrainingParams, inputs: StageInputs) -
         name_of_state = fingerprint(fields, device, SINGLE_PROCESS)
         resume = ResumeState(outputs.int8_scratch, name_of_state, SINGLE_PROCESS)
         loss = continued_loss(student_loss(distillation, store.gather, device), own.epochs)
-        result = fit(quantized, spec.input, data, loss, training, device, resume=resume)
-        network.load_state_dict(float_state(network, result.kept_state))
+        result = fit(rounding, spec.input, data, loss, training, device, resume=resume)
+        network.load_state_dict(float_state(result.kept_state))
         inputs.check()
         write_model(outputs.int8_model, network, spec)
         resume.remove()

@@ -55,9 +55,14 @@ class ModelOutputs:
 
     @property
     def int8_model(self) -> Path:
-        """The folder of a distilled student's weights that `int8_training` trained further; without
-        network.json in it, the int8 file is made from `model`."""
+        """The folder that `int8_training` writes of a distilled student: a network, or why none."""
         return Path("models/int8") / str(self.name)
+
+    @property
+    def int8_source(self) -> Path:
+        """The folder of the network that the int8 file is made of."""
+        trained = self.role == "distilled" and (self.int8_model / "network.json").is_file()
+        return self.int8_model if trained else self.model
 
     @property
     def int8_scratch(self) -> Path:
@@ -70,6 +75,10 @@ class ModelOutputs:
 
 
 TEACHER = ModelOutputs("teacher")
+
+
+#: Why there is no int8 file where params.yaml asks for none, in its model card.
+NOT_ASKED = "`export.precision` is float32"
 
 
 @dataclass(frozen=True)

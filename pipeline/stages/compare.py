@@ -8,6 +8,7 @@ metrics/training_curves.csv, and the report in reports/. Measured times go to re
 from pipeline.runtime.command import run_command
 
 import argparse
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def main() -> None:
     labels = {name: np.array(dataset.splits[name].labels) for name in HELD_OUT}
     robustness = results.read_robustness(teacher, students, dataset)
     comparison = compare(teacher, students, labels, dataset.class_names, robustness)
+    comparison = replace(comparison, refused=results.read_refused(names))
     if comparison.teacher.accuracy == 0:
         raise UserError(
             "the teacher classifies no test image correctly; expected some, for retention is a "
@@ -77,6 +79,7 @@ def main() -> None:
         comparison,
         curves,
         partial(clean_pixels, test, side=THUMBNAIL),
+        test.sample_ids,
         corrupted_examples(test, robustness.image_size, SHOWN_SEVERITY),
         costs,
         read_params(),
@@ -107,7 +110,7 @@ def show(names: list[str]) -> None:
             f"`{path}` compares {', '.join(figures.students)}; expected {', '.join(names)}, the "
             f"students of params.yaml. Run `{produced_by}`."
         )
-    speed = results.read_speed([]).devices if SPEED_FILE.is_file() else {}
+    speed = results.read_speed([]).settings if SPEED_FILE.is_file() else {}
     card = decision_card(figures, speed)
     if len(students) < len(figures.students):  # all were counted, and each could be chosen
         figures, card = figures.model_copy(update={"students": students, "cache": None}), None

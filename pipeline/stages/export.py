@@ -22,7 +22,9 @@ from pipeline.data.prepared.dataset import Dataset, open_dataset, verify_dataset
 from pipeline.data.prepared.image_decoding import CLEAN_RATIO, available_cores
 from pipeline.data.sources.params import DatasetParams
 from pipeline.export.file_card import describe_file
-from pipeline.export.model_card import ModelCard, NoFile
+from pipeline.export.int8 import calibration_views, float_operations, to_int8
+from pipeline.export.int8_checks import int8_accuracy, verify_kernels
+from pipeline.export.model_card import Int8Facts, ModelCard, NoFile
 from pipeline.export.params import ExportParams, load_export
 from pipeline.export.running.file_images import file_logits
 from pipeline.export.running.onnx_model import OnnxMetadata, OnnxStudent
@@ -33,13 +35,10 @@ from pipeline.models import checkpoint
 from pipeline.models.spec import InputSpec, ModelSpec
 from pipeline.runtime.errors import UserError, counted
 from pipeline.runtime.files import read_json, write_bytes, write_json
-from pipeline.runtime.outputs import TEACHER, ExportedFile, ExportOutputs, ModelOutputs
+from pipeline.runtime.outputs import NOT_ASKED, TEACHER, ExportedFile, ExportOutputs, ModelOutputs
 from pipeline.runtime.params import check_student, load_section
 from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.views.params import ViewsParams
-
-#: Why there is no int8 file where params.yaml asks for none.
-NOT_ASKED = "`export.precision` is float32"
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,7 @@ class Exported:
     file: ExportedFile
     card: ModelCard | NoFile
     figures: Mapping[str, Any]
+    metadata: OnnxMetadata | None = None
     content: bytes | None = None
     logits: Mapping[str, np.ndarray] | None = None  # [N, num_classes] by split
 
@@ -137,7 +137,7 @@ def export_network(
         teacher=teacher_facts() if model.role == "distilled" else None,
         licence=licence,
     )
-    return Exported(file, card, figures, content, logits)
+    return Exported(file, card, figures, metadata, content, logits)
 
 
 def held_out_logits(session: OnnxStudent, dataset: Dataset) -> dict[str, np.ndarray]:
@@ -171,7 +171,7 @@ def export_teacher() -> None:
             no_file=str(error),
             training=training,
         )
-        exported = Exported(file, card, {}, None, logits)
+        exported = Exported(file, card, {}, logits=logits)
     write(outputs, inputs, [exported], dataset)
 
 
@@ -185,21 +185,72 @@ def export_student(name: str) -> None:
         export_network(ModelOutputs(role, name), dataset, params, options.licence)
         for role in ("distilled", "baseline")
     ]
-    exported += [quantised(each, options) for each in exported]
+    exported += [quantised(each, dataset, views, options) for each in exported]
     write(ExportOutputs(name), inputs, exported, dataset)
 
 
-def quantised(exported: Exported, options: ExportParams) -> Exported:
-    """Quantise a float32 file to int8, if the parameters ask for it."""
-    file = replace(exported.file, precision="int8")
-    card = NoFile(
-        name=file.name,
-        role=file.role,
-        precision="int8",
-        no_file=NOT_ASKED,
-        training=exported.card.training,
+def quantised(
+    float32: Exported, dataset: Dataset, views: ViewsParams, options: ExportParams
+) -> Exported:
+    """Quantise a network to int8, if the parameters ask for it. Where the int8 file is refused, the
+    card says why."""
+    file, figures = replace(float32.file, precision="int8"), {}
+    try:
+        if options.precision == "float32":
+            raise NotExportable(NOT_ASKED)
+        spec, content = int8_source(float32)
+        content = to_int8(content, calibration_views(dataset, views))
+        session = OnnxStudent(content, str(file.path), available_cores())
+        metadata, logits = session.metadata, held_out_logits(session, dataset)
+        as_written = OnnxStudent(content, str(file.path), available_cores(), optimised=False)
+        test = dataset.splits["test"]
+        figures |= verify_kernels(metadata.described, logits["test"], file_logits(as_written, test))
+        accuracy = int8_accuracy(
+            float32.logits["test"], logits["test"], np.asarray(test.labels), options.largest_loss
+        )
+        lost = {key: round(getattr(accuracy.gain, key), 6) for key in ("gain", "low", "high")}
+        figures |= lost
+        if accuracy.refused:
+            raise NotExportable(accuracy.sentence)
+    except NotExportable as error:
+        card = NoFile(
+            name=file.name,
+            role=file.role,
+            precision=file.precision,
+            no_file=str(error),
+            training=float32.card.training,
+        )
+        return Exported(file, card, figures)
+    card = describe_file(
+        file,
+        content,
+        metadata,
+        spec,
+        dataset,
+        logits["test"],
+        training=float32.card.training,
+        teacher=float32.card.teacher,
+        licence=options.licence,
+        int8=Int8Facts(
+            **lost,
+            float_operations=float_operations(content),
+            trained=metadata.fingerprint != float32.metadata.fingerprint,
+        ),
     )
-    return Exported(file, card, {})
+    return Exported(file, card, figures, metadata, content, logits)
+
+
+def int8_source(float32: Exported) -> tuple[ModelSpec, bytes]:
+    """The network behind an int8 file, in float32: that of the float32 file, or what
+    `int8_training` made of it."""
+    model = ModelOutputs(float32.file.role, float32.file.name)
+    trained, produced_by = model.int8_source, f"dvc repro int8_training@{model.name}"
+    network, spec = checkpoint.load(trained, produced_by=produced_by)
+    if trained == model.model:
+        return spec, float32.content
+    fingerprint = checkpoint.fingerprint(trained, produced_by=produced_by)
+    metadata = float32.metadata.model_copy(update={"fingerprint": fingerprint})
+    return spec, to_onnx(network, spec.input, metadata)
 
 
 def write(
@@ -235,9 +286,16 @@ def describe(exported: Exported, images: str) -> str:
     file, card, figures = exported.file, exported.card, exported.figures
     if isinstance(card, NoFile):
         return f"{file.path}: not written: {card.no_file}"
-    return (
+    line = (
         f"{file.path}: {card.file.bytes:,} bytes; on {images}, accuracy {card.test.accuracy:.2%} "
-        f"(PyTorch {figures['torch_accuracy']:.2%}), largest difference of a logit "
+    )
+    if card.int8 is not None:
+        low, high = 100 * card.int8.low, 100 * card.int8.high
+        return (
+            f"{line}({100 * card.int8.gain:+.2f} points against float32, {low:+.2f} to {high:+.2f})"
+        )
+    return (
+        f"{line}(PyTorch {figures['torch_accuracy']:.2%}), largest difference of a logit "
         f"{figures['largest_difference']:.1e}"
     )
 

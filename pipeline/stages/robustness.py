@@ -1,8 +1,9 @@
 """robustness: predict corrupted test images.
 
 Reads data/prepared/ and the exported files of a student and its baseline, or with --teacher of the
-teacher. Writes each file's predicted classes for up to 2,000 test images under each corruption and
-severity to predictions/robustness/. Images have the size that the files take.
+teacher, with their model cards. Writes each file's predicted classes for up to 2,000 test images
+under each corruption and severity to predictions/robustness/. Images have the size that the files
+take.
 """
 
 from pipeline.runtime.command import run_command
@@ -21,6 +22,7 @@ from pipeline.comparison.measurement.corruptions import (
 from pipeline.comparison.measurement.predictions import write_predictions
 from pipeline.data.prepared.dataset import AnySplit, open_dataset, verify_dataset
 from pipeline.data.prepared.image_decoding import available_cores
+from pipeline.export.model_card import ModelCard, read_card
 from pipeline.export.running.file_images import open_images
 from pipeline.export.running.onnx_model import OnnxStudent, open_file
 from pipeline.runtime.errors import counted
@@ -58,7 +60,9 @@ def measure(outputs: ExportOutputs, inputs: StageInputs) -> None:
     samples = samples_to_corrupt(len(test))
     tensors = {"samples": samples.astype(np.int32)}
     lines = ["robustness: the teacher has no file: it cannot predict other images"]
-    files = [file for file in outputs.files if file.path.is_file()]
+    again = f"dvc repro {outputs.stage}"
+    cards = {file: read_card(file.card, produced_by=again) for file in outputs.files}
+    files = [file for file, card in cards.items() if isinstance(card, ModelCard)]
     if files:
         models = [open_file(file.path, available_cores()) for file in files]
         size = models[0].metadata.image_size
@@ -70,7 +74,8 @@ def measure(outputs: ExportOutputs, inputs: StageInputs) -> None:
         correct = classes == np.asarray(test.labels)[samples]
         lines = [line(*each, len(samples), size) for each in zip(files, correct, strict=True)]
     inputs.check()
-    write_predictions(outputs.corrupted_predictions, inputs.params, tensors)
+    made_from = {"files": {file.key: cards[file].file.sha256 for file in files}}
+    write_predictions(outputs.corrupted_predictions, inputs.params | made_from, tensors)
     print(*lines, sep="\n", flush=True)
 
 

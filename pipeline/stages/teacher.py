@@ -1,7 +1,7 @@
 """teacher: train the teacher, fine-tune published weights, load a checkpoint, or import logits.
 
-Reads data/prepared/ and `teacher` of params.yaml; writes models/teacher/, metrics/teacher.json
-and predictions/teacher.safetensors. The state after each epoch is kept in
+Reads data/prepared/ and `teacher` of params.yaml; writes models/teacher/, metrics/teacher.json,
+its history and predictions/teacher.safetensors. The state after each epoch is kept in
 .scratch/training/teacher/: a killed run resumes from it. PROCESSES=N in the environment divides
 every batch among N processes.
 """
@@ -60,12 +60,14 @@ def make_teacher(group: ProcessGroup) -> None:
         elif params.weights == "pretrained":
             print("  all classes are in its pretraining: it is used without training")
         sys.stdout.flush()
-    resume = None
+    resume, history = None, []
     if trains:
         fields = training_inputs(params, network, spec, dataset)
         resume = ResumeState(TEACHER.scratch, fingerprint(fields, device, group), group)
         with group.report_peer_failure():
-            fit_teacher(network, spec.input, dataset, params.training, device, group, resume)
+            history = fit_teacher(
+                network, spec.input, dataset, params.training, device, group, resume
+            )
 
     logits = {}
     for name in EVALUATED:
@@ -73,7 +75,7 @@ def make_teacher(group: ProcessGroup) -> None:
         logits[name] = predict_distributed(network, spec.input, split, device=device, group=group)
     if not group.is_main:
         return
-    write_teacher((network, spec), logits, dataset, params, inputs)
+    write_teacher((network, spec), logits, dataset, params, inputs, history)
     if resume is not None:  # kept until now: a teacher that the gate refuses is not trained again
         resume.remove()
 

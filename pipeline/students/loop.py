@@ -69,7 +69,7 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    history: list[dict[str, float]]  # one entry per epoch
+    history: list[dict[str, float]]  # of each epoch, by the columns of `write_history`
     kept_epoch: int  # counted from 1, by `training.keep`
     kept_state: dict[str, Tensor]
     best_correct: Tensor  # [N] bool: the validation images that the best epoch classifies correctly
@@ -141,7 +141,12 @@ def fit(
         figures |= {key: metrics[key] for key in ("validation_accuracy", "validation_nll")}
         monitor.check_validation(figures["validation_nll"])
         result.history.append(
-            {"epoch": epoch, "view": data.view_of_pass(int(passes[0])), **figures}
+            {
+                "epoch": epoch,
+                "view": data.view_of_pass(int(passes[0])),
+                "learning_rate": optimisation.learning_rate(epoch * steps - 1),
+                **figures,
+            }
         )
         correct = logits.argmax(1) == validation_labels
         if is_best(result.history):

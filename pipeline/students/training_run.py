@@ -16,12 +16,13 @@ from pipeline.models import checkpoint
 from pipeline.models.checkpoint import WEIGHTS
 from pipeline.models.evaluation import count_parameters_and_macs, write_predictions
 from pipeline.models.spec import ModelSpec, build, family_module, model_spec
-from pipeline.runtime.files import atomic_directory, write_bytes, write_json
+from pipeline.runtime.files import atomic_directory, write_json
 from pipeline.runtime.locks import exclusive
 from pipeline.runtime.outputs import ModelOutputs, NetworkCosts
 from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.students.loop import Loss, TrainingData, TrainingResult, evaluate, fit
 from pipeline.students.params import StudentParams, TrainingParams
+from pipeline.training.history import write_history
 from pipeline.training.resume import ResumeState, fingerprint
 
 
@@ -94,15 +95,12 @@ def write_result(
     test_logits, kept = evaluate(network, spec.input, test, device, group)
     if not group.is_main:
         return
-    import pandas as pd  # noqa: PLC0415  (a training starts sooner without it)
-
     inputs.check()
     write_model(outputs.model, network, spec)
     write_predictions(
         outputs.predictions, inputs.params, validation=validation_logits, test=test_logits
     )
-    history = pd.DataFrame(result.history).to_csv(index=False, lineterminator="\n")
-    write_bytes(outputs.history, history.encode())
+    write_history(outputs.history, result.history)
     costs = NetworkCosts(
         **count_parameters_and_macs(network, spec.input),
         size_bytes=(outputs.model / WEIGHTS).stat().st_size,

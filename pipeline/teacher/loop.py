@@ -43,12 +43,15 @@ def fit_teacher(
     device: torch.device,
     group: ProcessGroup = SINGLE_PROCESS,
     resume: ResumeState | None = None,
-) -> None:
+) -> list[dict[str, float]]:
     """Train in place on the labels, with a fresh view of every labelled image in every epoch. The
     network ends with the last weights, or with their average if `ema_decay` is set.
 
     Args:
         resume: keeps the state after each epoch, and continues from it; None keeps nothing.
+
+    Returns:
+        The figures of each epoch, by the columns of `write_history`.
 
     Raises:
         UserError: the loss is no longer finite.
@@ -63,15 +66,15 @@ def fit_teacher(
     depthwise_in_float32(network, device)
     forward = compile_long_runs(wrap_ddp(network, group), device, params.epochs * steps)
     seed_rank(params.seed, group)
-    finished = 0
+    history: list[dict[str, float]] = []
     if resume is not None and (state := resume.load()) is not None:
         network.load_state_dict(state["network"])
         optimisation.load_state_dict(state["optimisation"])
-        finished = state["epochs"]
+        history = state["history"]
         if group.is_main:
-            print(f"  resumes after epoch {finished} of {params.epochs}", flush=True)
+            print(f"  resumes after epoch {len(history)} of {params.epochs}", flush=True)
     log = EpochLog(params.epochs)
-    for epoch in range(finished + 1, params.epochs + 1):
+    for epoch in range(len(history) + 1, params.epochs + 1):
         view = epoch - 1  # views are numbered from 0
         network.train()
         fine_tuning.begin_epoch(network, params, epoch)
@@ -98,22 +101,32 @@ def fit_teacher(
             loss = F.cross_entropy(logits, targets)
             optimisation.step(scale_for_ddp(loss, group))
             monitor.add(loss.detach(), len(samples))
-        train_loss = monitor.mean(len(labelled))
+        figures = {"train_loss": monitor.mean(len(labelled))}
         predictions = predict_distributed(
             optimisation.evaluated, spec, validation, device=device, group=group
         )
         metrics = classification_metrics(predictions, validation_labels, "validation")
-        monitor.check_validation(metrics["validation_nll"])
+        figures |= {key: metrics[key] for key in ("validation_accuracy", "validation_nll")}
+        monitor.check_validation(figures["validation_nll"])
+        history.append(
+            {
+                "epoch": epoch,
+                "view": view,
+                "learning_rate": optimisation.learning_rate(epoch * steps - 1),
+                **figures,
+            }
+        )
         if resume is not None:
             resume.save(
                 {
                     "network": network.state_dict(),
                     "optimisation": optimisation.state_dict(),
                     "epochs": epoch,
+                    "history": history,
                 }
             )
         if group.is_main:
-            accuracy = metrics["validation_accuracy"]
-            log.line(epoch, train_loss=train_loss, validation_accuracy=accuracy)
+            log.line(epoch, **figures)
     if optimisation.evaluated is not network:
         network.load_state_dict(optimisation.evaluated.state_dict())
+    return history

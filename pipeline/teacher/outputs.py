@@ -1,6 +1,6 @@
 """What the stage `teacher` writes, and a teacher of imported logits, for which nothing is run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from pipeline.runtime.outputs import TEACHER, NetworkCosts
 from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.teacher import accuracy_gate
 from pipeline.teacher.params import TeacherParams
+from pipeline.training.history import write_history
 
 EVALUATED = ("validation", "test")
 
@@ -33,11 +34,14 @@ def write_teacher(
     dataset: Dataset,
     params: TeacherParams,
     inputs: StageInputs,
+    history: Sequence[Mapping[str, float]] = (),
 ) -> None:
-    """Write the weights, the network's description, predictions and metrics of a good teacher.
+    """Write the weights, the network's description, predictions, metrics and history of a good
+    teacher.
 
     Args:
         logits: [N, C] float32, of each split in EVALUATED.
+        history: the figures of each epoch; empty for a teacher that was not trained.
 
     Raises:
         UserError: a logit is not finite, the numbers are no raw logits, the teacher fails the
@@ -70,6 +74,7 @@ def write_teacher(
         labels = torch.from_numpy(dataset.splits[name].labels)
         metrics |= classification_metrics(logits[name], labels, name)
     write_predictions(TEACHER.predictions, inputs.params, **logits)
+    write_history(TEACHER.history, history)
     write_json(TEACHER.metrics, metrics | costs)
     print(f"  test accuracy {metrics['test_accuracy']:.4f}")
 

@@ -83,6 +83,19 @@ def test_reading_runs(folder, monkeypatch):
     assert rows[-1]["ours, rows/s"] > 0
 
 
+def test_engines_run(project, monkeypatch):
+    arguments = ("--rounds", 2, "--engines", "PyTorch", "OpenVINO")
+    rows = rows_of("engines", monkeypatch, *arguments)
+    sides = {row["1 image, 1 thread"]: row for row in rows if "1 image, 1 thread" in row}
+    assert {f"{e}: {n}" for e in ("onnxruntime", "PyTorch") for n in ("teacher", "small")} <= set(
+        sides
+    )
+    assert len(sides["PyTorch: small"]["than the teacher"]) == 3
+    assert len(sides["PyTorch: small"]["than the float32 file in onnxruntime"]) == 3
+    with_openvino = {row.get("not measured") for row in rows} | {*sides}
+    assert {"OpenVINO", "OpenVINO: small"} & with_openvino
+
+
 def test_encodings_run(project, monkeypatch):
     first = {next(iter(row.values())) for row in rows_of("encodings", monkeypatch, "--rows", 60)}
     assert {"dense", "top_k 10, spread", "top_k 10, bucket", "TinyViT 10"} < first

@@ -79,6 +79,7 @@ def test_each_teacher_teaches_each_student_a_few_steps(tmp_path, monkeypatch, te
         run_stage("student", name)
         run_stage("baseline", name)
     for models in ("--teacher", *STUDENTS):
+        run_stage("export", models)
         run_stage("robustness", models)
     run_stage("speed")
     run_stage("compare")

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import prepare, run_every_stage, run_module, run_stage, write_images
+from conftest import prepare, run_every_stage, run_module, write_images
 from encoded_photographs import encoded_params, write_pictures
 from image_files import deep_png, saved
 from PIL import Image
@@ -18,8 +18,12 @@ from stage_process import start_module
 from pipeline.commands import predict
 from pipeline.data.prepared.dataset import EncodedSplit, open_dataset
 from pipeline.data.prepared.image_decoding import FORMATS
+from pipeline.data.sources.params import DatasetParams
 from pipeline.export.running.onnx_model import OnnxMetadata
+from pipeline.models.spec import InputSpec
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.params import load_section
+from pipeline.stages.export import reading_of
 from pipeline.views.loader import open_views
 from pipeline.views.policy import ViewPolicy
 
@@ -31,9 +35,6 @@ def of_encoded_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("encoded")
     write_pictures(root / "images")
     run_every_stage(root, encoded_params())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        run_stage("export", "small")
     return root
 
 
@@ -95,13 +96,15 @@ def test_any_file_becomes_the_pixels_that_the_pipeline_decodes(folder, reading, 
     views = open_views(split, ViewPolicy("none"), 0, torch.device("cpu"), num_workers=0)
     (batch,) = views.batches(0, [np.arange(len(split))])
     metadata = OnnxMetadata(
-        student="mine",
+        name="mine",
+        role="distilled",
+        precision="float32",
         fingerprint="-",
         class_names=["a", "b"],
         opset=18,
         channels=channels,
         image_size=side,
-        reading=reading,
+        reading=reading_of(load_section(DatasetParams, "dataset"), InputSpec(1, side, [0], [1])),
     )
     assert len(split) >= 6
     for sample_id, expected in zip(split.sample_ids, batch.pixels.numpy(), strict=True):
@@ -245,8 +248,12 @@ def test_a_mistake_in_the_command_is_reported(exported, arguments, message):
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"teach_once_format_version": "2"}, "has format version 2; expected 1"),
+        ({"teach_once_format_version": "1"}, "has format version 1; expected 2"),
         ({"reading": "{"}, r"has damaged metadata. Expecting property name"),
+        (
+            {"reading": '{"storage": "encoded", "image_size": 64, "quality": 90}'},
+            r"has damaged metadata. .*`encoded` needs quality, resize_ratio and interpolation",
+        ),
     ],
 )
 def test_a_file_that_export_did_not_write_is_refused(

@@ -12,11 +12,16 @@ COMMAND = "pipeline.commands.remove_results"
 #: What the stages of a student write, beside the state of an unfinished training.
 WRITTEN = [
     *(f"models/{kind}/{{}}" for kind in ("students", "baselines")),
-    *(f"metrics/{kind}/{{}}.json" for kind in ("students", "baselines", "export")),
+    *(f"metrics/{kind}/{{}}.json" for kind in ("students", "baselines", "export/students")),
     *(f"metrics/history/{kind}/{{}}.csv" for kind in ("students", "baselines")),
     *(f"predictions/{kind}/{{}}.safetensors" for kind in ("students", "baselines")),
-    *(f"predictions/robustness/{kind}/{{}}.safetensors" for kind in ("students", "baselines")),
-    "models/exported/{}.onnx",
+    *(f"predictions/{kind}/students/{{}}.safetensors" for kind in ("exported", "robustness")),
+    *(
+        f"models/exported/{kind}{{}}.{end}"
+        for kind in ("", "baselines/")
+        for end in ("onnx", "json")
+    ),
+    *("models/exported/int8/{}", "models/int8/{}"),
 ]
 
 

@@ -109,8 +109,8 @@ def test_time_in_the_teacher_is_passes_over_its_measured_rate_in_the_named_setti
     cpu = costs(onnxruntime_1_thread=1000.0)
     assert list(cache_table(cpu)["time in the teacher"]) == ["11 s", "45 s", "35 s"]
     assert cost_sentences(cpu)[-1].endswith(
-        "At the teacher's 1,000 images/s (onnxruntime 1.32.0 on a CPU, 1 thread, batches of 64) that "
-        "would be 11 s and 45 s. The store takes about 252 kB."
+        "At the teacher's 1,000 images/s (onnxruntime 1.32.0 on a CPU, 1 thread, batches of 64) "
+        "that would be 11 s and 45 s. The store takes about 252 kB."
     )
     both = costs(onnxruntime_1_thread=1000.0, pytorch_cuda=10_000.0)
     assert list(cache_table(both)["time in the teacher"]) == ["1.1 s", "4.5 s", "3.5 s"]
@@ -120,8 +120,8 @@ def test_time_in_the_teacher_is_passes_over_its_measured_rate_in_the_named_setti
 def test_the_sentence_says_how_much_faster_or_slower_each_file_is_than_the_teacher():
     speed, timed, _ = cost_sentences(costs(onnxruntime_1_thread=1000.0))
     assert speed == (
-        "One image in onnxruntime 1.32.0 on a CPU, 1 thread: teacher 5.00 ms, s 1.25 x slower (1.33 "
-        "x slower to 1.25 x faster), s int8 2.5 x faster (2.25 to 2.75)."
+        "One image in onnxruntime 1.32.0 on a CPU, 1 thread: teacher 5.00 ms, s 1.25 x slower "
+        "(1.33 x slower to 1.25 x faster), s int8 2.5 x faster (2.25 to 2.75)."
     )
     assert timed == "All times were measured on a CPU (2 cores, Linux x86_64, onnxruntime 1.32.0)."
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import PARAMS, run_stage, write_params
+from import_closure import ROOT
 from safetensors.numpy import load_file, save_file
 
-from pipeline.comparison.compare import COSTS, Comparison, Predictions, compare
+from pipeline.comparison.compare import Comparison, Predictions, compare
 from pipeline.comparison.figures import Figures, headline_figures
 from pipeline.comparison.measurement.statistics import Gain, holm, mcnemar
 from pipeline.comparison.report.charts import pareto_front
@@ -25,16 +27,18 @@ from pipeline.comparison.robustness import CorruptionPredictions, compare_robust
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import write_json
+from pipeline.runtime.outputs import ExportedFile, ExportOutputs, ModelOutputs
 
 CLASSES = 4
 RNG = np.random.default_rng(0)
 LABELS = {"validation": RNG.integers(0, CLASSES, 100), "test": RNG.integers(0, CLASSES, 400)}
 
 
-PLACES = ("teacher", "students/small", "baselines/small")
+FILES = [ExportedFile("teacher"), *(ExportedFile(r, "small") for r in ("distilled", "baseline"))]
+TEACHERS, STUDENTS = ExportOutputs().predictions, ExportOutputs("small").predictions
 
 
-def read(path: str) -> dict:
+def read(path: str | Path) -> dict:
     return json.loads(Path(path).read_text("utf-8"))
 
 
@@ -52,7 +56,11 @@ def invented(
 
     costs = {"parameters": parameters, "macs": 10 * parameters, "size_bytes": 4 * parameters}
     return Predictions(
-        name, role, **{split: logits(labels) for split, labels in LABELS.items()}, **costs
+        name=name,
+        role=role,
+        path=f"{name}.onnx",
+        **{split: logits(labels) for split, labels in LABELS.items()},
+        **costs,
     )
 
 
@@ -197,30 +205,27 @@ def test_the_json_and_the_csv_follow_from_the_predictions(project):
     assert comparison["test_images"] == len(labels)
     assert list(table["role"]) == ["teacher", "distilled", "baseline"]
     decisions, accuracy = {}, {}
-    for (_, row), place in zip(table.iterrows(), PLACES, strict=True):
-        decisions[place] = load_file(f"predictions/{place}.safetensors")["test"].argmax(1)
-        accuracy[place] = (decisions[place] == labels).mean()
-        measured = read(f"metrics/{place}.json")  # by the stage
-        assert row["accuracy"] == pytest.approx(accuracy[place])
-        for column, key in {
-            "accuracy": "test_accuracy",
-            "top5": "test_top5_accuracy",
-            "nll": "test_nll",
-            **{cost: cost for cost in COSTS},
-        }.items():
-            assert row[column] == pytest.approx(measured[key]), (place, column)
-    weights = Path("models/students/small/weights.safetensors")
-    assert table["size_bytes"][1] == weights.stat().st_size
+    for (_, row), file in zip(table.iterrows(), FILES, strict=True):
+        logits = load_file(ExportOutputs(file.name).predictions)[f"{file.key}.test"]
+        decisions[file.role] = logits.argmax(1)
+        accuracy[file.role] = (decisions[file.role] == labels).mean()
+        measured = read(ModelOutputs(file.role, file.name).metrics)  # by the stage, in PyTorch
+        assert row["accuracy"] == accuracy[file.role] == measured["test_accuracy"]
+        assert row["top5"] == measured["test_top5_accuracy"]
+        assert row["nll"] == pytest.approx(measured["test_nll"], rel=1e-4)
+        assert (row["parameters"], row["macs"]) == (measured["parameters"], measured["macs"])
+        assert (row["precision"], row["path"]) == ("float32", str(file.path))
+        assert row["size_bytes"] == file.path.stat().st_size
     classes = pd.read_csv("reports/class_accuracy.csv")
     assert list(classes["class"]) == ["ant", "bee", "cat"]
     correct = classes["distilled/small"] * classes["test_images"]
-    assert correct.sum() / len(labels) == pytest.approx(accuracy["students/small"])
+    assert correct.sum() / len(labels) == pytest.approx(accuracy["distilled"])
     student = comparison["students"]["small"]
-    gain = accuracy["students/small"] - accuracy["baselines/small"]
-    agreement = (decisions["teacher"] == decisions["students/small"]).mean()
+    gain = accuracy["distilled"] - accuracy["baseline"]
+    agreement = (decisions["teacher"] == decisions["distilled"]).mean()
     for key, expected in {
-        "accuracy": accuracy["students/small"],
-        "baseline": accuracy["baselines/small"],
+        "accuracy": accuracy["distilled"],
+        "baseline": accuracy["baseline"],
         "gain": gain,
         "agreement": agreement,
     }.items():
@@ -232,8 +237,9 @@ def test_the_comparison_is_printed_as_a_table_with_interval_and_verdict(project,
     run_stage("compare")
     printed = capsys.readouterr().out
     assert printed.isascii()  # for any terminal
-    teacher, head, row = printed.splitlines()[:3]
-    assert teacher.startswith("teacher: test accuracy")
+    card, teacher, table = printed.partition("teacher: test accuracy")
+    assert card.startswith("To ship: models/exported/")
+    _, head, row = (teacher + table).splitlines()[:3]
     assert "95% interval" in head
     assert re.match(" *small .*(not significant|gain|loss)", row)
     run_stage("compare", "--show")
@@ -244,7 +250,10 @@ def test_the_comparison_is_printed_as_a_table_with_interval_and_verdict(project,
     ("path", "stage"),
     [
         ("metrics/students/small.json", "student@small"),
-        ("predictions/baselines/small.safetensors", "baseline@small"),
+        ("predictions/exported/students/small.safetensors", "export@small"),
+        ("predictions/exported/teacher.safetensors", "export_teacher"),
+        ("models/exported/baselines/small.json", "export@small"),
+        ("models/exported/teacher/teacher.json", "export_teacher"),
         ("predictions/robustness/students/small.safetensors", "robustness@small"),
         ("predictions/robustness/teacher.safetensors", "robustness_teacher"),
         ("metrics/history/baselines/small.csv", "baseline@small"),
@@ -287,19 +296,31 @@ def test_a_damaged_comparison_is_not_shown(project):
         run_stage("compare", "--show")
 
 
-PREDICTIONS = Path("predictions/students/small.safetensors")
-
-
 def test_predictions_that_are_not_finite_or_for_other_images_are_refused(project):
-    logits = load_file(PREDICTIONS)
-    save_file(logits | {"test": logits["test"][1:]}, PREDICTIONS)
-    expected = r"test float32 \[11, 3\].*; expected test float32 \[12, 3\]"
+    logits, key = load_file(STUDENTS), "distilled.float32.test"
+    save_file(logits | {key: logits[key][1:]}, STUDENTS)
+    expected = rf"{key} float32 \[11, 3\].*; expected .*{key} float32 \[12, 3\]"
     with pytest.raises(UserError, match=expected):
         run_stage("compare")
-    logits["test"][3, 1] = np.nan
-    save_file(logits, PREDICTIONS)
-    with pytest.raises(UserError, match="logits for test that are not finite"):
+    logits[key][3, 1] = np.nan
+    save_file(logits, STUDENTS)
+    with pytest.raises(UserError, match=f"logits for {key} that are not finite"):
         run_stage("compare")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.role)
+def test_a_file_of_a_network_that_was_trained_with_other_parameters_is_refused(project, file):
+    shutil.copy(ROOT / "dvc.yaml", "dvc.yaml")
+    key = "teacher" if file.role == "teacher" else "training"
+    card, stage = read(file.card), ModelOutputs(file.role, file.name).stage
+    values = PARAMS[key]
+    write_json(file.card, card | {"training": {key: values}})
+    run_stage("compare")
+    changed = values | {"network": "resnet14"} if file.role == "teacher" else values | {"epochs": 9}
+    write_json(file.card, card | {"training": {key: changed}})
+    with pytest.raises(UserError, match=rf"`{file.card}` was made when `params.yaml: {key}`") as no:
+        run_stage("compare")
+    assert f"Run `dvc repro --force --single-item {stage}`, then `dvc repro`" in str(no.value)
 
 
 def test_a_store_of_other_images_is_refused(project):
@@ -314,12 +335,12 @@ def test_a_store_of_other_images_is_refused(project):
 
 
 def test_a_teacher_that_is_never_correct_is_refused_with_a_hint(project):
-    path = Path("predictions/teacher.safetensors")
-    logits = load_file(path)
+    logits = load_file(TEACHERS)
     labels = open_dataset().splits["test"].labels
-    logits["test"][:] = 0
-    logits["test"][np.arange(len(labels)), (labels + 1) % 3] = 1
-    save_file(logits, path)
+    test = logits["teacher.float32.test"]
+    test[:] = 0
+    test[np.arange(len(labels)), (labels + 1) % 3] = 1
+    save_file(logits, TEACHERS)
     with pytest.raises(UserError, match="the order of the classes"):
         run_stage("compare")
 
@@ -354,7 +375,7 @@ def test_the_kept_epoch_is_drawn_where_the_training_kept_it(project):
     assert f"Kept epoch: distilled 2 of 2, baseline {baseline} of 2" in page
     curves = pd.read_csv("metrics/training_curves.csv")
     kept = curves[curves["kept"]].set_index("role")["epoch"]
-    assert kept.to_dict() == {"distilled": 2, "baseline": baseline}
+    assert kept.to_dict() == {"distilled": 2, "baseline": baseline, "teacher": 6}
 
 
 def test_a_kept_epoch_that_the_history_does_not_have_is_refused(project):

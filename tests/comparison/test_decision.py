@@ -20,7 +20,7 @@ from pipeline.comparison.compare import ModelMetrics
 from pipeline.comparison.decision import Decision, decide
 from pipeline.comparison.figures import Figures, TeacherFigures, decision_figures
 from pipeline.comparison.measurement import statistics
-from pipeline.comparison.measurement.latency import DeviceSpeed, NetworkSpeed
+from pipeline.comparison.measurement.latency import EngineSpeed, FileSpeed, Ratio
 from pipeline.comparison.measurement.statistics import PairedDifference
 from pipeline.comparison.report.decision_card import DecisionCard, decision_card
 from pipeline.comparison.report.markdown import decision_text
@@ -62,7 +62,7 @@ TEACHER = model("teacher", "teacher", 0, 50_000)
 
 def decided(*models: ModelMetrics, teacher: ModelMetrics = TEACHER) -> Decision | None:
     everyone = [teacher, *models]
-    means = statistics.bootstrap_means(np.stack([m.correct for m in everyone], 1), resamples=1000)
+    means = statistics.bootstrap_means(np.stack([m.correct for m in everyone], 1), resamples=500)
 
     def difference(i: int, j: int) -> PairedDifference[ModelMetrics]:
         first, second = everyone[i], everyone[j]
@@ -154,6 +154,14 @@ def test_a_significantly_better_baseline_is_chosen_and_the_card_warns():
         "Warning: Distillation made s significantly less accurate. Trained without the teacher, it "
         "is better by 4.00 points (" in text_of(decision)
     )
+
+
+def test_of_two_eligible_trainings_the_significantly_better_one_is_chosen():
+    best = model("big", "distilled", 4, 5000, shift=100)
+    decision = decided(best, *pair("small", 11, 5))
+    assert (key(decision.file), decision.training) == ("small, baseline, float32", "better")
+    decision = decided(best, *pair("small", 5, 11))
+    assert (key(decision.file), decision.training) == ("small, distilled, float32", "better")
 
 
 def test_a_training_that_alone_is_not_significantly_below_the_best_is_chosen():
@@ -249,6 +257,9 @@ def test_of_files_of_nearly_the_same_size_the_more_accurate_is_chosen():
         assert key(decision.file) == "y, distilled, float32"
     decision = decided(*pair("x", 5, 9, 1000), *pair("y", 3, 9, 1011))
     assert key(decision.file) == "x, distilled, float32"
+    x = [model("x", "distilled", 5, 1000), model("x", "baseline", 9, 1030)]
+    decision = decided(*x, *pair("y", 3, 9, 1015))  # the larger of two files is a network's size
+    assert key(decision.file) == "y, distilled, float32"
     decision = decided(*pair("x", 3, 9), *pair("y", 3, 9))  # a tie: the first of params.yaml
     assert key(decision.file) == "x, distilled, float32"
 
@@ -295,23 +306,32 @@ def test_a_trade_off_that_loses_nothing_against_the_chosen_file_is_said_to_lose_
     assert "4.0 x smaller and loses nothing: +0.25 points (" in text_of(decision)
 
 
-def test_the_latency_is_that_of_the_file_against_the_teachers():
-    timed = {"latency_ms": 1.0, "latency_p95_ms": 1.0, "images_per_second": 1000.0}
-    ratios = {"a": (4.4, 4.1, 4.6), "b": (0.8, 0.75, 0.82)}
-    names = ("speedup", "speedup_low", "speedup_high")
+def test_the_latency_is_that_of_the_chosen_file_against_the_teachers():
+    def timed(*ratio: float) -> FileSpeed:
+        speedup = Ratio(median=ratio[0], low=ratio[1], high=ratio[2]) if ratio else None
+        figures = {"latency_ms": 1.5, "latency_p95_ms": 2.0, "images_per_second": 900.0}
+        return FileSpeed(**figures, speedup=speedup)
+
     students = {
-        name: NetworkSpeed(**timed, **dict(zip(names, of, strict=True)))
-        for name, of in ratios.items()
+        "a": {"float32": timed(2.2, 2.0, 2.4), "int8": timed(4.4, 4.1, 4.6)},
+        "b": {"int8": timed(0.8, 0.75, 0.82)},
+        "c": {"int8": timed()},  # the teacher has no file
+        "d": {"float32": timed(2.2, 2.0, 2.4)},
     }
-    device = {"name": "CPU", "cores": 2, "threads": 1, "system": "Linux", "torch": "2"}
-    speed = {"cpu": DeviceSpeed(**device, batch_size=64, students=students)}
+    one_thread = EngineSpeed(
+        engine="onnxruntime 1", device="CPU", threads=1, rounds=9, batch_size=64, students=students
+    )
     texts = [
-        decision_card(figures_of(decided(*pair(name, 2, 9))), speed).figures["Latency"]
-        for name in ("a", "b", "c")
+        decision_card(
+            figures_of(decided(*pair(name, 2, 9, 1000, "int8"))),
+            {"onnxruntime_1_thread": one_thread},
+        ).figures["Latency"]
+        for name in students
     ]
     assert texts == [
-        "4.40 x faster than the teacher (4.10 to 4.60), one image, 1 thread",
+        "4.4 x faster than the teacher (4.10 to 4.60), one image, 1 thread",
         "1.25 x slower than the teacher (1.22 to 1.33), one image, 1 thread",
+        "1.50 ms, one image, 1 thread",
         "not measured",
     ]
 
@@ -359,4 +379,4 @@ def test_the_card_follows_from_the_json_which_has_no_time(finished_project):
 def test_the_documents_state_the_rule_in_one_sentence(path):
     text = " ".join((ROOT / path).read_text("utf-8").split())
     rule = decision_rule.__doc__.split("\n\n")[1]
-    assert " ".join(rule.split()) in text
+    assert " ".join(rule.split()).lower() in text.lower()

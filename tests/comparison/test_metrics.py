@@ -11,6 +11,7 @@ from torchmetrics.functional.classification import (
     multiclass_accuracy,
     multiclass_calibration_error,
     multiclass_f1_score,
+    multiclass_precision,
 )
 
 from pipeline.comparison import metrics
@@ -38,8 +39,9 @@ def test_metrics_equal_those_of_torch_and_torchmetrics(predictions):
     logits, labels = predictions
     labels[labels == 3] = 4  # class 3 has no images
     teacher_logits = logits[::-1] * 0.7
+    no_costs = {"parameters": None, "macs": None, "size_bytes": None}
     teacher, model = (
-        Predictions(name, name, x, x, None, None, None)
+        Predictions(name=name, role=name, path=None, validation=x, test=x, **no_costs)
         for name, x in (("teacher", teacher_logits), ("distilled", logits))
     )
     splits = {"validation": labels, "test": labels}
@@ -64,6 +66,11 @@ def test_metrics_equal_those_of_torch_and_torchmetrics(predictions):
     class_accuracy = multiclass_accuracy(*given, CLASSES, average="none")
     class_accuracy[3] = np.nan
     np.testing.assert_allclose(ours.class_accuracy, class_accuracy, rtol=1e-6)
+    class_precision = multiclass_precision(*given, CLASSES, average="none").numpy()
+    class_precision[np.bincount(logits.argmax(1), minlength=CLASSES) == 0] = np.nan
+    np.testing.assert_allclose(ours.class_precision, class_precision, rtol=1e-6)
+    confidences = torch.from_numpy(logits).double().softmax(1).amax(1)
+    np.testing.assert_allclose(ours.confidences, confidences, rtol=1e-9)
 
 
 def test_of_equal_logits_the_top_k_are_the_lowest_classes_as_in_argmax():

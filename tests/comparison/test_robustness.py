@@ -4,6 +4,7 @@ import json
 import re
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,6 @@ import pytest
 import torch
 from conftest import change_params, prepare, run_stage, write_images
 from safetensors.numpy import load_file, save_file
-from torch import nn
 
 from pipeline.comparison.measurement import corruptions
 from pipeline.comparison.measurement.corruptions import CORRUPTIONS, SEVERITIES, corrupt
@@ -22,24 +22,36 @@ from pipeline.comparison.robustness import (
 )
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.data.prepared.image_decoding import clean_boxes, decode_view
+from pipeline.data.sources.params import DatasetParams
+from pipeline.export.running.reading import Reading
 from pipeline.models import checkpoint
 from pipeline.models.evaluation import predict
 from pipeline.models.spec import InputSpec
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.outputs import ExportedFile, ExportOutputs, ModelOutputs
+from pipeline.runtime.params import load_section
 from pipeline.stages import robustness as stage
+from pipeline.stages.export import reading_of
 from pipeline.stages.robustness import predict_variants
 from pipeline.views.loader import batches_of
 
-FOLDER = Path("predictions/robustness")
-STUDENT = FOLDER / "students/small.safetensors"
-TEACHER = FOLDER / "teacher.safetensors"
-PLACES = ("teacher", "students/small", "baselines/small")
+FILES = {
+    role: ExportedFile(role, None if role == "teacher" else "small")
+    for role in ("teacher", "distilled", "baseline")
+}
+STUDENT = ExportOutputs("small").corrupted_predictions
+TEACHER = ExportOutputs().corrupted_predictions
 RNG = np.random.default_rng(0)
 
 
 def invented(correct: np.ndarray, labels: np.ndarray) -> CorruptionPredictions:
     """Make predictions: correct where `correct` [K, S, N] is true, and all correct clean."""
     return CorruptionPredictions(labels, np.where(correct, labels, labels + 1), 32)
+
+
+def classes_of(role: str) -> np.ndarray:
+    """The predicted classes of a file of the project: [6, 3, 12]."""
+    return load_file(TEACHER if role == "teacher" else STUDENT)[f"{role}.float32"]
 
 
 def comparison() -> dict:
@@ -81,13 +93,14 @@ def test_the_interval_of_a_robust_gain_treats_an_image_as_one_sample():
     assert gain.high == pytest.approx(differences.mean() + half, abs=0.1 * half)
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_the_stage_writes_the_networks_predictions_for_the_corrupted_test_images(project, place):
-    network, spec = checkpoint.load(Path("models") / place, produced_by="-")
+@pytest.mark.parametrize("role", FILES)
+def test_a_file_predicts_the_corrupted_test_images_as_its_network_does_in_pytorch(project, role):
+    model = ModelOutputs(role, FILES[role].name).model
+    network, spec = checkpoint.load(model, produced_by="-")
     test = open_dataset().splits["test"]
-    tensors = load_file(FOLDER / f"{place}.safetensors")
+    tensors = load_file(TEACHER if role == "teacher" else STUDENT)
     assert tensors["samples"].tolist() == list(range(len(test)))
-    assert tensors["decisions"].dtype == np.int32
+    assert classes_of(role).dtype == np.int32
 
     def classes(images: list[np.ndarray]) -> list[int]:
         logits = predict(network, spec.input, torch.from_numpy(np.stack(images)))
@@ -102,31 +115,28 @@ def test_the_stage_writes_the_networks_predictions_for_the_corrupted_test_images
         ]
         for c in CORRUPTIONS
     ]
-    assert tensors["decisions"].tolist() == expected
+    assert classes_of(role).tolist() == expected
 
 
-class Recorder(nn.Module):
-    """A network that records its inputs."""
+class Recorder:
+    """A file that records its images."""
 
-    def __init__(self):
-        super().__init__()
-        self.seen: list[torch.Tensor] = []
+    def __init__(self, reading: Reading):
+        self.metadata = SimpleNamespace(reading=reading)
+        self.seen: list[np.ndarray] = []
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        self.seen.append(images.clone())
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        self.seen.append(images.copy())
         return images.mean((2, 3))
 
 
 def shown(split, samples: np.ndarray) -> np.ndarray:
-    """Record a network's inputs: [18, N, C, S, S] uint8."""
-    recorder, spec = Recorder(), InputSpec(3, split_side(split), [0, 0, 0], [1, 1, 1])
-    predict_variants([(recorder, spec)], split, samples, torch.device("cpu"))
-    batches = [torch.stack(recorder.seen[i : i + 18]) for i in range(0, len(recorder.seen), 18)]
-    return (torch.cat(batches, 1) * 255).round().to(torch.uint8).numpy()
-
-
-def split_side(split) -> int:
-    return getattr(split, "image_size", None) or split.images.shape[-1]
+    """Record a file's images: [18, N, C, S, S] uint8."""
+    spec = InputSpec(3, 16, [0] * 3, [1] * 3)
+    recorder = Recorder(reading_of(load_section(DatasetParams, "dataset"), spec))
+    predict_variants([recorder], split, samples)
+    batches = [np.stack(recorder.seen[i : i + 18]) for i in range(0, len(recorder.seen), 18)]
+    return np.concatenate(batches, 1)
 
 
 def test_corruption_of_an_image_is_identical_for_any_batch_and_order(project, monkeypatch):
@@ -158,10 +168,13 @@ def test_accuracy_on_clean_images_is_the_test_accuracy_for_pixels_of_another_siz
         ("soft_targets",),
         ("baseline", "small"),
         ("student", "small"),
-        ("robustness", "small"),
-        ("compare",),
+        ("export", "small"),
     ):
         run_stage(name, *arguments)
+    with pytest.raises(UserError, match=f"`{STUDENT}` was made from other files than those in mod"):
+        run_stage("compare")
+    run_stage("robustness", "small")
+    run_stage("compare")
     section = Path("reports/index.html").read_text("utf-8").partition('id="corruption"')[2]
     clean = re.findall(r'<td data-label="clean"><span>(.+?)</span>', section)
     table = pd.read_csv("metrics/comparison.csv")
@@ -172,42 +185,31 @@ def test_accuracy_on_clean_images_is_the_test_accuracy_for_pixels_of_another_siz
     assert "The teacher's images have 16 pixels a side" in section
 
 
-def test_predictions_for_views_of_another_size_are_refused(project):
-    tensors = load_file(STUDENT)
-    save_file(tensors, STUDENT, {"made_from": '{"views.image_size": 24}'})
-    with_dvc = "stages: {robustness: {do: {params: [views.image_size]}}, compare: {}, teacher: {}, "
-    with_dvc += "student: {do: {}}, baseline: {do: {}}}"
-    Path("dvc.yaml").write_text(with_dvc)
-    with pytest.raises(UserError, match=r"when `params.yaml: views.image_size` was 24; now .* 16"):
-        run_stage("compare")
-
-
 def test_at_most_max_images_evenly_spread_are_corrupted(project, monkeypatch):
-    before = load_file(STUDENT)
+    before = classes_of("distilled")
     monkeypatch.setattr(corruptions, "MAX_IMAGES", 5)
     run_stage("robustness", "small")
     tensors = load_file(STUDENT)
     assert tensors["samples"].tolist() == [0, 2, 4, 7, 9]
-    assert np.array_equal(tensors["decisions"], before["decisions"][..., tensors["samples"]])
-    with pytest.raises(UserError, match=r"expected decisions int32 \[6, 3, 5\]"):
+    assert np.array_equal(classes_of("distilled"), before[..., tensors["samples"]])
+    with pytest.raises(UserError, match=r"expected .*teacher.float32 int32 \[6, 3, 5\]"):
         run_stage("compare")
 
 
 def test_a_second_run_gives_equal_bytes(project):
-    before = {place: (FOLDER / f"{place}.safetensors").read_bytes() for place in PLACES}
+    before = [path.read_bytes() for path in (TEACHER, STUDENT)]
     for models in ("--teacher", "small"):
         run_stage("robustness", models)
-    assert before == {place: (FOLDER / f"{place}.safetensors").read_bytes() for place in PLACES}
+    assert [path.read_bytes() for path in (TEACHER, STUDENT)] == before
 
 
 def test_the_comparison_follows_from_the_predictions(project):
     labels = open_dataset().splits["test"].labels
-    tensors = {place: load_file(FOLDER / f"{place}.safetensors") for place in PLACES}
-    accuracy = {place: (t["decisions"] == labels).mean() for place, t in tensors.items()}
+    accuracy = {role: (classes_of(role) == labels).mean() for role in FILES}
     student, teacher = comparison()["students"]["small"], comparison()["teacher"]
     assert teacher["robust_accuracy"] == pytest.approx(accuracy["teacher"], abs=1e-6)
-    assert student["robust_accuracy"] == pytest.approx(accuracy["students/small"], abs=1e-6)
-    gain = accuracy["students/small"] - accuracy["baselines/small"]
+    assert student["robust_accuracy"] == pytest.approx(accuracy["distilled"], abs=1e-6)
+    gain = accuracy["distilled"] - accuracy["baseline"]
     assert student["robust_gain"] == pytest.approx(gain, abs=1e-6)
     assert student["robust_gain_low"] <= gain <= student["robust_gain_high"]
     table = pd.read_csv("metrics/comparison.csv")
@@ -215,7 +217,8 @@ def test_the_comparison_follows_from_the_predictions(project):
 
 
 def test_a_baseline_with_the_students_predictions_never_differs_significantly(project, capsys):
-    (FOLDER / "baselines/small.safetensors").write_bytes(STUDENT.read_bytes())
+    tensors = load_file(STUDENT)
+    save_file(tensors | {"baseline.float32": tensors["distilled.float32"]}, STUDENT)
     run_stage("compare")
     student = comparison()["students"]["small"]
     assert [student[f"robust_gain{end}"] for end in ("", "_low", "_high")] == [0, 0, 0]
@@ -225,10 +228,12 @@ def test_a_baseline_with_the_students_predictions_never_differs_significantly(pr
     assert sentence in Path("reports/index.html").read_text("utf-8")
 
 
-def test_an_absent_model_is_named_with_the_stage_that_writes_it(project):
-    Path("models/baselines/small/network.json").unlink()
+@pytest.mark.parametrize("suffix", [".onnx", ".json"])
+def test_an_absent_file_or_card_is_named_with_the_stage_that_writes_it(project, suffix):
+    path = FILES["baseline"].path.with_suffix(suffix)
+    path.unlink()
     before = STUDENT.read_bytes()
-    with pytest.raises(UserError, match="models/baselines/small.* `dvc repro baseline@small`"):
+    with pytest.raises(UserError, match=rf"{path}.* `dvc repro export@\w+`"):
         run_stage("robustness", "small")
     assert STUDENT.read_bytes() == before
 
@@ -240,7 +245,8 @@ def test_the_stage_takes_either_a_student_or_the_teacher(project, capsys, argume
     assert "expected either the name of a student or --teacher" in capsys.readouterr().err
 
 
-HELD = "decisions int32 [6, 3, 12], image_size int32 [1], samples int32 [12]"
+HELD = ", ".join(f"{role}.float32 int32 [6, 3, 12]" for role in ("baseline", "distilled"))
+HELD += ", image_size int32 [1], samples int32 [12]"
 
 
 @pytest.mark.parametrize(

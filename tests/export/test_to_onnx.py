@@ -1,4 +1,4 @@
-"""An exported student gives PyTorch's logits in onnxruntime, or nothing is written."""
+"""An exported network gives PyTorch's logits in onnxruntime, or nothing is written."""
 
 import json
 import re
@@ -11,35 +11,44 @@ from types import ModuleType
 import numpy as np
 import onnx
 import onnxruntime
+import pandas as pd
 import pytest
 import torch
 from conftest import run_stage
 from import_closure import ROOT
 from safetensors.numpy import load_file
+from safetensors.torch import save_file
 from stage_process import finish, start_module
 from torch import nn
 
+from pipeline.comparison.measurement.predictions import HELD_OUT
 from pipeline.data.prepared.dataset import open_dataset
+from pipeline.data.prepared.image_decoding import CLEAN_RATIO
 from pipeline.data.sources.params import DatasetParams
+from pipeline.export.model_card import NoFile, read_card
 from pipeline.export.running.onnx_model import OnnxMetadata, OnnxStudent
 from pipeline.export.to_onnx import OPSET, to_onnx
 from pipeline.export.verification import TOLERANCE, float32_error, verify_logits
 from pipeline.models import checkpoint
-from pipeline.models.evaluation import predict
+from pipeline.models.evaluation import predict, predict_all
 from pipeline.models.spec import InputSpec, ModelSpec, build
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
-from pipeline.runtime.outputs import ModelOutputs
+from pipeline.runtime.outputs import TEACHER, ExportedFile, ExportOutputs, ModelOutputs
 from pipeline.runtime.params import load_section
-from pipeline.stages.export import student_metadata
+from pipeline.stages.export import onnx_metadata, reading_of
 
-FILE, METRICS = Path("models/exported/small.onnx"), Path("metrics/export/small.json")
-STUDENT = Path("models/students/small")
+DISTILLED, BASELINE = (ExportedFile(role, "small") for role in ("distilled", "baseline"))
+FILE, OUTPUTS = DISTILLED.path, ExportOutputs("small")
+SMALL = ModelOutputs("distilled", "small")
+STUDENT = SMALL.model
 
 
 def metadata_of(reading: dict[str, object], side: int, channels: int = 3) -> OnnxMetadata:
     return OnnxMetadata(
-        student="mine",
+        name="mine",
+        role="distilled",
+        precision="float32",
         fingerprint="-",
         class_names=list("abcde"),
         opset=OPSET,
@@ -59,26 +68,26 @@ def test_plain_onnxruntime_gives_the_logits_that_the_student_wrote(exported):
     assert np.array_equal(logits.argmax(1), expected.argmax(1))
 
 
-def test_the_metrics_agree_with_the_students_own(exported):
-    metrics = read_json(METRICS, produced_by="-")
-    student = read_json("metrics/students/small.json", produced_by="-")
-    assert metrics == {
-        "opset": 18,
-        "size_bytes": FILE.stat().st_size,
-        "test_images": len(open_dataset().splits["test"]),
-        "torch_accuracy": student["test_accuracy"],
-        "onnx_accuracy": student["test_accuracy"],
-        "largest_difference": metrics["largest_difference"],
-        "decisions_that_differ": 0,
-    }
-    assert 0 <= metrics["largest_difference"] < 1e-4
+def test_the_metrics_agree_with_the_stages_own(exported):
+    metrics = read_json(OUTPUTS.metrics, produced_by="-")
+    assert list(metrics) == [file.key for file in OUTPUTS.files]
+    for file in (DISTILLED, BASELINE):
+        measured = read_json(ModelOutputs(file.role, "small").metrics, produced_by="-")
+        figures = metrics[file.key]
+        assert figures == {
+            "torch_accuracy": measured["test_accuracy"],
+            "largest_difference": figures["largest_difference"],
+            "decisions_that_differ": 0,
+        }
+        assert 0 <= figures["largest_difference"] < 1e-4
 
 
 def test_the_metadata_have_the_bit_depth_of_the_images_if_it_is_set(project):
     outputs, dataset = ModelOutputs("distilled", "small"), open_dataset()
     _, spec = checkpoint.load(outputs.model, produced_by="-")
     params = load_section(DatasetParams, "dataset").model_copy(update={"bit_depth": 12})
-    metadata = student_metadata(outputs, spec, dataset, params).metadata()
+    reading = reading_of(params, spec.input)
+    metadata = onnx_metadata(outputs, spec, dataset, reading).metadata()
     assert json.loads(metadata["reading"])["bit_depth"] == 12
 
 
@@ -88,8 +97,10 @@ def test_the_metadata_describe_the_classes_and_the_preprocessing(exported):
     assert [(o.domain, o.version) for o in model.opset_import] == [("", OPSET)]
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     assert metadata == {
-        "teach_once_format_version": "1",
-        "student": "small",
+        "teach_once_format_version": "2",
+        "name": "small",
+        "role": "distilled",
+        "precision": "float32",
         "fingerprint": checkpoint.fingerprint(STUDENT, produced_by="-"),
         "class_names": '["ant", "bee", "cat"]',
         "opset": str(OPSET),
@@ -112,13 +123,16 @@ def test_the_metadata_describe_the_classes_and_the_preprocessing(exported):
 def test_another_process_writes_the_same_bytes_without_paths_of_this_machine(
     exported, tmp_path, monkeypatch
 ):
-    expected = [path.read_bytes() for path in (FILE, METRICS)]
+    written = [path for file in OUTPUTS.files for path in (file.path, file.card)]
+    written = [*filter(Path.is_file, written), OUTPUTS.predictions, OUTPUTS.metrics]
+    expected = [path.read_bytes() for path in written]
+    assert len(expected) == 8  # two files, and their cards; two cards that say why there is no file
     for path in (ROOT, exported, Path(torch.__file__).parent):
-        assert str(path).encode() not in expected[0]
+        assert not any(str(path).encode() in content for content in expected)
     monkeypatch.chdir(shutil.copytree(exported, tmp_path / "copy"))
     FILE.unlink()
     finish(start_module("pipeline.stages.export", "small", PYTHONHASHSEED="5"))
-    assert [path.read_bytes() for path in (FILE, METRICS)] == expected
+    assert [path.read_bytes() for path in written] == expected
 
 
 def test_the_readmes_program_classifies_and_the_page_names_all_metadata(exported):
@@ -178,17 +192,23 @@ def with_statistics_of(network: nn.Module, inputs: torch.Tensor) -> None:
     network.eval()
 
 
+ENCODED = {
+    **{"storage": "encoded", "image_size": 64},
+    **{"resize_ratio": CLEAN_RATIO, "interpolation": "bilinear"},
+}
+
+
 @pytest.mark.parametrize(
     ("reading", "words"),
     [
         ({"storage": "pixels", "image_size": 32}, "square cut out, which is resized to 16 pixels"),
         (
-            {"storage": "encoded", "image_size": 64, "quality": 80},
+            ENCODED | {"quality": 80},
             "64 pixels where it is longer (bicubic, antialiased), and encoded as JPEG of quality "
             "80; the middle 16 x 16 pixels, after its shorter side was resized to 18 (",
         ),
         (
-            {"storage": "encoded", "image_size": 64, "quality": "original"},
+            ENCODED | {"quality": "original"},
             "transparent pixels white, RGB; the middle 16 x 16 pixels, after its shorter side",
         ),
         (
@@ -225,19 +245,31 @@ class DiffersInExport(nn.Module):
 
 
 @pytest.fixture
-def odd_student(project, monkeypatch):
-    """Replace the project's student by such a network."""
+def odd_network(project, monkeypatch):
+    """Replace the project's student by such a network; `model` chooses another."""
     family = ModuleType("pipeline.networks.differs_in_export")
     family.build = lambda network, num_classes, in_channels: DiffersInExport(network)
     monkeypatch.setitem(sys.modules, family.__name__, family)
 
-    def make(behaviour: str) -> None:
-        _, spec = checkpoint.load(STUDENT, produced_by="-")
+    def make(behaviour: str, model: ModelOutputs = SMALL) -> None:
+        _, spec = checkpoint.load(model.model, produced_by="-")
         torch.manual_seed(0)
         odd = replace(spec, family="differs_in_export", network=behaviour, options={})
-        checkpoint.save(STUDENT, build(odd), odd)
+        network, splits = build(odd), open_dataset().splits
+        checkpoint.save(model.model, network, odd)
+        logits = {
+            name: predict_all(network, odd.input, splits[name], device=torch.device("cpu"))
+            for name in HELD_OUT
+        }
+        save_file(logits, model.predictions)
 
     return make
+
+
+def exported_files() -> dict[Path, bytes]:
+    folders = [OUTPUTS.predictions.parents[1], OUTPUTS.metrics.parents[1], FILE.parent]
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    return {path: path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize(
@@ -252,19 +284,17 @@ def odd_student(project, monkeypatch):
         ("other decisions", r"12 of 12 test images have another class \(tolerance 1\)"),
     ],
 )
-def test_nothing_is_written_if_pytorch_and_onnxruntime_disagree(odd_student, behaviour, message):
-    odd_student(behaviour)
-    FILE.parent.mkdir(parents=True)
-    FILE.write_text("the previous file")
+def test_nothing_is_written_if_pytorch_and_onnxruntime_disagree(odd_network, behaviour, message):
+    odd_network(behaviour)
+    before = exported_files()
     with pytest.raises(UserError, match=message):
         run_stage("export", "small")
-    assert FILE.read_text() == "the previous file"
-    assert [path.name for path in FILE.parent.iterdir()] == [FILE.name]
-    assert not METRICS.exists()
+    assert exported_files() == before
 
 
-def test_a_network_that_the_exporter_refuses_gives_one_line_with_the_reason(odd_student, capfd):
-    odd_student("pixels decide")
+def test_a_network_that_the_exporter_refuses_gives_one_line_with_the_reason(odd_network, capfd):
+    odd_network("pixels decide")
+    before = exported_files()
     with pytest.raises(UserError) as refusal:
         run_stage("export", "small")
     message = str(refusal.value)
@@ -272,7 +302,35 @@ def test_a_network_that_the_exporter_refuses_gives_one_line_with_the_reason(odd_
     assert re.match(r"student `small` cannot be exported to ONNX: ", message)
     assert "data-dependent" in message
     assert capfd.readouterr() == ("", "")
-    assert not FILE.exists()
+    assert exported_files() == before
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        ("pixels decide", r"the teacher cannot be exported to ONNX: .*data-dependent"),
+        ("other logits", r"PyTorch and onnxruntime disagree on the teacher: the logit of class"),
+    ],
+)
+def test_a_teacher_without_a_file_has_a_card_with_the_reason_and_pytorchs_accuracy(
+    odd_network, behaviour, reason
+):
+    odd_network(behaviour, TEACHER)
+    for stage in ("export", "robustness"):
+        run_stage(stage, "--teacher")
+    (file,) = ExportOutputs().files
+    card = read_card(file.card, produced_by="-")
+    assert isinstance(card, NoFile)
+    assert re.match(reason, card.no_file)
+    assert not file.path.exists()
+    run_stage("compare")
+    teacher = pd.read_csv("metrics/comparison.csv").iloc[0]
+    logits = load_file(TEACHER.predictions)["test"]
+    assert teacher["accuracy"] == (logits.argmax(1) == open_dataset().splits["test"].labels).mean()
+    assert teacher["no_file"] == card.no_file
+    assert np.isnan(teacher["size_bytes"])
+    assert np.isnan(teacher["robust_accuracy"])
+    assert teacher["parameters"] > 0  # of its network
 
 
 def test_the_tolerance_grows_with_the_error_of_float32_and_no_further():
@@ -291,12 +349,12 @@ def test_the_tolerance_grows_with_the_error_of_float32_and_no_further():
 
 def test_the_error_of_float32_is_measured_against_float64(project):
     network, description = checkpoint.load(STUDENT, produced_by="-")
-    dataset = open_dataset()
-    error = float32_error(network, description, dataset)
+    test = open_dataset().splits["test"]
+    error = float32_error(network, description.input, test)
     assert 0 < error < 1e-4
     with torch.no_grad():  # a last layer that multiplies its errors
         network.fc.weight *= 1e4
-    assert float32_error(network, description, dataset) > 100 * error
+    assert float32_error(network, description.input, test) > 100 * error
 
 
 def test_one_class_may_differ_if_two_logits_are_nearly_equal():
@@ -305,7 +363,6 @@ def test_one_class_may_differ_if_two_logits_are_nearly_equal():
     figures = verify_logits("mine", expected, actual, np.array([0, 0, 0]), lambda: 0.0)
     assert figures == {
         "torch_accuracy": 2 / 3,
-        "onnx_accuracy": 1 / 3,
         "largest_difference": 2e-4,
         "decisions_that_differ": 1,
     }

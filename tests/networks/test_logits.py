@@ -128,6 +128,10 @@ def test_the_answers_of_a_network_teach_as_the_network_does(project, capsys, kin
     for name in ("validation_accuracy", "test_accuracy", "test_top5_accuracy"):
         assert metrics[name] == measured[name]
     assert load_file(TEACHER.model / checkpoint.WEIGHTS) == {}
+    assert TEACHER.history.read_text("utf-8").count("\n") == 1  # it was not trained
+    curves = pd.read_csv("metrics/training_curves.csv")
+    assert set(curves["role"]) == {"distilled", "baseline"}
+    assert "The teacher was not trained here" in Path("reports/index.html").read_text("utf-8")
 
 
 def test_rows_are_encoded_as_this_project_says(project):
@@ -147,8 +151,11 @@ def test_the_page_shows_the_costs_of_networks_alone(project):
     teach_with(write_store(answers_of_the_network()))
     run_stage("soft_targets")
     run_stage("student", "small")
-    for arguments in (["robustness", "--teacher"], ["robustness", "small"], ["speed"], ["compare"]):
-        run_stage(*arguments)
+    for stage in ("export", "robustness"):
+        for models in ("--teacher", "small"):
+            run_stage(stage, models)
+    for stage in ("speed", "compare"):
+        run_stage(stage)
     summary = Path("reports/comparison.md").read_text("utf-8")
     (line,) = [line for line in summary.splitlines() if line.startswith("| teacher ")]
     assert line.replace(" ", "").endswith("|-|-|-|")

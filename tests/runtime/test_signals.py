@@ -30,6 +30,7 @@ from pipeline.models.spec import build, model_spec
 from pipeline.runtime import signals
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_directory
+from pipeline.runtime.outputs import TEACHER
 from pipeline.teacher import accuracy_gate
 from pipeline.teacher import loop as teacher_loop
 from pipeline.teacher.params import TeacherTraining
@@ -205,8 +206,8 @@ def change_teacher(**training: object) -> None:
 
 
 def teachers_outputs() -> list[bytes]:
-    files = [*Path("models/teacher").iterdir(), Path("predictions/teacher.safetensors")]
-    return [path.read_bytes() for path in sorted([*files, Path("metrics/teacher.json")])]
+    files = [TEACHER.predictions, TEACHER.metrics, TEACHER.history]
+    return [path.read_bytes() for path in sorted([*TEACHER.model.iterdir(), *files])]
 
 
 def test_a_teacher_killed_at_any_moment_ends_with_the_bytes_of_an_uninterrupted_one(project):

@@ -51,7 +51,7 @@ class Ratio(_Figures):
         if self.low < 1 < self.high and low != high:
             return f"{low} to {high}"  # 1.02 x slower to 1.1 x faster
         ends = sorted(max(end, 1 / end) for end in (self.low, self.high))
-        return " to ".join(f"{end:#.3g}" for end in ends)
+        return " to ".join(f"{end:#.3g}".rstrip(".") for end in ends)
 
 
 class FileSpeed(_Figures):
@@ -172,6 +172,7 @@ def time_interleaved(
     calls: int,
     min_rounds: int,
     max_seconds: float,
+    pause: float = 0,
 ) -> np.ndarray:
     """Time every task in every round: [tasks, rounds, calls] seconds of each call.
 
@@ -179,6 +180,9 @@ def time_interleaved(
     equally. There are fewer rounds if they would take more than `max_seconds`, but at least
     `min_rounds`. A turn of several calls begins with one that is not counted: until then the
     processor's cache holds another network's weights.
+
+    Args:
+        pause: seconds before each turn, until the threads of other engines no longer wait in loops.
     """
     for task in tasks:
         task()  # allocations and caches of the first call
@@ -189,6 +193,8 @@ def time_interleaved(
         seconds = np.empty((len(tasks), calls))
         first = len(times) % len(tasks)
         for number in [*range(first, len(tasks)), *range(first)]:
+            if pause:
+                time.sleep(pause)
             if calls > 1:
                 tasks[number]()
             for call in range(calls):

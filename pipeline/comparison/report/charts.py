@@ -1,21 +1,20 @@
 """The charts of the report: inline SVG with text as text and colours from the page's CSS.
 
-Pure: numbers and labels in, SVG out; imports nothing of ours. Each chart is 340 pixels wide, so a
-phone shows its text at full size.
+Pure: numbers and labels in, SVG out. Each chart is 340 pixels wide, so a phone shows its text at
+full size.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, floor, inf, log10
-from operator import itemgetter
 
 import numpy as np
 from markupsafe import Markup
 
+from pipeline.comparison.report.label_layout import Box, Label, fitted, place_labels, text_width
+
 WIDTH = 340
-LETTER = 6.6  # pixels, about, of 12-pixel text
-LINE = 14  # pixels between labels
-LEFT, RIGHT, TOP = 44, WIDTH - 8, 8  # of a chart with two axes
+LEFT, RIGHT, TOP = 52, WIDTH - 8, 8  # of a chart with two axes
 
 
 @dataclass(frozen=True)
@@ -79,10 +78,6 @@ def in_points(value: float) -> str:
     return "0" if abs(value) < 1e-9 else f"{100 * value:+.4g}".replace("-", "\N{MINUS SIGN}")
 
 
-def shortened(name: str, length: int) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
-
-
 def element(tag: str, content: str | Markup = "", **attributes: object) -> Markup:
     """An element of SVG; text is escaped.
 
@@ -137,20 +132,33 @@ def bottom_axis(axis: Axis, y: float, top: float, title: str) -> Markup:
 
 
 def framed(
-    x: Axis, y: Axis, title: str, axis_title: str, parts: Sequence[Markup], right: float = RIGHT
+    x: Axis,
+    y: Axis,
+    title: str,
+    axis_title: str,
+    parts: Sequence[Markup],
+    right: float = RIGHT,
+    below: Sequence[str] = (),
 ) -> Markup:
-    """A chart with an axis at the bottom and one at the left."""
+    """A chart with an axis at the bottom and one at the left, and lines of text below it."""
     left_axis = [
         line(LEFT, y(v), right, y(v), "rule") + text(LEFT - 6, y(v) + 4, y.text(v), "", "end")
         for v in y.ticks
     ]
     bottom = bottom_axis(x, y.start, TOP, axis_title)
-    return svg(y.start + 42, title, bottom, *left_axis, *parts, width=right + 8)
+    lines = [
+        text(12, y.start + 60 + 16 * i, fitted(content, right - 12), "label")
+        for i, content in enumerate(below)
+    ]
+    height = y.start + (42 if not below else 52 + 16 * len(below))
+    return svg(height, title, bottom, *left_axis, *parts, *lines, width=right + 8)
 
 
 def interval_plot(rows: Sequence[tuple[str, float, float, float, str]], title: str) -> Markup:
     """One interval per row, around a vertical zero: (label, gain, low, high, text beside it)."""
-    left, right, top, step = 12, WIDTH - 12, 6, 44
+    left, right, top = 12, WIDTH - 12, 6
+    beside = all(text_width(label + note) + 16 < right - left for label, *_, note in rows)
+    step = 44 if beside else 60  # with the label above the text if one is long
     bottom = top + step * len(rows)
     values = [0, *(bound for _, _, low, high, _ in rows for bound in (low, high))]
     axis = linear_axis(values, left + 12, right - 12, in_points, 4)
@@ -159,9 +167,10 @@ def interval_plot(rows: Sequence[tuple[str, float, float, float, str]], title: s
         line(axis(0), top, axis(0), bottom, "zero"),
     ]
     for i, (label, gain, low, high, note) in enumerate(rows):
-        y = top + step * i + 30
+        y = top + step * (i + 1) - 14
+        name = fitted(label, right - left)
         parts += [
-            text(left, y - 13, label, "label halo"),
+            text(left, y - (13 if beside else 29), name, "label halo"),
             text(right, y - 13, note, "halo", "end"),
             line(axis(low), y, axis(high), y, "whisker distilled"),
             dot(axis(gain), y, "distilled", f"{label}: {note}"),
@@ -177,6 +186,9 @@ class Point:
     y: float
     low: float
     high: float
+
+
+RADIUS = {"distilled": 4, "baseline": 6, "teacher": 4.5}  # pixels of a dot, by role
 
 
 def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -197,59 +209,75 @@ def scatter(points: Sequence[Point], title: str, axis_title: str) -> Markup:
     for cost, share in pareto_front((p.x, p.y) for p in points):
         stairs += [(x(cost), stairs[-1][1])] if stairs else []
         stairs.append((x(cost), y(share)))
-    parts, labels = [path([*stairs, (RIGHT, stairs[-1][1])], "front")], []
-    for p in points:  # a network's two trainings have one cost: side by side
-        at = x(p.x) + {"distilled": 3.5, "baseline": -3.5}.get(p.role, 0)
+    parts = [path([*stairs, (RIGHT, stairs[-1][1])], "front")]
+    # A network's two trainings have one cost: the ring of a baseline is around or behind the dot.
+    for p in sorted(points, key=lambda p: p.role != "baseline"):
+        at, height = x(p.x), y(p.y)
         tooltip = f"{p.name}, {p.role}: {in_percent(p.y)}, {si(p.x)}"
         parts.append(line(at, y(p.low), at, y(p.high), f"whisker {p.role}"))
-        parts.append(dot(at, y(p.y), p.role, tooltip))
-        if p.role != "baseline":
-            anchor = "start" if at + LETTER * len(p.name) + 12 < RIGHT else "end"
-            labels.append((at + (9 if anchor == "start" else -12), y(p.y) + 4, p.name, anchor))
-    for at, height, name, anchor in spread_labels(labels, bottom):
-        parts.append(text(at, height, name, "label halo", anchor))
-    return framed(x, y, title, axis_title, parts)
+        parts.append(dot(at, height, p.role, tooltip, RADIUS.get(p.role, 4)))
+    names, key = point_labels(points, x, y, bottom)
+    return framed(x, y, title, axis_title, [*parts, *names], below=key)
 
 
-def spread_labels(labels: Sequence[tuple], bottom: float) -> list[tuple]:
-    """Move labels (x, y, name, anchor) down until none overlaps another."""
-    placed: list[tuple] = []
-    extents: list[tuple[float, float, float]] = []  # left, right, y
-    for x, start, name, anchor in sorted(labels, key=itemgetter(1)):
-        y, length = start, LETTER * len(name)
-        left = x if anchor == "start" else x - length
-        for other_left, other_right, other_y in extents:
-            if left < other_right and other_left < left + length and abs(y - other_y) < LINE:
-                y = other_y + LINE
-        placed.append((x, min(y, bottom - 4), name, anchor))
-        extents.append((left, left + length, placed[-1][1]))
-    return placed
+def point_labels(
+    points: Sequence[Point], x: Axis, y: Axis, bottom: float
+) -> tuple[list[Markup], list[str]]:
+    """Write each network's name beside its dot or, where that cannot be read, a number.
+
+    Returns:
+        The labels, and the key of the numbers by line.
+    """
+    named = [p for p in points if p.role != "baseline"]
+    dots, lines = [], []
+    for p in points:
+        at, height, radius = x(p.x), y(p.y), RADIUS.get(p.role, 4)
+        dots.append(Box(at - radius, height - radius, at + radius, height + radius))
+        lines.append(Box(at - 1, y(p.high), at + 1, y(p.low)))
+    frame = Box(LEFT + 2, TOP - 6, RIGHT + 6, bottom)
+
+    def placed(texts: Sequence[str], steps: int):
+        labels = [Label(x(p.x), y(p.y), text) for p, text in zip(named, texts, strict=True)]
+        return place_labels(labels, dots, lines, frame, steps)
+
+    key: list[str] = []
+    labels = placed([p.name for p in named], 2)
+    if labels is None:
+        students = [p.name for p in named if p.role != "teacher"]
+        numbers = {name: f"{i}" for i, name in enumerate(students, 1)}
+        key = [f"{number}  {name}" for name, number in numbers.items()]
+        labels = placed([numbers.get(p.name, p.name) for p in named], len(named) + 4) or []
+    marks = []
+    for p, label in zip(named, labels, strict=False):
+        if label.leader is not None:
+            marks.append(line(x(p.x), y(p.y), *label.leader, "leader"))
+        marks.append(text(label.left, label.baseline, label.text, "label halo"))
+    return marks, key
 
 
 def curves(
     series: Sequence[tuple[str, Sequence[float], Sequence[float]]],
     x: Axis,
-    limits: tuple[float, float],
+    y: Axis,
     title: str,
     axis_title: str,
     marked: Mapping[str, float] | None = None,
 ) -> Markup:
-    """Curves of shares: (role, values on the axis, shares). Dots mark all values, or one of each.
+    """Curves: (role, values on the x-axis, values on the y-axis). Dots mark all points, or one of
+    each curve.
 
     Args:
-        limits: of the shares' axis, so that several charts have one scale.
-        marked: by role, the value on the axis of its one dot.
+        marked: by role, the value on the x-axis of its one dot.
     """
-    y = linear_axis(limits, 180, TOP, in_percent)
     parts = []
-    for role, values, shares in series:
-        points = list(zip(values, shares, strict=True))
-        parts.append(path([(x(value), y(share)) for value, share in points], f"curve {role}"))
-        for value, share in points:
+    for role, across, heights in series:
+        points = list(zip(across, heights, strict=True))
+        parts.append(path([(x(value), y(height)) for value, height in points], f"curve {role}"))
+        for value, height in points:
             if marked is not None and value != marked[role]:
                 continue
-            tooltip = f"{role}, {axis_title} {x.text(value)}: {in_percent(share)}"
-            parts.append(dot(x(value), y(share), role, tooltip, 4))
+            tooltip = f"{role}, {axis_title} {x.text(value)}: {y.text(height)}"
+            parts.append(dot(x(value), y(height), role, tooltip, RADIUS[role]))
     return framed(x, y, title, axis_title, parts)
 
 
@@ -271,7 +299,7 @@ def reliability_plot(models: Sequence[tuple[str, np.ndarray]], title: str) -> Ma
     A dot's area is its bin's share of the samples; on the diagonal, accuracy equals confidence.
     """
     right, ticks = 272, [0, 0.25, 0.5, 0.75, 1]
-    x = Axis(0, 1, LEFT, right - 10, ticks, in_percent)
+    x = Axis(0, 1, LEFT + 10, right - 10, ticks, in_percent)  # apart from the other axis's 0 %
     y = Axis(0, 1, 236, TOP + 10, ticks, in_percent)
     parts = [line(x(0), y(0), x(1), y(1), "diagonal")]
     for role, bins in models:
@@ -294,10 +322,11 @@ def diverging_bars(rows: Sequence[tuple[str, float, str]], largest: float, title
         largest: limit of the axis on both sides, so that several charts have one scale.
     """
     step, top = 19, 6
-    names = [shortened(name, 14) for name, _, _ in rows]
-    left = 12 + LETTER * max(len(name) for name in names)
+    names = [fitted(name, 150) for name, _, _ in rows]
+    left = 12 + max(map(text_width, names))
     bottom = top + step * len(rows) + 2
-    axis = linear_axis([-largest, largest], left + 22, WIDTH - 24, in_points, 4)
+    start, end = left + 22, WIDTH - 24
+    axis = linear_axis([-largest, largest], start, end, in_points, 4 if end - start > 180 else 2)
     parts = [bottom_axis(axis, bottom, top, "points")]
     for i, ((label, value, note), name) in enumerate(zip(rows, names, strict=True)):
         y, start, end = top + step * i, *sorted((axis(0), axis(value)))
@@ -309,42 +338,67 @@ def diverging_bars(rows: Sequence[tuple[str, float, str]], largest: float, title
     return svg(bottom + 42, title, *parts)
 
 
-def heat_map(table: np.ndarray, names: Sequence[str], title: str) -> Markup:
-    """Heat map of [C, C] counts by the teacher's and the distilled student's class.
+def heat_map(
+    table: np.ndarray,
+    names: Sequence[str],
+    title: str,
+    axes: tuple[str, str] = ("teacher", "distilled"),
+) -> Markup:
+    """Heat map of [C, C] counts, by the classes that two networks predict.
 
     The diagonal is grey, the rest in colour, by share of the largest.
+
+    Args:
+        axes: whose class a row is, and whose a column is.
     """
-    labels = [shortened(name, 10) for name in names]
-    long = max(len(label) for label in labels)
-    left = 26 + LETTER * long
-    slanted = long > 2
-    below = 20 + (0.75 * LETTER * long if slanted else 0)
+    size, small = (12, 11) if len(names) <= 12 else (10, 10)  # pixels of names and of numbers
+    room = WIDTH - 30  # for the names at the left and the cells
+    numbers = text_width(f"{table.max()}", small) + 3
+    at_left = [fitted(name, min(150, max(70, room - numbers * len(names))), size) for name in names]
+    left = 26 + max(text_width(name, size) for name in at_left)
     cell = (WIDTH - left - 4) / len(names)
     bottom = 4 + cell * len(names)
+    # Below the cells: level, slanted, or upright where slanted lines of text would overlap.
+    if max(text_width(name, size) for name in names) < cell - 4:
+        angle, at_bottom = 0, list(names)
+    else:
+        angle = 45 if cell * 0.7 > size + 2 else 90
+        longest = min(150, (left + cell / 2 - 4) / 0.71 if angle == 45 else 150)
+        at_bottom = [fitted(name, longest, size) for name in names]
+    long = max(text_width(name, size) for name in at_bottom)
+    below = {0: 20, 45: 22 + 0.71 * long, 90: 14 + long}[angle]
     off = table - np.diag(table.diagonal())
     largest_off = max(4, off.max())  # so that one image is not in full colour
     upright = f"translate(12 {bottom / 2:.1f}) rotate(-90)"
+    side = cell * len(names)
     parts = [
-        text(0, 0, "teacher", "title", "middle", transform=upright),
-        text(left + (WIDTH - left) / 2, bottom + below + 16, "distilled", "title", "middle"),
+        rectangle(left, 4, side, side, title, css="same", fill_opacity="0.06"),
+        text(0, 0, axes[0], "title", "middle", transform=upright),
+        text(left + (WIDTH - left) / 2, bottom + below + 16, axes[1], "title", "middle"),
     ]
     for r, row in enumerate(table):
         y = 4 + cell * r
-        middle = y + cell / 2 + 4
-        parts.append(text(left - 6, middle, labels[r], "", "end"))
+        middle = y + cell / 2 + size / 3
+        parts.append(text(left - 6, middle, at_left[r], "", "end", style=f"font-size: {size}px"))
         for c, count in enumerate(row):
+            if count == 0:
+                continue
             largest = max(1, table.diagonal().max()) if r == c else largest_off
             style = {
-                "css": "other" if r != c and count else "same",
-                "fill_opacity": f"{0.06 if count == 0 else 0.12 + 0.48 * count / largest:.2f}",
+                "css": "same" if r == c else "other",
+                "fill_opacity": f"{0.12 + 0.38 * count / largest:.2f}",
             }
             x = left + cell * c
-            tooltip = f"teacher {names[r]}, distilled {names[c]}: {count:,}"
+            tooltip = f"{axes[0]} {names[r]}, {axes[1]} {names[c]}: {count:,}"
             parts.append(rectangle(x + 0.5, y + 0.5, cell - 1, cell - 1, tooltip, **style))
-            if count and cell >= 8 * len(f"{count}"):
-                parts.append(text(x + cell / 2, middle, f"{count}", "cell", "middle"))
-    for c, label in enumerate(labels):
+            if cell >= text_width(f"{count}", small):
+                style = f"font-size: {small}px"
+                parts.append(text(x + cell / 2, middle, f"{count}", "cell", "middle", style=style))
+    for c, label in enumerate(at_bottom):
         x, y = left + cell * (c + 0.5), bottom + 14
-        turn = {"transform": f"rotate(-45 {x:.1f} {y:.1f})"} if slanted else {}
-        parts.append(text(x, y, label, "", "end" if slanted else "middle", **turn))
+        if angle == 90:
+            x, y = x + size / 3, bottom + 6
+        turn = {"transform": f"rotate({-angle} {x:.1f} {y:.1f})"} if angle else {}
+        anchor = "end" if angle else "middle"
+        parts.append(text(x, y, label, "", anchor, style=f"font-size: {size}px", **turn))
     return svg(bottom + below + 24, title, *parts)

@@ -46,7 +46,7 @@ def decision_card(figures: Figures, speed: Mapping[str, EngineSpeed]) -> Decisio
             f"Against the teacher's {percent(figures.teacher.accuracy)}": difference(
                 decision.to_teacher.tested
             ),
-            "Distilled against baseline": "the other was not measured"
+            "Distilled against baseline": "not compared: one has no file"
             if decision.gain is None
             else difference(decision.gain.tested),
         },
@@ -68,9 +68,8 @@ def size(decision: DecisionFigures) -> str:
     text = counted(decision.bytes, "byte")
     if decision.teacher_bytes is None:
         return text
-    return (
-        f"{text}, {times_smaller(decision.teacher_bytes, decision.bytes)} than the teacher's file"
-    )
+    ratio = times_smaller(decision.teacher_bytes, decision.bytes)
+    return f"{text} ({ratio} than the teacher's file)"
 
 
 def times_smaller(first: int, second: int) -> str:

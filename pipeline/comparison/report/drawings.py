@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from markupsafe import Markup
 
 from pipeline.comparison.compare import Comparison, ModelMetrics
@@ -82,30 +81,6 @@ def accuracy_against(
     return Drawing(title, charts.scatter(points, title, axis_title), note)
 
 
-def training_curves(comparison: Comparison, curves: pd.DataFrame) -> list[Drawing]:
-    """Validation accuracy by epoch, with a dot at the epoch that each training kept."""
-    drawings = []
-    for name in comparison.gains:
-        of_student = curves[curves["student"] == name]
-        shares = of_student["validation_accuracy"]
-        kept = of_student[of_student["kept"]].set_index("role")["epoch"]
-        epochs = of_student.groupby("role")["epoch"].max()
-        plot = charts.curves(
-            [
-                (role, rows["epoch"], rows["validation_accuracy"])
-                for role, rows in of_student.groupby("role")
-            ],
-            charts.epoch_axis(of_student["epoch"].max()),
-            (shares.min(), shares.max()),
-            f"Validation accuracy of {name}",
-            "epoch",
-            marked=kept,
-        )
-        notes = [f"{role} {kept[role]} of {epochs[role]}" for role in ("distilled", "baseline")]
-        drawings.append(Drawing(name, plot, f"Kept epoch: {', '.join(notes)}"))
-    return drawings
-
-
 def calibration(comparison: Comparison) -> list[Drawing]:
     networks = {"teacher": [comparison.teacher]}
     networks |= {name: [gain.second, gain.first] for name, gain in comparison.gains.items()}
@@ -123,12 +98,13 @@ def under_corruption(robustness: RobustComparison) -> list[Drawing]:
     levels = ["clean", *map(str, SEVERITIES)]
     drawings = [intervals("Robust gain by student", robustness.gains)]
     shares = [m.by_severity for m in robustness.models if m]
-    limits = np.min(shares), np.max(shares)
+    limits = np.min(shares), np.max(shares)  # of all charts, so that they have one scale
+    y = charts.linear_axis(limits, 180, charts.TOP, charts.in_percent)
     for name, gain in robustness.gains.items():
         models = {"teacher": robustness.teacher, "baseline": gain.second, "distilled": gain.first}
         series = [(role, range(len(levels)), m.by_severity) for role, m in models.items() if m]
         title = f"Accuracy of {name} under corruption"
-        plot = charts.curves(series, charts.named_axis(levels), limits, title, "severity")
+        plot = charts.curves(series, charts.named_axis(levels), y, title, "severity")
         note = f"Robust gain: {gain_with_interval(gain)}, {gain.verdict}."
         drawings.append(Drawing(name, plot, note))
     return drawings

@@ -4,8 +4,9 @@ import base64
 import hashlib
 import io
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,22 @@ from pipeline.comparison.example_images import THUMBNAIL
 from pipeline.comparison.figures import Figures, models_table
 from pipeline.comparison.measurement.corruptions import SEVERITIES, to_pillow
 from pipeline.comparison.report import charts, drawings, tables
+from pipeline.comparison.report.classes import confusions, precision_and_recall
 from pipeline.comparison.report.costs import Costs, measured_sentence, speed_note
 from pipeline.comparison.report.decision_card import TITLE, decision_card
+from pipeline.comparison.report.int8_table import LARGEST_LOSS, LEAST_REDUCTION, int8_table
 from pipeline.comparison.report.network_texts import network_texts
 from pipeline.comparison.report.numbers import fewer_or_more, join_and, points_of_one, si3, whole
 from pipeline.comparison.report.summary import sentences
+from pipeline.comparison.report.training_charts import training_charts
 from pipeline.runtime.errors import counted
 
 HERE = Path(__file__).parent
 VERSIONS = ("torch", "torchvision", "numpy", "h5py", "pillow")
 SHOWN_SEVERITY = 3  # of the example images
-SHOWN_IMAGES = 9  # of those on which the networks disagree, by student
+SHOWN_IMAGES = 7  # of those on which the networks disagree, by student
+SMALL = 64  # pixels a side of an image whose pixels are shown as squares
+LEAST_WIDTH = 128  # CSS pixels of an image, on which its subject can be seen
 
 
 def html_report(
@@ -39,6 +45,7 @@ def html_report(
     comparison: Comparison,
     curves: pd.DataFrame,
     pixels_of: Callable[[int], np.ndarray],
+    sample_ids: Sequence[str],
     corrupted: Mapping[str, np.ndarray],
     costs: Costs,
     params: Mapping[str, Any],
@@ -47,8 +54,9 @@ def html_report(
     """Render the page.
 
     Args:
-        curves: student, role, epoch, validation_accuracy of every epoch.
+        curves: a row per epoch and training, as `results.read_training_curves` returns them.
         pixels_of: the pixels [C, H, W] uint8 of a test image, by its number.
+        sample_ids: [N], of the test images: their paths, or their numbers in a packed source.
         corrupted: the pixels of one test image, by corruption.
         params: all of params.yaml.
         fingerprints: of the inputs, by their names.
@@ -85,8 +93,10 @@ def html_report(
         speed=[
             (speed_note(speed, costs), tables.speed_table(speed)) for speed in costs.speed.values()
         ],
+        int8=int8_table(comparison, costs.speed),
+        int8_aims=f"at most {LARGEST_LOSS} points lost, at least {LEAST_REDUCTION} x smaller",
         cache=tables.cache_table(costs),
-        training_curves=drawings.training_curves(comparison, curves),
+        training_charts=training_charts(curves),
         calibration=drawings.calibration(comparison),
         severities=join_and(map(str, SEVERITIES)),
         shown_severity=SHOWN_SEVERITY,
@@ -99,6 +109,10 @@ def html_report(
         only_extremes=np.count_nonzero(class_images) > drawings.MOST_CLASSES,
         points_of_one=points_of_one,
         extremes=drawings.EXTREMES,
+        confusions=confusions(comparison, drawings.MOST_CLASSES, drawings.EXTREMES),
+        precision_and_recall=precision_and_recall(
+            comparison, drawings.MOST_CLASSES, 2 * drawings.EXTREMES
+        ),
         agreement=agreement(comparison),
         heat_map=charts.heat_map,
         disagreements_table=tables.disagreements_table,
@@ -107,6 +121,7 @@ def html_report(
         # Copies: jinja2 keeps what it renders until the next garbage collection, files included.
         pixels={sample: np.array(pixels_of(sample)) for sample in shown},
         picture=picture,
+        sample_ids=sample_ids,
         pairs=tables.pairs_table(comparison),
         metrics=tables.metrics_table(models_table(comparison), si3).drop(columns="robust"),
         facts={
@@ -154,13 +169,19 @@ def disagreements(comparison: Comparison) -> dict[str, list[int]]:
 
 
 def picture(pixels: np.ndarray, title: str) -> Markup:
-    """An inline image from pixels [C, H, W] uint8."""
+    """An inline image from pixels [C, H, W] uint8: a small one enlarged by a whole number, with
+    sharp edges, a large one as a JPEG."""
     image = to_pillow(np.asarray(pixels))
     image.thumbnail((THUMBNAIL, THUMBNAIL))
+    is_small = max(image.size) < SMALL
+    kind, options = ("png", {}) if is_small else ("jpeg", {"quality": 88})
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    css = "" if max(image.size) < 64 else "smooth"
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return Markup('<img class="{}" alt="{}" src="data:image/png;base64,{}">').format(
-        css, title, data
+    image.save(buffer, kind, **options)
+    width = image.width * (ceil(LEAST_WIDTH / max(image.size)) if is_small else 1)
+    return Markup('<img class="{}" width="{}" alt="{}" src="data:image/{};base64,{}">').format(
+        "" if is_small else "smooth",
+        max(width, LEAST_WIDTH),
+        title,
+        kind,
+        base64.b64encode(buffer.getvalue()).decode(),
     )

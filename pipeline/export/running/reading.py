@@ -1,8 +1,8 @@
 """How an image file becomes the square that an exported file takes."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.data.sources.params import Quality
 from pipeline.models.params import Interpolation
@@ -22,3 +22,10 @@ class Reading(Record):
     #: square is cut out.
     resize_ratio: float | None = Field(default=None, ge=1, le=4)
     interpolation: Interpolation | None = None  # of `encoded`, of that resizing
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        of_encoded = (self.quality, self.resize_ratio, self.interpolation)
+        if self.storage == "encoded" and None in of_encoded:
+            raise ValueError("`encoded` needs quality, resize_ratio and interpolation")
+        return self

@@ -1,9 +1,10 @@
-"""The report needs no network, draws its figures, and fits a phone."""
+"""The report needs no network, draws its figures, and can be read on every screen and in print."""
 
 import base64
 import hashlib
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
 from xml.etree import ElementTree
@@ -11,6 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from browser import CHROMIUM, Page, browser
 
 from pipeline.comparison.cache_economics import Economics
@@ -31,12 +33,19 @@ ONE_THREAD = "onnxruntime_1_thread"
 HOSTILE = "</style><script src='https://example.org/x.js'></script>&"
 
 
-def invented(num_classes: int, students: list[str], count: int = 300) -> Comparison:
-    """Compare networks of different size and accuracy, with long and hostile class names."""
+def invented(
+    num_classes: int, students: list[str], count: int = 300, growth: int = 3
+) -> Comparison:
+    """Compare networks, with long and hostile class names.
+
+    Args:
+        growth: by which factor each student is larger than the one before it.
+    """
     rng = np.random.default_rng(0)
     labels = {name: rng.integers(0, num_classes, count) for name in ("validation", "test")}
     names = [f"a class of a long name {i}" for i in range(num_classes)]
     names[1] = HOSTILE
+    precisions = 1 if len(students) == 1 else 2  # with int8 files
 
     def predictions(name: str, role: str, skill: float, parameters: int) -> Predictions:
         logits = {}
@@ -56,18 +65,27 @@ def invented(num_classes: int, students: list[str], count: int = 300) -> Compari
 
     robustness = compare_robustness(
         None if len(students) == 1 else corrupted(0),  # a teacher without a network
-        {name: (corrupted(1), corrupted(2 + i)) for i, name in enumerate(students)},
+        {
+            name: [corrupted(seed) for seed in (1, 2 + i, 1, 2 + i)][: 2 * precisions]
+            for i, name in enumerate(students)
+        },
         labels["test"],
     )
     teacher = predictions("teacher", "teacher", 4, 20_000_000)
-    pairs = {
-        name: (
-            predictions(name, "distilled", 2 + i % 3, 50_000 * 3**i),
-            predictions(name, "baseline", 1.5 + i % 4, 50_000 * 3**i),
-        )
+    files = {
+        name: [
+            predictions(name, role, skill, 50_000 * growth**i)
+            for role, skill in (("distilled", 2 + i % 3), ("baseline", 1.5 + i % 4))
+        ]
         for i, name in enumerate(students)
     }
-    return compare(teacher, pairs, labels, names, robustness)
+    if precisions == 2:
+        for models in files.values():
+            models += [
+                replace(model, precision="int8", size_bytes=model.size_bytes // 4)
+                for model in models
+            ]
+    return compare(teacher, files, labels, names, robustness)
 
 
 def costs_of(comparison: Comparison, *settings: str) -> Costs:
@@ -122,29 +140,39 @@ def params_of(comparison: Comparison) -> dict:
 def page_of(comparison: Comparison, costs: Costs, size: int, channels: int = 3) -> str:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (len(comparison.labels), channels, size, size), np.uint8)
+    trainings = [
+        ("teacher", "teacher"),
+        *product(comparison.gains, ("distilled", "baseline")),
+    ]
     curves = pd.DataFrame(
         [
             {
                 "student": name,
                 "role": role,
                 "epoch": epoch,
+                "train_loss": 10.0 ** (2 - epoch / 10),
+                "learning_rate": 0.00025 * (1 - epoch / 40),
                 "validation_accuracy": 1 - 0.9**epoch,
+                "validation_nll": 2 * 0.95**epoch,
                 "kept": epoch == 40,
             }
-            for name in comparison.gains
-            for role in ("distilled", "baseline")
+            for name, role in trainings
             for epoch in range(1, 41)
         ]
     )
     corrupted = dict.fromkeys(CORRUPTIONS, images[0])
     figures = figures_of(comparison, costs)
     params, fingerprints = params_of(comparison), {"dataset": "ab" * 32}
+    ids = [f"test/a folder of a long name/image_{i:08d}.jpeg" for i in range(len(images))]
     return html_report(
-        *(figures, comparison, curves, images.__getitem__, corrupted, costs),
+        *(figures, comparison, curves, images.__getitem__, ids, corrupted, costs),
         *(params, fingerprints),
     )
 
 
+ONE_THREAD = "onnxruntime_1_thread"
+ON_GPU = int(torch.cuda.is_available())  # where `speed` also times PyTorch
+LONG = [f"student_{i:02}_with_a_name_of_forty_letters_x" for i in range(12)]
 FOUR = ["mobilenet-v2-half", "resnet8", "b", "a_student_of_a_long_name"]
 
 
@@ -157,6 +185,25 @@ def pages(tmp_path_factory: pytest.TempPathFactory, finished_project: Path) -> d
     paths["few"].write_text(few_page, "utf-8")
     paths["many"].write_text(page_of(many, costs_of(many, ONE_THREAD), size=200), "utf-8")
     return paths | {"real": finished_project / "reports/index.html"}
+
+
+@pytest.fixture(scope="module")
+def hostile_pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Reports with long names, and students of one cost."""
+    folder = tmp_path_factory.mktemp("hostile")
+    for name, (num_classes, students, growth) in HOSTILE_PAGES.items():
+        comparison = invented(num_classes, students, growth=growth)
+        page = page_of(comparison, costs_of(comparison, ONE_THREAD), size=16)
+        (folder / f"{name}.html").write_text(page, "utf-8")
+    return {name: folder / f"{name}.html" for name in HOSTILE_PAGES}
+
+
+#: Classes, students, and the factor by which each student is larger than the one before.
+HOSTILE_PAGES = {
+    "two classes, students of one cost": (2, LONG[:3], 1),
+    "as many classes as a heat map shows": (MOST_CLASSES, LONG[:3], 2),
+    "many students of one cost, many classes": (100, LONG, 1),
+}
 
 
 NAMES = ("real", "few", "many")
@@ -209,20 +256,21 @@ def test_a_hostile_name_is_escaped_in_the_card():
 
 
 @pytest.mark.parametrize(
-    ("name", "students", "devices"), [("real", 1, 1), ("few", 4, 2), ("many", 1, 1)]
+    ("name", "students", "latencies"), [("real", 1, ON_GPU + 1), ("few", 4, 2), ("many", 1, 1)]
 )
-def test_every_chart_is_drawn_well_formed_and_named(pages, name, students, devices):
+def test_every_chart_is_drawn_well_formed_and_named(pages, name, students, latencies):
     page = pages[name].read_text("utf-8")
-    charts_of_students = 5 - (name == "many")  # which has tables instead of heat maps
+    heat_maps = name != "many"  # which has tables instead
+    charts_of_students = 7 + 3 * heat_maps
     drawings = re.findall(r"<svg .*?</svg>", page, re.DOTALL)
-    assert len(drawings) == 3 + devices + 1 + 1 + charts_of_students * students
+    assert len(drawings) == 4 + latencies + 6 + heat_maps + charts_of_students * students
     for drawing in drawings:
         assert ElementTree.fromstring(drawing).attrib["aria-label"]
         assert "nan" not in drawing
 
 
 @pytest.mark.parametrize(
-    ("name", "lines", "rows"), [("few", 4 * 3, 1 + 2 * 4), ("many", 2, 2), ("real", 3, 1 + 2)]
+    ("name", "lines", "rows"), [("few", 4 * 3, 1 + 4 * 4), ("many", 2, 2), ("real", 3, 1 + 2)]
 )
 def test_accuracy_under_corruption_is_shown_for_each_network_that_was_measured(
     pages, name, lines, rows
@@ -250,7 +298,26 @@ def test_all_disagreements_are_counted_and_the_largest_are_shown(pages):
         differ = sum(len(set(of_image)) > 1 for of_image in zip(*decisions, strict=True))
         assert f'{name} <span class="muted">{differ:,} of 300 images' in page
     strips = page.partition('id="disagreements"')[2]
-    assert strips.count("<img") == 4 * 9
+    assert strips.count("<img") == 4 * 7
+
+
+def test_an_image_of_a_disagreement_has_its_file_its_label_and_each_prediction_with_confidence(
+    pages,
+):
+    comparison = invented(5, FOUR)
+    gain = comparison.gains["b"]
+    models = (comparison.teacher, gain.first, gain.second)
+    differ = np.ptp([model.decisions for model in models], axis=0) > 0
+    first = int(np.argmax(np.where(differ, gain.first.divergences, -1)))
+    section = pages["few"].read_text("utf-8").partition('id="disagreements"')[2]
+    page = section.partition("<h3>b ")[2]
+    caption = words_of(page.partition(f"image_{first:08d}.jpeg</span>")[2].partition("</fig")[0])
+    label, *predictions = re.split(" (?=teacher|distilled|baseline)", caption)
+    assert label.startswith("label ")
+    for text, model in zip(predictions, models, strict=True):
+        mark = "✓" if model.decisions[first] == comparison.labels[first] else "✗"
+        assert text.startswith(f"{model.role} ")
+        assert text.endswith(f" {mark} {100 * model.confidences[first]:.1f}%")
 
 
 def words_of(page: str) -> str:
@@ -286,7 +353,7 @@ def test_the_markdown_has_the_sentences_and_one_row_per_student_and_model():
     costs = costs_of(comparison, ONE_THREAD)
     text = markdown(figures_of(comparison, costs), comparison, costs)
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
-    assert [len(table.splitlines()) - 2 for table in tables] == [4, 5, 3, 9]
+    assert [len(table.splitlines()) - 2 for table in tables] == [4, 9, 3, 17]
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1
     assert "- On 300 test images" in text
@@ -332,12 +399,6 @@ def test_a_logarithmic_axis_has_two_to_seven_ticks_for_any_costs():
         assert all(axis(b) - axis(a) > 30 for a, b in pairwise(axis.ticks))
 
 
-def test_overlapping_labels_are_moved_apart():
-    labels = [(10, 50, "first", "start"), (12, 52, "second", "start"), (200, 51, "far", "start")]
-    heights = {name: y for _, y, name, _ in charts.spread_labels(labels, 300)}
-    assert heights == {"first": 50, "second": 50 + charts.LINE, "far": 51}
-
-
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Page]:
     if CHROMIUM is None:
@@ -372,33 +433,168 @@ EMPTY = """
   return box.width < 50 || box.height < 50 || shown.naturalWidth === 0;
 }).length
 """
+PAGE_CHECKS = Path(__file__).with_name("page_checks.js").read_text("utf-8")
+NARROWEST_EXAMPLE = """
+Math.min(...[...document.querySelectorAll('#disagreements img')].map(image => image.width))
+"""
 PAINT = "getComputedStyle(document.body).backgroundColor"
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("width", [1280, 390])
-def test_a_browser_shows_the_page_without_errors_requests_or_sideways_scrolling(
-    pages, chromium, name, width
-):
+#: Width in pixels, whether dark, and the medium. A4 has about 718 pixels between its margins.
+VIEWS = [(w, dark, "") for w in (390, 800, 1280) for dark in (False, True)] + [
+    (718, False, "print")
+]
+
+
+def check_views(chromium: Page, path: Path) -> None:
+    """Check what a reader sees of a page at each width, light and dark, and in print."""
     chromium.requests.clear()
     chromium.errors.clear()
-    chromium.show(pages[name], width=width)
-    assert chromium.evaluate("innerWidth") == width
-    assert chromium.evaluate("document.documentElement.scrollWidth") <= width
-    assert chromium.evaluate(OUTSIDE) == []
-    assert chromium.evaluate(CUT_TEXT) == []
-    assert chromium.evaluate(SMALLEST_TEXT) >= 9
+    chromium.show(path, width=1280)
+    chromium.evaluate(PAGE_CHECKS)
+    assert chromium.evaluate("pageChecks.lines()") > 300
     assert chromium.evaluate("document.querySelectorAll('svg').length") >= 7
-    assert chromium.evaluate(EMPTY) == 0
-    requests = {url for url in chromium.requests if not url.startswith("data:image/png;")}
-    assert requests == {pages[name].absolute().as_uri()}
+    for width, dark, media in VIEWS:
+        chromium.look(width=width, dark=dark, media=media)
+        view = f"{width} {'dark' if dark else 'light'} {media}"
+        assert chromium.evaluate("innerWidth") == width
+        assert chromium.evaluate("document.documentElement.scrollWidth") <= width, view
+        assert chromium.evaluate(OUTSIDE) == [], view
+        assert chromium.evaluate(CUT_TEXT) == [], view
+        assert chromium.evaluate(SMALLEST_TEXT) >= 9, view
+        assert (chromium.evaluate(NARROWEST_EXAMPLE) or 128) >= 128, view
+        assert chromium.evaluate(EMPTY) == 0, view
+        assert (chromium.evaluate(NARROWEST_EXAMPLE) or 128) >= 128, view
+        assert chromium.evaluate("pageChecks.overlaps()") == [], view
+        assert chromium.evaluate("pageChecks.faint()") == [], view
+    requests = {url for url in chromium.requests if not url.startswith("data:image/")}
+    assert requests == {path.absolute().as_uri()}
     assert chromium.errors == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_browser_shows_the_page_without_requests_and_every_text_can_be_read_in_every_view(
+    pages, chromium, name
+):
+    check_views(chromium, pages[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HOSTILE_PAGES)
+def test_long_names_and_many_students_of_one_cost_can_be_read(hostile_pages, chromium, name):
+    check_views(chromium, hostile_pages[name])
+
+
+def shown_column(chromium: Page, table: str, column: int) -> list[str]:
+    """A table's texts of one column, from the top, without what is in small type."""
+    cells = f"[...document.querySelectorAll('{table} tbody tr')].map(row => row.cells[{column}]"
+    return chromium.evaluate(f"{cells}.firstElementChild.firstChild.textContent.trim())")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_table_is_sorted_by_click_and_by_key_and_says_so_to_a_screen_reader(
+    pages, chromium, width
+):
+    chromium.show(pages["few"], width=width)
+    chromium.errors.clear()
+    title = "document.querySelectorAll('#students th')[{}]".format
+    button = "document.querySelectorAll('#students th button')[{}]".format
+    count = chromium.evaluate("document.querySelectorAll('#students th button').length")
+    assert count == chromium.evaluate("document.querySelectorAll('#students th').length")
+    parameters = ["50,000", "150,000", "450,000", "1,350,000"]
+    assert shown_column(chromium, "#students", 7) == parameters
+    chromium.click(button(7))
+    chromium.click(button(7))
+    assert shown_column(chromium, "#students", 7) == parameters[::-1]
+    assert chromium.evaluate(f"{title(7)}.ariaSort") == "descending"
+    chromium.evaluate(f"{button(0)}.focus()")
+    chromium.press("Enter", text="\r")
+    assert shown_column(chromium, "#students", 0) == sorted(FOUR)
+    assert chromium.evaluate(f"[{title(0)}.ariaSort, {title(7)}.ariaSort]") == ["ascending", None]
+    chromium.press("Tab")
+    chromium.press(" ", text=" ")
+    shown = shown_column(chromium, "#students", 1)
+    assert shown == sorted(shown, key=lambda text: float(text.removesuffix("%")))
+    assert chromium.evaluate("document.activeElement.textContent") == "distilled"
+    assert chromium.errors == []
+
+
+def test_numbers_are_sorted_as_numbers_with_their_units_and_absent_ones_last(
+    pages, chromium, tmp_path
+):
+    """The script, on cells of every kind, in an order that is not theirs as texts."""
+    script = re.search(r"<script>.*?</script>", pages["few"].read_text("utf-8"), re.DOTALL)[0]
+    for ordered in (
+        ["\N{MINUS SIGN}1.39", "0.00", "+0.28", "+10.00", "-"],
+        ["9.5%", "98.3 %", "100.00%", "-"],
+        ["900", "78.0 k", "1.23 M", "17.0 M", "1.1 G"],
+        ["252 kB", "2.91 MB"],
+        ["0.680 ms", "15 ms", "8.4 s", "12 min", "5.1 h"],
+        ["p < 0.001", "p = 0.001", "p = 0.062"],
+        ["2 x slower (1.9 to 2.1)", "1.25 x slower", "as fast", "1.1 x faster", "10 x faster", "-"],
+        ["2,308 images/s", "10,000 images/s"],
+        ["class 2", "class 10", "Class 11"],
+    ):
+        texts = ordered[1:] + ordered[:1]
+        rows = "".join(f"<tr><td><span>x</span><td><span>{text}</span>" for text in texts)
+        path = tmp_path / "table.html"
+        head = "<thead><tr><th>name<th>value</thead>"
+        path.write_text(
+            f"<meta charset=utf-8><table class=sortable>{head}{rows}</table>{script}", "utf-8"
+        )
+        chromium.show(path, width=800)
+        chromium.evaluate("document.querySelectorAll('button')[1].click()")
+        assert shown_column(chromium, "table", 1) == ordered
+        chromium.evaluate("document.querySelectorAll('button')[1].click()")
+        absent = [text for text in ordered if text == "-"]
+        present = [text for text in ordered if text != "-"]
+        assert shown_column(chromium, "table", 1) == [*present[::-1], *absent]
+
+
+def test_without_scripts_the_page_has_the_same_texts_and_no_buttons(pages, chromium):
+    texts = "document.body.innerText.replace(/Press a column.*/, '').replace(/\\s+/g, ' ')"
+    try:
+        chromium.show(pages["few"], width=1280)
+        with_scripts = chromium.evaluate(texts)
+        chromium.call("Emulation.setScriptExecutionDisabled", value=True)
+        chromium.show(pages["few"], width=1280)
+        assert chromium.evaluate(texts) == with_scripts
+        assert chromium.evaluate("document.querySelectorAll('button').length") == 0
+    finally:
+        chromium.call("Emulation.setScriptExecutionDisabled", value=False)
+
+
+def test_no_row_and_no_chart_is_cut_between_two_pages_of_print(pages, chromium):
+    chromium.show(pages["few"], width=718)
+    chromium.look(width=718, media="print")
+    inside = "getComputedStyle(element).breakInside"
+    kinds = "[...document.querySelectorAll('tr, figure.card, .strip figure')]"
+    assert chromium.evaluate(f"[...new Set({kinds}.map(element => {inside}))]") == ["avoid"]
+    shown = "[...document.querySelectorAll('td')].every(cell => cell.checkVisibility())"
+    assert chromium.evaluate(shown)
+
+
+def test_a_name_runs_no_script_in_the_page(pages, chromium, tmp_path):
+    """The policy holds even where the escaping of a name is undone."""
+    page = (
+        pages["few"]
+        .read_text("utf-8")
+        .replace(
+            "a_student_of_a_long_name",
+            "<img src=x onerror='document.title = 1'><script>document.title = 2</script>",
+        )
+    )
+    path = tmp_path / "index.html"
+    path.write_text(page, "utf-8")
+    chromium.show(path, width=1280)
+    assert chromium.evaluate("document.title").startswith("Comparison")
+    assert chromium.evaluate("document.querySelectorAll('th button').length") > 9
 
 
 def test_the_page_is_dark_if_the_reader_prefers_dark(pages, chromium):
     chromium.show(pages["real"], width=390)
     light = chromium.evaluate(PAINT)
-    chromium.show(pages["real"], width=390, dark=True)
+    chromium.look(width=390, dark=True)
     assert light != chromium.evaluate(PAINT)
 
 
@@ -410,9 +606,16 @@ def test_the_browser_reports_a_request_an_error_and_an_overflow(tmp_path, chromi
     page.write_text(
         "<body><p style='width: 3000px'>wide</p><img src='http://example.org/a.png'>"
         "<script>console.error('oh')</script>"
+        "<p style='color: #999'>faint</p><p style='margin: -34px 0 60px'>over it</p>"
+        "<svg viewBox='0 0 90 90' width=90><text y=40>one</text><text y=52>two</text>"
+        "<text transform='rotate(-90 60 60)' x=60 y=60>turned</text>"
+        "<text x=66 y=60>beside</text></svg>"
     )
     chromium.show(page, width=1280)
     assert "http://example.org/a.png" in chromium.requests
     assert len(chromium.errors) >= 2
     assert len(chromium.evaluate(OUTSIDE)) == 1
     assert chromium.evaluate(EMPTY) == 1
+    chromium.evaluate(PAGE_CHECKS)
+    assert chromium.evaluate("pageChecks.overlaps()") == [": faint | over it", ": one | two"]
+    assert chromium.evaluate("pageChecks.faint()") == ["2.85 : faint"]

@@ -1,0 +1,331 @@
+"""Exported files give onnxruntime's logits in OpenVINO, and in onnxruntime-web (Node, Chromium).
+
+Each client is run by the lines that docs/exporting.md shows.
+"""
+
+import functools
+import http.server
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from browser import CHROMIUM, Page, browser
+from image_files import exif, orientation, saved
+from import_closure import ROOT
+from PIL import Image, ImageCms
+from torch import nn
+
+from pipeline.commands.predict import student_input
+from pipeline.export.running.onnx_model import OnnxMetadata, OnnxStudent
+from pipeline.export.to_onnx import OPSET, to_onnx
+from pipeline.models.spec import InputSpec, ModelSpec, build
+
+PACKAGES = ROOT / ".scratch/browser/node_modules"
+HAS_WEB = (PACKAGES / "onnxruntime-web").is_dir()
+NODE = shutil.which("node")
+INSTALL_WEB = "onnxruntime-web is absent: npm install --prefix .scratch/browser onnxruntime-web"
+
+pytestmark = pytest.mark.slow
+openvino = pytest.mark.skipif(
+    importlib.util.find_spec("openvino") is None, reason="the extra `clients` is not installed"
+)
+node = [
+    pytest.mark.skipif(not HAS_WEB, reason=INSTALL_WEB),
+    pytest.mark.skipif(NODE is None, reason="node is absent"),
+]
+chromium = [
+    pytest.mark.skipif(not HAS_WEB, reason=INSTALL_WEB),
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is absent"),
+]
+
+#: How far a logit may be from onnxruntime's, as a fraction of the largest magnitude in its row (at
+#: least 1).
+TOLERANCE = 1e-4
+
+Client = Callable[[Path, np.ndarray], np.ndarray]
+
+
+# The clients: each runs models/exported/resnet8.onnx of a folder on [B, C, S, S] uint8.
+
+
+def lines_of_the_page(language: str, beginning: str) -> str:
+    """The indented block of docs/exporting.md that begins with this line."""
+    page = (ROOT / "docs/exporting.md").read_text("utf-8")
+    (block,) = re.findall(rf"^    {re.escape(beginning)}\n(?:(?:    .*)?\n)*", page, re.MULTILINE)
+    lines = re.sub(r"^    ", "", block, flags=re.MULTILINE).strip()
+    assert len(lines.splitlines()) <= 10, f"the page shows {language} in ten lines"
+    return lines
+
+
+def in_openvino(folder: Path, images: np.ndarray) -> np.ndarray:
+    names: dict[str, Any] = {"images": images}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        exec(lines_of_the_page("Python", "import json, openvino"), names)
+    card = json.loads((folder / "models/exported/resnet8.json").read_text("utf-8"))
+    assert names["classes"] == [card["classes"][label] for label in names["logits"].argmax(1)]
+    return names["logits"]
+
+
+def program(images: np.ndarray, pixels: str, result: str) -> str:
+    """The page's lines of JavaScript, with the code before and after them."""
+    batch, channels, side, _ = images.shape
+    return "\n".join(
+        (
+            f"const [batch, channels, side] = {[batch, channels, side]};",
+            f"const pixels = {pixels};",
+            lines_of_the_page("JavaScript", 'import * as ort from "onnxruntime-web";'),
+            result,
+        )
+    )
+
+
+def in_node(folder: Path, images: np.ndarray) -> np.ndarray:
+    (folder / "pixels").write_bytes(images.tobytes())
+    pixels = 'new Uint8Array((await import("node:fs")).readFileSync("pixels"))'
+    result = "console.log(JSON.stringify(Array.from(logits.data)));"
+    (folder / "program.mjs").write_text(program(images, pixels, result), "utf-8")
+    run = subprocess.run(
+        [NODE, "program.mjs"], cwd=folder, check=True, capture_output=True, text=True
+    )
+    return np.array(json.loads(run.stdout), np.float32).reshape(len(images), -1)
+
+
+def in_chromium(folder: Path, images: np.ndarray) -> np.ndarray:
+    (folder / "pixels").write_bytes(images.tobytes())
+    pixels = 'new Uint8Array(await (await fetch("pixels")).arrayBuffer())'
+    script = program(images, pixels, "export const result = Array.from(logits.data);")
+    (folder / "program.mjs").write_text(script, "utf-8")
+    page = (ROOT / "docs/examples/browser/index.html").read_text("utf-8")
+    (imports,) = re.findall(r'<script type="importmap">.*?</script>', page, re.DOTALL)
+    (folder / "index.html").write_text(f"<!doctype html>{imports}", "utf-8")
+    with opened(folder) as tab:
+        logits = value(tab, 'import("./program.mjs").then((module) => module.result)')
+    return np.array(logits, np.float32).reshape(len(images), -1)
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[Page]:
+    """Serve the folder on this machine, and yield a tab of Chromium that shows its index.html."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = functools.partial(Handler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            with browser() as tab:
+                address = f"http://127.0.0.1:{server.server_port}/"
+                tab.call("Page.navigate", url=address)
+                while tab.next_message().get("method") != "Page.loadEventFired":
+                    pass
+                yield tab
+                assert all(url.startswith((address, "blob:", "data:")) for url in tab.requests)
+        finally:
+            server.shutdown()
+
+
+def value(tab: Page, expression: str) -> Any:
+    """The expression's value in the tab, awaited if it is a promise."""
+    answer = tab.call(
+        "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+    )
+    assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+    return answer["result"].get("value")
+
+
+CLIENTS = [
+    pytest.param(in_openvino, id="openvino", marks=openvino),
+    pytest.param(in_node, id="node", marks=node),
+    pytest.param(in_chromium, id="chromium", marks=chromium),
+]
+
+
+# The files.
+
+
+@dataclass(frozen=True)
+class Student:
+    family: str
+    network: str
+    side: int  # pixels, of the file's input
+    size: int  # pixels, of the network's input
+    channels: int = 3
+    width: float | None = None
+    interpolation: str | None = None
+
+
+STUDENTS = {
+    "without a resize": Student("cifar_resnet", "resnet8", 32, 32),
+    "greyscale, shrinks": Student("cifar_resnet", "resnet8", 33, 16, channels=1),
+    "bicubic": Student("cifar_resnet", "resnet8", 24, 32, interpolation="bicubic"),
+    "bicubic, shrinks": Student("cifar_resnet", "resnet8", 40, 32, interpolation="bicubic"),
+    "mobilenet": Student("torchvision", "mobilenet_v2", 32, 64, width=0.25),
+    "squeezenet": Student("torchvision", "squeezenet1_1", 32, 64),
+}
+
+
+def metadata_of(reading: dict[str, object], side: int, channels: int) -> OnnxMetadata:
+    return OnnxMetadata(
+        name="mine",
+        role="distilled",
+        precision="float32",
+        fingerprint="-",
+        class_names=list("abcde"),
+        opset=OPSET,
+        channels=channels,
+        image_size=side,
+        reading=reading,
+    )
+
+
+def with_statistics_of(network: nn.Module, inputs: torch.Tensor) -> nn.Module:
+    """Set the statistics of batch norm: without them a new network's logits are near 0."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the mean over all batches
+    with torch.no_grad():
+        network.train()(inputs)
+    return network.eval()
+
+
+def write_student(folder: Path, student: Student) -> np.ndarray:
+    """Export the student to models/exported/resnet8.onnx, and return images."""
+    channels, side = student.channels, student.side
+    spec = InputSpec(
+        channels,
+        student.size,
+        [0.4] * channels,
+        [0.2] * channels,
+        interpolation=student.interpolation,
+    )
+    options = {} if student.width is None else {"width_mult": student.width}
+    torch.manual_seed(0)
+    network = build(ModelSpec(student.family, student.network, options, list("abcde"), spec))
+    views = torch.randint(0, 256, (64, channels, side, side), dtype=torch.uint8)
+    with_statistics_of(network, spec.apply(views))
+    metadata = metadata_of({"storage": "pixels", "image_size": side}, side, channels)
+    write_file(folder, to_onnx(network, spec, metadata), metadata.class_names)
+    return views.numpy()
+
+
+def write_file(folder: Path, content: bytes, class_names: list[str]) -> None:
+    exported = folder / "models/exported"
+    exported.mkdir(parents=True)
+    (exported / "resnet8.onnx").write_bytes(content)
+    (exported / "resnet8.json").write_text(json.dumps({"classes": class_names}), "utf-8")
+    (folder / "node_modules").symlink_to(PACKAGES)
+
+
+def in_onnxruntime(folder: Path, images: np.ndarray) -> np.ndarray:
+    content = (folder / "models/exported/resnet8.onnx").read_bytes()
+    return OnnxStudent(content, "resnet8.onnx", 1).logits(images)
+
+
+def difference(actual: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference of a logit, as TOLERANCE counts it."""
+    largest = np.maximum(1, np.abs(expected).max(1, keepdims=True))
+    return float((np.abs(actual - expected) / largest).max())
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize("student", STUDENTS)
+def test_a_client_gives_the_logits_of_onnxruntime(client: Client, student: str, tmp_path: Path):
+    images = write_student(tmp_path, STUDENTS[student])
+    for batch in (1, 7):
+        part = images[:batch]
+        found = difference(client(tmp_path, part), in_onnxruntime(tmp_path, part))
+        print(f"{student}, batch of {batch}: {found:.1e}")
+        assert found < TOLERANCE
+
+
+# The page of docs/examples/browser/.
+
+PAGE = ROOT / "docs/examples/browser"
+
+
+def other_profile() -> bytes:
+    """sRGB's colour profile with red and green exchanged."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    red, green, neither = b"rXYZ", b"gXYZ", b"????"
+    return profile.replace(red, neither).replace(green, red).replace(neither, green)
+
+
+def image_files() -> dict[str, bytes]:
+    """Files of each kind that browsers read."""
+    noise = np.random.default_rng(0).integers(0, 256, (60, 90, 4), np.uint8)
+    smooth = Image.fromarray(noise[:6, :9, :3]).resize((90, 60), Image.Resampling.BICUBIC)
+    photograph = Image.fromarray(noise[:, :, :3]).resize((900, 600), Image.Resampling.BICUBIC)
+    deep = Image.fromarray(noise[..., 0].astype(np.uint16) * 257)
+    opaque = noise[..., :3]
+    return {
+        "colours.png": saved("PNG", opaque),
+        "upright.jpg": saved("JPEG", smooth, exif=exif(orientation(6)), quality=90),
+        "mirrored.jpg": saved("JPEG", smooth, exif=exif(orientation(2)), quality=90),
+        "transparent.png": saved("PNG", noise),
+        "palette.png": saved("PNG", smooth.convert("P"), transparency=3),
+        "grey.png": saved("PNG", smooth.convert("L").resize((11, 9))),
+        "deep.png": saved("PNG", deep),
+        "profile.png": saved("PNG", opaque, icc_profile=other_profile()),
+        "lossless.webp": saved("WEBP", opaque, lossless=True),
+        "animation_of_one.gif": saved("GIF", smooth),
+        "old.bmp": saved("BMP", opaque),
+        "photograph.jpg": saved("JPEG", photograph, quality=90),
+        "cmyk.jpg": saved("JPEG", smooth.convert("CMYK"), quality=90),
+        "portrait.png": saved("PNG", smooth.resize((41, 233))),
+    }
+
+
+PIXELS = {"storage": "pixels", "image_size": 32}
+KEPT = {
+    "storage": "encoded",
+    "image_size": 64,
+    "quality": "original",
+    "resize_ratio": 256 / 224,
+    "interpolation": "bilinear",
+}
+READINGS = [  # ..., the side of the file's input, its channels
+    (PIXELS, 32, 3),
+    (PIXELS, 32, 1),
+    (PIXELS | {"image_size": 48}, 20, 3),
+    (KEPT, 24, 3),
+    (KEPT | {"resize_ratio": 1.0, "interpolation": "bicubic"}, 32, 1),
+]
+
+
+@pytest.mark.skipif(not HAS_WEB, reason=INSTALL_WEB)
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is absent")
+@pytest.mark.parametrize(("reading", "side", "channels"), READINGS)
+def test_the_page_makes_the_pixels_of_predict_within_one_level(reading, side, channels, tmp_path):
+    shutil.copytree(PAGE, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "node_modules").symlink_to(PACKAGES)
+    metadata = metadata_of(reading, side, channels)
+    card = {
+        "input": {"channels": channels, "image_size": side},
+        "preprocessing": metadata.reading.model_dump(exclude_none=True),
+    }
+    with opened(tmp_path) as tab:
+        for name, content in image_files().items():
+            if reading["storage"] == "encoded" and name.endswith(".jpg"):
+                continue  # `predict` decodes a large JPEG at a fraction of its size
+            (tmp_path / name).write_bytes(content)
+            read = f"""(async () => {{
+                const {{ preprocess }} = await import("./classify.js");
+                const file = await (await fetch("{name}")).blob();
+                return Array.from(await preprocess(file, {json.dumps(card)}));
+            }})()"""
+            expected = student_input(content, metadata).ravel().astype(int)
+            assert np.abs(np.array(value(tab, read)) - expected).max() <= 1, name
