@@ -40,7 +40,7 @@ from onnx import numpy_helper
 
 from pipeline.commands import check
 from pipeline.commands.import_logits import import_logits
-from pipeline.commands.predict import classify, open_student
+from pipeline.commands.predict import classify, open_model
 from pipeline.commands.store import inspect
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.data.sources.params import DatasetParams
@@ -168,7 +168,7 @@ def read_results() -> None:
 
 
 def read_exported(path: Path) -> None:
-    model = open_student(str(path))
+    model, _ = open_model(path)
     files, unreadable = sorted(Path("images").rglob("*.png"))[::6], []
     found, names = list(classify(model, files, unreadable, [])), model.metadata.class_names
     expect(len(found) + len(unreadable) == len(files), "predictions")
