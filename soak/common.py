@@ -28,11 +28,10 @@ CLOCKED = {"metrics/speed.json", "reports/index.html", "reports/comparison.md"} 
 #: Each stage's module and arguments, in order.
 STAGES = {
     **{name: (name,) for name in ("prepare", "teacher", "soft_targets")},
-    **{name: (name, "small") for name in ("baseline", "student", "int8_training")},
-    "export_teacher": ("export", "--teacher"),
-    "export": ("export", "small"),
-    "robustness_teacher": ("robustness", "--teacher"),
-    "robustness": ("robustness", "small"),
+    **{name: (name, "small") for name in ("baseline", "student")},
+    "int8_training": ("int8_training", "small"),
+    **{f"{name}_teacher": (name, "--teacher") for name in ("export", "robustness")},
+    **{name: (name, "small") for name in ("export", "robustness")},
     **{name: (name,) for name in ("speed", "compare")},
 }
 

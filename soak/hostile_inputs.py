@@ -168,7 +168,7 @@ def read_results() -> None:
 
 
 def read_exported(path: Path) -> None:
-    model, _ = open_model(path)
+    model = open_model(path)[0]
     files, unreadable = sorted(Path("images").rglob("*.png"))[::6], []
     found, names = list(classify(model, files, unreadable, [])), model.metadata.class_names
     expect(len(found) + len(unreadable) == len(files), "predictions")
@@ -279,7 +279,7 @@ def make_project() -> None:
     common.write_params(Path(), PARAMS)
     for name, *arguments in list(common.STAGES.values())[2:]:
         run_stage(name, *arguments)
-    shutil.move("models/exported/small.onnx", EXPORTED)
+    shutil.copy("models/exported/small.onnx", EXPORTED)
     shutil.rmtree(".scratch")
     ENCODED.mkdir()
     prepare.write_dataset(DatasetParams(**PARAMS["dataset"] | {"storage": "encoded"}), ENCODED)

@@ -36,7 +36,6 @@ BROUGHT_ALONG = {
         "pipeline/runtime/progress.py",
     },
     "export": {
-        *("pipeline/export/int8.py", "pipeline/export/int8_checks.py"),
         *("pipeline/compute/distributed.py", "pipeline/compute/provenance.py"),
         *("pipeline/runtime/locks.py", "pipeline/runtime/progress.py"),
     },

@@ -844,7 +844,9 @@ def write_exported(**metadata: str) -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     reading = {"storage": "pixels", "image_size": 16}
     card = OnnxMetadata(
-        student="mine",
+        name="mine",
+        role="distilled",
+        precision="float32",
         fingerprint="-",
         class_names=["ant", "bee", "cat"],
         opset=17,
@@ -946,7 +948,7 @@ MISTAKES |= {
         "compare", partial(change_json, "metrics/students/small.json", kept_epoch=9)
     ),
     "predictions truncated": then(
-        "compare", os.truncate, "predictions/students/small.safetensors", 100
+        "compare", os.truncate, "predictions/exported/students/small.safetensors", 100
     ),
     "a folder in a file's place": then(
         "compare", put_a_folder_in_place_of, Path("metrics/comparison.json")

@@ -4,7 +4,7 @@ Arithmetic on logits; reads and writes nothing.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -93,6 +93,8 @@ class Comparison:
     pairs: Sequence[PairedDifference[ModelMetrics]]
     decision: Decision | None  # which file to ship; None if there is no file
     robustness: RobustComparison
+    #: By student and role, why there is no int8 file where one was asked for.
+    refused: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     @property
     def models(self) -> list[ModelMetrics]:

@@ -37,6 +37,7 @@ from pipeline.comparison.robustness import (
 from pipeline.data.prepared.dataset import Dataset
 from pipeline.runtime.errors import UserError, counted
 from pipeline.runtime.outputs import (
+    NOT_ASKED,
     STORE,
     TEACHER,
     ExportedFile,
@@ -142,6 +143,18 @@ def read_exported(outputs: ExportOutputs, dataset: Dataset) -> list[Predictions]
         )
         for file, card in cards.items()
     ]
+
+
+def read_refused(names: list[str]) -> dict[tuple[str, str], str]:
+    """Read, by student and role, why there is no int8 file where params.yaml asks for one."""
+    return {
+        (name, file.role): card.no_file
+        for name in names
+        for file in ExportOutputs(name).files
+        if file.precision == "int8"
+        for card in [read_model(file.card, _Card, produced_by=f"dvc repro export@{name}")]
+        if card.no_file is not None and card.no_file != NOT_ASKED
+    }
 
 
 def _costs(file: ExportedFile, card: _Card) -> dict[str, int | None]:

@@ -77,6 +77,10 @@ class ModelOutputs:
 TEACHER = ModelOutputs("teacher")
 
 
+#: Why there is no int8 file where params.yaml asks for none, in its model card.
+NOT_ASKED = "`export.precision` is float32"
+
+
 @dataclass(frozen=True)
 class ExportedFile:
     """One network as an ONNX file, and its model card."""

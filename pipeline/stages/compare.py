@@ -8,6 +8,7 @@ metrics/training_curves.csv, and the report in reports/. Measured times go to re
 from pipeline.runtime.command import run_command
 
 import argparse
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def main() -> None:
     labels = {name: np.array(dataset.splits[name].labels) for name in HELD_OUT}
     robustness = results.read_robustness(teacher, students, dataset)
     comparison = compare(teacher, students, labels, dataset.class_names, robustness)
+    comparison = replace(comparison, refused=results.read_refused(names))
     if comparison.teacher.accuracy == 0:
         raise UserError(
             "the teacher classifies no test image correctly; expected some, for retention is a "

@@ -35,13 +35,10 @@ from pipeline.models import checkpoint
 from pipeline.models.spec import InputSpec, ModelSpec
 from pipeline.runtime.errors import UserError, counted
 from pipeline.runtime.files import read_json, write_bytes, write_json
-from pipeline.runtime.outputs import TEACHER, ExportedFile, ExportOutputs, ModelOutputs
+from pipeline.runtime.outputs import NOT_ASKED, TEACHER, ExportedFile, ExportOutputs, ModelOutputs
 from pipeline.runtime.params import check_student, load_section
 from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.views.params import ViewsParams
-
-#: Why there is no int8 file where params.yaml asks for none.
-NOT_ASKED = "`export.precision` is float32"
 
 
 @dataclass(frozen=True)

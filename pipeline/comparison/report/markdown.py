@@ -6,6 +6,7 @@ from pipeline.comparison.compare import Comparison
 from pipeline.comparison.figures import Figures, models_table
 from pipeline.comparison.report.costs import Costs, speed_note
 from pipeline.comparison.report.decision_card import TITLE, DecisionCard, decision_card
+from pipeline.comparison.report.int8_table import int8_table
 from pipeline.comparison.report.summary import sentences
 from pipeline.comparison.report.tables import (
     cache_table,
@@ -27,6 +28,8 @@ def markdown(figures: Figures, comparison: Comparison, costs: Costs) -> str:
     ]
     for speed in costs.speed.values():
         parts += [speed_note(speed, costs), table(speed_table(speed))]
+    if len(int8 := int8_table(comparison, costs.speed)):
+        parts.append(table(int8))
     if costs.economics is not None:
         parts.append(table(cache_table(costs)))
     parts += [

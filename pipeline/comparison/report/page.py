@@ -25,6 +25,7 @@ from pipeline.comparison.report import charts, drawings, tables
 from pipeline.comparison.report.classes import confusions, precision_and_recall
 from pipeline.comparison.report.costs import Costs, measured_sentence, speed_note
 from pipeline.comparison.report.decision_card import TITLE, decision_card
+from pipeline.comparison.report.int8_table import LARGEST_LOSS, LEAST_REDUCTION, int8_table
 from pipeline.comparison.report.network_texts import network_texts
 from pipeline.comparison.report.numbers import fewer_or_more, join_and, points_of_one, si3, whole
 from pipeline.comparison.report.summary import sentences
@@ -92,6 +93,8 @@ def html_report(
         speed=[
             (speed_note(speed, costs), tables.speed_table(speed)) for speed in costs.speed.values()
         ],
+        int8=int8_table(comparison, costs.speed),
+        int8_aims=f"at most {LARGEST_LOSS} points lost, at least {LEAST_REDUCTION} x smaller",
         cache=tables.cache_table(costs),
         training_charts=training_charts(curves),
         calibration=drawings.calibration(comparison),
