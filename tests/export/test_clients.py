@@ -25,9 +25,11 @@ from browser import CHROMIUM, Page, browser
 from image_files import exif, orientation, saved
 from import_closure import ROOT
 from PIL import Image, ImageCms
+from sklearn.datasets import load_digits
 from torch import nn
 
 from pipeline.commands.predict import student_input
+from pipeline.export.int8 import CALIBRATION_IMAGES, to_int8
 from pipeline.export.running.onnx_model import OnnxMetadata, OnnxStudent
 from pipeline.export.to_onnx import OPSET, to_onnx
 from pipeline.models.spec import InputSpec, ModelSpec, build
@@ -249,6 +251,75 @@ def test_a_client_gives_the_logits_of_onnxruntime(client: Client, student: str, 
         found = difference(client(tmp_path, part), in_onnxruntime(tmp_path, part))
         print(f"{student}, batch of {batch}: {found:.1e}")
         assert found < TOLERANCE
+
+
+# int8.
+
+#: For an int8 file, of onnxruntime-web and of OpenVINO: how far a logit may be from onnxruntime's,
+#: as TOLERANCE counts it; and the share of images that may have another class.
+INT8_TOLERANCE = {in_node: 0.05, in_chromium: 0.05, in_openvino: 0.25}
+INT8_DECISIONS = 0.01
+
+EPOCHS = {"without a resize": 8, "mobilenet": 20}
+
+
+@pytest.fixture(scope="module", params=EPOCHS)
+def int8_student(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, np.ndarray]:
+    """The folder of an int8 file that loses little, and its test images: handwritten digits."""
+    student = STUDENTS[request.param]
+    digits = load_digits()
+    images = (digits.images * 255 / 16).round().astype(np.uint8)[:, None].repeat(3, 1)
+    images = images.repeat(student.side // 8, 2).repeat(student.side // 8, 3)
+    order = np.random.default_rng(0).permutation(len(images))
+    images, labels = images[order], digits.target[order]
+    spec = InputSpec(3, student.size, [0.4] * 3, [0.2] * 3)
+    options = {} if student.width is None else {"width_mult": student.width}
+    names = list("0123456789")
+    torch.manual_seed(0)
+    network = build(ModelSpec(student.family, student.network, options, names, spec))
+    train = slice(359, None)
+    fit(network, spec.apply(torch.from_numpy(images[train])), labels[train], EPOCHS[request.param])
+    reading = {"storage": "pixels", "image_size": student.side}
+    metadata = metadata_of(reading, student.side, 3).model_copy(update={"class_names": names})
+    content = to_onnx(network, spec, metadata)
+    folder = tmp_path_factory.mktemp("int8")
+    write_file(folder, to_int8(content, np.split(images[train][:CALIBRATION_IMAGES], 8)), names)
+    test = images[:359]
+    float32 = OnnxStudent(content, "float32", 1).logits(test).argmax(1)
+    int8 = in_onnxruntime(folder, test).argmax(1)
+    assert (float32 == labels[:359]).mean() > 0.95
+    assert (float32 != int8).mean() < 0.01
+    return folder, test
+
+
+def fit(network: nn.Module, inputs: torch.Tensor, labels: np.ndarray, epochs: int) -> None:
+    targets = torch.from_numpy(labels)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=5e-4, nesterov=True)
+    steps = -(-len(targets) // 64) * epochs
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps)
+    network.train()
+    for _ in range(epochs):
+        for batch in torch.randperm(len(targets)).split(64):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(inputs[batch]), targets[batch]).backward()
+            optimizer.step()
+            schedule.step()
+    network.eval()
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_client_gives_the_logits_of_an_int8_file_within_the_bound_of_the_page(
+    client: Client, int8_student: tuple[Path, np.ndarray]
+):
+    folder, images = int8_student
+    actual, expected = client(folder, images), in_onnxruntime(folder, images)
+    found = difference(actual, expected)
+    decisions = (actual.argmax(1) != expected.argmax(1)).sum()
+    print(f"{client.__name__}: {found:.2g}, another class of {decisions} of {len(images)} images")
+    assert found < INT8_TOLERANCE[client]
+    assert decisions <= INT8_DECISIONS * len(images)
 
 
 # The page of docs/examples/browser/.
