@@ -539,3 +539,14 @@ def test_the_page_classifies_no_image_with_another_student_than_the_cards(page_o
         value(tab, "new Promise((done) => setTimeout(done, 500))")
         message(tab, expected)
         assert rows(tab) == []
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_is_no_wider_than_its_window(width, page_of_a_student, tmp_path):
+    image = shutil.copy(page_of_a_student.images[0], tmp_path / f"{'long' * 40}.png")
+    with opened(page_of_a_student.folder) as tab:
+        tab.look(width=width)
+        drop(tab, image)
+        message(tab, "as the student sees it:")
+        assert value(tab, "document.documentElement.scrollWidth") == width
