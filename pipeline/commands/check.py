@@ -38,17 +38,8 @@ SECTIONS = {
 #: Folders that stages, DVC or Git write. An input inside or around one would depend on itself.
 WRITTEN = (
     *("data/prepared", "data/soft_targets", "models/teacher", "models/students"),
-    *(
-        "models/baselines",
-        "models/exported",
-        "models/int8",
-        "predictions",
-        "metrics",
-        "reports",
-        ".scratch",
-        ".dvc",
-        ".git",
-    ),
+    *("models/baselines", "models/int8", "models/exported"),
+    *("predictions", "metrics", "reports", ".scratch", ".dvc", ".git"),
 )
 
 

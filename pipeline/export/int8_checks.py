@@ -8,12 +8,12 @@ from pipeline.comparison.measurement.statistics import Gain, bootstrap_means, in
 from pipeline.export.to_onnx import NotExportable
 from pipeline.runtime.errors import counted
 
-#: How many images integer kernels may give another class than the graph's own arithmetic, at least
-#: one. Kernels round at other places: in the default run's students that decides for no test image,
-#: and under noise that leaves 68 % accuracy for one of 359. Kernels that saturate changed 15 to 47.
+#: How many images integer kernels may give another class than the graph as it is written, at least
+#: one. Kernels round at other places: for the default run's students that decides for at most one
+#: of 359 test images; kernels that saturate change 16 to 49 (`python -m benchmarks.int8`).
 OTHER_CLASSES_PER_IMAGE = 0.01
-#: How far logits may be apart (root mean square) as a share of their spread. The same students: at
-#: most 0.007; kernels that saturate: 0.25 to 0.48.
+#: How far logits may be apart (root mean square) as a share of their spread. The same students:
+#: 0.006 at most; kernels that saturate: 0.25 to 0.49.
 APART = 0.05
 
 
