@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,9 +25,11 @@ from browser import CHROMIUM, Page, browser
 from image_files import exif, orientation, saved
 from import_closure import ROOT
 from PIL import Image, ImageCms
+from sklearn.datasets import load_digits
 from torch import nn
 
 from pipeline.commands.predict import student_input
+from pipeline.export.int8 import CALIBRATION_IMAGES, to_int8
 from pipeline.export.running.onnx_model import OnnxMetadata, OnnxStudent
 from pipeline.export.to_onnx import OPSET, to_onnx
 from pipeline.models.spec import InputSpec, ModelSpec, build
@@ -40,14 +43,12 @@ pytestmark = pytest.mark.slow
 openvino = pytest.mark.skipif(
     importlib.util.find_spec("openvino") is None, reason="the extra `clients` is not installed"
 )
-node = [
-    pytest.mark.skipif(not HAS_WEB, reason=INSTALL_WEB),
-    pytest.mark.skipif(NODE is None, reason="node is absent"),
-]
-chromium = [
-    pytest.mark.skipif(not HAS_WEB, reason=INSTALL_WEB),
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is absent"),
-]
+node = pytest.mark.skipif(
+    not HAS_WEB or NODE is None, reason=INSTALL_WEB if NODE else "node is absent"
+)
+needs_chromium = pytest.mark.skipif(
+    not HAS_WEB or CHROMIUM is None, reason=INSTALL_WEB if CHROMIUM else "chromium is absent"
+)
 
 #: How far a logit may be from onnxruntime's, as a fraction of the largest magnitude in its row (at
 #: least 1).
@@ -150,7 +151,7 @@ def value(tab: Page, expression: str) -> Any:
 CLIENTS = [
     pytest.param(in_openvino, id="openvino", marks=openvino),
     pytest.param(in_node, id="node", marks=node),
-    pytest.param(in_chromium, id="chromium", marks=chromium),
+    pytest.param(in_chromium, id="chromium", marks=needs_chromium),
 ]
 
 
@@ -252,6 +253,75 @@ def test_a_client_gives_the_logits_of_onnxruntime(client: Client, student: str, 
         assert found < TOLERANCE
 
 
+# int8.
+
+#: For an int8 file, of onnxruntime-web and of OpenVINO: how far a logit may be from onnxruntime's,
+#: as TOLERANCE counts it; and the share of images that may have another class.
+INT8_TOLERANCE = {in_node: 0.05, in_chromium: 0.05, in_openvino: 0.25}
+INT8_DECISIONS = 0.01
+
+EPOCHS = {"without a resize": 8, "mobilenet": 20}
+
+
+@pytest.fixture(scope="module", params=EPOCHS)
+def int8_student(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, np.ndarray]:
+    """The folder of an int8 file that loses little, and its test images: handwritten digits."""
+    student = STUDENTS[request.param]
+    digits = load_digits()
+    images = (digits.images * 255 / 16).round().astype(np.uint8)[:, None].repeat(3, 1)
+    images = images.repeat(student.side // 8, 2).repeat(student.side // 8, 3)
+    order = np.random.default_rng(0).permutation(len(images))
+    images, labels = images[order], digits.target[order]
+    spec = InputSpec(3, student.size, [0.4] * 3, [0.2] * 3)
+    options = {} if student.width is None else {"width_mult": student.width}
+    names = list("0123456789")
+    torch.manual_seed(0)
+    network = build(ModelSpec(student.family, student.network, options, names, spec))
+    train = slice(359, None)
+    fit(network, spec.apply(torch.from_numpy(images[train])), labels[train], EPOCHS[request.param])
+    reading = {"storage": "pixels", "image_size": student.side}
+    metadata = metadata_of(reading, student.side, 3).model_copy(update={"class_names": names})
+    content = to_onnx(network, spec, metadata)
+    folder = tmp_path_factory.mktemp("int8")
+    write_file(folder, to_int8(content, np.split(images[train][:CALIBRATION_IMAGES], 8)), names)
+    test = images[:359]
+    float32 = OnnxStudent(content, "float32", 1).logits(test).argmax(1)
+    int8 = in_onnxruntime(folder, test).argmax(1)
+    assert (float32 == labels[:359]).mean() > 0.95
+    assert (float32 != int8).mean() < 0.01
+    return folder, test
+
+
+def fit(network: nn.Module, inputs: torch.Tensor, labels: np.ndarray, epochs: int) -> None:
+    targets = torch.from_numpy(labels)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=5e-4, nesterov=True)
+    steps = -(-len(targets) // 64) * epochs
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps)
+    network.train()
+    for _ in range(epochs):
+        for batch in torch.randperm(len(targets)).split(64):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(inputs[batch]), targets[batch]).backward()
+            optimizer.step()
+            schedule.step()
+    network.eval()
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_client_gives_the_logits_of_an_int8_file_within_the_bound_of_the_page(
+    client: Client, int8_student: tuple[Path, np.ndarray]
+):
+    folder, images = int8_student
+    actual, expected = client(folder, images), in_onnxruntime(folder, images)
+    found = difference(actual, expected)
+    decisions = (actual.argmax(1) != expected.argmax(1)).sum()
+    print(f"{client.__name__}: {found:.2g}, another class of {decisions} of {len(images)} images")
+    assert found < INT8_TOLERANCE[client]
+    assert decisions <= INT8_DECISIONS * len(images)
+
+
 # The page of docs/examples/browser/.
 
 PAGE = ROOT / "docs/examples/browser"
@@ -306,8 +376,7 @@ READINGS = [  # ..., the side of the file's input, its channels
 ]
 
 
-@pytest.mark.skipif(not HAS_WEB, reason=INSTALL_WEB)
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is absent")
+@needs_chromium
 @pytest.mark.parametrize(("reading", "side", "channels"), READINGS)
 def test_the_page_makes_the_pixels_of_predict_within_one_level(reading, side, channels, tmp_path):
     shutil.copytree(PAGE, tmp_path, dirs_exist_ok=True)
@@ -329,3 +398,144 @@ def test_the_page_makes_the_pixels_of_predict_within_one_level(reading, side, ch
             }})()"""
             expected = student_input(content, metadata).ravel().astype(int)
             assert np.abs(np.array(value(tab, read)) - expected).max() <= 1, name
+
+
+@dataclass(frozen=True)
+class PageOfAStudent:
+    """The page's folder with an exported student, and images."""
+
+    folder: Path
+    images: list[Path]
+
+    def predicted(self, image: Path) -> list[tuple[str, float]]:
+        """Classes and probabilities, by `predict`."""
+        command = [sys.executable, "-m", "pipeline.commands.predict", "--json", "--top", "3"]
+        run = subprocess.run(
+            [*command, str(self.folder / "student.onnx"), str(image)],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return [(each["class"], each["probability"]) for each in json.loads(run.stdout)["classes"]]
+
+
+@pytest.fixture
+def page_of_a_student(finished_project: Path, tmp_path: Path) -> PageOfAStudent:
+    folder = tmp_path / "page"
+    shutil.copytree(PAGE, folder)
+    (folder / "node_modules").symlink_to(PACKAGES)
+    for suffix in (".onnx", ".json"):
+        exported = finished_project / "models/exported/small"
+        shutil.copy(exported.with_suffix(suffix), folder / f"student{suffix}")
+    images = [next(finished_project.glob(f"images/train/{name}/*.png")) for name in ("ant", "bee")]
+    photograph = tmp_path / "photograph.jpg"
+    photograph.write_bytes(image_files()["photograph.jpg"])
+    return PageOfAStudent(folder, [*images, photograph])
+
+
+def choose(tab: Page, image: Path) -> None:
+    field = tab.call("Runtime.evaluate", expression='document.querySelector("input")')
+    tab.call("DOM.setFileInputFiles", files=[str(image)], objectId=field["result"]["objectId"])
+
+
+def drop(tab: Page, image: Path) -> None:
+    data = {"items": [], "files": [str(image)], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        tab.call("Input.dispatchDragEvent", type=kind, x=100, y=150, data=data)
+
+
+def message(tab: Page, ending: str) -> None:
+    """Wait until the page's message ends so."""
+    text = 'document.querySelector("[role=status]").textContent'
+    waiting = f"""new Promise((done) => {{
+        const start = Date.now();
+        (function look() {{
+            const late = Date.now() > start + 20_000;
+            if (late || {text}.endsWith({json.dumps(ending)})) done({text});
+            else setTimeout(look, 20);
+        }})();
+    }})"""
+    assert value(tab, waiting).endswith(ending)
+
+
+def rows(tab: Page) -> list[tuple[str, float]]:
+    """The classes and probabilities that the page shows."""
+    cells = value(
+        tab,
+        """Array.from(document.querySelectorAll("tbody tr"),
+            (row) => Array.from(row.cells, (cell) => cell.textContent))""",
+    )
+    return [(name, float(share.removesuffix(" %")) / 100) for name, share in cells]
+
+
+@needs_chromium
+@pytest.mark.parametrize("give", [choose, drop])
+def test_the_page_shows_the_classes_of_predict(give, page_of_a_student):
+    with opened(page_of_a_student.folder) as tab:
+        message(tab, "Ready.")
+        for image in page_of_a_student.images:
+            give(tab, image)
+            message(tab, f"{image.name}, as the student sees it:")
+            expected = page_of_a_student.predicted(image)
+            # The photograph's pixels may differ by one level.
+            accuracy = 0.01 if image.suffix == ".jpg" else 0.0001
+            assert [name for name, _ in rows(tab)] == [name for name, _ in expected]
+            for (_, shown), (_, share) in zip(rows(tab), expected, strict=True):
+                assert shown == pytest.approx(share, abs=accuracy)
+        assert not tab.errors
+
+
+@needs_chromium
+def test_the_page_says_that_a_file_is_not_an_image_and_hides_the_last_result(
+    page_of_a_student, tmp_path
+):
+    (tmp_path / "notes.txt").write_text("no image", "utf-8")
+    with opened(page_of_a_student.folder) as tab:
+        drop(tab, page_of_a_student.images[0])
+        message(tab, "as the student sees it:")
+        drop(tab, tmp_path / "notes.txt")
+        message(tab, "The browser cannot read notes.txt as an image.")
+        assert value(tab, 'document.querySelector("main").hidden')
+
+
+FAULTS = {  # of the folder: an edit that makes it, and the message
+    "another student": (
+        lambda folder: (folder / "student.onnx").write_bytes(b"another"),
+        "student.json describes another file than student.onnx: copy both again.",
+    ),
+    "no student": (
+        lambda folder: (folder / "student.onnx").unlink(),
+        "student.onnx is not beside this page (404).",
+    ),
+    "a card without a file": (
+        lambda folder: (folder / "student.json").write_text('{"no_file": "It lost 3 points."}'),
+        "student.json says why there is no file: It lost 3 points.",
+    ),
+    "no onnxruntime-web": (
+        lambda folder: (folder / "node_modules").unlink(),
+        "The page cannot load its code. Run `npm install onnxruntime-web` in its folder, and serve "
+        "the folder: `python -m http.server`.",
+    ),
+}
+
+
+@needs_chromium
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_page_says_what_is_wrong_with_its_folder(fault, page_of_a_student):
+    edit, expected = FAULTS[fault]
+    edit(page_of_a_student.folder)
+    with opened(page_of_a_student.folder) as tab:
+        message(tab, expected)
+
+
+@needs_chromium
+def test_the_page_classifies_no_image_with_another_student_than_the_cards(page_of_a_student):
+    edit, expected = FAULTS["another student"]
+    edit(page_of_a_student.folder)
+    with opened(page_of_a_student.folder) as tab:
+        message(tab, expected)
+        drop(tab, page_of_a_student.images[0])
+        value(tab, "new Promise((done) => setTimeout(done, 500))")
+        message(tab, expected)
+        assert rows(tab) == []

@@ -16,6 +16,7 @@ const ONE = 2 ** 22; // Pillow's weights are whole multiples of 1 / ONE
 
 export async function loadStudent() {
   const card = await (await fetchFile("student.json")).json();
+  if (card.no_file) throw new Error(`student.json says why there is no file: ${card.no_file}`);
   const file = await (await fetchFile("student.onnx")).arrayBuffer();
   if (crypto.subtle) { // https or localhost
     const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", file));
@@ -172,26 +173,31 @@ function roundHalfToEven(value) {
 // ---- The page
 
 const status = document.querySelector("[role=status]");
+const result = document.querySelector("main");
 const student = loadStudent();
-student.then(() => (status.textContent = "Ready."), show);
+let shown; // the file given last
+student.then(() => (status.textContent = "Ready."), (error) => (status.textContent = error.message));
 
 async function classify(file) {
+  shown = file;
+  result.hidden = true;
   status.textContent = `Classifying ${file.name} …`;
   try {
     const { card } = await student;
     const input = await preprocess(file, card);
     const probabilities = softmax(await logitsOf(await student, input));
+    if (file !== shown) return;
     showInput(input, card.input);
     showClasses(probabilities, card.classes);
+    result.hidden = false;
     status.textContent = `${file.name}, as the student sees it:`;
   } catch (error) {
-    show(error);
+    if (file !== shown) return;
+    const unreadable = error.name === "InvalidStateError"; // of createImageBitmap
+    status.textContent = unreadable
+      ? `The browser cannot read ${file.name} as an image.`
+      : error.message;
   }
-}
-
-function show(error) {
-  const unreadable = error.name === "InvalidStateError"; // of createImageBitmap
-  status.textContent = unreadable ? "The browser cannot read this file as an image." : error.message;
 }
 
 function showInput(input, { channels, image_size: side }) {
@@ -205,16 +211,15 @@ function showInput(input, { channels, image_size: side }) {
     image.data[4 * i + 3] = 255;
   }
   canvas.getContext("2d").putImageData(image, 0, 0);
-  canvas.hidden = false;
 }
 
 function showClasses(probabilities, classes) {
   const order = probabilities.map((_, label) => label);
   order.sort((a, b) => probabilities[b] - probabilities[a]); // stable: of equals, the first
-  const table = document.querySelector("table");
-  table.replaceChildren();
+  const body = document.querySelector("tbody");
+  body.replaceChildren();
   for (const label of order.slice(0, TOP)) {
-    const row = table.insertRow();
+    const row = body.insertRow();
     row.insertCell().textContent = classes[label];
     row.insertCell().textContent = `${(100 * probabilities[label]).toFixed(2)} %`;
   }
