@@ -41,7 +41,7 @@ from pipeline.models.spec import InputSpec, ModelSpec
 from pipeline.networks import cifar_resnet
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json, write_json
-from pipeline.runtime.outputs import TEACHER
+from pipeline.runtime.outputs import TEACHER, ExportOutputs
 from pipeline.students.params import load_student
 from pipeline.teacher import foreign_checkpoint
 from soak.hostile import png_of_any_size
@@ -920,6 +920,11 @@ def change_a_label() -> None:
     open_dataset()
 
 
+def take_predictions_of_other_files() -> None:
+    path = ExportOutputs("small").corrupted_predictions
+    save_file(load_file(path), path, {"made_from": '{"files": {"distilled.float32": "0"}}'})
+
+
 def put_a_folder_in_place_of(path: Path) -> None:
     path.unlink()
     path.mkdir()
@@ -949,6 +954,9 @@ MISTAKES |= {
     ),
     "predictions truncated": then(
         "compare", os.truncate, "predictions/exported/students/small.safetensors", 100
+    ),
+    "predictions of other files than the exported": then(
+        "compare", take_predictions_of_other_files
     ),
     "a folder in a file's place": then(
         "compare", put_a_folder_in_place_of, Path("metrics/comparison.json")

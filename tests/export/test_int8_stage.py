@@ -24,10 +24,13 @@ def card_of(file: ExportedFile) -> ModelCard | NoFile:
     return read_card(file.card, produced_by="-")
 
 
-def test_both_trainings_are_compared_as_int8_where_the_parameters_ask_for_it(project):
+def test_both_trainings_are_compared_as_int8_and_the_distilled_one_was_trained_for_it(project):
     assert [card_of(file).no_file for file in INT8] == [NOT_ASKED] * 2
-    change_params("export", precision="int8", largest_loss=100.0, licence="MIT")
+    change_params(
+        "export", precision="int8", largest_loss=100.0, licence="MIT", int8_training={"epochs": 1}
+    )
     for stage, *arguments in (
+        ("int8_training", "small"),
         ("export", "--teacher"),
         ("export", "small"),
         ("robustness", "--teacher"),
@@ -41,7 +44,7 @@ def test_both_trainings_are_compared_as_int8_where_the_parameters_ask_for_it(pro
         assert card.file.sha256 == sha256_of_file(file.path)
         assert (card.precision, card.licence) == ("int8", "MIT")
         assert card.int8.gain == figures[file.key]["gain"]
-        assert not card.int8.trained
+        assert card.int8.trained == (file.role == "distilled")
     report = Path("reports/index.html").read_text("utf-8")
     assert "int8 files beside their float32 files" in report
     rows = Path("metrics/comparison.csv").read_text("utf-8")
