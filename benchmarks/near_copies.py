@@ -118,7 +118,15 @@ def crops(images: np.ndarray, count: int) -> np.ndarray:
 
 
 def measure(arguments: argparse.Namespace) -> Iterator[Row]:
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield from measured(arguments)
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def measured(arguments: argparse.Namespace) -> Iterator[Row]:
     contents = read_contents(arguments.images_of, arguments.images)
     turns = [of_a_round(contents, arguments.side, turn) for turn in range(arguments.rounds)]
     means = {name: float(np.mean([turn[name] for turn in turns])) for name in turns[0]}

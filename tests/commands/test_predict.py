@@ -42,7 +42,10 @@ def run(*arguments: str) -> None:
     run_module("pipeline.commands.predict", *arguments)
 
 
-@pytest.mark.parametrize("kind", ["finished_project", "of_encoded_images"])
+@pytest.mark.parametrize(
+    "kind",
+    ["finished_project", pytest.param("of_encoded_images", marks=pytest.mark.slow)],
+)
 def test_files_of_the_test_split_are_classified_as_the_student_was_tested(
     kind, request, monkeypatch, capsys
 ):

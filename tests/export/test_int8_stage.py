@@ -31,9 +31,7 @@ def test_both_trainings_are_compared_as_int8_and_the_distilled_one_was_trained_f
     )
     for stage, *arguments in (
         ("int8_training", "small"),
-        ("export", "--teacher"),
         ("export", "small"),
-        ("robustness", "--teacher"),
         ("robustness", "small"),
         ("compare",),
     ):

@@ -152,7 +152,7 @@ slow = pytest.mark.slow
 NETWORKS = [
     ("cifar_resnet", "resnet8", {}, 16, 16, 3),  # ..., view's size, network's size, channels
     ("cifar_resnet", "resnet8", {}, 33, 16, 1),  # shrinks, with antialiasing
-    ("torchvision", "mobilenet_v2", {"width_mult": 0.25}, 32, 64, 3),
+    pytest.param("torchvision", "mobilenet_v2", {"width_mult": 0.25}, 32, 64, 3, marks=slow),
     pytest.param("torchvision", "squeezenet1_1", {}, 32, 64, 3, marks=slow),
     pytest.param("torchvision", "mobilenet_v3_small", {"width_mult": 0.25}, 32, 64, 3, marks=slow),
     ("timm", "test_resnet", {}, 40, 64, 3),
