@@ -37,7 +37,6 @@ def test_a_new_clone_runs_every_stage(tmp_path):
     }
 
 
-@pytest.mark.slow
 def test_parallel_trainings_give_the_lock_and_the_bytes_of_sequential_ones(clone):
     lock, outputs = clone.lock()["stages"], clone.outputs()
     forgotten = {"soft_targets", *TRAININGS}

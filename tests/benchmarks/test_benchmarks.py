@@ -151,6 +151,7 @@ def test_a_live_teacher_gives_the_logits_of_the_views_of_its_step():
         assert kept is None
 
 
+@pytest.mark.slow
 def test_step_runs_without_photographs(folder, monkeypatch):
     none = ("--photographs", "none.tar")
     rows = rows_of("step", monkeypatch, "--pairs", 2, "--steps", 1, "--samples", 256, *none)
@@ -166,6 +167,7 @@ def test_photographs_may_have_any_size_and_mode(tmp_path):
     assert dataset.splits["train"].images.shape == (5, 3, 24, 24)
 
 
+@pytest.mark.slow
 def test_many_files_runs(folder, monkeypatch):
     monkeypatch.setattr(many_files, "CLASSES", 3)
     rows = rows_of("many_files", monkeypatch, "--counts", 60, 90)
@@ -218,6 +220,7 @@ def test_the_parts_of_a_step_are_measured():
     assert last["bottleneck"] in names
 
 
+@pytest.mark.slow
 def test_a_cold_start_is_measured_part_by_part(project):
     found = parts.cold_start(project)
     assert found.pop("peak memory, MiB") > 64

@@ -86,6 +86,7 @@ def test_every_kind_of_run_trains_and_is_not_run_again(workshop, name, tmp_path,
     assert len(study.results()) == len(runs)
 
 
+@pytest.mark.slow
 def test_a_command_trains_missing_runs_and_a_failed_run_does_not_stop_the_others(
     workshop, tmp_path, monkeypatch
 ):

@@ -120,6 +120,7 @@ def test_the_metadata_describe_the_classes_and_the_preprocessing(exported):
     assert "shorter side resized to 16 pixels (bicubic, antialiased)" in model.doc_string
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes_without_paths_of_this_machine(
     exported, tmp_path, monkeypatch
 ):

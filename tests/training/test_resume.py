@@ -77,7 +77,7 @@ def resumed_after(output: str) -> int:
 
 @pytest.mark.parametrize(
     ("processes", "kills", "epochs"),
-    [(1, 2, 60), pytest.param(2, 1, 20, marks=pytest.mark.slow)],
+    [(1, 1, 20), pytest.param(2, 1, 20, marks=pytest.mark.slow)],
 )
 def test_a_training_killed_at_any_moments_ends_with_the_bytes_of_an_uninterrupted_one(
     project, tmp_path, processes, kills, epochs
