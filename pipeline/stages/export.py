@@ -151,6 +151,17 @@ def teacher_facts() -> dict[str, Any]:
     return {key: content[key] for key in ("family", "network", "options") if key in content}
 
 
+def without_file(file: ExportedFile, reason: NotExportable, training: Mapping[str, Any]) -> NoFile:
+    """The card in the place of a file that is not written."""
+    return NoFile(
+        name=file.name or "teacher",
+        role=file.role,
+        precision=file.precision,
+        no_file=str(reason),
+        training=training,
+    )
+
+
 def export_teacher() -> None:
     inputs = StageInputs("export_teacher")
     outputs, dataset = ExportOutputs(), open_dataset()
@@ -164,14 +175,7 @@ def export_teacher() -> None:
         exported = export_network(TEACHER, dataset, params, licence)
     except NotExportable as error:
         logits, training = read_logits(TEACHER.predictions, TEACHER.stage, dataset)
-        card = NoFile(
-            name="teacher",
-            role="teacher",
-            precision="float32",
-            no_file=str(error),
-            training=training,
-        )
-        exported = Exported(file, card, {}, logits=logits)
+        exported = Exported(file, without_file(file, error, training), {}, logits=logits)
     write(outputs, inputs, [exported], dataset)
 
 
@@ -213,14 +217,7 @@ def quantised(
         if accuracy.refused:
             raise NotExportable(accuracy.sentence)
     except NotExportable as error:
-        card = NoFile(
-            name=file.name,
-            role=file.role,
-            precision=file.precision,
-            no_file=str(error),
-            training=float32.card.training,
-        )
-        return Exported(file, card, figures)
+        return Exported(file, without_file(file, error, float32.card.training), figures)
     card = describe_file(
         file,
         content,

@@ -1,4 +1,4 @@
-"""What stands beside a student's name: its network and its method, from params.yaml."""
+"""The network and the method that the page shows beside a student's name, from params.yaml."""
 
 from collections.abc import Mapping
 from typing import Any
