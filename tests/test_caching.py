@@ -122,7 +122,7 @@ INVALIDATED = {
     "pipeline/commands/check.py": set(),
     "pipeline/data/sources/image_folder.py": {"prepare"},
     "pipeline/teacher/accuracy_gate.py": {"teacher"},
-    "pipeline/teacher/imagenet_wordnet_ids.txt": {"teacher"},
+    "pipeline/initial_weights/imagenet_wordnet_ids.txt": {"teacher"},
     "pipeline/commands/diagnose_teacher.py": set(),
     "pipeline/store/writing/fidelity.py": {"soft_targets"},
     "pipeline/training/optimisation.py": {"teacher", *TRAININGS, *DISTILLED},

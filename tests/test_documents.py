@@ -28,13 +28,13 @@ from pipeline.data.sources.params import DatasetParams
 from pipeline.data.sources.torchvision_catalog import SETS
 from pipeline.distillation.params import METHODS
 from pipeline.export.params import ExportParams, Int8TrainingParams
+from pipeline.initial_weights import foreign_checkpoint
 from pipeline.models import checkpoint
 from pipeline.models.params import NetworkParams
 from pipeline.models.spec import InputSpec, ModelSpec
 from pipeline.runtime.errors import UserError
 from pipeline.store.writing.params import SoftTargetsParams
 from pipeline.students.params import StudentParams, TrainingParams
-from pipeline.teacher import foreign_checkpoint
 from pipeline.teacher.params import TeacherParams, TeacherTraining
 from pipeline.views.params import MixParams, RandAugmentParams, ViewsParams
 

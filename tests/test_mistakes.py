@@ -35,6 +35,7 @@ from pipeline.commands.import_logits import import_logits
 from pipeline.commands.store import inspect, verify
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.export.running.onnx_model import OnnxMetadata
+from pipeline.initial_weights import foreign_checkpoint
 from pipeline.int8_training.fake_quantisation import FakeQuantized
 from pipeline.models import checkpoint as model_files
 from pipeline.models.spec import InputSpec, ModelSpec
@@ -43,7 +44,6 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json, write_json
 from pipeline.runtime.outputs import TEACHER, ExportOutputs
 from pipeline.students.params import load_student
-from pipeline.teacher import foreign_checkpoint
 from soak.hostile import png_of_any_size
 from soak.hostile_inputs import Watch, write_onnx
 

@@ -22,8 +22,8 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import binom
 
+from pipeline.initial_weights.class_rows import classes_among, imagenet_names
 from pipeline.teacher.chance import compare_with_chance, confusion_matrix
-from pipeline.teacher.class_rows import classes_among, imagenet_names
 
 SIGNIFICANCE = 1e-3  # of an order that refuses a teacher
 LIKELY = 0.05  # of an order that explains a low accuracy, and of each cycle of classes in it

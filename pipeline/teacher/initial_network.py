@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from pipeline.data.prepared.dataset import Dataset
+from pipeline.initial_weights import foreign_checkpoint, published
+from pipeline.initial_weights.class_rows import last_layer
 from pipeline.models.checkpoint import state_bytes
 from pipeline.models.spec import ModelSpec, build, model_spec
-from pipeline.teacher import foreign_checkpoint, pretrained
-from pipeline.teacher.class_rows import last_layer
 from pipeline.teacher.params import TeacherParams
 
 
@@ -28,7 +28,7 @@ def build_initial_network(params: TeacherParams, dataset: Dataset) -> tuple[nn.M
         params.family, params.network, dataset, pretrained=params.weights == "pretrained"
     )
     if params.weights == "pretrained":
-        network, spec = pretrained.load(spec)
+        network, spec = published.load(spec)
         if spec.pretrained_classes is None:
             network.last_layer_keys = last_layer(spec)  # for `freeze_epochs`
         return network, spec

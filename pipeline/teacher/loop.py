@@ -18,8 +18,8 @@ from pipeline.models.evaluation import classification_metrics
 from pipeline.models.spec import InputSpec
 from pipeline.runtime.derived_random import permutation
 from pipeline.runtime.progress import EpochLog, bar
-from pipeline.teacher import fine_tuning
 from pipeline.teacher.params import TeacherTraining
+from pipeline.training import fine_tuning
 from pipeline.training.data_parallel import (
     gather_rows,
     local_rows,

@@ -17,6 +17,7 @@ from torch import nn
 from pipeline.commands import diagnose_teacher
 from pipeline.commands.diagnose_teacher import Teacher, diagnose, load_teacher
 from pipeline.data.prepared.dataset import Dataset, open_dataset
+from pipeline.initial_weights import foreign_checkpoint
 from pipeline.models import checkpoint
 from pipeline.models.evaluation import predict_all
 from pipeline.models.spec import InputSpec, ModelSpec
@@ -24,7 +25,6 @@ from pipeline.networks import cifar_resnet
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.outputs import TEACHER
 from pipeline.runtime.params import load_section
-from pipeline.teacher import foreign_checkpoint
 from pipeline.teacher.loop import fit_teacher
 from pipeline.teacher.params import TeacherParams, TeacherTraining
 

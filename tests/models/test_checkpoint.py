@@ -10,13 +10,13 @@ from safetensors.torch import save_file
 from torch import nn
 from torchmetrics.functional.classification import multiclass_accuracy
 
+from pipeline.initial_weights import foreign_checkpoint
 from pipeline.models import checkpoint
 from pipeline.models.evaluation import classification_metrics
 from pipeline.models.spec import InputSpec, ModelSpec, build
 from pipeline.networks import cifar_resnet
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.outputs import TEACHER
-from pipeline.teacher import foreign_checkpoint
 
 SPEC = InputSpec(3, 16, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
 

@@ -18,13 +18,13 @@ from torch import nn
 
 from pipeline.commands import check
 from pipeline.data.prepared.dataset import open_dataset
+from pipeline.initial_weights import foreign_checkpoint
 from pipeline.models import checkpoint
 from pipeline.models.spec import InputSpec, ModelSpec, build
 from pipeline.networks import cifar_resnet
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
 from pipeline.runtime.outputs import TEACHER
-from pipeline.teacher import foreign_checkpoint
 
 TOLERANCE = 1e-3  # of a row's largest logit, as docs/teachers.md says
 

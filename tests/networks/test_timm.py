@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from pipeline.initial_weights import foreign_checkpoint, published
 from pipeline.models.spec import InputSpec, ModelSpec, build, native_input
 from pipeline.runtime.errors import UserError
-from pipeline.teacher import foreign_checkpoint, pretrained
 
 timm = pytest.importorskip("timm", reason="the extra `timm` is not installed")
 
@@ -50,12 +50,12 @@ def test_its_published_weights_keep_the_rows_of_known_classes(hub):
     whole = timm.create_model("test_resnet", num_classes=1000).eval()
     state = {key: value.contiguous() for key, value in whole.state_dict().items()}
     save_file(state, hub / "timm_test_resnet.r160_in1k.safetensors")
-    network, description = pretrained.load(describe(["n02123045", "tench"]))
+    network, description = published.load(describe(["n02123045", "tench"]))
     assert description.pretrained_classes == [281, 0]
     images = torch.randn(2, 3, 96, 96)
     with torch.inference_mode():
         torch.testing.assert_close(network.eval()(images), whole(images)[:, [281, 0]])
-    network, description = pretrained.load(describe(["unicorn", "tench"]))
+    network, description = published.load(describe(["unicorn", "tench"]))
     assert description.pretrained_classes is None
     assert torch.equal(network.conv1[0].weight, whole.conv1[0].weight)
 
@@ -91,7 +91,7 @@ def test_a_failed_download_names_the_file_and_its_place(hub):
         f"put it at `{hub}/timm_test_resnet.r160_in1k.safetensors`."
     )
     with pytest.raises(UserError, match=message):
-        pretrained.load(describe(["ant", "bee"]))
+        published.load(describe(["ant", "bee"]))
 
 
 def test_unknown_networks_tags_and_absent_weights_are_refused():
@@ -102,4 +102,4 @@ def test_unknown_networks_tags_and_absent_weights_are_refused():
     ):
         build(describe(["a", "b"], "resnet18.x"))
     with pytest.raises(UserError, match="timm publishes no weights of `botnet50ts_256`"):
-        pretrained.load(describe(["a", "b"], "botnet50ts_256"))
+        published.load(describe(["a", "b"], "botnet50ts_256"))

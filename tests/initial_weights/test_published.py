@@ -16,6 +16,8 @@ from PIL import Image
 from torch import nn
 
 from pipeline.data.prepared.dataset import EncodedSplit, Split, open_dataset
+from pipeline.initial_weights import published
+from pipeline.initial_weights.class_rows import WORDNET_IDS, classes_among
 from pipeline.models import checkpoint
 from pipeline.models.evaluation import predict_all
 from pipeline.models.params import NetworkParams
@@ -23,8 +25,6 @@ from pipeline.models.spec import InputSpec, ModelSpec, build, model_spec, native
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
 from pipeline.runtime.outputs import TEACHER
-from pipeline.teacher import pretrained
-from pipeline.teacher.class_rows import WORDNET_IDS, classes_among
 from pipeline.teacher.initial_network import build_initial_network
 from pipeline.teacher.loop import fit_teacher
 from pipeline.teacher.params import TeacherParams
@@ -78,7 +78,7 @@ def whole(hub: Path) -> nn.Module:
     ],
 )
 def test_imagenets_classes_in_any_order_keep_their_rows(whole, names, numbers):
-    network, description = pretrained.load(describe(names))
+    network, description = published.load(describe(names))
     assert description.pretrained_classes == numbers
     for key, value in network.state_dict().items():
         expected = whole.state_dict()[key]
@@ -86,7 +86,7 @@ def test_imagenets_classes_in_any_order_keep_their_rows(whole, names, numbers):
 
 
 def test_classes_of_which_one_is_not_imagenets_start_with_a_new_last_layer(whole):
-    network, description = pretrained.load(describe(["ant", "bee", "unicorn"]))
+    network, description = published.load(describe(["ant", "bee", "unicorn"]))
     assert description.pretrained_classes is None
     assert network.fc.weight.shape == (3, 512)
     assert not torch.equal(network.fc.weight, whole.fc.weight[[310, 309, 0]])
@@ -119,7 +119,7 @@ def test_published_weights_are_loaded_as_torchvision_loads_them(hub):
         if not key.endswith("num_batches_tracked")
     }
     torch.save(old, hub / file_of("densenet121"))
-    network, _ = pretrained.load(describe(["tench", "goldfish"], "densenet121"))
+    network, _ = published.load(describe(["tench", "goldfish"], "densenet121"))
     loaded, expected = network.state_dict(), whole.state_dict()
     assert "features.denseblock1.denselayer1.norm.1.weight" in old
     assert torch.equal(loaded.pop("classifier.weight"), expected["classifier.weight"][:2])
@@ -129,7 +129,7 @@ def test_published_weights_are_loaded_as_torchvision_loads_them(hub):
 
 def test_weights_that_cannot_be_downloaded_are_asked_for_by_file_and_place(hub):
     with pytest.raises(UserError) as refusal:
-        pretrained.load(describe(["ant", "bee"]))
+        published.load(describe(["ant", "bee"]))
     message = str(refusal.value)
     assert "the pretrained weights of `resnet18` cannot be downloaded (" in message
     assert (
@@ -137,23 +137,23 @@ def test_weights_that_cannot_be_downloaded_are_asked_for_by_file_and_place(hub):
         f"at `{hub}/resnet18-f37072fd.pth`." in message
     )
     publish(hub, "resnet18", torchvision.models.resnet18())
-    pretrained.load(describe(["ant", "bee"]))  # as the message says
+    published.load(describe(["ant", "bee"]))  # as the message says
 
 
 @pytest.mark.parametrize("content", [b"", b"nothing", pickle.dumps({"conv1.weight": print}, 2)])
 def test_a_file_in_its_place_that_is_no_state_dict_is_refused(hub, content):
     (hub / file_of("resnet18")).write_bytes(content)
     with pytest.raises(UserError, match="pretrained weights of `resnet18` cannot be read"):
-        pretrained.load(describe(["ant", "bee"]))
+        published.load(describe(["ant", "bee"]))
 
 
 def test_what_has_no_fitting_published_weights_is_refused(hub):
     publish(hub, "mobilenet_v2", torchvision.models.mobilenet_v2())
     half = replace(describe(["ant", "bee"], "mobilenet_v2"), options={"width_mult": 0.5})
     with pytest.raises(UserError, match="pretrained weights of `mobilenet_v2` does not fit"):
-        pretrained.load(half)
+        published.load(half)
     with pytest.raises(UserError, match="family `cifar_resnet` has no pretrained weights"):
-        pretrained.load(replace(half, family="cifar_resnet"))
+        published.load(replace(half, family="cifar_resnet"))
     auxiliary = replace(half, network="googlenet", options={"aux_logits": True})
     with pytest.raises(UserError, match="`googlenet` set `aux_logits`; .* Remove the option"):
         build(auxiliary)
@@ -232,7 +232,7 @@ def test_googlenet_gets_the_pixels_that_its_weights_were_made_with(hub):
     native = native_input("torchvision", "googlenet")
     assert native.size == 224
     imagenet = InputSpec(3, 64, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    network, _ = pretrained.load(describe(CATEGORIES, "googlenet", 64))
+    network, _ = published.load(describe(CATEGORIES, "googlenet", 64))
     views = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
         expected = own.eval()(imagenet.apply(views))

@@ -15,9 +15,9 @@ import torch
 import torchvision
 from torch import nn
 
+from pipeline.initial_weights.checkpoint_file import read_checkpoint
+from pipeline.initial_weights.state_dict import list_contents, read_all
 from pipeline.runtime.errors import UserError
-from pipeline.teacher.checkpoint_file import read_checkpoint
-from pipeline.teacher.state_dict import list_contents, read_all
 
 PLANTED = "import pathlib; pathlib.Path('executed').touch()"
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from torch import nn
 
+from pipeline.initial_weights.class_rows import classes_among, last_layer
 from pipeline.models import checkpoint
 from pipeline.models.spec import ModelSpec, build, family_module
 from pipeline.runtime.errors import UserError
-from pipeline.teacher.class_rows import classes_among, last_layer
 
 
 def load(spec: ModelSpec) -> tuple[nn.Module, ModelSpec]:

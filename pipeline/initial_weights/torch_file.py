@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from pipeline.initial_weights.inert_pickle import Inert, InertUnpickler
 from pipeline.runtime.errors import first_line
-from pipeline.teacher.inert_pickle import Inert, InertUnpickler
 
 LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 

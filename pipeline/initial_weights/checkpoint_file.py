@@ -8,8 +8,8 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from pipeline.initial_weights import torch_file
 from pipeline.runtime.errors import UserError, first_line
-from pipeline.teacher import torch_file
 
 _EXPECTED = (
     "Expected a PyTorch checkpoint (.pt, .pth, .th, .ckpt, .bin) or safetensors; a .onnx file "

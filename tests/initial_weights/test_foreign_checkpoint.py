@@ -14,12 +14,12 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.models import DenseNet, VisionTransformer
 
+from pipeline.initial_weights import foreign_checkpoint
 from pipeline.models import checkpoint
 from pipeline.models.spec import InputSpec, ModelSpec, build
 from pipeline.networks import cifar_resnet
 from pipeline.networks import torchvision as torchvision_family
 from pipeline.runtime.errors import UserError
-from pipeline.teacher import foreign_checkpoint
 
 State = dict[str, torch.Tensor]
 INPUT = InputSpec(3, 32, [0.5] * 3, [0.2] * 3)

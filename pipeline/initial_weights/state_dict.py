@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.initial_weights import torch_file
+from pipeline.initial_weights.inert_pickle import Inert
+from pipeline.initial_weights.torch_file import StoredTensor, Unreadable
 from pipeline.runtime.errors import UserError, counted, did_you_mean
-from pipeline.teacher import torch_file
-from pipeline.teacher.inert_pickle import Inert
-from pipeline.teacher.torch_file import StoredTensor, Unreadable
 
 Keys = tuple[str, ...]  # a path, or a tensor's name, split at dots
 Shapes = Mapping[str, Sequence[int]]  # of a network's tensors, by their names

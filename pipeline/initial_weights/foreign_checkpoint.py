@@ -9,13 +9,9 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from pipeline.models.checkpoint import load_state
-from pipeline.models.params import NetworkParams
-from pipeline.models.spec import ModelSpec, build, family_module
-from pipeline.runtime.errors import UserError, first_line
-from pipeline.teacher import class_rows
-from pipeline.teacher.checkpoint_file import read_checkpoint
-from pipeline.teacher.state_dict import (
+from pipeline.initial_weights import class_rows
+from pipeline.initial_weights.checkpoint_file import read_checkpoint
+from pipeline.initial_weights.state_dict import (
     Contents,
     Entry,
     Found,
@@ -30,6 +26,10 @@ from pipeline.teacher.state_dict import (
     read_all,
     tensors_below,
 )
+from pipeline.models.checkpoint import load_state
+from pipeline.models.params import NetworkParams
+from pipeline.models.spec import ModelSpec, build, family_module
+from pipeline.runtime.errors import UserError, first_line
 
 Versions = Mapping[str, Mapping[str, Any]]  # of modules, by their names: `_metadata`
 
