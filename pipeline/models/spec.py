@@ -2,7 +2,8 @@
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Annotated, Any
 
@@ -106,7 +107,7 @@ def model_spec(
         UserError: `mean` or `std` has not one value per channel, or the pretraining had another
             number of channels.
     """
-    native = native_input(family, params.name) if pretrained else None
+    native = native_input(family, params.name, params.options) if pretrained else None
     if native and native.channels != dataset.channels:
         raise UserError(
             f"network `{params.name}` was pretrained on images of {native.channels} channels, but "
@@ -180,14 +181,16 @@ def family_module(name: str) -> ModuleType:
         ) from None
 
 
-def native_input(family: str, network: str) -> InputSpec | None:
+def native_input(
+    family: str, network: str, options: Mapping[str, Any] | None = None
+) -> InputSpec | None:
     """The input of the network's published weights; None if the family does not know it.
 
-    A family knows it by a function `pretrained_input(network)` that returns size, mean, std and, if
-    it knows them, resize ratio and interpolation; or None.
+    A family knows it by a function `pretrained_input(network, **options)` that returns size, mean,
+    std and, if it knows them, resize ratio and interpolation; or None.
     """
     pretrained_input = getattr(family_module(family), "pretrained_input", None)
-    native = pretrained_input(network) if pretrained_input else None
+    native = pretrained_input(network, **(options or {})) if pretrained_input else None
     if native is None:
         return None
     size, mean, std, *resizing = native
@@ -201,12 +204,9 @@ def _try_on_blank_image(network: nn.Module, spec: ModelSpec) -> None:
         with torch.inference_mode():
             logits = network(torch.zeros(1, spec.input.channels, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:  # of an input of the wrong size
-        remedy = "another `input_size`"
-        if native := native_input(spec.family, spec.network):
-            remedy = f"`input_size: {native.size}`, as it was pretrained"
         raise UserError(
             f"network `{spec.network}` cannot take {spec.input.channels} x {size} x {size} pixels "
-            f"({first_line(error)}). Set {remedy}."
+            f"({first_line(error)}). Set {_remedy_for_size(spec)}."
         ) from None
     if not isinstance(logits, Tensor) or list(logits.shape) != expected:
         actual = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -218,3 +218,19 @@ def _try_on_blank_image(network: nn.Module, spec: ModelSpec) -> None:
         f"network `{spec.network}` returns",
         advice_for_network(spec.family, spec.network),
     )
+
+
+def _remedy_for_size(spec: ModelSpec) -> str:
+    """What to set for a network that cannot take images of the size of its input."""
+    native = native_input(spec.family, spec.network, spec.options)
+    if native is None:
+        return "another `input_size`"
+    option, side = getattr(family_module(spec.family), "SIZE_OPTION", None), spec.input.size
+    if option in spec.options:
+        return f"`input_size: {native.size}`, as its options say"
+    other = ""
+    if option is not None and side != native.size:
+        with suppress(UserError):  # the network has no such option
+            build(replace(spec, options={**spec.options, option: side}))
+            other = f", or `options: {{{option}: {side}}}`"
+    return f"`input_size: {native.size}`, as it was pretrained{other}"
