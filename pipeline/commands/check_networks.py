@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from pipeline.data.prepared.dataset import Dataset, DatasetDescription
 from pipeline.data.sources.params import DatasetParams
+from pipeline.models.checkpoint import DESCRIPTION, NetworkFile
 from pipeline.models.family import describe_failure, family_file, family_module
-from pipeline.models.spec import ModelSpec, build, model_spec
+from pipeline.models.params import NetworkParams, WeightsFile
+from pipeline.models.spec import InputSpec, ModelSpec, build, model_spec, native_input
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.outputs import PREPARED
 from pipeline.runtime.params import PARAMS_FILE, load_section, student_names
@@ -62,14 +64,27 @@ def described_network(key: str) -> tuple[ModelSpec | None, bool]:
     if key != "teacher":
         student = load_student(key.removeprefix("students."))
         dataset = dataset.resized(load_section(ViewsParams, "views").image_size)
-        return model_spec(student.family, student.network, dataset), True
+        native = input_of_weights(student.family, student.network)
+        return model_spec(student.family, student.network, dataset, native=native), True
     teacher = load_section(TeacherParams, "teacher")
     is_file = hasattr(family_module(teacher.family), "build_from_file")
     if teacher.weights == "logits" or (teacher.weights == "checkpoint" and is_file):
         return None, False
-    pretrained = teacher.weights == "pretrained"
-    spec = model_spec(teacher.family, teacher.network, dataset, pretrained=pretrained)
+    native = None
+    if teacher.weights == "pretrained":
+        native = native_input(teacher.family, teacher.network.name)
+    spec = model_spec(teacher.family, teacher.network, dataset, native=native)
     return spec, teacher.weights == "train"
+
+
+def input_of_weights(family: str, network: NetworkParams) -> InputSpec | None:
+    """The input of what a student starts from, if that is known without the weights."""
+    if network.weights == "pretrained":
+        return native_input(family, network.name)
+    if isinstance(network.weights, WeightsFile) and Path(network.weights.path).is_dir():
+        path = Path(network.weights.path) / DESCRIPTION
+        return read_model(path, NetworkFile, produced_by="dvc repro").input
+    return None
 
 
 def described_dataset() -> Dataset:
