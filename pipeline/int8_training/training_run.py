@@ -88,15 +88,19 @@ def train_for_int8(name: str, params: Int8TrainingParams, inputs: StageInputs) -
 
 def continued(own: TrainingParams, params: Int8TrainingParams) -> TrainingParams:
     """The student's training parameters for some epochs more: half a cosine from a share of its
-    peak learning rate to 0. No average of the weights (EMA): so few steps need none."""
+    peak learning rate to 0. No average of the weights (EMA): so few steps need none. All layers
+    train: the last one is no longer new, so it has the backbone's learning rate, too."""
+    rate = own.learning_rate * own.backbone_learning_rate_factor
     return own.model_copy(
         update={
             "epochs": params.epochs,
-            "learning_rate": own.learning_rate * params.learning_rate_factor,
+            "learning_rate": rate * params.learning_rate_factor,
             "schedule": "cosine",
             "milestones": None,
             "warmup_epochs": 0,
             "ema_decay": None,
+            "freeze_epochs": 0,
+            "backbone_learning_rate_factor": 1.0,
         }
     )
 
