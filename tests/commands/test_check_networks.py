@@ -1,12 +1,16 @@
 """`check` builds every network, and says in one line what is wrong with one."""
 
 import re
+import shutil
 from copy import deepcopy
 from pathlib import Path
 
 import pytest
-from conftest import PARAMS, write_images, write_params
+import yaml
+from conftest import PARAMS, change_params, run_stage, write_images, write_params
+from import_closure import ROOT
 from own_family import FAMILY, families_here
+from stage_process import start_module
 
 from pipeline.commands import check, check_networks
 from pipeline.models.spec import InputSpec, ModelSpec
@@ -164,9 +168,7 @@ def test_a_family_that_imports_code_that_dvc_does_not_watch_is_refused(folder, l
     code = changed("from torch import nn", f"from torch import nn\n{line}")
     Path("my_blocks.py").touch()
     problem = problem_of_family(code, my_blocks="from torch import nn")
-    assert re.match(
-        r"pipeline/networks/mine.py imports `\S+.py`, which DVC does not watch", problem
-    )
+    assert re.match(r"pipeline/networks/mine.py imports `\S+`, which DVC does not watch", problem)
 
 
 def test_misspelt_networks_and_options_are_named_at_every_place_that_has_them(folder):
@@ -189,3 +191,60 @@ def test_misspelt_networks_and_options_are_named_at_every_place_that_has_them(fo
         "called as `build(network, num_classes, in_channels, **options)`."
         for name in "ab"
     ]
+
+
+def test_the_template_is_a_network_that_check_accepts_and_both_trainings_take(project):
+    entry = {"family": "own_network", "network": {"name": "small", "options": {"dropout": 0.1}}}
+    change_params("students", mine=PARAMS["students"]["small"] | entry)
+    template = (ROOT / "docs/examples/own_network.py").read_text("utf-8")
+    assert yaml.safe_load(template.partition("params.yaml:\n")[2].partition("\nand")[0]) == {
+        "students": {"mine": entry | {"training": {}, "distillation": {}}}
+    }
+    with families_here(own_network=template):
+        assert check.problems() + check_networks.problems() == []
+        for stage in ("baseline", "student"):
+            run_stage(stage, "mine")
+    assert Path("models/students/mine/family.py").read_text("utf-8") == template
+
+
+def test_a_student_that_starts_from_a_network_gets_its_input(project):
+    start = {"path": "models/students/small", "sha256": "0" * 64}
+    change_params("views", image_size=32)
+    change_params(
+        "students",
+        **{
+            name: PARAMS["students"]["small"] | {"network": {"name": "resnet8", "weights": weights}}
+            for name, weights in (("fresh", "scratch"), ("further", start))
+        },
+    )
+    sizes = [
+        check_networks.described_network(f"students.{name}")[0].input.size
+        for name in ("fresh", "further")
+    ]
+    assert sizes == [32, 16]
+
+
+@pytest.mark.slow
+def test_check_ends_with_the_code_and_the_lines_of_the_networks(folder):
+    write_images(folder / "images", per_class=3)
+    small = PARAMS["students"]["small"] | {"network": "resnet9"}
+    write_params(folder, PARAMS | {"students": {"small": small}})
+    process = start_module("pipeline.commands.check")
+    stdout, stderr = process.communicate()
+    assert process.returncode == 1
+    assert stdout == ""
+    assert stderr.startswith("error: `params.yaml: students.small.network`: family `cifar_resnet` ")
+    assert stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_check_says_by_which_signal_the_process_of_the_networks_ended(folder):
+    write_images(folder / "images", per_class=3)
+    code = "import os\nos.kill(os.getpid(), 9)"
+    params = PARAMS | {"teacher": PARAMS["teacher"] | {"family": "mine"}}
+    write_params(folder, params)
+    shutil.copytree(ROOT / "pipeline", "pipeline")
+    Path("pipeline/networks/mine.py").write_text(code, "utf-8")
+    process = start_module("pipeline.commands.check", PYTHONPATH=str(folder))
+    assert "builds the networks was ended by SIGKILL; expected" in process.communicate()[1]
+    assert process.returncode == 1
