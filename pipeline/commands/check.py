@@ -27,7 +27,7 @@ from pipeline.runtime.params import PARAMS_FILE, load_section, read_params, stud
 from pipeline.runtime.signals import LAUNCHER
 from pipeline.store.format.schema import INDEX
 from pipeline.store.writing.params import SoftTargetsParams
-from pipeline.students.params import TrainingParams, load_student, load_with_overrides
+from pipeline.students.params import TrainingParams, load_student, load_training
 from pipeline.students.start_file import check_start_file
 from pipeline.teacher.params import TeacherParams
 from pipeline.views.params import ViewsParams
@@ -157,7 +157,7 @@ def check_student_section(name: str) -> None:
     check_statistics(student.network, f"students.{name}.network")
     if isinstance(student.network.weights, WeightsFile):
         check_start_file(student.network.weights, name)
-    load_with_overrides(TrainingParams, "training", student.training, name)
+    load_training(name, student)
     load_export(name)
     check_method(
         load_distillation(student.distillation, name),
