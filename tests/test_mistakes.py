@@ -27,10 +27,11 @@ from conftest import prepare as prepare_anew
 from image_files import tiff
 from import_closure import ROOT
 from onnx import TensorProto, helper
+from own_family import FAMILY, RETURNED, changed, problem_of_family
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pipeline.commands import check, predict
+from pipeline.commands import check, check_networks, predict
 from pipeline.commands.import_logits import import_logits
 from pipeline.commands.store import inspect, verify
 from pipeline.data.prepared.dataset import open_dataset
@@ -133,6 +134,52 @@ MISTAKES |= {
     "an alias within itself": partial(with_text, "a: &a [*a]\n"),
     "an invalid date or number": partial(with_line, "x: 2024-13-45"),
     "nesting without end": partial(with_text, "[" * 5000),
+}
+
+
+# Networks: messages of `python -m pipeline.commands.check`.
+
+
+def misspelt_network() -> str:
+    change_params("students", small=PARAMS["students"]["small"] | {"network": "resnet9"})
+    return problems() or "\n".join(check_networks.problems())
+
+
+def import_code_beside_the_family() -> str | None:
+    Path("my_blocks.py").touch()
+    return problem_of_family(f"import my_blocks\n{FAMILY}")
+
+
+def with_family(old: str, new: str) -> Callable[[], str | None]:
+    return lambda: problem_of_family(changed(old, new))
+
+
+MISTAKES |= {
+    "an unknown network": misspelt_network,
+    "an unknown option": lambda: problem_of_family(FAMILY, {"widht": 2}),
+    "a family without `build`": with_family("def build", "def make"),
+    "a syntax error in a family": with_family("def forward(self, x):", "def forward(self, x)"),
+    "an exception in `build`": with_family("super().__init__()", "self.width = WIDTH"),
+    "an import that is not found": lambda: problem_of_family(f"import my_blocks\n{FAMILY}"),
+    "an import of another file": import_code_beside_the_family,
+    "another number of outputs": with_family("(4, num_classes)", "(4, 1000)"),
+    "more than logits": with_family(RETURNED, f"{RETURNED}, x"),
+    "more than logits in training": with_family(
+        RETURNED, f"if self.training:\n            return x, x\n        {RETURNED}"
+    ),
+    "a network that ends in a softmax": with_family(RETURNED, f"{RETURNED}.softmax(1)"),
+    "a network that returns no numbers": with_family(RETURNED, f"{RETURNED} * float('nan')"),
+    "an exception in `forward`": with_family(RETURNED, "return self.haed(x)"),
+    "an input that does not fit": with_family(RETURNED, "return self.head(x)"),
+    "a memory layout that does not fit": with_family(
+        RETURNED, "return self.head(self.features(x).view(len(x), -1)[:, :4])"
+    ),
+    "dropout in evaluation": with_family(
+        "self.features(x)", "nn.functional.dropout(self.features(x))"
+    ),
+    "a layer over the batch": with_family(
+        "self.features(x)", "(self.features(x) - self.features(x).mean(0))"
+    ),
 }
 
 
