@@ -71,6 +71,13 @@ def reading_of(params: DatasetParams, spec: InputSpec) -> Reading:
     )
 
 
+def images_taken(model: ModelOutputs, spec: InputSpec, dataset: Dataset) -> Dataset:
+    """The dataset with images of the side that the network's file takes: those with which the
+    network's stage measured it."""
+    own = model == TEACHER or spec.resize_ratio is not None
+    return dataset.resized(spec.resized_side) if dataset.encoded and own else dataset
+
+
 def onnx_metadata(
     model: ModelOutputs, spec: ModelSpec, dataset: Dataset, reading: Reading
 ) -> OnnxMetadata:
@@ -102,8 +109,7 @@ def export_network(
     """Export one network in float32, and compare the file with the logits of its stage.
 
     Args:
-        dataset: of images of the size at which the network's stage measured it, if that is not the
-            teacher's.
+        dataset: for a student, of images of the views' size.
 
     Raises:
         NotExportable: with the reason.
@@ -111,8 +117,7 @@ def export_network(
     """
     file = ExportedFile(model.role, model.name)
     network, spec = checkpoint.load(model.model, produced_by=f"dvc repro {model.stage}")
-    if model == TEACHER and dataset.encoded:
-        dataset = dataset.resized(spec.input.resized_side)
+    dataset = images_taken(model, spec.input, dataset)
     metadata = onnx_metadata(model, spec, dataset, reading_of(params, spec.input))
     content = to_onnx(network, spec.input, metadata)
     expected, made_from = read_logits(model.predictions, model.stage, dataset)
@@ -199,11 +204,13 @@ def quantised(
     """Quantise a network to int8, if the parameters ask for it. Where the int8 file is refused, the
     card says why."""
     file, figures = replace(float32.file, precision="int8"), {}
+    dataset = dataset.resized(float32.metadata.image_size)
     try:
         if options.precision == "float32":
             raise NotExportable(NOT_ASKED)
         spec, content = int8_source(float32)
-        content = to_int8(content, calibration_views(dataset, views))
+        reading = float32.metadata.reading if spec.input.resize_ratio is not None else None
+        content = to_int8(content, calibration_views(dataset, views, clean=reading))
         session = OnnxStudent(content, str(file.path), available_cores())
         metadata, logits = session.metadata, held_out_logits(session, dataset)
         as_written = OnnxStudent(content, str(file.path), available_cores(), optimised=False)

@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import os
 import re
-import shutil
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import bytes_of, opened, run_every_stage, run_module, run_stage, write_params
+from conftest import bytes_of, opened, run_module, run_stage, write_params
 from encoded_photographs import encoded_params, picture, write_pictures
 from import_closure import ROOT
 from PIL import Image
@@ -42,24 +41,6 @@ from pipeline.views.policy import ViewPolicy
 CPU = torch.device("cpu")
 PREPARED, STORE = Path("data/prepared"), Path("data/soft_targets")
 PHOTOGRAPHS = ROOT.parent / "shared/data/imagenet_samples.tar"
-
-
-@pytest.fixture(scope="session")
-def finished_encoded_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("encoded")
-    write_pictures(root / "images")
-    run_every_stage(root, encoded_params())
-    return root
-
-
-@pytest.fixture
-def encoded_project(
-    finished_encoded_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
-    root = tmp_path / "project"
-    shutil.copytree(finished_encoded_project, root)
-    monkeypatch.chdir(root)
-    return root
 
 
 def prepare(**dataset: object) -> Dataset:
