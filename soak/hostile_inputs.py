@@ -44,7 +44,6 @@ from pipeline.commands.predict import classify, open_model
 from pipeline.commands.store import inspect
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.data.sources.params import DatasetParams
-from pipeline.initial_weights import foreign_checkpoint
 from pipeline.models import checkpoint
 from pipeline.models.evaluation import predict
 from pipeline.models.spec import InputSpec, ModelSpec
@@ -58,6 +57,7 @@ from pipeline.store.format.views_by_split import open_views_by_split
 from pipeline.store.reading.index import read_index
 from pipeline.store.reading.store import open_store
 from pipeline.store.writing.imported_logits import open_imported
+from pipeline.teacher import foreign_teacher
 from pipeline.views.loader import open_views
 from pipeline.views.params import ViewsParams
 from pipeline.views.policy import ViewPolicy
@@ -127,7 +127,7 @@ def read_checkpoint(path: Path) -> None:
     classes, spec = tuple(CLASSES), InputSpec(3, SIZE, [0.5] * 3, [0.2] * 3)
     family = "onnx" if path.suffix == ".onnx" else "cifar_resnet"
     description = ModelSpec(family, "resnet8", {}, classes, spec)
-    network, _ = foreign_checkpoint.load_foreign(description, path)
+    network, _ = foreign_teacher.load_foreign(description, path)
     check_scores(network, spec, len(CLASSES))
 
 

@@ -28,13 +28,13 @@ from pipeline.data.sources.params import DatasetParams
 from pipeline.data.sources.torchvision_catalog import SETS
 from pipeline.distillation.params import METHODS
 from pipeline.export.params import ExportParams, Int8TrainingParams
-from pipeline.initial_weights import foreign_checkpoint
 from pipeline.models import checkpoint
 from pipeline.models.params import NetworkParams
 from pipeline.models.spec import InputSpec, ModelSpec
 from pipeline.runtime.errors import UserError
 from pipeline.store.writing.params import SoftTargetsParams
 from pipeline.students.params import StudentParams, TrainingParams
+from pipeline.teacher import foreign_teacher
 from pipeline.teacher.params import TeacherParams, TeacherTraining
 from pipeline.views.params import MixParams, RandAugmentParams, ViewsParams
 
@@ -212,7 +212,7 @@ def test_the_example_ensemble_averages_the_logits_of_its_members(tmp_path, monke
     example.pack(["first.pth", "second.safetensors"], "packed.safetensors")
     spec = InputSpec(3, 32, [0.5] * 3, [0.2] * 3)
     description = ModelSpec("ensemble", "+".join(names), {}, ["a", "b", "c"], spec)
-    ensemble, _ = foreign_checkpoint.load_foreign(description, Path("packed.safetensors"))
+    ensemble, _ = foreign_teacher.load_foreign(description, Path("packed.safetensors"))
     images = torch.randn(4, 3, 32, 32)
     with torch.inference_mode():
         expected = (members[0](images) + members[1](images)) / 2

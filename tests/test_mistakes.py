@@ -35,7 +35,6 @@ from pipeline.commands.import_logits import import_logits
 from pipeline.commands.store import inspect, verify
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.export.running.onnx_model import OnnxMetadata
-from pipeline.initial_weights import foreign_checkpoint
 from pipeline.int8_training.fake_quantisation import FakeQuantized
 from pipeline.models import checkpoint as model_files
 from pipeline.models.spec import InputSpec, ModelSpec
@@ -44,6 +43,7 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json, write_json
 from pipeline.runtime.outputs import TEACHER, ExportOutputs
 from pipeline.students.params import load_student
+from pipeline.teacher import foreign_teacher
 from soak.hostile import png_of_any_size
 from soak.hostile_inputs import Watch, write_onnx
 
@@ -427,7 +427,7 @@ def load_checkpoint(
     spec = InputSpec(3, 16, [0.5] * 3, [0.2] * 3)
     family = "onnx" if path.suffix == ".onnx" else "cifar_resnet"
     described = ModelSpec(family, "resnet8", {}, ["a", "b", "c"], spec)
-    foreign_checkpoint.load_foreign(described, path, key, classes)
+    foreign_teacher.load_foreign(described, path, key, classes)
 
 
 def state(**changed: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -636,7 +636,7 @@ def load_folder_of_two() -> None:
         write_onnx(Path(f"weights/{name}.onnx"))
     spec = InputSpec(3, 16, [0.5] * 3, [0.2] * 3)
     spec = ModelSpec("onnx", "mine", {}, ["a", "b", "c"], spec)
-    foreign_checkpoint.load_foreign(spec, Path("weights"))
+    foreign_teacher.load_foreign(spec, Path("weights"))
 
 
 def close_circle(model: onnx.ModelProto) -> None:

@@ -90,8 +90,8 @@ def _check_zip(path: Path, size: int) -> None:
     noun = "file" if len(names) == 1 else "files"
     shown = ", ".join(f"`{name[:60]}`" for name in names[:3])
     raise UserError(
-        f"`{path}` is a zip archive of {len(names)} {noun} ({shown}). Unpack it, and set "
-        "`teacher.checkpoint` to the file of weights in it."
+        f"`{path}` is a zip archive of {len(names)} {noun} ({shown}). Unpack it, and name "
+        "the file of weights in it."
     )
 
 
@@ -104,7 +104,7 @@ def _other_kind(path: Path, start: bytes) -> str | None:
             return text
     if tarfile.is_tarfile(path):
         return (
-            "a tar archive. Unpack it, and set `teacher.checkpoint` to the file of weights in it; "
+            "a tar archive. Unpack it, and name the file of weights in it; "
             "if torch wrote it (until 2017), load and save it with a later torch."
         )
     return _kind_of_text(start)

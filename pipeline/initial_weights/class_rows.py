@@ -29,6 +29,14 @@ def classes_among(class_names: Sequence[str], known: Sequence[str]) -> list[int]
     return [number for number in found if number is not None]
 
 
+def imagenet_rows(outputs: int, class_names: Sequence[str]) -> list[int] | None:
+    """The output of each class of the dataset, of a network with ImageNet's 1,000; None for another
+    number of outputs, or if a class is not ImageNet's."""
+    if outputs != len(WORDNET_IDS):
+        return None
+    return classes_among(class_names, imagenet_names())
+
+
 def rows_of_parameter(
     classes: Sequence[int] | Sequence[str], num_outputs: int, class_names: Sequence[str]
 ) -> list[int]:

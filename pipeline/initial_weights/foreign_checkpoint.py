@@ -1,7 +1,8 @@
 """Load weights that were saved elsewhere. No code of the file is executed."""
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from pipeline.initial_weights.state_dict import (
     Contents,
     Entry,
     Found,
+    Key,
     Network,
     Transform,
     check_key,
@@ -27,7 +29,6 @@ from pipeline.initial_weights.state_dict import (
     tensors_below,
 )
 from pipeline.models.checkpoint import load_state
-from pipeline.models.params import NetworkParams
 from pipeline.models.spec import ModelSpec, build, family_module
 from pipeline.runtime.errors import UserError, first_line
 
@@ -44,146 +45,104 @@ class Weights:
     used: Sequence[Entry]
 
 
-def load_foreign(
-    spec: ModelSpec,
-    path: Path,
-    key: str | None = None,
-    classes: Sequence[int] | Sequence[str] | None = None,
-) -> tuple[nn.Module, ModelSpec]:
-    """Build the network with the weights of a file, or the network that the file holds (ONNX).
+@dataclass(frozen=True)
+class FileWeights:
+    """The weights of a file that fit a network."""
 
-    Args:
-        key: `teacher.checkpoint_key`: which weights of the file; None: the averaged ones (EMA), or
-            the only ones.
-        classes: `teacher.checkpoint_classes`: which outputs; None: all, in their order.
+    state: Mapping[str, Tensor]
+    versions: Versions | None  # of the network's modules when the file was written
+    #: Names of the tensors with a row for each output, if the file may have another number of
+    #: outputs than the network.
+    head: frozenset[str]
+    remarks: Sequence[str]  # what was taken, and what was not
 
-    Returns:
-        The network, and its spec with the numbers of the outputs that it keeps, if not all.
+    @property
+    def outputs(self) -> int | None:
+        """How many outputs the file has; None: as many as the network."""
+        return max((len(self.state[name]) for name in self.head), default=None)
+
+
+def find_foreign_weights(network: nn.Module, spec: ModelSpec, path: Path, key: Key) -> FileWeights:
+    """Find the weights in a file that fit the network, which is unchanged.
 
     Raises:
         UserError: the file cannot be read, its weights do not fit the network, or it is unclear
-            which weights or which outputs are meant.
-    """
-    family = family_module(spec.family)
-    holds_network = hasattr(family, "build_from_file")
-    if not (path.is_file() or (holds_network and path.is_dir())):
-        raise UserError(
-            f"`{path}` is not a file; `weights: checkpoint` needs one. Put the checkpoint there, "
-            "or name it in `teacher.checkpoint`."
-        )
-    if not holds_network:
-        network = build(spec)
-        return network, load_foreign_weights(network, spec, path, key, classes)
-    selects = hasattr(family, "select_outputs")
-    for name, value in (("key", key), ("classes", None if selects else classes)):
-        if value is not None:
-            raise UserError(
-                f"`teacher.checkpoint_{name}` is set, but family `{spec.family}` takes a file as "
-                "it is. Remove it."
-            )
-    try:
-        state = family.read_file(path)
-        if classes is not None:
-            state, rows = family.select_outputs(
-                state,
-                lambda number: class_rows.rows_of_parameter(classes, number, spec.class_names),
-                **spec.options,
-            )
-            spec = replace(spec, pretrained_classes=rows)
-        return build(spec, state), spec
-    except UserError as error:
-        raise UserError(f"`{path}`: {error}") from None
-
-
-def input_of_file(spec: ModelSpec, params: NetworkParams, path: Path) -> ModelSpec:
-    """The spec with what the file itself says of its input (ONNX): a fixed size, unless `params`
-    has one, and no normalisation where it takes pixels in 0 to 255.
-
-    Raises:
-        UserError: the file normalises, and so would `params`.
-    """
-    family = family_module(spec.family)
-    if not hasattr(family, "fixed_input") or not path.exists():
-        return spec
-    try:
-        size, takes_pixels = family.fixed_input(path, spec.input.channels, **spec.options)
-    except UserError as error:
-        raise UserError(f"`{path}`: {error}") from None
-    new = spec.input
-    if size is not None and params.input_size is None:
-        new = replace(new, size=size)
-    if takes_pixels:
-        if params.mean or params.std:
-            raise UserError(
-                f"`{path}`: the ONNX file takes pixels in 0 to 255 and normalises them itself. "
-                "Remove `mean` and `std` from `teacher.network`."
-            )
-        new = replace(new, mean=[0.0] * new.channels, std=[1 / 255] * new.channels)
-    return replace(spec, input=new)
-
-
-def load_foreign_weights(
-    network: nn.Module,
-    spec: ModelSpec,
-    path: Path,
-    key: str | None = None,
-    classes: Sequence[int] | Sequence[str] | None = None,
-) -> ModelSpec:
-    """Load the weights of a file into a network of this spec, and return the spec that it has then.
-    Arguments and errors are those of `load_foreign`.
+            which weights are meant.
     """
     content = read_checkpoint(path)
+    with _refuses_damaged(path):
+        with _names(path):
+            contents = list_contents(content)
+            weights, head = _search(network, spec, contents, key)
+        if weights is None:
+            _refuse(network, contents, path, key.value)
+    return FileWeights(
+        weights.state,
+        weights.versions,
+        head & weights.state.keys(),
+        _remarks(contents, weights.root, weights.used, path),
+    )
+
+
+def find_layers(network: nn.Module, path: Path, key: Key) -> FileWeights:
+    """Find the weights in a file that come nearest to the network's, for those of its layers that
+    fit. Raises UserError as `find_foreign_weights`.
+    """
+    content = read_checkpoint(path)
+    with _refuses_damaged(path):
+        with _names(path):
+            contents = list_contents(content)
+            check_key(contents, Network(_shapes(network)), key)
+        nearest = _nearest(network, contents, path, key.value)
+        remarks = _remarks(contents, nearest.root, nearest.named.values(), path)
+        return FileWeights(read_all(nearest.named), None, frozenset(), remarks)
+
+
+@contextmanager
+def _refuses_damaged(path: Path) -> Iterator[None]:
     try:
-        contents, weights, head = _fitting(network, spec, content, path, key)
+        yield
     except ValueError as error:  # of a tensor
         raise UserError(f"`{path}` is damaged: {first_line(error)}. Copy it again.") from None
-    state = dict(weights.state)
-    if classes is not None:
-        head = class_rows.last_layer(spec)
-    head = head & state.keys()
-    outputs = {len(state[name]) for name in head} or {spec.num_classes}
-    if classes is not None or outputs != {spec.num_classes}:
-        rows = _rows(max(outputs), spec, path, classes)
-        state |= {name: state[name][rows] for name in head}
-        spec = replace(spec, pretrained_classes=rows)
-    load_state(network, state, f"`{path}`", weights.versions)
-    if weights.root:
-        print(f"  {path}: the weights under `{name_of(weights.root)}`", flush=True)
-    if rest := name_rest(contents, weights.used):
-        print(f"  {path}: ignored {rest}", flush=True)
-    return spec
 
 
-def _fitting(
-    network: nn.Module, spec: ModelSpec, content: Any, path: Path, key: str | None
-) -> tuple[Contents, Weights, frozenset[str]]:
-    """All that the file holds, the weights in it that fit the network, and the names of those with
-    a row for each class if their number may be another than the dataset's."""
+@contextmanager
+def _names(path: Path) -> Iterator[None]:
+    """Put the file before the message."""
     try:
-        contents = list_contents(content)
-        weights, head = _search(network, spec, contents, key)
+        yield
     except UserError as error:
         raise UserError(f"`{path}` {error}") from None
-    if weights is None:
-        _refuse(network, contents, path, key)
-    return contents, weights, head
+
+
+def _remarks(
+    contents: Contents, root: tuple[str, ...], used: Iterable[Entry], path: Path
+) -> list[str]:
+    remarks = [f"{path}: the weights under `{name_of(root)}`"] if root else []
+    rest = name_rest(contents, used)
+    return [*remarks, f"{path}: ignored {rest}"] if rest else remarks
+
+
+def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in network.state_dict().items()}
 
 
 def _search(
-    network: nn.Module, spec: ModelSpec, contents: Contents, key: str | None
+    network: nn.Module, spec: ModelSpec, contents: Contents, key: Key
 ) -> tuple[Weights | None, frozenset[str]]:
-    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    """The weights that fit the network, and the names of those with a row for each class if their
+    number may be another than the dataset's."""
+    shapes = _shapes(network)
     expected = Network(shapes)
-    if key is not None:
-        check_key(contents, expected, key)
-    if found := find_weights(contents, expected, key):
+    check_key(contents, expected, key)
+    if found := find_weights(contents, expected, key.value):
         return _take(choose(found, contents, expected, key), network, contents), frozenset()
     try:
         head = class_rows.last_layer(spec)
     except Exception:  # a network of the user, for a fixed number of classes
         head = frozenset()
     expected = Network(shapes, head)
-    if found := find_weights(contents, expected, key):
+    if found := find_weights(contents, expected, key.value):
         return _take(choose(found, contents, expected, key), network, contents), head
     return _converted(network, spec, contents, expected, key), head
 
@@ -212,13 +171,13 @@ _MOST_TRIALS = 4  # of conversions; each builds a network
 
 
 def _converted(
-    network: nn.Module, spec: ModelSpec, contents: Contents, expected: Network, key: str | None
+    network: nn.Module, spec: ModelSpec, contents: Contents, expected: Network, key: Key
 ) -> Weights | None:
     """The weights of a file that the network's library has to convert: an older version's, or those
     of the repository that it was taken from."""
     found: dict[Found, Weights] = {}
     wrappers = Transform(expected.vocabulary, only_wrappers=True)
-    for root, entries in _candidates(contents, expected, key)[:_MOST_TRIALS]:
+    for root, entries in _candidates(contents, expected, key.value)[:_MOST_TRIALS]:
         named = {".".join(wrappers(entry.path[len(root) :])): entry for entry in entries}
         state = read_all(named)
         stated = _versions(contents, root, wrappers)
@@ -292,67 +251,58 @@ def _is_extra(name: str, expected: Network) -> bool:
     return not expected.could_have(tuple(name.split(".")))
 
 
-def _rows(
-    outputs: int, spec: ModelSpec, path: Path, classes: Sequence[int] | Sequence[str] | None
-) -> list[int]:
-    """The output of each class."""
-    if classes is not None:
-        return class_rows.rows_of_parameter(classes, outputs, spec.class_names)
-    if outputs == len(class_rows.WORDNET_IDS):
-        rows = class_rows.classes_among(spec.class_names, class_rows.imagenet_names())
-        if rows is not None:
-            print(
-                f"  {path}: {outputs:,} outputs, taken as ImageNet's classes, which the folders' "
-                f"names are: {spec.num_classes} of them are kept",
-                flush=True,
-            )
-            return rows
-    raise UserError(
-        f"`{path}` fits the network, but has {outputs:,} outputs, and the dataset has "
-        f"{spec.num_classes} classes. Set `teacher.checkpoint_classes` to a list: the number of "
-        "the output (from 0) of each class, in the order of the folders' names, or the name of "
-        f"each of the {outputs:,} outputs."
-    )
+@dataclass(frozen=True)
+class _Nearest:
+    """The tensors of a file that come nearest to a network's."""
+
+    root: tuple[str, ...]
+    transform: Transform | None
+    named: Mapping[str, Entry]
 
 
-def _refuse(network: nn.Module, contents: Contents, path: Path, key: str | None) -> NoReturn:
-    """Raise UserError with what does not fit, of the weights that come nearest."""
+def _nearest(network: nn.Module, contents: Contents, path: Path, key: str | None) -> _Nearest:
     below = tensors_below(contents, key)
     if not below:
         raise UserError(
             f"`{path}` is not a state dict; expected a mapping from names to tensors, at any "
             f"depth. It holds {name_rest(contents, ()) or 'nothing'}."
         )
-    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    shapes = _shapes(network)
     expected = Network(shapes)
     transforms = [None, *(Transform(expected.vocabulary, only) for only in (True, False))]
-    best: tuple[int, dict[str, Entry]] = (-1, {})
-    root, transform = (), None
-    for candidate, entries in below.items():
+    highest, best = -1, _Nearest((), None, {})
+    for root, entries in below.items():
         if 2 * len(entries) < min(len(shapes), len(contents.tensors)):
             continue
-        for removal in transforms:
-            named = {_name(entry, candidate, removal): entry for entry in entries}
+        for transform in transforms:
+            named = {_name(entry, root, transform): entry for entry in entries}
             score = sum(
                 1 + expected.fits(name, entry.value.shape)
                 for name, entry in named.items()
                 if name in shapes
             )
-            if score > best[0]:
-                best, root, transform = (score, named), candidate, removal
+            if score > highest:
+                highest, best = score, _Nearest(root, transform, named)
+    return best
+
+
+def _refuse(network: nn.Module, contents: Contents, path: Path, key: str | None) -> NoReturn:
+    """Raise UserError with what does not fit, of the weights that come nearest."""
+    nearest = _nearest(network, contents, path, key)
+    root, transform = nearest.root, nearest.transform
     others = {
         _name(entry, root, transform): str(entry.value)
         for entry in contents.entries
         if not entry.is_tensor and entry.path[: len(root)] == root
     }
     where = f"`{path}`" + (f" (under `{name_of(root)}`)" if root else "")
-    load_state(network, read_all(best[1]), where, no_tensors=others)
+    load_state(network, read_all(nearest.named), where, no_tensors=others)
     # Each name alone fits: several tensors have the same one, or they are an optimizer's.
     paths: dict[str, list[str]] = defaultdict(list)
-    for entry in below[root]:
+    for entry in tensors_below(contents, key)[root]:
         paths[_name(entry, root, transform)].append(f"`{name_of(entry.path)}`")
     for name, same in paths.items():
-        if name in shapes and len(same) > 1:
+        if name in network.state_dict() and len(same) > 1:
             raise UserError(
                 f"{where} has several tensors for `{name}` of the network: "
                 f"{', '.join(same[:10])}; expected one. Save the network's alone."

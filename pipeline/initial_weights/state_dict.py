@@ -35,6 +35,14 @@ _OPTIMIZER = re.compile(r"(?<![a-z])optim(izers?)?(?![a-z])")
 _AVERAGED = re.compile(r"(?<![a-z])(?<!exp_)(ema|swa|averaged?|avg|polyak|shadow)(?![a-z])")
 
 
+@dataclass(frozen=True)
+class Key:
+    """Which weights of a checkpoint are meant."""
+
+    value: str | None  # the keys that lead to them, joined by dots; None: see `choose`
+    parameter: str  # that says so, for messages: `teacher.checkpoint_key`
+
+
 @dataclass(frozen=True, eq=False)
 class Entry:
     """One value of a checkpoint."""
@@ -309,20 +317,19 @@ def _distinct(found: Iterable[Found]) -> list[Found]:
     return list(kept.values())
 
 
-def choose(found: Sequence[Found], contents: Contents, network: Network, key: str | None) -> Found:
-    """The weights that `teacher.checkpoint_key` names; without it the averaged ones (EMA), or the
-    only ones.
+def choose(found: Sequence[Found], contents: Contents, network: Network, key: Key) -> Found:
+    """Choose the weights that the key names; without one the averaged ones (EMA), or the only ones.
 
     Raises:
         UserError: there are several, or the averaged ones do not fit.
     """
     averaged: Sequence[Found] = []
-    if key is not None:
-        found = [match for match in found if match.root == _split(key)] or found
+    if key.value is not None:
+        found = [match for match in found if match.root == _split(key.value)] or found
     else:
         averaged = [match for match in found if _is_averaged(match.root)]
         if not averaged:
-            _check_no_averaged(found, contents, network)
+            _check_no_averaged(found, contents, network, key)
     found = _unequal(_outermost(averaged or found))
     if len(found) == 1:
         return found[0]
@@ -330,7 +337,7 @@ def choose(found: Sequence[Found], contents: Contents, network: Network, key: st
     raise UserError(
         f"holds {len(found)} sets of weights that fit the network, "
         f"{', '.join(f'`{root}`' for root in roots[:_SHOWN])}; expected one. Set the one to take: "
-        f"`teacher.checkpoint_key: {roots[0]}`, for example."
+        f"`{key.parameter}: {roots[0]}`, for example."
     )
 
 
@@ -368,7 +375,9 @@ def _words(key: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", key).lower()
 
 
-def _check_no_averaged(found: Sequence[Found], contents: Contents, network: Network) -> None:
+def _check_no_averaged(
+    found: Sequence[Found], contents: Contents, network: Network, key: Key
+) -> None:
     used = {id(entry) for match in found for entry in match.tensors.values()}
     roots = Counter(
         entry.path[: 1 + next(i for i, key in enumerate(entry.path) if _is_averaged((key,)))]
@@ -381,7 +390,7 @@ def _check_no_averaged(found: Sequence[Found], contents: Contents, network: Netw
                 f"holds averaged weights (EMA), {count} tensors under `{name_of(root)}`, that do "
                 f"not fit the network, which has {len(network.required)}. Save them under the "
                 "network's names, or take the others: "
-                f"`teacher.checkpoint_key: {name_of(found[0].root)}`."
+                f"`{key.parameter}: {name_of(found[0].root)}`."
             )
 
 
@@ -389,16 +398,18 @@ def name_of(path: Keys) -> str:
     return ".".join(path) or '""'
 
 
-def check_key(contents: Contents, network: Network, key: str) -> None:
-    """Raise UserError if a checkpoint has nothing at `teacher.checkpoint_key`."""
-    path = _split(key)
+def check_key(contents: Contents, network: Network, key: Key) -> None:
+    """Refuse a key at which a checkpoint has nothing."""
+    if key.value is None:
+        return
+    path = _split(key.value)
     below = tensors_below(contents)
     if path in below or not path:
         return
     enough = len(network.required)
     known = sorted(name_of(root) for root in below if root and len(below[root]) >= enough)
     raise UserError(
-        f"has nothing at `{key}` (`teacher.checkpoint_key`){did_you_mean(key, known) or '.'} "
+        f"has nothing at `{key.value}` (`{key.parameter}`){did_you_mean(key.value, known) or '.'} "
         f"Known: {', '.join(f'`{name}`' for name in known[:_SHOWN]) or 'none'}."
     )
 

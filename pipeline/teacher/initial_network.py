@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from pipeline.data.prepared.dataset import Dataset
-from pipeline.initial_weights import foreign_checkpoint, published
+from pipeline.initial_weights import published
 from pipeline.initial_weights.class_rows import last_layer
 from pipeline.models.checkpoint import state_bytes
 from pipeline.models.spec import ModelSpec, build, model_spec
+from pipeline.teacher import foreign_teacher
 from pipeline.teacher.params import TeacherParams
 
 
@@ -34,8 +35,8 @@ def build_initial_network(params: TeacherParams, dataset: Dataset) -> tuple[nn.M
         return network, spec
     if params.weights == "checkpoint":
         path = Path(params.checkpoint)
-        spec = foreign_checkpoint.input_of_file(spec, params.network, path)
-        return foreign_checkpoint.load_foreign(
+        spec = foreign_teacher.input_of_file(spec, params.network, path)
+        return foreign_teacher.load_foreign(
             spec, path, params.checkpoint_key, params.checkpoint_classes
         )
     return build(spec), spec

@@ -17,7 +17,6 @@ from torch import nn
 from pipeline.commands import diagnose_teacher
 from pipeline.commands.diagnose_teacher import Teacher, diagnose, load_teacher
 from pipeline.data.prepared.dataset import Dataset, open_dataset
-from pipeline.initial_weights import foreign_checkpoint
 from pipeline.models import checkpoint
 from pipeline.models.evaluation import predict_all
 from pipeline.models.spec import InputSpec, ModelSpec
@@ -25,6 +24,7 @@ from pipeline.networks import cifar_resnet
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.outputs import TEACHER
 from pipeline.runtime.params import load_section
+from pipeline.teacher import foreign_teacher
 from pipeline.teacher.loop import fit_teacher
 from pipeline.teacher.params import TeacherParams, TeacherTraining
 
@@ -220,7 +220,7 @@ def test_a_foreign_teacher_under_wrong_settings_is_told_which_is_wrong(folder, f
     network = module.build("resnet32", 10, 3)
     path = DATA / "checkpoints/resnet32-d509ac18.th"
     own = ModelSpec("", "resnet32", {}, [""] * 10, InputSpec(3, 32, [0.5] * 3, [0.2] * 3))
-    foreign_checkpoint.load_foreign_weights(network, own, path)
+    foreign_teacher.load_foreign_weights(network, own, path)
     params = deepcopy(PARAMS)
     params["dataset"] |= {"image_size": 32, "validation_fraction": 0.8, "test_fraction": 0.1}
     write_params(Path(), params)

@@ -14,12 +14,12 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.models import DenseNet, VisionTransformer
 
-from pipeline.initial_weights import foreign_checkpoint
 from pipeline.models import checkpoint
 from pipeline.models.spec import InputSpec, ModelSpec, build
 from pipeline.networks import cifar_resnet
 from pipeline.networks import torchvision as torchvision_family
 from pipeline.runtime.errors import UserError
+from pipeline.teacher import foreign_teacher
 
 State = dict[str, torch.Tensor]
 INPUT = InputSpec(3, 32, [0.5] * 3, [0.2] * 3)
@@ -42,7 +42,7 @@ def state_of(seed: int, num_classes: int = 3) -> State:
 def load(content: object, **arguments: object) -> State:
     """The weights that a file of this content gives."""
     torch.save(content, "mine.pth")
-    network, _ = foreign_checkpoint.load_foreign(describe(), Path("mine.pth"), **arguments)
+    network, _ = foreign_teacher.load_foreign(describe(), Path("mine.pth"), **arguments)
     return network.state_dict()
 
 
@@ -174,7 +174,7 @@ def test_a_network_of_a_fixed_number_of_classes_is_refused_by_what_does_not_fit(
 
 def test_safetensors_are_read_under_any_name(folder):
     save_file(state_of(0), "mine.pth")
-    network, _ = foreign_checkpoint.load_foreign(describe(), Path("mine.pth"))
+    network, _ = foreign_teacher.load_foreign(describe(), Path("mine.pth"))
     assert same(network.state_dict(), state_of(0))
 
 
@@ -261,7 +261,7 @@ def load_classes(
 ) -> tuple[nn.Module, ModelSpec]:
     torch.save({"model": under("module.", state_of(0, num_outputs))}, "mine.pth")
     spec = describe(class_names=names or ("ant", "bee", "cat"))
-    return foreign_checkpoint.load_foreign(spec, Path("mine.pth"), classes=classes)
+    return foreign_teacher.load_foreign(spec, Path("mine.pth"), classes=classes)
 
 
 @pytest.mark.parametrize("classes", [NAMES, [2, 4, 1]])
@@ -311,7 +311,7 @@ def test_folders_of_imagenets_classes_take_its_outputs_of_a_thousand(folder, cap
 
 def load_tv(network: str, **options: object) -> nn.Module:
     spec = describe(network, "torchvision", **options)
-    return foreign_checkpoint.load_foreign(spec, Path("mine.pth"))[0]
+    return foreign_teacher.load_foreign(spec, Path("mine.pth"))[0]
 
 
 def test_densenets_old_names_are_read(folder, monkeypatch):

@@ -10,13 +10,13 @@ from safetensors.torch import save_file
 from torch import nn
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from pipeline.initial_weights import foreign_checkpoint
 from pipeline.models import checkpoint
 from pipeline.models.evaluation import classification_metrics
 from pipeline.models.spec import InputSpec, ModelSpec, build
 from pipeline.networks import cifar_resnet
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.outputs import TEACHER
+from pipeline.teacher import foreign_teacher
 
 SPEC = InputSpec(3, 16, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
 
@@ -94,7 +94,7 @@ OPTIMIZER = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 
 def loaded(content: object) -> nn.Module:
     """A network with the weights of a file of this content."""
     torch.save(content, "weights.pth")
-    network, _ = foreign_checkpoint.load_foreign(describe(), Path("weights.pth"))
+    network, _ = foreign_teacher.load_foreign(describe(), Path("weights.pth"))
     return network
 
 
@@ -152,7 +152,7 @@ def test_several_sets_of_weights_of_unknown_meaning_are_refused_by_their_names(f
 
 def test_foreign_safetensors_are_read(tmp_path):
     save_file(state_of(0), tmp_path / "weights.safetensors")
-    target, _ = foreign_checkpoint.load_foreign(describe(), tmp_path / "weights.safetensors")
+    target, _ = foreign_teacher.load_foreign(describe(), tmp_path / "weights.safetensors")
     assert has_weights(target, 0)
 
 

@@ -18,13 +18,13 @@ from torch import nn
 
 from pipeline.commands import check
 from pipeline.data.prepared.dataset import open_dataset
-from pipeline.initial_weights import foreign_checkpoint
 from pipeline.models import checkpoint
 from pipeline.models.spec import InputSpec, ModelSpec, build
 from pipeline.networks import cifar_resnet
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
 from pipeline.runtime.outputs import TEACHER
+from pipeline.teacher import foreign_teacher
 
 TOLERANCE = 1e-3  # of a row's largest logit, as docs/teachers.md says
 
@@ -122,7 +122,7 @@ def describe(size: int = 8, **options: object) -> ModelSpec:
 
 
 def load(size: int = 8, **options: object) -> nn.Module:
-    network, _ = foreign_checkpoint.load_foreign(describe(size, **options), Path("mine.onnx"))
+    network, _ = foreign_teacher.load_foreign(describe(size, **options), Path("mine.onnx"))
     return network
 
 
@@ -133,7 +133,7 @@ def test_a_list_of_classes_selects_the_outputs(folder, nodes, classes):
         nodes = [node("ReduceMean", "x", "z", keepdims=0), node("Softmax", "z", "y")]
     graph(shape=("n", 4, 8, 8), output=("n", 4), nodes=nodes)
     spec = ModelSpec("onnx", "mine", {}, ["a", "b", "c"], InputSpec(4, 8, [0.5] * 4, [0.2] * 4))
-    network, spec = foreign_checkpoint.load_foreign(spec, Path("mine.onnx"), classes=classes)
+    network, spec = foreign_teacher.load_foreign(spec, Path("mine.onnx"), classes=classes)
     images = torch.randn(5, 4, 8, 8)
     torch.testing.assert_close(network(images), images.mean((2, 3))[:, [3, 0, 2]])
     assert spec.pretrained_classes == [3, 0, 2]
@@ -141,7 +141,7 @@ def test_a_list_of_classes_selects_the_outputs(folder, nodes, classes):
     again, _ = checkpoint.load(Path(), produced_by="-")
     assert torch.equal(again(images), network(images))
     with pytest.raises(UserError, match="`teacher.checkpoint_key` is set, but family `onnx` takes"):
-        foreign_checkpoint.load_foreign(spec, Path("mine.onnx"), key="model")
+        foreign_teacher.load_foreign(spec, Path("mine.onnx"), key="model")
 
 
 def test_the_fingerprint_covers_the_file(folder):
@@ -383,7 +383,7 @@ def test_a_folder_with_two_onnx_files_is_refused(folder):
     Path("mine.onnx").rename("a.onnx")
     graph()
     with pytest.raises(UserError, match=r"exactly one .onnx file; found `a.onnx`, `mine.onnx`"):
-        foreign_checkpoint.load_foreign(describe(), Path())
+        foreign_teacher.load_foreign(describe(), Path())
 
 
 @pytest.mark.slow

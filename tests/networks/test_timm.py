@@ -7,9 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.initial_weights import foreign_checkpoint, published
+from pipeline.initial_weights import published
 from pipeline.models.spec import InputSpec, ModelSpec, build, native_input
 from pipeline.runtime.errors import UserError
+from pipeline.teacher import foreign_teacher
 
 timm = pytest.importorskip("timm", reason="the extra `timm` is not installed")
 
@@ -74,14 +75,14 @@ def test_weights_of_the_repository_that_a_network_was_taken_from_are_converted(f
     torch.save({"model": {f"module.{key}": v for key, v in of_facebook.items()}}, "mine.pth")
     spec = describe(["a", "b", "c"], "test_convnext")
     classes = None if outputs == 3 else [4, 0, 2]
-    network, _ = foreign_checkpoint.load_foreign(spec, Path("mine.pth"), classes=classes)
+    network, _ = foreign_teacher.load_foreign(spec, Path("mine.pth"), classes=classes)
     for key, value in network.state_dict().items():
         of_a_class = classes and key.startswith("head.fc.")
         assert torch.equal(value, state[key][classes] if of_a_class else state[key])
     del of_facebook["downsample_layers.0.0.weight"]
     torch.save(of_facebook, "mine.pth")
     with pytest.raises(UserError, match="does not fit the network"):
-        foreign_checkpoint.load_foreign(spec, Path("mine.pth"), classes=classes)
+        foreign_teacher.load_foreign(spec, Path("mine.pth"), classes=classes)
 
 
 def test_a_failed_download_names_the_file_and_its_place(hub):
