@@ -24,6 +24,7 @@ from pipeline.runtime.files import (
     write_bytes,
     write_json,
 )
+from pipeline.runtime.outputs import Start
 from pipeline.runtime.validation import Record, read_model
 
 FORMAT_VERSION = 1
@@ -45,6 +46,7 @@ class NetworkFile(Record):
     input: InputSpec
     pretrained_classes: Sequence[int] | None = None
     weights_sha256: str
+    start: Start | None = None  # of a student or a baseline
 
     @property
     def spec(self) -> ModelSpec:
@@ -158,6 +160,11 @@ def fingerprint(directory: Path, *, produced_by: str) -> str:
     network. Reads the description alone."""
     content = _read(directory, produced_by).model_dump(exclude_none=True)
     return hashlib.sha256(canonical_json(content).encode(errors="replace")).hexdigest()
+
+
+def read_start(directory: Path, *, produced_by: str) -> Start | None:
+    """Read how the network of a student or a baseline started. Reads the description alone."""
+    return getattr(_read(directory, produced_by), "start", None)
 
 
 def _read(directory: Path, produced_by: str) -> NetworkFile | SourceFile:

@@ -159,3 +159,10 @@ class NetworkCosts(Record, extra="ignore"):
     parameters: NonNegativeInt
     macs: NonNegativeInt  # of one image
     size_bytes: NonNegativeInt  # of its weights
+
+
+class Start(Record):
+    """What a student or a baseline had before its training, as its network.json says it."""
+
+    text: str  # "from scratch", "published weights, new last layer", ...
+    sha256: str  # of the first state's bytes

@@ -35,7 +35,14 @@ from pipeline.models import checkpoint
 from pipeline.models.spec import InputSpec, ModelSpec
 from pipeline.runtime.errors import UserError, counted
 from pipeline.runtime.files import read_json, write_bytes, write_json
-from pipeline.runtime.outputs import NOT_ASKED, TEACHER, ExportedFile, ExportOutputs, ModelOutputs
+from pipeline.runtime.outputs import (
+    NOT_ASKED,
+    TEACHER,
+    ExportedFile,
+    ExportOutputs,
+    ModelOutputs,
+    Start,
+)
 from pipeline.runtime.params import check_student, load_section
 from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.views.params import ViewsParams
@@ -139,6 +146,7 @@ def export_network(
         dataset,
         logits["test"],
         training=made_from,
+        start=checkpoint.read_start(model.model, produced_by=f"dvc repro {model.stage}"),
         teacher=teacher_facts() if model.role == "distilled" else None,
         licence=licence,
     )
@@ -156,7 +164,12 @@ def teacher_facts() -> dict[str, Any]:
     return {key: content[key] for key in ("family", "network", "options") if key in content}
 
 
-def without_file(file: ExportedFile, reason: NotExportable, training: Mapping[str, Any]) -> NoFile:
+def without_file(
+    file: ExportedFile,
+    reason: NotExportable,
+    training: Mapping[str, Any],
+    start: Start | None = None,
+) -> NoFile:
     """The card in the place of a file that is not written."""
     return NoFile(
         name=file.name or "teacher",
@@ -164,6 +177,7 @@ def without_file(file: ExportedFile, reason: NotExportable, training: Mapping[st
         precision=file.precision,
         no_file=str(reason),
         training=training,
+        start=start,
     )
 
 
@@ -224,7 +238,8 @@ def quantised(
         if accuracy.refused:
             raise NotExportable(accuracy.sentence)
     except NotExportable as error:
-        return Exported(file, without_file(file, error, float32.card.training), figures)
+        known = float32.card.training, float32.card.start
+        return Exported(file, without_file(file, error, *known), figures)
     card = describe_file(
         file,
         content,
@@ -233,6 +248,7 @@ def quantised(
         dataset,
         logits["test"],
         training=float32.card.training,
+        start=float32.card.start,
         teacher=float32.card.teacher,
         licence=options.licence,
         int8=Int8Facts(
