@@ -17,12 +17,13 @@ from pipeline.data.sources.image_folder import image_folder
 from pipeline.data.sources.params import DatasetParams
 from pipeline.distillation.params import check_method, load_distillation
 from pipeline.export.params import ExportParams, load_export
-from pipeline.models.params import NetworkParams
+from pipeline.models.params import NetworkParams, WeightsFile
 from pipeline.runtime.errors import UserError, counted, did_you_mean
 from pipeline.runtime.params import PARAMS_FILE, load_section, read_params, student_names
 from pipeline.store.format.schema import INDEX
 from pipeline.store.writing.params import SoftTargetsParams
 from pipeline.students.params import TrainingParams, load_student, load_with_overrides
+from pipeline.students.start_file import check_start_file
 from pipeline.teacher.params import TeacherParams
 from pipeline.views.params import ViewsParams
 
@@ -149,6 +150,8 @@ def check_students() -> None:
 def check_student_section(name: str) -> None:
     student = load_student(name)
     check_statistics(student.network, f"students.{name}.network")
+    if isinstance(student.network.weights, WeightsFile):
+        check_start_file(student.network.weights, name)
     load_with_overrides(TrainingParams, "training", student.training, name)
     load_export(name)
     check_method(

@@ -95,18 +95,17 @@ class ModelSpec:
 
 
 def model_spec(
-    family: str, params: NetworkParams, dataset: Dataset, *, pretrained: bool = False
+    family: str, params: NetworkParams, dataset: Dataset, *, native: InputSpec | None = None
 ) -> ModelSpec:
     """The spec of a network for the dataset's classes.
 
-    Its input defaults to the dataset's image size, mean and std; with `pretrained`, to those of the
-    pretraining.
+    Its input defaults to `native`, which the network was pretrained with; without it, to the
+    dataset's image size, mean and std.
 
     Raises:
         UserError: `mean` or `std` has not one value per channel, or the pretraining had another
             number of channels.
     """
-    native = native_input(family, params.name) if pretrained else None
     if native and native.channels != dataset.channels:
         raise UserError(
             f"network `{params.name}` was pretrained on images of {native.channels} channels, but "

@@ -162,7 +162,7 @@ class NetworkCosts(Record, extra="ignore"):
 
 
 class Start(Record):
-    """What a student or a baseline had before its training, as its network.json says it."""
+    """The weights that the training of a student or a baseline started from."""
 
-    text: str  # "from scratch", "published weights, new last layer", ...
-    sha256: str  # of the first state's bytes
+    text: str  # `from scratch`, `published weights, new last layer`
+    sha256: str  # of all tensors, before the first step

@@ -56,6 +56,14 @@ class TeacherParams(Section):
         return self
 
     @model_validator(mode="after")
+    def _starts_by_its_own_key(self) -> "TeacherParams":
+        if self.network.weights != "scratch":
+            raise ValueError(
+                "network.weights is for students: remove it, and set `teacher.weights`"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _describes_a_checkpoint(self) -> "TeacherParams":
         for name in ("checkpoint_key", "checkpoint_classes"):
             if getattr(self, name) is not None and self.weights != "checkpoint":

@@ -164,7 +164,8 @@ def test_the_input_is_that_of_the_pretraining_unless_the_parameters_say_otherwis
 
     def spec(**network: object) -> InputSpec:
         params = NetworkParams(**network)
-        return model_spec("torchvision", params, dataset, pretrained=True).input
+        native = native_input("torchvision", params.name)
+        return model_spec("torchvision", params, dataset, native=native).input
 
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     assert spec(name="efficientnet_b3") == InputSpec(3, 300, mean, std, 320 / 300, "bicubic")
