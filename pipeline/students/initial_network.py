@@ -15,6 +15,7 @@ from pipeline.data.prepared.dataset import Dataset
 from pipeline.initial_weights import published
 from pipeline.initial_weights.class_rows import imagenet_rows, last_layer
 from pipeline.initial_weights.foreign_checkpoint import find_foreign_weights, find_layers
+from pipeline.initial_weights.head import head_parameters
 from pipeline.initial_weights.state_dict import Key
 from pipeline.models.checkpoint import (
     WEIGHTS,
@@ -79,7 +80,8 @@ def build_initial_network(
         spec = model_spec(family, student.network, dataset)
         network, text = build(spec), "from scratch"
     start = Start(text=text, sha256=hashlib.sha256(state_bytes(network)).hexdigest())
-    return InitialNetwork(network, spec, start, frozenset(), remarks)
+    head = head_parameters(network, spec) if training.separates_head else frozenset()
+    return InitialNetwork(network, spec, start, head, remarks)
 
 
 def _from_file(

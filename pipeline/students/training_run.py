@@ -71,7 +71,7 @@ def train_and_write(
     lock = exclusive(outputs.scratch) if group.is_main else nullcontext()
     with lock, group.report_peer_failure():
         resume = ResumeState(outputs.scratch, fingerprint(fields, device, group), group)
-        result = fit(network, spec.input, data, loss, params, device, group, resume)
+        result = fit(network, spec.input, data, loss, params, device, group, resume, initial.head)
         write_result(outputs, result, initial, data.dataset, inputs, device, group)
         resume.remove()
 

@@ -18,6 +18,7 @@ from torch import nn
 from pipeline.data.prepared.dataset import EncodedSplit, Split, open_dataset
 from pipeline.initial_weights import published
 from pipeline.initial_weights.class_rows import WORDNET_IDS, classes_among
+from pipeline.initial_weights.head import head_parameters
 from pipeline.models import checkpoint
 from pipeline.models.evaluation import predict_all
 from pipeline.models.params import NetworkParams
@@ -298,7 +299,8 @@ def fine_tuned(**training: object) -> nn.Module:
         training=PARAMS["teacher"]["training"] | training,
     )
     network, description = build_initial_network(teacher, dataset)
-    fit_teacher(network, description.input, dataset, teacher.training, CPU)
+    head = head_parameters(network, description)
+    fit_teacher(network, description.input, dataset, teacher.training, CPU, head=head)
     return network
 
 

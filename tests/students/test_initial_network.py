@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import PARAMS, change_params, run_stage
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 
 from pipeline.commands import check
 from pipeline.data.prepared.dataset import Dataset, open_dataset
@@ -76,7 +76,9 @@ def test_student_and_baseline_start_from_the_same_bytes_which_network_json_names
     fit = training_run.fit
     monkeypatch.setattr(training_run, "fit", capture)
     own = {"name": "resnet8", "weights": with_digest(OTHER) if weights == "folder" else weights}
-    change_params("students", new=PARAMS["students"]["small"] | {"network": own})
+    training = {"freeze_epochs": 2, "epochs": 2} if weights == "folder" else {}
+    new = PARAMS["students"]["small"] | {"network": own, "training": training}
+    change_params("students", new=new)
     run_stage("student", "new")
     run_stage("baseline", "new")
     assert starts[0] == starts[1]
@@ -87,6 +89,10 @@ def test_student_and_baseline_start_from_the_same_bytes_which_network_json_names
             "text": texts[weights],
             "sha256": hashlib.sha256(starts[0]).hexdigest(),
         }
+        if weights == "folder":  # whose training changed the last layer alone
+            before, after = load(starts[0]), load_file(f"models/{kind}/new/weights.safetensors")
+            changed = {key for key in before if not torch.equal(before[key], after[key])}
+            assert changed == {"fc.weight", "fc.bias"}
 
 
 def test_a_network_of_the_pipeline_keeps_the_rows_of_known_classes_and_its_input(project, state):
@@ -214,6 +220,16 @@ def test_a_mistake_in_the_weights_is_named_by_its_key(project, weights, message)
     lines = check.problems()
     assert re.match(message, lines[0])
     assert len(lines) == 1
+
+
+def test_what_treats_weights_with_care_is_refused_for_a_network_from_scratch(project):
+    change_params("training", freeze_batch_norm=True, backbone_learning_rate_factor=0.1)
+    assert check.problems() == [
+        "`params.yaml: students.small`: freeze_batch_norm and backbone_learning_rate_factor of its "
+        "training treat the weights that a network starts from with care, but it starts from "
+        "scratch: set `network.weights`, or remove them (`training: {freeze_batch_norm: null}` "
+        "removes a default)."
+    ]
 
 
 def test_a_teacher_takes_its_weights_by_its_own_key(project):
