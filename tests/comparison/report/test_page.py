@@ -56,17 +56,17 @@ def invented(
         path = str(ExportedFile(role, name).path)
         return Predictions(name=name, role=role, path=path, **logits, **costs)
 
-    def corrupted(seed: int) -> CorruptionPredictions:
+    def corrupted(seed: int, side: int = 16) -> CorruptionPredictions:
         shape = (len(CORRUPTIONS), len(SEVERITIES), count)
         chosen = np.random.default_rng(seed).integers(0, num_classes, shape)
         return CorruptionPredictions(
-            labels["test"], np.where(chosen > 1, chosen, labels["test"]), 16
+            labels["test"], np.where(chosen > 1, chosen, labels["test"]), side
         )
 
     robustness = compare_robustness(
         None if len(students) == 1 else corrupted(0),  # a teacher without a network
         {
-            name: [corrupted(seed) for seed in (1, 2 + i, 1, 2 + i)][: 2 * precisions]
+            name: [corrupted(seed, 20 if name == "b" else 16) for seed in (1, 2 + i) * precisions]
             for i, name in enumerate(students)
         },
         labels["test"],
@@ -280,6 +280,7 @@ def test_accuracy_under_corruption_is_shown_for_each_network_that_was_measured(
     assert text.count("<polyline") == lines
     assert text.count("<img") == len(CORRUPTIONS)
     assert text.count("<tr>") == 1 + rows
+    assert re.findall(r"Those of (.+) have (\d+) pixels", text) == [("b", "20")] * (name == "few")
 
 
 def test_of_many_classes_only_the_extremes_are_drawn(pages):
