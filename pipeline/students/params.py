@@ -9,7 +9,7 @@ from pipeline.models.params import Family, Network, NetworkParams
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.params import PARAMS_FILE, Section, check_student, read_params
 from pipeline.runtime.validation import Model, validate
-from pipeline.training.params import OptimisationParams
+from pipeline.training.params import OptimisationParams, fine_tuning_keys
 
 
 class TrainingParams(OptimisationParams):
@@ -51,6 +51,21 @@ def load_student(name: str) -> StudentParams:
     check_student(name)
     section = read_params()["students"][name]
     return validate(StudentParams, section, f"{PARAMS_FILE}: students.{name}")
+
+
+def load_training(name: str, student: StudentParams) -> TrainingParams:
+    """Load how a student and its baseline are trained; UserError if it is not valid."""
+    params = load_with_overrides(TrainingParams, "training", student.training, name)
+    keys = fine_tuning_keys(params)
+    if keys and student.network.weights == "scratch":
+        verb, them = ("treats", "it") if len(keys) == 1 else ("treat", "them")
+        raise UserError(
+            f"`{PARAMS_FILE}: students.{name}`: {' and '.join(keys)} of its training {verb} the "
+            "weights that a network starts from with care, but it starts from scratch: set "
+            f"`network.weights`, or remove {them} (`training: {{{keys[0]}: null}}` removes a "
+            "default)."
+        )
+    return params
 
 
 def load_with_overrides(
