@@ -60,8 +60,9 @@ def test_the_cards_of_a_student_and_its_baseline_have_the_start_that_their_stage
 
 def test_a_card_has_the_parameters_of_the_training_and_no_comparison_is_made_of_others(project):
     shutil.copy(ROOT / "dvc.yaml", "dvc.yaml")
-    change_params("export", licence="CC BY 4.0")
-    for stage in ("baseline", "export", "robustness"):
+    student = PARAMS["students"]["small"] | {"export": {"licence": "CC BY 4.0"}}
+    change_params("students", small=student)
+    for stage in ("export", "robustness"):
         run_stage(stage, "small")
     card = read_card(ExportedFile("baseline", "small").card, produced_by="-")
     keys = yaml.safe_load(Path("dvc.yaml").read_text("utf-8"))["stages"]["baseline"]["do"]["params"]
@@ -70,8 +71,8 @@ def test_a_card_has_the_parameters_of_the_training_and_no_comparison_is_made_of_
     assert card.licence == "CC BY 4.0"
     run_stage("compare")
     change_params("training", epochs=3)
-    message = r"`models/exported/baselines/small.json` was made when `params.yaml: training` was "
-    with pytest.raises(UserError, match=message + ".*--single-item baseline@small"):
+    message = r"`models/exported/small.json` was made when `params.yaml: training` was "
+    with pytest.raises(UserError, match=message + ".*--single-item student@small"):
         run_stage("compare")
 
 
