@@ -2,14 +2,16 @@
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import pipeline.networks
+from pipeline.commands import check_networks
 from pipeline.models import params
+from pipeline.models.spec import InputSpec, ModelSpec
 
 #: A family that is right; tests replace a part of it.
 FAMILY = """
@@ -27,6 +29,20 @@ class Own(nn.Module):
     def forward(self, x):
         return self.head(self.features(x).mean((2, 3)))
 """
+RETURNED = "return self.head(self.features(x).mean((2, 3)))"
+
+
+def changed(old: str, new: str) -> str:
+    assert old in FAMILY
+    return FAMILY.replace(old, new)
+
+
+def problem_of_family(code: str, options: Mapping[str, object] = {}, **others: str) -> str | None:
+    """What `check` says about a student whose family has this code."""
+    images = InputSpec(3, 16, [0.5] * 3, [0.2] * 3)
+    with families_here(mine=code, **others):
+        spec = ModelSpec("mine", "small", options, ["ant", "bee"], images)
+        return check_networks.problem_of(spec, is_trained=True)
 
 
 @contextmanager
@@ -35,7 +51,7 @@ def families_here(**code: str) -> Iterator[None]:
     shipped = params.FAMILIES
     folder = Path("pipeline/networks").absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    for path in shipped.glob("*.py"):
+    for path in shipped.glob("*.py"):  # so that params.yaml may name them
         (folder / path.name).symlink_to(path)
     for name, text in code.items():
         (folder / f"{name}.py").write_text(text, "utf-8")

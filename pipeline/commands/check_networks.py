@@ -199,7 +199,7 @@ def logits_of(network: nn.Module, images: Tensor, spec: ModelSpec, mode: str) ->
         actual = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(
             f"network `{spec.network}` returns {actual} {mode}, for images {list(images.shape)}; "
-            f"expected logits {expected}."
+            f"expected logits {expected}, as for one image in evaluation."
         )
     return logits
 

@@ -73,10 +73,14 @@ def build_network(
     subject = f"network `{network}` of family `{family}`"
     refused = f"{subject} does not take the options {dict(options)}"
     arguments = (network if state is None else state, *sizes)
+    signature = inspect.signature(make).replace(return_annotation=inspect.Signature.empty)
     try:
-        inspect.signature(make).bind(*arguments, **options)
+        signature.bind(*arguments, **options)
     except TypeError as error:
-        raise UserError(f"{refused}: {error}. It is called as {called_as}.") from None
+        raise UserError(
+            f"{refused}: {error}. `{name}{signature}` of {family_file(family)} is called as "
+            f"{called_as}."
+        ) from None
     try:
         module = make(*arguments, **options)
     except UserError:
@@ -102,7 +106,7 @@ def describe_failure(error: BaseException, family: str) -> str:
     """Describe an exception by class and message, after the line of the family's file that was
     running: `pipeline/networks/mine.py, line 7: NameError: name 'nn' is not defined`."""
     kind, place = type(error).__name__, _place(error, family)
-    message = error.msg if isinstance(error, SyntaxError) else first_line(error)
+    message = error.msg if isinstance(error, SyntaxError) else first_line(error).rstrip(".")
     text = kind if message == kind else f"{kind}: {message}"
     return f"{place}: {text}" if place else text
 

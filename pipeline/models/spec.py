@@ -201,9 +201,11 @@ def _try_on_blank_image(network: nn.Module, spec: ModelSpec) -> None:
         raise UserError(f"{subject} cannot take {pixels} ({failure}). Set {remedy}.") from None
     if not isinstance(logits, Tensor) or list(logits.shape) != expected:
         actual = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        advice = "Return the logits alone"
+        if isinstance(logits, Tensor):
+            advice = "Let its last layer have `num_classes` outputs, an argument of `build`"
         raise UserError(
-            f"{subject} returns {actual} for one image; expected logits {expected}: a tensor, with "
-            "one number for each class."
+            f"{subject} returns {actual} for one image; expected logits {expected}. {advice}."
         )
     if not logits.isfinite().all():
         numbers = some_numbers(logits[0].float().numpy())
