@@ -35,6 +35,7 @@ from pipeline.commands.import_logits import import_logits
 from pipeline.commands.store import inspect, verify
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.export.running.onnx_model import OnnxMetadata
+from pipeline.initial_weights.head import head_parameters
 from pipeline.int8_training.fake_quantisation import FakeQuantized
 from pipeline.models import checkpoint as model_files
 from pipeline.models.spec import InputSpec, ModelSpec
@@ -44,6 +45,7 @@ from pipeline.runtime.files import read_json, write_json
 from pipeline.runtime.outputs import TEACHER, ExportOutputs
 from pipeline.students.params import load_student
 from pipeline.teacher import foreign_teacher
+from pipeline.training.data_parallel import synchronise_batch_norm
 from soak.hostile import png_of_any_size
 from soak.hostile_inputs import Watch, write_onnx
 
@@ -104,6 +106,12 @@ MISTAKES |= {
     "an unknown section": partial(with_line, "distilation: {}"),
     "two keys that exclude each other": partial(
         with_params, "training", optimizer="adamw", momentum=0.8
+    ),
+    "more frozen epochs than epochs": partial(with_params, "training", freeze_epochs=5),
+    "frozen layers in a teacher that starts from scratch": lambda: with_params(
+        "teacher",
+        training=PARAMS["teacher"]["training"]
+        | {"freeze_epochs": 1, "backbone_learning_rate_factor": 0.1},
     ),
     "a number for `int8_training`": partial(with_params, "export", int8_training=2),
     "splits that leave nothing to train on": partial(
@@ -823,6 +831,23 @@ MISTAKES |= {
     "a table without its header": partial(text, "train/ant/000.png,1,2,3\n"),
     "a store with compressed logits": partial(store_of_others, compress),
     "a store whose logits are elsewhere": partial(store_of_others, link_elsewhere),
+}
+
+
+# Trainings.
+
+
+class Clipped(torch.nn.BatchNorm2d):
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return super().forward(features).clamp(-3, 3)
+
+
+MISTAKES |= {
+    "frozen epochs for a network without a last layer for the classes": lambda: head_parameters(
+        torch.nn.Flatten(),
+        ModelSpec("cifar_resnet", "resnet8", {}, ["a", "b"], InputSpec(3, 16, [0.5] * 3, [1] * 3)),
+    ),
+    "a batch norm of one's own in several processes": lambda: synchronise_batch_norm(Clipped(5)),
 }
 
 
