@@ -29,7 +29,7 @@ from pipeline.data.sources.torchvision_catalog import SETS
 from pipeline.distillation.params import METHODS
 from pipeline.export.params import ExportParams, Int8TrainingParams
 from pipeline.models import checkpoint
-from pipeline.models.params import NetworkParams
+from pipeline.models.params import NetworkParams, WeightsFile
 from pipeline.models.spec import InputSpec, ModelSpec
 from pipeline.runtime.errors import UserError
 from pipeline.store.writing.params import SoftTargetsParams
@@ -48,6 +48,7 @@ MODELS = {
     "views.mix": MixParams,
     "teacher": TeacherParams,
     "network": NetworkParams,
+    "network.weights": WeightsFile,
     "teacher.training": TeacherTraining,
     "soft_targets": SoftTargetsParams,
     "training": TrainingParams,

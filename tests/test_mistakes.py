@@ -27,10 +27,11 @@ from conftest import prepare as prepare_anew
 from image_files import tiff
 from import_closure import ROOT
 from onnx import TensorProto, helper
+from own_family import FAMILY, RETURNED, changed, problem_of_family
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pipeline.commands import check, predict
+from pipeline.commands import check, check_networks, predict
 from pipeline.commands.import_logits import import_logits
 from pipeline.commands.store import inspect, verify
 from pipeline.data.prepared.dataset import open_dataset
@@ -41,7 +42,7 @@ from pipeline.models import checkpoint as model_files
 from pipeline.models.spec import InputSpec, ModelSpec
 from pipeline.networks import cifar_resnet
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import read_json, write_json
+from pipeline.runtime.files import read_json, sha256_of_file, write_json
 from pipeline.runtime.outputs import TEACHER, ExportOutputs
 from pipeline.students.params import load_student
 from pipeline.teacher import foreign_teacher
@@ -141,6 +142,52 @@ MISTAKES |= {
     "an alias within itself": partial(with_text, "a: &a [*a]\n"),
     "an invalid date or number": partial(with_line, "x: 2024-13-45"),
     "nesting without end": partial(with_text, "[" * 5000),
+}
+
+
+# Networks: messages of `python -m pipeline.commands.check`.
+
+
+def misspelt_network() -> str:
+    change_params("students", small=PARAMS["students"]["small"] | {"network": "resnet9"})
+    return problems() or "\n".join(check_networks.problems())
+
+
+def import_code_beside_the_family() -> str | None:
+    Path("my_blocks.py").touch()
+    return problem_of_family(f"import my_blocks\n{FAMILY}")
+
+
+def with_family(old: str, new: str) -> Callable[[], str | None]:
+    return lambda: problem_of_family(changed(old, new))
+
+
+MISTAKES |= {
+    "an unknown network": misspelt_network,
+    "an unknown option": lambda: problem_of_family(FAMILY, {"widht": 2}),
+    "a family without `build`": with_family("def build", "def make"),
+    "a syntax error in a family": with_family("def forward(self, x):", "def forward(self, x)"),
+    "an exception in `build`": with_family("super().__init__()", "self.width = WIDTH"),
+    "an import that is not found": lambda: problem_of_family(f"import my_blocks\n{FAMILY}"),
+    "an import of another file": import_code_beside_the_family,
+    "another number of outputs": with_family("(4, num_classes)", "(4, 1000)"),
+    "more than logits": with_family(RETURNED, f"{RETURNED}, x"),
+    "more than logits in training": with_family(
+        RETURNED, f"if self.training:\n            return x, x\n        {RETURNED}"
+    ),
+    "a network that ends in a softmax": with_family(RETURNED, f"{RETURNED}.softmax(1)"),
+    "a network that returns no numbers": with_family(RETURNED, f"{RETURNED} * float('nan')"),
+    "an exception in `forward`": with_family(RETURNED, "return self.haed(x)"),
+    "an input that does not fit": with_family(RETURNED, "return self.head(x)"),
+    "a memory layout that does not fit": with_family(
+        RETURNED, "return self.head(self.features(x).view(len(x), -1)[:, :4])"
+    ),
+    "dropout in evaluation": with_family(
+        "self.features(x)", "nn.functional.dropout(self.features(x))"
+    ),
+    "a layer over the batch": with_family(
+        "self.features(x)", "(self.features(x) - self.features(x).mean(0))"
+    ),
 }
 
 
@@ -583,6 +630,48 @@ MISTAKES |= {
     "weights that are not finite": partial(train_with_weights, torch.nan),
     "a teacher of chance": partial(train_with_weights, 0.0),
     "classes in another order": teach_in_reverse,
+}
+
+
+def start(path: str | None, content: object = None, name: str = "new", **weights: object) -> str:
+    """Let a student start from a file, and run its baseline unless `check` finds a problem."""
+    if path == "mine.pth":
+        torch.save(content or state(), path)
+    if "sha256" in weights and weights["sha256"] is None:
+        file = Path(path, "network.json") if Path(path).is_dir() else Path(path)
+        weights["sha256"] = sha256_of_file(file)
+    own = {"name": "resnet8", "weights": {"path": path, **weights} if weights else path}
+    change_params("students", **{name: PARAMS["students"]["small"] | {"network": own}})
+    return problems() or run_stage("baseline", name)
+
+
+ZEROS, SMALL = "0" * 64, "models/students/small"
+MISTAKES |= {
+    "a path alone for `weights`": partial(start, "mine.pth"),
+    "weights without a digest": partial(start, "mine.pth", head="kept"),
+    "other weights than the digest's": partial(start, "mine.pth", sha256=ZEROS),
+    "weights that are not there": partial(start, "gone.pth", sha256=ZEROS),
+    "another student's weights that are not there": partial(
+        start, "models/students/other", sha256=ZEROS
+    ),
+    "the student's own weights": partial(start, SMALL, name="small", sha256=None),
+    "the weights alone of a network of the pipeline": partial(
+        start, f"{SMALL}/weights.safetensors", sha256=None
+    ),
+    "a `key` in a network of the pipeline": partial(start, SMALL, sha256=None, key="model"),
+    "several sets of weights to start from": lambda: start(
+        "mine.pth", {"model": state(), "teacher": state()}, sha256=None
+    ),
+    "`partial` weights of which none fits": lambda: start(
+        "mine.pth",
+        {"a.weight": torch.ones(2), "b.weight": torch.ones(2)},
+        sha256=None,
+        partial=True,
+    ),
+    "a student's key for the teacher": partial(
+        with_params, "teacher", network={"name": "resnet8", "weights": "pretrained"}
+    ),
+    "frozen layers of a network from scratch": partial(with_params, "training", freeze_epochs=1),
 }
 
 

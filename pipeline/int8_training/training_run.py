@@ -25,7 +25,7 @@ from pipeline.runtime.params import load_section
 from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.store.reading.store import open_store, view_of_epoch
 from pipeline.students.loop import Loss, TrainingBatch, TrainingData, TrainingResult, fit
-from pipeline.students.params import TrainingParams, load_student, load_with_overrides
+from pipeline.students.params import TrainingParams, load_student, load_training
 from pipeline.students.training_run import write_model
 from pipeline.training.resume import ResumeState, fingerprint
 from pipeline.views.loader import open_views
@@ -44,7 +44,7 @@ def train_for_int8(name: str, params: Int8TrainingParams, inputs: StageInputs) -
     """
     outputs = ModelOutputs("distilled", name)
     student = load_student(name)
-    own = load_with_overrides(TrainingParams, "training", student.training, name)
+    own = load_training(name, student)
     distillation = load_distillation(student.distillation, name)
     views = load_section(ViewsParams, "views")
     dataset = open_dataset().resized(views.image_size)
