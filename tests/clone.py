@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import PARAMS, run_every_stage, write_images, write_params
+from conftest import PARAMS, built_once, clone_into, finish_clone, write_params
 from dvc.repo import Repo
-from import_closure import ROOT
 
 
 def stages_run(output: str) -> set[str]:
@@ -129,22 +128,17 @@ class Clone:
 
 def cloned(root: Path) -> Clone:
     """Make a clone in the folder, in which nothing has run."""
-    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    for name in subprocess.check_output(listing, cwd=ROOT, text=True).splitlines():
-        generated = name == "dvc.lock" or name.startswith("metrics/")
-        if not generated and (ROOT / name).is_file():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, root / name)
-    subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
-    write_images(root / "images")
+    clone_into(root)
     return Clone(root)
 
 
-def committed(root: Path) -> Clone:
-    """Make a clone in the folder in which every stage has run in this process, with the lock and
-    the cache that `dvc repro` leaves."""
-    clone = cloned(root)
+def committed(factory: pytest.TempPathFactory) -> Clone:
+    """A clone in which every stage has run, with the lock and the cache that `dvc repro` leaves."""
+
+    def build(root: Path) -> None:
+        shutil.copytree(built_once(factory, "clone", finish_clone), root, dirs_exist_ok=True)
+        Clone(root).dvc("commit", "--force")
+
+    clone = Clone(built_once(factory, "committed", build))
     clone.params = deepcopy(PARAMS)
-    run_every_stage(root, clone.params)
-    clone.dvc("commit", "--force")
     return clone

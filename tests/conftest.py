@@ -1,11 +1,12 @@
 """A small project in a temporary folder: 3 classes of 16-pixel images, ResNet-8 for everything."""
 
 import importlib
+import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from hypothesis import settings
+from import_closure import ROOT
 from PIL import Image
 
 from pipeline.data.prepared.dataset import Dataset, DatasetDescription, fingerprint_of, open_dataset
@@ -178,6 +181,38 @@ def run_every_stage(root: Path, params: dict) -> None:
     shutil.rmtree(root / ".scratch")  # a test that trains a teacher must not resume
 
 
+def clone_into(root: Path) -> None:
+    """Make a clone of this project with the images, in which nothing has run."""
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.check_output(listing, cwd=ROOT, text=True).splitlines():
+        generated = name == "dvc.lock" or name.startswith("metrics/")
+        if not generated and (ROOT / name).is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, root / name)
+    subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
+    write_images(root / "images")
+
+
+def finish_clone(root: Path) -> None:
+    """Make a clone in which every stage has run in this process, without DVC."""
+    clone_into(root)
+    run_every_stage(root, PARAMS)
+
+
+def built_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], object]) -> Path:
+    """A copy of the folder that `build` fills, which one of pytest's workers builds for all."""
+    base = factory.getbasetemp()
+    original = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"built_{name}"
+    with FileLock(f"{original}.lock"):
+        if not original.exists():
+            unfinished = original.with_suffix(".unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            build(unfinished)
+            unfinished.rename(original)
+    return shutil.copytree(original, factory.mktemp(name), dirs_exist_ok=True)
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder, as the current one."""
@@ -188,9 +223,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project in which every stage has run. Read it; `project` is a copy to change."""
+    clone = built_once(tmp_path_factory, "clone", finish_clone)
     root = tmp_path_factory.mktemp("project")
-    write_images(root / "images")
-    run_every_stage(root, PARAMS)
+    shutil.copy(clone / "params.yaml", root)
+    for name in ("images", "data", "models", "predictions", "metrics", "reports"):
+        shutil.copytree(clone / name, root / name)
     return root
 
 
@@ -208,6 +245,28 @@ def exported(finished_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The finished project, as the current folder. Only read it."""
     monkeypatch.chdir(finished_project)
     return finished_project
+
+
+@pytest.fixture(scope="session")
+def finished_encoded_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `finished_project`, of photographs that are kept encoded."""
+    import encoded_photographs  # noqa: PLC0415  (it imports this module)
+
+    root = tmp_path_factory.mktemp("encoded")
+    encoded_photographs.write_pictures(root / "images")
+    run_every_stage(root, encoded_photographs.encoded_params())
+    return root
+
+
+@pytest.fixture
+def encoded_project(
+    finished_encoded_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A copy of the finished project of encoded images, as the current folder."""
+    root = tmp_path / "project"
+    shutil.copytree(finished_encoded_project, root)
+    monkeypatch.chdir(root)
+    return root
 
 
 @contextmanager

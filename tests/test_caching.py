@@ -27,7 +27,7 @@ ROBUSTNESS = {"robustness_teacher", "robustness@small"}
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A clone in which everything has run."""
-    return committed(tmp_path_factory.mktemp("clone"))
+    return committed(tmp_path_factory)
 
 
 def test_a_new_clone_runs_every_stage(tmp_path):

@@ -152,7 +152,7 @@ def test_a_message_has_no_temporary_names():
 @pytest.fixture(scope="module")
 def linked(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A clone in which everything has run."""
-    return committed(tmp_path_factory.mktemp("linked"))
+    return committed(tmp_path_factory)
 
 
 def damaged_objects(root: Path) -> list[Path]:

@@ -41,7 +41,7 @@ from pipeline.models import checkpoint as model_files
 from pipeline.models.spec import InputSpec, ModelSpec
 from pipeline.networks import cifar_resnet
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import read_json, write_json
+from pipeline.runtime.files import read_json, sha256_of_file, write_json
 from pipeline.runtime.outputs import TEACHER, ExportOutputs
 from pipeline.students.params import load_student
 from pipeline.teacher import foreign_teacher
@@ -622,6 +622,48 @@ MISTAKES |= {
     "weights that are not finite": partial(train_with_weights, torch.nan),
     "a teacher of chance": partial(train_with_weights, 0.0),
     "classes in another order": teach_in_reverse,
+}
+
+
+def start(path: str | None, content: object = None, name: str = "new", **weights: object) -> str:
+    """Let a student start from a file, and run its baseline unless `check` finds a problem."""
+    if path == "mine.pth":
+        torch.save(content or state(), path)
+    if "sha256" in weights and weights["sha256"] is None:
+        file = Path(path, "network.json") if Path(path).is_dir() else Path(path)
+        weights["sha256"] = sha256_of_file(file)
+    own = {"name": "resnet8", "weights": {"path": path, **weights} if weights else path}
+    change_params("students", **{name: PARAMS["students"]["small"] | {"network": own}})
+    return problems() or run_stage("baseline", name)
+
+
+ZEROS, SMALL = "0" * 64, "models/students/small"
+MISTAKES |= {
+    "a path alone for `weights`": partial(start, "mine.pth"),
+    "weights without a digest": partial(start, "mine.pth", head="kept"),
+    "other weights than the digest's": partial(start, "mine.pth", sha256=ZEROS),
+    "weights that are not there": partial(start, "gone.pth", sha256=ZEROS),
+    "another student's weights that are not there": partial(
+        start, "models/students/other", sha256=ZEROS
+    ),
+    "the student's own weights": partial(start, SMALL, name="small", sha256=None),
+    "the weights alone of a network of the pipeline": partial(
+        start, f"{SMALL}/weights.safetensors", sha256=None
+    ),
+    "a `key` in a network of the pipeline": partial(start, SMALL, sha256=None, key="model"),
+    "several sets of weights to start from": lambda: start(
+        "mine.pth", {"model": state(), "teacher": state()}, sha256=None
+    ),
+    "`partial` weights of which none fits": lambda: start(
+        "mine.pth",
+        {"a.weight": torch.ones(2), "b.weight": torch.ones(2)},
+        sha256=None,
+        partial=True,
+    ),
+    "a student's key for the teacher": partial(
+        with_params, "teacher", network={"name": "resnet8", "weights": "pretrained"}
+    ),
+    "frozen layers of a network from scratch": partial(with_params, "training", freeze_epochs=1),
 }
 
 

@@ -30,7 +30,7 @@ AFTER_THE_STUDENT = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A clone in which everything has run and is committed. Copy it."""
-    clone = committed(tmp_path_factory.mktemp("finished"))
+    clone = committed(tmp_path_factory)
     clone.commit("finished")
     return clone
 

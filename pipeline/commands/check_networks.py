@@ -72,7 +72,7 @@ def described_network(key: str) -> tuple[ModelSpec | None, bool]:
         return None, False
     native = None
     if teacher.weights == "pretrained":
-        native = native_input(teacher.family, teacher.network.name)
+        native = native_input(teacher.family, teacher.network.name, teacher.network.options)
     spec = model_spec(teacher.family, teacher.network, dataset, native=native)
     return spec, teacher.weights == "train"
 
@@ -80,7 +80,7 @@ def described_network(key: str) -> tuple[ModelSpec | None, bool]:
 def input_of_weights(family: str, network: NetworkParams) -> InputSpec | None:
     """The input of what a student starts from, if that is known without the weights."""
     if network.weights == "pretrained":
-        return native_input(family, network.name)
+        return native_input(family, network.name, network.options)
     if isinstance(network.weights, WeightsFile) and Path(network.weights.path).is_dir():
         path = Path(network.weights.path) / DESCRIPTION
         return read_model(path, NetworkFile, produced_by="dvc repro").input

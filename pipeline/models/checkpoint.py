@@ -171,6 +171,11 @@ def fingerprint(directory: Path, *, produced_by: str) -> str:
     return hashlib.sha256(canonical_json(content).encode(errors="replace")).hexdigest()
 
 
+def read_start(directory: Path, *, produced_by: str) -> Start | None:
+    """Read how the network of a student or a baseline started. Reads the description alone."""
+    return getattr(_read(directory, produced_by), "start", None)
+
+
 def _read(directory: Path, produced_by: str) -> NetworkFile | SourceFile:
     path = directory / DESCRIPTION
     is_source = "contents_sha256" in read_json(path, produced_by=produced_by)

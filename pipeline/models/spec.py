@@ -1,7 +1,8 @@
 """What a network is, apart from its weights; and building it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import pydantic
@@ -153,14 +154,16 @@ def build(spec: ModelSpec, state: Mapping[str, Tensor] | None = None) -> nn.Modu
     return network
 
 
-def native_input(family: str, network: str) -> InputSpec | None:
+def native_input(
+    family: str, network: str, options: Mapping[str, Any] | None = None
+) -> InputSpec | None:
     """The input of the network's published weights; None if the family does not know it.
 
-    A family knows it by a function `pretrained_input(network)` that returns size, mean, std and, if
-    it knows them, resize ratio and interpolation; or None.
+    A family knows it by a function `pretrained_input(network, **options)` that returns size, mean,
+    std and, if it knows them, resize ratio and interpolation; or None.
     """
     pretrained_input = getattr(family_module(family), "pretrained_input", None)
-    native = pretrained_input(network) if pretrained_input else None
+    native = pretrained_input(network, **(options or {})) if pretrained_input else None
     if native is None:
         return None
     try:
@@ -194,9 +197,7 @@ def _try_on_blank_image(network: nn.Module, spec: ModelSpec) -> None:
         if isinstance(error, NotImplementedError) or not of_the_size:  # no `forward`, for example
             raise UserError(f"{subject} fails on {pixels}: {failure}.") from None
         in_family = failure.startswith(family_file(spec.family))
-        remedy = "another `input_size`" + ", or correct that line" * in_family
-        if native := native_input(spec.family, spec.network):
-            remedy = f"`input_size: {native.size}`, as it was pretrained"
+        remedy = _remedy_for_size(spec) + ", or correct that line" * in_family
         raise UserError(f"{subject} cannot take {pixels} ({failure}). Set {remedy}.") from None
     if not isinstance(logits, Tensor) or list(logits.shape) != expected:
         actual = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -214,3 +215,19 @@ def _try_on_blank_image(network: nn.Module, spec: ModelSpec) -> None:
         f"network `{spec.network}` returns",
         advice_for_network(spec.family, spec.network),
     )
+
+
+def _remedy_for_size(spec: ModelSpec) -> str:
+    """What to set for a network that cannot take images of the size of its input."""
+    native = native_input(spec.family, spec.network, spec.options)
+    if native is None:
+        return "another `input_size`"
+    option, side = getattr(family_module(spec.family), "SIZE_OPTION", None), spec.input.size
+    if option in spec.options:
+        return f"`input_size: {native.size}`, as its options say"
+    other = ""
+    if option is not None and side != native.size:
+        with suppress(UserError):  # the network has no such option
+            build(replace(spec, options={**spec.options, option: side}))
+            other = f", or `options: {{{option}: {side}}}`"
+    return f"`input_size: {native.size}`, as it was pretrained{other}"

@@ -68,7 +68,7 @@ def build_initial_network(
     remarks: Sequence[str] = ()
     torch.manual_seed(training.seed)
     if weights == "pretrained":
-        native = native_input(family, student.network.name)
+        native = native_input(family, student.network.name, student.network.options)
         spec = model_spec(family, student.network, dataset, native=native)
         network, loaded = published.load(spec)
         rows = loaded.pretrained_classes

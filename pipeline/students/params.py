@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from pipeline.models.params import Family, Network, NetworkParams
+from pipeline.models.params import Family, Network
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.params import PARAMS_FILE, Section, check_student, read_params
 from pipeline.runtime.validation import Model, validate
@@ -31,19 +31,6 @@ class StudentParams(Section):
     training: dict[str, Any]
     distillation: dict[str, Any]
     export: dict[str, Any] = {}  # noqa: RUF012  (pydantic copies it)
-
-    @field_validator("network")
-    @classmethod
-    def _sees_the_views(cls, network: NetworkParams) -> NetworkParams:
-        own = [
-            key for key in ("resize_ratio", "interpolation") if getattr(network, key) is not None
-        ]
-        if own:
-            raise ValueError(
-                f"{' and '.join(own)} can be set for a teacher alone: a student is measured and "
-                "exported with the views as they are. Remove it"
-            )
-        return network
 
 
 def load_student(name: str) -> StudentParams:

@@ -25,7 +25,11 @@ def build_initial_network(params: TeacherParams, dataset: Dataset) -> tuple[nn.M
     """
     torch.manual_seed(params.training.seed)
     pretrained = params.weights == "pretrained"
-    native = native_input(params.family, params.network.name) if pretrained else None
+    native = (
+        native_input(params.family, params.network.name, params.network.options)
+        if pretrained
+        else None
+    )
     spec = model_spec(params.family, params.network, dataset, native=native)
     if pretrained:
         return published.load(spec)

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -46,10 +47,22 @@ def test_a_card_of_an_int8_file_that_was_not_asked_for_says_so(exported):
     assert card.no_file == "`export.precision` is float32"
 
 
+def test_the_cards_of_a_student_and_its_baseline_have_the_start_that_their_stages_wrote(exported):
+    starts = []
+    for file in [*FILES[1:], *(replace(file, precision="int8") for file in FILES[1:])]:
+        description = ModelOutputs(file.role, file.name).model / checkpoint.DESCRIPTION
+        starts.append(read_card(file.card, produced_by="-").start)
+        assert starts[-1].model_dump() == read_json(description, produced_by="-")["start"]
+    assert starts == [starts[0]] * 4
+    assert starts[0].text == "from scratch"
+    assert "start" not in read_json(FILES[0].card, produced_by="-")  # the teacher's
+
+
 def test_a_card_has_the_parameters_of_the_training_and_no_comparison_is_made_of_others(project):
     shutil.copy(ROOT / "dvc.yaml", "dvc.yaml")
-    change_params("export", licence="CC BY 4.0")
-    for stage in ("baseline", "export", "robustness"):
+    student = PARAMS["students"]["small"] | {"export": {"licence": "CC BY 4.0"}}
+    change_params("students", small=student)
+    for stage in ("export", "robustness"):
         run_stage(stage, "small")
     card = read_card(ExportedFile("baseline", "small").card, produced_by="-")
     keys = yaml.safe_load(Path("dvc.yaml").read_text("utf-8"))["stages"]["baseline"]["do"]["params"]
@@ -58,8 +71,8 @@ def test_a_card_has_the_parameters_of_the_training_and_no_comparison_is_made_of_
     assert card.licence == "CC BY 4.0"
     run_stage("compare")
     change_params("training", epochs=3)
-    message = r"`models/exported/baselines/small.json` was made when `params.yaml: training` was "
-    with pytest.raises(UserError, match=message + ".*--single-item baseline@small"):
+    message = r"`models/exported/small.json` was made when `params.yaml: training` was "
+    with pytest.raises(UserError, match=message + ".*--single-item student@small"):
         run_stage("compare")
 
 

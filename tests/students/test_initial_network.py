@@ -167,48 +167,21 @@ def test_a_smaller_network_takes_the_layers_that_fit_of_a_larger_one(project, ki
     start = initial(with_digest(OTHER, partial=True, head="new"), "resnet20")
     assert equal(start, load_file(OTHER / "weights.safetensors"), "conv|blocks.0")
     assert equal(start, larger.network.state_dict(), "fc")  # new, as from scratch
-    other = Path("models/imported/other.pth")
-    torch.save({"a.weight": torch.ones(2), "b.weight": torch.ones(2)}, other)
-    own = with_digest(other, partial=True)
-    with pytest.raises(UserError, match="has no layer with the name and the shape of one of"):
-        initial(own)
 
 
-def test_weights_are_those_of_the_digest_or_no_training_begins(project, foreign):
-    digest = sha256_of_file(foreign)
-
-    def refusal(**weights: object) -> str:
-        network = {"name": "resnet8", "weights": weights}
-        change_params("students", new=PARAMS["students"]["small"] | {"network": network})
-        lines = check.problems()
-        for stage in ("student", "baseline"):
-            with pytest.raises(UserError) as refused:
-                run_stage(stage, "new")
-            assert str(refused.value) == "\n".join(lines)  # `check` says the same
-        return lines[0]
-
-    assert refusal(path=str(foreign)) == (
-        "`params.yaml: students.new.network.weights.sha256` is missing; expected the SHA-256 of "
-        f"`{foreign}`, so that other weights train the student again. Add `sha256: {digest}`."
-    )
-    assert f"set `sha256: {digest}`" in refusal(path=str(foreign), sha256="0" * 64)
-    assert f"(SHA-256 {digest}). Put them there" in refusal(path="gone.pth", sha256=digest)
-    message = refusal(path="models/students/other", sha256=digest)
-    assert message.startswith("`models/students/other`, from which student `new` starts, is abs")
-    assert message.endswith("Run `dvc repro student@other`.")
-    assert "Copy them to `models/imported/`" in refusal(path="models/baselines/new", sha256=digest)
-    inside = f"{OTHER}/weights.safetensors"
-    assert f"Set `path: {OTHER}`." in refusal(path=inside, sha256=digest)
+def test_both_stages_refuse_other_weights_as_check_does(project, foreign):
+    network = {"name": "resnet8", "weights": {"path": str(foreign), "sha256": "0" * 64}}
+    change_params("students", new=PARAMS["students"]["small"] | {"network": network})
+    (line,) = check.problems()
+    assert f"set `sha256: {sha256_of_file(foreign)}`" in line
+    for stage in ("student", "baseline"):
+        with pytest.raises(UserError, match=re.escape(line)):
+            run_stage(stage, "new")
 
 
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (
-            "r20.pth",
-            r"`params.yaml: students.small.network.weights`: it is 'r20.pth'; expected `scratch`, "
-            r"`pretrained`, or for a file a mapping `{path: r20.pth, sha256: ...}`.",
-        ),
         ({"sha256": "0" * 64}, r"`params.yaml: students.small.network.weights.path` is missing."),
         ({"path": "a", "file": "b"}, "`params.yaml: students.small.network.weights.file` is unkn"),
         ({"path": "a", "sha256": "xy"}, "`params.yaml: students.small.network.weights.sha256` is"),
@@ -220,18 +193,3 @@ def test_a_mistake_in_the_weights_is_named_by_its_key(project, weights, message)
     lines = check.problems()
     assert re.match(message, lines[0])
     assert len(lines) == 1
-
-
-def test_what_treats_weights_with_care_is_refused_for_a_network_from_scratch(project):
-    change_params("training", freeze_batch_norm=True, backbone_learning_rate_factor=0.1)
-    assert check.problems() == [
-        "`params.yaml: students.small`: freeze_batch_norm and backbone_learning_rate_factor of its "
-        "training treat the weights that a network starts from with care, but it starts from "
-        "scratch: set `network.weights`, or remove them (`training: {freeze_batch_norm: null}` "
-        "removes a default)."
-    ]
-
-
-def test_a_teacher_takes_its_weights_by_its_own_key(project):
-    change_params("teacher", network={"name": "resnet8", "weights": "pretrained"})
-    assert "network.weights is for students" in check.problems()[0]
