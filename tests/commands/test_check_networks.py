@@ -95,9 +95,12 @@ def test_misspelt_networks_and_options_are_named_at_every_place_that_has_them(fo
     network = {"name": "resnet8", "options": {"widht": 2}}
     small = params["students"]["small"]
     params["students"] = {"right": small} | {name: small | {"network": network} for name in "ab"}
+    published = {"name": "resnet8", "weights": "pretrained"}
+    params["students"]["published"] = small | {"network": published}
     write_params(folder, params)
     assert not check.problems()
-    teacher, *students = check_networks.problems()
+    teacher, *students, published = check_networks.problems()
+    assert "students.published.network`: family `cifar_resnet` has no pretrained w" in published
     assert teacher.startswith(
         "`params.yaml: teacher.network`: family `cifar_resnet` has no network `resnet7`; did you "
         "mean `resnet"
