@@ -104,8 +104,6 @@ def test_a_size_that_a_transformer_does_not_take_is_refused_with_the_option_that
         published.load(describe(["a", "b"], "test_vit3"))
     with pytest.raises(UserError, match=r"\)\. Set `input_size: 64`, as its options say\.$"):
         published.load(describe(["a", "b"], "test_vit3", img_size=64))
-    with pytest.raises(UserError, match=r"\)\. Set `input_size: 256`, as it was pretrained\.$"):
-        published.load(describe(["a", "b"], "botnet50ts_256"))
 
 
 def test_options_that_published_weights_do_not_fit_are_named(hub):
