@@ -268,6 +268,28 @@ def exported(finished_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return finished_project
 
 
+@pytest.fixture(scope="session")
+def finished_encoded_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `finished_project`, of photographs that are kept encoded."""
+    import encoded_photographs  # noqa: PLC0415  (it imports this module)
+
+    root = tmp_path_factory.mktemp("encoded")
+    encoded_photographs.write_pictures(root / "images")
+    run_every_stage(root, encoded_photographs.encoded_params())
+    return root
+
+
+@pytest.fixture
+def encoded_project(
+    finished_encoded_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A copy of the finished project of encoded images, as the current folder."""
+    root = tmp_path / "project"
+    shutil.copytree(finished_encoded_project, root)
+    monkeypatch.chdir(root)
+    return root
+
+
 @contextmanager
 def small_file_system(folder: Path) -> Iterator[Path]:
     """Create the folder as a file system of 128 KiB."""

@@ -128,7 +128,8 @@ INVALIDATED = {
     "pipeline/commands/check.py": set(),
     "pipeline/data/sources/image_folder.py": {"prepare"},
     "pipeline/teacher/accuracy_gate.py": {"teacher"},
-    "pipeline/initial_weights/imagenet_wordnet_ids.txt": {"teacher"},
+    "pipeline/initial_weights/imagenet_wordnet_ids.txt": {"teacher", *TRAININGS, *DISTILLED},
+    "pipeline/students/initial_network.py": {*TRAININGS, *DISTILLED},
     "pipeline/commands/diagnose_teacher.py": set(),
     "pipeline/store/writing/fidelity.py": {"soft_targets"},
     "pipeline/training/optimisation.py": {"teacher", *TRAININGS, *DISTILLED},
@@ -154,6 +155,10 @@ SECOND = {
 INVALIDATED_BY_PARAMS = {
     ("students", "second"): (PARAMS["students"]["small"], SECOND),
     ("students", "small", "training"): ({"seed": 6}, {*TRAININGS, *DISTILLED, "export@small"}),
+    ("students", "small", "network"): (  # other weights to start from
+        {"name": "resnet8", "weights": {"path": "models/imported/r8.pth", "sha256": "0" * 64}},
+        {*TRAININGS, *DISTILLED, "export@small"},
+    ),
     ("students", "small", "export"): (
         {"precision": "int8"},
         {"int8_training@small", "export@small"},

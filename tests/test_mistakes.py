@@ -35,23 +35,26 @@ from conftest import prepare as prepare_anew
 from image_files import tiff
 from import_closure import ROOT
 from onnx import TensorProto, helper
+from own_family import FAMILY, RETURNED, changed, problem_of_family
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pipeline.commands import check, predict
+from pipeline.commands import check, check_networks, predict
 from pipeline.commands.import_logits import import_logits
 from pipeline.commands.store import inspect, verify
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.export.running.onnx_model import OnnxMetadata
+from pipeline.initial_weights.head import head_parameters
 from pipeline.int8_training.fake_quantisation import FakeQuantized
 from pipeline.models import checkpoint as model_files
 from pipeline.models.spec import InputSpec, ModelSpec
 from pipeline.networks import cifar_resnet
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import read_json, write_json
+from pipeline.runtime.files import read_json, sha256_of_file, write_json
 from pipeline.runtime.outputs import TEACHER, ExportOutputs
 from pipeline.students.params import load_student
 from pipeline.teacher import foreign_teacher
+from pipeline.training.data_parallel import synchronise_batch_norm
 from soak.hostile import png_of_any_size
 from soak.hostile_inputs import Watch, write_onnx
 
@@ -113,6 +116,12 @@ MISTAKES |= {
     "two keys that exclude each other": partial(
         with_params, "training", optimizer="adamw", momentum=0.8
     ),
+    "more frozen epochs than epochs": partial(with_params, "training", freeze_epochs=5),
+    "frozen layers in a teacher that starts from scratch": lambda: with_params(
+        "teacher",
+        training=PARAMS["teacher"]["training"]
+        | {"freeze_epochs": 1, "backbone_learning_rate_factor": 0.1},
+    ),
     "a number for `int8_training`": partial(with_params, "export", int8_training=2),
     "splits that leave nothing to train on": partial(
         with_params, "dataset", validation_fraction=0.5, test_fraction=0.5
@@ -141,6 +150,52 @@ MISTAKES |= {
     "an alias within itself": partial(with_text, "a: &a [*a]\n"),
     "an invalid date or number": partial(with_line, "x: 2024-13-45"),
     "nesting without end": partial(with_text, "[" * 5000),
+}
+
+
+# Networks: messages of `python -m pipeline.commands.check`.
+
+
+def misspelt_network() -> str:
+    change_params("students", small=PARAMS["students"]["small"] | {"network": "resnet9"})
+    return problems() or "\n".join(check_networks.problems())
+
+
+def import_code_beside_the_family() -> str | None:
+    Path("my_blocks.py").touch()
+    return problem_of_family(f"import my_blocks\n{FAMILY}")
+
+
+def with_family(old: str, new: str) -> Callable[[], str | None]:
+    return lambda: problem_of_family(changed(old, new))
+
+
+MISTAKES |= {
+    "an unknown network": misspelt_network,
+    "an unknown option": lambda: problem_of_family(FAMILY, {"widht": 2}),
+    "a family without `build`": with_family("def build", "def make"),
+    "a syntax error in a family": with_family("def forward(self, x):", "def forward(self, x)"),
+    "an exception in `build`": with_family("super().__init__()", "self.width = WIDTH"),
+    "an import that is not found": lambda: problem_of_family(f"import my_blocks\n{FAMILY}"),
+    "an import of another file": import_code_beside_the_family,
+    "another number of outputs": with_family("(4, num_classes)", "(4, 1000)"),
+    "more than logits": with_family(RETURNED, f"{RETURNED}, x"),
+    "more than logits in training": with_family(
+        RETURNED, f"if self.training:\n            return x, x\n        {RETURNED}"
+    ),
+    "a network that ends in a softmax": with_family(RETURNED, f"{RETURNED}.softmax(1)"),
+    "a network that returns no numbers": with_family(RETURNED, f"{RETURNED} * float('nan')"),
+    "an exception in `forward`": with_family(RETURNED, "return self.haed(x)"),
+    "an input that does not fit": with_family(RETURNED, "return self.head(x)"),
+    "a memory layout that does not fit": with_family(
+        RETURNED, "return self.head(self.features(x).view(len(x), -1)[:, :4])"
+    ),
+    "dropout in evaluation": with_family(
+        "self.features(x)", "nn.functional.dropout(self.features(x))"
+    ),
+    "a layer over the batch": with_family(
+        "self.features(x)", "(self.features(x) - self.features(x).mean(0))"
+    ),
 }
 
 
@@ -586,6 +641,48 @@ MISTAKES |= {
 }
 
 
+def start(path: str | None, content: object = None, name: str = "new", **weights: object) -> str:
+    """Let a student start from a file, and run its baseline unless `check` finds a problem."""
+    if path == "mine.pth":
+        torch.save(content or state(), path)
+    if "sha256" in weights and weights["sha256"] is None:
+        file = Path(path, "network.json") if Path(path).is_dir() else Path(path)
+        weights["sha256"] = sha256_of_file(file)
+    own = {"name": "resnet8", "weights": {"path": path, **weights} if weights else path}
+    change_params("students", **{name: PARAMS["students"]["small"] | {"network": own}})
+    return problems() or run_stage("baseline", name)
+
+
+ZEROS, SMALL = "0" * 64, "models/students/small"
+MISTAKES |= {
+    "a path alone for `weights`": partial(start, "mine.pth"),
+    "weights without a digest": partial(start, "mine.pth", head="kept"),
+    "other weights than the digest's": partial(start, "mine.pth", sha256=ZEROS),
+    "weights that are not there": partial(start, "gone.pth", sha256=ZEROS),
+    "another student's weights that are not there": partial(
+        start, "models/students/other", sha256=ZEROS
+    ),
+    "the student's own weights": partial(start, SMALL, name="small", sha256=None),
+    "the weights alone of a network of the pipeline": partial(
+        start, f"{SMALL}/weights.safetensors", sha256=None
+    ),
+    "a `key` in a network of the pipeline": partial(start, SMALL, sha256=None, key="model"),
+    "several sets of weights to start from": lambda: start(
+        "mine.pth", {"model": state(), "teacher": state()}, sha256=None
+    ),
+    "`partial` weights of which none fits": lambda: start(
+        "mine.pth",
+        {"a.weight": torch.ones(2), "b.weight": torch.ones(2)},
+        sha256=None,
+        partial=True,
+    ),
+    "a student's key for the teacher": partial(
+        with_params, "teacher", network={"name": "resnet8", "weights": "pretrained"}
+    ),
+    "frozen layers of a network from scratch": partial(with_params, "training", freeze_epochs=1),
+}
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_of_another_precision_are_accepted(project, dtype):
     load_checkpoint(
@@ -831,6 +928,23 @@ MISTAKES |= {
     "a table without its header": partial(text, "train/ant/000.png,1,2,3\n"),
     "a store with compressed logits": partial(store_of_others, compress),
     "a store whose logits are elsewhere": partial(store_of_others, link_elsewhere),
+}
+
+
+# Trainings.
+
+
+class Clipped(torch.nn.BatchNorm2d):
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return super().forward(features).clamp(-3, 3)
+
+
+MISTAKES |= {
+    "frozen epochs for a network without a last layer for the classes": lambda: head_parameters(
+        torch.nn.Flatten(),
+        ModelSpec("cifar_resnet", "resnet8", {}, ["a", "b"], InputSpec(3, 16, [0.5] * 3, [1] * 3)),
+    ),
+    "a batch norm of one's own in several processes": lambda: synchronise_batch_norm(Clipped(5)),
 }
 
 

@@ -1,4 +1,4 @@
-"""Validate all of params.yaml, and the files that it names, before anything runs.
+"""Validate all of params.yaml, and the files and networks that it names, before anything runs.
 
 python -m pipeline.commands.check
 """
@@ -6,7 +6,11 @@ python -m pipeline.commands.check
 from pipeline.runtime.command import run_command
 
 import argparse
+import os
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -17,12 +21,14 @@ from pipeline.data.sources.image_folder import image_folder
 from pipeline.data.sources.params import DatasetParams
 from pipeline.distillation.params import check_method, load_distillation
 from pipeline.export.params import ExportParams, load_export
-from pipeline.models.params import NetworkParams
+from pipeline.models.params import FAMILIES, NetworkParams, WeightsFile
 from pipeline.runtime.errors import UserError, counted, did_you_mean
 from pipeline.runtime.params import PARAMS_FILE, load_section, read_params, student_names
+from pipeline.runtime.signals import LAUNCHER
 from pipeline.store.format.schema import INDEX
 from pipeline.store.writing.params import SoftTargetsParams
-from pipeline.students.params import TrainingParams, load_student, load_with_overrides
+from pipeline.students.params import TrainingParams, load_student, load_training
+from pipeline.students.start_file import check_start_file
 from pipeline.teacher.params import TeacherParams
 from pipeline.views.params import ViewsParams
 
@@ -149,7 +155,9 @@ def check_students() -> None:
 def check_student_section(name: str) -> None:
     student = load_student(name)
     check_statistics(student.network, f"students.{name}.network")
-    load_with_overrides(TrainingParams, "training", student.training, name)
+    if isinstance(student.network.weights, WeightsFile):
+        check_start_file(student.network.weights, name)
+    load_training(name, student)
     load_export(name)
     check_method(
         load_distillation(student.distillation, name),
@@ -159,10 +167,30 @@ def check_student_section(name: str) -> None:
     )
 
 
+def check_networks() -> None:
+    """Build every network, in a process of its own. If one is refused, exit with its code; it has
+    printed why."""
+    code = str(FAMILIES.parents[1])  # this process's, whatever the current folder
+    process = subprocess.run(
+        [sys.executable, "-m", "pipeline.commands.check_networks"],
+        env=os.environ | {"PYTHONPATH": code, LAUNCHER: str(os.getpid())},
+        check=False,
+    )
+    if process.returncode < 0:
+        raise UserError(
+            "the process that builds the networks was ended by "
+            f"{signal.Signals(-process.returncode).name}; expected it to try each. Check the "
+            "machine's memory; `python -m pipeline.commands.check_networks` runs it alone."
+        )
+    if process.returncode:
+        raise SystemExit(process.returncode)
+
+
 def main() -> None:
     argparse.ArgumentParser("python -m pipeline.commands.check", description=__doc__).parse_args()
     if lines := problems():
         raise UserError("\n".join(lines))
+    check_networks()
     print(f"{PARAMS_FILE}: no problems found")
     if line := removed_students_line(student_names()):
         print(line)

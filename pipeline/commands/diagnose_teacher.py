@@ -140,7 +140,7 @@ def load_teacher(params: TeacherParams, dataset: Dataset) -> Teacher:
         network.load_state_dict((average or state)["network"])
     if dataset.encoded:  # decoded at the size of the network's input
         dataset = dataset.resized(spec.input.size)
-    native = native_input(params.family, params.network.name)
+    native = native_input(params.family, params.network.name, params.network.options)
     return Teacher(network.to(default_device()), spec.input, dataset, native)
 
 

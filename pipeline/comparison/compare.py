@@ -16,6 +16,7 @@ from pipeline.comparison.decision import Decision, decide
 from pipeline.comparison.measurement import statistics
 from pipeline.comparison.measurement.statistics import PairedDifference
 from pipeline.comparison.robustness import RobustComparison, Robustness
+from pipeline.runtime.outputs import Start
 
 COSTS = ("parameters", "macs", "size_bytes")
 
@@ -30,6 +31,9 @@ class Predictions:
     path: str | None  # of the file; None for a teacher without one
     no_file: str | None = None  # the reason
     sha256: str | None = None  # of the file
+    input_size: int | None = None  # pixels, of the network
+    #: None for a teacher, and where an older export did not record it.
+    start: Start | None = None
     validation: np.ndarray  # [N_validation, C] raw logits
     test: np.ndarray  # [N, C] raw logits
     parameters: int | None  # of the network; None for imported logits
@@ -50,6 +54,8 @@ class ModelMetrics:
     precision: str
     path: str | None
     no_file: str | None
+    input_size: int | None
+    start: Start | None
     accuracy: float
     low: float  # of the accuracy's 95 % interval
     high: float
@@ -75,8 +81,13 @@ class ModelMetrics:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """All fields that are no arrays."""
-        return {k: v for k, v in vars(self).items() if not isinstance(v, np.ndarray)}
+        """All fields that are no arrays, without those of the network itself."""
+        network = ("input_size", "start")
+        return {
+            k: v
+            for k, v in vars(self).items()
+            if not isinstance(v, np.ndarray) and k not in network
+        }
 
 
 @dataclass(frozen=True)
@@ -131,6 +142,8 @@ def model_metrics(
         precision=model.precision,
         path=model.path,
         no_file=model.no_file,
+        input_size=model.input_size,
+        start=model.start,
         accuracy=float(correct.mean()),
         low=float(interval[0]),
         high=float(interval[1]),

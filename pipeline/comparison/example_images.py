@@ -1,4 +1,8 @@
-"""Test images for the report: clean as the networks see them, and corrupted."""
+"""Test images for the report: clean and corrupted.
+
+Encoded images are shown in the standard clean view; a network with its own `resize_ratio` sees
+some pixels more or fewer at the edges.
+"""
 
 from dataclasses import replace
 
@@ -13,7 +17,7 @@ THUMBNAIL = 144  # pixels a side at most
 
 
 def clean_pixels(split: AnySplit, sample: int, side: int) -> np.ndarray:
-    """Read [C, H, W] uint8 of a test image as the networks see it.
+    """Read [C, H, W] uint8 of a test image.
 
     Args:
         side: of an encoded image's view, in pixels; prepared pixels keep their size.
@@ -34,7 +38,7 @@ def clean_pixels(split: AnySplit, sample: int, side: int) -> np.ndarray:
 
 
 def corrupted_examples(split: AnySplit, side: int, severity: int) -> dict[str, np.ndarray]:
-    """Corrupt the first test image as students see it: [C, H, W] uint8 by corruption.
+    """Corrupt the first test image at a student's size: [C, H, W] uint8 by corruption.
 
     Args:
         side: pixels, of a student's view.

@@ -11,6 +11,7 @@ from pipeline.comparison.cache_economics import CacheFigures, Economics
 from pipeline.comparison.compare import COSTS, Comparison, ModelMetrics
 from pipeline.comparison.decision import Decision, Reason, TrainingReason
 from pipeline.comparison.measurement.statistics import Gain, PairedDifference
+from pipeline.comparison.starts import StartKind, different_starts
 from pipeline.runtime.outputs import Precision, Role
 from pipeline.runtime.validation import Record
 
@@ -51,6 +52,10 @@ class StudentFigures(Record):
     #: Of the distilled network and of its baseline; absent where they are equal or not recorded.
     optimiser_steps: int | None = None
     baseline_optimiser_steps: int | None = None
+    #: What the network started from, and its baseline; absent where not recorded, and the
+    #: baseline's where it is the same.
+    start: str | None = None
+    baseline_start: str | None = None
 
     @property
     def tested_gain(self) -> Gain:
@@ -109,6 +114,7 @@ class DecisionFigures(FileFigures):
     to_best: DifferenceFigures
     runner_up: OtherFileFigures | None
     trade_off: OtherFileFigures | None
+    start: str | None = None  # what its training started from; absent where not recorded
 
 
 class Figures(Record):
@@ -118,6 +124,8 @@ class Figures(Record):
     decision: DecisionFigures | None  # None if there is no file to ship
     teacher: TeacherFigures
     students: Mapping[str, StudentFigures]
+    #: The distilled students by the kind of their start; absent where all are of one kind.
+    different_starts: Mapping[StartKind, list[str]] | None = None
     cache: CacheFigures | None = None  # absent for imported logits
 
 
@@ -155,15 +163,28 @@ def headline_figures(
             robust_gain_high=robust.high,
             **of_model(gain.first, StudentFigures),
             **(budgets if unequal else {}),
+            **_starts(gain),
         )
 
+    students = {name: of_student(name, gain) for name, gain in comparison.gains.items()}
+    kinds = different_starts({name: student.start for name, student in students.items()})
     return Figures(
         test_images=len(comparison.labels),
         decision=comparison.decision and decision_figures(comparison.decision),
         teacher=TeacherFigures(**of_model(comparison.teacher, TeacherFigures)),
-        students={name: of_student(name, gain) for name, gain in comparison.gains.items()},
+        students=students,
+        **({"different_starts": kinds} if kinds else {}),
         **({} if economics is None else {"cache": economics.figures}),
     )
+
+
+def _starts(gain: PairedDifference[ModelMetrics]) -> dict[str, str]:
+    """What a student started from, and what its baseline did if the two differ."""
+    distilled, baseline = gain.first.start, gain.second.start
+    if distilled is None:
+        return {}
+    differ = baseline is not None and baseline.sha256 != distilled.sha256
+    return {"start": distilled.text} | ({"baseline_start": baseline.text} if differ else {})
 
 
 def decision_figures(decision: Decision) -> DecisionFigures:
@@ -178,7 +199,7 @@ def decision_figures(decision: Decision) -> DecisionFigures:
         to_chosen = DifferenceFigures.of(difference)
         return OtherFileFigures(**of_file(difference.first), to_chosen=to_chosen)
 
-    teacher, gain = decision.to_teacher.second, decision.gain
+    teacher, gain, start = decision.to_teacher.second, decision.gain, decision.file.start
     return DecisionFigures(
         **of_file(decision.file),
         teacher_bytes=None if teacher.path is None else teacher.size_bytes,
@@ -192,6 +213,7 @@ def decision_figures(decision: Decision) -> DecisionFigures:
         to_best=DifferenceFigures.of(decision.to_best),
         runner_up=other(decision.runner_up),
         trade_off=other(decision.trade_off),
+        **({} if start is None else {"start": start.text}),
     )
 
 

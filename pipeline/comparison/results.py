@@ -1,6 +1,7 @@
 """Read what the other stages wrote. Refuse what is damaged, or was made from other inputs."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Self, TypeVar
 
 import numpy as np
@@ -45,6 +46,7 @@ from pipeline.runtime.outputs import (
     ModelOutputs,
     NetworkCosts,
     Role,
+    Start,
 )
 from pipeline.runtime.params import read_params
 from pipeline.runtime.validation import Record, read_model
@@ -107,10 +109,16 @@ class _FileFacts(_Part):
     sha256: str
 
 
+class _NetworkFacts(_Part):
+    input_size: PositiveInt
+
+
 class _Card(_Part):
     """The model card of a file, or why there is none."""
 
     training: Mapping[str, Any]  # the parameters of the stage that trained the network
+    network: _NetworkFacts | None = None
+    start: Start | None = None
     file: _FileFacts | None = None
     no_file: str | None = None
 
@@ -138,6 +146,8 @@ def read_exported(outputs: ExportOutputs, dataset: Dataset) -> list[Predictions]
             path=str(file.path) if card.file else None,
             no_file=card.no_file,
             sha256=card.file.sha256 if card.file else None,
+            input_size=card.network.input_size if card.network else None,
+            start=cards[replace(file, precision="float32")].start,
             **{split: logits[f"{file.key}.{split}"] for split in HELD_OUT},
             **_costs(file, card),
         )

@@ -57,9 +57,9 @@ class RobustComparison:
     gains: Mapping[str, PairedDifference[Robustness]]
 
     @property
-    def image_size(self) -> int:
-        """Pixels, the side of the images that students and baselines classified."""
-        return next(iter(self.gains.values())).first.image_size
+    def image_sizes(self) -> Mapping[str, int]:
+        """Pixels, the side of the images that each student and its baseline classified."""
+        return {name: gain.first.image_size for name, gain in self.gains.items()}
 
     @property
     def models(self) -> list[Robustness | None]:

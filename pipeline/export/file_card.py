@@ -19,7 +19,7 @@ from pipeline.export.model_card import (
 )
 from pipeline.export.running.onnx_model import IMAGE, LOGITS, OnnxMetadata
 from pipeline.models.spec import ModelSpec
-from pipeline.runtime.outputs import ExportedFile
+from pipeline.runtime.outputs import ExportedFile, Start
 
 
 def describe_file(
@@ -31,6 +31,7 @@ def describe_file(
     test_logits: np.ndarray,
     *,
     training: Mapping[str, Any],
+    start: Start | None,
     teacher: Mapping[str, Any] | None,
     licence: str | None,
     int8: Int8Facts | None = None,
@@ -40,6 +41,7 @@ def describe_file(
     Args:
         test_logits: [N, num_classes], the file's.
         training: the parameters of the stage that trained the network.
+        start: of that stage's network; None for the teacher.
         teacher: the network behind the soft targets, of a distilled student.
     """
     correct = test_logits.argmax(1) == dataset.splits["test"].labels
@@ -77,6 +79,7 @@ def describe_file(
         int8=int8,
         teacher=teacher,
         training=training,
+        start=start,
         dataset_fingerprint=dataset.fingerprint,
         licence=licence,
     )

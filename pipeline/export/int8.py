@@ -19,7 +19,9 @@ import onnx
 import torch
 
 from pipeline.data.prepared.dataset import Dataset
+from pipeline.export.running.file_images import open_images
 from pipeline.export.running.onnx_model import IMAGE, OnnxStudent
+from pipeline.export.running.reading import Reading
 from pipeline.export.to_onnx import NotExportable
 from pipeline.runtime.errors import UserError, first_line
 from pipeline.views.loader import batches_of, open_views
@@ -36,7 +38,7 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-#: Training views behind the ranges of activations. From 128 on, more made no difference for the
+#: Training images behind the ranges of activations. From 128 on, more made no difference for the
 #: students of the default run; datasets of many classes need more.
 CALIBRATION_IMAGES = 512
 #: Operations with weights. What is before the first of them prepares the image, and stays float32.
@@ -44,17 +46,26 @@ _WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def calibration_views(
-    dataset: Dataset, params: ViewsParams, count: int = CALIBRATION_IMAGES
+    dataset: Dataset,
+    params: ViewsParams,
+    count: int = CALIBRATION_IMAGES,
+    *,
+    clean: Reading | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield the first cached view of training images spread evenly over the split: batches of
     [B, C, S, S] uint8, `count` images in all, or all there are.
 
     Args:
-        dataset: of images of the views' size.
+        dataset: of images of the side that the file takes.
+        clean: the reading of a file that cuts the middle out of its images: then they have no
+            augmentation. A view's middle is no view of the training.
     """
     train = dataset.splits["train"]
     samples = np.unique(np.linspace(0, len(train) - 1, count).astype(int))
-    views = open_views(train, params.view_policy, params.seed, torch.device("cpu"))
+    if clean is None:
+        views = open_views(train, params.view_policy, params.seed, torch.device("cpu"))
+    else:
+        views = open_images(train, clean)
     for batch in views.batches(0, batches_of(samples, 64)):
         yield batch.pixels.numpy()
 
@@ -78,7 +89,7 @@ def to_int8(
     symmetric int8.
 
     Args:
-        calibration: batches of training views, [B, C, S, S] uint8; CALIBRATION_IMAGES in all.
+        calibration: batches of training images, [B, C, S, S] uint8; CALIBRATION_IMAGES in all.
         weight_bits: 7: weights from -64 to 64. Kernels for AVX2 and for AVX-512 without VNNI add
             two products of 8 bits in 16: 2 * 255 * 64 = 32,640 fits in them, 2 * 255 * 127 does
             not, and is cut off. 8: to measure what that costs, and what VNNI would allow.

@@ -12,7 +12,7 @@ from pydantic import PositiveInt
 from pipeline.export.running.reading import Reading, Side
 from pipeline.runtime.errors import UserError, counted
 from pipeline.runtime.files import read_json, sha256_of_file
-from pipeline.runtime.outputs import Precision, Role
+from pipeline.runtime.outputs import Precision, Role, Start
 from pipeline.runtime.validation import Record, read_model
 
 FORMAT_VERSION = 1
@@ -27,6 +27,7 @@ class NoFile(Record):
     precision: Precision
     no_file: str  # the reason, as a sentence
     training: Mapping[str, Any]  # as of a ModelCard
+    start: Start | None = None  # as of a ModelCard
 
 
 class FileFacts(Record):
@@ -94,6 +95,7 @@ class ModelCard(Record):
     int8: Int8Facts | None = None
     teacher: Mapping[str, Any] | None = None  # the network behind a distilled student's targets
     training: Mapping[str, Any]  # the parameters of the stage that trained the network
+    start: Start | None = None  # of a student or a baseline, before its training
     dataset_fingerprint: str
     licence: str | None = None  # `export.licence` of params.yaml
 

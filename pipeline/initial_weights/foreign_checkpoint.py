@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from pipeline.initial_weights import class_rows
 from pipeline.initial_weights.checkpoint_file import read_checkpoint
+from pipeline.initial_weights.class_rows import last_layer
 from pipeline.initial_weights.state_dict import (
     Contents,
     Entry,
@@ -137,10 +137,7 @@ def _search(
     check_key(contents, expected, key)
     if found := find_weights(contents, expected, key.value):
         return _take(choose(found, contents, expected, key), network, contents), frozenset()
-    try:
-        head = class_rows.last_layer(spec)
-    except Exception:  # a network of the user, for a fixed number of classes
-        head = frozenset()
+    head = last_layer(spec)
     expected = Network(shapes, head)
     if found := find_weights(contents, expected, key.value):
         return _take(choose(found, contents, expected, key), network, contents), head

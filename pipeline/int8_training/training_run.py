@@ -25,7 +25,7 @@ from pipeline.runtime.params import load_section
 from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.store.reading.store import open_store, view_of_epoch
 from pipeline.students.loop import Loss, TrainingBatch, TrainingData, TrainingResult, fit
-from pipeline.students.params import TrainingParams, load_student, load_with_overrides
+from pipeline.students.params import TrainingParams, load_student, load_training
 from pipeline.students.training_run import write_model
 from pipeline.training.resume import ResumeState, fingerprint
 from pipeline.views.loader import open_views
@@ -44,7 +44,7 @@ def train_for_int8(name: str, params: Int8TrainingParams, inputs: StageInputs) -
     """
     outputs = ModelOutputs("distilled", name)
     student = load_student(name)
-    own = load_with_overrides(TrainingParams, "training", student.training, name)
+    own = load_training(name, student)
     distillation = load_distillation(student.distillation, name)
     views = load_section(ViewsParams, "views")
     dataset = open_dataset().resized(views.image_size)
@@ -88,15 +88,19 @@ def train_for_int8(name: str, params: Int8TrainingParams, inputs: StageInputs) -
 
 def continued(own: TrainingParams, params: Int8TrainingParams) -> TrainingParams:
     """The student's training parameters for some epochs more: half a cosine from a share of its
-    peak learning rate to 0. No average of the weights (EMA): so few steps need none."""
+    peak learning rate to 0. No average of the weights (EMA): so few steps need none. All layers
+    train: the last one is no longer new, so it has the backbone's learning rate, too."""
+    rate = own.learning_rate * own.backbone_learning_rate_factor
     return own.model_copy(
         update={
             "epochs": params.epochs,
-            "learning_rate": own.learning_rate * params.learning_rate_factor,
+            "learning_rate": rate * params.learning_rate_factor,
             "schedule": "cosine",
             "milestones": None,
             "warmup_epochs": 0,
             "ema_decay": None,
+            "freeze_epochs": 0,
+            "backbone_learning_rate_factor": 1.0,
         }
     )
 

@@ -24,6 +24,7 @@ from pipeline.runtime.files import (
     write_bytes,
     write_json,
 )
+from pipeline.runtime.outputs import Start
 from pipeline.runtime.validation import Record, read_model
 
 FORMAT_VERSION = 1
@@ -45,6 +46,7 @@ class NetworkFile(Record):
     input: InputSpec
     pretrained_classes: Sequence[int] | None = None
     weights_sha256: str
+    start: Start | None = None  # of a student or a baseline
 
     @property
     def spec(self) -> ModelSpec:
@@ -89,13 +91,14 @@ def _other_versions(network: nn.Module) -> dict[str, int]:
     }
 
 
-def save(directory: Path, network: nn.Module, spec: ModelSpec) -> None:
+def save(directory: Path, network: nn.Module, spec: ModelSpec, start: Start | None = None) -> None:
     """Write weights and spec. Equal networks give equal bytes."""
     write_bytes(directory / WEIGHTS, state_bytes(network))
     file = NetworkFile(
         format_version=FORMAT_VERSION,
         **vars(spec),
         weights_sha256=sha256_of_file(directory / WEIGHTS),
+        start=start,
     )
     write_json(directory / DESCRIPTION, file.model_dump(exclude_none=True))
 
@@ -119,7 +122,19 @@ def logit_source(directory: Path, *, produced_by: str) -> LogitSource | None:
 
 
 def load(directory: Path, *, produced_by: str) -> tuple[nn.Module, ModelSpec]:
-    """Load what `save` wrote.
+    """Load what `save` wrote. Refuses what `open_network` refuses."""
+    file = open_network(directory, produced_by=produced_by)
+    spec, state = file.spec, load_file(directory / WEIGHTS)
+    if hasattr(family_module(spec.family), "build_from_file"):
+        return build(spec, state), spec
+    network = build(spec)
+    versions = saved_versions(network, directory)
+    load_state(network, state, f"`{directory / WEIGHTS}`", versions)
+    return network, spec
+
+
+def open_network(directory: Path, *, produced_by: str) -> NetworkFile:
+    """Read the description that `save` wrote, and check that the weights are those it describes.
 
     Raises:
         UserError: a file is absent, damaged or of another format version, the weights are not those
@@ -138,16 +153,12 @@ def load(directory: Path, *, produced_by: str) -> tuple[nn.Module, ModelSpec]:
             f"`{weights}` is {state} that `{DESCRIPTION}` beside it describes. "
             f"{recovery_hint(weights, produced_by)}"
         )
-    spec, state = file.spec, load_file(weights)
-    if hasattr(family_module(spec.family), "build_from_file"):
-        return build(spec, state), spec
-    network = build(spec)
-    load_state(network, state, f"`{weights}`", _versions_of(network, weights))
-    return network, spec
+    return file
 
 
-def _versions_of(network: nn.Module, weights: Path) -> dict[str, dict[str, Any]]:
-    with safe_open(weights, "pt") as file:
+def saved_versions(network: nn.Module, directory: Path) -> dict[str, dict[str, Any]]:
+    """The versions of the modules whose weights are in the directory; `network` has the same."""
+    with safe_open(directory / WEIGHTS, "pt") as file:
         changed = json.loads((file.metadata() or {}).get(_VERSIONS, "{}"))
     versions = network.state_dict()._metadata
     return {**versions, **{name: {"version": version} for name, version in changed.items()}}
@@ -158,6 +169,11 @@ def fingerprint(directory: Path, *, produced_by: str) -> str:
     network. Reads the description alone."""
     content = _read(directory, produced_by).model_dump(exclude_none=True)
     return hashlib.sha256(canonical_json(content).encode(errors="replace")).hexdigest()
+
+
+def read_start(directory: Path, *, produced_by: str) -> Start | None:
+    """Read how the network of a student or a baseline started. Reads the description alone."""
+    return getattr(_read(directory, produced_by), "start", None)
 
 
 def _read(directory: Path, produced_by: str) -> NetworkFile | SourceFile:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
 from pipeline.runtime.errors import did_you_mean
 from pipeline.runtime.params import Section
@@ -27,10 +27,46 @@ def _existing_family(family: str) -> str:
 Family = Annotated[str, AfterValidator(_existing_family)]
 
 
+class WeightsFile(Section):
+    """Weights to start a student from."""
+
+    # a checkpoint, or the folder of a network that this pipeline wrote (models/students/NAME)
+    path: str = Field(min_length=1)
+    # of the file, or of network.json in the folder; with it, DVC sees a change of the weights
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    key: str | None = None  # a checkpoint: the keys, joined by dots, that lead to the weights
+    # new: a new last layer, though the file's may be for the same classes
+    head: Literal["kept", "new"] = "kept"
+    # take the layers whose names and shapes fit; the others are new
+    partial: bool = False
+
+
+def _known_start(value: Any) -> Any:
+    if isinstance(value, str) and value not in ("scratch", "pretrained"):
+        raise ValueError(
+            f"it is {value!r}; expected `scratch`, `pretrained`, or for a file a mapping "
+            f"`{{path: {value}, sha256: ...}}`"
+        )
+    return value
+
+
+def _kind_of_start(value: Any) -> str:
+    return "name" if isinstance(value, str) else "file"
+
+
+#: What a student's network starts from.
+Start = Annotated[
+    Annotated[Literal["scratch", "pretrained"], Tag("name")] | Annotated[WeightsFile, Tag("file")],
+    Discriminator(_kind_of_start),
+    BeforeValidator(_known_start),
+]
+
+
 class NetworkParams(Section):
     """`network: NAME`, or a mapping of the name and more."""
 
     name: str = Field(min_length=1)
+    weights: Start = "scratch"  # of a student and its baseline; a teacher has `teacher.weights`
     options: dict[str, Any] = Field(default={})  # passed to the family's `build`
     # pixels; default: the images'
     input_size: int | None = Field(default=None, ge=8, le=LARGEST_INPUT)

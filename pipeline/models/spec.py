@@ -1,9 +1,8 @@
 """What a network is, apart from its weights; and building it."""
 
-import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from types import ModuleType
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import pydantic
@@ -13,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.data.prepared.dataset import Dataset
+from pipeline.models.family import build_network, describe_failure, family_file, family_module
 from pipeline.models.params import LARGEST_INPUT, Interpolation, NetworkParams
-from pipeline.models.raw_logits import advice_for_network, check_raw
-from pipeline.runtime.errors import UserError, counted, first_line
+from pipeline.models.raw_logits import advice_for_network, check_raw, some_numbers
+from pipeline.runtime.errors import UserError, counted
 
 
 @pydantic.dataclasses.dataclass(
@@ -95,18 +95,17 @@ class ModelSpec:
 
 
 def model_spec(
-    family: str, params: NetworkParams, dataset: Dataset, *, pretrained: bool = False
+    family: str, params: NetworkParams, dataset: Dataset, *, native: InputSpec | None = None
 ) -> ModelSpec:
     """The spec of a network for the dataset's classes.
 
-    Its input defaults to the dataset's image size, mean and std; with `pretrained`, to those of the
-    pretraining.
+    Its input defaults to `native`, which the network was pretrained with; without it, to the
+    dataset's image size, mean and std.
 
     Raises:
         UserError: `mean` or `std` has not one value per channel, or the pretraining had another
             number of channels.
     """
-    native = native_input(family, params.name) if pretrained else None
     if native and native.channels != dataset.channels:
         raise UserError(
             f"network `{params.name}` was pretrained on images of {native.channels} channels, but "
@@ -145,76 +144,92 @@ def build(spec: ModelSpec, state: Mapping[str, Tensor] | None = None) -> nn.Modu
 
     Raises:
         UserError: the family cannot be imported, it has no such network or option, or the network
-            cannot take its input.
+            cannot be built, cannot take its input, or returns something else than logits. No other
+            exception is raised, whatever the family's code does.
     """
-    family, options = family_module(spec.family), dict(spec.options)
-    arguments = (spec.num_classes, spec.input.channels)
-    try:
-        if state is None:
-            network = family.build(spec.network, *arguments, **options)
-        else:
-            network = family.build_from_file(state, *arguments, **options)
-    except TypeError as error:
-        raise UserError(
-            f"network `{spec.network}` of family `{spec.family}` does not take the options "
-            f"{options}: {error}."
-        ) from None
+    sizes = (spec.num_classes, spec.input.channels)
+    network = build_network(spec.family, spec.network, sizes, spec.options, state)
     network = network.to(memory_format=torch.channels_last)
     _try_on_blank_image(network, spec)
     return network
 
 
-def family_module(name: str) -> ModuleType:
-    """Import a family of networks, pipeline/networks/NAME.py.
-
-    Raises:
-        UserError: the import fails.
-    """
-    try:
-        return importlib.import_module(f"pipeline.networks.{name}")
-    except ImportError as error:
-        raise UserError(
-            f"family `{name}` cannot be imported from pipeline/networks ({error}). If a Python "
-            f"package is missing, run `python -m pip install {error.name}` in the project's "
-            "environment."
-        ) from None
-
-
-def native_input(family: str, network: str) -> InputSpec | None:
+def native_input(
+    family: str, network: str, options: Mapping[str, Any] | None = None
+) -> InputSpec | None:
     """The input of the network's published weights; None if the family does not know it.
 
-    A family knows it by a function `pretrained_input(network)` that returns size, mean, std and, if
-    it knows them, resize ratio and interpolation; or None.
+    A family knows it by a function `pretrained_input(network, **options)` that returns size, mean,
+    std and, if it knows them, resize ratio and interpolation; or None.
     """
     pretrained_input = getattr(family_module(family), "pretrained_input", None)
-    native = pretrained_input(network) if pretrained_input else None
-    if native is None:
-        return None
-    size, mean, std, *resizing = native
-    return InputSpec(len(mean), size, list(mean), list(std), *resizing)
+    try:
+        native = pretrained_input(network, **(options or {})) if pretrained_input else None
+        if native is None:
+            return None
+        size, mean, std, *resizing = native
+        return InputSpec(len(mean), size, list(mean), list(std), *resizing)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(
+            f"`pretrained_input` of {family_file(family)} fails for network `{network}` "
+            f"({describe_failure(error, family)}); expected size, mean, std and, if known, resize "
+            "ratio and interpolation, or None."
+        ) from None
 
 
 def _try_on_blank_image(network: nn.Module, spec: ModelSpec) -> None:
     size, expected = spec.input.size, [1, spec.num_classes]
+    subject, shape = f"network `{spec.network}`", (1, spec.input.channels, size, size)
+    pixels = " x ".join(map(str, shape[1:])) + " pixels"
     network.eval()
     try:
         with torch.inference_mode():
-            logits = network(torch.zeros(1, spec.input.channels, size, size))
-    except (RuntimeError, AssertionError, ValueError) as error:  # of an input of the wrong size
-        remedy = "another `input_size`"
-        if native := native_input(spec.family, spec.network):
-            remedy = f"`input_size: {native.size}`, as it was pretrained"
-        raise UserError(
-            f"network `{spec.network}` cannot take {spec.input.channels} x {size} x {size} pixels "
-            f"({first_line(error)}). Set {remedy}."
-        ) from None
+            logits = network(torch.zeros(shape).to(memory_format=torch.channels_last))
+            if isinstance(logits, Tensor) and not logits.isfinite().all():
+                # A network that divides by an image's contrast fails on a blank one alone.
+                noise = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+                logits = network(noise)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        failure = describe_failure(error, spec.family)
+        of_the_size = isinstance(error, RuntimeError | AssertionError | ValueError)
+        if isinstance(error, NotImplementedError) or not of_the_size:  # no `forward`, for example
+            raise UserError(f"{subject} fails on {pixels}: {failure}.") from None
+        in_family = failure.startswith(family_file(spec.family))
+        remedy = _remedy_for_size(spec) + ", or correct that line" * in_family
+        raise UserError(f"{subject} cannot take {pixels} ({failure}). Set {remedy}.") from None
     if not isinstance(logits, Tensor) or list(logits.shape) != expected:
         actual = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        advice = "Return the logits alone"
+        if isinstance(logits, Tensor):
+            advice = "Let its last layer have `num_classes` outputs, an argument of `build`"
         raise UserError(
-            f"network `{spec.network}` returns {actual} for one image; expected logits {expected}."
+            f"{subject} returns {actual} for one image; expected logits {expected}. {advice}."
         )
+    if not logits.isfinite().all():
+        numbers = some_numbers(logits[0].float().numpy())
+        raise UserError(f"{subject} returns {numbers} for one image; expected finite numbers.")
     check_raw(
-        logits.numpy(),
+        logits.float().numpy(),
         f"network `{spec.network}` returns",
         advice_for_network(spec.family, spec.network),
     )
+
+
+def _remedy_for_size(spec: ModelSpec) -> str:
+    """What to set for a network that cannot take images of the size of its input."""
+    native = native_input(spec.family, spec.network, spec.options)
+    if native is None:
+        return "another `input_size`"
+    option, side = getattr(family_module(spec.family), "SIZE_OPTION", None), spec.input.size
+    if option in spec.options:
+        return f"`input_size: {native.size}`, as its options say"
+    other = ""
+    if option is not None and side != native.size:
+        with suppress(UserError):  # the network has no such option
+            build(replace(spec, options={**spec.options, option: side}))
+            other = f", or `options: {{{option}: {side}}}`"
+    return f"`input_size: {native.size}`, as it was pretrained{other}"

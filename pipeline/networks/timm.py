@@ -3,6 +3,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from pipeline.runtime.errors import UserError, did_you_mean, first_line
+
+#: The option that sets the side of the images that a transformer takes, in pixels.
+SIZE_OPTION = "img_size"
 
 
 def build(network: str, num_classes: int, in_channels: int, **options: Any) -> nn.Module:
@@ -23,10 +28,10 @@ def build(network: str, num_classes: int, in_channels: int, **options: Any) -> n
 
 
 def pretrained_input(
-    network: str,
+    network: str, img_size: int | Sequence[int] | None = None, **_: Any
 ) -> tuple[int, Sequence[float], Sequence[float], float, str] | None:
     """Side in pixels, mean, std, resize ratio and interpolation of `pretrained_cfg`, as
-    `timm.data.create_transform` takes them."""
+    `timm.data.create_transform` takes them; the side is `img_size` if the options have it."""
     _check_known(network)
     config = timm.get_pretrained_cfg(network)
     if not config:
@@ -35,12 +40,18 @@ def pretrained_input(
     # Other modes than `center` show the whole image.
     resized = math.floor(side / config.crop_pct) if config.crop_mode == "center" else side
     interpolation = "bicubic" if config.interpolation == "bicubic" else "bilinear"
-    return side, config.mean, config.std, resized / side, interpolation
+    ratio = resized / side
+    if img_size is not None:
+        side = img_size if isinstance(img_size, int) else img_size[-1]
+    return side, config.mean, config.std, ratio, interpolation
 
 
-def pretrained_state(network: str) -> tuple[dict[str, Tensor], Sequence[str]]:
+def pretrained_state(network: str, **options: Any) -> tuple[Mapping[str, Tensor], Sequence[str]]:
     """Load the weights that timm publishes, and the names of their classes, which are empty unless
-    the classes are ImageNet's 1,000.
+    the classes are ImageNet's 1,000. Weights without a classifier have no classes.
+
+    With `options`, timm resamples position embeddings to another `img_size`; other weights that do
+    not fit them are returned unchanged.
 
     Raises:
         UserError: timm publishes none, or they cannot be downloaded.
@@ -54,14 +65,18 @@ def pretrained_state(network: str) -> tuple[dict[str, Tensor], Sequence[str]]:
     file_name = f"timm_{config.architecture}.{config.tag}.safetensors"
     path = Path(torch.hub.get_dir()) / "checkpoints" / file_name
     overlay = {"file": str(path)} if path.is_file() else None
+    load = partial(timm.create_model, network, pretrained=True, pretrained_cfg_overlay=overlay)
     try:
-        module = timm.create_model(network, pretrained=True, pretrained_cfg_overlay=overlay)
+        module = load()
     except Exception as error:  # their errors share no class
         source = f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url
         raise UserError(
             f"the pretrained weights of `{network}` cannot be downloaded ({first_line(error)}). "
             f"Download `model.safetensors` from {source} yourself, and put it at `{path}`."
         ) from None
+    if options:
+        with suppress(Exception):  # as above
+            module = load(**options)
     classes = ImageNetInfo().label_descriptions() if config.num_classes == 1000 else None
     names = [text.partition(",")[0] for text in classes or [""] * config.num_classes]
     return module.state_dict(), names

@@ -19,7 +19,7 @@ _AUXILIARY_CLASSIFIERS = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLo
 
 
 def pretrained_input(
-    network: str,
+    network: str, **_: Any
 ) -> tuple[int, Sequence[float], Sequence[float], float, str]:
     """Side in pixels, mean, std, resize ratio and interpolation of the default weights'
     preprocessing.
@@ -52,7 +52,7 @@ def build(network: str, num_classes: int, in_channels: int, **options: Any) -> n
     return module
 
 
-def pretrained_state(network: str) -> tuple[dict[str, Tensor], Sequence[str]]:
+def pretrained_state(network: str, **_: Any) -> tuple[dict[str, Tensor], Sequence[str]]:
     """Load the default weights as torchvision does, without auxiliary classifiers, and the names of
     their classes, from torch's hub cache; downloads them into it if they are not there.
 

@@ -159,3 +159,10 @@ class NetworkCosts(Record, extra="ignore"):
     parameters: NonNegativeInt
     macs: NonNegativeInt  # of one image
     size_bytes: NonNegativeInt  # of its weights
+
+
+class Start(Record):
+    """The weights that the training of a student or a baseline started from."""
+
+    text: str  # `from scratch`, `published weights, new last layer`
+    sha256: str  # of all tensors, before the first step

@@ -76,10 +76,11 @@ def _message(
 def _names(content: Any, error: Any) -> list[int | str]:
     """The keys of an error's location, without pydantic's marks of a union's branches."""
     names: list[int | str] = []
-    for part in error["loc"]:
-        is_key = isinstance(content, dict) and (part in content or error["type"] == "missing")
+    for place, part in enumerate(error["loc"], start=1):
+        missing = error["type"] == "missing" and place == len(error["loc"])
+        is_key = isinstance(content, dict) and (part in content or missing)
         if not is_key and not (isinstance(content, list) and isinstance(part, int)):
-            break
+            continue
         names.append(part)
         content = content[part] if isinstance(content, list) else content.get(part)
     return names

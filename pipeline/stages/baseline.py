@@ -23,7 +23,7 @@ from pipeline.runtime.params import load_section
 from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.students.label_loss import label_loss
 from pipeline.students.loop import TrainingBatch, TrainingData
-from pipeline.students.params import TrainingParams, load_student, load_with_overrides
+from pipeline.students.params import load_student, load_training
 from pipeline.students.training_run import train_and_write
 from pipeline.views.loader import open_views
 from pipeline.views.params import ViewsParams
@@ -33,7 +33,7 @@ def train_baseline(name: str, group: ProcessGroup) -> None:
     with group.main_process_first():
         inputs = StageInputs("baseline", name)
         student = load_student(name)
-        training = load_with_overrides(TrainingParams, "training", student.training, name)
+        training = load_training(name, student)
         views = load_section(ViewsParams, "views")
         dataset = open_dataset().resized(views.image_size)
         if group.is_main:  # once is enough

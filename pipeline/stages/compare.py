@@ -80,7 +80,7 @@ def main() -> None:
         curves,
         partial(clean_pixels, test, side=THUMBNAIL),
         test.sample_ids,
-        corrupted_examples(test, robustness.image_size, SHOWN_SEVERITY),
+        corrupted_examples(test, robustness.image_sizes[names[0]], SHOWN_SEVERITY),
         costs,
         read_params(),
         fingerprints,

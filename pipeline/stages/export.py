@@ -35,7 +35,14 @@ from pipeline.models import checkpoint
 from pipeline.models.spec import InputSpec, ModelSpec
 from pipeline.runtime.errors import UserError, counted
 from pipeline.runtime.files import read_json, write_bytes, write_json
-from pipeline.runtime.outputs import NOT_ASKED, TEACHER, ExportedFile, ExportOutputs, ModelOutputs
+from pipeline.runtime.outputs import (
+    NOT_ASKED,
+    TEACHER,
+    ExportedFile,
+    ExportOutputs,
+    ModelOutputs,
+    Start,
+)
 from pipeline.runtime.params import check_student, load_section
 from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.views.params import ViewsParams
@@ -71,6 +78,13 @@ def reading_of(params: DatasetParams, spec: InputSpec) -> Reading:
     )
 
 
+def images_taken(model: ModelOutputs, spec: InputSpec, dataset: Dataset) -> Dataset:
+    """The dataset with images of the side that the network's file takes: those with which the
+    network's stage measured it."""
+    own = model == TEACHER or spec.resize_ratio is not None
+    return dataset.resized(spec.resized_side) if dataset.encoded and own else dataset
+
+
 def onnx_metadata(
     model: ModelOutputs, spec: ModelSpec, dataset: Dataset, reading: Reading
 ) -> OnnxMetadata:
@@ -102,8 +116,7 @@ def export_network(
     """Export one network in float32, and compare the file with the logits of its stage.
 
     Args:
-        dataset: of images of the size at which the network's stage measured it, if that is not the
-            teacher's.
+        dataset: for a student, of images of the views' size.
 
     Raises:
         NotExportable: with the reason.
@@ -111,8 +124,7 @@ def export_network(
     """
     file = ExportedFile(model.role, model.name)
     network, spec = checkpoint.load(model.model, produced_by=f"dvc repro {model.stage}")
-    if model == TEACHER and dataset.encoded:
-        dataset = dataset.resized(spec.input.resized_side)
+    dataset = images_taken(model, spec.input, dataset)
     metadata = onnx_metadata(model, spec, dataset, reading_of(params, spec.input))
     content = to_onnx(network, spec.input, metadata)
     expected, made_from = read_logits(model.predictions, model.stage, dataset)
@@ -134,6 +146,7 @@ def export_network(
         dataset,
         logits["test"],
         training=made_from,
+        start=checkpoint.read_start(model.model, produced_by=f"dvc repro {model.stage}"),
         teacher=teacher_facts() if model.role == "distilled" else None,
         licence=licence,
     )
@@ -151,7 +164,12 @@ def teacher_facts() -> dict[str, Any]:
     return {key: content[key] for key in ("family", "network", "options") if key in content}
 
 
-def without_file(file: ExportedFile, reason: NotExportable, training: Mapping[str, Any]) -> NoFile:
+def without_file(
+    file: ExportedFile,
+    reason: NotExportable,
+    training: Mapping[str, Any],
+    start: Start | None = None,
+) -> NoFile:
     """The card in the place of a file that is not written."""
     return NoFile(
         name=file.name or "teacher",
@@ -159,6 +177,7 @@ def without_file(file: ExportedFile, reason: NotExportable, training: Mapping[st
         precision=file.precision,
         no_file=str(reason),
         training=training,
+        start=start,
     )
 
 
@@ -199,11 +218,13 @@ def quantised(
     """Quantise a network to int8, if the parameters ask for it. Where the int8 file is refused, the
     card says why."""
     file, figures = replace(float32.file, precision="int8"), {}
+    dataset = dataset.resized(float32.metadata.image_size)
     try:
         if options.precision == "float32":
             raise NotExportable(NOT_ASKED)
         spec, content = int8_source(float32)
-        content = to_int8(content, calibration_views(dataset, views))
+        reading = float32.metadata.reading if spec.input.resize_ratio is not None else None
+        content = to_int8(content, calibration_views(dataset, views, clean=reading))
         session = OnnxStudent(content, str(file.path), available_cores())
         metadata, logits = session.metadata, held_out_logits(session, dataset)
         as_written = OnnxStudent(content, str(file.path), available_cores(), optimised=False)
@@ -217,7 +238,8 @@ def quantised(
         if accuracy.refused:
             raise NotExportable(accuracy.sentence)
     except NotExportable as error:
-        return Exported(file, without_file(file, error, float32.card.training), figures)
+        known = float32.card.training, float32.card.start
+        return Exported(file, without_file(file, error, *known), figures)
     card = describe_file(
         file,
         content,
@@ -226,6 +248,7 @@ def quantised(
         dataset,
         logits["test"],
         training=float32.card.training,
+        start=float32.card.start,
         teacher=float32.card.teacher,
         licence=options.licence,
         int8=Int8Facts(

@@ -10,7 +10,7 @@ writes other figures in every run.
 from pipeline.runtime.command import run_command
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,9 +70,15 @@ def open_files(files: Sequence[ExportedFile], threads: int, provider: str) -> li
 
 
 def open_in_pytorch(
-    names: Sequence[str], image_shape: tuple[int, int, int], device: torch.device
+    names: Sequence[str],
+    image_shapes: Mapping[str | None, tuple[int, int, int]],
+    device: torch.device,
 ) -> list[TimedNetwork]:
-    """The teacher, if PyTorch runs it, and the students."""
+    """The teacher, if PyTorch runs it, and the students.
+
+    Args:
+        image_shapes: of each network's file, by name; a teacher without a file gets the students'.
+    """
     models = [ModelOutputs("distilled", name) for name in names]
     if checkpoint.logit_source(TEACHER.model, produced_by="dvc repro teacher") is None:
         models.insert(0, TEACHER)
@@ -80,8 +86,9 @@ def open_in_pytorch(
     for outputs in models:
         network, spec = checkpoint.load(outputs.model, produced_by=f"dvc repro {outputs.stage}")
         if spec.family != "onnx":
+            shape = image_shapes.get(outputs.name, image_shapes[names[-1]])
             forward = pytorch_forward(network.eval().to(device), spec.input, device)
-            networks.append(TimedNetwork(outputs.name, "float32", image_shape, forward))
+            networks.append(TimedNetwork(outputs.name, "float32", shape, forward))
     return networks
 
 
@@ -145,12 +152,12 @@ def settings(names: Sequence[str]) -> Iterator[tuple[str, EngineSpeed]]:
     networks = open_files(files, cores, CUDA)
     if networks[0].provider == CUDA:
         yield "onnxruntime_cuda", time_networks(networks, engine=engine, device=gpu, threads=None)
-    shape, cuda = networks[-1].image_shape, torch.device("cuda")
+    shapes, cuda = {n.name: n.image_shape for n in networks}, torch.device("cuda")
     release = torch.__version__.partition("+")[0]
     yield (
         "pytorch_cuda",
         time_networks(
-            open_in_pytorch(names, shape, cuda),
+            open_in_pytorch(names, shapes, cuda),
             engine=f"PyTorch {release}",
             device=gpu,
             threads=None,

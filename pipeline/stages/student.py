@@ -24,7 +24,7 @@ from pipeline.runtime.params import load_section
 from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.store.reading.store import open_store, view_of_epoch
 from pipeline.students.loop import TrainingData
-from pipeline.students.params import TrainingParams, load_student, load_with_overrides
+from pipeline.students.params import load_student, load_training
 from pipeline.students.training_run import train_and_write
 from pipeline.views.loader import open_views
 from pipeline.views.params import ViewsParams
@@ -34,7 +34,7 @@ def train_student(name: str, group: ProcessGroup) -> None:
     with group.main_process_first():
         inputs = StageInputs("student", name)
         student = load_student(name)
-        training = load_with_overrides(TrainingParams, "training", student.training, name)
+        training = load_training(name, student)
         distillation = load_distillation(student.distillation, name)
         views = load_section(ViewsParams, "views")
         dataset = open_dataset().resized(views.image_size)

@@ -16,7 +16,7 @@ from pipeline.compute import distributed
 from pipeline.compute.device import default_device
 from pipeline.compute.distributed import ProcessGroup
 from pipeline.data.prepared.dataset import open_dataset, verify_dataset
-from pipeline.runtime.errors import UserError
+from pipeline.initial_weights.head import head_parameters
 from pipeline.runtime.locks import exclusive
 from pipeline.runtime.outputs import TEACHER
 from pipeline.runtime.params import load_section
@@ -41,17 +41,13 @@ def make_teacher(group: ProcessGroup) -> None:
             if group.is_main:
                 import_logits(params, dataset, inputs)
             return
-        if params.training.freeze_epochs and group.size > 1:
-            raise UserError(
-                "`teacher.training.freeze_epochs` trains parts of the network in turns, which "
-                f"{group.size} processes cannot do; expected one. Unset PROCESSES, or set "
-                "freeze_epochs: 0."
-            )
         network, spec = build_initial_network(params, dataset)
         if dataset.encoded:  # decoded at the size of the network's input
             dataset = dataset.resized(spec.input.size)
+        trains, head = is_trained(params, spec), frozenset()
+        if trains and params.training.separates_head:
+            head = head_parameters(network, spec)
         network.to(device)
-    trains = is_trained(params, spec)
     if group.is_main:
         described = f"teacher: {params.family}, {params.network.name}, weights: {params.weights}"
         print(described, *getattr(network, "remarks", ()), sep="\n  ")
@@ -66,7 +62,7 @@ def make_teacher(group: ProcessGroup) -> None:
         resume = ResumeState(TEACHER.scratch, fingerprint(fields, device, group), group)
         with group.report_peer_failure():
             history = fit_teacher(
-                network, spec.input, dataset, params.training, device, group, resume
+                network, spec.input, dataset, params.training, device, group, resume, head
             )
 
     logits = {}

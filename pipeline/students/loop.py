@@ -1,7 +1,7 @@
 """The training loop that students and baselines share. It knows nothing of distillation."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,6 +30,7 @@ from pipeline.training.data_parallel import (
     wrap_ddp,
 )
 from pipeline.training.divergence import LossMonitor
+from pipeline.training.fine_tuning import FineTuning
 from pipeline.training.optimisation import Optimisation, batches
 from pipeline.training.resume import ResumeState
 from pipeline.views.loader import Batch, EncodedViews, Views
@@ -85,9 +86,11 @@ def fit(
     device: torch.device,
     group: ProcessGroup = SINGLE_PROCESS,
     resume: ResumeState | None = None,
+    head: Collection[str] = frozenset(),
 ) -> TrainingResult:
     """Train in place. The network ends with the last epoch's weights, or with their average if
     `ema_decay` is set. `resume` keeps the state after each epoch; a later run continues from it.
+    `head`: names of the last layer's parameters, if `params.separates_head`.
 
     Raises:
         UserError: the loss is no longer finite.
@@ -97,9 +100,14 @@ def fit(
     validation = data.dataset.splits["validation"]
     validation_labels = torch.from_numpy(validation.labels)
     steps = len(batches(np.arange(length), params.batch_size))
-    optimisation = Optimisation(network, params, steps)
+    optimisation = Optimisation(network, params, steps, head)
     depthwise_in_float32(network, device)
-    forward = compile_long_runs(wrap_ddp(network, group), device, params.epochs * steps)
+    fine_tuning = FineTuning(
+        network,
+        params,
+        head,
+        lambda it: compile_long_runs(wrap_ddp(it, group), device, params.epochs * steps),
+    )
     seed_rank(params.seed, group)
     result = TrainingResult(
         [], 0, {}, torch.zeros(len(validation), dtype=torch.bool), params.epochs * steps
@@ -128,7 +136,7 @@ def fit(
             state_dir=None if resume is None else resume.folder,
             hint="Set a lower `learning_rate` for this student, or more `warmup_epochs`.",
         )
-        network.train()
+        forward = fine_tuning.begin_epoch(epoch)
         for (samples, numbers), local in zip(planned, local_batches, strict=True):
             joined = numbers[0] != numbers[-1]
             view = None if joined else data.view_of_pass(int(numbers[0]))

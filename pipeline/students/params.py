@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from pipeline.models.params import Family, Network, NetworkParams
+from pipeline.models.params import Family, Network
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.params import PARAMS_FILE, Section, check_student, read_params
 from pipeline.runtime.validation import Model, validate
-from pipeline.training.params import OptimisationParams
+from pipeline.training.params import OptimisationParams, fine_tuning_keys
 
 
 class TrainingParams(OptimisationParams):
@@ -32,25 +32,27 @@ class StudentParams(Section):
     distillation: dict[str, Any]
     export: dict[str, Any] = {}  # noqa: RUF012  (pydantic copies it)
 
-    @field_validator("network")
-    @classmethod
-    def _sees_the_views(cls, network: NetworkParams) -> NetworkParams:
-        own = [
-            key for key in ("resize_ratio", "interpolation") if getattr(network, key) is not None
-        ]
-        if own:
-            raise ValueError(
-                f"{' and '.join(own)} can be set for a teacher alone: a student is measured and "
-                "exported with the views as they are. Remove it"
-            )
-        return network
-
 
 def load_student(name: str) -> StudentParams:
     """Load one student; UserError if there is none of this name, or it is not valid."""
     check_student(name)
     section = read_params()["students"][name]
     return validate(StudentParams, section, f"{PARAMS_FILE}: students.{name}")
+
+
+def load_training(name: str, student: StudentParams) -> TrainingParams:
+    """Load how a student and its baseline are trained; UserError if it is not valid."""
+    params = load_with_overrides(TrainingParams, "training", student.training, name)
+    keys = fine_tuning_keys(params)
+    if keys and student.network.weights == "scratch":
+        verb, them = ("treats", "it") if len(keys) == 1 else ("treat", "them")
+        raise UserError(
+            f"`{PARAMS_FILE}: students.{name}`: {' and '.join(keys)} of its training {verb} the "
+            "weights that a network starts from with care, but it starts from scratch: set "
+            f"`network.weights`, or remove {them} (`training: {{{keys[0]}: null}}` removes a "
+            "default)."
+        )
+    return params
 
 
 def load_with_overrides(

@@ -15,11 +15,12 @@ from pipeline.data.prepared.dataset import Dataset
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import WEIGHTS
 from pipeline.models.evaluation import count_parameters_and_macs, write_predictions
-from pipeline.models.spec import ModelSpec, build, family_module, model_spec
+from pipeline.models.spec import ModelSpec, family_module
 from pipeline.runtime.files import atomic_directory, write_json
 from pipeline.runtime.locks import exclusive
-from pipeline.runtime.outputs import ModelOutputs, NetworkCosts
+from pipeline.runtime.outputs import ModelOutputs, NetworkCosts, Start
 from pipeline.runtime.stage_inputs import StageInputs
+from pipeline.students.initial_network import InitialNetwork, build_initial_network
 from pipeline.students.loop import Loss, TrainingData, TrainingResult, evaluate, fit
 from pipeline.students.params import StudentParams, TrainingParams
 from pipeline.training.history import write_history
@@ -47,13 +48,13 @@ def train_and_write(
         UserError: the network cannot be built, another run trains this model now, the loss is no
             longer finite, or an input of the stage changed while it ran.
     """
-    torch.manual_seed(params.seed)  # equal first weights on every rank
-    with group.main_process_first():
-        spec = model_spec(student.family, student.network, data.dataset)
-        network = build(spec).to(device)
+    with group.main_process_first():  # equal weights on every rank
+        initial = build_initial_network(str(outputs.name), student, params, data.dataset)
+    network, spec = initial.network.to(device), initial.spec
     if group.is_main:
         stage = outputs.stage.replace("@", " ")
-        print(f"{stage}: {student.family}, {student.network.name}", flush=True)
+        described = f"{stage}: {student.family}, {student.network.name}, {initial.start.text}"
+        print(described, *initial.remarks, sep="\n  ", flush=True)
         if (passes := data.epoch_length / len(data.samples)) > 1:
             print(
                 f"  an epoch shows each of {len(data.samples):,} labelled images {passes:.3g} "
@@ -62,6 +63,7 @@ def train_and_write(
             )
     fields = {
         "network": asdict(spec),
+        "weights": initial.start.sha256,
         "training": params.model_dump(),
         "dataset": data.dataset.fingerprint,
         **defining,
@@ -69,16 +71,15 @@ def train_and_write(
     lock = exclusive(outputs.scratch) if group.is_main else nullcontext()
     with lock, group.report_peer_failure():
         resume = ResumeState(outputs.scratch, fingerprint(fields, device, group), group)
-        result = fit(network, spec.input, data, loss, params, device, group, resume)
-        write_result(outputs, result, network, spec, data.dataset, inputs, device, group)
+        result = fit(network, spec.input, data, loss, params, device, group, resume, initial.head)
+        write_result(outputs, result, initial, data.dataset, inputs, device, group)
         resume.remove()
 
 
 def write_result(
     outputs: ModelOutputs,
     result: TrainingResult,
-    network: nn.Module,
-    spec: ModelSpec,
+    initial: InitialNetwork,
     dataset: Dataset,
     inputs: StageInputs,
     device: torch.device,
@@ -88,6 +89,7 @@ def write_result(
     predictions and metrics, and the history. Every rank measures; the main process writes. If an
     input of the stage changed while it ran, nothing is written.
     """
+    network, spec = initial.network, initial.spec
     validation, test = dataset.splits["validation"], dataset.splits["test"]
     last = evaluate(network, spec.input, test, device, group)[1]
     network.load_state_dict(result.kept_state)
@@ -96,7 +98,7 @@ def write_result(
     if not group.is_main:
         return
     inputs.check()
-    write_model(outputs.model, network, spec)
+    write_model(outputs.model, network, spec, initial.start)
     write_predictions(
         outputs.predictions, inputs.params, validation=validation_logits, test=test_logits
     )
@@ -123,9 +125,11 @@ def write_result(
     )
 
 
-def write_model(folder: Path, network: nn.Module, spec: ModelSpec) -> None:
+def write_model(
+    folder: Path, network: nn.Module, spec: ModelSpec, start: Start | None = None
+) -> None:
     """Write the folder of a trained network: its description, its weights, its family's code."""
     with atomic_directory(folder) as directory:
-        checkpoint.save(directory, network, spec)
+        checkpoint.save(directory, network, spec, start)
         # With it, whatever depends on the models depends on their code: `speed` measures it.
         shutil.copyfile(family_module(spec.family).__file__, directory / "family.py")

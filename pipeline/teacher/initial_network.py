@@ -10,9 +10,8 @@ from torch import nn
 
 from pipeline.data.prepared.dataset import Dataset
 from pipeline.initial_weights import published
-from pipeline.initial_weights.class_rows import last_layer
 from pipeline.models.checkpoint import state_bytes
-from pipeline.models.spec import ModelSpec, build, model_spec
+from pipeline.models.spec import ModelSpec, build, model_spec, native_input
 from pipeline.teacher import foreign_teacher
 from pipeline.teacher.params import TeacherParams
 
@@ -25,14 +24,15 @@ def build_initial_network(params: TeacherParams, dataset: Dataset) -> tuple[nn.M
         UserError: the network cannot be built, or its weights cannot be loaded.
     """
     torch.manual_seed(params.training.seed)
-    spec = model_spec(
-        params.family, params.network, dataset, pretrained=params.weights == "pretrained"
+    pretrained = params.weights == "pretrained"
+    native = (
+        native_input(params.family, params.network.name, params.network.options)
+        if pretrained
+        else None
     )
-    if params.weights == "pretrained":
-        network, spec = published.load(spec)
-        if spec.pretrained_classes is None:
-            network.last_layer_keys = last_layer(spec)  # for `freeze_epochs`
-        return network, spec
+    spec = model_spec(params.family, params.network, dataset, native=native)
+    if pretrained:
+        return published.load(spec)
     if params.weights == "checkpoint":
         path = Path(params.checkpoint)
         spec = foreign_teacher.input_of_file(spec, params.network, path)

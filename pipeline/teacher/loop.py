@@ -1,6 +1,8 @@
 """The training loop of the teacher. It shares no module with the students' loop but `training/`,
 so that an edit of the students' loop never trains the teacher again."""
 
+from collections.abc import Collection
+
 import numpy as np
 import torch
 from torch import nn
@@ -19,7 +21,6 @@ from pipeline.models.spec import InputSpec
 from pipeline.runtime.derived_random import permutation
 from pipeline.runtime.progress import EpochLog, bar
 from pipeline.teacher.params import TeacherTraining
-from pipeline.training import fine_tuning
 from pipeline.training.data_parallel import (
     gather_rows,
     local_rows,
@@ -29,6 +30,7 @@ from pipeline.training.data_parallel import (
     wrap_ddp,
 )
 from pipeline.training.divergence import LossMonitor
+from pipeline.training.fine_tuning import FineTuning
 from pipeline.training.optimisation import Optimisation, batches
 from pipeline.training.resume import ResumeState
 from pipeline.views.loader import open_views
@@ -43,12 +45,14 @@ def fit_teacher(
     device: torch.device,
     group: ProcessGroup = SINGLE_PROCESS,
     resume: ResumeState | None = None,
+    head: Collection[str] = frozenset(),
 ) -> list[dict[str, float]]:
     """Train in place on the labels, with a fresh view of every labelled image in every epoch. The
     network ends with the last weights, or with their average if `ema_decay` is set.
 
     Args:
         resume: keeps the state after each epoch, and continues from it; None keeps nothing.
+        head: names of the last layer's parameters, if `params.separates_head`.
 
     Returns:
         The figures of each epoch, by the columns of `write_history`.
@@ -62,9 +66,14 @@ def fit_teacher(
     labels = torch.from_numpy(split.labels).to(device)
     labelled = np.flatnonzero(split.labels >= 0)  # only students see the others
     steps = len(batches(labelled, params.batch_size))
-    optimisation = Optimisation(network, params, steps)
+    optimisation = Optimisation(network, params, steps, head)
     depthwise_in_float32(network, device)
-    forward = compile_long_runs(wrap_ddp(network, group), device, params.epochs * steps)
+    fine_tuning = FineTuning(
+        network,
+        params,
+        head,
+        lambda it: compile_long_runs(wrap_ddp(it, group), device, params.epochs * steps),
+    )
     seed_rank(params.seed, group)
     history: list[dict[str, float]] = []
     if resume is not None and (state := resume.load()) is not None:
@@ -76,8 +85,7 @@ def fit_teacher(
     log = EpochLog(params.epochs)
     for epoch in range(len(history) + 1, params.epochs + 1):
         view = epoch - 1  # views are numbered from 0
-        network.train()
-        fine_tuning.begin_epoch(network, params, epoch)
+        forward = fine_tuning.begin_epoch(epoch)
         monitor = LossMonitor(
             "the teacher's training loss",
             epoch,

@@ -5,9 +5,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from pipeline.models.params import Family, Network, NetworkParams
-from pipeline.runtime.errors import counted
 from pipeline.runtime.params import Section
-from pipeline.training.params import OptimisationParams
+from pipeline.training.params import OptimisationParams, fine_tuning_keys
 from pipeline.views.params import Geometry
 
 
@@ -18,17 +17,6 @@ class TeacherTraining(OptimisationParams):
     optimizer: Literal["sgd", "adamw"] = "sgd"
     policy: Geometry  # of the views: a fresh one of every sample in every epoch
     seed: int = Field(ge=0, lt=2**63)  # of weights, views and order
-    freeze_epochs: int = Field(default=0, ge=0)  # pretrained: train the last layer alone
-    freeze_batch_norm: bool = False  # pretrained: keep the statistics of batch norm
-
-    @model_validator(mode="after")
-    def _thaws(self) -> "TeacherTraining":
-        if self.freeze_epochs > self.epochs:
-            raise ValueError(
-                f"freeze_epochs is {self.freeze_epochs}, but training ends after "
-                f"{counted(self.epochs, 'epoch')}: set as many at most"
-            )
-        return self
 
 
 class TeacherParams(Section):
@@ -46,12 +34,20 @@ class TeacherParams(Section):
 
     @model_validator(mode="after")
     def _freezes_what_is_pretrained(self) -> "TeacherParams":
-        if self.weights == "train" and (
-            self.training.freeze_epochs or self.training.freeze_batch_norm
-        ):
+        keys = fine_tuning_keys(self.training) if self.weights == "train" else []
+        if keys:
+            verb, them = ("is", "it") if len(keys) == 1 else ("are", "them")
             raise ValueError(
-                "training.freeze_epochs and training.freeze_batch_norm keep pretrained weights, "
-                "but weights is `train`: remove them, or set weights: pretrained"
+                f"{' and '.join(f'training.{key}' for key in keys)} {verb} for pretrained weights, "
+                f"but weights is `train`: remove {them}, or set weights: pretrained"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _starts_by_its_own_key(self) -> "TeacherParams":
+        if self.network.weights != "scratch":
+            raise ValueError(
+                "network.weights is for students: remove it, and set `teacher.weights`"
             )
         return self
 

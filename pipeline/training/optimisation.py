@@ -3,6 +3,7 @@
 import copy
 import math
 from bisect import bisect_right
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,15 @@ from pipeline.training.params import OptimisationParams
 class Optimisation:
     """Updates a network's weights step by step; nothing in it waits for the device."""
 
-    def __init__(self, network: nn.Module, params: OptimisationParams, steps_per_epoch: int):
-        self.optimizer = make_optimizer(network, params)
+    def __init__(
+        self,
+        network: nn.Module,
+        params: OptimisationParams,
+        steps_per_epoch: int,
+        head: Collection[str] = frozenset(),
+    ):
+        """Begin at the first step. `head`: as for `make_optimizer`."""
+        self.optimizer = make_optimizer(network, params, head)
         self.schedule = LambdaLR(
             self.optimizer, lambda step: learning_rate_factor(step, params, steps_per_epoch)
         )
@@ -31,7 +39,7 @@ class Optimisation:
         return self._network if self._average is None else self._average.network
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
+        """The learning rate of a step, counted from 0: the head's, where the backbone's differs."""
         return self.schedule.base_lrs[0] * self.schedule.lr_lambdas[0](step)
 
     def step(self, loss: Tensor) -> None:
@@ -96,17 +104,30 @@ def _tensors(network: nn.Module) -> list[Tensor]:
     return [*network.parameters(), *network.buffers()]
 
 
-def make_optimizer(network: nn.Module, params: OptimisationParams) -> torch.optim.Optimizer:
-    """Make the optimizer. With `norm_and_bias` excluded from weight decay, its second group has
-    none: all parameters but those that `_weights_of_layers` finds."""
-    parameters, decay = list(network.parameters()), params.weight_decay
-    groups = [{"params": parameters, "weight_decay": decay}]
+def make_optimizer(
+    network: nn.Module, params: OptimisationParams, head: Collection[str] = frozenset()
+) -> torch.optim.Optimizer:
+    """Make the optimizer. Its groups: the head and the backbone, if their learning rates differ;
+    in each, what has weight decay and what has none, if `norm_and_bias` is excluded from it. That
+    is all but what `_weights_of_layers` finds.
+
+    Args:
+        head: names of the parameters of the last layer; read if the learning rates differ.
+    """
+    parts, factor = [(list(network.parameters()), 1.0)], params.backbone_learning_rate_factor
+    if factor < 1:
+        assert head, "a backbone has a learning rate of its own, but no head is known"
+        named = list(network.named_parameters())
+        parts = [
+            ([p for name, p in named if name in head], 1.0),  # first: `learning_rate` is its rate
+            ([p for name, p in named if name not in head], factor),
+        ]
+    decayed = None
     if params.weight_decay_exclusions == "norm_and_bias":
         decayed = _weights_of_layers(network)
-        groups = [
-            {"params": [p for p in parameters if id(p) in decayed], "weight_decay": decay},
-            {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
-        ]
+    groups = []
+    for parameters, share in parts:
+        groups += _groups(parameters, params.learning_rate * share, params.weight_decay, decayed)
     if params.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=params.learning_rate)
     return torch.optim.SGD(
@@ -115,6 +136,23 @@ def make_optimizer(network: nn.Module, params: OptimisationParams) -> torch.opti
         momentum=params.momentum,
         nesterov=params.nesterov and params.momentum > 0,
     )
+
+
+def _groups(
+    parameters: list[nn.Parameter],
+    learning_rate: float,
+    weight_decay: float,
+    decayed: set[int] | None,
+) -> list[dict[str, Any]]:
+    """One group, or two if only the parameters whose ids are in `decayed` have weight decay."""
+    with_decay = {"params": parameters, "lr": learning_rate, "weight_decay": weight_decay}
+    if decayed is None:
+        return [with_decay]
+    return [
+        with_decay | {"params": [p for p in parameters if id(p) in decayed]},
+        with_decay
+        | {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
+    ]
 
 
 def _weights_of_layers(network: nn.Module) -> set[int]:

@@ -8,6 +8,7 @@ from pipeline.runtime.errors import counted
 from pipeline.runtime.params import Section
 
 _SGD, _STEP = ("momentum", "nesterov"), ("milestones", "decay_factor")
+_FINE_TUNING = ("freeze_epochs", "freeze_batch_norm", "backbone_learning_rate_factor")
 
 
 class OptimisationParams(Section):
@@ -27,6 +28,11 @@ class OptimisationParams(Section):
     weight_decay_exclusions: Literal["none", "norm_and_bias"] = "none"
     gradient_clip_norm: float | None = Field(default=None, gt=0)  # L2, of all gradients together
     ema_decay: float | None = Field(default=None, gt=0, lt=1)  # per step, of the weights' average
+    # Of networks that start from weights:
+    freeze_epochs: int = Field(default=0, ge=0)  # the first ones, which train the last layer alone
+    freeze_batch_norm: bool = False  # keep its statistics
+    # of the learning rate of all parameters but those of the last layer
+    backbone_learning_rate_factor: float = Field(default=1.0, gt=0, le=1)
 
     @model_validator(mode="after")
     def _check_choices(self) -> "OptimisationParams":
@@ -41,9 +47,19 @@ class OptimisationParams(Section):
                 f"warmup_epochs is {self.warmup_epochs}, but training ends after "
                 f"{counted(self.epochs, 'epoch')}: set fewer"
             )
+        if self.freeze_epochs > self.epochs:
+            raise ValueError(
+                f"freeze_epochs is {self.freeze_epochs}, but training ends after "
+                f"{counted(self.epochs, 'epoch')}: set as many at most"
+            )
         if self.schedule == "step":
             self._check_milestones()
         return self
+
+    @property
+    def separates_head(self) -> bool:
+        """Whether the training must know which parameters are those of the last layer."""
+        return self.freeze_epochs > 0 or self.backbone_learning_rate_factor < 1
 
     def _refuse(self, keys: tuple[str, ...], choice: str, chosen: str, owner: str) -> None:
         """Refuse keys that belong to another choice than the chosen one."""
@@ -69,3 +85,10 @@ class OptimisationParams(Section):
                 f"milestones are {milestones}; expected rising epochs from {first} (the end "
                 f"of the warm-up, at least 1) to {last} (the last epoch but one)"
             )
+
+
+def fine_tuning_keys(params: OptimisationParams) -> list[str]:
+    """The keys that treat weights from a pretraining with care, of those that are set away from
+    their defaults. A network that starts from scratch has no use for them."""
+    fields = OptimisationParams.model_fields
+    return [key for key in _FINE_TUNING if getattr(params, key) != fields[key].default]

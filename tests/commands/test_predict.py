@@ -8,8 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import prepare, run_every_stage, run_module, write_images
-from encoded_photographs import encoded_params, write_pictures
+from conftest import prepare, run_module, write_images
 from image_files import deep_png, saved
 from PIL import Image
 from safetensors.numpy import load_file
@@ -30,29 +29,18 @@ from pipeline.views.policy import ViewPolicy
 MODEL = "models/exported/small.onnx"
 
 
-@pytest.fixture(scope="module")
-def of_encoded_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("encoded")
-    write_pictures(root / "images")
-    run_every_stage(root, encoded_params())
-    return root
-
-
 def run(*arguments: str) -> None:
     run_module("pipeline.commands.predict", *arguments)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["finished_project", pytest.param("of_encoded_images", marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize("kind", ["finished_project", "finished_encoded_project"])
 def test_files_of_the_test_split_are_classified_as_the_student_was_tested(
     kind, request, monkeypatch, capsys
 ):
     monkeypatch.chdir(request.getfixturevalue(kind))
     dataset = open_dataset()
     test = dataset.splits["test"]
-    assert isinstance(test, EncodedSplit) == (kind == "of_encoded_images")
+    assert isinstance(test, EncodedSplit) == (kind == "finished_encoded_project")
     files = [f"images/{sample_id}" for sample_id in test.sample_ids]
     capsys.readouterr()  # drop what the stages printed
     run(MODEL, *files, "--json", "--top", "3")

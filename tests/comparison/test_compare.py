@@ -17,6 +17,8 @@ from pipeline.comparison.compare import Comparison, Predictions, compare
 from pipeline.comparison.figures import Figures, headline_figures
 from pipeline.comparison.measurement.statistics import Gain, holm, mcnemar
 from pipeline.comparison.report.charts import pareto_front
+from pipeline.comparison.report.decision_card import decision_card
+from pipeline.comparison.report.start_texts import scratch_sentence, start_sentences
 from pipeline.comparison.report.summary import (
     budget_sentences,
     describe_gains,
@@ -27,7 +29,7 @@ from pipeline.comparison.robustness import CorruptionPredictions, compare_robust
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import write_json
-from pipeline.runtime.outputs import ExportedFile, ExportOutputs, ModelOutputs
+from pipeline.runtime.outputs import ExportedFile, ExportOutputs, ModelOutputs, Start
 
 CLASSES = 4
 RNG = np.random.default_rng(0)
@@ -179,6 +181,80 @@ def test_unequal_budgets_of_student_and_baseline_are_warned_of_and_equal_ones_ar
     assert (
         "b made 1 optimiser step distilled and 2 as a baseline. Their" in budget_sentences(both)[0]
     )
+
+
+PUBLISHED, FILE = "published weights, new last layer", "models/imported/r20.pth, 12 of 20 layers"
+SCRATCH = "from scratch"
+
+
+def started(**starts: tuple[str, str] | tuple[None, None]) -> Figures:
+    """Compare students that are alike but for what they and their baselines started from: `a=(TEXT,
+    TEXT)`. A text that ends with `!` has other bytes than without it."""
+    model, students = invented("s", "distilled", 0.9, 0), {}
+    for name, texts in starts.items():
+        both = [t and Start(text=t.removesuffix("!"), sha256=t) for t in texts]
+        models = paired(model, model, name)
+        students[name] = [replace(m, start=s) for m, s in zip(models, both, strict=True)]
+    return figures_of(compared(**students))
+
+
+def test_students_from_scratch_and_unrecorded_starts_are_not_warned_of():
+    scratch = started(a=(SCRATCH, SCRATCH), b=(f"{SCRATCH}!", f"{SCRATCH}!"))
+    assert start_sentences(scratch) == []
+    assert scratch_sentence(scratch) == ["Every student started from scratch."]
+    assert "Start" not in dict(decision_card(scratch, {}).remarks)
+    assert scratch.model_dump(exclude_unset=True)["students"]["a"]["start"] == SCRATCH
+    assert scratch_sentence(started(a=(SCRATCH, SCRATCH))) == ["a started from scratch."]
+    unknown = started(a=(None, None), b=(SCRATCH, None), c=(None, SCRATCH))
+    assert start_sentences(unknown) + scratch_sentence(unknown) == []
+    written = unknown.model_dump(exclude_unset=True)
+    assert "different_starts" not in written
+    assert "start" not in written["students"]["a"] | written["decision"]
+    assert "baseline_start" not in written["students"]["b"] | written["students"]["c"]
+
+
+def test_the_start_of_students_of_one_kind_is_said_without_a_warning():
+    one = started(a=(PUBLISHED, PUBLISHED), b=(PUBLISHED, PUBLISHED))
+    assert start_sentences(one) == [f"Every student started from {PUBLISHED}."]
+    assert dict(decision_card(one, {}).remarks)["Start"] == f"{PUBLISHED}."
+    assert scratch_sentence(one) == []
+    other = "published weights, pretrained last layer"
+    two = started(a=(PUBLISHED, PUBLISHED), b=(other, other), c=(PUBLISHED, PUBLISHED))
+    assert start_sentences(two) == [f"a and c started from {PUBLISHED}; b started from {other}."]
+    assert start_sentences(started(a=(FILE, FILE), b=(None, None))) == [f"a started from {FILE}."]
+
+
+def test_a_student_and_its_baseline_that_started_differently_are_warned_of_with_the_command():
+    one = started(a=(PUBLISHED, SCRATCH), b=(PUBLISHED, PUBLISHED))
+    assert start_sentences(one) == [
+        f"Warning: a started from {PUBLISHED}, but its baseline from scratch. Its gain is not the "
+        "effect of the teacher alone. Run `dvc repro --force --single-item baseline@a student@a`, "
+        "which trains them again, then `dvc repro`.",
+        f"Every student started from {PUBLISHED}.",
+    ]
+    written = one.model_dump(exclude_unset=True)["students"]
+    assert written["a"]["baseline_start"] == SCRATCH
+    assert "baseline_start" not in written["b"]
+    assert start_sentences(started(a=(SCRATCH, f"{SCRATCH}!"), b=(SCRATCH, PUBLISHED))) == [
+        "Warning: a and its baseline started from scratch, but not with the same values; b started "
+        f"from scratch, but its baseline from {PUBLISHED}. Their gains are not the effect of the "
+        "teacher alone. Run `dvc repro --force --single-item baseline@a student@a baseline@b "
+        "student@b`, which trains them again, then `dvc repro`."
+    ]
+
+
+def test_students_that_started_from_different_kinds_of_weights_are_warned_of_in_one_line():
+    texts = {"a": PUBLISHED, "b": SCRATCH, "c": FILE, "d": SCRATCH, "e": None}
+    figures = started(**{name: (text, text) for name, text in texts.items()})
+    assert start_sentences(figures) == [
+        f"Warning: a started from {PUBLISHED}; b and d started from scratch; c started from "
+        f"{FILE}. Where two students started differently, their difference is not the effect of "
+        "their networks alone. To compare networks, set the same kind of `weights` in each "
+        "`students.NAME.network` of params.yaml, then run `dvc repro`."
+    ]
+    assert scratch_sentence(figures) == []
+    kinds = {"published": ["a"], "scratch": ["b", "d"], "file": ["c"]}
+    assert figures.model_dump(exclude_unset=True)["different_starts"] == kinds
 
 
 def test_p_values_of_pairs_of_students_are_adjusted_for_their_number():
@@ -386,14 +462,22 @@ def test_a_kept_epoch_that_the_history_does_not_have_is_refused(project):
         run_stage("compare")
 
 
-def test_unequal_budgets_of_the_metrics_are_warned_of_in_console_and_report(project, capsys):
+def test_unequal_budgets_and_starts_are_warned_of_in_console_and_report(project, capsys):
     for kind, steps in (("students", 40), ("baselines", 4)):
         path = f"metrics/{kind}/small.json"
         write_json(path, read(path) | {"optimiser_steps": steps})
+    for file, text in zip(FILES[1:], (PUBLISHED, "from scratch"), strict=True):
+        write_json(file.card, read(file.card) | {"start": {"text": text, "sha256": file.role}})
+    capsys.readouterr()
     run_stage("compare")
-    warning = "Warning: small made 40 optimiser steps distilled and 4 as a baseline."
-    assert warning in capsys.readouterr().out
-    for name in ("index.html", "comparison.md"):
-        assert warning in (Path("reports") / name).read_text("utf-8")
     run_stage("compare", "--show")
-    assert warning in capsys.readouterr().out
+    text = capsys.readouterr().out
+    for warning in (
+        "Warning: small made 40 optimiser steps distilled and 4 as a baseline.",
+        f"Warning: small started from {PUBLISHED}, but its baseline from scratch. Its gain is not",
+    ):
+        assert text.count(warning) == 2
+        for name in ("index.html", "comparison.md"):
+            assert warning in (Path("reports") / name).read_text("utf-8")
+    student = read("metrics/comparison.json")["students"]["small"]
+    assert (student["start"], student["baseline_start"]) == (PUBLISHED, "from scratch")

@@ -167,6 +167,7 @@ class Student:
     channels: int = 3
     width: float | None = None
     interpolation: str | None = None
+    resize_ratio: float | None = None
 
 
 STUDENTS = {
@@ -174,6 +175,7 @@ STUDENTS = {
     "greyscale, shrinks": Student("cifar_resnet", "resnet8", 33, 16, channels=1),
     "bicubic": Student("cifar_resnet", "resnet8", 24, 32, interpolation="bicubic"),
     "bicubic, shrinks": Student("cifar_resnet", "resnet8", 40, 32, interpolation="bicubic"),
+    "cuts the middle out": Student("cifar_resnet", "resnet8", 36, 32, resize_ratio=1.25),
     "mobilenet": Student("torchvision", "mobilenet_v2", 32, 64, width=0.25),
     "squeezenet": Student("torchvision", "squeezenet1_1", 32, 64),
 }
@@ -212,6 +214,7 @@ def write_student(folder: Path, student: Student) -> np.ndarray:
         [0.4] * channels,
         [0.2] * channels,
         interpolation=student.interpolation,
+        resize_ratio=student.resize_ratio,
     )
     options = {} if student.width is None else {"width_mult": student.width}
     torch.manual_seed(0)

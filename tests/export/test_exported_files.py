@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -44,6 +45,17 @@ def test_a_card_of_an_int8_file_that_was_not_asked_for_says_so(exported):
     card = read_card(ExportedFile("distilled", "small", "int8").card, produced_by="-")
     assert isinstance(card, NoFile)
     assert card.no_file == "`export.precision` is float32"
+
+
+def test_the_cards_of_a_student_and_its_baseline_have_the_start_that_their_stages_wrote(exported):
+    starts = []
+    for file in [*FILES[1:], *(replace(file, precision="int8") for file in FILES[1:])]:
+        description = ModelOutputs(file.role, file.name).model / checkpoint.DESCRIPTION
+        starts.append(read_card(file.card, produced_by="-").start)
+        assert starts[-1].model_dump() == read_json(description, produced_by="-")["start"]
+    assert starts == [starts[0]] * 4
+    assert starts[0].text == "from scratch"
+    assert "start" not in read_json(FILES[0].card, produced_by="-")  # the teacher's
 
 
 def test_a_card_has_the_parameters_of_the_training_and_no_comparison_is_made_of_others(project):

@@ -18,6 +18,7 @@ from torch import nn
 from pipeline.data.prepared.dataset import EncodedSplit, Split, open_dataset
 from pipeline.initial_weights import published
 from pipeline.initial_weights.class_rows import WORDNET_IDS, classes_among
+from pipeline.initial_weights.head import head_parameters
 from pipeline.models import checkpoint
 from pipeline.models.evaluation import predict_all
 from pipeline.models.params import NetworkParams
@@ -164,7 +165,8 @@ def test_the_input_is_that_of_the_pretraining_unless_the_parameters_say_otherwis
 
     def spec(**network: object) -> InputSpec:
         params = NetworkParams(**network)
-        return model_spec("torchvision", params, dataset, pretrained=True).input
+        native = native_input("torchvision", params.name)
+        return model_spec("torchvision", params, dataset, native=native).input
 
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     assert spec(name="efficientnet_b3") == InputSpec(3, 300, mean, std, 320 / 300, "bicubic")
@@ -297,7 +299,8 @@ def fine_tuned(**training: object) -> nn.Module:
         training=PARAMS["teacher"]["training"] | training,
     )
     network, description = build_initial_network(teacher, dataset)
-    fit_teacher(network, description.input, dataset, teacher.training, CPU)
+    head = head_parameters(network, description)
+    fit_teacher(network, description.input, dataset, teacher.training, CPU, head=head)
     return network
 
 

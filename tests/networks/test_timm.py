@@ -6,17 +6,34 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from pipeline.initial_weights import published
+from pipeline.initial_weights.class_rows import last_layer
 from pipeline.models.spec import InputSpec, ModelSpec, build, native_input
 from pipeline.runtime.errors import UserError
 from pipeline.teacher import foreign_teacher
+from pipeline.training.data_parallel import synchronise_batch_norm
 
 timm = pytest.importorskip("timm", reason="the extra `timm` is not installed")
+from timm.layers import resample_abs_pos_embed  # noqa: E402
 
 
-def describe(class_names: list[str], network: str = "test_resnet") -> ModelSpec:
-    return ModelSpec("timm", network, {}, class_names, InputSpec(3, 96, [0.5] * 3, [0.2] * 3))
+def describe(
+    class_names: list[str], network: str = "test_resnet", size: int = 96, **options: object
+) -> ModelSpec:
+    spec = InputSpec(3, size, [0.5] * 3, [0.2] * 3)
+    return ModelSpec("timm", network, options, class_names, spec)
+
+
+def publish(hub: Path, network: str, **options: object) -> nn.Module:
+    """Put fresh weights where those that timm publishes are read from."""
+    torch.manual_seed(0)
+    config = timm.get_pretrained_cfg(network)
+    whole = timm.create_model(network, num_classes=config.num_classes, **options).eval()
+    state = {key: value.contiguous() for key, value in whole.state_dict().items()}
+    save_file(state, hub / f"timm_{config.architecture}.{config.tag}.safetensors")
+    return whole
 
 
 @pytest.fixture
@@ -47,10 +64,7 @@ def test_its_input_is_that_of_its_pretrained_cfg():
 
 
 def test_its_published_weights_keep_the_rows_of_known_classes(hub):
-    torch.manual_seed(0)
-    whole = timm.create_model("test_resnet", num_classes=1000).eval()
-    state = {key: value.contiguous() for key, value in whole.state_dict().items()}
-    save_file(state, hub / "timm_test_resnet.r160_in1k.safetensors")
+    whole = publish(hub, "test_resnet")
     network, description = published.load(describe(["n02123045", "tench"]))
     assert description.pretrained_classes == [281, 0]
     images = torch.randn(2, 3, 96, 96)
@@ -59,6 +73,46 @@ def test_its_published_weights_keep_the_rows_of_known_classes(hub):
     network, description = published.load(describe(["unicorn", "tench"]))
     assert description.pretrained_classes is None
     assert torch.equal(network.conv1[0].weight, whole.conv1[0].weight)
+
+
+def test_published_weights_without_a_classifier_get_one(hub):
+    """As DINOv2, DINOv3, MAE and CLIP's ResNets have them."""
+    whole = publish(hub, "convnextv2_atto.fcmae")
+    network, description = published.load(describe(["tench", "goldfish"], "convnextv2_atto.fcmae"))
+    assert description.pretrained_classes is None
+    loaded = network.state_dict()
+    assert {key for key in loaded if key not in whole.state_dict()} == last_layer(description)
+    assert all(torch.equal(loaded[key], value) for key, value in whole.state_dict().items())
+
+
+def test_a_transformer_at_another_size_gets_its_position_embedding_as_timm_resamples_it(hub):
+    whole = publish(hub, "test_vit")
+    assert native_input("timm", "test_vit").size == 160
+    assert native_input("timm", "test_vit", {"img_size": 96}).size == 96
+    network, description = published.load(describe(["tench", "goldfish"], "test_vit", img_size=96))
+    assert description.pretrained_classes == [0, 1]
+    before, after = whole.state_dict(), network.state_dict()
+    expected = resample_abs_pos_embed(before["pos_embed"], [6, 6])
+    torch.testing.assert_close(after["pos_embed"], expected)
+    assert torch.equal(after["blocks.0.mlp.fc1.weight"], before["blocks.0.mlp.fc1.weight"])
+
+
+def test_a_size_that_a_transformer_does_not_take_is_refused_with_the_option_that_sets_it(hub):
+    with pytest.raises(
+        UserError, match=r"Set `input_size: 160`, as it was pretrained, or `options: {img_size: 96}"
+    ):
+        published.load(describe(["a", "b"], "test_vit3"))
+    with pytest.raises(UserError, match=r"\)\. Set `input_size: 64`, as its options say\.$"):
+        published.load(describe(["a", "b"], "test_vit3", img_size=64))
+
+
+def test_options_that_published_weights_do_not_fit_are_named(hub):
+    publish(hub, "test_vit")
+    with pytest.raises(
+        UserError,
+        match=r"pretrained weights of `test_vit` does not fit.*\s+unexpected `blocks.2.norm1",
+    ):
+        published.load(describe(["a", "b"], "test_vit", 160, depth=2))
 
 
 @pytest.mark.parametrize("outputs", [3, 5])
@@ -103,4 +157,21 @@ def test_unknown_networks_tags_and_absent_weights_are_refused():
     ):
         build(describe(["a", "b"], "resnet18.x"))
     with pytest.raises(UserError, match="timm publishes no weights of `botnet50ts_256`"):
-        published.load(describe(["a", "b"], "botnet50ts_256"))
+        published.load(describe(["a", "b"], "botnet50ts_256", 256))
+
+
+def test_batch_norm_with_an_activation_keeps_it_when_several_processes_synchronise_it(tmp_path):
+    init_method = f"file://{tmp_path / 'group'}"
+    torch.distributed.init_process_group("gloo", init_method=init_method, rank=0, world_size=1)
+    try:
+        ours, theirs = (timm.layers.BatchNormAct2d(5, drop_layer=nn.Dropout) for _ in range(2))
+        synchronise_batch_norm(ours)
+        for training in (True, False):
+            outputs = []
+            for norm in (ours, theirs):
+                torch.manual_seed(0)
+                outputs.append(norm.train(training)(torch.randn(4, 5, 3, 3)))
+            torch.testing.assert_close(*outputs)
+            synchronise_batch_norm(ours)  # as when frozen layers begin to train
+    finally:
+        torch.distributed.destroy_process_group()

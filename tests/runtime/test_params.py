@@ -81,7 +81,7 @@ def test_a_mistake_of_a_student_is_named_where_it_is_written(params):
     params["students"]["small"]["training"]["epoch"] = 3
     assert (
         "`params.yaml: students.small.training.epoch` is unknown; did you mean `epochs`? "
-        "Known: batch_size, decay_factor, " in problems_of(params)
+        "Known: backbone_learning_rate_factor, " in problems_of(params)
     )
 
 

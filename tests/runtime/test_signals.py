@@ -235,11 +235,16 @@ def test_a_fine_tuned_teacher_resumes_frozen_or_thawed(project, monkeypatch, who
     def train(folder: str) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
         network = build(description)
-        network.last_layer_keys = {"fc.weight", "fc.bias"}
         Path(folder).mkdir(exist_ok=True)
         progress = ResumeState(Path(folder), "any", SINGLE_PROCESS)
         teacher_loop.fit_teacher(
-            network, description.input, dataset, params, torch.device("cpu"), resume=progress
+            network,
+            description.input,
+            dataset,
+            params,
+            torch.device("cpu"),
+            resume=progress,
+            head={"fc.weight", "fc.bias"},
         )
         return network.state_dict()
 

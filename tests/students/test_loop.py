@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import OUTPUTS, PARAMS, change_params, run_stage
+from conftest import OUTPUTS, change_params, run_stage
 from safetensors.numpy import load_file
 
 from pipeline.compute import device
@@ -16,10 +16,8 @@ from pipeline.compute.device import depthwise_in_float32, training_autocast
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.models import checkpoint
 from pipeline.models.spec import build
-from pipeline.runtime.errors import UserError
 from pipeline.students.label_loss import label_loss
 from pipeline.students.loop import whole_batch
-from pipeline.students.params import load_student
 from pipeline.training.optimisation import Average, batches
 from pipeline.views.loader import Batch
 
@@ -191,10 +189,3 @@ def test_a_stage_computes_in_ieee_float32_on_cuda_from_its_choice_of_device_on()
     device.default_device()
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32
-
-
-def test_a_student_takes_no_preprocessing_of_its_own(project):
-    network = {"name": "resnet8", "resize_ratio": 1.1}
-    change_params("students", small=PARAMS["students"]["small"] | {"network": network})
-    with pytest.raises(UserError, match=r"resize_ratio can be set for a teacher alone.* Remove it"):
-        load_student("small")

@@ -8,6 +8,7 @@ from pipeline.comparison.measurement.latency import EngineSpeed
 from pipeline.comparison.measurement.statistics import Gain
 from pipeline.comparison.report.costs import NOT_MEASURED, speed_of
 from pipeline.comparison.report.numbers import p_text, percent, points, whole
+from pipeline.comparison.starts import FROM_SCRATCH
 from pipeline.runtime.errors import counted
 
 TITLE = "To ship"
@@ -52,6 +53,7 @@ def decision_card(figures: Figures, speed: Mapping[str, EngineSpeed]) -> Decisio
         },
         [
             ("Why", why(decision)),
+            *(("Start", text) for text in starts(decision)),
             *(("Warning", text) for text in warnings(decision, figures.teacher.accuracy)),
             ("Runner-up", runner_up(decision)),
             *(("Trade-off", text) for text in trade_offs(decision)),
@@ -125,6 +127,12 @@ def why(decision: DecisionFigures) -> str:
         "other_has_no_file": f"{other} has no {decision.precision} file.",
     }[decision.training]
     return f"{reason} {training}"
+
+
+def starts(decision: DecisionFigures) -> Iterator[str]:
+    """What the file's training started from, if that is not scratch."""
+    if decision.start not in (None, FROM_SCRATCH):
+        yield f"{decision.start}."
 
 
 def warnings(decision: DecisionFigures, teacher_accuracy: float) -> Iterator[str]:

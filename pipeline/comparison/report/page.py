@@ -81,7 +81,7 @@ def html_report(
     )
     return environment.get_template("page.html").render(
         comparison=comparison,
-        networks=network_texts(params),
+        networks=network_texts(params, comparison),
         script=Markup(script),
         script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
         card=decision_card(figures, costs.speed),

@@ -14,6 +14,7 @@ from pipeline.comparison.report.numbers import (
     points_of_one,
     whole,
 )
+from pipeline.comparison.report.start_texts import scratch_sentence, start_sentences
 from pipeline.runtime.errors import counted
 
 
@@ -22,13 +23,15 @@ def gain_with_interval(gain: Gain) -> str:
 
 
 def gain_sentences(figures: Figures) -> list[str]:
-    """How distilled students differ from their baselines, clean and corrupted."""
+    """How distilled students differ from their baselines, clean and corrupted, and what each
+    started from where that is not scratch."""
     gains = {name: s.tested_gain for name, s in figures.students.items()}
     robust_gains = {name: s.tested_robust_gain for name, s in figures.students.items()}
     return [
         f"On {counted(figures.test_images, 'test image')}, {describe_gains(gains)}.",
         f"Under common corruptions, {describe_gains(robust_gains)}.",
         *budget_sentences(figures),
+        *start_sentences(figures),
     ]
 
 
@@ -60,6 +63,7 @@ def sentences(figures: Figures, comparison: Comparison, costs: Costs) -> list[st
         size = f" with {counted(teacher.parameters, 'parameter')}"
     lines = [
         *gain_sentences(figures),
+        *scratch_sentence(figures),
         f"The teacher has {percent(teacher.accuracy)}{size}. It agrees with {students} on "
         f"{percent_range(m.agreement for m in distilled)} of the images, with {others} on "
         f"{percent_range(m.agreement for m in baselines)}.",

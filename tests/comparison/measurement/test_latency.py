@@ -35,6 +35,8 @@ from pipeline.runtime.files import read_json, write_json
 from pipeline.runtime.outputs import TEACHER, ExportedFile, ModelOutputs
 from pipeline.stages import speed
 
+#: Of the images that the files of teacher and student take.
+SHAPES = {None: (3, 20, 20), "small": (3, 16, 16)}
 ONE_THREAD, ALL_CORES = "onnxruntime_1_thread", "onnxruntime_all_cores"
 
 
@@ -135,8 +137,8 @@ def test_the_timed_forward_passes_give_the_networks_logits(project):
     images = np.random.default_rng(0).integers(256, size=(5, 3, 16, 16), dtype=np.uint8)
     network, spec = checkpoint.load(ModelOutputs("distilled", "small").model, produced_by="-")
     expected = predict(network, spec.input, torch.from_numpy(images))
-    teacher, student = speed.open_in_pytorch(["small"], (3, 16, 16), torch.device("cpu"))
-    assert (teacher.name, student.name) == (None, "small")
+    teacher, student = speed.open_in_pytorch(["small"], SHAPES, torch.device("cpu"))
+    assert {each.name: each.image_shape for each in (teacher, student)} == SHAPES
     assert torch.equal(student.forward(images), expected)
     teacher, student = speed.open_files(speed.files_to_time(["small"]), 1, speed.CPU)
     assert (teacher.name, student.name, student.image_shape) == (None, "small", (3, 16, 16))
@@ -151,7 +153,7 @@ def few_rounds(monkeypatch):
 
 
 def test_pytorch_on_a_device_is_timed_as_the_files_are(project, few_rounds):
-    networks = speed.open_in_pytorch(["small"], (3, 16, 16), torch.device("cpu"))
+    networks = speed.open_in_pytorch(["small"], SHAPES, torch.device("cpu"))
     figures = speed.time_networks(networks, engine="PyTorch", device="a GPU", threads=None)
     assert figures.find("small").speedup.low <= figures.find("small").speedup.high
     assert figures.teacher.speedup is None

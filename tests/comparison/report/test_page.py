@@ -27,9 +27,16 @@ from pipeline.comparison.report.markdown import markdown
 from pipeline.comparison.report.numbers import fewer_or_more
 from pipeline.comparison.report.page import html_report
 from pipeline.comparison.robustness import CorruptionPredictions, compare_robustness
-from pipeline.runtime.outputs import ExportedFile
+from pipeline.runtime.outputs import ExportedFile, Start
 
 ONE_THREAD = "onnxruntime_1_thread"
+#: Of the first student, the second, and so on: the last one's was not recorded.
+STARTS = [
+    Start(text="published weights, new last layer", sha256="1"),
+    Start(text=f"models/imported/{'a_long_name_' * 5}.pth, 12 of 20 layers", sha256="2"),
+    Start(text="from scratch", sha256="3"),
+    None,
+]
 HOSTILE = "</style><script src='https://example.org/x.js'></script>&"
 
 
@@ -54,19 +61,22 @@ def invented(
             logits[split][np.arange(count), classes] += skill
         costs = {"parameters": parameters, "macs": 9 * parameters, "size_bytes": 4 * parameters}
         path = str(ExportedFile(role, name).path)
-        return Predictions(name=name, role=role, path=path, **logits, **costs)
+        start = STARTS[students.index(name) % 4] if role != "teacher" else None
+        return Predictions(
+            name=name, role=role, path=path, input_size=64, start=start, **logits, **costs
+        )
 
-    def corrupted(seed: int) -> CorruptionPredictions:
+    def corrupted(seed: int, side: int = 16) -> CorruptionPredictions:
         shape = (len(CORRUPTIONS), len(SEVERITIES), count)
         chosen = np.random.default_rng(seed).integers(0, num_classes, shape)
         return CorruptionPredictions(
-            labels["test"], np.where(chosen > 1, chosen, labels["test"]), 16
+            labels["test"], np.where(chosen > 1, chosen, labels["test"]), side
         )
 
     robustness = compare_robustness(
         None if len(students) == 1 else corrupted(0),  # a teacher without a network
         {
-            name: [corrupted(seed) for seed in (1, 2 + i, 1, 2 + i)][: 2 * precisions]
+            name: [corrupted(seed, 20 if name == "b" else 16) for seed in (1, 2 + i) * precisions]
             for i, name in enumerate(students)
         },
         labels["test"],
@@ -125,10 +135,9 @@ def figures_of(comparison: Comparison, costs: Costs) -> Figures:
 
 def params_of(comparison: Comparison) -> dict:
     """Parts of params.yaml: each other student has a network with options."""
-    wide = {"name": "mobilenet_v2", "options": {"width_mult": 0.5}, "input_size": 64}
+    wide = {"name": "mobilenet_v2", "options": {"width_mult": 0.5}}
     networks = ("resnet8", wide)
     return {
-        "views": {"image_size": 32},
         "distillation": {"method": "kd", "temperature": 4.0},
         "students": {
             name: {"network": networks[i % 2], "distillation": {"method": "dkd"} if i > 1 else {}}
@@ -233,16 +242,16 @@ def test_the_contents_link_to_every_section_by_its_title(pages, name):
     assert len(linked) == page.count("<h2") == len({anchor for anchor, _ in linked})
 
 
-def test_a_students_network_width_and_method_stand_beside_its_name_in_each_section(pages):
+def test_a_students_network_start_and_method_stand_beside_its_name_in_each_section(pages):
     page = pages["few"].read_text("utf-8")
     anchors = ("students", "speed", "training", "calibration", "corruption", "classes", "agreement")
     for anchor in (*anchors, "disagreements"):
         section = page.partition(f'id="{anchor}"')[2].partition("</section>")[0]
         found = re.findall(r'([\w-]+)(?: <span.*?</span>)? <small class="network">(.+?)<', section)
         assert dict(found) == {
-            "mobilenet-v2-half": "resnet8, 32 px; kd",
-            "resnet8": "mobilenet_v2, width_mult 0.5, 64 px; kd",
-            "b": "resnet8, 32 px; dkd",
+            "mobilenet-v2-half": "resnet8, 64 px; published weights, new last layer; kd",
+            "resnet8": f"mobilenet_v2, width_mult 0.5, 64 px; {STARTS[1].text}; kd",
+            "b": "resnet8, 64 px; from scratch; dkd",
             "a_student_of_a_long_name": "mobilenet_v2, width_mult 0.5, 64 px; dkd",
         }, anchor
 
@@ -280,6 +289,7 @@ def test_accuracy_under_corruption_is_shown_for_each_network_that_was_measured(
     assert text.count("<polyline") == lines
     assert text.count("<img") == len(CORRUPTIONS)
     assert text.count("<tr>") == 1 + rows
+    assert re.findall(r"Those of (.+) have (\d+) pixels", text) == [("b", "20")] * (name == "few")
 
 
 def test_of_many_classes_only_the_extremes_are_drawn(pages):

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import tarfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from conftest import (
     bytes_of,
     compare_every_network,
     opened,
-    run_module,
     run_stage,
     train_every_network,
     write_params,
@@ -27,7 +25,6 @@ from encoded_photographs import encoded_params, picture, write_pictures
 from import_closure import ROOT
 from PIL import Image
 from safetensors.numpy import load_file
-from safetensors.torch import save_file
 
 from pipeline.commands.store import verify
 from pipeline.comparison.example_images import THUMBNAIL, clean_pixels
@@ -35,9 +32,8 @@ from pipeline.comparison.measurement.corruptions import CORRUPTIONS, corrupt
 from pipeline.data.prepared.dataset import Dataset, encoded_path, open_dataset
 from pipeline.data.prepared.image_decoding import clean_boxes, decode_view, eight_bits
 from pipeline.data.sources.image_reading import map_in_threads
-from pipeline.export.model_card import read_card
 from pipeline.models import checkpoint
-from pipeline.models.evaluation import predict, predict_all
+from pipeline.models.evaluation import predict
 from pipeline.runtime.derived_random import permutation
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
@@ -490,35 +486,3 @@ def test_accuracy_without_corruption_is_the_test_accuracy_where_views_have_anoth
         assert accuracy == metrics["test_accuracy"]
     assert f"of\n{size} pixels a side" in section
     assert "which is the test accuracy" in section
-
-
-def test_a_teacher_that_cuts_the_middle_out_of_images_is_a_file_that_does_so_itself(
-    encoded_project, capsys
-):
-    """With `resize_ratio`; the file takes whole squares of 20 pixels, of which it sees 16."""
-    network, spec = checkpoint.load(TEACHER.model, produced_by="-")
-    cuts = replace(spec, input=replace(spec.input, resize_ratio=1.25, interpolation="bicubic"))
-    checkpoint.save(TEACHER.model, network, cuts)
-    splits = open_dataset().splits
-    logits = {
-        name: predict_all(network, cuts.input, splits[name], device=CPU)
-        for name in ("validation", "test")
-    }
-    assert not torch.allclose(
-        logits["test"], predict_all(network, spec.input, splits["test"], device=CPU), atol=0.01
-    )
-    save_file(logits, TEACHER.predictions)
-    for stage in ("export", "robustness"):
-        run_stage(stage, "--teacher")
-    (file,) = ExportOutputs().files
-    card = read_card(file.card, produced_by="-")
-    assert (card.input.image_size, card.preprocessing.resize_ratio) == (20, 1)
-    of_file = load_file(ExportOutputs().predictions)["teacher.float32.test"]
-    np.testing.assert_allclose(of_file, logits["test"], atol=1e-3)
-    assert load_file(ExportOutputs().corrupted_predictions)["image_size"].tolist() == [20]
-    capsys.readouterr()
-    images = [f"images/{sample_id}" for sample_id in splits["test"].sample_ids]
-    run_module("pipeline.commands.predict", str(file.path), *images, "--json")
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    best = [row["classes"][0]["class"] for row in rows]
-    assert best == [card.classes[i] for i in logits["test"].argmax(1)]
