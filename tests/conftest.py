@@ -19,7 +19,6 @@ from filelock import FileLock
 from hypothesis import settings
 from import_closure import ROOT
 from PIL import Image
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from pipeline.data.prepared.dataset import Dataset, DatasetDescription, fingerprint_of, open_dataset
 from pipeline.models import checkpoint
@@ -34,8 +33,6 @@ settings.load_profile("untimed")
 # Background jobs ignore Ctrl-C, and so would the processes that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # under other load, two threads wait for one another
-# torch.onnx makes this list of operators again for each of the tests' exports, in 0.5 s.
-ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
 
 PARAMS = {
     "dataset": {
@@ -227,6 +224,14 @@ def built_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path
             build(unfinished)
             unfinished.rename(original)
     return shutil.copytree(original, factory.mktemp(name), dirs_exist_ok=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_list_of_operators() -> None:
+    """Let torch.onnx make its list of operators once, not in 0.5 s for each export of a test."""
+    module = importlib.import_module("torch.onnx._internal.exporter._registration")
+    registry = module.ONNXRegistry
+    registry.from_torchlib = staticmethod(functools.cache(registry.from_torchlib))
 
 
 @pytest.fixture

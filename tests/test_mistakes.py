@@ -22,7 +22,15 @@ import onnx
 import pytest
 import torch
 import yaml
-from conftest import PARAMS, change_params, opened, run_every_stage, run_stage, write_images
+from conftest import (
+    PARAMS,
+    change_params,
+    opened,
+    run_every_stage,
+    run_module,
+    run_stage,
+    write_images,
+)
 from conftest import prepare as prepare_anew
 from image_files import tiff
 from import_closure import ROOT
@@ -1119,16 +1127,8 @@ def test_the_campaign_records_what_an_input_executes_or_writes_outside(project):
         assert re.match(noted, watch.noted)
 
 
-def test_wrong_inputs_of_every_kind_are_refused_or_read_correctly():
-    result = subprocess.run(
-        [sys.executable, "-m", "soak.hostile_inputs", "--inputs", "22", "--jobs", "1"],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    counts = json.loads(result.stdout.splitlines()[-1])
+def test_wrong_inputs_of_every_kind_are_refused_or_read_correctly(capsys):
+    run_module("soak.hostile_inputs", "--inputs", "22", "--jobs", "1")
+    counts = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert counts["accepted"] + counts["refused"] == counts["inputs"] == 22
     assert min(counts["accepted"], counts["refused"]) > 3

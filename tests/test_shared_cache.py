@@ -44,6 +44,7 @@ def other(origin: Clone, remote: Path, tmp_path: Path) -> Clone:
     """A `git clone` of it with another student and a copy of the remote."""
     shutil.copytree(remote, tmp_path / "remote")
     other = Clone(tmp_path / "other")
+    other.params = deepcopy(origin.params)
     subprocess.run(["git", "clone", "--quiet", str(origin.root), str(other.root)], check=True)
     other.dvc("remote", "modify", "--local", "shared", "url", str(tmp_path / "remote"))
     add_a_student(other)

@@ -39,7 +39,7 @@ def build(network, num_classes, in_channels):
         nn.Linear(72, num_classes),
     )
 """
-TRAINING = {"schedule": "step", "milestones": [8, 16], "warmup_epochs": 3, "ema_decay": 0.9}
+TRAINING = {"schedule": "step", "milestones": [5, 9], "warmup_epochs": 3, "ema_decay": 0.9}
 
 
 def states(kind: str = "students") -> list[Path]:
@@ -78,7 +78,7 @@ def resumed_after(output: str) -> int:
 
 @pytest.mark.parametrize(
     ("processes", "kills", "epochs"),
-    [(1, 1, 20), pytest.param(2, 1, 20, marks=pytest.mark.slow)],
+    [(1, 1, 12), pytest.param(2, 1, 20, marks=pytest.mark.slow)],
 )
 def test_a_training_killed_at_any_moments_ends_with_the_bytes_of_an_uninterrupted_one(
     project, tmp_path, processes, kills, epochs

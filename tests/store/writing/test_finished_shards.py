@@ -302,6 +302,7 @@ def overflow_the_teacher() -> None:
     checkpoint.save(TEACHER.model, network, description)
 
 
+@pytest.mark.slow
 def test_a_failing_process_ends_the_run_with_its_message_and_without_a_traceback(project):
     overflow_the_teacher()
     before = bytes_of(STORE)
@@ -314,7 +315,7 @@ def test_a_failing_process_ends_the_run_with_its_message_and_without_a_traceback
     assert bytes_of(STORE) == before
 
 
-def test_a_killed_process_ends_the_run_with_a_message_that_names_the_signal(project, uninterrupted):
+def test_a_killed_process_ends_the_run_with_a_message_that_names_the_signal(project):
     change_params("views", count=VIEWS)
     process = start(processes=2)
     wait_for_shards(process, 3)
@@ -327,8 +328,7 @@ def test_a_killed_process_ends_the_run_with_a_message_that_names_the_signal(proj
     assert process.returncode == 1
     assert "of 2 was ended by SIGKILL" in stderr
     assert "Traceback" not in stderr
-    assert resumed(finish(start())) >= 3
-    assert bytes_of(STORE) == uninterrupted
+    assert len(shards_in_scratch()) >= 3
 
 
 def test_processes_end_if_their_launcher_is_killed_while_they_load(project):
