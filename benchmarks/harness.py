@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from scipy import stats
 
 from pipeline.comparison.measurement.latency import median_interval
 
@@ -37,6 +38,13 @@ class Interval:
 
 def median(values: Sequence[float]) -> Interval:
     return Interval(*median_interval(values))
+
+
+def mean_interval(points: np.ndarray) -> str:
+    """The mean and its 95 % interval by Student's t."""
+    half = stats.t.ppf(0.975, len(points) - 1) * stats.sem(points)
+    mean = points.mean()
+    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
 
 
 def seconds(task: Callable[[], object]) -> float:

@@ -25,10 +25,9 @@ from typing import Any
 
 import numpy as np
 import yaml
-from scipy import stats
 from scipy.special import log_softmax
 
-from benchmarks.harness import Row, alternate, median, run_benchmark
+from benchmarks.harness import Row, alternate, mean_interval, median, run_benchmark
 from pipeline.data.prepared.dataset import Dataset, open_dataset
 from pipeline.data.sources.params import DatasetParams
 from pipeline.export.int8 import calibration_views, to_int8
@@ -117,12 +116,6 @@ def results_of_seed(
 def timed(session: OnnxStudent, image: np.ndarray, _: int) -> None:
     for _ in range(RUNS):
         session.logits(image)
-
-
-def mean_interval(points: np.ndarray) -> str:
-    """The mean and its 95 % interval by Student's t."""
-    half = stats.t.ppf(0.975, len(points) - 1) * stats.sem(points)
-    return f"{points.mean():+.2f} ({points.mean() - half:+.2f} to {points.mean() + half:+.2f})"
 
 
 def measure(arguments: argparse.Namespace) -> Iterator[Row]:

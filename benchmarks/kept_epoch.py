@@ -22,11 +22,10 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from scipy import stats
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from benchmarks.harness import Row, print_rows
+from benchmarks.harness import Row, mean_interval, print_rows
 from benchmarks.loops import build_on_device
 from pipeline.data.prepared.dataset import Dataset, Split
 from pipeline.runtime.derived_random import permutation
@@ -132,13 +131,6 @@ def choose(rule: str, history: Sequence[Mapping[str, float]], correct: Sequence[
         best = now if is_best(so_far) else best
         kept = epoch if is_kept(rule, so_far, now, best) else kept
     return kept
-
-
-def mean_interval(points: np.ndarray) -> str:
-    """The mean and its 95 % interval by Student's t."""
-    half = stats.t.ppf(0.975, len(points) - 1) * stats.sem(points)
-    mean = points.mean()
-    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
 
 
 def measure(seeds: int, epochs: int) -> Iterator[Row]:

@@ -22,7 +22,15 @@ import onnx
 import pytest
 import torch
 import yaml
-from conftest import PARAMS, change_params, opened, run_every_stage, run_stage, write_images
+from conftest import (
+    PARAMS,
+    change_params,
+    opened,
+    run_every_stage,
+    run_module,
+    run_stage,
+    write_images,
+)
 from conftest import prepare as prepare_anew
 from image_files import tiff
 from import_closure import ROOT
@@ -36,6 +44,7 @@ from pipeline.commands.import_logits import import_logits
 from pipeline.commands.store import inspect, verify
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.export.running.onnx_model import OnnxMetadata
+from pipeline.initial_weights.head import head_parameters
 from pipeline.int8_training.fake_quantisation import FakeQuantized
 from pipeline.models import checkpoint as model_files
 from pipeline.models.spec import InputSpec, ModelSpec
@@ -45,6 +54,7 @@ from pipeline.runtime.files import read_json, sha256_of_file, write_json
 from pipeline.runtime.outputs import TEACHER, ExportOutputs
 from pipeline.students.params import load_student
 from pipeline.teacher import foreign_teacher
+from pipeline.training.data_parallel import synchronise_batch_norm
 from soak.hostile import png_of_any_size
 from soak.hostile_inputs import Watch, write_onnx
 
@@ -105,6 +115,12 @@ MISTAKES |= {
     "an unknown section": partial(with_line, "distilation: {}"),
     "two keys that exclude each other": partial(
         with_params, "training", optimizer="adamw", momentum=0.8
+    ),
+    "more frozen epochs than epochs": partial(with_params, "training", freeze_epochs=5),
+    "frozen layers in a teacher that starts from scratch": lambda: with_params(
+        "teacher",
+        training=PARAMS["teacher"]["training"]
+        | {"freeze_epochs": 1, "backbone_learning_rate_factor": 0.1},
     ),
     "a number for `int8_training`": partial(with_params, "export", int8_training=2),
     "splits that leave nothing to train on": partial(
@@ -915,6 +931,23 @@ MISTAKES |= {
 }
 
 
+# Trainings.
+
+
+class Clipped(torch.nn.BatchNorm2d):
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return super().forward(features).clamp(-3, 3)
+
+
+MISTAKES |= {
+    "frozen epochs for a network without a last layer for the classes": lambda: head_parameters(
+        torch.nn.Flatten(),
+        ModelSpec("cifar_resnet", "resnet8", {}, ["a", "b"], InputSpec(3, 16, [0.5] * 3, [1] * 3)),
+    ),
+    "a batch norm of one's own in several processes": lambda: synchronise_batch_norm(Clipped(5)),
+}
+
+
 # Exported students.
 
 
@@ -1094,16 +1127,8 @@ def test_the_campaign_records_what_an_input_executes_or_writes_outside(project):
         assert re.match(noted, watch.noted)
 
 
-def test_wrong_inputs_of_every_kind_are_refused_or_read_correctly():
-    result = subprocess.run(
-        [sys.executable, "-m", "soak.hostile_inputs", "--inputs", "22", "--jobs", "1"],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    counts = json.loads(result.stdout.splitlines()[-1])
+def test_wrong_inputs_of_every_kind_are_refused_or_read_correctly(capsys):
+    run_module("soak.hostile_inputs", "--inputs", "22", "--jobs", "1")
+    counts = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert counts["accepted"] + counts["refused"] == counts["inputs"] == 22
     assert min(counts["accepted"], counts["refused"]) > 3

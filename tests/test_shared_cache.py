@@ -9,8 +9,8 @@ from copy import deepcopy
 from pathlib import Path
 
 import pytest
-from clone import Clone, cloned, stages_run
-from conftest import write_params
+from clone import Clone, committed, stages_run
+from conftest import run_stage, write_params
 from import_closure import ROOT
 
 FROM_THE_REMOTE = ("dvc", "repro", "--pull", "--allow-missing")
@@ -23,24 +23,28 @@ RELIABILITY = (ROOT / "docs/reliability.md").read_text("utf-8")
 
 
 @pytest.fixture(scope="module")
-def origin(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A clone in which everything has run, pushed to a remote: the folder `remote`."""
-    folder = tmp_path_factory.mktemp("shared")
-    origin = cloned(folder / "origin")
+def remote(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("remote")
+
+
+@pytest.fixture(scope="module")
+def origin(remote: Path, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone in which everything has run, pushed to the remote."""
+    origin = committed(tmp_path_factory)
     with open(origin.root / ".gitignore", "a", encoding="utf-8") as file:
         file.write("/images\n")  # as data/raw/ is
-    origin.repro()
-    origin.dvc("remote", "add", "--default", "shared", str(folder / "remote"))
+    origin.dvc("remote", "add", "--default", "shared", str(remote))
     origin.commit("finished")
     origin.dvc("push")
     return origin
 
 
 @pytest.fixture
-def other(origin: Clone, tmp_path: Path) -> Clone:
+def other(origin: Clone, remote: Path, tmp_path: Path) -> Clone:
     """A `git clone` of it with another student and a copy of the remote."""
-    shutil.copytree(origin.root.with_name("remote"), tmp_path / "remote")
+    shutil.copytree(remote, tmp_path / "remote")
     other = Clone(tmp_path / "other")
+    other.params = deepcopy(origin.params)
     subprocess.run(["git", "clone", "--quiet", str(origin.root), str(other.root)], check=True)
     other.dvc("remote", "modify", "--local", "shared", "url", str(tmp_path / "remote"))
     add_a_student(other)
@@ -67,7 +71,7 @@ def in_the_remote(clone: Clone, name: str) -> Path:
 
 
 def test_a_clone_trains_a_new_student_without_the_images_the_teacher_or_other_students(
-    origin, other
+    origin, other, monkeypatch
 ):
     result = repro(other, "student@new")
     assert result.returncode == 0, result.stdout + result.stderr
@@ -82,7 +86,8 @@ def test_a_clone_trains_a_new_student_without_the_images_the_teacher_or_other_st
     }
     twin = origin.twin(other.root.with_name("twin"))
     add_a_student(twin)
-    twin.dvc("repro", "student@new")
+    monkeypatch.chdir(twin.root)
+    run_stage("student", "new")
     for name in ("models/students/new/weights.safetensors", "predictions/students/new.safetensors"):
         assert (other.root / name).read_bytes() == (twin.root / name).read_bytes()
 

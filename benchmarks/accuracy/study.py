@@ -268,8 +268,8 @@ class Workshop:
         if cache.k is not None:  # made from the dense cache, without another teacher run
             self._cache(replace(cache, k=None))
         folder = self._folder(cache.folder, params)
-        _link(images / PREPARED, folder / PREPARED)
-        _link(teacher / TEACHER.model, folder / TEACHER.model)
+        link(images / PREPARED, folder / PREPARED)
+        link(teacher / TEACHER.model, folder / TEACHER.model)
         if cache.k is None:
             run_stage("soft_targets", folder)
             shutil.rmtree(folder / ".scratch")
@@ -312,7 +312,7 @@ class Workshop:
             "training": training,
         }
         self._folder(folder, params)
-        _link(self.project / PREPARED, folder / PREPARED)
+        link(self.project / PREPARED, folder / PREPARED)
         run_stage("teacher", folder)
         return folder
 
@@ -336,8 +336,8 @@ class Workshop:
         return store, dataset, validate(ViewsParams, params["views"], "params.yaml: views")
 
 
-def run_stage(stage: str, project: Path) -> None:
-    command = [sys.executable, "-m", f"pipeline.stages.{stage}"]
+def run_stage(stage: str, project: Path, *arguments: str) -> None:
+    command = [sys.executable, "-m", f"pipeline.stages.{stage}", *arguments]
     subprocess.run(command, cwd=project, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
 
 
@@ -382,10 +382,11 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _link(target: Path, link: Path) -> None:
-    link.parent.mkdir(parents=True, exist_ok=True)
-    link.unlink(missing_ok=True)
-    link.symlink_to(target.resolve(), target_is_directory=True)
+def link(target: Path, place: Path) -> None:
+    """Put a symbolic link to a folder there, in place of another."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.unlink(missing_ok=True)
+    place.symlink_to(target.resolve(), target_is_directory=True)
 
 
 Opened = tuple[Store, Dataset, ViewsParams]

@@ -1,12 +1,12 @@
 """A template for networks of your own. Copy it, and replace the network:
 
-    cp docs/examples/own_network.py pipeline/networks/own_network.py
+    cp docs/examples/own_network.py pipeline/networks/mine.py
 
 A file in pipeline/networks/ is a family. Name the family and one of its networks in params.yaml:
 
     students:
       mine:
-        family: own_network                              # the file's name, without .py
+        family: mine                                     # the file's name, without .py
         network: {name: small, options: {dropout: 0.1}}  # or `network: small`
         training: {}
         distillation: {}
@@ -34,7 +34,7 @@ def build(network: str, num_classes: int, in_channels: int, dropout: float = 0.0
         in_channels: 3 for RGB, 1 for greyscale.
         dropout: an argument of your own; params.yaml sets it in `options`.
     """
-    widths = look_up("own_network", network, NETWORKS)  # refuses an unknown name
+    widths = look_up("mine", network, NETWORKS)  # refuses an unknown name
     return SmallNetwork(widths, num_classes, in_channels, dropout)
 
 

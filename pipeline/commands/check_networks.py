@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pipeline.data.prepared.dataset import Dataset, DatasetDescription
 from pipeline.data.sources.params import DatasetParams
+from pipeline.initial_weights.published import check_published
 from pipeline.models.checkpoint import DESCRIPTION, NetworkFile
 from pipeline.models.family import describe_failure, family_file, family_module
 from pipeline.models.params import NetworkParams, WeightsFile
@@ -72,6 +73,7 @@ def described_network(key: str) -> tuple[ModelSpec | None, bool]:
         return None, False
     native = None
     if teacher.weights == "pretrained":
+        check_published(teacher.family)
         native = native_input(teacher.family, teacher.network.name, teacher.network.options)
     spec = model_spec(teacher.family, teacher.network, dataset, native=native)
     return spec, teacher.weights == "train"
@@ -80,6 +82,7 @@ def described_network(key: str) -> tuple[ModelSpec | None, bool]:
 def input_of_weights(family: str, network: NetworkParams) -> InputSpec | None:
     """The input of what a student starts from, if that is known without the weights."""
     if network.weights == "pretrained":
+        check_published(family)
         return native_input(family, network.name, network.options)
     if isinstance(network.weights, WeightsFile) and Path(network.weights.path).is_dir():
         path = Path(network.weights.path) / DESCRIPTION

@@ -15,6 +15,15 @@ from pipeline.models.spec import ModelSpec, build, family_module
 from pipeline.runtime.errors import UserError
 
 
+def check_published(family: str) -> None:
+    """Refuse a family that publishes no weights, as its own file says by a function."""
+    if not hasattr(family_module(family), "pretrained_state"):
+        raise UserError(
+            f"family `{family}` has no pretrained weights. Set other `weights`: of a student "
+            "`scratch` or a file, of a teacher `train` or `checkpoint`."
+        )
+
+
 def load(spec: ModelSpec) -> tuple[nn.Module, ModelSpec]:
     """Load the published weights, on the CPU. The returned spec numbers the classes of the
     pretraining that the logits are for; None if the last layer is new (from torch's generator).
@@ -23,12 +32,8 @@ def load(spec: ModelSpec) -> tuple[nn.Module, ModelSpec]:
         UserError: the family has no published weights for it, they are neither here nor can be
             downloaded, or they do not fit the network's options.
     """
+    check_published(spec.family)
     family = family_module(spec.family)
-    if not hasattr(family, "pretrained_state"):
-        raise UserError(
-            f"family `{spec.family}` has no pretrained weights. Set `weights: train`, or "
-            "`weights: checkpoint` with a file."
-        )
     network = build(spec)
     state, class_names = family.pretrained_state(spec.network, **spec.options)
     classes = classes_among(spec.class_names, class_names)

@@ -15,7 +15,7 @@ from pipeline.data.prepared.dataset import Dataset
 from pipeline.models.family import build_network, describe_failure, family_file, family_module
 from pipeline.models.params import LARGEST_INPUT, Interpolation, NetworkParams
 from pipeline.models.raw_logits import advice_for_network, check_raw, some_numbers
-from pipeline.runtime.errors import UserError, counted, first_line
+from pipeline.runtime.errors import UserError, counted
 
 
 @pydantic.dataclasses.dataclass(
@@ -163,17 +163,19 @@ def native_input(
     std and, if it knows them, resize ratio and interpolation; or None.
     """
     pretrained_input = getattr(family_module(family), "pretrained_input", None)
-    native = pretrained_input(network, **(options or {})) if pretrained_input else None
-    if native is None:
-        return None
     try:
+        native = pretrained_input(network, **(options or {})) if pretrained_input else None
+        if native is None:
+            return None
         size, mean, std, *resizing = native
         return InputSpec(len(mean), size, list(mean), list(std), *resizing)
-    except (TypeError, ValueError) as error:  # pydantic's, too
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
         raise UserError(
-            f"`pretrained_input` of pipeline/networks/{family}.py returns {native} for `{network}` "
-            f"({first_line(error)}); expected size, mean, std and, if known, resize ratio and "
-            "interpolation."
+            f"`pretrained_input` of {family_file(family)} fails for network `{network}` "
+            f"({describe_failure(error, family)}); expected size, mean, std and, if known, resize "
+            "ratio and interpolation, or None."
         ) from None
 
 

@@ -60,7 +60,7 @@ def pretrained_state(network: str, **options: Any) -> tuple[Mapping[str, Tensor]
     config = timm.get_pretrained_cfg(network)
     if config is None or not config.has_weights:
         raise UserError(
-            f"timm publishes no weights of `{network}`. Set `weights: train`, or choose another."
+            f"timm publishes no weights of `{network}`. Set other `weights`, or choose another."
         )
     file_name = f"timm_{config.architecture}.{config.tag}.safetensors"
     path = Path(torch.hub.get_dir()) / "checkpoints" / file_name

@@ -17,20 +17,25 @@ from pipeline.data.prepared.dataset import AnySplit
 from pipeline.models.evaluation import predict_all
 from pipeline.models.spec import InputSpec
 from pipeline.runtime.derived_random import hash64
+from pipeline.runtime.errors import UserError
 from pipeline.views.loader import BATCH_SIZE
 
 
 def wrap_ddp(network: nn.Module, group: ProcessGroup) -> nn.Module:
     """The network whose gradients are averaged over the ranks, to call in training.
 
-    Replaces its batch norms in place by synchronised ones with the same state dict.
+    The gradients are those of the parameters that require one now. Replaces the network's batch
+    norms in place by synchronised ones with the same state dict; a second call leaves them.
+
+    Raises:
+        UserError: a batch norm cannot be synchronised; on the main process alone.
     """
     if group.size == 1:
         return network
-    device = next(network.parameters()).device
-    if device.type == "cuda":
+    on_cuda = next(network.parameters()).device.type == "cuda"
+    if on_cuda and all(map(_is_of_torch, _batch_norms(network))):
         nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    else:
+    elif group.is_main or all(map(_synchronised_class, _batch_norms(network))):
         synchronise_batch_norm(network)
     return DistributedDataParallel(network)
 
@@ -89,11 +94,41 @@ def predict_distributed(
 
 def synchronise_batch_norm(network: nn.Module) -> None:
     """Make every batch norm take its statistics over all ranks, in place, on any device and
-    backend; torch's SyncBatchNorm supports CUDA alone."""
-    for module in network.modules():
-        if isinstance(module, _BatchNorm):
-            # Only `forward` changes: weights, buffers and hooks stay.
-            module.__class__ = SynchronisedBatchNorm
+    backend; torch's SyncBatchNorm supports CUDA and torch's own classes alone.
+
+    Raises:
+        UserError: a batch norm computes more than torch's and timm's do.
+    """
+    for module in _batch_norms(network):
+        synchronised = _synchronised_class(module)
+        if synchronised is None:
+            raise UserError(
+                f"the network has a batch norm `{type(module).__name__}`, whose forward pass is "
+                "its own; expected one of torch or timm, of which several processes can share the "
+                "statistics. Unset PROCESSES, or use another layer."
+            )
+        # Only `forward` changes: weights, buffers and hooks stay.
+        module.__class__ = synchronised
+
+
+def _batch_norms(network: nn.Module) -> list[_BatchNorm]:
+    return [module for module in network.modules() if isinstance(module, _BatchNorm)]
+
+
+def _is_of_torch(module: _BatchNorm) -> bool:
+    return type(module).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+
+
+def _synchronised_class(module: _BatchNorm) -> type[_BatchNorm] | None:
+    """The class that a batch norm gets; None if there is none that computes the same."""
+    if isinstance(module, SynchronisedBatchNorm):
+        return type(module)
+    if _is_of_torch(module):
+        return SynchronisedBatchNorm
+    # As in timm's BatchNormAct2d.
+    if {name for name, _ in module.named_children()} == {"drop", "act"}:
+        return SynchronisedBatchNormAct
+    return None
 
 
 class SynchronisedBatchNorm(_BatchNorm):
@@ -136,6 +171,14 @@ class SynchronisedBatchNorm(_BatchNorm):
         rate = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
         self.running_mean += rate * (mean - self.running_mean)
         self.running_var += rate * (unbiased_variance - self.running_var)
+
+
+class SynchronisedBatchNormAct(SynchronisedBatchNorm):
+    """Batch norm, then its own dropout and activation, as in timm's networks."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, C, ...] -> [B, C, ...] of the same dtype."""
+        return self.act(self.drop(super().forward(features)))
 
 
 class _SummedOverRanks(torch.autograd.Function):

@@ -41,18 +41,15 @@ class FineTuning:
         self._network.train()
         head_only = epoch <= self._params.freeze_epochs
         changed = self._train_parameters(head_only)
+        around_head = _modules_around(self._head)
         for name, module in self._network.named_modules():
             if isinstance(module, _BatchNorm) and self._params.freeze_batch_norm:
                 module.eval()
-            if head_only and name not in self._layers_of_head and not list(module.children()):
+            if head_only and name not in around_head:
                 module.eval()  # dropout and statistics of the frozen part
         if self._forward is None or changed:
             self._forward = self._wrap(self._network)
         return self._forward
-
-    @property
-    def _layers_of_head(self) -> set[str]:
-        return {name.rpartition(".")[0] for name in self._head}
 
     def _train_parameters(self, head_only: bool) -> bool:
         """Whether this changes which parameters train."""
@@ -62,3 +59,9 @@ class FineTuning:
             changed |= parameter.requires_grad != trains
             parameter.requires_grad_(trains)
         return changed
+
+
+def _modules_around(parameters: Collection[str]) -> set[str]:
+    """Names of the modules that hold the parameters: for `a.b.weight`, the root, `a` and `a.b`."""
+    parts = [name.split(".") for name in parameters]
+    return {".".join(part[:depth]) for part in parts for depth in range(len(part))}

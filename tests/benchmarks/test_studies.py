@@ -12,12 +12,14 @@ import torch
 from conftest import change_params, opened
 from import_closure import ROOT
 
-from benchmarks.accuracy import beyond, encodings, methods, study, views
+from benchmarks.accuracy import beyond, encodings, methods, starts, study, views
 from benchmarks.accuracy.study import BUDGETS, LAST, Budget, Cache, Cell, Jitter, Teacher, Workshop
+from pipeline.data.prepared.dataset import open_dataset
 from pipeline.models import checkpoint
 from pipeline.models.evaluation import predict
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.params import read_params
+from soak.common import png, write_tar
 
 STUDIES = {"methods": methods, "views": views, "encodings": encodings, "beyond": beyond}
 CPU = torch.device("cpu")
@@ -245,3 +247,88 @@ def test_the_noise_of_a_difference_is_that_of_students_t():
     # Pooled variance (0.09 + 0.16) / 2 with 2 degrees of freedom; t is 4.302653 there.
     assert study.noise([*cells, None]) == pytest.approx(4.302653 * 0.125**0.5)
     assert study.noise(cells[2:]) is None
+
+
+@pytest.fixture
+def starts_workshop(tmp_path, monkeypatch):
+    """The quick study of starts on images of noise; its stages run in this process."""
+    rng, size = np.random.default_rng(0), (16, 16, 3)
+    names = [
+        f"{split}/{c}/{i}.png" for split in ("train", "test") for c in "abcd" for i in range(9)
+    ]
+    noise = ((name, png(rng.integers(256, size=size, dtype=np.uint8))) for name in names)
+    write_tar(tmp_path / "noise.tar", noise)
+
+    def stage(name: str, folder: Path, *arguments: str) -> None:
+        with pytest.MonkeyPatch.context() as there:
+            there.chdir(folder)
+            conftest.run_stage(name, *arguments)
+
+    monkeypatch.setattr(starts, "run_stage", stage)
+    folder = tmp_path / "work"
+    shop = starts.Workshop(tmp_path / "noise.tar", folder, starts.QUICK, folder / "starts.csv")
+    shop.recipe["teacher"]["minimum_accuracy"] = 1e-9  # nobody learns noise
+    return shop
+
+
+@pytest.mark.slow
+def test_students_and_baselines_of_the_study_of_starts_share_their_first_weights(starts_workshop):
+    shop, study = starts_workshop, replace(starts.QUICK, seeds=(0,), learning_rates=(0.1,))
+    shop.study = study
+    shop.conduct()
+    before = shop.results.read_bytes()
+    shop.conduct()
+    assert shop.results.read_bytes() == before
+    rows = shop.rows().reset_index()
+    assert len(rows) == len(starts.STARTS) * (1 + len(starts.ROLES))
+    compared = rows[rows["seed"] == 0]
+    assert (compared.groupby("start")["first_weights"].nunique() == 1).all()
+    assert compared["first_weights"].nunique() == 2
+
+
+def test_the_study_of_starts_holds_out_its_classes_and_its_images(starts_workshop):
+    shop, size = starts_workshop, starts.QUICK.sizes[0]
+    folders = [shop.project(name, {}) for name in ("pretraining", "teacher", size.name)]
+    pretraining, teacher, task = (open_dataset(folder / "data/prepared") for folder in folders)
+    assert not set(pretraining.class_names) & set(task.class_names)
+    assert teacher.class_names == task.class_names
+    for split in ("validation", "test"):
+        assert list(teacher.splits[split].sample_ids) == list(task.splits[split].sample_ids)
+    few, all_of_them = (set(d.splits["train"].sample_ids) for d in (task, teacher))
+    assert few <= all_of_them
+    assert len(few) == size.per_class * len(task.class_names)
+
+
+def test_the_gains_of_a_start_are_taken_in_pairs_of_one_seed(tmp_path):
+    accuracy = {  # of seeds 0 and 1
+        ("scratch", "baseline"): (0.1, 0.3),
+        ("scratch", "student"): (0.2, 0.4),
+        ("weights", "baseline"): (0.5, 0.6),
+        ("weights", "student"): (0.8, 0.8),
+    }
+    for (start, role), values in accuracy.items():
+        for seed, value in enumerate(values):
+            key = dict(zip(starts.KEY, (500, 30, start, 0.1, seed, role), strict=True))
+            study.append(tmp_path / "starts.csv", {**key, "test_accuracy": value})
+    cells, differences = starts.tables(tmp_path / "starts.csv", starts.FULL)
+    assert "| 500 | scratch | 20.00 ± 14.14 (2) | 30.00 ± 14.14 (2) |" in cells
+    # t is 12.706205 with one degree of freedom: 25 ± 12.706205 * 7.0710678 / sqrt(2)
+    assert "| teacher, from scratch | +10.00 (+10.00 to +10.00) |" in differences
+    assert "| teacher, from weights | +25.00 (-38.53 to +88.53) |" in differences
+    assert "| teacher, from weights less from scratch | +15.00 (-48.53 to +78.53) |" in differences
+
+
+def test_each_start_takes_the_learning_rate_that_is_best_on_validation():
+    rows = pd.DataFrame(
+        [(500, 30, start, rate, 100, "baseline", value)
+         for start, rate, value in [("scratch", 0.1, 0.3), ("scratch", 0.02, 0.2),
+                                    ("weights", 0.1, 0.4), ("weights", 0.02, 0.5)]],
+        columns=[*starts.KEY, starts.VALIDATION],
+    ).set_index(starts.KEY)  # fmt: skip
+    assert starts.chosen_rates(rows, starts.FULL) == {"scratch": 0.1, "weights": 0.02}
+
+
+def test_the_study_of_starts_says_how_to_pack_its_archive(tmp_path):
+    write_tar(tmp_path / "a.tar", iter([("train/a/1.png", b""), ("val/a/1.png", b"")]))
+    with pytest.raises(UserError, match=r"has `train/`, `val/`; expected `train/CLASS/` and"):
+        starts.write_archives(tmp_path / "a.tar", tmp_path, ())

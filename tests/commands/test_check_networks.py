@@ -95,9 +95,12 @@ def test_misspelt_networks_and_options_are_named_at_every_place_that_has_them(fo
     network = {"name": "resnet8", "options": {"widht": 2}}
     small = params["students"]["small"]
     params["students"] = {"right": small} | {name: small | {"network": network} for name in "ab"}
+    published = {"name": "resnet8", "weights": "pretrained"}
+    params["students"]["published"] = small | {"network": published}
     write_params(folder, params)
     assert not check.problems()
-    teacher, *students = check_networks.problems()
+    teacher, *students, published = check_networks.problems()
+    assert "students.published.network`: family `cifar_resnet` has no pretrained w" in published
     assert teacher.startswith(
         "`params.yaml: teacher.network`: family `cifar_resnet` has no network `resnet7`; did you "
         "mean `resnet"
@@ -113,13 +116,13 @@ def test_misspelt_networks_and_options_are_named_at_every_place_that_has_them(fo
 
 
 def test_the_template_is_a_network_that_check_accepts_and_both_trainings_take(project):
-    entry = {"family": "own_network", "network": {"name": "small", "options": {"dropout": 0.1}}}
+    entry = {"family": "mine", "network": {"name": "small", "options": {"dropout": 0.1}}}
     change_params("students", mine=PARAMS["students"]["small"] | entry)
     template = (ROOT / "docs/examples/own_network.py").read_text("utf-8")
     assert yaml.safe_load(template.partition("params.yaml:\n")[2].partition("\nand")[0]) == {
         "students": {"mine": entry | {"training": {}, "distillation": {}}}
     }
-    with families_here(own_network=template):
+    with families_here(mine=template):
         assert check.problems() + check_networks.problems() == []
         for stage in ("baseline", "student"):
             run_stage(stage, "mine")

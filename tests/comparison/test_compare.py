@@ -229,7 +229,7 @@ def test_a_student_and_its_baseline_that_started_differently_are_warned_of_with_
     assert start_sentences(one) == [
         f"Warning: a started from {PUBLISHED}, but its baseline from scratch. Its gain is not the "
         "effect of the teacher alone. Run `dvc repro --force --single-item baseline@a student@a`, "
-        "which trains both again, then `dvc repro`.",
+        "which trains them again, then `dvc repro`.",
         f"Every student started from {PUBLISHED}.",
     ]
     written = one.model_dump(exclude_unset=True)["students"]
@@ -239,7 +239,7 @@ def test_a_student_and_its_baseline_that_started_differently_are_warned_of_with_
         "Warning: a and its baseline started from scratch, but not with the same values; b started "
         f"from scratch, but its baseline from {PUBLISHED}. Their gains are not the effect of the "
         "teacher alone. Run `dvc repro --force --single-item baseline@a student@a baseline@b "
-        "student@b`, which trains both again, then `dvc repro`."
+        "student@b`, which trains them again, then `dvc repro`."
     ]
 
 

@@ -30,6 +30,7 @@ from pipeline.runtime.outputs import ModelOutputs
 from pipeline.runtime.progress import EpochLog
 from pipeline.students.loop import TrainingBatch
 from pipeline.students.params import TrainingParams
+from pipeline.training.fine_tuning import FineTuning
 
 OUTPUT, STUDENT = Path("models/int8/small"), Path("models/students/small")
 OPTIONS = {"epochs": 2, "learning_rate_factor": 0.2}
@@ -162,6 +163,15 @@ def test_ranges_follow_the_inputs_in_training_alone():
     assert torch.allclose(fake.state_dict()[key], 1.09 * before[key])
 
 
+def test_frozen_batch_norm_keeps_its_statistics_while_the_ranges_follow_the_inputs():
+    fake = FakeQuantized(tiny(), "tiny")
+    training = {"batch_size": 8, "optimizer": "sgd", "learning_rate": 0.1, "seed": 0}
+    params = TrainingParams(epochs=1, freeze_batch_norm=True, **training)
+    FineTuning(fake, params, frozenset(), lambda network: network).begin_epoch(1)(images(8))
+    assert torch.equal(fake.network[1].running_mean, torch.zeros(8))
+    assert getattr(fake.network[0], RANGE).any()
+
+
 def test_a_network_without_layers_to_round_at_is_refused():
     with pytest.raises(UserError, match="network `own` has no convolution or linear layer of"):
         FakeQuantized(nn.Flatten(), "own")
@@ -189,8 +199,12 @@ def test_it_continues_the_students_training():
     kept = {"batch_size": 16, "optimizer": "sgd", "weight_decay": 0.1, "seed": 1}
     schedule = {"schedule": "step", "milestones": [20], "warmup_epochs": 3, "ema_decay": 0.9}
     own = TrainingParams(epochs=40, learning_rate=0.5, **kept, **schedule)
-    expected = TrainingParams(epochs=2, learning_rate=0.05, **kept)
-    assert continued(own, Int8TrainingParams()).model_dump() == expected.model_dump()
+    fine_tuning = {"freeze_epochs": 5, "backbone_learning_rate_factor": 0.2}
+    own = own.model_copy(update=fine_tuning | {"freeze_batch_norm": True})
+    expected = TrainingParams(epochs=2, learning_rate=0.01, freeze_batch_norm=True, **kept)
+    found = continued(own, Int8TrainingParams()).model_dump()
+    assert found["learning_rate"] == pytest.approx(0.01)
+    assert found | {"learning_rate": 0.01} == expected.model_dump()
 
     seen = []
     batch = TrainingBatch(2, 0, np.arange(3), torch.zeros(3))

@@ -13,6 +13,7 @@ from pipeline.initial_weights.class_rows import last_layer
 from pipeline.models.spec import InputSpec, ModelSpec, build, native_input
 from pipeline.runtime.errors import UserError
 from pipeline.teacher import foreign_teacher
+from pipeline.training.data_parallel import synchronise_batch_norm
 
 timm = pytest.importorskip("timm", reason="the extra `timm` is not installed")
 from timm.layers import resample_abs_pos_embed  # noqa: E402
@@ -157,3 +158,20 @@ def test_unknown_networks_tags_and_absent_weights_are_refused():
         build(describe(["a", "b"], "resnet18.x"))
     with pytest.raises(UserError, match="timm publishes no weights of `botnet50ts_256`"):
         published.load(describe(["a", "b"], "botnet50ts_256", 256))
+
+
+def test_batch_norm_with_an_activation_keeps_it_when_several_processes_synchronise_it(tmp_path):
+    init_method = f"file://{tmp_path / 'group'}"
+    torch.distributed.init_process_group("gloo", init_method=init_method, rank=0, world_size=1)
+    try:
+        ours, theirs = (timm.layers.BatchNormAct2d(5, drop_layer=nn.Dropout) for _ in range(2))
+        synchronise_batch_norm(ours)
+        for training in (True, False):
+            outputs = []
+            for norm in (ours, theirs):
+                torch.manual_seed(0)
+                outputs.append(norm.train(training)(torch.randn(4, 5, 3, 3)))
+            torch.testing.assert_close(*outputs)
+            synchronise_batch_norm(ours)  # as when frozen layers begin to train
+    finally:
+        torch.distributed.destroy_process_group()

@@ -211,7 +211,7 @@ def teachers_outputs() -> list[bytes]:
 
 
 def test_a_teacher_killed_at_any_moment_ends_with_the_bytes_of_an_uninterrupted_one(project):
-    change_teacher(epochs=16, ema_decay=0.9, warmup_epochs=3, schedule="step", milestones=[8])
+    change_teacher(epochs=9, ema_decay=0.9, warmup_epochs=3, schedule="step", milestones=[5])
     run_stage("teacher")
     expected = teachers_outputs()
     assert not teacher_has_saved()
@@ -219,7 +219,7 @@ def test_a_teacher_killed_at_any_moment_ends_with_the_bytes_of_an_uninterrupted_
     wait_until(teacher_has_saved, process)
     time.sleep(random.Random(1).uniform(0, 0.2))
     kill(process)
-    resumed = re.search(r"resumes after epoch (\d+) of 16", finish(start(stage="teacher")))
+    resumed = re.search(r"resumes after epoch (\d+) of 9", finish(start(stage="teacher")))
     assert int(resumed[1]) > 0
     assert teachers_outputs() == expected
     assert not teacher_has_saved()

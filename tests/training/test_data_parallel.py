@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 import yaml
 from conftest import change_params, run_stage, write_params
 from import_closure import ROOT
@@ -19,6 +19,7 @@ from stage_process import start
 from torch import nn
 
 from pipeline.compute.distributed import ProcessGroup
+from pipeline.runtime.files import sha256_of_file
 from pipeline.training.data_parallel import (
     SynchronisedBatchNorm,
     local_rows,
@@ -32,33 +33,56 @@ RANKS = 3
 
 def run_in_float64(ranks: int) -> None:
     """STAGES in the current folder, in so many processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, ROOT / "tests/float64_stages.py", "--relate-rows", *STAGES],
-            env=common | (group | {"RANK": str(r), "LOCAL_RANK": str(r)} if ranks > 1 else {}),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for r in range(ranks)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
-    assert not any(outputs[1:])  # rank 0 speaks for all
+    arguments = ["--ranks", str(ranks)] if ranks > 1 else []
+    run = subprocess.run(
+        [sys.executable, ROOT / "tests/float64_stages.py", *arguments, "--relate-rows", *STAGES],
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert ranks == 1 or not run.stderr  # rank 0 speaks for all
 
 
-@pytest.mark.parametrize("unlabelled", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_several_processes_end_with_the_weights_and_measures_of_one(project, unlabelled):
-    if unlabelled:  # a baseline's batches then join two passes: of 36 images in batches of 17
+def start_from_weights(params: dict, hub: Path, *, freeze_batch_norm: bool) -> None:
+    """Let the student and its baseline start from a trained network, with a new last layer, which
+    an epoch trains alone; if batch norm is frozen, the teacher from published weights, too."""
+    fine_tuning = {
+        "epochs": 2,
+        "freeze_epochs": 1,
+        "freeze_batch_norm": freeze_batch_norm,
+        "backbone_learning_rate_factor": 0.3,
+    }
+    params["training"] |= fine_tuning
+    shutil.copytree("models/baselines/small", "start")
+    digest = sha256_of_file(Path("start/network.json"))
+    weights = {"path": "start", "sha256": digest, "head": "new"}
+    params["students"]["small"]["network"] = {"name": "resnet8", "weights": weights}
+    if freeze_batch_norm:
+        name = "resnet18"
+        folder = hub / "hub/checkpoints"
+        folder.mkdir(parents=True)
+        file = Path(torchvision.models.get_model_weights(name).DEFAULT.url).name
+        torch.save(torchvision.models.get_model(name).state_dict(), folder / file)
+        network = {"name": name, "input_size": 32}
+        params["teacher"] |= {"family": "torchvision", "network": network, "weights": "pretrained"}
+        params["teacher"]["training"] |= fine_tuning
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "fine-tuned",
+        pytest.param("fine-tuned, batch norm frozen", marks=pytest.mark.slow),
+        pytest.param("unlabelled", marks=pytest.mark.slow),
+    ],
+)
+def test_several_processes_end_with_the_weights_and_measures_of_one(
+    project, case, tmp_path, monkeypatch
+):
+    if case == "unlabelled":  # a baseline's batches then join two passes: of 36 images, of 17 each
         shutil.copytree("images/train", "images/unlabeled")
         for stage in ("prepare", "teacher", "soft_targets"):
             run_stage(stage)
@@ -67,6 +91,9 @@ def test_several_processes_end_with_the_weights_and_measures_of_one(project, unl
     params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))
     params["training"] |= training
     params["teacher"]["training"] |= training | {"epochs": 2}
+    if case != "unlabelled":
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+        start_from_weights(params, tmp_path / "hub", freeze_batch_norm="frozen" in case)
     write_params(Path(), params)
     teacher, results = Path("models/teacher"), []
     shutil.copytree(teacher, "teacher")  # whose soft targets the student has

@@ -1,6 +1,7 @@
 """Frozen epochs, frozen batch norm and the backbone's learning rate are what their names say."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,10 +18,21 @@ SGD = {"optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.9, "weight_decay"
 ADAMW = {"optimizer": "adamw", "learning_rate": 0.01, "weight_decay": 0.1}
 
 
+class NormAct(nn.BatchNorm1d):
+    """A batch norm with a layer in it, as timm has."""
+
+    def __init__(self, features: int):
+        super().__init__(features)
+        self.act = nn.ReLU()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.act(super().forward(inputs))
+
+
 class Network(nn.Module):
     def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3))
+        self.body = nn.Sequential(nn.Linear(5, 8), NormAct(8), nn.Dropout(0.3))
         self.head = nn.Linear(8, 3)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -45,9 +57,14 @@ def batch(epoch: int, step: int) -> tuple[Tensor, Tensor]:
     return inputs, torch.randint(3, (8,), generator=generator)
 
 
-def train(network: Network, params: TrainingParams, epochs: int) -> Optimisation:
+def train(
+    network: Network,
+    params: TrainingParams,
+    epochs: int,
+    wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
+) -> Optimisation:
     optimisation = Optimisation(network, params, STEPS, HEAD)
-    fine_tuning = FineTuning(network, params, HEAD, lambda module: module)
+    fine_tuning = FineTuning(network, params, HEAD, wrap)
     for epoch in range(1, epochs + 1):
         forward = fine_tuning.begin_epoch(epoch)
         for step in range(STEPS):
@@ -88,7 +105,7 @@ def test_frozen_epochs_fit_a_linear_layer_to_the_features_of_the_pretraining(opt
 @pytest.mark.parametrize("optimiser", [SGD, ADAMW])
 def test_thawed_layers_begin_as_in_a_training_of_their_own(optimiser):
     network, params = new_network(), recipe(optimiser, freeze_epochs=2, freeze_batch_norm=True)
-    network.body[3].p = 0.0
+    network.body[2].p = 0.0
     train(network, params, epochs=4)
 
     expected = new_network().eval()
@@ -131,6 +148,19 @@ def test_it_is_wrapped_again_only_if_other_parameters_begin_to_train():
             fine_tuning.begin_epoch(epoch)
             counts.append(len(wrapped))
         assert counts == expected
+
+
+@pytest.mark.slow  # it compiles
+@pytest.mark.parametrize("freeze_batch_norm", [False, True])
+def test_a_compiled_network_is_frozen_and_thawed_alike(freeze_batch_norm):
+    params = recipe(ADAMW, freeze_epochs=2, freeze_batch_norm=freeze_batch_norm)
+    plain, compiled = new_network(), new_network()
+    for network in (plain, compiled):
+        network.body[2].p = 0.0
+    train(plain, params, epochs=4)
+    train(compiled, params, 4, lambda it: torch.compile(it, dynamic=False, backend="aot_eager"))
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(compiled.state_dict()[name], value, msg=name)
 
 
 @pytest.mark.parametrize("exclusions", ["none", "norm_and_bias"])

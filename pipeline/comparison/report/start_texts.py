@@ -46,7 +46,7 @@ def _different_baselines(figures: Figures) -> list[str]:
     stages = " ".join(ModelOutputs(role, name).stage for name in unequal for role in roles)
     return [
         f"Warning: {starts}. {gains} not the effect of the teacher alone. Run `dvc repro --force "
-        f"--single-item {stages}`, which trains both again, then `dvc repro`."
+        f"--single-item {stages}`, which trains them again, then `dvc repro`."
     ]
 
 

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -12,7 +13,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import bytes_of, opened, run_stage, write_params
+from conftest import (
+    bytes_of,
+    compare_every_network,
+    opened,
+    run_stage,
+    train_every_network,
+    write_params,
+)
 from encoded_photographs import encoded_params, picture, write_pictures
 from import_closure import ROOT
 from PIL import Image
@@ -38,6 +46,25 @@ from pipeline.views.policy import ViewPolicy
 CPU = torch.device("cpu")
 PREPARED, STORE = Path("data/prepared"), Path("data/soft_targets")
 PHOTOGRAPHS = ROOT.parent / "shared/data/imagenet_samples.tar"
+
+
+@pytest.fixture(scope="module")
+def trained_on_encoded_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("encoded")
+    write_pictures(root / "images")
+    train_every_network(root, encoded_params())
+    return root
+
+
+@pytest.fixture
+def encoded_project(
+    trained_on_encoded_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A copy of a project in which every network is trained, as the current folder."""
+    root = tmp_path / "project"
+    shutil.copytree(trained_on_encoded_images, root)
+    monkeypatch.chdir(root)
+    return root
 
 
 def prepare(**dataset: object) -> Dataset:
@@ -425,10 +452,12 @@ def test_an_encoded_image_that_cannot_be_shown_is_named(encoded_project):
         clean_pixels(open_dataset().splits["test"], 0, THUMBNAIL)
 
 
+@pytest.mark.slow
 def test_accuracy_without_corruption_is_the_test_accuracy_where_views_have_another_size(
     encoded_project,
 ):
     """Networks are measured, and images corrupted, at 16 pixels; the dataset has 64."""
+    compare_every_network()
     size, dataset = 16, open_dataset()
     assert dataset.image_size != size
     test = dataset.splits["test"].resized(size)

@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,9 +65,9 @@ def test_a_run_killed_at_random_moments_ends_with_the_bytes_of_an_uninterrupted_
     change_params("views", count=VIEWS)
     moments = random.Random(5)
     kept = 0
-    for kills in range(3):
+    for writes in (True, False):
         process = start()
-        if kills % 2:
+        if writes:
             wait_for_shards(process, kept + moments.randint(1, 8))
             time.sleep(moments.uniform(0, 0.03))
         else:  # while it loads, checks finished shards, or writes
@@ -236,16 +237,31 @@ def test_shards_of_other_inputs_are_not_reused_and_are_removed(
     opened()
 
 
+#: The stage three times, with an edit of the running code after the first and the second.
+EDIT_AFTER_RUNS = """
+from pathlib import Path
+from pipeline.stages import soft_targets
+
+for edited in ("distillation/losses.py", "networks/cifar_resnet.py", "stages/soft_targets.py"):
+    soft_targets.main()
+    print("a run has ended", flush=True)
+    path = Path(soft_targets.__file__).parents[1] / edited
+    path.write_text(path.read_text("utf-8") + "# edited\\n", "utf-8")
+"""
+
+
 def test_an_edit_of_the_teachers_network_reuses_nothing(project, tmp_path):
     code = tmp_path / "code"
     shutil.copytree(ROOT / "pipeline", code / "pipeline")
-    finish(start(code=code))
-    free = code / "pipeline/distillation/losses.py"
-    free.write_text(free.read_text("utf-8") + "# edited\n", "utf-8")
-    assert resumed(finish(start(code=code))) == 5
-    family = code / "pipeline/networks/cifar_resnet.py"
-    family.write_text(family.read_text("utf-8") + "# edited\n", "utf-8")
-    assert resumed(finish(start(code=code))) == 0
+    output = subprocess.run(
+        [sys.executable, "-c", EDIT_AFTER_RUNS],
+        env=os.environ | {"PYTHONPATH": str(code)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    runs = output.split("a run has ended")[:-1]
+    assert [resumed(run) for run in runs] == [0, 5, 0]
 
 
 @pytest.fixture
@@ -286,6 +302,7 @@ def overflow_the_teacher() -> None:
     checkpoint.save(TEACHER.model, network, description)
 
 
+@pytest.mark.slow
 def test_a_failing_process_ends_the_run_with_its_message_and_without_a_traceback(project):
     overflow_the_teacher()
     before = bytes_of(STORE)
@@ -298,7 +315,7 @@ def test_a_failing_process_ends_the_run_with_its_message_and_without_a_traceback
     assert bytes_of(STORE) == before
 
 
-def test_a_killed_process_ends_the_run_with_a_message_that_names_the_signal(project, uninterrupted):
+def test_a_killed_process_ends_the_run_with_a_message_that_names_the_signal(project):
     change_params("views", count=VIEWS)
     process = start(processes=2)
     wait_for_shards(process, 3)
@@ -311,8 +328,7 @@ def test_a_killed_process_ends_the_run_with_a_message_that_names_the_signal(proj
     assert process.returncode == 1
     assert "of 2 was ended by SIGKILL" in stderr
     assert "Traceback" not in stderr
-    assert resumed(finish(start())) >= 3
-    assert bytes_of(STORE) == uninterrupted
+    assert len(shards_in_scratch()) >= 3
 
 
 def test_processes_end_if_their_launcher_is_killed_while_they_load(project):
