@@ -69,8 +69,8 @@ class Study:
     sizes: tuple[Size, ...]
     student: tuple[str, str]  # pretrained, too
     teacher: tuple[str, str]
-    pretraining_epochs: int
-    teacher_epochs: int
+    pretraining: Mapping[str, Any]  # what differs from the recipe's training of its teacher
+    teaching: Mapping[str, Any]  # likewise, of the teacher
     batch_size: int = 32  # of the students
     views: int = 16  # cached, of each training image; a shorter training has one for each epoch
     learning_rates: tuple[float, ...] = (0.1, 0.02)  # of which validation chooses
@@ -82,15 +82,15 @@ FULL = Study(
     sizes=(Size(10, epochs=30), Size(100, epochs=6)),
     student=("cifar_resnet", "resnet20"),
     teacher=("wide_resnet", "wrn_16_2"),
-    pretraining_epochs=8,
-    teacher_epochs=5,
+    pretraining={"epochs": 8},
+    teaching={"epochs": 6, "batch_size": 64},
 )
 QUICK = Study(
     sizes=(Size(4, epochs=2),),
     student=("cifar_resnet", "resnet8"),
     teacher=("cifar_resnet", "resnet8"),
-    pretraining_epochs=2,
-    teacher_epochs=2,
+    pretraining={"epochs": 2},
+    teaching={"epochs": 2},
     seeds=(0, 1),
 )
 
@@ -164,12 +164,12 @@ class Workshop:
             run_stage("prepare", folder)
         return folder
 
-    def supervised(self, name: str, network: tuple[str, str], epochs: int) -> Path:
+    def supervised(self, name: str, network: tuple[str, str], training: Mapping[str, Any]) -> Path:
         """A project in which the stage `teacher` has trained a network on the labels."""
         family, network_name = network
-        training = self.recipe["teacher"]["training"] | {"epochs": epochs}
-        changes = {"family": family, "network": network_name, "training": training}
-        folder = self.project(name, {"teacher": self.recipe["teacher"] | changes})
+        teacher = dict(self.recipe["teacher"], family=family, network=network_name)
+        teacher["training"] = teacher["training"] | training
+        folder = self.project(name, {"teacher": teacher})
         if not (folder / TEACHER.model / NETWORK).exists():
             run_stage("teacher", folder)
         return folder
@@ -177,7 +177,7 @@ class Workshop:
     def task(self, size: Size, students: Mapping[str, Any]) -> Path:
         """A project of the task: its teacher, its soft targets, and the pretrained weights."""
         study = self.study
-        teacher = self.supervised("teacher", study.teacher, study.teacher_epochs)
+        teacher = self.supervised("teacher", study.teacher, study.teaching)
         folder = self.project(
             size.name,
             {
@@ -196,7 +196,7 @@ class Workshop:
     @cached_property
     def pretrained(self) -> Path:
         study = self.study
-        project = self.supervised("pretraining", study.student, study.pretraining_epochs)
+        project = self.supervised("pretraining", study.student, study.pretraining)
         return project / TEACHER.model
 
     def student(self, start: str, rate: float, seed: int) -> dict[str, Any]:
@@ -240,8 +240,8 @@ class Workshop:
             ACCURACY: metrics[ACCURACY],
             VALIDATION: metrics[VALIDATION],
             "first_weights": self._described(folder / outputs.model)["start"]["sha256"][:12],
-            "teacher_test_accuracy": teacher[ACCURACY],
-            "pretraining_test_accuracy": pretraining[ACCURACY],
+            "teacher_test_accuracy": teacher[ACCURACY] if role == STUDENT else None,
+            "pretraining_test_accuracy": pretraining[ACCURACY] if start == WEIGHTS else None,
             "seconds": round(taken),
             "torch": torch.__version__,
             "hardware": processor(),
@@ -252,34 +252,31 @@ class Workshop:
 
     @cached_property
     def classes(self) -> int:
-        teacher = self.supervised("teacher", self.study.teacher, self.study.teacher_epochs)
+        teacher = self.supervised("teacher", self.study.teacher, self.study.teaching)
         return len(self._described(teacher / TEACHER.model)["class_names"])
 
     def _described(self, folder: Path) -> dict[str, Any]:
         return read_json(folder / NETWORK, produced_by="dvc repro")
 
     def conduct(self) -> None:
-        """Train what is not in the results yet: first what chooses the learning rates, then size by
-        size and seed by seed both starts, without and with the teacher."""
+        """Train what is not in the results yet: first what chooses the learning rate, then seed by
+        seed and size by size both starts, without and with the teacher."""
         study = self.study
         for start in STARTS:
             for rate in study.learning_rates:
                 self.train(study.sizes[0], start, rate, study.choice_seed, BASELINE)
-        rates = chosen_rates(self.rows(), study)
-        for size in study.sizes:
-            for seed in study.seeds:
+        rate = chosen_rate(self.rows(), study)
+        for seed in study.seeds:
+            for size in study.sizes:
                 for start in STARTS:
                     for role in ROLES:
-                        self.train(size, start, rates[start], seed, role)
+                        self.train(size, start, rate, seed, role)
 
 
-def chosen_rates(rows: pd.DataFrame, study: Study) -> dict[str, float]:
-    """For each start the learning rate whose baseline was best on validation."""
+def chosen_rate(rows: pd.DataFrame, study: Study) -> float:
+    """The learning rate whose baselines were best on validation, in the mean over the starts."""
     choosing = rows[rows.index.get_level_values("seed") == study.choice_seed]
-    best = choosing.groupby("start")[VALIDATION].idxmax()
-    return {
-        start: dict(zip(KEY, best[start], strict=True))["learning_rate"] for start in best.index
-    }
+    return float(choosing.groupby("learning_rate")[VALIDATION].mean().idxmax())
 
 
 # Tables.
