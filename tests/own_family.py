@@ -48,7 +48,7 @@ def problem_of_family(code: str, options: Mapping[str, object] = {}, **others: s
 @contextmanager
 def families_here(**code: str) -> Iterator[None]:
     """Take the files of the current folder's pipeline/networks/, too, with this code by name."""
-    shipped = params.FAMILIES
+    shipped, here = params.FAMILIES, Path.cwd()
     folder = Path("pipeline/networks").absolute()
     folder.mkdir(parents=True, exist_ok=True)
     for path in shipped.glob("*.py"):  # so that params.yaml may name them
@@ -61,8 +61,10 @@ def families_here(**code: str) -> Iterator[None]:
         patch.syspath_prepend(Path.cwd())  # as `python -m` does
         patch.setattr(params, "FAMILIES", folder)
         patch.setattr(pipeline.networks, "__path__", [str(shipped), str(folder)])
+        before = set(sys.modules)
         try:
             yield
         finally:
-            for name in code:
-                sys.modules.pop(f"pipeline.networks.{name}", None)
+            for name in set(sys.modules) - before:
+                if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(here):
+                    del sys.modules[name]

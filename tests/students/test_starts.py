@@ -58,7 +58,7 @@ def state(project) -> dict:
 def foreign(state) -> Path:
     """The same weights, saved elsewhere."""
     path = Path("models/imported/mine.pth")
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"model": state, "epoch": 3}, path)
     return path
 
@@ -147,7 +147,7 @@ def test_a_smaller_network_takes_the_layers_that_fit_of_a_larger_one(project, ki
     """And a larger one those of a smaller one; the others are new."""
     larger = initial("scratch", "resnet20")
     path = Path("models/imported/larger")
-    path.mkdir(parents=True)
+    path.mkdir(parents=True, exist_ok=True)
     checkpoint.save(path, larger.network, larger.spec)
     if kind == "checkpoint":
         path = Path("models/imported/larger.pth")
