@@ -55,7 +55,7 @@ def _kind_of_start(value: Any) -> str:
 
 
 #: What a student's network starts from.
-Start = Annotated[
+InitialWeights = Annotated[
     Annotated[Literal["scratch", "pretrained"], Tag("name")] | Annotated[WeightsFile, Tag("file")],
     Discriminator(_kind_of_start),
     BeforeValidator(_known_start),
@@ -66,7 +66,7 @@ class NetworkParams(Section):
     """`network: NAME`, or a mapping of the name and more."""
 
     name: str = Field(min_length=1)
-    weights: Start = "scratch"  # of a student and its baseline; a teacher has `teacher.weights`
+    weights: InitialWeights = "scratch"  # of students; a teacher has `teacher.weights`
     options: dict[str, Any] = Field(default={})  # passed to the family's `build`
     # pixels; default: the images'
     input_size: int | None = Field(default=None, ge=8, le=LARGEST_INPUT)

@@ -125,7 +125,7 @@ def test_a_checkpoint_gets_a_new_last_layer_for_another_number_of_classes(projec
         assert start.start.text == "models/imported/mine.pth, new last layer"
         assert equal(start, state, "(?!fc)")
         assert not any("taken as" in remark for remark in start.remarks)
-        torch.manual_seed(PARAMS["training"]["seed"])  # what is new is drawn as from scratch
+        # What is new is drawn as from scratch.
         assert torch.equal(
             start.network.fc.weight, initial("scratch", dataset=images).network.fc.weight
         )
