@@ -89,7 +89,7 @@ def check_dataset_root() -> None:
     """Check that the root exists, is outside the folders that stages write, and has the layout of
     its source. Reads no image."""
     dataset = load_section(DatasetParams, "dataset")
-    if dataset.source == "digits":
+    if dataset.source == "mnist_5k":
         return
     root, expected = Path(dataset.root), "a folder or an archive"
     if dataset.source == "torchvision":

@@ -12,13 +12,14 @@ from pathlib import Path
 
 from pipeline.data.prepared.dataset import DatasetDescription
 from pipeline.data.sources.data_quality import find_duplicates, findings
-from pipeline.data.sources.digits import digits
 from pipeline.data.sources.image_folder import image_folder
 from pipeline.data.sources.image_reading import LISTED
+from pipeline.data.sources.mnist_5k import mnist_5k
 from pipeline.data.sources.near_copies import Sketches, find_near_copies
 from pipeline.data.sources.packing import UNREADABLE_LIST, pack
 from pipeline.data.sources.params import DatasetParams
 from pipeline.data.sources.pixel_ranges import PixelRanges
+from pipeline.data.sources.splits import hide_labels
 from pipeline.data.sources.torchvision_datasets import torchvision_set
 from pipeline.runtime.errors import counted
 from pipeline.runtime.files import atomic_directory, write_json
@@ -28,7 +29,7 @@ from pipeline.runtime.params import load_section
 from pipeline.runtime.stage_inputs import StageInputs
 
 SCRATCH = Path(".scratch/prepare")  # holds only its lock
-SOURCES = {"digits": digits, "image_folder": image_folder, "torchvision": torchvision_set}
+SOURCES = {"mnist_5k": mnist_5k, "image_folder": image_folder, "torchvision": torchvision_set}
 
 
 def write_dataset(params: DatasetParams, directory: Path) -> DatasetDescription:
@@ -36,7 +37,8 @@ def write_dataset(params: DatasetParams, directory: Path) -> DatasetDescription:
     source = SOURCES[params.source](params)
     ranges = PixelRanges(params, source.samples.ids)
     sketches = Sketches(len(source.samples.ids))
-    source = replace(source, images=sketches.watch(ranges.watch(source.images)))
+    samples = hide_labels(source.samples, params)
+    source = replace(source, samples=samples, images=sketches.watch(ranges.watch(source.images)))
     packed = pack(source, params, directory)
     source = replace(source, samples=packed.samples)
     duplicates = find_duplicates(packed.samples, packed.digests)

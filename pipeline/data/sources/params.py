@@ -14,9 +14,9 @@ Quality = Annotated[int, Field(ge=1, le=100)]
 class DatasetParams(Section):
     """Which dataset `prepare` reads, and how it is packed and split."""
 
-    source: Literal["digits", "image_folder", "torchvision"]
+    source: Literal["mnist_5k", "image_folder", "torchvision"]
     # image_folder: a folder or an archive (.tar, .tar.gz, .zip); torchvision: the folder that holds
-    # the dataset or receives the download; digits: unused
+    # the dataset or receives the download; mnist_5k: unused
     root: str
     name: str | None = None  # torchvision: required, the dataset's class in torchvision.datasets
     # pixels: images become arrays, squares of `image_size`. encoded: they stay image files, keep
@@ -34,6 +34,8 @@ class DatasetParams(Section):
     # If the source lacks the split: the share of each class's training samples that it takes.
     validation_fraction: float = Field(gt=0, lt=1)
     test_fraction: float = Field(gt=0, lt=1)
+    # How many training images of each class keep their label, at most. The others lose it.
+    labels_per_class: int | None = Field(default=None, ge=1)
     split_seed: int = Field(ge=0, lt=2**63)
 
     @model_validator(mode="after")

@@ -58,10 +58,7 @@ def split_off(samples: SampleTable, params: DatasetParams) -> SampleTable:
     if not lacking:
         return samples
     splits = samples.splits.copy()
-    labelled = np.flatnonzero((samples.splits == TRAIN) & (samples.labels != UNLABELLED))
-    labelled = labelled[np.argsort(samples.labels[labelled], kind="stable")]
-    starts = np.flatnonzero(np.diff(samples.labels[labelled])) + 1
-    for members in np.split(labelled, starts):
+    for members in _labelled_by_class(samples):
         if len(members) <= len(lacking):
             raise UserError(
                 f"the class of `{samples.ids[members[0]]}` has "
@@ -69,11 +66,33 @@ def split_off(samples: SampleTable, params: DatasetParams) -> SampleTable:
                 f"{len(lacking) + 1}, for training and to split off "
                 f"{' and '.join(SPLITS[split] for split in lacking)}."
             )
-        ranked = iter(sorted(members, key=lambda n: _rank(params.split_seed, samples.ids[n])))
+        ranked = iter(_ranked(members, samples, params))
         for split in lacking:
             count = max(1, round(shares[split] * len(members)))
             splits[list(islice(ranked, count))] = split
     return replace(samples, splits=splits)
+
+
+def hide_labels(samples: SampleTable, params: DatasetParams) -> SampleTable:
+    """Leave `labels_per_class` labelled training samples of each class, those with the smallest
+    hashes; the others become unlabelled."""
+    labels = samples.labels.copy()
+    if params.labels_per_class is not None:
+        for members in _labelled_by_class(samples):
+            labels[_ranked(members, samples, params)[params.labels_per_class :]] = UNLABELLED
+    return replace(samples, labels=labels)
+
+
+def _labelled_by_class(samples: SampleTable) -> list[np.ndarray]:
+    """The numbers of each class's labelled training samples."""
+    labelled = np.flatnonzero((samples.splits == TRAIN) & (samples.labels != UNLABELLED))
+    labelled = labelled[np.argsort(samples.labels[labelled], kind="stable")]
+    return np.split(labelled, np.flatnonzero(np.diff(samples.labels[labelled])) + 1)
+
+
+def _ranked(members: np.ndarray, samples: SampleTable, params: DatasetParams) -> list[int]:
+    """Sample numbers in the order of the hashes of (seed, sample id)."""
+    return sorted(members, key=lambda n: _rank(params.split_seed, samples.ids[n]))
 
 
 def _rank(seed: int, sample_id: str) -> tuple[int, str]:

@@ -131,11 +131,6 @@ def test_statistics_equal_those_of_the_same_images_stored_as_pixels(folder):
     assert encoded.fingerprint != pixels.fingerprint
 
 
-def test_the_digits_can_be_encoded(folder):
-    dataset = prepare(source="digits", quality=75)
-    assert sum(len(split) for split in dataset.splits.values()) == 1797
-
-
 def test_a_file_of_another_length_is_refused_on_opening(encoded_project):
     path = PREPARED / "train_images.bin"
     content = path.read_bytes()

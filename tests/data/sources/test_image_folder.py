@@ -1,4 +1,4 @@
-"""Sources `digits` and `image_folder`, packed as pixels."""
+"""Sources `mnist_5k` and `image_folder`, packed as pixels."""
 
 import io
 import shutil
@@ -19,15 +19,30 @@ from pipeline.data.sources.packing import Statistics
 from pipeline.runtime.errors import UserError
 
 
-def test_all_digits_are_packed_with_their_classes(folder):
-    dataset = prepare(source="digits", image_size=32, validation_fraction=0.1)
-    assert sum(len(split) for split in dataset.splits.values()) == 1797
+def test_the_embedded_digits_are_of_equal_classes_and_have_no_near_copies(folder, capsys):
+    shares = {"validation_fraction": 0.1, "test_fraction": 0.4}
+    dataset = prepare(
+        source="mnist_5k", image_size=28, labels_per_class=100, split_seed=2, **shares
+    )
     assert list(dataset.class_names) == [str(digit) for digit in range(10)]
-    for split in dataset.splits.values():
-        assert split.images.shape == (len(split), 3, 32, 32)
-        shares = np.bincount(split.labels, minlength=10) / len(split)
-        assert shares.min() > 0.09
-        assert shares.max() < 0.11
+    counts = {"train": [1500] + 10 * [100], "validation": [0] + 10 * [50], "test": [0] + 10 * [200]}
+    for name, split in dataset.splits.items():
+        assert np.bincount(split.labels + 1).tolist() == counts[name]
+        assert split.images.shape == (len(split), 3, 28, 28)
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_hidden_labels_leave_the_splits_and_the_images_as_they_were(folder):
+    write_images(folder / "images", per_class=20)
+    whole, hidden = prepare(), prepare(labels_per_class=5)
+    for name, split in hidden.splits.items():
+        assert split.sample_ids == whole.splits[name].sample_ids
+        np.testing.assert_array_equal(split.images, whole.splits[name].images)
+        kept = split.labels >= 0
+        np.testing.assert_array_equal(split.labels[kept], whole.splits[name].labels[kept])
+        assert kept.all() or name == "train"
+    assert np.bincount(hidden.splits["train"].labels + 1).tolist() == [21, 5, 5, 5]
+    assert hidden.fingerprint != whole.fingerprint
 
 
 def test_split_off_samples_are_stratified_seeded_and_disjoint(folder):

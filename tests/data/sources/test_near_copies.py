@@ -83,12 +83,6 @@ def test_equal_files_are_told_once_as_duplicates(folder):
     assert near_copies().keys() == {"across_splits"}
 
 
-def test_the_embedded_digits_have_none(folder, capsys):
-    prepare(source="digits", image_size=32, validation_fraction=0.1)
-    assert near_copies() is None
-    assert "warning" not in capsys.readouterr().out
-
-
 def table(*arrays: list[np.ndarray]) -> tuple[SampleTable, np.ndarray, np.ndarray]:
     """Samples of the three splits, their sketches, and digests that all differ."""
     splits = np.repeat([TRAIN, VALIDATION, TEST], [len(images) for images in arrays])
