@@ -82,11 +82,14 @@ def _forecast(stage: Stage, written: dict[PurePosixPath, _Written]) -> Forecast:
             forecast.outcome = "restored"
             outs = {PurePosixPath(out["path"]): out["md5"] for out in entry["outs"]}
     elif lost := [out for out in stage.outs if out.status()]:
-        outs = {_path(out): out.hash_info.value for out in stage.outs}
-        forecast.outcome = "restored"
         if not _is_cached(stage, to_single_stage_lockfile(stage)):
-            forecast.outcome, outs = "runs", {}
+            forecast.outcome = "runs"
             forecast.lost = [str(_path(out)) for out in lost]
+        elif forecast.waits_for:
+            forecast.outcome = "may run"
+        else:
+            forecast.outcome = "restored"
+            outs = {_path(out): out.hash_info.value for out in stage.outs}
     elif forecast.waits_for:
         forecast.outcome = "may run"
     else:

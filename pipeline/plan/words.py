@@ -28,27 +28,47 @@ def lines(
     for forecast in forecasts:
         by_outcome.setdefault(forecast.outcome, []).append(forecast)
     runs, may_run = by_outcome.get("runs", []), by_outcome.get("may run", [])
-    if not runs and not may_run and "restored" not in by_outcome:
-        yield f"Nothing runs: all {counted(len(forecasts), 'stage')} are up to date."
+    restored, current = by_outcome.get("restored", []), by_outcome.get("up to date", [])
+    if len(current) == len(forecasts):
+        yield f"Nothing runs: {counted(len(current), 'stage is', 'stages are')} up to date."
         return
     yield from _teacher_lines(forecasts, teacher, num_views, split_sizes)
-    yield _trained("student", runs, "No student is trained.")
-    if baselines := _trained("baseline", runs):
-        yield baselines
-    others = [forecast for forecast in runs if not _is_training(forecast)]
-    if others:
-        yield f"{_verb(others, 'runs', 'run')}: {stage_list(others)}."
-    for forecast in runs:
-        if forecast.missing:
-            named = ", ".join(f"`{path}`" for path in forecast.missing)
-            yield f"`{forecast.stage}` cannot run without {named}, which is not here."
-    if may_run := [forecast for forecast in may_run if forecast.stage not in TEACHER]:
-        yield f"After these, only if what they read changes: {stage_list(may_run)}."
-    if restored := by_outcome.get("restored"):
-        yield f"Restored from DVC's cache, without a run: {stage_list(restored)}."
-    if current := by_outcome.get("up to date"):
+    yield from _training_lines(runs, may_run)
+    if others := [forecast for forecast in runs if not _has_own_line(forecast)]:
+        yield f"{counted(len(others), 'other stage runs', 'other stages run')}: {names(others)}."
+    if others := [forecast for forecast in may_run if not _has_own_line(forecast)]:
+        yield f"After these, only if what they read changes: {names(others)}."
+    if restored:
+        yield f"Restored from DVC's cache, without a run: {names(restored)}."
+    if current:
         yield f"{counted(len(current), 'stage is', 'stages are')} up to date."
+    for forecast in runs:
+        for path in forecast.missing:
+            yield f"`{forecast.stage}` cannot run: `{path}` is missing."
     yield from _reasons(runs, has_remote)
+
+
+def _has_own_line(forecast: Forecast) -> bool:
+    return forecast.stage in TEACHER or forecast.stage.startswith(("student@", "baseline@"))
+
+
+def _training_lines(runs: Sequence[Forecast], may_run: Sequence[Forecast]) -> Iterator[str]:
+    """Which students and baselines are trained, and which may be."""
+    for kind in ("student", "baseline"):
+        certain, possible = _of_kind(kind, runs), _of_kind(kind, may_run)
+        if certain:
+            are = counted(len(certain), f"{kind} is", f"{kind}s are")
+            yield f"{are} trained: {', '.join(certain)}."
+        if possible:
+            are = counted(len(possible), f"{kind} is", f"{kind}s are")
+            yield f"Up to {are} trained, if what they read changes: {', '.join(possible)}."
+        if kind == "student" and not certain and not possible:
+            yield "No student is trained."
+
+
+def _of_kind(kind: str, forecasts: Sequence[Forecast]) -> list[str]:
+    parts = (forecast.stage.partition("@") for forecast in forecasts)
+    return [name for stage, _, name in parts if stage == kind]
 
 
 def _teacher_lines(
@@ -58,23 +78,24 @@ def _teacher_lines(
     split_sizes: Mapping[str, int] | None,
 ) -> Iterator[str]:
     """Whether the teacher runs, why, and over how many images."""
-    outcomes = {forecast.stage: forecast.outcome for forecast in forecasts}
-    certain = [stage for stage in TEACHER if outcomes[stage] == "runs"]
-    possible = [stage for stage in TEACHER if outcomes[stage] == "may run"]
+    of_stage = {forecast.stage: forecast for forecast in forecasts}
+    certain = [of_stage[stage] for stage in TEACHER if of_stage[stage].outcome == "runs"]
+    possible = [of_stage[stage] for stage in TEACHER if of_stage[stage].outcome == "may run"]
     if not certain and not possible:
         yield "The teacher does not run."
         return
     if certain:
-        yield f"THE TEACHER RUNS, in {' and '.join(f'`{stage}`' for stage in certain)}."
+        reasons = dict.fromkeys(reason for stage in certain for reason in _reasons_of(stage))
+        yield f"The teacher runs: {'; '.join(reasons)}."
     else:
-        reads = next(forecast for forecast in forecasts if forecast.stage == possible[0])
-        first = " or ".join(f"`{stage}`" for stage in reads.waits_for)
-        yield f"THE TEACHER MAY RUN: if {first} writes other bytes than before."
-    for stage in [*certain, *possible]:
-        after = " (only if what it reads changes)" if stage in possible and certain else ""
-        yield f"  {stage}{after}: {_work(stage, teacher, num_views, split_sizes)}"
-    if outcomes["prepare"] in ("runs", "may run") and split_sizes:
-        yield "  These are the images of data/prepared as they are now; `prepare` runs first."
+        first = " or ".join(f"`{stage}`" for stage in possible[0].waits_for)
+        yield f"The teacher may run: only if {first} writes other bytes than before."
+    for forecast in (*certain, *possible):
+        only = ", if what it reads changes" if certain and forecast in possible else ""
+        work = _work(forecast.stage, teacher, num_views, split_sizes)
+        yield f"  {forecast.stage}{only}: {work}"
+    if split_sizes and of_stage["prepare"].outcome in ("runs", "may run"):
+        yield "  (These are the images of data/prepared now; `prepare` runs first.)"
 
 
 def _work(
@@ -97,46 +118,36 @@ def _work(
     return f"trains for {'up to ' if teacher.weights == 'pretrained' else ''}{epochs} on {train}."
 
 
-def _is_training(forecast: Forecast) -> bool:
-    return forecast.stage.startswith(("student@", "baseline@"))
-
-
-def _trained(kind: str, forecasts: Sequence[Forecast], otherwise: str = "") -> str:
-    names = [f.stage.partition("@")[2] for f in forecasts if f.stage.startswith(f"{kind}@")]
-    if not names:
-        return otherwise
-    are = "is" if len(names) == 1 else "are"
-    return f"{counted(len(names), kind)} {are} trained: {', '.join(names)}."
-
-
-def _verb(items: Sequence, one: str, several: str) -> str:
-    return f"{counted(len(items), 'other stage')} {one if len(items) == 1 else several}"
-
-
-def stage_list(forecasts: Sequence[Forecast]) -> str:
-    """Name the stages, those of several students together: `export@a, b`, `speed`."""
-    names: dict[str, list[str]] = {}
+def names(forecasts: Sequence[Forecast]) -> str:
+    """Name the stages, those of several students together: `export@small, second; speed`."""
+    students: dict[str, list[str]] = {}
     for forecast in forecasts:
         stage, _, student = forecast.stage.partition("@")
-        names.setdefault(stage, []).extend([student] if student else [])
+        students.setdefault(stage, []).extend([student] if student else [])
     return "; ".join(
-        f"{stage}@{', '.join(students)}" if students else stage for stage, students in names.items()
+        f"{stage}@{', '.join(of_stage)}" if of_stage else stage
+        for stage, of_stage in students.items()
     )
+
+
+_LOST = "results are neither here nor in DVC's cache"
+
+
+def _reasons_of(forecast: Forecast) -> list[str]:
+    missing = [f"`{path}` is missing" for path in forecast.missing]
+    return [*forecast.reasons, *missing, *([_LOST] if forecast.lost else [])]
 
 
 def _reasons(forecasts: Sequence[Forecast], has_remote: bool) -> Iterator[str]:
     """Each reason with the stages that have it, in the order of the stages."""
     stages: dict[str, list[Forecast]] = {}
     for forecast in forecasts:
-        for reason in forecast.reasons:
+        for reason in _reasons_of(forecast):
             stages.setdefault(reason, []).append(forecast)
-    lost = [forecast for forecast in forecasts if forecast.lost]
-    if not stages and not lost:
+    if not stages:
         return
     yield "Why:"
     for reason, of_reason in stages.items():
-        yield f"  {reason}: {stage_list(of_reason)}"
-    if lost:
-        yield f"  results are neither here nor in DVC's cache: {stage_list(lost)}"
-        if has_remote:
-            yield "  `dvc pull --allow-missing` fetches those that the remote has."
+        yield f"  {reason}: {names(of_reason)}"
+    if _LOST in stages and has_remote:
+        yield "  `dvc pull --allow-missing` fetches those that the remote has."
