@@ -1,5 +1,7 @@
 # make repro           set up, check the parameters, run the pipeline
 # make students JOBS=2 the same, with JOBS students and baselines trained at once
+# make plan            say what `make repro` would run, and why; run nothing
+# make clean-outputs   delete the results of students that params.yaml no longer defines
 # make test            set up, run the tests
 # make lint            set up, check format and style
 
@@ -8,7 +10,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 READY := .venv/.ready
 JOBS ?= 2
 
-.PHONY: setup repro students test lint
+.PHONY: setup repro students plan clean-outputs test lint
 
 setup: $(READY)
 
@@ -39,6 +41,12 @@ students: $(READY)
 	python -m pipeline.commands.check
 	python -m pipeline.commands.train_students --jobs '$(JOBS)'
 	@python -m pipeline.stages.compare --show
+
+plan: $(READY)
+	@python -m pipeline.commands.plan
+
+clean-outputs: $(READY)
+	@python -m pipeline.commands.remove_results --remove
 
 # Run files in the order of their names. By default xdist starts with files of many tests, and at the
 # end one worker is left with the few longest.

@@ -1,5 +1,7 @@
 """A clone of this project with a small dataset, for real `dvc repro`."""
 
+import contextlib
+import io
 import os
 import re
 import shutil
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import PARAMS, built_once, clone_into, finish_clone, write_params
+from conftest import PARAMS, built_once, clone_into, finish_clone, run_module, write_params
 from dvc.repo import Repo
 
 
@@ -104,6 +106,17 @@ class Clone:
             patch.chdir(self.root)
             with Repo() as repo:
                 return set(repo.status())
+
+    def plan(self) -> str:
+        """What `make plan` prints, without a process."""
+        write_params(self.root, self.params)
+        printed = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+            for name, value in self._environment().items():
+                patch.setenv(name, value)
+            patch.chdir(self.root)
+            run_module("pipeline.commands.plan")
+        return printed.getvalue()
 
     def commit(self, message: str) -> None:
         identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]

@@ -30,11 +30,29 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     return committed(tmp_path_factory)
 
 
-def test_a_new_clone_runs_every_stage(tmp_path):
-    assert cloned(tmp_path).invalidated() == {
+def test_a_new_clone_runs_every_stage_and_the_plan_names_the_teacher_first(tmp_path):
+    clone = cloned(tmp_path)
+    assert clone.invalidated() == {
         *("prepare", "teacher", "soft_targets", "robustness_teacher", "speed", "compare"),
         *(*TRAININGS, "int8_training@small", "robustness@small", *EXPORTS),
     }
+    shutil.rmtree(tmp_path / "images")
+    assert clone.plan().splitlines() == [
+        "The teacher runs: it has never run.",
+        "  teacher: trains for 6 epochs on every training image.",
+        "  soft_targets: up to 3 views of every training image, and every held-out image once. "
+        "Views that are in .scratch are not computed again.",
+        "1 student is trained: small.",
+        "1 baseline is trained: small.",
+        "8 other stages run: prepare; export_teacher; int8_training@small; export@small; "
+        "robustness_teacher; robustness@small; speed; compare.",
+        "`prepare` cannot run: `images` is missing.",
+        "Why:",
+        "  it has never run: prepare; teacher; soft_targets; baseline@small; student@small; "
+        "export_teacher; int8_training@small; export@small; robustness_teacher; "
+        "robustness@small; speed; compare",
+        "  `images` is missing: prepare",
+    ]
 
 
 def test_parallel_trainings_give_the_lock_and_the_bytes_of_sequential_ones(clone):
@@ -94,9 +112,26 @@ LOSS = "pipeline/distillation/losses.py"
 def test_an_edit_runs_what_depends_on_it_and_nothing_else(clone):
     set_param("students", "small", "distillation", value={"temperature": 2.0})(clone)
     assert clone.invalidated() == {*DISTILLED, "export@small", *CLOCKED}
+    changed = "`students.small.distillation.temperature`"
+    assert clone.plan().splitlines() == [
+        "The teacher does not run.",
+        "1 student is trained: small.",
+        "4 other stages run: int8_training@small; export@small; speed; compare.",
+        "After these, only if what they read changes: robustness@small.",
+        "6 stages are up to date.",
+        "Why:",
+        f"  {changed} is new: student@small; int8_training@small; export@small; speed; compare",
+    ]
     assert clone.repro("student@small") == {"student@small"}
     assert clone.invalidated() == {"int8_training@small", "export@small", *CLOCKED}
     set_param("students", "small", "distillation", value={})(clone)
+    assert clone.plan().splitlines() == [
+        "The teacher does not run.",
+        "No student is trained.",
+        "After these, only if what they read changes: speed; compare.",
+        "Restored from DVC's cache, without a run: student@small.",
+        "9 stages are up to date.",
+    ]
     assert clone.repro("student@small") == set()
     assert "student@small" in clone.restored
     assert clone.invalidated() == set()
@@ -191,6 +226,51 @@ def test_an_edit_of_a_parameter_invalidates_the_stages_that_read_it(clone):
         assert clone.invalidated() - CLOCKED == stages, keys
     clone.params = before
     assert clone.invalidated() == set()
+
+
+#: A changed parameter, and what the plan says of it.
+PLANS = {
+    ("teacher", "training", "seed"): (
+        9,
+        [
+            "The teacher runs: `teacher.training.seed`: 1 -> 9.",
+            "  teacher: trains for 6 epochs on 36 training images.",
+            "  soft_targets, if what it reads changes: up to 3 views of 36 training images, and 24 "
+            "held-out images once: 132 passes. Views that are in .scratch are not computed again.",
+            "Up to 1 student is trained, if what they read changes: small.",
+        ],
+    ),
+    ("dataset", "split_seed"): (
+        9,
+        ["The teacher may run: only if `prepare` writes other bytes than before."],
+    ),
+    ("students", "second"): (
+        PARAMS["students"]["small"],
+        [
+            "The teacher does not run.",
+            "1 student is trained: second.",
+            "1 baseline is trained: second.",
+            "5 other stages run: int8_training@second; export@second; robustness@second; speed; "
+            "compare.",
+            "10 stages are up to date.",
+            "Why:",
+            "  it has never run: baseline@second; student@second; int8_training@second; "
+            "export@second; robustness@second",
+            "  `students.second` is new: speed; compare",
+        ],
+    ),
+}
+
+
+def test_the_plan_says_what_a_change_will_run_and_why_and_the_teacher_first(clone):
+    assert clone.plan() == "Nothing runs: 12 stages are up to date.\n"
+    before = clone.params
+    for keys, (value, said) in PLANS.items():
+        clone.params = deepcopy(before)
+        set_param(*keys, value=value)(clone)
+        assert clone.plan().splitlines()[: len(said)] == said, keys
+    clone.params = before
+    write_params(clone.root, before)
 
 
 def test_lost_outputs_are_restored_without_running(clone):

@@ -67,6 +67,7 @@ MAY_IMPORT = {
     "comparison/report": {*DATA, "comparison", "comparison/measurement"},
     "export": {*MODELS, "data/sources", "comparison/measurement", "export/running"},
     "export/running": {*DATA, "data/sources", "models", "views"},
+    "plan": {*GROUND, "teacher"},  # the teacher's parameters
     "int8_training": {
         *(*MODELS, "training", "students", "distillation", "store/format", "store/reading"),
         "export",  # its parameters
