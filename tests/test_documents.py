@@ -153,8 +153,7 @@ def test_the_readme_shows_the_table_of_the_committed_run():
     figures = Figures.model_validate_json(committed("metrics/comparison.json"))
     speeds = Speeds.model_validate_json(committed("metrics/speed.json"))
     text = console_text(figures, decision_card(figures, speeds.settings))
-    shown = "\n".join(f"    {line}" for line in text.splitlines())
-    assert shown in README
+    assert f"```text\n{text}\n```" in README
 
 
 def test_the_page_on_comparing_gives_every_corruptions_strengths():
@@ -169,10 +168,19 @@ def test_the_page_on_comparing_gives_every_corruptions_strengths():
 PAGES = (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md"))
 
 
-def test_files_that_the_documents_link_to_exist():
+def anchors(page: Path) -> set[str]:
+    """The anchors of the page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_files_and_headings_that_the_documents_link_to_exist():
     for path in PAGES:
-        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text("utf-8")):
-            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+        links = re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", path.read_text("utf-8"))
+        for target, anchor in links:
+            page = path.parent / target if target else path
+            assert page.exists(), f"{path.name} links to {target}"
+            assert not anchor or anchor in anchors(page), f"{path.name} links to {target}#{anchor}"
 
 
 def test_commands_and_files_of_code_that_the_documents_name_exist():
