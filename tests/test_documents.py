@@ -15,6 +15,7 @@ import torchvision
 import yaml
 from conftest import run_stage, write_params
 from import_closure import ROOT
+from PIL import Image
 from pydantic_core import PydanticUndefined
 from safetensors.torch import save_file
 
@@ -253,3 +254,22 @@ def test_prepare_reads_the_archive_of_the_cifar_example(project):
         number = int(sample_id.split("/")[-1].removesuffix(".png"))
         assert np.array_equal(pixels, images[number].transpose(2, 0, 1))
         assert label == labels[number]
+
+
+@pytest.mark.parametrize("storage", ["exported", "encoded_project"])
+def test_the_example_writes_test_images_as_predict_reads_them(
+    storage, request, tmp_path, monkeypatch
+):
+    request.getfixturevalue(storage)
+    monkeypatch.setattr(sys, "argv", ["write_test_images", str(tmp_path / "samples"), "3"])
+    example_module("write_test_images").main()
+    dataset, files = open_dataset(), sorted((tmp_path / "samples").iterdir())
+    test = dataset.splits["test"]
+    names = [dataset.class_names[label] for label in test.labels[:3]]
+    assert [path.stem for path in files] == [f"{n}_{name}" for n, name in enumerate(names)]
+    for sample, path in enumerate(files):
+        if dataset.encoded:
+            assert path.read_bytes() == test.content(sample)
+        else:
+            pixels = np.array(Image.open(path)).transpose(2, 0, 1)
+            assert np.array_equal(pixels, test.images[sample])
