@@ -281,15 +281,16 @@ def test_lost_outputs_are_restored_without_running(clone):
     assert clone.outputs() == before
 
 
-def test_the_readmes_commands_on_metrics_and_plots_run(clone):
+def test_the_commands_of_the_page_on_metrics_and_plots_run(clone):
     """With `dvc metrics diff HEAD~1`, which lists what an edit changed by model and metric."""
     clone.commit("before")
     metrics = clone.root / "metrics/students/small.json"
     before = metrics.read_text("utf-8")
     metrics.write_text(json.dumps(json.loads(before) | {"test_nll": 0.5}), "utf-8")
     clone.commit("after")
-    readme = (ROOT / "README.md").read_text("utf-8")
-    commands = re.findall(r"^    dvc ((?:metrics|plots) .+?)(?:  +#.*)?$", readme, re.MULTILINE)
+    page = (ROOT / "docs/comparing.md").read_text("utf-8")
+    page = page.partition("\n## Metrics across commits\n")[2].partition("\n## ")[0]
+    commands = re.findall(r"^    dvc ((?:metrics|plots) .+?)(?:  +#.*)?$", page, re.MULTILINE)
     commands = [command.replace("resnet8", "small") for command in commands]
     for kind in ("students", "baselines"):  # of a student that was removed from params.yaml
         (clone.root / f"metrics/{kind}/removed.json").write_text('{"test_nll": 0.5}')

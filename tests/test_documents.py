@@ -15,6 +15,7 @@ import torchvision
 import yaml
 from conftest import run_stage, write_params
 from import_closure import ROOT
+from PIL import Image
 from pydantic_core import PydanticUndefined
 from safetensors.torch import save_file
 
@@ -153,8 +154,7 @@ def test_the_readme_shows_the_table_of_the_committed_run():
     figures = Figures.model_validate_json(committed("metrics/comparison.json"))
     speeds = Speeds.model_validate_json(committed("metrics/speed.json"))
     text = console_text(figures, decision_card(figures, speeds.settings))
-    shown = "\n".join(f"    {line}" for line in text.splitlines())
-    assert shown in README
+    assert f"```text\n{text}\n```" in README
 
 
 def test_the_page_on_comparing_gives_every_corruptions_strengths():
@@ -169,10 +169,19 @@ def test_the_page_on_comparing_gives_every_corruptions_strengths():
 PAGES = (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md"))
 
 
-def test_files_that_the_documents_link_to_exist():
+def anchors(page: Path) -> set[str]:
+    """The anchors of the page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_files_and_headings_that_the_documents_link_to_exist():
     for path in PAGES:
-        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text("utf-8")):
-            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+        links = re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", path.read_text("utf-8"))
+        for target, anchor in links:
+            page = path.parent / target if target else path
+            assert page.exists(), f"{path.name} links to {target}"
+            assert not anchor or anchor in anchors(page), f"{path.name} links to {target}#{anchor}"
 
 
 def test_commands_and_files_of_code_that_the_documents_name_exist():
@@ -245,3 +254,22 @@ def test_prepare_reads_the_archive_of_the_cifar_example(project):
         number = int(sample_id.split("/")[-1].removesuffix(".png"))
         assert np.array_equal(pixels, images[number].transpose(2, 0, 1))
         assert label == labels[number]
+
+
+@pytest.mark.parametrize("storage", ["exported", "encoded_project"])
+def test_the_example_writes_test_images_as_predict_reads_them(
+    storage, request, tmp_path, monkeypatch
+):
+    request.getfixturevalue(storage)
+    monkeypatch.setattr(sys, "argv", ["write_test_images", str(tmp_path / "samples"), "3"])
+    example_module("write_test_images").main()
+    dataset, files = open_dataset(), sorted((tmp_path / "samples").iterdir())
+    test = dataset.splits["test"]
+    names = [dataset.class_names[label] for label in test.labels[:3]]
+    assert [path.stem for path in files] == [f"{n}_{name}" for n, name in enumerate(names)]
+    for sample, path in enumerate(files):
+        if dataset.encoded:
+            assert path.read_bytes() == test.content(sample)
+        else:
+            pixels = np.array(Image.open(path)).transpose(2, 0, 1)
+            assert np.array_equal(pixels, test.images[sample])

@@ -99,12 +99,11 @@ def test_a_clone_trains_a_new_student_without_the_images_the_teacher_or_other_st
     assert not stages_run(repro(other, "compare").stdout)
 
 
-def test_the_readme_has_these_commands():
-    readme = (ROOT / "README.md").read_text("utf-8")
-    section = readme.partition("## Share the cache")[2].partition("\n## ")[0]
-    assert f"    {' '.join(FROM_THE_REMOTE)} student@" in section
-    assert "    dvc pull --allow-missing" in section
-    assert "    dvc push" in section
+def test_the_page_on_sharing_has_these_commands():
+    page = (ROOT / "docs/sharing.md").read_text("utf-8")
+    assert f"\n{' '.join(FROM_THE_REMOTE)} student@" in page
+    assert "\ndvc pull --allow-missing" in page
+    assert "\ndvc push" in page
 
 
 def flip(path: Path) -> None:

@@ -138,10 +138,10 @@ def test_another_process_writes_the_same_bytes_without_paths_of_this_machine(
 
 def test_the_readmes_program_classifies_and_the_page_names_all_metadata(exported):
     readme = (ROOT / "README.md").read_text("utf-8")
-    program = re.search(r"^    session = (?:.|\n    )+", readme, re.MULTILINE)[0]
+    program = re.search(r"^```python\n(session = (?:.|\n)+?)```", readme, re.MULTILINE)[1]
     images = np.array(open_dataset().splits["test"].images)
     names = {"json": json, "onnxruntime": onnxruntime, "images": images}
-    exec(re.sub(r"^    ", "", program, flags=re.MULTILINE).replace("resnet8", "small"), names)
+    exec(program.replace("resnet20", "small"), names)
     assert names["class_names"] == ["ant", "bee", "cat"]
     assert names["logits"].shape == (len(images), 3)
     page = (ROOT / "docs/exporting.md").read_text("utf-8")

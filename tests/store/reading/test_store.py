@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import pickle
 from pathlib import Path
-from textwrap import dedent
 
 import numpy as np
 import pytest
@@ -235,16 +234,16 @@ def test_a_student_trains_from_fewer_classes_with_the_tail_spread_or_in_a_bucket
     assert len(histories) == 2
 
 
-def test_the_code_of_the_readme_reads_the_store(project):
-    page = (ROOT / "README.md").read_text("utf-8")
-    code = page.partition("mapped into memory:\n\n")[2].partition("\n\n")[0]
+def test_the_code_of_the_page_on_the_store_reads_it(project):
+    page = (ROOT / "docs/store.md").read_text("utf-8")
+    code = page.partition("```python\n")[2].partition("```")[0]
     views = load_section(ViewsParams, "views")
     names = {
         **{"open_store": open_store, "open_dataset": open_dataset, "DataLoader": DataLoader},
         **{"view_params": views, "view": 1, "views": np.arange(5) % 3, "samples": np.arange(5)},
         "teacher_fingerprint": checkpoint.fingerprint(TEACHER.model, produced_by="-"),
     }
-    exec(dedent(code), names)
+    exec(code, names)
     assert names["store"].temperature == 4.0
     assert names["logits"].shape == (5, 3)
     assert len(names["loader"].dataset) == 3 * 36
