@@ -309,15 +309,11 @@ def test_the_commands_of_the_page_on_metrics_and_plots_run(clone):
     metrics.write_text(before, "utf-8")
 
 
-def test_dvc_shows_the_metrics_and_plots_of_every_model(clone):
+def test_dvc_shows_the_metrics_of_every_model(clone):
     metrics = json.loads(clone.dvc("metrics", "show", "--json"))[""]["data"]
     models = {f"metrics/{kind}/small.json" for kind in ("students", "baselines")}
     assert models | {"metrics/teacher.json", "metrics/comparison.json"} <= metrics.keys()
-    plots = json.loads(clone.dvc("plots", "show", "--json"))["data"]
-    curves = plots["metrics/training_curves.csv"][0]["content"]["data"]["values"]
-    assert {row["role"] for row in curves if row["student"] == "small"} == {"distilled", "baseline"}
-    models = plots["metrics/comparison.csv"][0]["content"]["data"]["values"]
-    assert {"teacher", "small"} <= {row["model"] for row in models}
+    assert "files" not in metrics["metrics/comparison.json"]["data"]  # rows of a plot
 
 
 def test_a_failing_student_is_named_and_does_not_stop_the_others(clone, tmp_path):

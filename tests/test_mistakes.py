@@ -1071,6 +1071,9 @@ MISTAKES |= {
     "a history changed": then(
         "compare", change_bytes, "metrics/history/students/small.csv", b"\n2,", b"\n999999999,"
     ),
+    "a history of a training that was killed": then(
+        "compare", change_bytes, "metrics/history/students/small.csv", b"True", b"False"
+    ),
     "a history of another training than the metrics": then(
         "compare", partial(change_json, "metrics/students/small.json", kept_epoch=9)
     ),

@@ -1,6 +1,6 @@
 """The comparison as figures for metrics/comparison.json and as tables for CSV files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self
 
 import numpy as np
@@ -15,6 +15,7 @@ from pipeline.comparison.starts import StartKind, different_starts
 from pipeline.runtime.outputs import Precision, Role
 from pipeline.runtime.validation import Record
 
+MOST_CLASSES = 20  # that a heat map or bars show one by one
 #: A share, nats or a difference, to 6 decimals.
 Figure = Annotated[float, AfterValidator(lambda value: round(value, 6))]
 
@@ -117,6 +118,20 @@ class DecisionFigures(FileFigures):
     start: str | None = None  # what its training started from; absent where not recorded
 
 
+class FileRow(Record):
+    """A network's file in the plot of accuracy against size."""
+
+    network: str  # the student's name; or "teacher"
+    role: Role
+    precision: Precision
+    accuracy: Figure
+    low: Figure  # of the accuracy's 95 % interval
+    high: Figure
+    size_bytes: int | None  # None for a teacher without a file
+    parameters: int | None
+    macs: int | None
+
+
 class Figures(Record):
     """metrics/comparison.json; keys that are absent are not written."""
 
@@ -127,6 +142,8 @@ class Figures(Record):
     #: The distilled students by the kind of their start; absent where all are of one kind.
     different_starts: Mapping[StartKind, list[str]] | None = None
     cache: CacheFigures | None = None  # absent for imported logits
+    #: For `dvc plots`. As a list it is no metric: `dvc metrics` and `dvc exp show` leave it out.
+    files: Sequence[FileRow] = ()
 
 
 def headline_figures(
@@ -144,7 +161,7 @@ def headline_figures(
     def of_model(model: ModelMetrics, record: type[Record]) -> dict[str, Any]:
         figures = {name: v for name, v in model.figures.items() if name in record.model_fields}
         if model.robust_accuracy is None:
-            del figures["robust_accuracy"]
+            figures.pop("robust_accuracy", None)
         return figures
 
     def of_student(name: str, gain: PairedDifference[ModelMetrics]) -> StudentFigures:
@@ -175,6 +192,9 @@ def headline_figures(
         students=students,
         **({"different_starts": kinds} if kinds else {}),
         **({} if economics is None else {"cache": economics.figures}),
+        files=[
+            FileRow(network=model.name, **of_model(model, FileRow)) for model in comparison.models
+        ],
     )
 
 
@@ -222,6 +242,34 @@ def models_table(comparison: Comparison) -> pd.DataFrame:
     table = pd.DataFrame(model.figures for model in comparison.models)
     integers = dict.fromkeys(COSTS, "Int64")  # nullable: a teacher without a network has none
     return table.rename(columns={"name": "model"}).astype(integers)
+
+
+def confused_pairs(labels: np.ndarray, decisions: np.ndarray) -> pd.Series:
+    """Count the wrong predictions by (label, prediction), the most frequent first."""
+    wrong = labels != decisions
+    pairs = pd.DataFrame({"label": labels[wrong], "decision": decisions[wrong]})
+    counts = pairs.groupby(["label", "decision"]).size()
+    return counts.sort_values(ascending=False, kind="stable")
+
+
+def confusion_table(comparison: Comparison) -> pd.DataFrame:
+    """Tabulate the label and the predicted class of test images, by the file to ship: a row per
+    image, as DVC's template `confusion` counts them.
+
+    Of more than MOST_CLASSES classes, the table has those of the most frequent wrong predictions,
+    and the images of which both are among them: the template draws every cell, and a browser ends
+    neither a million of them nor 50,000 rows in the page.
+    """
+    if comparison.decision is None:
+        return pd.DataFrame(columns=["actual", "predicted"])
+    labels, decisions = comparison.labels, comparison.decision.file.decisions
+    names = np.array(comparison.class_names)
+    if len(names) > MOST_CLASSES:
+        pairs = confused_pairs(labels, decisions).index
+        shown = list(dict.fromkeys(label for pair in pairs for label in pair))[:MOST_CLASSES]
+        kept = np.isin(labels, shown) & np.isin(decisions, shown)
+        labels, decisions = labels[kept], decisions[kept]
+    return pd.DataFrame({"actual": names[labels], "predicted": names[decisions]})
 
 
 def class_table(comparison: Comparison) -> pd.DataFrame:

@@ -96,6 +96,7 @@ class History(_Part):
     learning_rate: list[NonNegativeFloat]  # of the epoch's last step
     validation_accuracy: list[Annotated[float, Field(ge=0, le=1)]]
     validation_nll: list[NonNegativeFloat]
+    kept: list[bool]  # whether the epoch's weights are the network's
 
     @model_validator(mode="after")
     def _every_epoch(self) -> Self:
@@ -234,12 +235,12 @@ def read_training(outputs: ModelOutputs) -> Training:
 
 
 def read_training_curves(names: list[str]) -> pd.DataFrame:
-    """Read every epoch of the teacher, each student and each baseline, one a row, with `kept`:
-    whether it is the epoch whose weights were kept, as the training itself wrote it. A teacher that
-    was not trained has no row.
+    """Read every epoch of the teacher, each student and each baseline, one a row; none of a teacher
+    that was not trained.
 
     Raises:
-        UserError: a history is absent or damaged; names the command that writes it.
+        UserError: a history is absent or damaged, or of a training that has not finished; names the
+            command that writes it.
     """
     histories = {("teacher", TEACHER.role): _read_history(TEACHER)} | {
         (name, role): history
@@ -264,15 +265,20 @@ def _read_history(outputs: ModelOutputs) -> pd.DataFrame:
             "`validation_accuracy` from 0 to 1, and a finite `train_loss`, `learning_rate` and "
             f"`validation_nll`. {hint}"
         ) from None
-    if outputs == TEACHER:  # keeps its last epoch
-        return table.assign(kept=table["epoch"] == len(table))
-    kept = read_training(outputs).kept_epoch
-    if kept > len(table):
+    if outputs == TEACHER and table.empty:  # it was not trained
+        return table
+    if table["kept"].sum() != 1:
         raise UserError(
-            f"`{path}` has {counted(len(table), 'epoch')}, but `{outputs.metrics}` says that epoch "
-            f"{kept} was kept; expected both of one training. {hint}"
+            f"`{path}` is of a training that did not finish: it has "
+            f"{counted(len(table), 'epoch')}, and none of them is kept. {hint}"
         )
-    return table.assign(kept=table["epoch"] == kept)
+    kept = int(table["epoch"][table["kept"]].item())
+    if outputs != TEACHER and kept != (expected := read_training(outputs).kept_epoch):
+        raise UserError(
+            f"`{path}` says that epoch {kept} was kept, but `{outputs.metrics}` says epoch "
+            f"{expected}; expected both of one training. {hint}"
+        )
+    return table
 
 
 def read_store_index(dataset: Dataset) -> StoreIndex:

@@ -1,8 +1,9 @@
 """compare: what distillation gained and lost, each student beside its baseline and the teacher.
 
 Reads metrics, histories and predictions of the teacher and of each student in params.yaml, the
-networks' speed, the store's index and the test images. Writes metrics/comparison.json and .csv,
-metrics/training_curves.csv, and the report in reports/. Measured times go to reports/ alone.
+networks' speed, the store's index and the test images. Writes metrics/comparison.json, the report
+and its tables in reports/, and the file to ship in models/chosen/. Measured times go to reports/
+alone.
 """
 
 from pipeline.runtime.command import run_command
@@ -16,9 +17,16 @@ import numpy as np
 import pandas as pd
 
 from pipeline.comparison import results
+from pipeline.comparison.chosen_file import write_chosen
 from pipeline.comparison.compare import compare
 from pipeline.comparison.example_images import THUMBNAIL, clean_pixels, corrupted_examples
-from pipeline.comparison.figures import Figures, class_table, headline_figures, models_table
+from pipeline.comparison.figures import (
+    Figures,
+    class_table,
+    confusion_table,
+    headline_figures,
+    models_table,
+)
 from pipeline.comparison.measurement.latency import SPEED_FILE, this_machine
 from pipeline.comparison.measurement.predictions import HELD_OUT
 from pipeline.comparison.removed_students import removed_students_line
@@ -90,8 +98,10 @@ def main() -> None:
         write_bytes(folder / "index.html", page.encode())
         write_bytes(folder / "comparison.md", markdown(figures, comparison, costs).encode())
         write_table(folder / "class_accuracy.csv", class_table(comparison))
-    write_table(METRICS / "training_curves.csv", curves)
-    write_table(METRICS / "comparison.csv", models_table(comparison))
+        write_table(folder / "comparison.csv", models_table(comparison))
+        write_table(folder / "confusion.csv", confusion_table(comparison))
+        write_table(folder / "training_curves.csv", curves)
+    write_chosen(comparison.decision, comparison.models)
     write_json(METRICS / "comparison.json", figures.model_dump(exclude_unset=True))
     print_comparison(figures, decision_card(figures, costs.speed), names)
 

@@ -62,7 +62,15 @@ def make_teacher(group: ProcessGroup) -> None:
         resume = ResumeState(TEACHER.scratch, fingerprint(fields, device, group), group)
         with group.report_peer_failure():
             history = fit_teacher(
-                network, spec.input, dataset, params.training, device, group, resume, head
+                network,
+                spec.input,
+                dataset,
+                params.training,
+                device,
+                group,
+                resume,
+                head,
+                TEACHER.history if group.is_main else None,
             )
 
     logits = {}

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from pipeline.training.data_parallel import (
 )
 from pipeline.training.divergence import LossMonitor
 from pipeline.training.fine_tuning import FineTuning
+from pipeline.training.history import write_history
 from pipeline.training.optimisation import Optimisation, batches
 from pipeline.training.resume import ResumeState
 from pipeline.views.loader import Batch, EncodedViews, Views
@@ -87,10 +89,12 @@ def fit(
     group: ProcessGroup = SINGLE_PROCESS,
     resume: ResumeState | None = None,
     head: Collection[str] = frozenset(),
+    history_file: Path | None = None,
 ) -> TrainingResult:
     """Train in place. The network ends with the last epoch's weights, or with their average if
     `ema_decay` is set. `resume` keeps the state after each epoch; a later run continues from it.
-    `head`: names of the last layer's parameters, if `params.separates_head`.
+    `head`: names of the last layer's parameters, if `params.separates_head`. `history_file` is
+    written after each epoch, on the main process alone.
 
     Raises:
         UserError: the loss is no longer finite.
@@ -118,6 +122,8 @@ def fit(
         result = TrainingResult(**state["trained"])
         if group.is_main:
             print(f"  resumes after epoch {len(result.history)} of {params.epochs}", flush=True)
+        if history_file is not None:  # DVC has deleted it
+            write_history(history_file, result.history)
     log = EpochLog(params.epochs)
     for epoch in range(len(result.history) + 1, params.epochs + 1):
         order, passes = epoch_order(data.samples, length, params.seed, epoch)
@@ -162,14 +168,27 @@ def fit(
         if is_kept(params.keep, result.history, correct, result.best_correct):
             kept_state = copy.deepcopy(evaluated.state_dict())
             result = replace(result, kept_epoch=epoch, kept_state=kept_state)
-        if resume is not None:
-            state = {"network": network.state_dict(), "optimisation": optimisation.state_dict()}
-            resume.save({**state, "trained": vars(result)})
+        save_epoch(resume, history_file, network, optimisation, result)
         if group.is_main:
             log.line(epoch, **figures)
     if optimisation.evaluated is not network:
         network.load_state_dict(optimisation.evaluated.state_dict())
     return result
+
+
+def save_epoch(
+    resume: ResumeState | None,
+    history_file: Path | None,
+    network: nn.Module,
+    optimisation: Optimisation,
+    result: TrainingResult,
+) -> None:
+    """Keep the state after an epoch, then the history, which a run that resumes writes again."""
+    if resume is not None:
+        state = {"network": network.state_dict(), "optimisation": optimisation.state_dict()}
+        resume.save({**state, "trained": vars(result)})
+    if history_file is not None:
+        write_history(history_file, result.history)
 
 
 def train_step(

@@ -71,7 +71,10 @@ def train_and_write(
     lock = exclusive(outputs.scratch) if group.is_main else nullcontext()
     with lock, group.report_peer_failure():
         resume = ResumeState(outputs.scratch, fingerprint(fields, device, group), group)
-        result = fit(network, spec.input, data, loss, params, device, group, resume, initial.head)
+        history = outputs.history if group.is_main else None
+        result = fit(
+            network, spec.input, data, loss, params, device, group, resume, initial.head, history
+        )
         write_result(outputs, result, initial, data.dataset, inputs, device, group)
         resume.remove()
 
@@ -102,7 +105,7 @@ def write_result(
     write_predictions(
         outputs.predictions, inputs.params, validation=validation_logits, test=test_logits
     )
-    write_history(outputs.history, result.history)
+    write_history(outputs.history, result.history, result.kept_epoch)
     costs = NetworkCosts(
         **count_parameters_and_macs(network, spec.input),
         size_bytes=(outputs.model / WEIGHTS).stat().st_size,

@@ -2,6 +2,7 @@
 so that an edit of the students' loop never trains the teacher again."""
 
 from collections.abc import Collection
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from pipeline.training.data_parallel import (
 )
 from pipeline.training.divergence import LossMonitor
 from pipeline.training.fine_tuning import FineTuning
+from pipeline.training.history import write_history
 from pipeline.training.optimisation import Optimisation, batches
 from pipeline.training.resume import ResumeState
 from pipeline.views.loader import open_views
@@ -46,6 +48,7 @@ def fit_teacher(
     group: ProcessGroup = SINGLE_PROCESS,
     resume: ResumeState | None = None,
     head: Collection[str] = frozenset(),
+    history_file: Path | None = None,
 ) -> list[dict[str, float]]:
     """Train in place on the labels, with a fresh view of every labelled image in every epoch. The
     network ends with the last weights, or with their average if `ema_decay` is set.
@@ -53,6 +56,7 @@ def fit_teacher(
     Args:
         resume: keeps the state after each epoch, and continues from it; None keeps nothing.
         head: names of the last layer's parameters, if `params.separates_head`.
+        history_file: is written after each epoch, on the main process alone.
 
     Returns:
         The figures of each epoch, by the columns of `write_history`.
@@ -82,6 +86,8 @@ def fit_teacher(
         history = state["history"]
         if group.is_main:
             print(f"  resumes after epoch {len(history)} of {params.epochs}", flush=True)
+        if history_file is not None:  # DVC has deleted it
+            write_history(history_file, history)
     log = EpochLog(params.epochs)
     for epoch in range(len(history) + 1, params.epochs + 1):
         view = epoch - 1  # views are numbered from 0
@@ -133,6 +139,8 @@ def fit_teacher(
                     "history": history,
                 }
             )
+        if history_file is not None:
+            write_history(history_file, history)
         if group.is_main:
             log.line(epoch, **figures)
     if optimisation.evaluated is not network:

@@ -74,7 +74,7 @@ def write_teacher(
         labels = torch.from_numpy(dataset.splits[name].labels)
         metrics |= classification_metrics(logits[name], labels, name)
     write_predictions(TEACHER.predictions, inputs.params, **logits)
-    write_history(TEACHER.history, history)
+    write_history(TEACHER.history, history, kept_epoch=len(history))
     write_json(TEACHER.metrics, metrics | costs)
     print(f"  test accuracy {metrics['test_accuracy']:.4f}")
 

@@ -276,7 +276,7 @@ def test_the_pareto_front_holds_the_models_that_no_other_matches():
 
 
 def test_the_json_and_the_csv_follow_from_the_predictions(project):
-    comparison, table = read("metrics/comparison.json"), pd.read_csv("metrics/comparison.csv")
+    comparison, table = read("metrics/comparison.json"), pd.read_csv("reports/comparison.csv")
     labels = open_dataset().splits["test"].labels
     assert comparison["test_images"] == len(labels)
     assert list(table["role"]) == ["teacher", "distilled", "baseline"]
@@ -432,14 +432,15 @@ def test_equal_inputs_give_equal_bytes_and_results_of_a_removed_student_are_left
     assert {path: path.read_bytes() for path in outputs} == before
     line = "left out, because params.yaml no longer defines them: old. "
     assert line in capsys.readouterr().out
-    reports = {"class_accuracy.csv", "comparison.md", "index.html"}
+    tables = {f"{name}.csv" for name in ("class_accuracy", "comparison", "confusion")}
+    reports = {*tables, "training_curves.csv", "comparison.md", "index.html"}
     assert {path.name for path in Path("reports").iterdir()} == reports
 
 
 def test_the_kept_epoch_is_drawn_where_the_training_kept_it(project):
     """Not at the first best accuracy of the history, which training need not have kept."""
     path = Path("metrics/history/students/small.csv")
-    history = pd.read_csv(path).assign(validation_accuracy=[0.75, 0.5])
+    history = pd.read_csv(path).assign(validation_accuracy=[0.75, 0.5], kept=[False, True])
     history.to_csv(path, index=False)
     metrics = Path("metrics/students/small.json")
     write_json(metrics, read(str(metrics)) | {"kept_epoch": 2})
@@ -449,16 +450,16 @@ def test_the_kept_epoch_is_drawn_where_the_training_kept_it(project):
     assert re.findall(r"<title>(distilled.*?)</title>", chart) == ["distilled, epoch 2: 50%"]
     baseline = read("metrics/baselines/small.json")["kept_epoch"]
     assert f"Kept epoch: distilled 2 of 2, baseline {baseline} of 2" in page
-    curves = pd.read_csv("metrics/training_curves.csv")
+    curves = pd.read_csv("reports/training_curves.csv")
     kept = curves[curves["kept"]].set_index("role")["epoch"]
     assert kept.to_dict() == {"distilled": 2, "baseline": baseline, "teacher": 6}
 
 
-def test_a_kept_epoch_that_the_history_does_not_have_is_refused(project):
+def test_a_kept_epoch_that_is_not_the_historys_is_refused(project):
     write_json(
         "metrics/students/small.json", read("metrics/students/small.json") | {"kept_epoch": 9}
     )
-    with pytest.raises(UserError, match=r"small.csv` has 2 epochs, but .* epoch 9 was kept"):
+    with pytest.raises(UserError, match=r"small.csv` says that epoch \d was kept, but .* epoch 9;"):
         run_stage("compare")
 
 

@@ -177,7 +177,7 @@ def test_accuracy_on_clean_images_is_the_test_accuracy_for_pixels_of_another_siz
     run_stage("compare")
     section = Path("reports/index.html").read_text("utf-8").partition('id="corruption"')[2]
     clean = re.findall(r'<td data-label="clean"><span>(.+?)</span>', section)
-    table = pd.read_csv("metrics/comparison.csv")
+    table = pd.read_csv("reports/comparison.csv")
     assert clean == [f"{accuracy:.2%}" for accuracy in table["accuracy"]]
     assert load_file(TEACHER)["image_size"].tolist() == [16]
     assert load_file(STUDENT)["image_size"].tolist() == [12]
@@ -212,7 +212,7 @@ def test_the_comparison_follows_from_the_predictions(project):
     gain = accuracy["distilled"] - accuracy["baseline"]
     assert student["robust_gain"] == pytest.approx(gain, abs=1e-6)
     assert student["robust_gain_low"] <= gain <= student["robust_gain_high"]
-    table = pd.read_csv("metrics/comparison.csv")
+    table = pd.read_csv("reports/comparison.csv")
     assert table["robust_accuracy"].tolist() == pytest.approx(list(accuracy.values()))
 
 

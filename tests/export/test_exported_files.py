@@ -34,7 +34,7 @@ def test_a_card_describes_the_file_beside_it_as_the_comparison_does(exported, fi
     assert card.classes == ["ant", "bee", "cat"]
     dataset = open_dataset()
     assert (card.dataset_fingerprint, card.test.images) == (dataset.fingerprint, 12)
-    table = pd.read_csv("metrics/comparison.csv").set_index("role").loc[file.role]
+    table = pd.read_csv("reports/comparison.csv").set_index("role").loc[file.role]
     assert card.test.accuracy == pytest.approx(table["accuracy"], abs=1e-6)
     assert card.test.low <= card.test.accuracy <= card.test.high
     of_distilled = {"family": "cifar_resnet", "network": "resnet8", "options": {}}

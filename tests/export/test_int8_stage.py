@@ -45,7 +45,7 @@ def test_both_trainings_are_compared_as_int8_and_the_distilled_one_was_trained_f
         assert card.int8.trained == (file.role == "distilled")
     report = Path("reports/index.html").read_text("utf-8")
     assert "int8 files beside their float32 files" in report
-    rows = Path("metrics/comparison.csv").read_text("utf-8")
+    rows = Path("reports/comparison.csv").read_text("utf-8")
     assert rows.count("int8") >= 2
 
 

@@ -325,7 +325,7 @@ def test_a_teacher_without_a_file_has_a_card_with_the_reason_and_pytorchs_accura
     assert re.match(reason, card.no_file)
     assert not file.path.exists()
     run_stage("compare")
-    teacher = pd.read_csv("metrics/comparison.csv").iloc[0]
+    teacher = pd.read_csv("reports/comparison.csv").iloc[0]
     logits = load_file(TEACHER.predictions)["test"]
     assert teacher["accuracy"] == (logits.argmax(1) == open_dataset().splits["test"].labels).mean()
     assert teacher["no_file"] == card.no_file

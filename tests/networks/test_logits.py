@@ -129,7 +129,7 @@ def test_the_answers_of_a_network_teach_as_the_network_does(project, capsys, kin
         assert metrics[name] == measured[name]
     assert load_file(TEACHER.model / checkpoint.WEIGHTS) == {}
     assert TEACHER.history.read_text("utf-8").count("\n") == 1  # it was not trained
-    curves = pd.read_csv("metrics/training_curves.csv")
+    curves = pd.read_csv("reports/training_curves.csv")
     assert set(curves["role"]) == {"distilled", "baseline"}
     assert "The teacher was not trained here" in Path("reports/index.html").read_text("utf-8")
 
@@ -165,9 +165,9 @@ def test_the_page_shows_the_costs_of_networks_alone(project):
     # No teacher was run for the cache.
     assert "teacher passes" not in summary + page
     assert "cache" not in read_json("metrics/comparison.json", produced_by="-")
-    comparison = pd.read_csv("metrics/comparison.csv", index_col="model")
+    comparison = pd.read_csv("reports/comparison.csv", index_col="model")
     assert np.isnan(comparison.loc["teacher", "parameters"])
-    lines = Path("metrics/comparison.csv").read_text("utf-8").splitlines()
+    lines = Path("reports/comparison.csv").read_text("utf-8").splitlines()
     assert ",77587," in lines[2]  # a whole number still
 
 

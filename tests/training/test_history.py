@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import PARAMS
+from conftest import PARAMS, run_stage
 
 from pipeline.runtime.outputs import TEACHER, ModelOutputs
+from pipeline.runtime.progress import EpochLog
 from pipeline.training.history import COLUMNS, write_history
 
 OUTPUTS = {
@@ -34,6 +35,9 @@ def test_a_history_has_a_row_per_epoch_and_the_learning_rate_of_its_last_step(
     ]
     assert history["learning_rate"].tolist() == pytest.approx(cosine)
     assert (history[["train_loss", "validation_nll"]] > 0).all(axis=None)
+    metrics = json.loads((finished_project / OUTPUTS[stage].metrics).read_text("utf-8"))
+    kept = epochs if stage == "teacher" else metrics["kept_epoch"]
+    assert history["epoch"][history["kept"]].tolist() == [kept]
 
 
 def test_the_last_row_of_a_teachers_history_is_of_the_network_that_is_kept(finished_project):
@@ -46,3 +50,19 @@ def test_the_last_row_of_a_teachers_history_is_of_the_network_that_is_kept(finis
 def test_the_history_of_a_network_that_was_not_trained_is_the_header_alone(tmp_path):
     write_history(tmp_path / "history.csv", ())
     assert Path(tmp_path / "history.csv").read_text("utf-8").splitlines() == [",".join(COLUMNS)]
+
+
+@pytest.mark.parametrize("stage", OUTPUTS)
+def test_a_history_has_each_epoch_as_soon_as_it_ends_and_none_is_kept_before_the_last(
+    project, monkeypatch, stage
+):
+    seen = []
+
+    def read_at_the_end_of_an_epoch(log: EpochLog, *arguments: object, **figures: object) -> None:
+        history = pd.read_csv(OUTPUTS[stage].history)
+        seen.append((history["epoch"].tolist(), history["kept"].any()))
+
+    monkeypatch.setattr(EpochLog, "line", read_at_the_end_of_an_epoch)
+    run_stage(stage, *([] if stage == "teacher" else ["small"]))
+    assert seen == [(list(range(1, n + 1)), False) for n in range(1, len(seen) + 1)]
+    assert len(seen) == len(pd.read_csv(OUTPUTS[stage].history)) > 1

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -173,6 +174,9 @@ def test_a_run_says_what_it_goes_on_from_and_leaves_nothing(interrupted, capsys,
     interrupted(stage)
     (path,) = states(kind)
     assert "conv.weight" in read(path)["network"]
+    history = pd.read_csv(f"metrics/history/{kind}/small.csv")
+    assert history["epoch"].tolist() == [1]
+    assert not history["kept"].any()  # so the comparison refuses it
     capsys.readouterr()
     run_stage(stage, "small")
     assert "  resumes after epoch 1 of 3\n" in capsys.readouterr().out

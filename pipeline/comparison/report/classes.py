@@ -9,6 +9,7 @@ from markupsafe import Markup
 from sklearn.metrics import confusion_matrix
 
 from pipeline.comparison.compare import Comparison, ModelMetrics
+from pipeline.comparison.figures import confused_pairs
 from pipeline.comparison.report import charts
 from pipeline.comparison.report.numbers import percent, whole
 
@@ -51,14 +52,6 @@ def confusions(comparison: Comparison, most_classes: int, most: int) -> list[Con
         Confusions(name, {model.role: shown(model) for model in models})
         for name, models in groups.items()
     ]
-
-
-def confused_pairs(labels: np.ndarray, decisions: np.ndarray) -> pd.Series:
-    """Count the wrong predictions by (label, prediction), the most frequent first."""
-    wrong = labels != decisions
-    pairs = pd.DataFrame({"label": labels[wrong], "decision": decisions[wrong]})
-    counts = pairs.groupby(["label", "decision"]).size()
-    return counts.sort_values(ascending=False, kind="stable")
 
 
 def precision_and_recall(

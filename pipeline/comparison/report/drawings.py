@@ -7,6 +7,7 @@ import numpy as np
 from markupsafe import Markup
 
 from pipeline.comparison.compare import Comparison, ModelMetrics
+from pipeline.comparison.figures import MOST_CLASSES
 from pipeline.comparison.measurement.corruptions import SEVERITIES
 from pipeline.comparison.measurement.latency import EngineSpeed, file_label
 from pipeline.comparison.measurement.statistics import Gain, PairedDifference
@@ -16,7 +17,6 @@ from pipeline.comparison.report.numbers import percent
 from pipeline.comparison.report.summary import gain_with_interval
 from pipeline.comparison.robustness import RobustComparison
 
-MOST_CLASSES = 20  # that a heat map or bars show one by one
 EXTREMES = 8  # with more classes: the largest gains and losses, and pairs of classes
 
 

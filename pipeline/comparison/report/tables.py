@@ -47,7 +47,7 @@ def students_table(figures: Figures) -> pd.DataFrame:
 
 
 def metrics_table(models: pd.DataFrame, count: Callable[[int], str] = whole) -> pd.DataFrame:
-    """Every metric of every network, from the table of metrics/comparison.csv.
+    """Every metric of every network, from the table of reports/comparison.csv.
 
     Args:
         count: shows parameters, MACs and bytes.

@@ -244,7 +244,7 @@ def test_without_a_teachers_file_there_are_times_without_ratios_and_the_reason(
     figures = read_json("metrics/comparison.json", produced_by="-")
     assert "robust_accuracy" not in figures["teacher"]
     assert "robust_accuracy" in figures["students"]["small"]
-    robust = pd.read_csv("metrics/comparison.csv")["robust_accuracy"]
+    robust = pd.read_csv("reports/comparison.csv")["robust_accuracy"]
     assert robust.isna().tolist() == [True, False, False]
     page = Path("reports/index.html").read_text("utf-8")
     drawing = page.partition('aria-label="Accuracy against latency in one thread"')[2]

@@ -463,7 +463,7 @@ def test_accuracy_without_corruption_is_the_test_accuracy_where_views_have_anoth
         corrupt(image, i, corruption="blur", severity=1)
         for i, image in enumerate(batch.pixels.numpy())
     ]
-    table = pd.read_csv("metrics/comparison.csv")
+    table = pd.read_csv("reports/comparison.csv")
     page = Path("reports/index.html").read_text("utf-8")
     section = page.partition('id="corruption"')[2].partition("</section>")[0]
     shown = re.findall(r'<td data-label="clean"><span>(.+?)</span>', section)
