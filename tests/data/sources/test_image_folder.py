@@ -20,12 +20,10 @@ from pipeline.runtime.errors import UserError
 
 
 def test_the_embedded_digits_are_of_equal_classes_and_have_no_near_copies(folder, capsys):
-    shares = {"validation_fraction": 0.1, "test_fraction": 0.4}
-    dataset = prepare(
-        source="mnist_5k", image_size=28, labels_per_class=100, split_seed=2, **shares
-    )
+    shares = {"validation_fraction": 0.1, "test_fraction": 0.5}
+    dataset = prepare(source="mnist_5k", image_size=28, labels_per_class=20, split_seed=5, **shares)
     assert list(dataset.class_names) == [str(digit) for digit in range(10)]
-    counts = {"train": [1500] + 10 * [100], "validation": [0] + 10 * [50], "test": [0] + 10 * [200]}
+    counts = {"train": [1800] + 10 * [20], "validation": [0] + 10 * [50], "test": [0] + 10 * [250]}
     for name, split in dataset.splits.items():
         assert np.bincount(split.labels + 1).tolist() == counts[name]
         assert split.images.shape == (len(split), 3, 28, 28)
