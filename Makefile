@@ -33,12 +33,14 @@ $(READY): Makefile requirements.lock requirements-uv.lock
 repro: $(READY)
 	@python -m pipeline.commands.repair_dvc
 	python -m pipeline.commands.check
+	-@python -m pipeline.commands.plan --ahead
 	dvc repro
 	@python -m pipeline.stages.compare --show
 
 students: $(READY)
 	@python -m pipeline.commands.repair_dvc
 	python -m pipeline.commands.check
+	-@python -m pipeline.commands.plan --ahead
 	python -m pipeline.commands.train_students --jobs '$(JOBS)'
 	@python -m pipeline.stages.compare --show
 
