@@ -78,9 +78,12 @@ def ahead(stages: Sequence[str], params: Mapping[str, Any]) -> list[str]:
     if not unknown:
         return [f"{about(known)} left"]
     said = [f"more than {in_words(known)} left"] if known >= 60 else []
-    said.append(f"{counted(len(unknown), 'stage has', 'stages have')} no measured time yet")
     if trainings := [work for work in unknown if work and work.epochs]:
         epochs = counted(sum(work.epochs for work in trainings), "epoch")
         images = f" over {counted(sizes['train'], 'image')}" if sizes else ""
-        said.append(f"of these, {counted(len(trainings), 'training')}: {epochs}{images}")
+        said.append(f"ahead: {counted(len(trainings), 'training')} of {epochs}{images}")
+    if len(unknown) == len(stages):
+        said.append("not timed yet")
+    else:
+        said.append(counted(len(unknown), "stage was not timed yet", "stages were not timed yet"))
     return said
