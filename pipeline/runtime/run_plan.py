@@ -7,6 +7,7 @@ another params.yaml, nothing is said of the run, and times are remembered all th
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ class StageOfRun:
         Args:
             start: of the process, by `time.perf_counter`.
         """
-        self._stage, self._start = stage, start
+        self._stage, now = stage, time.perf_counter()
+        self._startup, self._loaded = now - start, now
         stage_times.start(stage)
         try:
             self._params = read_params()
@@ -51,7 +53,11 @@ class StageOfRun:
     def finish(self) -> None:
         """Remember how long the stage took, with the number of images that there are now."""
         work = work_of(self._stage, self._params, split_sizes())
-        stage_times.finish(self._stage, work, time.perf_counter() - self._start)
+        seconds = time.perf_counter() - self._loaded
+        stage_times.finish(self._stage, work, self._startup, seconds)
+        with suppress(UserError, OSError, KeyError, IndexError, TypeError):
+            if read_json(FILE, produced_by="-")["stages"][-1] == self._stage:
+                FILE.unlink()  # the run has ended
 
 
 def _line(stage: str, params: Mapping[str, Any]) -> str | None:

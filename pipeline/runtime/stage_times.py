@@ -27,6 +27,7 @@ class Work:
     """What a stage has to do."""
 
     alike: str  # a digest of what decides the time of a unit; equal for a student and its baseline
+    similar: str | None  # as `alike`, whatever the network; None where the network decides the time
     units: int | None  # of a training: images x epochs; None: not known without data/prepared
     epochs: int = 0  # of a training
 
@@ -62,10 +63,16 @@ def work_of(stage: str, params: Mapping[str, Any], sizes: Mapping[str, int] | No
             units = 1 + len(params["students"])
         if not epochs and kind not in ("prepare", "soft_targets"):
             alike.append(others)
-        digest = hashlib.sha256(canonical_json(alike).encode()).hexdigest()
-        return Work(digest, units, epochs)
+        similar = None
+        if kind.startswith(("export", "robustness")):
+            similar = _digest([kind.removesuffix("_teacher"), *_images(params), others])
+        return Work(_digest(alike), similar, units, epochs)
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
+
+
+def _digest(content: list[Any]) -> str:
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
 def _images(params: Mapping[str, Any]) -> list[Any]:
@@ -122,31 +129,39 @@ def resumed() -> None:
             _started(stage).unlink()
 
 
-def finish(stage: str, work: Work | None, seconds: float) -> None:
+def finish(stage: str, work: Work | None, startup: float, seconds: float) -> None:
     """Remember how long the stage took, if it did all of its work.
 
     Of stages that run at once, each is remembered with its share of the machine's time.
+
+    Args:
+        startup: seconds until the modules were loaded.
+        seconds: after that.
     """
     with suppress(OSError, UserError, ValueError):
         _started(stage).unlink()
         if work is not None and work.units:
-            seconds /= int(os.environ.get(JOBS, "1"))
-            content = {"alike": work.alike, "units": work.units, "seconds": seconds}
-            write_json(FOLDER / f"{stage}.json", content)
+            jobs = int(os.environ.get(JOBS, "1"))
+            times = {"startup": startup / jobs, "seconds": seconds / jobs}
+            write_json(FOLDER / f"{stage}.json", vars(work) | times)
 
 
 def known_seconds(works: Mapping[str, Work | None]) -> dict[str, float | None]:
-    """Estimate the seconds of each stage from its last run, or from that of another stage that does
-    alike; None if there is none."""
-    of_stage, of_alike = {}, {}
+    """Estimate the seconds of each stage from its last run, or from that of another stage whose
+    work is alike or similar; None if there is none."""
+    times: dict[Any, tuple[float, float]] = {}  # seconds to start, and per unit
     for path in sorted(FOLDER.glob("*.json")):
         with suppress(OSError, UserError, KeyError, TypeError, ValueError, ZeroDivisionError):
             content = read_json(path, produced_by="-")
-            alike, per_unit = content["alike"], content["seconds"] / content["units"]
-            if math.isfinite(per_unit) and per_unit > 0:
-                of_stage[path.stem, alike] = of_alike[alike] = per_unit
+            of_stage = float(content["startup"]), content["seconds"] / content["units"]
+            if all(math.isfinite(value) and value >= 0 for value in of_stage):
+                keys = (path.stem, content["alike"]), content["alike"], content["similar"]
+                times |= dict.fromkeys(keys, of_stage)
     found: dict[str, float | None] = {}
     for stage, work in works.items():
-        per_unit = work and of_stage.get((stage, work.alike), of_alike.get(work.alike))
-        found[stage] = per_unit * work.units if per_unit and work.units else None
+        found[stage] = None
+        if work is not None and work.units:
+            keys = ((stage, work.alike), work.alike, work.similar or "none")
+            known = next((times[key] for key in keys if key in times), None)
+            found[stage] = known and known[0] + known[1] * work.units
     return found
