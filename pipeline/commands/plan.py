@@ -33,7 +33,7 @@ def print_ahead(forecasts: Sequence[Forecast]) -> None:
     write_plan(stages, all_run)
     if stages:
         number = f"{'' if all_run else 'up to '}{counted(len(stages), 'stage')}"
-        print(f"the run: {'; '.join([number, *ahead(stages, read_params())])}")
+        print(f"the run: {'; '.join([number, *ahead(stages, read_params(), split_sizes())])}")
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ def write_plan(stages: Sequence[str], all_run: bool) -> None:
         all_run: False: some run only if what they read changes.
     """
     content = {"params": sha256_of_file(PARAMS_FILE), "stages": list(stages), "all_run": all_run}
-    write_json(FILE, content)
+    write_json(FILE, {**content, "sizes": split_sizes()})  # DVC deletes them before `prepare`
 
 
 class StageOfRun:
@@ -70,13 +70,19 @@ def _line(stage: str, params: Mapping[str, Any]) -> str | None:
         total = f"{'' if plan['all_run'] else 'up to '}{len(stages)}"
     except (UserError, OSError, KeyError, TypeError, ValueError, AttributeError):
         return None
-    return "; ".join([f"stage {number + 1} of {total}", *ahead(stages[number:], params)])
+    sizes = split_sizes() or plan.get("sizes")
+    return "; ".join([f"stage {number + 1} of {total}", *ahead(stages[number:], params, sizes)])
 
 
-def ahead(stages: Sequence[str], params: Mapping[str, Any]) -> list[str]:
+def ahead(
+    stages: Sequence[str], params: Mapping[str, Any], sizes: Mapping[str, int] | None
+) -> list[str]:
     """Say what the stages have ahead: the time left, and, where none was measured, what there is
-    to do."""
-    sizes = split_sizes()
+    to do.
+
+    Args:
+        sizes: images of each split; None: not known.
+    """
     works = {stage: work_of(stage, params, sizes) for stage in stages}
     seconds = known_seconds(works)
     unknown = [works[stage] for stage in stages if seconds[stage] is None]
