@@ -137,3 +137,10 @@ def test_the_whole_pipeline_runs_without_a_network_and_uses_none(tmp_path, attem
         assert not list(home.iterdir())
         if "repro" in command:
             assert "student@of_timm" in stages_run(result.stdout)
+
+
+def test_set_up_says_what_it_downloads_and_fills_as_the_readme_does():
+    makefile, readme = ((ROOT / name).read_text("utf-8") for name in ("Makefile", "README.md"))
+    said = re.search(r"downloads ([\d.]+ GB) and fills ([\d.]+ GB) of disk", makefile)
+    documented = re.search(r"downloads ([\d.]+ GB) .*?fills ([\d.]+ GB) of disk", readme, re.S)
+    assert said.groups() == documented.groups()

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.data.prepared.image_decoding import available_cores
-from pipeline.runtime import signals
+from pipeline.runtime import signals, stage_times
 from pipeline.runtime.errors import UserError, positive_int
 from pipeline.runtime.outputs import ModelOutputs
 from pipeline.runtime.params import student_names
@@ -34,8 +34,8 @@ def main() -> None:
     jobs = positive_int(parser.parse_args().jobs, "JOBS", "the number of trainings to run at once")
     stages = [
         ModelOutputs(role, name).stage
+        for role in ("baseline", "distilled")  # as DVC orders them
         for name in student_names()
-        for role in ("distilled", "baseline")
     ]
     os.environ[signals.STUDENTS] = str(os.getpid())
     run_dvc("repro", UPSTREAM)
@@ -48,6 +48,7 @@ def train_in_parallel(stages: list[str], jobs: int) -> None:
     failure stops no other stage, and is named at the end."""
     threads = str(max(1, available_cores() // jobs))
     environment = {"OMP_NUM_THREADS": threads, **os.environ} if jobs > 1 else dict(os.environ)
+    environment[stage_times.JOBS] = str(jobs)
     pool = ThreadPoolExecutor(jobs)
     try:
         succeeded = list(pool.map(lambda stage: run_stage(stage, environment), stages))

@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from pipeline.compute import distributed
 from pipeline.compute.distributed import ProcessGroup
 from pipeline.data.prepared.dataset import verify_dataset
-from pipeline.runtime.progress import bar_or_lines
+from pipeline.runtime.progress import bar
 from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.store.writing import finished_shards
 from pipeline.store.writing.job import make_shard, open_job
@@ -33,7 +33,7 @@ def write_store(group: ProcessGroup) -> None:
         job = job or open_job()
         start = time.perf_counter()
         local = pending.keys[group.rank :: group.size]
-        for key in bar_or_lines(local, "shard") if group.is_main else local:
+        for key in bar(local, "shard") if group.is_main else local:
             make_shard(job, pending.folder, key)
         seconds = group.gather((job.teacher.seconds(), time.perf_counter() - start))
         if group.is_main:

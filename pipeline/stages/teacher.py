@@ -88,11 +88,10 @@ def main() -> None:
     argparse.ArgumentParser("python -m pipeline.stages.teacher", description=__doc__).parse_args()
     if distributed.launch("pipeline.stages.teacher"):
         return
-    with (
-        distributed.process_group() as group,
-        exclusive(TEACHER.scratch) if group.is_main else nullcontext(),
-    ):
-        make_teacher(group)
+    with distributed.process_group() as group:
+        lock = exclusive(TEACHER.scratch) if group.is_main else nullcontext()
+        with lock:
+            make_teacher(group)
 
 
 if __name__ == "__main__":

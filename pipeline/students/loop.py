@@ -19,7 +19,7 @@ from pipeline.compute.distributed import SINGLE_PROCESS, ProcessGroup
 from pipeline.data.prepared.dataset import AnySplit, Dataset
 from pipeline.models.evaluation import classification_metrics
 from pipeline.models.spec import InputSpec
-from pipeline.runtime.progress import EpochLog, bar
+from pipeline.runtime.progress import EpochLog
 from pipeline.students.kept_epoch import is_best, is_kept
 from pipeline.students.params import TrainingParams
 from pipeline.students.passes import draw_batches, epoch_order
@@ -116,22 +116,22 @@ def fit(
     result = TrainingResult(
         [], 0, {}, torch.zeros(len(validation), dtype=torch.bool), params.epochs * steps
     )
+    log = EpochLog(params.epochs)
     if resume is not None and (state := resume.load()) is not None:
         network.load_state_dict(state["network"])
         optimisation.load_state_dict(state["optimisation"])
         result = TrainingResult(**state["trained"])
         if group.is_main:
-            print(f"  resumes after epoch {len(result.history)} of {params.epochs}", flush=True)
+            log.resume(len(result.history))
         if history_file is not None:  # DVC has deleted it
             write_history(history_file, result.history)
-    log = EpochLog(params.epochs)
     for epoch in range(len(result.history) + 1, params.epochs + 1):
         order, passes = epoch_order(data.samples, length, params.seed, epoch)
         parts = (batches(order, params.batch_size), batches(passes, params.batch_size))
         planned = list(zip(*parts, strict=True))
         local_batches = draw_batches(data.views, data.view_of_pass, planned, group)
         if group.is_main:
-            local_batches = bar(local_batches, f"epoch {epoch}", total=steps)
+            local_batches = log.steps(local_batches, epoch, steps)
         monitor = LossMonitor(
             "the training loss",
             epoch,

@@ -20,7 +20,7 @@ from pipeline.data.prepared.dataset import Dataset
 from pipeline.models.evaluation import classification_metrics
 from pipeline.models.spec import InputSpec
 from pipeline.runtime.derived_random import permutation
-from pipeline.runtime.progress import EpochLog, bar
+from pipeline.runtime.progress import EpochLog
 from pipeline.teacher.params import TeacherTraining
 from pipeline.training.data_parallel import (
     gather_rows,
@@ -80,15 +80,15 @@ def fit_teacher(
     )
     seed_rank(params.seed, group)
     history: list[dict[str, float]] = []
+    log = EpochLog(params.epochs)
     if resume is not None and (state := resume.load()) is not None:
         network.load_state_dict(state["network"])
         optimisation.load_state_dict(state["optimisation"])
         history = state["history"]
         if group.is_main:
-            print(f"  resumes after epoch {len(history)} of {params.epochs}", flush=True)
+            log.resume(len(history))
         if history_file is not None:  # DVC has deleted it
             write_history(history_file, history)
-    log = EpochLog(params.epochs)
     for epoch in range(len(history) + 1, params.epochs + 1):
         view = epoch - 1  # views are numbered from 0
         forward = fine_tuning.begin_epoch(epoch)
@@ -105,7 +105,7 @@ def fit_teacher(
         order = batches(labelled[permutation(len(labelled), params.seed, view)], params.batch_size)
         local_batches = views.batches(view, [local_rows(part, group) for part in order])
         if group.is_main:
-            local_batches = bar(local_batches, f"epoch {epoch}", total=steps)
+            local_batches = log.steps(local_batches, epoch, steps)
         for samples, batch in zip(order, local_batches, strict=True):
             inputs = spec.apply(batch.pixels)
             with training_autocast(device):

@@ -25,6 +25,7 @@ from pipeline.runtime.errors import UserError, counted
 from pipeline.runtime.files import canonical_json
 from pipeline.runtime.outputs import STORE
 from pipeline.runtime.progress import bar
+from pipeline.runtime.stage_times import resumed
 from pipeline.store.format.schema import FORMAT_VERSION, ShardKey, StoreIdentity
 from pipeline.store.format.shards import ShardError, check_shard
 from pipeline.store.format.views_by_split import canaries_of
@@ -79,17 +80,19 @@ def find_pending(job: StoreJob) -> PendingShards:
     ]
     total, rows = num_rows(job.shards), num_rows(pending)
     needed = sum(shard_bytes(job.identity, key) for key in pending)
-    resumed = f"resumes {counted(len(job.shards) - len(pending), 'finished shard')} "
-    resumed += f"({counted(total - rows, 'row')})"
+    found = f"resumes {counted(len(job.shards) - len(pending), 'finished shard')} "
+    found += f"({counted(total - rows, 'row')})"
     if rows == total:
-        resumed = f"`{SCRATCH}` has no shard of this store: all are made"
+        found = f"`{SCRATCH}` has no shard of this store: all are made"
+    else:
+        resumed()
     extra = count_extra_passes(job, pending)
     ahead = f"{rows:,} {job.teacher.unit}" + (f" and {extra:,} in float32" if extra else "")
     print(
         f"soft targets: {counted(job.num_views, 'view')} of "
         f"{counted(job.split_sizes['train'], 'training image')}, and validation and test: "
         f"{counted(total, 'row')} in {counted(len(job.shards), 'shard')}\n"
-        f"  {resumed}\n"
+        f"  {found}\n"
         f"  ahead: {ahead}; {needed:,} bytes to write, "
         f"{shutil.disk_usage(SCRATCH).free:,} free",
         flush=True,
