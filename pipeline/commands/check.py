@@ -173,7 +173,8 @@ def check_networks() -> None:
     code = str(FAMILIES.parents[1])  # this process's, whatever the current folder
     process = subprocess.run(
         [sys.executable, "-m", "pipeline.commands.check_networks"],
-        env=os.environ | {"PYTHONPATH": code, LAUNCHER: str(os.getpid())},
+        # One thread: two images are too few for more, which on busy cores wait for each other.
+        env=os.environ | {"PYTHONPATH": code, LAUNCHER: str(os.getpid()), "OMP_NUM_THREADS": "1"},
         check=False,
     )
     if process.returncode < 0:
