@@ -104,6 +104,16 @@ def with_line(line: str) -> str:
     return with_text(Path("params.yaml").read_text("utf-8") + line + "\n")
 
 
+def without(section: str, *keys: str) -> str:
+    """Without the last of the keys, which lead from the section to it."""
+    params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))
+    mapping = params[section]
+    for key in keys[:-1]:
+        mapping = mapping[key]
+    del mapping[keys[-1]]
+    return with_text(yaml.safe_dump(params))
+
+
 BOMB = "b0: &b0 [x]\n" + "".join(
     f"b{n}: &b{n} [{', '.join([f'*b{n - 1}'] * 10)}]\n" for n in range(1, 10)
 )
@@ -123,6 +133,11 @@ MISTAKES |= {
         | {"freeze_epochs": 1, "backbone_learning_rate_factor": 0.1},
     ),
     "a number for `int8_training`": partial(with_params, "export", int8_training=2),
+    "a student without a key that DVC reads": partial(without, "students", "small", "distillation"),
+    "no `teacher.checkpoint`, which DVC reads": partial(without, "teacher", "checkpoint"),
+    "no `dataset.root`, which DVC reads": partial(without, "dataset", "root"),
+    "no training of a teacher that is trained": partial(without, "teacher", "training"),
+    "no share for a split that the dataset lacks": partial(without, "dataset", "test_fraction"),
     "splits that leave nothing to train on": partial(
         with_params, "dataset", validation_fraction=0.5, test_fraction=0.5
     ),
