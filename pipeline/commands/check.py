@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.comparison.removed_students import removed_students_line
-from pipeline.data.sources.archives import is_zip, read_heads
+from pipeline.data.sources.archives import check_end_of_tar, is_zip, read_heads
 from pipeline.data.sources.image_folder import image_folder
 from pipeline.data.sources.params import DatasetParams
 from pipeline.distillation.params import check_method, load_distillation
@@ -103,6 +103,7 @@ def check_dataset_root() -> None:
     if dataset.source == "image_folder":
         if root.is_file() and not is_zip(root):
             next(read_heads(root), None)  # to list all names, a tar must be read to its end
+            check_end_of_tar(root)
         else:
             image_folder(dataset)  # reads names alone
 
@@ -168,8 +169,8 @@ def check_student_section(name: str) -> None:
 
 
 def check_networks() -> None:
-    """Build every network, in a process of its own. If one is refused, exit with its code; it has
-    printed why."""
+    """Build every network and read every file of weights, in a process of its own. If one is
+    refused, exit with its code; it has printed why."""
     code = str(FAMILIES.parents[1])  # this process's, whatever the current folder
     process = subprocess.run(
         [sys.executable, "-m", "pipeline.commands.check_networks"],
