@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pipeline.named_files.reading import check_file
 from pipeline.data.prepared.dataset import Dataset, DatasetDescription
 from pipeline.data.sources.params import DatasetParams
 from pipeline.initial_weights.published import check_published
@@ -25,6 +24,7 @@ from pipeline.models.checkpoint import DESCRIPTION, NetworkFile
 from pipeline.models.family import describe_failure, family_file, family_module
 from pipeline.models.params import NetworkParams, WeightsFile
 from pipeline.models.spec import InputSpec, ModelSpec, build, model_spec, native_input
+from pipeline.named_files.reading import check_file
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.outputs import PREPARED
 from pipeline.runtime.params import PARAMS_FILE, load_section, student_names

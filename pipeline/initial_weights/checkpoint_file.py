@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from pipeline.initial_weights import torch_file
 from pipeline.runtime.errors import UserError, first_line
-from pipeline.runtime.file_kinds import START_BYTES, describe_text
+from pipeline.runtime.files import START_BYTES, describe_text
 
 _EXPECTED = (
     "Expected a PyTorch checkpoint (.pt, .pth, .th, .ckpt, .bin) or safetensors; a .onnx file "

@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from pipeline.runtime.errors import UserError, first_line
-from pipeline.runtime.file_kinds import START_BYTES, describe_text
+from pipeline.runtime.files import START_BYTES, describe_text
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime reports its use when loaded
 import onnxruntime

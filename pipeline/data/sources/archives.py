@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.data.sources.leftovers import HEAD_BYTES, is_system_name
 from pipeline.runtime.errors import UserError, first_line
-from pipeline.runtime.file_kinds import START_BYTES, describe_text
+from pipeline.runtime.files import START_BYTES, describe_text
 
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _EXPECTED = "expected a folder, or a .tar, .tar.gz or .zip archive"
