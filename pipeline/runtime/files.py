@@ -1,6 +1,7 @@
 """Files that are complete or absent: written under a temporary name and renamed at the end.
 
 A full or read-only disk is refused by a `UserError` with the path, and the bytes where known.
+`describe_text` names what a failed download left in a file's place.
 """
 
 import errno
