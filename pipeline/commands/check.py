@@ -184,6 +184,12 @@ def check_networks() -> None:
             f"{signal.Signals(-process.returncode).name}; expected it to try each. Check the "
             "machine's memory; `python -m pipeline.commands.check_networks` runs it alone."
         )
+    if process.returncode not in (0, 1, 130):  # those of a command, which says why
+        raise UserError(
+            f"the process that builds the networks ended with code {process.returncode} and said "
+            "nothing; expected it to try each. A network's file may end the process itself "
+            "(`os._exit`): remove that."
+        )
     if process.returncode:
         raise SystemExit(process.returncode)
 
