@@ -68,6 +68,9 @@ MAY_IMPORT = {
     "export": {*MODELS, "data/sources", "comparison/measurement", "export/running"},
     "export/running": {*DATA, "data/sources", "models", "views"},
     "plan": {*GROUND, "teacher"},  # the teacher's parameters
+    "named_files": {
+        *(*MODELS, "data/sources", "initial_weights", "store/format", "students", "teacher"),
+    },
     "int8_training": {
         *(*MODELS, "training", "students", "distillation", "store/format", "store/reading"),
         "export",  # its parameters

@@ -104,6 +104,16 @@ def with_line(line: str) -> str:
     return with_text(Path("params.yaml").read_text("utf-8") + line + "\n")
 
 
+def without(section: str, *keys: str) -> str:
+    """Without the last of the keys, which lead from the section to it."""
+    params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))
+    mapping = params[section]
+    for key in keys[:-1]:
+        mapping = mapping[key]
+    del mapping[keys[-1]]
+    return with_text(yaml.safe_dump(params))
+
+
 BOMB = "b0: &b0 [x]\n" + "".join(
     f"b{n}: &b{n} [{', '.join([f'*b{n - 1}'] * 10)}]\n" for n in range(1, 10)
 )
@@ -123,6 +133,11 @@ MISTAKES |= {
         | {"freeze_epochs": 1, "backbone_learning_rate_factor": 0.1},
     ),
     "a number for `int8_training`": partial(with_params, "export", int8_training=2),
+    "a student without a key that DVC reads": partial(without, "students", "small", "distillation"),
+    "no `teacher.checkpoint`, which DVC reads": partial(without, "teacher", "checkpoint"),
+    "no `dataset.root`, which DVC reads": partial(without, "dataset", "root"),
+    "no training of a teacher that is trained": partial(without, "teacher", "training"),
+    "no share for a split that the dataset lacks": partial(without, "dataset", "test_fraction"),
     "splits that leave nothing to train on": partial(
         with_params, "dataset", validation_fraction=0.5, test_fraction=0.5
     ),
@@ -223,6 +238,15 @@ def name_two_classes_alike() -> None:
     Path("images/train/bee").rename("images/train/" + unicodedata.normalize("NFD", "é"))
 
 
+def cut_a_tar() -> None:
+    with tarfile.open("images.tar", "w") as archive:
+        archive.add("images")
+    os.truncate("images.tar", Path("images.tar").stat().st_size // 2)
+
+
+SIGN_IN = b"<!DOCTYPE html><html><title>Sign in</title>"
+
+
 def link_to_a_folder() -> None:
     ANT.rename("elsewhere")
     ANT.symlink_to(Path("elsewhere").absolute())
@@ -243,6 +267,10 @@ MISTAKES |= {
     ),
     "a file that is no tar, by `check`": checking(
         lambda: Path("images.tar").write_bytes(b"no archive"), root="images.tar"
+    ),
+    "a tar that was cut short, by `check`": checking(cut_a_tar, root="images.tar"),
+    "a web page in an archive's place": checking(
+        lambda: Path("images.zip").write_bytes(SIGN_IN), root="images.zip"
     ),
     "no `train/`": checking(lambda: Path("images/train").rename("images/test")),
     "two folders of one split": checking(
@@ -441,7 +469,7 @@ MISTAKES |= {
     "a `.tar` with a damaged header": lambda: damaged_tar(".tar", in_header),
     "a `.tar` cut after a member": lambda: damaged_tar(".tar", lambda c: c.rstrip(b"\0")[:-1024]),
     "two tars in one file": lambda: damaged_tar(".tar", lambda c: c + c),
-    "a file that is no archive": lambda: damaged_tar(".tar", lambda c: b"no archive"),
+    "a file that is no archive": lambda: damaged_tar(".tar", lambda c: b"\0no archive"),
 }
 
 
@@ -501,6 +529,12 @@ def state(**changed: torch.Tensor) -> dict[str, torch.Tensor]:
 class Payload:
     def __reduce__(self) -> tuple[Callable, tuple]:
         return (Path.touch, (Path("executed"),))
+
+
+def cut_short(content: dict[str, torch.Tensor]) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()[:-100]
 
 
 def within_itself() -> dict[str, object]:
@@ -580,6 +614,7 @@ def old_tar() -> bytes:
 
 MISTAKES |= {
     "an empty file": partial(load_checkpoint, b""),
+    "a file that is cut short": lambda: load_checkpoint(cut_short(state())),
     "a pointer of Git LFS": partial(load_checkpoint, LFS_POINTER),
     "a web page": partial(
         load_checkpoint,
@@ -906,6 +941,13 @@ def store_of_others(change: Callable[[Path], None]) -> None:
     run_stage("teacher")
 
 
+def lose_a_shard() -> str:
+    shutil.copytree(STORE, "mine")
+    Path("mine", SHARD.name).unlink()
+    teacher = {"family": "logits", "network": "mine", "weights": "logits", "checkpoint": "mine"}
+    return with_params("teacher", **teacher) or "\n".join(check_networks.problems())
+
+
 def compress(path: Path) -> None:
     with h5py.File(path, "r+") as file:
         logits = file["logits"][()]
@@ -918,6 +960,7 @@ MISTAKES |= {
         Path("mine.txt").touch()
         or with_params("teacher", weights="logits", family="logits", checkpoint="mine.txt")
     ),
+    "a store without one of its shards, by `check`": lose_a_shard,
     "images without logits": partial(import_table, ids=lambda ids: np.char.add("x", ids)),
     "probabilities for logits": partial(import_table, logits=lambda a: np.abs(a) / 5),
     "percentages for logits": partial(import_table, logits=lambda a: 97 * (a > 0) + 1.5 * (a < 0)),

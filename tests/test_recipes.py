@@ -32,12 +32,13 @@ def rehearsal(recipe: Path) -> dict:
     """The recipe's parameters, changed to two epochs and two views of the images in `images`."""
     params = read_params(recipe)
     params["dataset"] |= {"source": "image_folder", "root": "images", "validation_fraction": 0.2}
+    params["dataset"].setdefault("test_fraction", 0.1)
     params["dataset"].pop("name", None)
     params["views"]["count"] = 2
     if "k" in params["soft_targets"]:
         params["soft_targets"]["k"] = 2
     few = {"epochs": 2, "batch_size": 4, "warmup_epochs": 0, "milestones": [1]}
-    sections = [params["teacher"]["training"], params["training"]]
+    sections = [params["teacher"].get("training", {}), params["training"]]
     for section in [*sections, *(student["training"] for student in params["students"].values())]:
         section |= {key: value for key, value in few.items() if key in section}
         if "freeze_epochs" in section:

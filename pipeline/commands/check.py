@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.comparison.removed_students import removed_students_line
-from pipeline.data.sources.archives import is_zip, read_heads
+from pipeline.data.sources.archives import check_end_of_tar, is_zip, read_heads
 from pipeline.data.sources.image_folder import image_folder
 from pipeline.data.sources.params import DatasetParams
 from pipeline.distillation.params import check_method, load_distillation
@@ -103,6 +103,7 @@ def check_dataset_root() -> None:
     if dataset.source == "image_folder":
         if root.is_file() and not is_zip(root):
             next(read_heads(root), None)  # to list all names, a tar must be read to its end
+            check_end_of_tar(root)
         else:
             image_folder(dataset)  # reads names alone
 
@@ -168,12 +169,13 @@ def check_student_section(name: str) -> None:
 
 
 def check_networks() -> None:
-    """Build every network, in a process of its own. If one is refused, exit with its code; it has
-    printed why."""
+    """Build every network and read every file of weights, in a process of its own. If one is
+    refused, exit with its code; it has printed why."""
     code = str(FAMILIES.parents[1])  # this process's, whatever the current folder
     process = subprocess.run(
         [sys.executable, "-m", "pipeline.commands.check_networks"],
-        env=os.environ | {"PYTHONPATH": code, LAUNCHER: str(os.getpid())},
+        # One thread: two images are too few for more, which on busy cores wait for each other.
+        env=os.environ | {"PYTHONPATH": code, LAUNCHER: str(os.getpid()), "OMP_NUM_THREADS": "1"},
         check=False,
     )
     if process.returncode < 0:
@@ -181,6 +183,12 @@ def check_networks() -> None:
             "the process that builds the networks was ended by "
             f"{signal.Signals(-process.returncode).name}; expected it to try each. Check the "
             "machine's memory; `python -m pipeline.commands.check_networks` runs it alone."
+        )
+    if process.returncode not in (0, 1, 130):  # those of a command, which says why
+        raise UserError(
+            f"the process that builds the networks ended with code {process.returncode} and said "
+            "nothing; expected it to try each. A network's file may end the process itself "
+            "(`os._exit`): remove that."
         )
     if process.returncode:
         raise SystemExit(process.returncode)

@@ -1,9 +1,9 @@
-"""Build every network of params.yaml, and try it on random images. `check` runs this.
+"""Build every network of params.yaml, try it on random images, and read the files that params.yaml
+names as weights or logits. `check` runs this.
 
 python -m pipeline.commands.check_networks
 
-It is a command of its own because torch takes seconds to import. It reads and downloads no weights:
-an ONNX file and imported logits are left to the stage `teacher`.
+It is a command of its own because torch takes seconds to import. It downloads nothing.
 """
 
 from pipeline.runtime.command import run_command
@@ -24,6 +24,7 @@ from pipeline.models.checkpoint import DESCRIPTION, NetworkFile
 from pipeline.models.family import describe_failure, family_file, family_module
 from pipeline.models.params import NetworkParams, WeightsFile
 from pipeline.models.spec import InputSpec, ModelSpec, build, model_spec, native_input
+from pipeline.named_files.reading import check_file
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.outputs import PREPARED
 from pipeline.runtime.params import PARAMS_FILE, load_section, student_names
@@ -43,19 +44,27 @@ def problems() -> list[str]:
     lines: list[str] = []
     found: dict[str, str | None] = {}  # several students may have one network
     for key in ("teacher", *(f"students.{name}" for name in student_names())):
+        problem = None
         try:
             spec, is_trained = described_network(key)
-            if spec is None:
-                continue
-            same = repr((spec, is_trained))
-            if same not in found:
-                found[same] = problem_of(spec, is_trained=is_trained)
-            problem = found[same]
+            if spec is not None:
+                same = repr((spec, is_trained))
+                if same not in found:
+                    found[same] = problem_of(spec, is_trained=is_trained)
+                problem = found[same]
         except UserError as error:
             problem = str(error)
-        if problem is not None:
-            lines.append(f"`{PARAMS_FILE}: {key}.network`: {problem}")
+        lines += [f"`{PARAMS_FILE}: {key}.network`: {problem}"] if problem else file_problems(key)
     return lines
+
+
+def file_problems(key: str) -> list[str]:
+    """What is wrong with the file that the teacher, or a student, is or starts from."""
+    try:
+        check_file(key, described_dataset())
+    except UserError as error:
+        return str(error).splitlines()
+    return []
 
 
 def described_network(key: str) -> tuple[ModelSpec | None, bool]:

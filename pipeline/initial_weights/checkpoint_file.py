@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from pipeline.initial_weights import torch_file
 from pipeline.runtime.errors import UserError, first_line
+from pipeline.runtime.files import START_BYTES, describe_text
 
 _EXPECTED = (
     "Expected a PyTorch checkpoint (.pt, .pth, .th, .ckpt, .bin) or safetensors; a .onnx file "
@@ -21,10 +22,6 @@ _EXPORT = (
 
 #: The first bytes of files of other kinds, and what they are.
 _KINDS = {
-    rb"version https://git-lfs\.github\.com/spec/": (
-        "a pointer of Git LFS, not the file that it stands for. Run `git lfs pull` where it was "
-        "cloned, or download the file itself."
-    ),
     rb"\x89HDF\r\n\x1a\n": f"an HDF5 file, as Keras writes. {_EXPORT}",
     rb"\x08[\x01-\x20][\x12\x1a\x22\x2a\x32\x3a\x42]": (  # ir_version, and a field
         f"an ONNX file, or another protocol buffer. If it is ONNX, name it .onnx. {_EXPORT}"
@@ -32,10 +29,11 @@ _KINDS = {
     rb".{4}TFL3": f"a TensorFlow Lite model. {_EXPORT}",
     rb"\x93NUMPY": f"an array of NumPy. {_EXPECTED}",
     rb"\x1f\x8b|BZh|\xfd7zXZ\0|\x28\xb5\x2f\xfd": "a compressed file. Unpack it.",
+    rb"PK\x03\x04": "a zip archive without its end: it is cut short. Copy or download it again.",
     rb"7z\xbc\xaf\x27\x1c|Rar!": "a compressed archive. Unpack it.",
 }
 
-_MAGIC_OF_PROTOCOL_0 = f"L{torch_file.LEGACY_MAGIC}L"  # the one pickle of text
+_MAGIC_OF_PROTOCOL_0 = f"L{torch_file.LEGACY_MAGIC}L".encode()  # the one pickle of text
 
 
 def read_checkpoint(path: Path) -> Any:
@@ -46,7 +44,7 @@ def read_checkpoint(path: Path) -> Any:
         UserError: it is a file of another kind, which the message names, or damaged.
     """
     with path.open("rb") as file:
-        start = file.read(2048)
+        start = file.read(START_BYTES)
     size = path.stat().st_size
     try:
         if _is_safetensors(path, start, size):
@@ -107,25 +105,4 @@ def _other_kind(path: Path, start: bytes) -> str | None:
             "a tar archive. Unpack it, and name the file of weights in it; "
             "if torch wrote it (until 2017), load and save it with a later torch."
         )
-    return _kind_of_text(start)
-
-
-def _kind_of_text(start: bytes) -> str | None:
-    """What a text is; None for other bytes."""
-    if start.startswith(b"\x80") or re.search(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]", start):
-        return None
-    text = " ".join(start.decode("utf-8-sig", "replace").split())
-    again = (
-        "The download failed, or needs a login or a confirmation: open the address in a browser, "
-        "or use the client of the site."
-    )
-    if text.startswith("<") and re.search(r"<!doctype html|<(html|head|body)\b", text, re.I):
-        title = re.search(r"<title>(.{1,100}?)</title>", text, re.IGNORECASE)
-        return f"a web page (HTML{f', `{title[1]}`' if title else ''}). {again}"
-    if text.startswith("<"):
-        return f"an XML page (`{text[:100]}`). {again}"
-    if text.startswith(("{", "[")):
-        return f"a JSON text (`{text[:100]}`). {again}"
-    if text.startswith(_MAGIC_OF_PROTOCOL_0):
-        return None
-    return f"a text (`{text[:100]}`). {again}"
+    return None if start.startswith(_MAGIC_OF_PROTOCOL_0) else describe_text(start)

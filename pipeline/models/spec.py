@@ -196,7 +196,8 @@ def _try_on_blank_image(network: nn.Module, spec: ModelSpec) -> None:
     except (Exception, SystemExit) as error:
         failure = describe_failure(error, spec.family)
         of_the_size = isinstance(error, RuntimeError | AssertionError | ValueError)
-        if isinstance(error, NotImplementedError) or not of_the_size:  # no `forward`, for example
+        no_size_helps = isinstance(error, NotImplementedError | RecursionError)
+        if no_size_helps or not of_the_size:  # no `forward`, for example
             raise UserError(f"{subject} fails on {pixels}: {failure}.") from None
         in_family = failure.startswith(family_file(spec.family))
         remedy = _remedy_for_size(spec) + ", or correct that line" * in_family

@@ -18,6 +18,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from pipeline.runtime.errors import UserError, first_line
+from pipeline.runtime.files import START_BYTES, describe_text
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime reports its use when loaded
 import onnxruntime
@@ -249,7 +250,12 @@ def _parsed(content: bytes) -> onnx.ModelProto:
     try:
         model = onnx.load_from_string(content)
     except Exception as error:  # protobuf raises many classes
-        raise UserError(f"it is not an ONNX file ({first_line(error)}).") from None
+        if text := describe_text(content[:START_BYTES]):
+            raise UserError(f"it is not an ONNX file, but {text}") from None
+        raise UserError(
+            f"it is not an ONNX file, or is cut short ({first_line(error)}). Export it, or copy "
+            "it again."
+        ) from None
     if not model.graph.node:
         raise UserError("it is not an ONNX file: it has no graph.")
     return model

@@ -114,6 +114,8 @@ def _work(
         return f"{text}. Views that are in .scratch are not computed again."
     if teacher.weights == "checkpoint":
         return f"{others} once; the checkpoint is not trained."
+    if teacher.training is None:
+        return f"{others} once; the published weights are not trained."
     epochs = counted(teacher.training.epochs, "epoch")
     return f"trains for {'up to ' if teacher.weights == 'pretrained' else ''}{epochs} on {train}."
 

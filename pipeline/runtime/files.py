@@ -1,6 +1,7 @@
 """Files that are complete or absent: written under a temporary name and renamed at the end.
 
 A full or read-only disk is refused by a `UserError` with the path, and the bytes where known.
+`describe_text` names what a failed download left in a file's place.
 """
 
 import errno
@@ -183,3 +184,34 @@ def recovery_hint(path: Path | str, produced_by: str) -> str:
 def sha256_of_file(path: Path | str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+START_BYTES = 2048  # of a file, for `describe_text`
+
+_AGAIN = (
+    "The download failed, or needs a login or a confirmation: open the address in a browser, "
+    "or use the client of the site."
+)
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")  # characters of no text
+
+
+def describe_text(start: bytes) -> str | None:
+    """Say which text a file is, by its first bytes, and what to do; None for other bytes. Continues
+    a sentence: a web page, ..."""
+    if start.startswith(_LFS_POINTER):
+        return (
+            "a pointer of Git LFS, not the file that it stands for. Run `git lfs pull` where it "
+            "was cloned, or download the file itself."
+        )
+    if start.startswith(b"\x80") or _CONTROL.search(start):
+        return None
+    text = " ".join(start.decode("utf-8-sig", "replace").split())
+    if text.startswith("<") and re.search(r"<!doctype html|<(html|head|body)\b", text, re.I):
+        title = re.search(r"<title>(.{1,100}?)</title>", text, re.IGNORECASE)
+        return f"a web page (HTML{f', `{title[1]}`' if title else ''}). {_AGAIN}"
+    if text.startswith("<"):
+        return f"an XML page (`{text[:100]}`). {_AGAIN}"
+    if text.startswith(("{", "[")):
+        return f"a JSON text (`{text[:100]}`). {_AGAIN}"
+    return f"a text (`{text[:100]}`). {_AGAIN}"

@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Mapping
+from copy import deepcopy
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,13 @@ class _Composer(Composer):
         return root
 
 
+@lru_cache(maxsize=1)  # a stage reads several sections; each parse takes some 30 ms
+def _parse(text: str) -> Any:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Composer = _Composer
+    return yaml.load(text)
+
+
 def read_yaml(path: Path) -> Any:
     """Read a YAML file by the library that DVC reads with, so that both get the same values.
 
@@ -53,10 +62,8 @@ def read_yaml(path: Path) -> Any:
         FileNotFoundError: the file is absent.
         UserError: it cannot be read, or is not YAML.
     """
-    yaml = YAML(typ="safe", pure=True)
-    yaml.Composer = _Composer
     try:
-        return yaml.load(path.read_text("utf-8"))
+        return deepcopy(_parse(path.read_text("utf-8")))
     except FileNotFoundError:
         raise
     except OSError as error:

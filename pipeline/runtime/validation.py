@@ -64,7 +64,9 @@ def _message(
         suggestion = did_you_mean(str(names[-1]), known) or "."
         return f"`{full_name}` is unknown{suggestion} Known: {', '.join(known)}."
     if error["type"] == "missing":
-        return f"`{full_name}` is missing."
+        field = _fields_at(model, names[:-1]).get(str(names[-1]))
+        advice = f" {field.description}." if field and field.description else ""
+        return f"`{full_name}` is missing.{advice}"
     if error["type"] == "value_error":  # about several keys together
         return f"`{full_name}`: {error['msg'].removeprefix('Value error, ')}."
     expected = error["msg"].removeprefix("Input should be ")

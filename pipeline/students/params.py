@@ -28,8 +28,11 @@ class StudentParams(Section):
 
     family: Family
     network: Network
-    training: dict[str, Any]
-    distillation: dict[str, Any]
+    # DVC reads these two keys for stages of their own, and has no defaults.
+    training: dict[str, Any] = Field(description="Add `training: {}`, which means the defaults")
+    distillation: dict[str, Any] = Field(
+        description="Add `distillation: {}`, which means the defaults"
+    )
     export: dict[str, Any] = {}  # noqa: RUF012  (pydantic copies it)
 
 

@@ -12,6 +12,7 @@ from pipeline.data.prepared.dataset import Dataset
 from pipeline.initial_weights import published
 from pipeline.models.checkpoint import state_bytes
 from pipeline.models.spec import ModelSpec, build, model_spec, native_input
+from pipeline.runtime.errors import UserError
 from pipeline.teacher import foreign_teacher
 from pipeline.teacher.params import TeacherParams
 
@@ -23,7 +24,8 @@ def build_initial_network(params: TeacherParams, dataset: Dataset) -> tuple[nn.M
     Raises:
         UserError: the network cannot be built, or its weights cannot be loaded.
     """
-    torch.manual_seed(params.training.seed)
+    if params.training is not None:
+        torch.manual_seed(params.training.seed)
     pretrained = params.weights == "pretrained"
     native = (
         native_input(params.family, params.network.name, params.network.options)
@@ -32,7 +34,15 @@ def build_initial_network(params: TeacherParams, dataset: Dataset) -> tuple[nn.M
     )
     spec = model_spec(params.family, params.network, dataset, native=native)
     if pretrained:
-        return published.load(spec)
+        network, spec = published.load(spec)
+        if spec.pretrained_classes is None and params.training is None:
+            raise UserError(
+                f"the pretraining of `{spec.network}` lacks some of the dataset's classes, so that "
+                "the teacher is fine-tuned, but `params.yaml: teacher.training` is missing. Add "
+                "it, such as `training: {epochs: 10, batch_size: 32, learning_rate: 0.01, policy: "
+                "random_resized_crop, seed: 0}`."
+            )
+        return network, spec
     if params.weights == "checkpoint":
         path = Path(params.checkpoint)
         spec = foreign_teacher.input_of_file(spec, params.network, path)

@@ -24,13 +24,23 @@ class TeacherParams(Section):
     network: Network
     weights: Literal["train", "checkpoint", "pretrained", "logits"]
     # checkpoint: the file (PyTorch, safetensors, .onnx); logits: the folder of a store
-    checkpoint: str
+    checkpoint: str = Field(description="Add `checkpoint: models/imported/none` if there is none")
     # checkpoint: the keys, joined by dots, that lead to the weights in the file
     checkpoint_key: str | None = None
     # checkpoint: the output of each class of the dataset, or the name of each output
     checkpoint_classes: list[int | str] | None = Field(default=None, min_length=1)
     minimum_accuracy: float | None = Field(default=None, gt=0, le=1)  # on validation
-    training: TeacherTraining
+    # train: required; pretrained: needed if the pretraining lacks some of the classes
+    training: TeacherTraining | None = None
+
+    @model_validator(mode="after")
+    def _trains_by_parameters(self) -> "TeacherParams":
+        if self.weights == "train" and self.training is None:
+            raise ValueError(
+                "training is missing, but weights is `train`: add it, such as `training: {epochs: "
+                "60, batch_size: 64, learning_rate: 0.05, policy: crop_flip, seed: 0}`"
+            )
+        return self
 
     @model_validator(mode="after")
     def _freezes_what_is_pretrained(self) -> "TeacherParams":

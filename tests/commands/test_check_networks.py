@@ -52,6 +52,11 @@ from pipeline.commands import check, check_networks
             "pipeline/networks/mine.py, line 14: RuntimeError: ",
         ),
         (
+            changed(RETURNED, "return self.forward(x)"),
+            "network `small` fails on 3 x 16 x 16 pixels: pipeline/networks/mine.py, line 14: "
+            "RecursionError: maximum recursion depth exceeded",
+        ),
+        (
             changed(RETURNED, RETURNED + ".detach()"),
             "network `small` has no gradient: RuntimeError: element 0 of tensors does not require "
             "grad",
@@ -160,13 +165,19 @@ def test_check_ends_with_the_code_and_the_lines_of_the_networks(folder):
 
 
 @pytest.mark.slow
-def test_check_says_by_which_signal_the_process_of_the_networks_ended(folder):
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import os\nos.kill(os.getpid(), 9)", "was ended by SIGKILL; expected"),
+        ("import os\nos._exit(3)", "ended with code 3 and said nothing; expected"),
+    ],
+)
+def test_check_says_how_the_process_of_the_networks_ended(folder, code, message):
     write_images(folder / "images", per_class=3)
-    code = "import os\nos.kill(os.getpid(), 9)"
     params = PARAMS | {"teacher": PARAMS["teacher"] | {"family": "mine"}}
     write_params(folder, params)
     shutil.copytree(ROOT / "pipeline", "pipeline")
     Path("pipeline/networks/mine.py").write_text(code, "utf-8")
     process = start_module("pipeline.commands.check", PYTHONPATH=str(folder))
-    assert "builds the networks was ended by SIGKILL; expected" in process.communicate()[1]
+    assert f"builds the networks {message}" in process.communicate()[1]
     assert process.returncode == 1

@@ -277,8 +277,10 @@ def test_a_pretrained_teacher_is_taken_as_it_is_for_its_classes_and_fine_tuned_f
     assert "pretrained_classes" not in read_json(TEACHER.model / "network.json", produced_by="-")
 
     Path("images/train/cat").rename("images/train/tabby")
+    set_teacher(training=None)
+    with pytest.raises(UserError, match="lacks some of the dataset's classes.*Add it, such as"):
+        run_stage("teacher")
     run_stage("prepare")
-    set_teacher()
     run_stage("teacher")
     output = capsys.readouterr().out
     assert "all classes are in its pretraining: it is used without training" in output

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.data.sources.leftovers import HEAD_BYTES, is_system_name
 from pipeline.runtime.errors import UserError, first_line
+from pipeline.runtime.files import START_BYTES, describe_text
 
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _EXPECTED = "expected a folder, or a .tar, .tar.gz or .zip archive"
@@ -79,8 +80,32 @@ def _walk(root: Path, wanted: Callable[[str], bool], size: int) -> Entries:
     except UserError as error:
         raise UserError(f"`{root}` (`dataset.root`) holds {error}") from None
     except _DAMAGED as error:
-        reason = first_line(error).rstrip(":")
-        raise UserError(f"`{root}` (`dataset.root`) cannot be read ({reason}).") from None
+        raise UserError(f"`{root}` (`dataset.root`) {_why_unreadable(root, error)}") from None
+
+
+def _why_unreadable(root: Path, error: Exception) -> str:
+    if root.is_file():
+        with root.open("rb") as file:
+            start = file.read(START_BYTES)
+        if not start:
+            return f"is empty; {_EXPECTED}. Copy or download it again."
+        if text := describe_text(start):
+            return f"is no archive, but {text}"
+        if is_zip(root) and start.startswith(b"PK") and not zipfile.is_zipfile(root):
+            return "is a zip without its end: it is cut short. Copy or download it again."
+    return f"cannot be read ({first_line(error).rstrip(':')})."
+
+
+def check_end_of_tar(root: Path) -> None:
+    """Refuse an uncompressed tar without its end mark, two blocks of zeros; reads no other byte."""
+    with root.open("rb") as file:
+        if root.suffix.casefold() == ".tar" and tarfile.is_tarfile(root):
+            file.seek(max(0, root.stat().st_size - 2 * tarfile.BLOCKSIZE))
+            if file.read().strip(b"\0"):
+                raise UserError(
+                    f"`{root}` (`dataset.root`) is a tar without its end mark: it is cut short, or "
+                    "something follows. Copy or download it again."
+                )
 
 
 def is_zip(root: Path) -> bool:

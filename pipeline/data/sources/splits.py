@@ -16,6 +16,7 @@ from pipeline.data.sources.image_reading import DecodedImage, UnreadableImage
 from pipeline.data.sources.params import DatasetParams
 from pipeline.runtime.derived_random import hash64
 from pipeline.runtime.errors import UserError, counted
+from pipeline.runtime.params import PARAMS_FILE
 
 UNLABELLED = -1  # the label of an unlabelled sample
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
@@ -51,12 +52,20 @@ def split_off(samples: SampleTable, params: DatasetParams) -> SampleTable:
     id), so the choice depends on the members of the class alone.
 
     Raises:
-        UserError: a class has too few samples.
+        UserError: a class has too few samples, or params.yaml does not say which share to take.
     """
     shares = {TEST: params.test_fraction, VALIDATION: params.validation_fraction}
     lacking = [split for split in shares if not (samples.splits == split).any()]
     if not lacking:
         return samples
+    for split in lacking:
+        if shares[split] is None:
+            key = f"{SPLITS[split]}_fraction"
+            raise UserError(
+                f"`{PARAMS_FILE}: dataset.{key}` is missing, but the dataset has no "
+                f"{SPLITS[split]} split; expected the share of the training images to split off. "
+                f"Add `{key}: 0.1`, for example."
+            )
     splits = samples.splits.copy()
     for members in _labelled_by_class(samples):
         if len(members) <= len(lacking):
