@@ -1,11 +1,20 @@
 """Own data under DVC, and experiments with it, with the real DVC."""
 
+import re
+import shlex
 import shutil
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 from dvc.repo import Repo
+from dvc.utils.cli_parse import to_path_overrides
+from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
 from import_closure import ROOT
+
+from pipeline.distillation.params import load_distillation
+from pipeline.runtime.params import read_params, student_names
+from pipeline.students.params import load_student, load_training
 
 OWN = ["data/raw/pets.tar.gz", "models/imported/best.pt"]
 IDENTITY = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
@@ -46,3 +55,39 @@ def test_what_dvc_add_tracks_is_pushed_and_a_clone_pulls_it_and_git_sees_no_othe
     with Repo() as repo:
         repo.pull()
     assert [Path(name).read_text() for name in OWN] == OWN
+
+
+PAGE = (ROOT / "docs/experiments.md").read_text("utf-8")
+#: What the stages on the teacher's side read.
+TEACHERS = ("dataset", "views", "teacher", "soft_targets")
+
+
+def documented(command: str) -> list[list[str]]:
+    """The page's lines that begin with this command, as a shell splits them."""
+    lines = re.findall(rf"^({re.escape(command)}.*)$", PAGE, re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def overrides(command: list[str]) -> list[str]:
+    return [value for flag, value in pairwise(command) if flag in ("-S", "--set-param")]
+
+
+def test_each_documented_experiment_is_valid_and_changes_nothing_that_the_teacher_reads(folder):
+    before = read_params(ROOT / "params.yaml")
+    sweeps = [
+        sweep
+        for command in documented("dvc exp run")
+        if overrides(command)
+        for sweep in get_hydra_sweeps(to_path_overrides(overrides(command)))
+    ]
+    for sweep in sweeps:
+        shutil.copy(ROOT / "params.yaml", folder)
+        apply_overrides(folder / "params.yaml", sweep["params.yaml"])
+        after = read_params()
+        assert after != before
+        assert [after[section] for section in TEACHERS] == [before[key] for key in TEACHERS]
+        for name in student_names():
+            student = load_student(name)
+            load_distillation(student.distillation, name)
+            load_training(name, student)
+    assert len(sweeps) == 9
