@@ -82,8 +82,11 @@ class Clone:
         return os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"} | site
 
     def dvc(self, *arguments: str) -> str:
-        """Run DVC; return what it printed."""
-        result = self.run(sys.executable, "-m", "dvc", *arguments)
+        """Run DVC; return what it printed. A process starts only if stages may run."""
+        if arguments[0] == "repro":
+            result = self.run(sys.executable, "-m", "dvc", *arguments)
+        else:
+            result = self.dvc_here(*arguments)
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout
 
@@ -130,10 +133,13 @@ class Clone:
         twin.params = deepcopy(self.params)
         return twin
 
-    def repro(self, *targets: str) -> set[str]:
-        """Run `dvc repro`; return the stages that ran, without those restored or skipped."""
+    def repro(self, *targets: str, here: bool = False) -> set[str]:
+        """Run `dvc repro`; return the stages that ran, without those restored or skipped.
+
+        `here`: in this process and with this project's code.
+        """
         write_params(self.root, self.params)
-        output = self.dvc("repro", *targets)
+        output = self.dvc_here("repro", *targets).stdout if here else self.dvc("repro", *targets)
         self.restored = set(re.findall(r"Stage '(.+?)' is cached - skipping run", output))
         return stages_run(output)
 

@@ -33,9 +33,9 @@ def origin(remote: Path, tmp_path_factory: pytest.TempPathFactory) -> Clone:
     origin = committed(tmp_path_factory)
     with open(origin.root / ".gitignore", "a", encoding="utf-8") as file:
         file.write("/images\n")  # as data/raw/ is
-    origin.dvc_here("remote", "add", "--default", "shared", str(remote))
+    origin.dvc("remote", "add", "--default", "shared", str(remote))
     origin.commit("finished")
-    origin.dvc_here("push")
+    origin.dvc("push")
     return origin
 
 
@@ -46,7 +46,7 @@ def other(origin: Clone, remote: Path, tmp_path: Path) -> Clone:
     other = Clone(tmp_path / "other")
     other.params = deepcopy(origin.params)
     subprocess.run(["git", "clone", "--quiet", str(origin.root), str(other.root)], check=True)
-    other.dvc_here("remote", "modify", "--local", "shared", "url", str(tmp_path / "remote"))
+    other.dvc("remote", "modify", "--local", "shared", "url", str(tmp_path / "remote"))
     add_a_student(other)
     return other
 
@@ -91,7 +91,7 @@ def test_a_clone_trains_a_new_student_without_the_images_the_teacher_or_other_st
     for name in ("models/students/new/weights.safetensors", "predictions/students/new.safetensors"):
         assert (other.root / name).read_bytes() == (twin.root / name).read_bytes()
 
-    assert other.dvc_here("pull", "--allow-missing").returncode == 0
+    other.dvc("pull", "--allow-missing")
     result = repro(other, "compare")
     assert result.returncode == 0, result.stdout + result.stderr
     of_new = {f"{stage}@new" for stage in ("baseline", "int8_training", "export", "robustness")}
@@ -174,7 +174,7 @@ def test_what_a_killed_pull_leaves_out_is_named_and_the_documented_remedy_restor
     pull = ("pull", "--allow-missing")
     killed = other.run(sys.executable, "-c", CUT_OFF, *pull)
     assert killed.returncode == -signal.SIGKILL
-    other.dvc_here(*pull)  # it prints no warning
+    other.dvc(*pull)  # it prints no warning
     assert WEIGHTS in left_out(origin, other)
 
     result = repro(other, "export_teacher")
@@ -182,7 +182,7 @@ def test_what_a_killed_pull_leaves_out_is_named_and_the_documented_remedy_restor
     for name in ("models/teacher/network.json", WEIGHTS):
         assert f"`{name}` is absent" in result.stderr
         assert f"`dvc pull {name}` if a remote holds it" in result.stderr
-        other.dvc_here("pull", name)
+        other.dvc("pull", name)
         result = repro(other, "export_teacher")
     assert result.returncode == 0, result.stderr
     assert left_out(origin, other)
@@ -193,7 +193,7 @@ def test_what_a_killed_pull_leaves_out_is_named_and_the_documented_remedy_restor
     assert "rm -rf .venv/dvc/repo/*/index\n      dvc pull --allow-missing --force" in RELIABILITY
     for index in (other.root / ".venv/dvc/repo").glob("*/index"):
         shutil.rmtree(index)
-    other.dvc_here(*pull, "--force")
+    other.dvc(*pull, "--force")
     assert not left_out(origin, other)
 
 
