@@ -58,7 +58,7 @@ def add_a_student(clone: Clone) -> None:
 
 
 def repro(clone: Clone, *stages: str) -> subprocess.CompletedProcess[str]:
-    return clone.run(sys.executable, "-m", *FROM_THE_REMOTE, *stages)
+    return clone.dvc_here(*FROM_THE_REMOTE[1:], *stages)
 
 
 def in_the_remote(clone: Clone, name: str) -> Path:
@@ -189,7 +189,7 @@ def test_what_a_killed_pull_leaves_out_is_named_and_the_documented_remedy_restor
 
     # A kill during a copy leaves this.
     (other.root / "data/prepared/.cut.tmp").write_bytes(b"cut")
-    assert "unsaved" in other.run(sys.executable, "-m", "dvc", *pull).stderr
+    assert "unsaved" in other.dvc_here(*pull).stderr
     assert "rm -rf .venv/dvc/repo/*/index\n      dvc pull --allow-missing --force" in RELIABILITY
     for index in (other.root / ".venv/dvc/repo").glob("*/index"):
         shutil.rmtree(index)
