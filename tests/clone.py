@@ -106,6 +106,7 @@ class Clone:
         """
         out, err = io.StringIO(), io.StringIO()
         with self.entered() as patch:
+            patch.setenv("DVC_TEST", "true")  # else DVC restores the stream of its import for JSON
             patch.setattr("dvc.stage.run._run", run_command_here)
             for handler in logging.getLogger("dvc").handlers:  # with the streams of its import
                 stream = err if handler.level >= logging.WARNING else out
