@@ -1,7 +1,9 @@
 """The documents agree with the code."""
 
+import hashlib
 import importlib
 import importlib.util
+import pickle
 import re
 import subprocess
 import sys
@@ -233,27 +235,51 @@ def test_the_example_ensemble_averages_the_logits_of_its_members(tmp_path, monke
         torch.testing.assert_close(again.eval()(images), expected)
 
 
-def test_prepare_reads_the_archive_of_the_cifar_example(project):
-    images = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
-    labels, class_names = [0, 1] * 6, ["apple", "bear"]
-    split = (images, labels, class_names)
-    example_module("cifar_archive").write_archive("cifar.tar.gz", {"train": split, "test": split})
+def test_prepare_reads_the_archive_of_the_cifar_example(project, monkeypatch):
+    """torchvision reads batches in the authors' format; of the 4 and 2 training images of the two
+    classes, the first 3 and 2 by name are packed."""
+    images = np.random.default_rng(0).integers(0, 256, (9, 3, 32, 32), np.uint8)
+    labels = [0, 1, 0, 0, 1, 0, 1, 0, 1]
+    names = [f"{'ab'[label]}_s_{9 - number:06d}.png" for number, label in enumerate(labels)]
+    folder = project / "data/raw/cifar/cifar-10-batches-py"
+    folder.mkdir(parents=True)
+
+    def write(name, content):
+        (folder / name).write_bytes(pickle.dumps(content))
+        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
+
+    def batch(name, part):
+        pixels = images[part].reshape(-1, 3072)
+        return write(name, {"data": pixels, "labels": labels[part], "filenames": names[part]})
+
+    published = torchvision.datasets.CIFAR10
+    batches = [batch("data_batch_1", slice(0, 4)), batch("data_batch_2", slice(4, 6))]
+    monkeypatch.setattr(published, "train_list", batches)
+    monkeypatch.setattr(published, "test_list", [batch("test_batch", slice(6, 9))])
+    name, md5 = write("batches.meta", {"label_names": ["apple", "bear"]})
+    meta = {"filename": name, "key": "label_names", "md5": md5}
+    monkeypatch.setattr(published, "meta", meta)
+    monkeypatch.setattr(sys, "argv", ["cifar_archive", "CIFAR10", "cifar.tar.gz", "3"])
+    example_module("cifar_archive").main()
     params = yaml.safe_load((project / "params.yaml").read_text("utf-8"))
-    params["dataset"] |= {"root": "cifar.tar.gz", "image_size": 32, "validation_fraction": 0.5}
+    params["dataset"] |= {"root": "cifar.tar.gz", "image_size": 32, "validation_fraction": 0.4}
     write_params(project, params)
     run_stage("prepare")
     dataset = open_dataset()
-    test = dataset.splits["test"]
-    assert dataset.class_names == class_names
-    assert {name: len(split) for name, split in dataset.splits.items()} == {
-        "train": 6,
-        "validation": 6,
-        "test": 12,
+    assert dataset.class_names == ["apple", "bear"]
+    found = {
+        sample_id: (pixels, label)
+        for split in dataset.splits.values()
+        for sample_id, pixels, label in zip(
+            split.sample_ids, split.images, split.labels, strict=True
+        )
     }
-    for pixels, label, sample_id in zip(test.images, test.labels, test.sample_ids, strict=True):
-        number = int(sample_id.split("/")[-1].removesuffix(".png"))
-        assert np.array_equal(pixels, images[number].transpose(2, 0, 1))
+    for number in set(range(9)) - {0}:  # the last of its class by name
+        part = "train" if number < 6 else "test"
+        pixels, label = found.pop(f"{part}/{['apple', 'bear'][labels[number]]}/{names[number]}")
+        assert np.array_equal(pixels, images[number])
         assert label == labels[number]
+    assert not found
 
 
 @pytest.mark.parametrize("storage", ["exported", "encoded_project"])
