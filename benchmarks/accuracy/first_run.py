@@ -6,7 +6,8 @@
 
 The students of params.yaml in the current folder are trained by their stages with other seeds of
 weights and order, from the images, the teacher and the soft targets that are there. A student and
-its baseline have the same seed. Appends one line per training to RUN.csv beside this file, and skips what is in it: a killed study resumes.
+its baseline have the same seed. Appends one line per training to RUN.csv beside this file, and
+skips what is in it: a killed study resumes.
 """
 
 from pipeline.runtime.command import run_command
