@@ -325,7 +325,7 @@ def test_a_failing_student_is_named_and_does_not_stop_the_others(clone, tmp_path
     write_params(clone.root, clone.params)
     result = clone.run(sys.executable, "-m", "pipeline.commands.train_students", "--jobs", "2")
     assert result.returncode != 0
-    assert "2 of 4 failed: student@second, baseline@second." in result.stderr
+    assert "2 of 4 failed: baseline@second, student@second." in result.stderr
     assert "student@second: error: family `cifar_resnet` has no network `resnet9`" in result.stdout
     assert stages_run(result.stdout) == {"student@small", "student@second", "baseline@second"}
     clone.params["students"].pop("second")

@@ -117,6 +117,7 @@ def test_experiments_are_listed_in_100_columns_with_accuracies_and_the_parameter
     git(folder, "commit", "--quiet", "-m", "finished")
     with Repo() as repo:
         repo.experiments.run(queue=True, params=["distillation.temperature=1,2"])
+    capsys.readouterr()  # DVC's lines about the queue
     run_module("pipeline.commands.experiments")
     heading, *rows = (line.split() for line in capsys.readouterr().out.splitlines() if line)
     assert heading == ["state", *student_names(), "distillation.temperature"]
