@@ -1,5 +1,4 @@
-# make repro           set up, check the parameters, run the pipeline
-# make students JOBS=2 the same, with JOBS students and baselines trained at once
+# make repro           set up, check the parameters, run the pipeline, JOBS=2 stages at once
 # make plan            say what `make repro` would run, and why; run nothing
 # make clean-outputs   delete the results of students that params.yaml no longer defines
 # make test            set up, run the tests
@@ -8,9 +7,10 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 READY := .venv/.ready
-JOBS ?= 2
+# Two trainings at once seldom fit one GPU.
+JOBS ?= $(if $(wildcard /dev/nvidia0),1,2)
 
-.PHONY: setup repro students plan clean-outputs test lint
+.PHONY: setup repro plan clean-outputs test lint
 
 setup: $(READY)
 
@@ -34,15 +34,7 @@ $(READY): Makefile requirements.lock requirements-uv.lock
 repro: $(READY)
 	@python -m pipeline.commands.repair_dvc
 	python -m pipeline.commands.check
-	-@python -m pipeline.commands.plan --ahead
-	dvc repro
-	@python -m pipeline.stages.compare --show
-
-students: $(READY)
-	@python -m pipeline.commands.repair_dvc
-	python -m pipeline.commands.check
-	-@python -m pipeline.commands.plan --ahead
-	python -m pipeline.commands.train_students --jobs '$(JOBS)'
+	python -m pipeline.commands.repro --jobs '$(JOBS)'
 	@python -m pipeline.stages.compare --show
 
 plan: $(READY)

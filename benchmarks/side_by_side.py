@@ -4,7 +4,7 @@ after the other, each with all cores.
     python -m benchmarks.side_by_side
 
 Each training is the loop that students run, from cached soft targets, batches of 64, in its own
-process as in `make students`. A slice has equally many steps on both sides. Starting up is not
+process as in `make repro`. A slice has equally many steps on both sides. Starting up is not
 measured; it also runs side by side.
 """
 

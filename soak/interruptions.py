@@ -4,7 +4,7 @@
 
 A small project in a temporary folder, under DVC. SIGKILL, SIGTERM and SIGINT go to every stage run
 without DVC, to one of two processes that share a stage, and to `dvc repro` and
-`python -m pipeline.commands.train_students --jobs 2`: to all of their processes, like Ctrl-C, or to
+`python -m pipeline.commands.repro --jobs 2`: to all of their processes, like Ctrl-C, or to
 the first alone. The moments are spread over an undisturbed run from its first to its last. Then the
 same command runs again. It must succeed and leave every output with the bytes of the undisturbed
 run (`dvc.lock` with its entries, in any order), no process, and no temporary file outside
@@ -82,7 +82,7 @@ STAGES = [
 ]
 WHOLE = [
     Target(f"{' '.join(command).rpartition('.')[2]}, {to}", command, to, from_nothing=True)
-    for command in (("dvc", "repro"), ("pipeline.commands.train_students", "--jobs", "2"))
+    for command in (("dvc", "repro"), ("pipeline.commands.repro", "--jobs", "2"))
     for to in ("all", "first")
 ]
 

@@ -115,15 +115,15 @@ class Clone:
                 code = dvc_main(list(arguments))
         return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
-    def make_students(self, jobs: int) -> subprocess.CompletedProcess[str]:
-        """Run `make students` with this environment's Python, without setting one up."""
+    def make_repro(self, jobs: int) -> subprocess.CompletedProcess[str]:
+        """Run `make repro` with this environment's Python, without setting one up."""
         write_params(self.root, self.params)
         return self.run(
             "make",
             "--no-print-directory",
             "--assume-old",
             ".venv/.ready",
-            "students",
+            "repro",
             f"JOBS={jobs}",
         )
 

@@ -196,7 +196,7 @@ def test_a_dvc_lock_with_conflict_markers_is_refused_and_can_be_removed(clone):
     mark_a_conflict(clone.root / "dvc.lock")
     before = clone.outputs()
     assert "`dvc.lock` has merge conflict markers" in refusal_of(clone, "pipeline.commands.check")
-    for command in (("pipeline.commands.train_students",), ("dvc", "repro")):
+    for command in (("pipeline.commands.repro",), ("dvc", "repro")):
         assert "dvc.lock" in refusal_of(clone, *command)
     (clone.root / "dvc.lock").unlink()
     assert clone.repro() == set()
@@ -271,7 +271,7 @@ def test_two_parallel_runs_end_with_the_bytes_of_one(clone):
         change_student(each, "training", seed=4)
     twin.repro("--all-pipelines")
     refusal = "busy|Unable to acquire lock|another run of this stage"
-    command = (sys.executable, "-m", "pipeline.commands.train_students", "--jobs", "1")
+    command = (sys.executable, "-m", "pipeline.commands.repro", "--jobs", "1")
     for together in ((command, command), (command, (sys.executable, "-m", "dvc", "repro"))):
         processes = [clone.start(*each) for each in together]
         outputs = [process.communicate()[0] for process in processes]

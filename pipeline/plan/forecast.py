@@ -6,12 +6,13 @@ will write is not known before, so a stage that reads it *may* run. (`dvc repro 
 running what will be restored and all that follows, gives no reason, and stops at a missing file.)
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from dvc.dependency import ParamsDependency
+from dvc.exceptions import DvcException
 from dvc.output import Output
 from dvc.repo import Repo
 from dvc.repo.reproduce import get_active_graph, plan_repro
@@ -19,6 +20,8 @@ from dvc.stage import Stage
 from dvc.stage.serialize import to_single_stage_lockfile
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.meta import Meta
+
+from pipeline.runtime.errors import UserError
 
 Outcome = Literal["up to date", "restored", "runs", "may run"]
 
@@ -33,6 +36,14 @@ class Forecast:
     waits_for: list[str] = field(default_factory=list)  # stages whose new outputs it reads
     missing: list[str] = field(default_factory=list)  # inputs without which it cannot run
     lost: list[str] = field(default_factory=list)  # recorded outputs that are nowhere on this disk
+
+
+@dataclass(frozen=True)
+class RunForecast:
+    stages: list[Forecast]  # in the order in which DVC runs them
+    #: Of each stage, or file of `dvc add`, that is not up to date: those that must come first.
+    waits: Mapping[str, set[str]]
+    has_remote: bool  # whether DVC has a remote, from which lost results may be fetched
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,34 @@ def forecast_stages(repo: Repo) -> list[Forecast]:
         written: dict[PurePosixPath, _Written] = {}
         stages = plan_repro(get_active_graph(repo.index.graph))
         return [_forecast(stage, written) for stage in stages if _is_run(stage, written)]
+
+
+def forecast_run() -> RunForecast:
+    """Forecast what `dvc repro` will do here.
+
+    Raises:
+        UserError: DVC cannot read its files, or another DVC holds them.
+    """
+    try:
+        with Repo() as repo:
+            forecasts = forecast_stages(repo)
+            return RunForecast(forecasts, _waits(repo, forecasts), bool(repo.config["remote"]))
+    except DvcException as error:
+        raise UserError(f"DVC cannot say what it would run: {error}") from None
+
+
+def _waits(repo: Repo, forecasts: Sequence[Forecast]) -> dict[str, set[str]]:
+    graph = get_active_graph(repo.index.graph)
+    stale = {forecast.stage for forecast in forecasts if forecast.outcome != "up to date"}
+    pending = {
+        stage: stage.addressing
+        for stage in graph
+        if stage.addressing in stale or not (stage.cmd or all(out.exists for out in stage.outs))
+    }
+    return {
+        name: {pending[each] for each in graph.successors(stage) if each in pending}
+        for stage, name in pending.items()
+    }
 
 
 def _is_run(stage: Stage, written: dict[PurePosixPath, _Written]) -> bool:

@@ -1,6 +1,6 @@
 """Where a stage is in the whole run: the first line of a stage says what is ahead.
 
-`python -m pipeline.commands.plan --ahead`, which `make repro` calls, writes the stages that `dvc
+`python -m pipeline.commands.repro`, which `make repro` calls, writes the stages that `dvc
 repro` will run to a file; each stage then finds itself in it. Without the file, or if it is of
 another params.yaml, nothing is said of the run, and times are remembered all the same.
 """

@@ -19,10 +19,10 @@ RESUMES = {
     "pipeline.stages.student": "after its last finished epoch",
     "pipeline.stages.baseline": "after its last finished epoch",
     "pipeline.stages.soft_targets": "after its last finished shard",
-    "pipeline.commands.train_students": "with the unfinished trainings",
+    "pipeline.commands.repro": "with the unfinished stages",
 }
-#: Environment variable: the process of `pipeline.commands.train_students`, for those it starts.
-STUDENTS = "TEACH_ONCE_STUDENTS"
+#: Environment variable: the process of `pipeline.commands.repro`, for those it starts.
+REPRO = "TEACH_ONCE_REPRO"
 #: Environment variable: the process that launched the ones that share a stage.
 LAUNCHER = "TEACH_ONCE_LAUNCHER"
 
@@ -46,10 +46,10 @@ def handle_in_commands() -> None:
         # and the parent would then be another process.
         parent = int(os.environ.get(LAUNCHER, os.getppid()))
         _exit_unless(lambda: os.getppid() == parent)
-    if students := os.environ.get(STUDENTS):
+    if repro := os.environ.get(REPRO):
         import psutil  # noqa: PLC0415  (takes long; the handlers come first)
 
-        _exit_unless(lambda: psutil.pid_exists(int(students)))
+        _exit_unless(lambda: psutil.pid_exists(int(repro)))
 
 
 def _command() -> str | None:

@@ -70,7 +70,7 @@ def end_of(process: subprocess.Popen, signum: int) -> str:
 #: One that resumes after a shard, one that resumes otherwise, and one that starts anew.
 COMMANDS = {
     "pipeline.stages.soft_targets": (),
-    "pipeline.commands.train_students": (),
+    "pipeline.commands.repro": (),
     "pipeline.commands.store": ("verify", "--recompute", "9"),
 }
 

@@ -1,0 +1,111 @@
+"""Run the pipeline, several stages at once; the outputs are those of `dvc repro`.
+
+    python -m pipeline.commands.repro --jobs 2
+
+DVC runs one stage at a time, and parallel `dvc repro` lock one another out; parallel `dvc repro
+--single-item` do not. So this asks DVC which stages are not up to date, starts each by a DVC of its
+own as soon as the stages that it reads from have finished, and leaves the rest to one `dvc repro`.
+Imports no torch.
+"""
+
+from pipeline.runtime.command import run_command
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from graphlib import TopologicalSorter
+
+from pipeline.data.prepared.image_decoding import available_cores
+from pipeline.plan.forecast import Forecast, forecast_run
+from pipeline.runtime import signals, stage_times
+from pipeline.runtime.errors import UserError, counted, positive_int
+from pipeline.runtime.params import read_params
+from pipeline.runtime.run_plan import ahead, write_plan
+from pipeline.runtime.stage_times import split_sizes
+
+#: Stages of the last `dvc repro`: nothing runs beside `speed`, which would disturb its times.
+LAST = ("speed", "compare")
+DVC = [sys.executable, "-m", "dvc"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m pipeline.commands.repro", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--jobs", default="2", help="stages at once")
+    jobs = positive_int(parser.parse_args().jobs, "JOBS", "the number of stages to run at once")
+    run = forecast_run()
+    print_ahead(run.stages)
+    if jobs > 1:
+        os.environ[signals.REPRO] = str(os.getpid())
+        run_in_parallel({k: v for k, v in run.waits.items() if k not in LAST}, jobs)
+    sys.stdout.flush()
+    raise SystemExit(subprocess.run([*DVC, "repro"], check=False).returncode)
+
+
+def print_ahead(forecasts: Sequence[Forecast]) -> None:
+    """Print what is ahead, and let the stages count by it."""
+    running = [forecast for forecast in forecasts if forecast.outcome in ("runs", "may run")]
+    stages = [forecast.stage for forecast in running]
+    all_run = all(forecast.outcome == "runs" for forecast in running)
+    write_plan(stages, all_run)
+    if stages:
+        number = f"{'' if all_run else 'up to '}{counted(len(stages), 'stage')}"
+        line = "; ".join([number, *ahead(stages, read_params(), split_sizes())])
+        print(f"the run: {line}", flush=True)
+
+
+def run_in_parallel(waits: Mapping[str, set[str]], jobs: int) -> None:
+    """Run the stages, `jobs` at once, with a share of the cores each. A failure stops only the
+    stages that read from the failed one, and is named at the end.
+
+    Args:
+        waits: by stage, the stages that must have finished.
+    """
+    threads = str(max(1, available_cores() // jobs))
+    environment = {"OMP_NUM_THREADS": threads, **os.environ, stage_times.JOBS: str(jobs)}
+    sorter = TopologicalSorter(waits)
+    sorter.prepare()
+    running: dict[Future[bool], str] = {}
+    failed: list[str] = []
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        while True:
+            running |= {
+                pool.submit(run_stage, stage, environment): stage for stage in sorter.get_ready()
+            }
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                stage = running.pop(future)
+                sorter.done(stage) if future.result() else failed.append(stage)
+    finally:  # if interrupted, start no further stage
+        pool.shutdown(cancel_futures=True)
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(waits)} stages failed: {', '.join(sorted(failed))}. The "
+            "lines above that begin with these names say why. Those that do not read from them are "
+            "finished and recorded: fix these and run again."
+        )
+
+
+def run_stage(stage: str, environment: Mapping[str, str]) -> bool:
+    """Run one stage by DVC, print each of its lines after its name, and return its success."""
+    process = subprocess.Popen(
+        [*DVC, "--wait-for-lock", "repro", "--single-item", stage],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    for line in process.stdout:
+        sys.stdout.write(f"{stage}: {line}" if line.strip() else "")
+        sys.stdout.flush()
+    return process.wait() == 0
+
+
+if __name__ == "__main__":
+    run_command(main)
