@@ -21,12 +21,15 @@ def open_images(split: AnySplit, reading: Reading) -> AnyViews:
     return open_views(split, ViewPolicy("none"), 0, torch.device("cpu"), clean=clean)
 
 
-def file_logits(file: OnnxStudent, split: AnySplit) -> np.ndarray:
-    """Compute the file's raw logits of every image of a split: [N, num_classes] float32.
+def file_logits(
+    file: OnnxStudent, split: AnySplit, samples: np.ndarray | None = None
+) -> np.ndarray:
+    """Compute the file's raw logits of images of a split: [N, num_classes] float32.
 
     Args:
         split: its images have the side that the file takes.
+        samples: [N] their numbers; None: all.
     """
-    order = batches_of(np.arange(len(split)))
+    order = batches_of(np.arange(len(split)) if samples is None else samples)
     batches = open_images(split, file.metadata.reading).batches(0, order)
     return np.concatenate([file.logits(batch.pixels.numpy()) for batch in batches])
