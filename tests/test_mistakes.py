@@ -255,6 +255,9 @@ def link_to_a_folder() -> None:
 MISTAKES |= {
     "no `params.yaml`": remove_params,
     "a missing root": checking(root="elsewhere"),
+    "a root of `dvc add` that was not fetched": checking(
+        lambda: Path("elsewhere.dvc").write_text("outs: []"), root="elsewhere"
+    ),
     "a root that is no folder and no archive": checking(
         lambda: Path("images.rar").write_bytes(b"Rar!"), root="images.rar"
     ),

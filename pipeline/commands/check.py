@@ -97,7 +97,7 @@ def check_dataset_root() -> None:
     if not (root.is_dir() if dataset.source == "torchvision" else root.exists()):
         raise UserError(
             f"`{PARAMS_FILE}: dataset.root` is `{dataset.root}`, which does not exist; expected "
-            f"{expected}."
+            f"{expected}.{tracked_elsewhere(root)}"
         )
     check_outside_written("dataset.root", dataset.root, "data/raw/NAME")
     if dataset.source == "image_folder":
@@ -106,6 +106,17 @@ def check_dataset_root() -> None:
             check_end_of_tar(root)
         else:
             image_folder(dataset)  # reads names alone
+
+
+def tracked_elsewhere(path: Path) -> str:
+    """Say how to fetch a missing file or folder of `dvc add`; nothing of another."""
+    file = f"{path}.dvc"
+    if not Path(file).is_file():
+        return ""
+    return (
+        f" DVC tracks it: fetch it by `dvc pull {file}`, or, without a remote, "
+        f"`dvc checkout {file}`."
+    )
 
 
 def check_outside_written(key: str, path: str, example: str) -> None:
@@ -127,11 +138,14 @@ def check_teacher() -> None:
     if teacher.weights == "checkpoint" and not (
         path.is_file() or (may_be_folder and path.is_dir())
     ):
-        raise UserError(f"{place}, which is not a file; `weights: checkpoint` needs one.")
+        raise UserError(
+            f"{place}, which is not a file; `weights: checkpoint` needs one."
+            f"{tracked_elsewhere(path)}"
+        )
     if teacher.weights == "logits" and not (path / INDEX).is_file():
         raise UserError(
             f"{place}, which is no folder of a store; `weights: logits` needs one. Make it of a "
-            "table: `python -m pipeline.commands.import_logits TABLE`."
+            f"table: `python -m pipeline.commands.import_logits TABLE`.{tracked_elsewhere(path)}"
         )
     check_outside_written("teacher.checkpoint", teacher.checkpoint, "models/imported/NAME")
     check_statistics(teacher.network, "teacher.network")

@@ -41,7 +41,7 @@ class Forecast:
 @dataclass(frozen=True)
 class RunForecast:
     stages: list[Forecast]  # in the order in which DVC runs them
-    #: Of each stage, or file of `dvc add`, that is not up to date: those that must come first.
+    #: Of each stage that is not up to date, those that must come first.
     waits: Mapping[str, set[str]]
     has_remote: bool  # whether DVC has a remote, from which lost results may be fetched
 
@@ -64,7 +64,7 @@ def forecast_stages(repo: Repo) -> list[Forecast]:
     with repo.lock:
         written: dict[PurePosixPath, _Written] = {}
         stages = plan_repro(get_active_graph(repo.index.graph))
-        return [_forecast(stage, written) for stage in stages if _is_run(stage, written)]
+        return [_forecast(stage, written) for stage in stages if stage.cmd]  # no `dvc add`
 
 
 def forecast_run() -> RunForecast:
@@ -84,23 +84,11 @@ def forecast_run() -> RunForecast:
 def _waits(repo: Repo, forecasts: Sequence[Forecast]) -> dict[str, set[str]]:
     graph = get_active_graph(repo.index.graph)
     stale = {forecast.stage for forecast in forecasts if forecast.outcome != "up to date"}
-    pending = {
-        stage: stage.addressing
-        for stage in graph
-        if stage.addressing in stale or not (stage.cmd or all(out.exists for out in stage.outs))
-    }
+    pending = {stage: stage.addressing for stage in graph if stage.addressing in stale}
     return {
         name: {pending[each] for each in graph.successors(stage) if each in pending}
         for stage, name in pending.items()
     }
-
-
-def _is_run(stage: Stage, written: dict[PurePosixPath, _Written]) -> bool:
-    """Whether the stage has a command. A file of `dvc add` has none: note it if it is restored."""
-    for out in stage.outs:
-        if not stage.cmd and not out.exists and out.hash_info and not out.changed_cache():
-            written[_path(out)] = _Written(stage.addressing, out.hash_info.value, here=False)
-    return bool(stage.cmd)
 
 
 def _forecast(stage: Stage, written: dict[PurePosixPath, _Written]) -> Forecast:
