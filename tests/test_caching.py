@@ -316,6 +316,7 @@ def test_dvc_shows_the_metrics_of_every_model(clone):
     assert "files" not in metrics["metrics/comparison.json"]["data"]  # rows of a plot
 
 
+@pytest.mark.slow
 def test_a_failing_student_is_named_and_stops_only_what_reads_from_it(clone, tmp_path):
     clone = clone.twin(tmp_path / "twin")
     set_param("students", "small", "distillation", value={"temperature": 3.5})(clone)

@@ -17,6 +17,7 @@ from dvc.output import Output
 from dvc.repo import Repo
 from dvc.repo.reproduce import get_active_graph, plan_repro
 from dvc.stage import Stage
+from dvc.stage.cache import _can_hash
 from dvc.stage.serialize import to_single_stage_lockfile
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.meta import Meta
@@ -195,6 +196,8 @@ def _earlier_run(stage: Stage, written: Mapping[PurePosixPath, _Written]) -> dic
             dep.hash_info, dep.meta = HashInfo("md5", output.md5), Meta()
         else:
             dep.save()
+    if not _can_hash(stage):  # such as a stage without dependencies, which always runs
+        return None
     entry = stage.repo.stage_cache._load(stage)  # `restore` returns no record
     return entry if entry and _is_cached(stage, entry) else None
 

@@ -1,0 +1,52 @@
+"""Stages side by side, in the order of DVC's graph; test_caching.py compares their bytes."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import PARAMS
+from dvc.repo import Repo
+from import_closure import ROOT
+
+#: `first` and `second` end only if they run at once.
+STAGES = {
+    "first": {"cmd": "touch 1; until [ -e 2 ]; do sleep .1; done; touch a", "outs": ["a"]},
+    "second": {"cmd": "touch 2; until [ -e 1 ]; do sleep .1; done; touch b", "outs": ["b"]},
+    "wrong": {"cmd": "echo no; exit 3", "deps": ["a"], "outs": ["c"]},
+    "after_wrong": {"cmd": "touch d", "deps": ["c"], "outs": ["d"]},
+    "after_both": {"cmd": "cat a b > e", "deps": ["a", "b"], "outs": ["e"]},
+    "speed": {"cmd": "touch f", "deps": ["b"], "outs": ["f"]},
+}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / ".dvc/site"))
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": STAGES}))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    Repo.init().close()
+    return tmp_path
+
+
+def test_stages_run_at_once_and_a_failed_one_is_named_and_stops_only_what_reads_from_it(project):
+    result = subprocess.run(
+        [sys.executable, "-m", "pipeline.commands.repro", "--jobs", "2"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "error: 1 of 5 stages failed: wrong. The lines above" in result.stderr
+    assert "wrong: no\n" in result.stdout
+    assert (project / "e").is_file()
+    assert not (project / "d").exists()
+    assert not (project / "f").exists()  # it is for the end, when nothing else runs
+    assert {*yaml.safe_load((project / "dvc.lock").read_text())["stages"]} == {
+        *("first", "second", "after_both")
+    }
