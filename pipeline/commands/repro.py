@@ -29,6 +29,11 @@ from pipeline.runtime.stage_times import split_sizes
 #: Stages of the last `dvc repro`: nothing runs beside `speed`, which would disturb its times.
 LAST = ("speed", "compare")
 DVC = [sys.executable, "-m", "dvc"]
+#: How lines begin that DVC prints after each stage; the last `dvc repro` prints them once.
+HINTS = (
+    *("Updating lock file", "Generating lock file", "To track the changes", "git add "),
+    *("To enable auto staging", "dvc config core.autostage", "Use `dvc push`"),
+)
 
 
 def main() -> None:
@@ -92,7 +97,7 @@ def run_in_parallel(waits: Mapping[str, set[str]], jobs: int) -> None:
 
 
 def run_stage(stage: str, environment: Mapping[str, str]) -> bool:
-    """Run one stage by DVC, print each of its lines after its name, and return its success."""
+    """Run one stage by DVC, print its lines, each after its name, and return its success."""
     process = subprocess.Popen(
         [*DVC, "--wait-for-lock", "repro", "--single-item", stage],
         env=environment,
@@ -102,8 +107,9 @@ def run_stage(stage: str, environment: Mapping[str, str]) -> bool:
         errors="replace",
     )
     for line in process.stdout:
-        sys.stdout.write(f"{stage}: {line}" if line.strip() else "")
-        sys.stdout.flush()
+        if line.strip() and not line.strip().startswith(HINTS):
+            sys.stdout.write(f"{stage}: {line}")
+            sys.stdout.flush()
     return process.wait() == 0
 
 
