@@ -271,7 +271,7 @@ def test_two_parallel_runs_end_with_the_bytes_of_one(clone):
         change_student(each, "training", seed=4)
     twin.repro("--all-pipelines")
     refusal = "busy|Unable to acquire lock|another run of this stage"
-    command = (sys.executable, "-m", "pipeline.commands.repro", "--jobs", "1")
+    command = (sys.executable, "-m", "pipeline.commands.repro", "--jobs", "2")
     for together in ((command, command), (command, (sys.executable, "-m", "dvc", "repro"))):
         processes = [clone.start(*each) for each in together]
         outputs = [process.communicate()[0] for process in processes]

@@ -19,7 +19,7 @@ import onnx
 import torch
 
 from pipeline.data.prepared.dataset import Dataset
-from pipeline.export.running.file_images import open_images
+from pipeline.export.running.file_images import evenly_spread, open_images
 from pipeline.export.running.onnx_model import IMAGE, OnnxStudent
 from pipeline.export.running.reading import Reading
 from pipeline.export.to_onnx import NotExportable
@@ -61,7 +61,7 @@ def calibration_views(
             augmentation. A view's middle is no view of the training.
     """
     train = dataset.splits["train"]
-    samples = np.unique(np.linspace(0, len(train) - 1, count).astype(int))
+    samples = evenly_spread(len(train), count)
     if clean is None:
         views = open_views(train, params.view_policy, params.seed, torch.device("cpu"))
     else:

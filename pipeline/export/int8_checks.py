@@ -11,17 +11,12 @@ from pipeline.runtime.errors import counted
 #: Of how many test images the two are compared, evenly spread: the unoptimised graph is slow.
 KERNEL_IMAGES = 500
 #: How many images integer kernels may give another class than the graph as it is written, at least
-#: one. Kernels round at other places: for the default run's students that decides for at most one
+#: one. Kernels round at other places: for three students of digits that decided for at most one
 #: of 359 test images; kernels that saturate change 16 to 49 (`python -m benchmarks.int8`).
 OTHER_CLASSES_PER_IMAGE = 0.01
 #: How far logits may be apart (root mean square) as a share of their spread. The same students:
 #: 0.006 at most; kernels that saturate: 0.25 to 0.49.
 APART = 0.05
-
-
-def kernel_samples(num_images: int) -> np.ndarray:
-    """Choose the images for `verify_kernels`: [N] sample numbers, all or KERNEL_IMAGES."""
-    return np.unique(np.linspace(0, num_images - 1, KERNEL_IMAGES).astype(int))
 
 
 def verify_kernels(name: str, optimised: np.ndarray, unoptimised: np.ndarray) -> dict[str, float]:
@@ -31,7 +26,7 @@ def verify_kernels(name: str, optimised: np.ndarray, unoptimised: np.ndarray) ->
     Args:
         name: of the network, for messages.
         optimised, unoptimised: [N, num_classes] logits of `OnnxStudent` with and without
-            `optimised`, of `kernel_samples`.
+            `optimised`, of KERNEL_IMAGES test images.
 
     Raises:
         NotExportable: with the numbers.

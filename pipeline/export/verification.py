@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from pipeline.data.prepared.dataset import AnySplit
+from pipeline.export.running.file_images import evenly_spread
 from pipeline.export.to_onnx import NotExportable
 from pipeline.models.evaluation import open_clean_views, predict
 from pipeline.models.spec import InputSpec
@@ -26,7 +27,7 @@ OTHER_CLASSES_PER_IMAGE = 1e-3  # at least one image
 def float32_error(network: torch.nn.Module, spec: InputSpec, split: AnySplit) -> float:
     """The largest difference between PyTorch's logits in float32 and in float64, on at most
     BATCH_SIZE evenly spread images."""
-    samples = np.unique(np.linspace(0, len(split) - 1, BATCH_SIZE).astype(int))
+    samples = evenly_spread(len(split), BATCH_SIZE)
     views = open_clean_views(split, spec, torch.device("cpu"))
     (batch,) = views.batches(0, [samples])
     logits = predict(network, spec, batch.pixels, clean=True).double()

@@ -41,6 +41,8 @@ class Forecast:
 
 @dataclass(frozen=True)
 class RunForecast:
+    """What `dvc repro` will do with all stages."""
+
     stages: list[Forecast]  # in the order in which DVC runs them
     #: Of each stage that is not up to date, those that must come first.
     waits: Mapping[str, set[str]]
@@ -83,6 +85,7 @@ def forecast_run() -> RunForecast:
 
 
 def _waits(repo: Repo, forecasts: Sequence[Forecast]) -> dict[str, set[str]]:
+    """`RunForecast.waits`, by DVC's graph."""
     graph = get_active_graph(repo.index.graph)
     stale = {forecast.stage for forecast in forecasts if forecast.outcome != "up to date"}
     pending = {stage: stage.addressing for stage in graph if stage.addressing in stale}

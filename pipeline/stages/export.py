@@ -23,10 +23,10 @@ from pipeline.data.prepared.image_decoding import CLEAN_RATIO, available_cores
 from pipeline.data.sources.params import DatasetParams
 from pipeline.export.file_card import describe_file
 from pipeline.export.int8 import calibration_views, float_operations, to_int8
-from pipeline.export.int8_checks import int8_accuracy, kernel_samples, verify_kernels
+from pipeline.export.int8_checks import KERNEL_IMAGES, int8_accuracy, verify_kernels
 from pipeline.export.model_card import Int8Facts, ModelCard, NoFile
 from pipeline.export.params import ExportParams, load_export
-from pipeline.export.running.file_images import file_logits
+from pipeline.export.running.file_images import evenly_spread, file_logits
 from pipeline.export.running.onnx_model import OnnxMetadata, OnnxStudent
 from pipeline.export.running.reading import Reading
 from pipeline.export.to_onnx import OPSET, NotExportable, to_onnx
@@ -229,7 +229,7 @@ def quantised(
         metadata, logits = session.metadata, held_out_logits(session, dataset)
         as_written = OnnxStudent(content, str(file.path), available_cores(), optimised=False)
         test = dataset.splits["test"]
-        some = kernel_samples(len(test))
+        some = evenly_spread(len(test), KERNEL_IMAGES)
         figures |= verify_kernels(
             metadata.described, logits["test"][some], file_logits(as_written, test, some)
         )

@@ -21,6 +21,11 @@ def open_images(split: AnySplit, reading: Reading) -> AnyViews:
     return open_views(split, ViewPolicy("none"), 0, torch.device("cpu"), clean=clean)
 
 
+def evenly_spread(total: int, count: int) -> np.ndarray:
+    """Choose `count` of `total` samples, evenly spread, or all: [N] ascending sample numbers."""
+    return np.unique(np.linspace(0, total - 1, min(total, count)).astype(int))
+
+
 def file_logits(
     file: OnnxStudent, split: AnySplit, samples: np.ndarray | None = None
 ) -> np.ndarray:
