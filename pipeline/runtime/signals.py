@@ -31,6 +31,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 #: Files and folders that are being written, under their temporary names.
 unfinished: set[Path] = set()
 
+_process = os.getpid()
+
 
 def handle_in_commands() -> None:
     """Install the handlers if this process runs a command of the pipeline."""
@@ -40,7 +42,7 @@ def handle_in_commands() -> None:
         if signal.getsignal(signum) != signal.SIG_IGN:  # `nohup` and `&` ignore it on purpose
             signal.signal(signum, _exit_on_signal)
     atexit.register(_ignore_signals)  # registered first, called last
-    os.register_at_fork(after_in_child=_restore_default_handlers)
+    os.register_at_fork(after_in_child=_begin_forked)
     if "DVC_STAGE" in os.environ or "RANK" in os.environ:
         # DVC or torchrun started this process. A launcher of ours may have died before this line,
         # and the parent would then be another process.
@@ -102,10 +104,15 @@ def _ignore_signals() -> None:
             signal.signal(signum, signal.SIG_IGN)
 
 
-def _restore_default_handlers() -> None:
-    """Give a forked process Python's default handlers."""
+def _begin_forked() -> None:
+    """Give a forked process Python's default handlers, and end it when the process that forked it
+    has died: a signal can come before `multiprocessing` knows the new process."""
+    global _process
+    parent, _process = _process, os.getpid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    unfinished.clear()  # the parent writes these
+    _exit_unless(lambda: os.getppid() == parent)
 
 
 def _exit_unless(parent_lives: Callable[[], bool]) -> None:

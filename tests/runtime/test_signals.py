@@ -152,6 +152,32 @@ def test_a_training_and_its_decoding_workers_end_at_once_with_one_line(
     assert not list(Path().rglob("*.partial"))
 
 
+#: A command that forks as `multiprocessing` does, and is interrupted before it notes the process.
+FORKS = """
+import os, sys, time
+from importlib.machinery import ModuleSpec
+sys.modules["__main__"].__spec__ = ModuleSpec("pipeline.stages.forks", None)
+from pipeline.runtime import signals
+signals.handle_in_commands()
+child = os.fork()
+if child:
+    print(child, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_a_forked_process_ends_with_the_command_that_does_not_know_it_yet(signum):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", FORKS]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    child = int(process.stdout.readline())
+    os.kill(process.pid, signum)
+    process.wait(timeout=5)
+    wait_until(lambda: not lives(child), subprocess.Popen(["sleep", "10"]))
+    assert not lives(child)
+
+
 def children(process: int) -> list[int]:
     return [child.pid for child in psutil.Process(process).children()]
 
