@@ -49,7 +49,7 @@ FILES = ("float32", *WAYS)
 def copy_project(source: Path, copy: Path, seed: int, options: dict[str, Any]) -> None:
     """Write a project with the data, the teacher and the soft targets of another."""
     params = yaml.safe_load((source / "params.yaml").read_text("utf-8"))
-    params["training"]["seed"] = seed
+    params["training"]["seeds"] = seed
     params["export"] = {"precision": "int8", "int8_training": options}
     (copy / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), "utf-8")
     (copy / "models").mkdir()

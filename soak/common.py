@@ -39,7 +39,7 @@ STAGES = {
 def params(*, size: int = 16, epochs: int = 6, batch_size: int = 8, views: int = 2) -> dict:
     """Parameters of a ResNet-8 that teaches a ResNet-8."""
     network = {"family": "cifar_resnet", "network": "resnet8"}
-    steps = {"epochs": epochs, "batch_size": batch_size, "learning_rate": 0.05, "seed": 0}
+    steps = {"epochs": epochs, "batch_size": batch_size, "learning_rate": 0.05}
     return {
         "dataset": {
             "source": "image_folder",
@@ -63,10 +63,10 @@ def params(*, size: int = 16, epochs: int = 6, batch_size: int = 8, views: int =
             **network,
             "weights": "train",
             "checkpoint": "models/imported/none",
-            "training": {**steps, "policy": "crop_flip"},
+            "training": {**steps, "policy": "crop_flip", "seed": 0},
         },
         "soft_targets": {"encoding": "dense", "precision": "float32", "batch_size": 16},
-        "training": {**steps, "optimizer": "sgd"},
+        "training": {**steps, "optimizer": "sgd", "seeds": 0},
         "distillation": {
             "method": "kd",
             "temperature": 4.0,

@@ -102,7 +102,7 @@ class Clone:
 
     def add_student(self) -> None:
         params = yaml.safe_load((self.root / "params.yaml").read_text("utf-8"))
-        params["students"]["new"] = params["students"]["small"] | {"training": {"seed": 3}}
+        params["students"]["new"] = params["students"]["small"] | {"training": {"seeds": 3}}
         common.write_params(self.root, params)
 
     def repair(self) -> None:

@@ -72,7 +72,7 @@ PARAMS = {
         "batch_size": 16,
         "optimizer": "sgd",
         "learning_rate": 0.05,
-        "seed": 2,
+        "seeds": 2,
     },
     "distillation": {
         "method": "kd",

@@ -189,7 +189,10 @@ SECOND = {
 #: The same of parameters; `compare` reads all of them, and `speed` those of the students.
 INVALIDATED_BY_PARAMS = {
     ("students", "second"): (PARAMS["students"]["small"], SECOND),
-    ("students", "small", "training"): ({"seed": 6}, {*TRAININGS, *DISTILLED, "export@small"}),
+    ("students", "small", "training"): (
+        {"seeds": [2, 6]},
+        {*TRAININGS, *DISTILLED, "export@small"},
+    ),
     ("students", "small", "network"): (  # other weights to start from
         {"name": "resnet8", "weights": {"path": "models/imported/r8.pth", "sha256": "0" * 64}},
         {*TRAININGS, *DISTILLED, "export@small"},

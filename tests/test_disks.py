@@ -188,7 +188,7 @@ def test_no_stage_writes_through_a_link_into_dvcs_cache(linked, monkeypatch, kin
         run_stage(stage, *arguments)
     assert not damaged_objects(root)
     linked.dvc("checkout", "--relink", "--force")
-    change_params("training", seed={"hardlink": 31, "symlink": 32}[kind])
+    change_params("training", seeds={"hardlink": 31, "symlink": 32}[kind])
     linked.dvc("repro", "--single-item", "student@small")
     run_stage("student", "small")  # over links to the objects just cached
     assert not damaged_objects(root)

@@ -36,7 +36,7 @@ from pipeline.models.params import NetworkParams, WeightsFile
 from pipeline.models.spec import InputSpec, ModelSpec
 from pipeline.runtime.errors import UserError
 from pipeline.store.writing.params import SoftTargetsParams
-from pipeline.students.params import StudentParams, TrainingParams
+from pipeline.students.params import StudentParams, TrainingSection
 from pipeline.teacher import foreign_teacher
 from pipeline.teacher.params import TeacherParams, TeacherTraining
 from pipeline.views.params import MixParams, RandAugmentParams, ViewsParams
@@ -54,7 +54,7 @@ MODELS = {
     "network.weights": WeightsFile,
     "teacher.training": TeacherTraining,
     "soft_targets": SoftTargetsParams,
-    "training": TrainingParams,
+    "training": TrainingSection,
     "export": ExportParams,
     "export.int8_training": Int8TrainingParams,
     "students": StudentParams,

@@ -136,8 +136,8 @@ def test_a_documented_sweep_with_own_data_trains_students_and_no_teacher_and_one
     shutil.rmtree(clone.root / "images")
     clone.params["dataset"]["root"] = OWN[0]
     write_params(clone.root, clone.params)
-    clone.dvc("commit", "--force")
     clone.dvc("add", OWN[0])
+    clone.dvc("repro")
     for key in ("name", "email"):
         git(clone.root, "config", f"user.{key}", "a@example.org")
     clone.commit("finished")
@@ -152,7 +152,7 @@ def test_a_documented_sweep_with_own_data_trains_students_and_no_teacher_and_one
     listed = clone.run(sys.executable, "-m", "pipeline.commands.experiments").stdout
     assert max(len(line) for line in listed.splitlines()) <= 100
     rows = [line.split() for line in listed.splitlines() if " success " in line]
-    assert len(rows) == 6
+    assert len(rows) == 6, listed + run.stdout
     shown = clone.dvc(
         *(part.replace("resnet8", "small") for part in documented("dvc exp show")[0][1:]),
         "--no-pager",

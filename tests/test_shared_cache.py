@@ -53,7 +53,7 @@ def other(origin: Clone, remote: Path, tmp_path: Path) -> Clone:
 
 def add_a_student(clone: Clone) -> None:
     clone.params["students"]["new"] = deepcopy(clone.params["students"]["small"])
-    clone.params["students"]["new"]["training"] = {"seed": 3}
+    clone.params["students"]["new"]["training"] = {"seeds": 3}
     write_params(clone.root, clone.params)
 
 

@@ -106,7 +106,7 @@ def test_another_students_parameters_may_change_while_one_trains(clone):
     clone.params["students"]["other"] = deepcopy(clone.params["students"]["small"])
 
     def edit() -> None:
-        clone.params["students"]["other"]["training"]["seed"] = 9
+        clone.params["students"]["other"]["training"]["seeds"] = 9
         write_params(clone.root, clone.params)
 
     write_params(clone.root, clone.params)
@@ -268,7 +268,7 @@ def test_two_parallel_runs_end_with_the_bytes_of_one(clone):
     """Each waits for the other or is refused; no two write to one path at once."""
     twin = clone.twin()
     for each in (clone, twin):
-        change_student(each, "training", seed=4)
+        change_student(each, "training", seeds=4)
     twin.repro("--all-pipelines")
     refusal = "busy|Unable to acquire lock|another run of this stage"
     command = (sys.executable, "-m", "pipeline.commands.repro", "--jobs", "2")

@@ -42,7 +42,7 @@ def train(results: Path, seeds: range) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name in (PREPARED, STORE, TEACHER.model):
             link(Path(name).resolve(), folder / name)
-        seeded = params | {"training": params["training"] | {"seed": seed}}
+        seeded = params | {"training": params["training"] | {"seeds": seed}}
         (folder / "params.yaml").write_text(yaml.safe_dump(seeded, sort_keys=False), "utf-8")
         for student in params["students"]:
             for stage, role in ROLES.items():

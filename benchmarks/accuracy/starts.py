@@ -206,7 +206,7 @@ class Workshop:
         if start == WEIGHTS:
             digest = sha256_of_file(self.pretrained / NETWORK)
             network["weights"] = {"path": str(PRETRAINED), "sha256": digest, "head": "new"}
-        training = {"learning_rate": rate, "seed": seed}
+        training = {"learning_rate": rate, "seeds": seed}
         return {"family": family, "network": network, "training": training, "distillation": {}}
 
     def rows(self) -> pd.DataFrame:

@@ -27,7 +27,7 @@ from pipeline.runtime.params import PARAMS_FILE, load_section, read_params, stud
 from pipeline.runtime.signals import LAUNCHER
 from pipeline.store.format.schema import INDEX
 from pipeline.store.writing.params import SoftTargetsParams
-from pipeline.students.params import TrainingParams, load_student, load_training
+from pipeline.students.params import TrainingSection, load_student, load_training
 from pipeline.students.start_file import check_start_file
 from pipeline.teacher.params import TeacherParams
 from pipeline.views.params import ViewsParams
@@ -37,7 +37,7 @@ SECTIONS = {
     "views": ViewsParams,
     "teacher": TeacherParams,
     "soft_targets": SoftTargetsParams,
-    "training": TrainingParams,
+    "training": TrainingSection,
     "export": ExportParams,
 }
 

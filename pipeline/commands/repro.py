@@ -23,8 +23,9 @@ from pipeline.plan.forecast import Forecast, forecast_run
 from pipeline.runtime import signals, stage_times
 from pipeline.runtime.errors import UserError, counted, positive_int
 from pipeline.runtime.params import read_params
+from pipeline.runtime.prefixed import run_prefixed
 from pipeline.runtime.run_plan import ahead, write_plan
-from pipeline.runtime.stage_times import split_sizes
+from pipeline.runtime.stage_times import SEED_JOBS, split_sizes
 
 #: Stages of the last `dvc repro`: nothing runs beside `speed`, which would disturb its times.
 LAST = ("speed", "compare")
@@ -63,8 +64,9 @@ def print_ahead(forecasts: Sequence[Forecast]) -> None:
 
 
 def run_in_parallel(waits: Mapping[str, set[str]], jobs: int) -> None:
-    """Run the stages, `jobs` at once, with a share of the cores each. A failure stops only the
-    stages that read from the failed one, and is named at the end.
+    """Run the stages, `jobs` at once, with a share of the cores each. Where fewer stages are ready
+    than jobs, trainings get the free jobs for their seeds. A failure stops only the stages that
+    read from the failed one, and is named at the end.
 
     Args:
         waits: by stage, the stages that must have finished.
@@ -73,18 +75,25 @@ def run_in_parallel(waits: Mapping[str, set[str]], jobs: int) -> None:
     environment = {"OMP_NUM_THREADS": threads, **os.environ, stage_times.JOBS: str(jobs)}
     sorter = TopologicalSorter(waits)
     sorter.prepare()
-    running: dict[Future[bool], str] = {}
+    behind = stages_behind(waits)  # the teacher starts before a baseline
+    running: dict[Future[bool], tuple[str, int]] = {}  # the stage, and the jobs that it takes
+    ready: list[str] = []
     failed: list[str] = []
-    pool = ThreadPoolExecutor(jobs)
+    pool, free = ThreadPoolExecutor(jobs), jobs
     try:
         while True:
-            running |= {
-                pool.submit(run_stage, stage, environment): stage for stage in sorter.get_ready()
-            }
+            ready = sorted([*ready, *sorter.get_ready()], key=lambda stage: -len(behind[stage]))
+            while ready and free:
+                trains = ready[0].startswith(("student@", "baseline@"))
+                taken = max(1, free // len(ready)) if trains else 1
+                stage, free = ready.pop(0), free - taken
+                of_stage = {**environment, SEED_JOBS: str(taken)}
+                running[pool.submit(run_stage, stage, of_stage)] = stage, taken
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                stage = running.pop(future)
+                stage, taken = running.pop(future)
+                free += taken
                 sorter.done(stage) if future.result() else failed.append(stage)
     finally:  # if interrupted, start no further stage
         pool.shutdown(cancel_futures=True)
@@ -96,21 +105,20 @@ def run_in_parallel(waits: Mapping[str, set[str]], jobs: int) -> None:
         )
 
 
+def stages_behind(waits: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """Find, by stage, all that cannot start before it has finished."""
+    order = list(TopologicalSorter(waits).static_order())
+    behind: dict[str, set[str]] = {stage: set() for stage in order}
+    for stage in reversed(order):
+        for before in waits.get(stage, ()):
+            behind[before] |= {stage} | behind[stage]
+    return behind
+
+
 def run_stage(stage: str, environment: Mapping[str, str]) -> bool:
     """Run one stage by DVC, print its lines, each after its name, and return its success."""
-    process = subprocess.Popen(
-        [*DVC, "--wait-for-lock", "repro", "--single-item", stage],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
-    for line in process.stdout:
-        if line.strip() and not line.strip().startswith(HINTS):
-            sys.stdout.write(f"{stage}: {line}")
-            sys.stdout.flush()
-    return process.wait() == 0
+    command = [*DVC, "--wait-for-lock", "repro", "--single-item", stage]
+    return run_prefixed(stage, command, environment, HINTS) == 0
 
 
 if __name__ == "__main__":

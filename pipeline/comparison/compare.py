@@ -3,6 +3,7 @@
 Arithmetic on logits; reads and writes nothing.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -14,9 +15,11 @@ from sklearn.metrics import f1_score, precision_recall_fscore_support
 from pipeline.comparison import metrics
 from pipeline.comparison.decision import Decision, decide
 from pipeline.comparison.measurement import statistics
+from pipeline.comparison.measurement.seeds import SeedMean, seed_mean
 from pipeline.comparison.measurement.statistics import PairedDifference
 from pipeline.comparison.robustness import RobustComparison, Robustness
-from pipeline.runtime.outputs import Start
+from pipeline.comparison.seeds import SeedComparison, agreement_interval, calibration_interval
+from pipeline.runtime.outputs import ExportedFile, Start
 
 COSTS = ("parameters", "macs", "size_bytes")
 
@@ -30,6 +33,7 @@ class Predictions:
     precision: str = "float32"  # float32 | int8
     path: str | None  # of the file; None for a teacher without one
     no_file: str | None = None  # the reason
+    seed: int | None = None  # of a training beside the main one, whose file does not ship
     sha256: str | None = None  # of the file
     input_size: int | None = None  # pixels, of the network
     #: None for a teacher, and where an older export did not record it.
@@ -42,7 +46,7 @@ class Predictions:
 
     @property
     def key(self) -> str:
-        return f"{self.role}.{self.precision}"
+        return ExportedFile(self.role, self.name, self.precision, self.seed).key
 
 
 @dataclass(frozen=True)
@@ -91,21 +95,43 @@ class ModelMetrics:
 
 
 @dataclass(frozen=True)
+class OtherIntervals:
+    """The 95 % intervals of a distilled student, over its seeds if it has several."""
+
+    agreement: tuple[float, float]
+    ece: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class Comparison:
     class_names: Sequence[str]
     labels: np.ndarray  # [N] of the test images
     teacher: ModelMetrics
     #: By student: the distilled and the baseline's float32 file, then the int8 files.
     students: Mapping[str, Sequence[ModelMetrics]]
-    #: By student: the distilled file minus the baseline's, both float32.
+    #: By student: the distilled file minus the baseline's, both float32; of several seeds the mean
+    #: over them, while `first` and `second` are the main trainings.
     gains: Mapping[str, PairedDifference[ModelMetrics]]
     int8: Sequence[PairedDifference[ModelMetrics]]  # each int8 file minus its float32 file
     #: Of distilled students, with adjusted p-values (Holm).
     pairs: Sequence[PairedDifference[ModelMetrics]]
     decision: Decision | None  # which file to ship; None if there is no file
+    seeds: Mapping[str, SeedComparison]  # by student, of those with more than one
+    intervals: Mapping[str, OtherIntervals]  # by student
     robustness: RobustComparison
     #: By student and role, why there is no int8 file where one was asked for.
     refused: Mapping[tuple[str, str], str] = field(default_factory=dict)
+
+    def pairs_by_seed(self, name: str) -> Sequence[tuple[ModelMetrics, ModelMetrics]]:
+        """A student's distilled and baseline float32 files of each seed."""
+        if name in self.seeds:
+            seeds = self.seeds[name]
+            return list(zip(seeds.distilled, seeds.baselines, strict=True))
+        return [(self.gains[name].first, self.gains[name].second)]
+
+    def all_seeds(self, name: str) -> Sequence[ModelMetrics]:
+        """A distilled student's float32 file of each seed."""
+        return [distilled for distilled, _ in self.pairs_by_seed(name)]
 
     @property
     def models(self) -> list[ModelMetrics]:
@@ -178,16 +204,19 @@ def compare(
     """Compare every student with its baseline, with the teacher, and with the other students.
 
     Args:
-        students: by name, the distilled and the baseline's float32 file, then the int8 files.
+        students: by name, the distilled and the baseline's float32 file, the int8 files, then the
+            files of other seeds.
         labels: `validation` and `test`, [N] each.
     """
     predictions = [teacher, *(model for models in students.values() for model in models)]
+    robust = {id(p): r for p, r in zip(predictions, robustness.every_model, strict=True)}
+    predictions.sort(key=lambda p: p.seed is not None)  # the main trainings first
     correct = np.stack([p.test.argmax(1) == labels["test"] for p in predictions], 1)
     means = statistics.bootstrap_means(correct)  # [resamples, models]
     intervals = statistics.interval(means).T
     models = [
-        model_metrics(model, teacher, labels, interval, robust)
-        for model, interval, robust in zip(predictions, intervals, robustness.models, strict=True)
+        model_metrics(model, teacher, labels, interval, robust[id(model)])
+        for model, interval in zip(predictions, intervals, strict=True)
     ]
 
     def difference(i: int, j: int) -> PairedDifference[ModelMetrics]:
@@ -203,24 +232,72 @@ def compare(
             p_value=statistics.mcnemar(first.correct, second.correct),
         )
 
-    place = {(m.name, m.role, m.precision): i for i, m in enumerate(models)}
-    distilled = [place[name, "distilled", "float32"] for name in students]
-    gains = {name: difference(i, i + 1) for name, i in zip(students, distilled, strict=True)}
+    main = range(sum(p.seed is None for p in predictions))
+    place = {(models[i].name, models[i].role, models[i].precision): i for i in main}
     int8 = [
-        difference(i, place[m.name, m.role, "float32"])
-        for i, m in enumerate(models)
-        if m.precision == "int8"
+        difference(i, place[models[i].name, models[i].role, "float32"])
+        for i in main
+        if models[i].precision == "int8"
     ]
-    pairs = [difference(i, j) for i, j in combinations(distilled, 2)]
+    #: By name and role, the float32 file of each seed; of the main training alone, by None.
+    by_seed: dict[tuple[str, str], dict[int | None, int]] = defaultdict(dict)
+    for i, p in enumerate(predictions):
+        if p.precision == "float32":
+            seed = p.start.seed if p.seed is None and p.start else p.seed
+            by_seed[p.name, p.role][seed] = i
+
+    def mean_difference(
+        first: tuple[str, str], second: tuple[str, str]
+    ) -> tuple[PairedDifference[ModelMetrics], SeedMean | None]:
+        """Of two trainings, over the seeds that both have."""
+        seeds = [seed for seed in by_seed[first] if seed in by_seed[second]]
+        of_main = difference(place[*first, "float32"], place[*second, "float32"])
+        if len(seeds) < 2:
+            return of_main, None
+        pairs = [(by_seed[first][seed], by_seed[second][seed]) for seed in seeds]
+        one, other = zip(*pairs, strict=True)
+        mean = seed_mean(
+            np.array([models[i].accuracy - models[j].accuracy for i, j in pairs]),
+            means[:, list(one)] - means[:, list(other)],
+        )
+        low, high = mean.interval
+        difference_of_mean = replace(
+            of_main, gain=mean.mean, low=low, high=high, p_value=mean.p_value
+        )
+        return difference_of_mean, mean
+
+    gains, seeds = {}, {}
+    for name in students:
+        roles = (name, "distilled"), (name, "baseline")
+        gains[name], mean = mean_difference(*roles)
+        if mean is not None:
+            of_both = sorted(by_seed[roles[0]].keys() & by_seed[roles[1]].keys())
+            files = ([models[by_seed[role][seed]] for seed in of_both] for role in roles)
+            seeds[name] = SeedComparison(of_both, *files, mean)
+    every = {
+        name: seeds[name].distilled if name in seeds else [gains[name].first] for name in students
+    }
+    other_intervals = {
+        name: OtherIntervals(agreement_interval(of, models[0]), calibration_interval(of))
+        for name, of in every.items()
+    }
+    pairs = [
+        mean_difference((one, "distilled"), (other, "distilled"))[0]
+        for one, other in combinations(students, 2)
+    ]
     adjusted = statistics.holm([pair.p_value for pair in pairs])
     return Comparison(
         class_names=class_names,
         labels=labels["test"],
         teacher=models[0],
-        students={name: [m for m in models[1:] if m.name == name] for name in students},
+        students={
+            name: [models[i] for i in main if i and models[i].name == name] for name in students
+        },
         gains=gains,
         int8=int8,
         pairs=[replace(pair, p_value=p) for pair, p in zip(pairs, adjusted, strict=True)],
-        decision=decide(models, difference),
+        decision=decide([models[i] for i in main], difference),
+        seeds=seeds,
+        intervals=other_intervals,
         robustness=robustness,
     )

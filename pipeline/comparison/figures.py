@@ -17,7 +17,7 @@ from pipeline.runtime.validation import Record
 
 MOST_CLASSES = 20  # that a heat map or bars show one by one
 #: A share, nats or a difference, to 6 decimals.
-Figure = Annotated[float, AfterValidator(lambda value: round(value, 6))]
+Figure = Annotated[float, AfterValidator(lambda value: round(value, 6) + 0.0)]
 
 
 class TeacherFigures(Record):
@@ -30,8 +30,21 @@ class TeacherFigures(Record):
     robust_accuracy: Figure | None = None  # absent without a network
 
 
+class SeedTraining(Record):
+    """The accuracies of a student and its baseline, of one seed."""
+
+    seed: int
+    accuracy: Figure
+    baseline: Figure
+
+
+class SeedFigures(Record):
+    trainings: Sequence[SeedTraining]  # a list, which `dvc metrics` leaves out
+    that_tell: int | None  # the fewest with which an equal gain is significant; None: over 100
+
+
 class StudentFigures(Record):
-    """A distilled network's; `gain` is over its baseline's accuracy."""
+    """A distilled network's; `gain` is over its baseline's accuracy. Of several seeds, means."""
 
     accuracy: Figure
     baseline: Figure
@@ -50,6 +63,16 @@ class StudentFigures(Record):
     robust_gain: Figure
     robust_gain_low: Figure
     robust_gain_high: Figure
+    #: Over seeds and test images, or over test images where there is one seed.
+    agreement_low: Figure
+    agreement_high: Figure
+    ece_low: Figure
+    ece_high: Figure
+    #: Absent with one seed.
+    accuracy_deviation: Figure | None = None  # standard deviation between seeds
+    baseline_deviation: Figure | None = None
+    gain_deviation: Figure | None = None
+    seeds: SeedFigures | None = None
     #: Of the distilled network and of its baseline; absent where they are equal or not recorded.
     optimiser_steps: int | None = None
     baseline_optimiser_steps: int | None = None
@@ -164,24 +187,55 @@ def headline_figures(
             figures.pop("robust_accuracy", None)
         return figures
 
+    def of_seeds(name: str) -> dict[str, Any]:
+        """Means over the seeds, if there are several."""
+        if name not in comparison.seeds:
+            return {}
+        seeds = comparison.seeds[name]
+        of_each = [of_model(model, StudentFigures) for model in seeds.distilled]
+        numbers = [
+            key for key in of_each[0] if all(isinstance(each[key], float) for each in of_each)
+        ]
+        accuracies = [[m.accuracy for m in role] for role in (seeds.distilled, seeds.baselines)]
+        trainings = zip(seeds.seeds, *accuracies, strict=True)
+        return {key: float(np.mean([each[key] for each in of_each])) for key in numbers} | {
+            "baseline": float(np.mean(accuracies[1])),
+            "accuracy_deviation": float(np.std(accuracies[0], ddof=1)),
+            "baseline_deviation": float(np.std(accuracies[1], ddof=1)),
+            "gain_deviation": seeds.gain.deviation,
+            "seeds": SeedFigures(
+                trainings=[
+                    SeedTraining(seed=seed, accuracy=accuracy, baseline=baseline)
+                    for seed, accuracy, baseline in trainings
+                ],
+                that_tell=seeds.gain.seeds_that_tell,
+            ),
+        }
+
     def of_student(name: str, gain: PairedDifference[ModelMetrics]) -> StudentFigures:
         robust = comparison.robustness.gains[name]
         distilled, baseline = steps[name]
         budgets = {"optimiser_steps": distilled, "baseline_optimiser_steps": baseline}
         unequal = None not in (distilled, baseline) and distilled != baseline
-        return StudentFigures(
-            baseline=gain.second.accuracy,
-            gain=gain.gain,
-            gain_low=gain.low,
-            gain_high=gain.high,
-            p_value=gain.p_value,
-            robust_gain=robust.gain,
-            robust_gain_low=robust.low,
-            robust_gain_high=robust.high,
+        other = comparison.intervals[name]
+        figures = {
+            "baseline": gain.second.accuracy,
+            "gain": gain.gain,
+            "gain_low": gain.low,
+            "gain_high": gain.high,
+            "p_value": gain.p_value,
+            "robust_gain": robust.gain,
+            "robust_gain_low": robust.low,
+            "robust_gain_high": robust.high,
+            "agreement_low": other.agreement[0],
+            "agreement_high": other.agreement[1],
+            "ece_low": other.ece[0],
+            "ece_high": other.ece[1],
             **of_model(gain.first, StudentFigures),
             **(budgets if unequal else {}),
-            **_starts(gain),
-        )
+            **_starts(comparison.pairs_by_seed(name)),
+        }
+        return StudentFigures(**figures | of_seeds(name))
 
     students = {name: of_student(name, gain) for name, gain in comparison.gains.items()}
     kinds = different_starts({name: student.start for name, student in students.items()})
@@ -198,12 +252,13 @@ def headline_figures(
     )
 
 
-def _starts(gain: PairedDifference[ModelMetrics]) -> dict[str, str]:
-    """What a student started from, and what its baseline did if the two differ."""
-    distilled, baseline = gain.first.start, gain.second.start
+def _starts(pairs: Sequence[tuple[ModelMetrics, ModelMetrics]]) -> dict[str, str]:
+    """What a student started from, and what its baseline did if the two differ, with any seed."""
+    starts = [(distilled.start, baseline.start) for distilled, baseline in pairs]
+    distilled, baseline = starts[0]
     if distilled is None:
         return {}
-    differ = baseline is not None and baseline.sha256 != distilled.sha256
+    differ = any(one and other and one.sha256 != other.sha256 for one, other in starts)
     return {"start": distilled.text} | ({"baseline_start": baseline.text} if differ else {})
 
 

@@ -42,6 +42,11 @@ def confidences(logits: np.ndarray) -> np.ndarray:
     return np.exp(log_softmax(logits).max(1))
 
 
+def bins(confidence: np.ndarray) -> np.ndarray:
+    """Number the bin of each confidence: (0, 1/15] is 0."""
+    return np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
+
+
 def reliability(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Bin samples by their largest probability: (0, 1/15], ..., (14/15, 1].
 
@@ -50,8 +55,8 @@ def reliability(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """
     confidence = confidences(logits)
     correct = logits.argmax(1) == labels
-    bins = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
-    sums = [np.bincount(bins, w, NUM_BINS) for w in (np.ones(len(labels)), confidence, correct)]
+    of_bin = bins(confidence)
+    sums = [np.bincount(of_bin, w, NUM_BINS) for w in (np.ones(len(labels)), confidence, correct)]
     counts = np.maximum(sums[0], 1)
     return np.stack([sums[0], sums[1] / counts, sums[2] / counts], 1)
 

@@ -39,6 +39,7 @@ def _places() -> Iterator[Path]:
     yield ModelOutputs("distilled", _ANY).int8_model
     outputs = ExportOutputs(_ANY)
     yield ExportedFile("distilled", _ANY, "int8").path.parent
+    yield outputs.seed_folder
     yield from (outputs.metrics, outputs.predictions, outputs.corrupted_predictions)
 
 

@@ -125,8 +125,9 @@ class _Card(_Part):
 
 
 def read_exported(outputs: ExportOutputs, dataset: Dataset) -> list[Predictions]:
-    """Read logits and costs of each file of the teacher, or of a student and its baseline. A
-    teacher without a file has the logits that its own stage computed.
+    """Read logits and costs of each file of the teacher, or of a student and its baseline, and then
+    of the files of their other seeds. A teacher without a file has the logits that its own stage
+    computed.
 
     Raises:
         UserError: a file is absent or damaged, or is not of these images or these parameters;
@@ -134,7 +135,7 @@ def read_exported(outputs: ExportOutputs, dataset: Dataset) -> list[Predictions]
     """
     cards = {
         file: read_model(file.card, _Card, produced_by=f"dvc repro {outputs.stage}")
-        for file in outputs.files
+        for file in (*outputs.files, *outputs.seed_files)
     }
     cards = {f: card for f, card in cards.items() if card.file or f.role == "teacher"}
     keys = [f"{file.key}." for file in cards]
@@ -144,6 +145,7 @@ def read_exported(outputs: ExportOutputs, dataset: Dataset) -> list[Predictions]
             name=outputs.name or "teacher",
             role=file.role,
             precision=file.precision,
+            seed=file.seed,
             path=str(file.path) if card.file else None,
             no_file=card.no_file,
             sha256=card.file.sha256 if card.file else None,
@@ -219,7 +221,12 @@ def read_robustness(
             )
         return [
             CorruptionPredictions(
-                model.test[samples].argmax(1), tensors[model.key], int(tensors["image_size"][0])
+                model.key,
+                model.start.seed if model.start else None,
+                model.seed is None,
+                model.test[samples].argmax(1),
+                tensors[model.key],
+                int(tensors["image_size"][0]),
             )
             for model in with_file
         ]
@@ -297,18 +304,21 @@ def read_store_index(dataset: Dataset) -> StoreIndex:
     return index
 
 
-def cache_economics(index: StoreIndex, curves: pd.DataFrame) -> Economics:
+def cache_economics(
+    index: StoreIndex, curves: pd.DataFrame, trainings: Mapping[str, int]
+) -> Economics:
     """Count what the store's index and the histories imply.
 
     Args:
-        curves: one row per epoch of each training.
+        curves: one row per epoch of each main training.
+        trainings: of each student, one for each seed.
     """
     epochs = curves[curves["role"] == "distilled"].groupby("student", sort=False).size()
     return Economics(
         views=index.num_views,
         training_images=index.splits.train,
         held_out_images=index.splits.validation + index.splits.test,
-        epochs=epochs.to_dict(),
+        epochs={name: int(count) * trainings[name] for name, count in epochs.items()},
         bytes_per_row=index.fidelity.bytes_per_row,
         extra_passes=index.fidelity.extra_passes,
     )

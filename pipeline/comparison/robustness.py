@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.comparison.measurement import statistics
+from pipeline.comparison.measurement.seeds import seed_mean
 from pipeline.comparison.measurement.statistics import PairedDifference
 
 
@@ -16,6 +17,9 @@ from pipeline.comparison.measurement.statistics import PairedDifference
 class CorruptionPredictions:
     """One file's predicted classes of the same images, clean and corrupted."""
 
+    key: str  # of its file
+    seed: int | None  # of the training
+    is_main: bool  # not of another seed than the file to ship
     clean: np.ndarray  # [N], which its test accuracy counts
     corrupted: np.ndarray  # [K, S, N] by corruption and severity
     image_size: int  # pixels, the side of the images, clean and corrupted
@@ -25,6 +29,7 @@ class CorruptionPredictions:
 class Robustness:
     """One network's accuracies, in [0, 1]."""
 
+    is_main: bool
     clean: float
     image_size: int  # pixels, the side of the images
     table: np.ndarray  # [K, S] by corruption and severity
@@ -50,10 +55,12 @@ class Robustness:
 class RobustComparison:
     images: int
     teacher: Robustness | None  # None for a teacher without a file
-    #: By student: of the distilled and the baseline's float32 file, then of the int8 files.
+    #: By student: of the distilled and the baseline's float32 file, of the int8 files, then of the
+    #: files of other seeds.
     students: Mapping[str, Sequence[Robustness]]
-    #: By student, robust accuracy of the distilled file minus that of its baseline's. There is no
-    #: test: McNemar's needs one correct or wrong prediction per image, the variants give a share.
+    #: By student, robust accuracy of the distilled file minus that of its baseline's; of several
+    #: seeds the mean over them. There is no test for one seed: McNemar's needs one correct or wrong
+    #: prediction per image, the variants give a share.
     gains: Mapping[str, PairedDifference[Robustness]]
 
     @property
@@ -62,15 +69,21 @@ class RobustComparison:
         return {name: gain.first.image_size for name, gain in self.gains.items()}
 
     @property
-    def models(self) -> list[Robustness | None]:
+    def every_model(self) -> list[Robustness | None]:
         """The teacher, then each student's files."""
         return [self.teacher, *(m for models in self.students.values() for m in models)]
+
+    @property
+    def models(self) -> list[Robustness | None]:
+        """Likewise, of the main trainings alone."""
+        return [m for m in self.every_model if m is None or m.is_main]
 
 
 def model_robustness(predictions: CorruptionPredictions, labels: np.ndarray) -> Robustness:
     """Compute one network's accuracies, from predictions and [N] labels of the same images."""
     correct = predictions.corrupted == labels
     return Robustness(
+        is_main=predictions.is_main,
         clean=float((predictions.clean == labels).mean()),
         image_size=predictions.image_size,
         table=correct.mean(2),
@@ -87,30 +100,43 @@ def compare_robustness(
 
     Args:
         students: by name, the predictions of the distilled file and of the baseline's, in float32,
-            then those of the int8 files.
+            of the int8 files, and of the files of other seeds.
         labels: [N] of the images.
     """
     measured = {
         name: [model_robustness(p, labels) for p in predictions]
         for name, predictions in students.items()
     }
-    pairs = [models[:2] for models in measured.values()]
-    # One share per image: the bootstrap draws an image's variants, which are alike, together.
-    differences = np.stack([first.shares - second.shares for first, second in pairs], 1)
-    bounds = statistics.interval(statistics.bootstrap_means(differences))  # [2, students]
-    gains = [
-        PairedDifference(
-            first=first,
-            second=second,
-            gain=first.accuracy - second.accuracy,
-            low=float(low),
-            high=float(high),
-        )
-        for (first, second), (low, high) in zip(pairs, bounds.T, strict=True)
-    ]
     return RobustComparison(
         images=len(labels),
         teacher=None if teacher is None else model_robustness(teacher, labels),
         students=measured,
-        gains=dict(zip(students, gains, strict=True)),
+        gains={name: robust_gain(students[name], models) for name, models in measured.items()},
+    )
+
+
+def robust_gain(
+    predictions: Sequence[CorruptionPredictions], measured: Sequence[Robustness]
+) -> PairedDifference[Robustness]:
+    """Compare one student's files, of `compare_robustness`, with its baseline's."""
+    by_seed: dict[str, dict[int | None, Robustness]] = {"distilled": {}, "baseline": {}}
+    for p, robust in zip(predictions, measured, strict=True):
+        role, precision, *_ = p.key.split(".")
+        if precision == "float32":
+            by_seed[role][p.seed] = robust
+    first, second = measured[:2]
+    common = [seed for seed in by_seed["distilled"] if seed in by_seed["baseline"]]
+    pairs = [(first, second)]
+    if len(common) > 1:
+        pairs = [(by_seed["distilled"][seed], by_seed["baseline"][seed]) for seed in common]
+    # One share per image: the bootstrap draws an image's variants, which are alike, together.
+    differences = np.stack([one.shares - other.shares for one, other in pairs], 1)
+    means = statistics.bootstrap_means(differences)
+    gain, p_value = first.accuracy - second.accuracy, 0.0
+    low, high = statistics.interval(means[:, 0])
+    if len(pairs) > 1:
+        mean = seed_mean(np.array([one.accuracy - other.accuracy for one, other in pairs]), means)
+        gain, (low, high), p_value = mean.mean, mean.interval, mean.p_value
+    return PairedDifference(
+        first=first, second=second, gain=gain, low=float(low), high=float(high), p_value=p_value
     )

@@ -5,6 +5,7 @@ teacher: some epochs more of the student's own training, with the network as its
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,20 @@ from pipeline.distillation.params import load_distillation
 from pipeline.export.params import Int8TrainingParams
 from pipeline.int8_training.fake_quantisation import FakeQuantized, float_state
 from pipeline.models import checkpoint
+from pipeline.runtime.files import atomic_directory
 from pipeline.runtime.locks import exclusive
 from pipeline.runtime.outputs import TEACHER, ModelOutputs
 from pipeline.runtime.params import load_section
 from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.store.reading.store import open_store, view_of_epoch
 from pipeline.students.loop import Loss, TrainingBatch, TrainingData, TrainingResult, fit
-from pipeline.students.params import TrainingParams, load_student, load_training
-from pipeline.students.training_run import write_model
+from pipeline.students.params import (
+    TrainingParams,
+    TrainingSection,
+    load_student,
+    load_training,
+)
+from pipeline.students.training_run import write_network
 from pipeline.training.resume import ResumeState, fingerprint
 from pipeline.views.loader import open_views
 from pipeline.views.params import ViewsParams
@@ -44,7 +51,8 @@ def train_for_int8(name: str, params: Int8TrainingParams, inputs: StageInputs) -
     """
     outputs = ModelOutputs("distilled", name)
     student = load_student(name)
-    own = load_training(name, student)
+    produced_by = f"dvc repro {outputs.stage}"
+    own = own_training(load_training(name, student), outputs.model, produced_by)
     distillation = load_distillation(student.distillation, name)
     views = load_section(ViewsParams, "views")
     dataset = open_dataset().resized(views.image_size)
@@ -52,7 +60,6 @@ def train_for_int8(name: str, params: Int8TrainingParams, inputs: StageInputs) -
     teacher = checkpoint.fingerprint(TEACHER.model, produced_by="dvc repro teacher")
     store = open_store(dataset, views, teacher).decoded_at(distillation.decoding_temperature)
     store.verify(dataset)
-    produced_by = f"dvc repro {outputs.stage}"
     network, spec = checkpoint.load(outputs.model, produced_by=produced_by)
     training, device = continued(own, params), default_device()
     torch.manual_seed(training.seed)  # of dropout
@@ -81,9 +88,17 @@ def train_for_int8(name: str, params: Int8TrainingParams, inputs: StageInputs) -
         result = fit(rounding, spec.input, data, loss, training, device, resume=resume)
         network.load_state_dict(float_state(result.kept_state))
         inputs.check()
-        write_model(outputs.int8_model, network, spec)
+        with atomic_directory(outputs.int8_model) as directory:
+            write_network(directory, network, spec)
         resume.remove()
     print(_summary(result), flush=True)
+
+
+def own_training(section: TrainingSection, model: Path, produced_by: str) -> TrainingParams:
+    """The training behind the student's network: of its seeds, the best on validation."""
+    start = checkpoint.read_start(model, produced_by=produced_by)
+    seed = None if start is None else start.seed
+    return next((it for it in section.trainings if it.seed == seed), section.trainings[0])
 
 
 def continued(own: TrainingParams, params: Int8TrainingParams) -> TrainingParams:

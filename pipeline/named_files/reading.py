@@ -61,7 +61,8 @@ def _check_start(name: str, dataset: Dataset) -> None:
     if isinstance(student.network.weights, WeightsFile):
         dataset = dataset.resized(load_section(ViewsParams, "views").image_size)
         dataset = replace(dataset, class_names=class_names() or dataset.class_names)
-        build_initial_network(name, student, load_training(name, student), dataset)
+        training = load_training(name, student).trainings[0]
+        build_initial_network(name, student, training, dataset)
 
 
 def _check_checkpoint(teacher: TeacherParams, dataset: Dataset) -> None:

@@ -16,6 +16,9 @@ Role = Literal["teacher", "distilled", "baseline"]
 #: Of an exported file. An int8 file holds weights and activations of 8 bits.
 Precision = Literal["float32", "int8"]
 
+#: A folder of trainings with other seeds, in that of the main one.
+SEEDS = "seeds"
+
 _STAGES: dict[Role, str] = {"teacher": "teacher", "distilled": "student", "baseline": "baseline"}
 
 
@@ -25,6 +28,8 @@ class ModelOutputs:
 
     role: Role
     name: str | None = None  # the student's; None for the teacher
+    #: Of a training that is not the stage's main one, the best on validation; None: that one.
+    seed: int | None = None
 
     @property
     def stage(self) -> str:
@@ -34,7 +39,18 @@ class ModelOutputs:
     @property
     def model(self) -> Path:
         """The folder of the weights and of network.json."""
-        return Path("models") / self._place
+        folder = Path("models") / self._place
+        return folder if self.seed is None else folder / SEEDS / str(self.seed)
+
+    @property
+    def other_seeds(self) -> list[int]:
+        """The seeds of the trainings beside the main one, as the stage wrote them."""
+        return numbered(self.model / SEEDS)
+
+    @property
+    def logits_key(self) -> str:
+        """What comes before `validation` and `test` in the names of its logits."""
+        return "" if self.seed is None else f"{SEEDS}.{self.seed}."
 
     @property
     def metrics(self) -> Path:
@@ -77,6 +93,12 @@ class ModelOutputs:
 TEACHER = ModelOutputs("teacher")
 
 
+def numbered(folder: Path) -> list[int]:
+    """The numbers in a folder that are names of files or folders; none if it is absent."""
+    names = {path.stem for path in folder.glob("*")} if folder.is_dir() else set()
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
 #: Why there is no int8 file where params.yaml asks for none, in its model card.
 NOT_ASKED = "`export.precision` is float32"
 
@@ -88,6 +110,8 @@ class ExportedFile:
     role: Role
     name: str | None = None  # the student's; None for the teacher
     precision: Precision = "float32"
+    #: Of a training beside the main one, whose file is measured and does not ship.
+    seed: int | None = None
 
     @property
     def path(self) -> Path:
@@ -95,6 +119,8 @@ class ExportedFile:
         folder = Path("models/exported")
         if self.role == "teacher":
             return folder / "teacher/teacher.onnx"
+        if self.seed is not None:
+            return folder / SEEDS / self.name / self.role / f"{self.seed}.onnx"
         if self.precision == "int8":
             return folder / "int8" / self.name / f"{self.role}.onnx"
         return folder / ("baselines" if self.role == "baseline" else "") / f"{self.name}.onnx"
@@ -106,7 +132,8 @@ class ExportedFile:
     @property
     def key(self) -> str:
         """Its name in the files that hold the predictions of several: `distilled.int8`."""
-        return f"{self.role}.{self.precision}"
+        own = "" if self.seed is None else f".{SEEDS}.{self.seed}"
+        return f"{self.role}.{self.precision}{own}"
 
 
 @dataclass(frozen=True)
@@ -126,13 +153,27 @@ class ExportOutputs:
 
     @property
     def files(self) -> list[ExportedFile]:
-        """Every file that there can be."""
+        """Every file that there can be, of the main trainings."""
         if self.name is None:
             return [ExportedFile("teacher")]
         return [
             ExportedFile(role, self.name, precision)
             for precision in get_args(Precision)
             for role in ("distilled", "baseline")
+        ]
+
+    @property
+    def seed_folder(self) -> Path:
+        """The folder of the files of other seeds than the main ones."""
+        return Path("models/exported") / SEEDS / str(self.name)
+
+    @property
+    def seed_files(self) -> list[ExportedFile]:
+        """The files of other seeds that there are."""
+        return [
+            ExportedFile(role, self.name, seed=seed)
+            for role in ("distilled", "baseline")
+            for seed in numbered(self.seed_folder / role)
         ]
 
     @property
@@ -166,3 +207,4 @@ class Start(Record):
 
     text: str  # `from scratch`, `published weights, new last layer`
     sha256: str  # of all tensors, before the first step
+    seed: int | None = None  # of the training; None of one that did not record it

@@ -23,7 +23,7 @@ RESUMES = {
 }
 #: Environment variable: the process of `pipeline.commands.repro`, for those it starts.
 REPRO = "TEACH_ONCE_REPRO"
-#: Environment variable: the process that launched the ones that share a stage.
+#: Environment variable: the process that launched the ones that share a stage, or its seeds.
 LAUNCHER = "TEACH_ONCE_LAUNCHER"
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -43,9 +43,9 @@ def handle_in_commands() -> None:
             signal.signal(signum, _exit_on_signal)
     atexit.register(_ignore_signals)  # registered first, called last
     os.register_at_fork(after_in_child=_begin_forked)
-    if "DVC_STAGE" in os.environ or "RANK" in os.environ:
-        # DVC or torchrun started this process. A launcher of ours may have died before this line,
-        # and the parent would then be another process.
+    if {"DVC_STAGE", "RANK", LAUNCHER} & set(os.environ):
+        # DVC, torchrun or a stage of ours started this process. A launcher of ours may have died
+        # before this line, and the parent would then be another process.
         parent = int(os.environ.get(LAUNCHER, os.getppid()))
         _exit_unless(lambda: os.getppid() == parent)
     if repro := os.environ.get(REPRO):

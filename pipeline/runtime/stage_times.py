@@ -20,6 +20,8 @@ from pipeline.runtime.outputs import PREPARED
 FOLDER = Path(".scratch/stage_times")
 #: Environment variable: the number of stages that run at once on this machine.
 JOBS = "TEACH_ONCE_JOBS"
+#: Environment variable: the number of seeds that a stage trains at once.
+SEED_JOBS = "SEED_JOBS"
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Work:
     alike: str  # a digest of what decides the time of a unit; equal for a student and its baseline
     similar: str | None  # as `alike`, whatever the network; None where the network decides the time
     units: int | None  # of a training: images x epochs; None: not known without data/prepared
-    epochs: int = 0  # of a training
+    epochs: int = 0  # of a training, of all seeds
 
 
 def split_sizes() -> dict[str, int] | None:
@@ -102,7 +104,9 @@ def _work_of_student(kind: str, name: str, params: Mapping[str, Any]) -> tuple[l
     export = {**params["export"], **(student.get("export") or {})}
     alike = [*_images(params), student["family"], student["network"]]
     if kind in ("student", "baseline"):
-        return ["training", *alike, training["batch_size"]], training["epochs"]
+        seeds = training["seeds"]
+        trainings = len(seeds) if isinstance(seeds, list) else 1
+        return ["training", *alike, training["batch_size"]], trainings * training["epochs"]
     int8 = export["int8_training"] if export["precision"] == "int8" else None
     epochs = int8["epochs"] if isinstance(int8, Mapping) else 0
     if kind == "int8_training":

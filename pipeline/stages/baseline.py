@@ -14,22 +14,22 @@ import argparse
 import numpy as np
 from torch import Tensor
 
-from pipeline.compute import distributed
 from pipeline.compute.device import default_device
 from pipeline.compute.distributed import ProcessGroup
 from pipeline.data.prepared.dataset import open_dataset, verify_dataset
 from pipeline.runtime.outputs import ModelOutputs
 from pipeline.runtime.params import load_section
 from pipeline.runtime.stage_inputs import StageInputs
+from pipeline.students.command_line import run_seeds
 from pipeline.students.label_loss import label_loss
 from pipeline.students.loop import TrainingBatch, TrainingData
 from pipeline.students.params import load_student, load_training
-from pipeline.students.training_run import train_and_write
+from pipeline.students.training_run import StudentStage
 from pipeline.views.loader import open_views
 from pipeline.views.params import ViewsParams
 
 
-def train_baseline(name: str, group: ProcessGroup) -> None:
+def train_baseline(name: str, group: ProcessGroup, seed: int | None) -> None:
     with group.main_process_first():
         inputs = StageInputs("baseline", name)
         student = load_student(name)
@@ -54,17 +54,15 @@ def train_baseline(name: str, group: ProcessGroup) -> None:
         return label_loss(logits, *labels, label_smoothing=training.label_smoothing)
 
     defining = {"views": views.model_dump(exclude={"count"})}
-    train_and_write(outputs, student, training, data, loss, defining, inputs, device, group)
+    stage = StudentStage(
+        outputs, student, training, lambda _: data, loss, defining, inputs, device, group
+    )
+    stage.run(seed)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m pipeline.stages.baseline", description=__doc__)
-    parser.add_argument("name", help="a student in params.yaml")
-    name = parser.parse_args().name
-    if distributed.launch("pipeline.stages.baseline", name):
-        return
-    with distributed.process_group() as group:
-        train_baseline(name, group)
+    run_seeds("pipeline.stages.baseline", parser, train_baseline)
 
 
 if __name__ == "__main__":

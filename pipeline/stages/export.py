@@ -44,6 +44,7 @@ from pipeline.runtime.outputs import (
     Start,
 )
 from pipeline.runtime.params import check_student, load_section
+from pipeline.runtime.signals import remove
 from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.views.params import ViewsParams
 
@@ -122,18 +123,20 @@ def export_network(
         NotExportable: with the reason.
         UserError: the file's logits are not the network's.
     """
-    file = ExportedFile(model.role, model.name)
+    file = ExportedFile(model.role, model.name, seed=model.seed)
     network, spec = checkpoint.load(model.model, produced_by=f"dvc repro {model.stage}")
     dataset = images_taken(model, spec.input, dataset)
     metadata = onnx_metadata(model, spec, dataset, reading_of(params, spec.input))
     content = to_onnx(network, spec.input, metadata)
-    expected, made_from = read_logits(model.predictions, model.stage, dataset)
+    main = replace(model, seed=None)
+    keys = ["", *(replace(model, seed=seed).logits_key for seed in main.other_seeds)]
+    expected, made_from = read_logits(model.predictions, model.stage, dataset, keys)
     session = OnnxStudent(content, str(file.path), available_cores())
     metadata, logits = session.metadata, held_out_logits(session, dataset)
     test = dataset.splits["test"]
     figures = verify_logits(
         metadata.described,
-        expected["test"],
+        expected[f"{model.logits_key}test"],
         logits["test"],
         test.labels,
         partial(float32_error, network, spec.input, test),
@@ -209,7 +212,17 @@ def export_student(name: str) -> None:
         for role in ("distilled", "baseline")
     ]
     exported += [quantised(each, dataset, views, options) for each in exported]
-    write(ExportOutputs(name), inputs, exported, dataset)
+    others = [
+        export_network(replace(main, seed=seed), dataset, params, options.licence)
+        for main in (ModelOutputs("distilled", name), ModelOutputs("baseline", name))
+        for seed in main.other_seeds
+    ]
+    outputs = ExportOutputs(name)
+    remove(outputs.seed_folder)
+    write(outputs, inputs, [*exported, *others], dataset)
+    # So that the folder, which DVC keeps, is never empty.
+    files = {each.file.key: str(each.file.path) for each in others}
+    write_json(outputs.seed_folder / "files.json", files)
 
 
 def quantised(

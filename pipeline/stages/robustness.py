@@ -61,7 +61,10 @@ def measure(outputs: ExportOutputs, inputs: StageInputs) -> None:
     tensors = {"samples": samples.astype(np.int32)}
     lines = ["robustness: the teacher has no file: it cannot predict other images"]
     again = f"dvc repro {outputs.stage}"
-    cards = {file: read_card(file.card, produced_by=again) for file in outputs.files}
+    cards = {
+        file: read_card(file.card, produced_by=again)
+        for file in (*outputs.files, *outputs.seed_files)
+    }
     files = [file for file, card in cards.items() if isinstance(card, ModelCard)]
     if files:
         models = [open_file(file.path, available_cores()) for file in files]

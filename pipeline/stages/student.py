@@ -12,7 +12,6 @@ import argparse
 
 import numpy as np
 
-from pipeline.compute import distributed
 from pipeline.compute.device import default_device
 from pipeline.compute.distributed import ProcessGroup
 from pipeline.data.prepared.dataset import open_dataset, verify_dataset
@@ -23,14 +22,15 @@ from pipeline.runtime.outputs import TEACHER, ModelOutputs
 from pipeline.runtime.params import load_section
 from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.store.reading.store import open_store, view_of_epoch
+from pipeline.students.command_line import run_seeds
 from pipeline.students.loop import TrainingData
 from pipeline.students.params import load_student, load_training
-from pipeline.students.training_run import train_and_write
+from pipeline.students.training_run import StudentStage
 from pipeline.views.loader import open_views
 from pipeline.views.params import ViewsParams
 
 
-def train_student(name: str, group: ProcessGroup) -> None:
+def train_student(name: str, group: ProcessGroup, seed: int | None) -> None:
     with group.main_process_first():
         inputs = StageInputs("student", name)
         student = load_student(name)
@@ -53,29 +53,27 @@ def train_student(name: str, group: ProcessGroup) -> None:
             store.verify(dataset)
 
     device, outputs = default_device(), ModelOutputs("distilled", name)
-    data = TrainingData(
-        dataset,
-        open_views(split, views.view_policy, views.seed, device),
-        lambda number: view_of_epoch(number, store.num_views, training.seed),  # an epoch is a pass
-        np.arange(len(split)),
-    )
+    opened = open_views(split, views.view_policy, views.seed, device)
+
+    def data(seed: int) -> TrainingData:
+        def view_of_pass(number: int) -> int:  # a pass is an epoch
+            return view_of_epoch(number, store.num_views, seed)
+
+        return TrainingData(dataset, opened, view_of_pass, np.arange(len(split)))
+
     loss = student_loss(distillation, store.gather, device)
     defining = {
         "views": views.model_dump(),
         "distillation": distillation.model_dump(),
         "store": store.index.content(),
     }
-    train_and_write(outputs, student, training, data, loss, defining, inputs, device, group)
+    stage = StudentStage(outputs, student, training, data, loss, defining, inputs, device, group)
+    stage.run(seed)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m pipeline.stages.student", description=__doc__)
-    parser.add_argument("name", help="a student in params.yaml")
-    name = parser.parse_args().name
-    if distributed.launch("pipeline.stages.student", name):
-        return
-    with distributed.process_group() as group:
-        train_student(name, group)
+    run_seeds("pipeline.stages.student", parser, train_student)
 
 
 if __name__ == "__main__":

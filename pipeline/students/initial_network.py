@@ -79,7 +79,8 @@ def build_initial_network(
     else:
         spec = model_spec(family, student.network, dataset)
         network, text = build(spec), "from scratch"
-    start = Start(text=text, sha256=hashlib.sha256(state_bytes(network)).hexdigest())
+    sha256 = hashlib.sha256(state_bytes(network)).hexdigest()
+    start = Start(text=text, sha256=sha256, seed=training.seed)
     head = head_parameters(network, spec) if training.separates_head else frozenset()
     return InitialNetwork(network, spec, start, head, remarks)
 

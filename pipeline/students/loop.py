@@ -118,13 +118,13 @@ def fit(
     )
     log = EpochLog(params.epochs)
     if resume is not None and (state := resume.load()) is not None:
-        network.load_state_dict(state["network"])
-        optimisation.load_state_dict(state["optimisation"])
         result = TrainingResult(**state["trained"])
+        if resume.last_metrics is None:  # else it has finished
+            network.load_state_dict(state["network"])
+            optimisation.load_state_dict(state["optimisation"])
         if group.is_main:
             log.resume(len(result.history))
-        if history_file is not None:  # DVC has deleted it
-            write_history(history_file, result.history)
+        _write_history(history_file, result)  # DVC has deleted it
     for epoch in range(len(result.history) + 1, params.epochs + 1):
         order, passes = epoch_order(data.samples, length, params.seed, epoch)
         parts = (batches(order, params.batch_size), batches(passes, params.batch_size))
@@ -187,8 +187,12 @@ def save_epoch(
     if resume is not None:
         state = {"network": network.state_dict(), "optimisation": optimisation.state_dict()}
         resume.save({**state, "trained": vars(result)})
-    if history_file is not None:
-        write_history(history_file, result.history)
+    _write_history(history_file, result)
+
+
+def _write_history(path: Path | None, result: TrainingResult) -> None:
+    if path is not None:
+        write_history(path, result.history)
 
 
 def train_step(

@@ -1,9 +1,9 @@
 """`students` and `training`: the networks to train, and how to train them and their baselines."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.models.params import Family, Network
 from pipeline.runtime.errors import UserError
@@ -12,14 +12,44 @@ from pipeline.runtime.validation import Model, validate
 from pipeline.training.params import OptimisationParams, fine_tuning_keys
 
 
-class TrainingParams(OptimisationParams):
-    """Defaults for every student; `students.NAME.training` overrides them key by key."""
-
+class _Training(OptimisationParams):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)  # of baselines alone
     # The epoch whose weights are kept, by accuracy on validation; latest_not_worse: the latest that
     # is not significantly worse than the best. A teacher keeps its last.
     keep: Literal["latest_not_worse", "best", "last"] = "latest_not_worse"
-    seed: int = Field(ge=0, lt=2**63)  # of weights and order
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class TrainingParams(_Training):
+    """One training of a student or a baseline."""
+
+    seed: Seed  # of weights and order
+
+
+class TrainingSection(_Training):
+    """Defaults for every student; `students.NAME.training` overrides them key by key."""
+
+    seeds: list[Seed] = Field(description="Add `seeds: 0`, or a list for a training of each")
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _of_one_number(cls, value: Any) -> Any:
+        return [value] if isinstance(value, int) else value
+
+    @field_validator("seeds")
+    @classmethod
+    def _check_seeds(cls, value: list[int]) -> list[int]:
+        if not value or len(set(value)) < len(value):
+            raise ValueError(f"it is {value}; expected a number, or a list of different numbers")
+        return value
+
+    @property
+    def trainings(self) -> list[TrainingParams]:
+        """One training for each seed."""
+        shared = self.model_dump(exclude={"seeds"}, exclude_unset=True)
+        return [TrainingParams(**shared, seed=seed) for seed in self.seeds]
 
 
 class StudentParams(Section):
@@ -43,9 +73,9 @@ def load_student(name: str) -> StudentParams:
     return validate(StudentParams, section, f"{PARAMS_FILE}: students.{name}")
 
 
-def load_training(name: str, student: StudentParams) -> TrainingParams:
+def load_training(name: str, student: StudentParams) -> TrainingSection:
     """Load how a student and its baseline are trained; UserError if it is not valid."""
-    params = load_with_overrides(TrainingParams, "training", student.training, name)
+    params = load_with_overrides(TrainingSection, "training", student.training, name)
     keys = fine_tuning_keys(params)
     if keys and student.network.weights == "scratch":
         verb, them = ("treats", "it") if len(keys) == 1 else ("treat", "them")

@@ -60,9 +60,12 @@ def read_state(folder: Path, inputs: Mapping[str, Any]) -> dict[str, Any] | None
 class ResumeState:
     """The file with the state of one training; the main process writes and reads it for all."""
 
-    def __init__(self, folder: Path, name: str, group: ProcessGroup):
-        """Name the file after the fingerprint, in a folder for this training alone."""
-        self.folder, self._path, self._group = folder, folder / f"{name}.state", group
+    def __init__(self, folder: Path, name: str, group: ProcessGroup, seed: str = ""):
+        """Name the file after the fingerprint, in a folder for this training alone, or for one
+        training for each `seed`: all else of these is in `name`."""
+        self.folder, self._name, self._group = folder, name, group
+        self._path = folder / f"{name}{seed}.state"
+        self.last_metrics: Mapping[str, float] | None = None  # of a loaded finished training
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replace the state by that of one more epoch; it is on disk when this returns."""
@@ -73,12 +76,19 @@ class ResumeState:
             digest = hashlib.sha256(content.getbuffer()).digest()
             write_bytes(self._path, digest, content.getbuffer())
 
+    def finish(self, state: Mapping[str, Any], last_metrics: Mapping[str, float]) -> None:
+        """Replace the state by what is needed of a finished training, and its last epoch's
+        metrics."""
+        self.save({**state, "last_metrics": last_metrics})
+
     def load(self) -> dict[str, Any] | None:
         """Load the last state, on the CPU, and restore the random number generators; None if there
-        is no state. Removes states of other inputs and other code."""
+        is no state. Removes states of other inputs and other code, and keeps those of other
+        seeds."""
         state = self._group.broadcast(self._read() if self._group.is_main else None)
         if state is not None:
             _set_random_states(state.pop("random")[self._group.rank])
+            self.last_metrics = state.pop("last_metrics", None)
         return state
 
     def remove(self) -> None:
@@ -88,7 +98,8 @@ class ResumeState:
 
     def _read(self) -> dict[str, Any] | None:
         for path in self.folder.iterdir():
-            if path.suffix in (".state", ".partial") and path != self._path:
+            known = path.name.lstrip(".").startswith(self._name)
+            if path.suffix in (".state", ".partial") and not known:
                 path.unlink()
         if not self._path.exists():
             return None

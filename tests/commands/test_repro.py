@@ -10,6 +10,8 @@ from conftest import PARAMS
 from dvc.repo import Repo
 from import_closure import ROOT
 
+from pipeline.commands.repro import stages_behind
+
 #: `first` and `second` end only if they run at once.
 STAGES = {
     "first": {"cmd": "touch 1; until [ -e 2 ]; do sleep .1; done; touch a", "outs": ["a"]},
@@ -17,8 +19,20 @@ STAGES = {
     "wrong": {"cmd": "echo no; exit 3", "deps": ["a"], "outs": ["c"]},
     "after_wrong": {"cmd": "touch d", "deps": ["c"], "outs": ["d"]},
     "after_both": {"cmd": "cat a b > e", "deps": ["a", "b"], "outs": ["e"]},
+    "student": {
+        "foreach": ["small"],
+        "do": {"cmd": "echo $SEED_JOBS seeds at once; touch g", "deps": ["e"], "outs": ["g"]},
+    },
     "speed": {"cmd": "touch f", "deps": ["b"], "outs": ["f"]},
 }
+
+
+def test_a_stage_that_more_stages_wait_for_starts_first():
+    waits = {"baseline": set(), "teacher": set(), "soft_targets": {"teacher"}}
+    waits |= {"student": {"soft_targets"}, "export": {"student", "baseline"}}
+    behind = stages_behind(waits)
+    assert behind["teacher"] == {"soft_targets", "student", "export"}
+    assert behind["baseline"] == {"export"}
 
 
 @pytest.fixture
@@ -42,11 +56,12 @@ def test_stages_run_at_once_and_a_failed_one_is_named_and_stops_only_what_reads_
         check=False,
     )
     assert result.returncode == 1
-    assert "error: 1 of 5 stages failed: wrong. The lines above" in result.stderr
+    assert "error: 1 of 6 stages failed: wrong. The lines above" in result.stderr
+    assert "student@small: 2 seeds at once\n" in result.stdout  # no other stage is ready
     assert "wrong: no\n" in result.stdout
     assert (project / "e").is_file()
     assert not (project / "d").exists()
     assert not (project / "f").exists()  # it is for the end, when nothing else runs
     assert {*yaml.safe_load((project / "dvc.lock").read_text())["stages"]} == {
-        *("first", "second", "after_both")
+        *("first", "second", "after_both", "student@small")
     }

@@ -73,7 +73,9 @@ def write_project(folder: Path) -> None:
 def first_accuracy(name: str) -> float:
     """On the test photographs, before any step."""
     dataset, student = open_dataset(), load_student(name)
-    initial = build_initial_network(name, student, load_training(name, student), dataset)
+    initial = build_initial_network(
+        name, student, load_training(name, student).trainings[0], dataset
+    )
     split = dataset.resized(initial.spec.input.size).splits["test"]
     logits = predict_all(initial.network, initial.spec.input, split, device=torch.device("cpu"))
     return float((logits.argmax(1).numpy() == split.labels).mean())

@@ -14,7 +14,7 @@ from pipeline.commands import check
 from pipeline.export.params import ExportParams, load_export
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.params import load_section, read_params, read_yaml
-from pipeline.students.params import TrainingParams, load_with_overrides
+from pipeline.students.params import TrainingSection, load_with_overrides
 from pipeline.views.params import ViewsParams
 
 
@@ -119,13 +119,13 @@ def test_a_student_name_that_is_a_number_is_refused(params):
 
 def test_a_students_values_override_the_defaults_key_by_key(params):
     write_params(Path(), params)
-    training = load_with_overrides(TrainingParams, "training", {"epochs": 7}, "small")
+    training = load_with_overrides(TrainingSection, "training", {"epochs": 7}, "small")
     assert training.epochs == 7
     assert training.learning_rate == PARAMS["training"]["learning_rate"]
     params["training"]["epochs"] = "x"
     write_params(Path(), params)
     with pytest.raises(UserError, match=r"`params.yaml: training.epochs` is 'x'"):
-        load_with_overrides(TrainingParams, "training", {"seed": 1}, "small")
+        load_with_overrides(TrainingSection, "training", {"seeds": 1}, "small")
 
 
 def read(text: str) -> dict:
@@ -227,7 +227,7 @@ def test_null_in_a_student_removes_a_default(params):
     overrides = {"optimizer": "adamw", "momentum": None, "gradient_clip_norm": None}
     params["students"]["small"]["training"] = overrides
     assert problems_of(params) == ""
-    training = load_with_overrides(TrainingParams, "training", overrides, "small")
+    training = load_with_overrides(TrainingSection, "training", overrides, "small")
     assert (training.optimizer, training.gradient_clip_norm) == ("adamw", None)
     params["students"]["small"]["training"] = {"epochs": None}
     assert problems_of(params) == "`params.yaml: students.small.training.epochs` is missing."

@@ -19,7 +19,7 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json, sha256_of_file
 from pipeline.students import training_run
 from pipeline.students.initial_network import InitialNetwork, build_initial_network
-from pipeline.students.params import StudentParams, TrainingParams
+from pipeline.students.params import StudentParams, TrainingSection
 
 OTHER = Path("models/students/small")  # of the project: a trained ResNet-8 for its classes
 
@@ -34,7 +34,7 @@ def initial(
         training={},
         distillation={},
     )
-    training = TrainingParams(**PARAMS["training"])
+    training = TrainingSection(**PARAMS["training"]).trainings[0]
     return build_initial_network("new", params, training, dataset or open_dataset())
 
 

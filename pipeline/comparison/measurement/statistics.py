@@ -1,7 +1,7 @@
 """Uncertainty over the choice of test samples: bootstrap intervals and paired tests.
 
-One question: would other test samples of the same distribution give the same result? The effect of
-another training seed is not included.
+One question: would other test samples of the same distribution give the same result? seeds.py adds
+the effect of another training seed.
 """
 
 from collections.abc import Sequence

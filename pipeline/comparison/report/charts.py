@@ -154,13 +154,23 @@ def framed(
     return svg(height, title, bottom, *left_axis, *parts, *lines, width=right + 8)
 
 
-def interval_plot(rows: Sequence[tuple[str, float, float, float, str]], title: str) -> Markup:
-    """One interval per row, around a vertical zero: (label, gain, low, high, text beside it)."""
+def interval_plot(
+    rows: Sequence[tuple[str, float, float, float, str]],
+    title: str,
+    seeds: Mapping[str, Mapping[int, float]] | None = None,
+) -> Markup:
+    """One interval per row, around a vertical zero: (label, gain, low, high, text beside it).
+
+    Args:
+        seeds: by label, the gain of each seed, as a dot below the interval.
+    """
+    seeds = seeds or {}
     left, right, top = 12, WIDTH - 12, 6
     beside = all(text_width(label + note) + 16 < right - left for label, *_, note in rows)
     step = 44 if beside else 60  # with the label above the text if one is long
     bottom = top + step * len(rows)
     values = [0, *(bound for _, _, low, high, _ in rows for bound in (low, high))]
+    values += [gain for of_seeds in seeds.values() for gain in of_seeds.values()]
     axis = linear_axis(values, left + 12, right - 12, in_points, 4)
     parts = [
         bottom_axis(axis, bottom, top, "points"),
@@ -174,6 +184,16 @@ def interval_plot(rows: Sequence[tuple[str, float, float, float, str]], title: s
             text(right, y - 13, note, "halo", "end"),
             line(axis(low), y, axis(high), y, "whisker distilled"),
             dot(axis(gain), y, "distilled", f"{label}: {note}"),
+            *(
+                dot(
+                    axis(of_seed),
+                    y + 9,
+                    "distilled",
+                    f"{label}, seed {seed}: {in_points(of_seed)}",
+                    2,
+                )
+                for seed, of_seed in seeds.get(label, {}).items()
+            ),
         ]
     return svg(bottom + 42, title, *parts)
 

@@ -20,7 +20,7 @@ def console_text(figures: Figures, card: DecisionCard | None) -> str:
         size = "logits without a network"
     else:
         size = f"{counted(teacher.parameters, 'parameter')}, {millions(teacher.macs)} MACs"
-    table = students_table(figures).drop(columns=["McNemar", "retention"])
+    table = students_table(figures).drop(columns=["p", "retention", "its 95% interval"])
     lines = [
         *decision_lines(card),
         f"teacher: test accuracy {percent(teacher.accuracy)}, {size}",

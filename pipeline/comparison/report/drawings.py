@@ -15,7 +15,9 @@ from pipeline.comparison.report import charts
 from pipeline.comparison.report.costs import setting_label
 from pipeline.comparison.report.numbers import percent
 from pipeline.comparison.report.summary import gain_with_interval
+from pipeline.comparison.report.tables import percent_bounds
 from pipeline.comparison.robustness import RobustComparison
+from pipeline.comparison.seeds import SeedComparison
 
 EXTREMES = 8  # with more classes: the largest gains and losses, and pairs of classes
 
@@ -28,9 +30,14 @@ class Drawing(NamedTuple):
     note: str = ""
 
 
-def intervals(title: str, gains: Mapping[str, Gain]) -> Drawing:
+def intervals(
+    title: str, gains: Mapping[str, Gain], seeds: Mapping[str, SeedComparison] | None = None
+) -> Drawing:
+    """The gain of each student, with those of its seeds, if there are several."""
     rows = [(name, g.gain, g.low, g.high, gain_with_interval(g)) for name, g in gains.items()]
-    return Drawing(title, charts.interval_plot(rows, title))
+    dots = {name: dict(zip(s.seeds, s.gains, strict=True)) for name, s in (seeds or {}).items()}
+    note = "The small dots are the gains of single seeds." if dots else ""
+    return Drawing(title, charts.interval_plot(rows, title, dots), note)
 
 
 def gain_and_cost(comparison: Comparison, speed: Mapping[str, EngineSpeed]) -> list[Drawing]:
@@ -39,7 +46,7 @@ def gain_and_cost(comparison: Comparison, speed: Mapping[str, EngineSpeed]) -> l
     float32 = [m for m in comparison.models if m.precision == "float32"]
     with_int8 = comparison.models
     drawings = [
-        intervals("Gain by student", comparison.gains),
+        intervals("Gain by student", comparison.gains, comparison.seeds),
         accuracy_against("parameters", float32, [m.parameters for m in float32]),
         accuracy_against("MACs", float32, [m.macs for m in float32]),
         accuracy_against("bytes of the file", with_int8, [m.size_bytes for m in with_int8]),
@@ -88,6 +95,9 @@ def calibration(comparison: Comparison) -> list[Drawing]:
     for name, models in networks.items():
         bins = [(model.role, model.reliability) for model in models]
         errors = ", ".join(f"{model.role} {percent(model.ece)}" for model in reversed(models))
+        if name in comparison.intervals:
+            low, high = comparison.intervals[name].ece
+            errors += f" (distilled, 95% interval: {percent_bounds(low, high)})"
         plot = charts.reliability_plot(bins, f"Reliability of {name}")
         drawings.append(Drawing(name, plot, f"ECE: {errors}"))
     return drawings

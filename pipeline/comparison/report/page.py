@@ -63,7 +63,7 @@ def html_report(
     """
     num_classes = len(comparison.class_names)
     class_images = np.bincount(comparison.labels, minlength=num_classes)
-    students = tables.students_table(figures).drop(columns="McNemar")
+    students = tables.students_table(figures).drop(columns="p")
     for column, cost in (("compression", "parameters"), ("fewer MACs", "macs")):
         teachers = getattr(figures.teacher, cost)
         students[column] = [

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from pipeline.comparison.compare import Comparison
 from pipeline.comparison.figures import Figures
-from pipeline.comparison.measurement.statistics import Gain
+from pipeline.comparison.measurement.statistics import LEVEL, Gain, holm
 from pipeline.comparison.report.costs import Costs, cost_sentences
 from pipeline.comparison.report.numbers import (
     join_and,
@@ -29,10 +29,51 @@ def gain_sentences(figures: Figures) -> list[str]:
     robust_gains = {name: s.tested_robust_gain for name, s in figures.students.items()}
     return [
         f"On {counted(figures.test_images, 'test image')}, {describe_gains(gains)}.",
+        *adjusted_sentence(gains),
+        *seed_sentences(figures),
         f"Under common corruptions, {describe_gains(robust_gains)}.",
         *budget_sentences(figures),
         *start_sentences(figures),
     ]
+
+
+def adjusted_sentence(gains: Mapping[str, Gain]) -> list[str]:
+    """Which significant differences stay so among several students; nothing of one student."""
+    found = [name for name, gain in gains.items() if gain.significant]
+    if len(gains) == 1 or not found:
+        return []
+    p_values = dict(zip(gains, holm([gain.p_value for gain in gains.values()]), strict=True))
+    kept = [name for name in found if p_values[name] < 1 - LEVEL]
+    if len(kept) == len(found):
+        text = "it stays" if len(found) == 1 else "all of them stay"
+    else:
+        verb = "stays" if len(kept) == 1 else "stay"
+        text = f"{join_and(kept)} alone {verb}" if kept else "none stays"
+    return [f"Adjusted for {len(gains)} students (Holm), {text} significant."]
+
+
+def seed_sentences(figures: Figures) -> list[str]:
+    """What other training seeds change, and how many of them would tell."""
+    of_one = [name for name, student in figures.students.items() if student.seeds is None]
+    lines = []
+    if of_one:
+        who = "" if len(of_one) == len(figures.students) else f" of {join_and(of_one)}"
+        lines.append(
+            f"One seed{who}: another would change the gain, and the interval leaves that out. "
+            "`training.seeds: [0, 1, 2]` trains three."
+        )
+    for name, student in figures.students.items():
+        if (seeds := student.seeds) is None:
+            continue
+        mean = f"{counted(len(seeds.trainings), 'seed')}, {points(student.gain)} points in the mean"
+        if student.tested_gain.significant:
+            told = f"a {student.tested_gain.verdict} that other seeds confirm"
+        elif seeds.that_tell is None:
+            told = "too small to tell by seeds alone: more test images would"
+        else:
+            told = f"an equal mean of {seeds.that_tell} seeds would be significant"
+        lines.append(f"{name}: {mean} (deviation {100 * student.gain_deviation:.2f}): {told}.")
+    return lines
 
 
 def budget_sentences(figures: Figures) -> list[str]:
@@ -75,7 +116,7 @@ def sentences(figures: Figures, comparison: Comparison, costs: Costs) -> list[st
     ]
     caveat = (
         f"One test image is {points_of_one(len(comparison.labels))} points. The intervals (95 %) "
-        "cover the choice of the test images, not the seed of the training."
+        f"cover the choice of the test images, {covered(figures)}."
     )
     if figures.decision is not None:
         caveat += (
@@ -83,6 +124,15 @@ def sentences(figures: Figures, comparison: Comparison, costs: Costs) -> list[st
             "little lower."
         )
     return [*lines, caveat]
+
+
+def covered(figures: Figures) -> str:
+    """Whether the intervals of gains cover the training seed."""
+    several = [name for name, student in figures.students.items() if student.seeds is not None]
+    if not several:
+        return "not the seed of the training"
+    of = "" if len(several) == len(figures.students) else f" of {join_and(several)}"
+    return f"and{of} the seed of the training; those of single files leave the seed out"
 
 
 def pair_sentences(comparison: Comparison) -> list[str]:

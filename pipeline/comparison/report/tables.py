@@ -29,20 +29,33 @@ def students_table(figures: Figures) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "student": name,
-            "distilled": percent(student.accuracy),
-            "baseline": percent(student.baseline),
+            "distilled": with_deviation(student.accuracy, student.accuracy_deviation),
+            "baseline": with_deviation(student.baseline, student.baseline_deviation),
             "gain": points(student.gain),
             "95% interval": f"{points(student.gain_low)} to {points(student.gain_high)}",
-            "McNemar": p_text(student.p_value),
+            "p": p_text(student.p_value),
             "verdict": student.tested_gain.verdict,
             "retention": percent(student.accuracy / teacher.accuracy),
             "agreement": percent(student.agreement),
+            "its 95% interval": percent_bounds(student.agreement_low, student.agreement_high),
             "parameters": whole(student.parameters),
             "compression": compression(teacher.parameters, student.parameters),
             "MACs": millions(student.macs),
             "fewer MACs": compression(teacher.macs, student.macs),
         }
         for name, student in students.items()
+    )
+
+
+def percent_bounds(low: float, high: float) -> str:
+    """`95.26 to 98.89`, in per cent"""
+    return f"{100 * low:.2f} to {100 * high:.2f}"
+
+
+def with_deviation(share: float, deviation: float | None) -> str:
+    """`91.84%`, or of several seeds `91.84% ± 0.31`, in points."""
+    return percent(share) + (
+        "" if deviation is None else f" \N{PLUS-MINUS SIGN} {100 * deviation:.2f}"
     )
 
 
@@ -105,7 +118,7 @@ def pairs_table(comparison: Comparison) -> pd.DataFrame:
             "pair": f"{pair.first.name} minus {pair.second.name}",
             "difference": points(pair.gain),
             "95% interval": f"{points(pair.low)} to {points(pair.high)}",
-            "McNemar": p_text(pair.p_value),
+            "p": p_text(pair.p_value),
             "verdict": better.get(pair.verdict, pair.verdict),
         }
         for pair in comparison.pairs

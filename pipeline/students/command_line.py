@@ -1,0 +1,82 @@
+"""Start the training of one student or baseline: in this process, in several that share it, or
+seed by seed side by side.
+
+Side by side, each seed has a process of its own, which leaves its finished training in .scratch,
+where the stage then finds it. `SEED_JOBS=N` in the environment trains N at once; `python -m
+pipeline.commands.repro --jobs N` sets it where jobs are free.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from pipeline.compute import distributed
+from pipeline.compute.distributed import ProcessGroup
+from pipeline.runtime.errors import UserError, positive_int
+from pipeline.runtime.prefixed import run_prefixed
+from pipeline.runtime.signals import LAUNCHER
+from pipeline.runtime.stage_times import SEED_JOBS
+from pipeline.students.params import load_student, load_training
+
+
+def run_seeds(
+    module: str,
+    parser: argparse.ArgumentParser,
+    train: Callable[[str, ProcessGroup, int | None], None],
+) -> None:
+    """Read the command line of a stage, and train.
+
+    Args:
+        train: takes the student, the processes, and the seed to train alone, if only one.
+    """
+    parser.add_argument("name", help="a student in params.yaml")
+    parser.add_argument(
+        "--seed", help="train with this one of its seeds, and write nothing but its state"
+    )
+    arguments = parser.parse_args()
+    name, words = arguments.name, []
+    seeds = load_training(name, load_student(name)).seeds
+    if arguments.seed is not None:
+        if arguments.seed not in map(str, seeds):
+            raise UserError(
+                f"--seed is {arguments.seed!r}; expected one of the seeds of {name} in "
+                f"params.yaml: {', '.join(map(str, seeds))}."
+            )
+        words = ["--seed", arguments.seed]
+    elif len(seeds) > 1:
+        train_side_by_side(module, name, seeds)
+    if distributed.launch(module, name, *words):
+        return
+    with distributed.process_group() as group:
+        train(name, group, int(arguments.seed) if words else None)
+
+
+def train_side_by_side(module: str, name: str, seeds: Sequence[int]) -> None:
+    """Run `python -m module NAME --seed SEED` for each seed, SEED_JOBS at once. Does nothing if
+    that is 1, or in a process that torchrun started. If one fails, which prints why, this process
+    exits with its status, once the others have ended."""
+    jobs = positive_int(os.environ.get(SEED_JOBS) or "1", SEED_JOBS, "the seeds to train at once")
+    if jobs == 1 or "RANK" in os.environ:
+        return
+    # Equal numbers of threads here and there: the last bits of a training depend on it.
+    threads = max(1, torch.get_num_threads() // jobs)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    environment = {**os.environ, LAUNCHER: str(os.getpid())}
+    environment.pop("DVC_STAGE", None)  # the times of the stage are this process's
+
+    def train(seed: int) -> int:
+        command = [sys.executable, "-m", module, name, "--seed", str(seed)]
+        return run_prefixed(f"seed {seed}", command, environment)
+
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        statuses = list(pool.map(train, seeds))
+    finally:  # if interrupted, start no further training
+        pool.shutdown(cancel_futures=True)
+    if failed := next(filter(None, statuses), 0):
+        raise SystemExit(failed)
