@@ -146,6 +146,11 @@ def change_params(section: str, **values: object) -> None:
     write_params(Path(), params)
 
 
+def forget_trainings() -> None:
+    """Remove the states of trainings, finished ones, too, so that each trains again."""
+    shutil.rmtree(".scratch/training", ignore_errors=True)
+
+
 def bytes_of(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 

@@ -25,6 +25,7 @@ BROUGHT_ALONG = {
         *("pipeline/comparison/measurement/latency.py", "pipeline/runtime/locks.py"),
         *("pipeline/comparison/measurement/statistics.py", "pipeline/views/params.py"),
         *("pipeline/compute/distributed.py", "pipeline/compute/provenance.py"),
+        "pipeline/comparison/measurement/seeds.py",
     },
     "speed": {
         *("pipeline/models/evaluation.py", "pipeline/export/running/file_images.py"),
@@ -61,6 +62,7 @@ MAY_IMPORT = {
     "store/importing": DATA,
     "store/reading": {*MODELS, "store/format"},
     "students": {*MODELS, "training", "initial_weights"},
+    "seeds": {*GROUND, "compute", "students"},
     "distillation": {*GROUND, "compute", "students"},
     "comparison": {*DATA, "comparison/measurement"},
     "comparison/measurement": DATA,
@@ -77,7 +79,7 @@ MAY_IMPORT = {
     },
 }
 STUDENT_SIDE = (
-    *("students", "distillation", "store/reading", "comparison", "export", "commands"),
+    *("students", "seeds", "distillation", "store/reading", "comparison", "export", "commands"),
     *("int8_training", "stages/int8_training"),
     *(f"stages/{stage}" for stage in ("student", "baseline", "compare", "robustness", "speed")),
     "stages/export",
@@ -198,6 +200,7 @@ PURE = [
     *("views/policy", "views/rand_augment", "views/resampling"),
     *("comparison/metrics", "comparison/measurement/statistics", "comparison/cache_economics"),
     *("comparison/measurement/corruptions", "comparison/measurement/latency"),
+    "comparison/measurement/seeds",
     *("comparison/report/charts", "comparison/report/label_layout"),
 ]
 

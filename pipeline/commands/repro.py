@@ -23,9 +23,9 @@ from pipeline.plan.forecast import Forecast, forecast_run
 from pipeline.runtime import signals, stage_times
 from pipeline.runtime.errors import UserError, counted, positive_int
 from pipeline.runtime.params import read_params
-from pipeline.runtime.prefixed import run_prefixed
 from pipeline.runtime.run_plan import ahead, write_plan
 from pipeline.runtime.stage_times import SEED_JOBS, split_sizes
+from pipeline.seeds.prefixed import run_prefixed
 
 #: Stages of the last `dvc repro`: nothing runs beside `speed`, which would disturb its times.
 LAST = ("speed", "compare")

@@ -221,12 +221,12 @@ def read_robustness(
             )
         return [
             CorruptionPredictions(
-                model.key,
-                model.start.seed if model.start else None,
-                model.seed is None,
                 model.test[samples].argmax(1),
                 tensors[model.key],
                 int(tensors["image_size"][0]),
+                key=model.key,
+                seed=model.start.seed if model.start else None,
+                is_main=model.seed is None,
             )
             for model in with_file
         ]

@@ -17,23 +17,24 @@ from pipeline.comparison.measurement.statistics import PairedDifference
 class CorruptionPredictions:
     """One file's predicted classes of the same images, clean and corrupted."""
 
-    key: str  # of its file
-    seed: int | None  # of the training
-    is_main: bool  # not of another seed than the file to ship
     clean: np.ndarray  # [N], which its test accuracy counts
     corrupted: np.ndarray  # [K, S, N] by corruption and severity
     image_size: int  # pixels, the side of the images, clean and corrupted
+    key: str = ""  # of its file
+    seed: int | None = None  # of the training
+    is_main: bool = True  # not of another seed than the file to ship
 
 
 @dataclass(frozen=True)
 class Robustness:
     """One network's accuracies, in [0, 1]."""
 
-    is_main: bool
     clean: float
     image_size: int  # pixels, the side of the images
     table: np.ndarray  # [K, S] by corruption and severity
     shares: np.ndarray  # [N] of each image's K * S variants that are correct
+
+    is_main: bool = True
 
     @property
     def accuracy(self) -> float:
@@ -83,11 +84,11 @@ def model_robustness(predictions: CorruptionPredictions, labels: np.ndarray) -> 
     """Compute one network's accuracies, from predictions and [N] labels of the same images."""
     correct = predictions.corrupted == labels
     return Robustness(
-        is_main=predictions.is_main,
         clean=float((predictions.clean == labels).mean()),
         image_size=predictions.image_size,
         table=correct.mean(2),
         shares=correct.mean((0, 1)),
+        is_main=predictions.is_main,
     )
 
 
@@ -121,8 +122,8 @@ def robust_gain(
     """Compare one student's files, of `compare_robustness`, with its baseline's."""
     by_seed: dict[str, dict[int | None, Robustness]] = {"distilled": {}, "baseline": {}}
     for p, robust in zip(predictions, measured, strict=True):
-        role, precision, *_ = p.key.split(".")
-        if precision == "float32":
+        role, _, precision = p.key.partition(".")
+        if precision.startswith("float32"):
             by_seed[role][p.seed] = robust
     first, second = measured[:2]
     common = [seed for seed in by_seed["distilled"] if seed in by_seed["baseline"]]

@@ -20,7 +20,7 @@ from pipeline.data.prepared.dataset import open_dataset, verify_dataset
 from pipeline.runtime.outputs import ModelOutputs
 from pipeline.runtime.params import load_section
 from pipeline.runtime.stage_inputs import StageInputs
-from pipeline.students.command_line import run_seeds
+from pipeline.seeds.command_line import run_seeds
 from pipeline.students.label_loss import label_loss
 from pipeline.students.loop import TrainingBatch, TrainingData
 from pipeline.students.params import load_student, load_training

@@ -21,8 +21,8 @@ from pipeline.models import checkpoint
 from pipeline.runtime.outputs import TEACHER, ModelOutputs
 from pipeline.runtime.params import load_section
 from pipeline.runtime.stage_inputs import StageInputs
+from pipeline.seeds.command_line import run_seeds
 from pipeline.store.reading.store import open_store, view_of_epoch
-from pipeline.students.command_line import run_seeds
 from pipeline.students.loop import TrainingData
 from pipeline.students.params import load_student, load_training
 from pipeline.students.training_run import StudentStage

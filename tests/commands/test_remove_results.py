@@ -21,7 +21,7 @@ WRITTEN = [
         for kind in ("", "baselines/")
         for end in ("onnx", "json")
     ),
-    *("models/exported/int8/{}", "models/int8/{}"),
+    *("models/exported/int8/{}", "models/exported/seeds/{}", "models/int8/{}"),
 ]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import OUTPUTS, PARAMS, run_stage, write_params
+from conftest import OUTPUTS, PARAMS, forget_trainings, run_stage, write_params
 from PIL import Image
 
 from pipeline.compute import device
@@ -56,6 +56,7 @@ def test_with_nine_times_as_many_unlabelled_images_student_and_baseline_take_equ
     unlabelled_project, monkeypatch
 ):
     monkeypatch.chdir(unlabelled_project)
+    forget_trainings()
     original, seen, unlabelled = loop.train_step, [], []
 
     def train_step(forward, spec, local, batch, loss, optimisation, *rest):
@@ -85,6 +86,7 @@ def test_a_baseline_of_several_passes_resumes_to_the_bytes_of_an_uninterrupted_r
     unlabelled_project, monkeypatch, capsys
 ):
     monkeypatch.chdir(unlabelled_project)
+    forget_trainings()
     paths = [Path(path.format(kind="baselines")) for path in OUTPUTS]
     before = [path.read_bytes() for path in paths]
     original, calls = loop.evaluate, []

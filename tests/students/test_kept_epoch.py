@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import OUTPUTS, change_params, run_module, run_stage, write_params
+from conftest import OUTPUTS, change_params, forget_trainings, run_module, run_stage, write_params
 from safetensors.torch import load_file
 
 from pipeline.comparison.measurement.statistics import mcnemar
@@ -167,6 +167,7 @@ def test_a_training_killed_after_its_best_epoch_keeps_the_same_epoch(project, mo
     written = []
     for interrupted in (False, True):
         with monkeypatch.context() as patch:
+            forget_trainings()
             _, interrupts = classify(patch, [12, 10, 1, 1])
             for _ in range(3 * interrupted):  # one more epoch in each run
                 interrupts[:] = [True, False]

@@ -88,6 +88,7 @@ def test_student_and_baseline_start_from_the_same_bytes_which_network_json_names
         assert start == {
             "text": texts[weights],
             "sha256": hashlib.sha256(starts[0]).hexdigest(),
+            "seed": PARAMS["training"]["seeds"],
         }
         if weights == "folder":  # whose training changed the last layer alone
             before, after = load(starts[0]), load_file(f"models/{kind}/new/weights.safetensors")

@@ -17,9 +17,9 @@ import torch
 from pipeline.compute import distributed
 from pipeline.compute.distributed import ProcessGroup
 from pipeline.runtime.errors import UserError, positive_int
-from pipeline.runtime.prefixed import run_prefixed
 from pipeline.runtime.signals import LAUNCHER
 from pipeline.runtime.stage_times import SEED_JOBS
+from pipeline.seeds.prefixed import run_prefixed
 from pipeline.students.params import load_student, load_training
 
 
