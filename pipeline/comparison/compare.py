@@ -15,7 +15,7 @@ from sklearn.metrics import f1_score, precision_recall_fscore_support
 from pipeline.comparison import metrics
 from pipeline.comparison.decision import Decision, decide
 from pipeline.comparison.measurement import statistics
-from pipeline.comparison.measurement.seeds import SeedMean, seed_mean
+from pipeline.comparison.measurement.seeds import seed_mean
 from pipeline.comparison.measurement.statistics import PairedDifference
 from pipeline.comparison.robustness import RobustComparison, Robustness
 from pipeline.comparison.seeds import SeedComparison, agreement_interval, calibration_interval
@@ -194,6 +194,59 @@ def model_metrics(
     )
 
 
+Training = tuple[str, str]  # the student's name, and the role
+
+
+@dataclass(frozen=True)
+class _Files:
+    """All files, by their positions in `models`."""
+
+    models: Sequence[ModelMetrics]
+    means: np.ndarray  # [resamples, models], of the accuracies
+    place: Mapping[tuple[str, str, str], int]  # of the main trainings: name, role, precision
+    by_seed: Mapping[Training, Mapping[int | None, int]]  # the float32 files
+
+    def difference(self, i: int, j: int) -> PairedDifference[ModelMetrics]:
+        """Compare two files."""
+        first, second = self.models[i], self.models[j]
+        low, high = statistics.interval(self.means[:, i] - self.means[:, j])
+        return PairedDifference(
+            first=first,
+            second=second,
+            # From integers, so that 0.1 is not 0.09999999999999998.
+            gain=(int(first.correct.sum()) - int(second.correct.sum())) / len(first.correct),
+            low=float(low),
+            high=float(high),
+            p_value=statistics.mcnemar(first.correct, second.correct),
+        )
+
+    def over_seeds(
+        self, first: Training, second: Training
+    ) -> tuple[PairedDifference[ModelMetrics], SeedComparison | None]:
+        """Compare two trainings over the seeds that both have; by their files if that is one."""
+        of_files = self.difference(self.place[*first, "float32"], self.place[*second, "float32"])
+        seeds = sorted(self.by_seed[first].keys() & self.by_seed[second].keys() - {None})
+        if len(seeds) < 2:
+            return of_files, None
+        one, other = ([self.by_seed[which][seed] for seed in seeds] for which in (first, second))
+        firsts, seconds = ([self.models[i] for i in which] for which in (one, other))
+        differences = [a.accuracy - b.accuracy for a, b in zip(firsts, seconds, strict=True)]
+        mean = seed_mean(np.array(differences), self.means[:, one] - self.means[:, other])
+        low, high = mean.interval
+        gain = replace(of_files, gain=mean.mean, low=low, high=high, p_value=mean.p_value)
+        return gain, SeedComparison(seeds, firsts, seconds, mean)
+
+
+def _by_seed(predictions: Sequence[Predictions]) -> dict[Training, dict[int | None, int]]:
+    """The positions of float32 files by training and seed; None where it was not recorded."""
+    found: dict[Training, dict[int | None, int]] = defaultdict(dict)
+    for i, p in enumerate(predictions):
+        if p.precision == "float32":
+            seed = p.start.seed if p.seed is None and p.start else p.seed
+            found[p.name, p.role][seed] = i
+    return found
+
+
 def compare(
     teacher: Predictions,
     students: Mapping[str, Sequence[Predictions]],
@@ -218,71 +271,24 @@ def compare(
         model_metrics(model, teacher, labels, interval, robust[id(model)])
         for model, interval in zip(predictions, intervals, strict=True)
     ]
-
-    def difference(i: int, j: int) -> PairedDifference[ModelMetrics]:
-        first, second = models[i], models[j]
-        low, high = statistics.interval(means[:, i] - means[:, j])
-        return PairedDifference(
-            first=first,
-            second=second,
-            # From integers, so that 0.1 is not 0.09999999999999998.
-            gain=(int(first.correct.sum()) - int(second.correct.sum())) / len(first.correct),
-            low=float(low),
-            high=float(high),
-            p_value=statistics.mcnemar(first.correct, second.correct),
-        )
-
     main = range(sum(p.seed is None for p in predictions))
     place = {(models[i].name, models[i].role, models[i].precision): i for i in main}
+    files = _Files(models, means, place, _by_seed(predictions))
     int8 = [
-        difference(i, place[models[i].name, models[i].role, "float32"])
+        files.difference(i, place[models[i].name, models[i].role, "float32"])
         for i in main
         if models[i].precision == "int8"
     ]
-    #: By name and role, the float32 file of each seed; of the main training alone, by None.
-    by_seed: dict[tuple[str, str], dict[int | None, int]] = defaultdict(dict)
-    for i, p in enumerate(predictions):
-        if p.precision == "float32":
-            seed = p.start.seed if p.seed is None and p.start else p.seed
-            by_seed[p.name, p.role][seed] = i
-
-    def mean_difference(
-        first: tuple[str, str], second: tuple[str, str]
-    ) -> tuple[PairedDifference[ModelMetrics], SeedMean | None]:
-        """Of two trainings, over the seeds that both have."""
-        seeds = [seed for seed in by_seed[first] if seed in by_seed[second]]
-        of_main = difference(place[*first, "float32"], place[*second, "float32"])
-        if len(seeds) < 2:
-            return of_main, None
-        pairs = [(by_seed[first][seed], by_seed[second][seed]) for seed in seeds]
-        one, other = zip(*pairs, strict=True)
-        mean = seed_mean(
-            np.array([models[i].accuracy - models[j].accuracy for i, j in pairs]),
-            means[:, list(one)] - means[:, list(other)],
-        )
-        low, high = mean.interval
-        difference_of_mean = replace(
-            of_main, gain=mean.mean, low=low, high=high, p_value=mean.p_value
-        )
-        return difference_of_mean, mean
-
-    gains, seeds = {}, {}
-    for name in students:
-        roles = (name, "distilled"), (name, "baseline")
-        gains[name], mean = mean_difference(*roles)
-        if mean is not None:
-            of_both = sorted(by_seed[roles[0]].keys() & by_seed[roles[1]].keys())
-            files = ([models[by_seed[role][seed]] for seed in of_both] for role in roles)
-            seeds[name] = SeedComparison(of_both, *files, mean)
+    over_seeds = {
+        name: files.over_seeds((name, "distilled"), (name, "baseline")) for name in students
+    }
+    gains = {name: gain for name, (gain, _) in over_seeds.items()}
+    seeds = {name: of_seeds for name, (_, of_seeds) in over_seeds.items() if of_seeds is not None}
     every = {
         name: seeds[name].distilled if name in seeds else [gains[name].first] for name in students
     }
-    other_intervals = {
-        name: OtherIntervals(agreement_interval(of, models[0]), calibration_interval(of))
-        for name, of in every.items()
-    }
     pairs = [
-        mean_difference((one, "distilled"), (other, "distilled"))[0]
+        files.over_seeds((one, "distilled"), (other, "distilled"))[0]
         for one, other in combinations(students, 2)
     ]
     adjusted = statistics.holm([pair.p_value for pair in pairs])
@@ -296,8 +302,11 @@ def compare(
         gains=gains,
         int8=int8,
         pairs=[replace(pair, p_value=p) for pair, p in zip(pairs, adjusted, strict=True)],
-        decision=decide([models[i] for i in main], difference),
+        decision=decide([models[i] for i in main], files.difference),
         seeds=seeds,
-        intervals=other_intervals,
+        intervals={
+            name: OtherIntervals(agreement_interval(of, models[0]), calibration_interval(of))
+            for name, of in every.items()
+        },
         robustness=robustness,
     )
