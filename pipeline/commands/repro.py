@@ -84,8 +84,7 @@ def run_in_parallel(waits: Mapping[str, set[str]], jobs: int) -> None:
         while True:
             ready = sorted([*ready, *sorter.get_ready()], key=lambda stage: -len(behind[stage]))
             while ready and free:
-                trains = ready[0].startswith(("student@", "baseline@"))
-                taken = max(1, free // len(ready)) if trains else 1
+                taken = jobs_of(ready[0], len(ready), free)
                 stage, free = ready.pop(0), free - taken
                 of_stage = {**environment, SEED_JOBS: str(taken)}
                 running[pool.submit(run_stage, stage, of_stage)] = stage, taken
@@ -103,6 +102,16 @@ def run_in_parallel(waits: Mapping[str, set[str]], jobs: int) -> None:
             "lines above that begin with these names say why. Those that do not read from them are "
             "finished and recorded: fix these and run again."
         )
+
+
+def jobs_of(stage: str, ready: int, free: int) -> int:
+    """The jobs that a stage takes: one, or a training its share of the free ones, for its seeds.
+
+    Args:
+        ready: stages that can start now, with this one.
+    """
+    trains = stage.startswith(("student@", "baseline@"))
+    return max(1, free // ready) if trains else 1
 
 
 def stages_behind(waits: Mapping[str, set[str]]) -> dict[str, set[str]]:
