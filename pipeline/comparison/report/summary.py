@@ -67,12 +67,12 @@ def seed_sentences(figures: Figures) -> list[str]:
             continue
         mean = f"{counted(len(seeds.trainings), 'seed')}, {points(student.gain)} points in the mean"
         if student.tested_gain.significant:
-            told = f"a {student.tested_gain.verdict} that other seeds confirm"
+            told = "Its interval covers seeds and test images"
         elif seeds.that_tell is None:
-            told = "too small to tell by seeds alone: more test images would"
+            told = "That is too small for more seeds to tell; more test images would"
         else:
-            told = f"an equal mean of {seeds.that_tell} seeds would be significant"
-        lines.append(f"{name}: {mean} (deviation {100 * student.gain_deviation:.2f}): {told}.")
+            told = f"An equal mean of {seeds.that_tell} seeds would be significant"
+        lines.append(f"{name}: {mean} (deviation {100 * student.gain_deviation:.2f}). {told}.")
     return lines
 
 
