@@ -3,11 +3,13 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from conftest import OUTPUTS, change_params, compare_every_network, run_stage
 from import_closure import ROOT
@@ -125,6 +127,26 @@ def test_seeds_side_by_side_have_the_bytes_of_seeds_in_turn(project):
         assert ("seed 1: " in run.stdout) == (jobs == "2")
         results.append([Path(path.format(kind="students")).read_bytes() for path in OUTPUTS])
     assert results[0] == results[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_seeds_side_by_side_end_with_the_stage_that_started_them(project, signum):
+    change_params("training", seeds=[0, 1], epochs=2000)
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "SEED_JOBS": "2"}
+    command = [sys.executable, "-m", "pipeline.stages.student", "small"]
+    with subprocess.Popen(
+        command, env=os.environ | environment, stdout=subprocess.PIPE, text=True
+    ) as stage:
+        waiting = {"seed 0:   epoch", "seed 1:   epoch"}
+        while waiting:
+            waiting -= {stage.stdout.readline()[:15]}
+        seeds = psutil.Process(stage.pid).children()
+        assert len(seeds) == 2
+        stage.send_signal(signum)
+        stage.stdout.close()
+    gone, _ = psutil.wait_procs(seeds, timeout=10)
+    assert len(gone) == 2
 
 
 def test_a_seed_that_is_none_of_the_student_is_refused(project):
