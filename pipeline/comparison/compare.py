@@ -129,10 +129,6 @@ class Comparison:
             return list(zip(seeds.distilled, seeds.baselines, strict=True))
         return [(self.gains[name].first, self.gains[name].second)]
 
-    def all_seeds(self, name: str) -> Sequence[ModelMetrics]:
-        """A distilled student's float32 file of each seed."""
-        return [distilled for distilled, _ in self.pairs_by_seed(name)]
-
     @property
     def models(self) -> list[ModelMetrics]:
         """The teacher, then each student's files."""

@@ -76,7 +76,7 @@ def main() -> None:
     trainings = results.read_students(names, results.read_training)
     steps = {name: tuple(t.optimiser_steps for t in pair) for name, pair in trainings.items()}
     made_passes = teacher.parameters is not None  # imported logits took no forward pass
-    counts = {name: len(comparison.all_seeds(name)) for name in names}
+    counts = {name: len(comparison.pairs_by_seed(name)) for name in names}
     economics = results.cache_economics(store_index, curves, counts) if made_passes else None
     no_teacher = comparison.teacher.no_file
     costs = Costs(speed.settings, no_teacher, speed.machine, this_machine(), economics)
