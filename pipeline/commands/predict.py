@@ -26,7 +26,6 @@ from pipeline.data.prepared.deep_images import FEW_BITS
 from pipeline.data.prepared.image_decoding import (
     LARGEST,
     UNREADABLE,
-    available_cores,
     clean_boxes,
     decode_view,
     read_image,
@@ -35,7 +34,12 @@ from pipeline.data.sources.image_reading import encode, map_in_threads, to_pixel
 from pipeline.data.sources.listing import describe_left_out, list_images
 from pipeline.data.sources.params import DatasetParams
 from pipeline.export.model_card import ModelCard, check_card, read_card
-from pipeline.export.running.onnx_model import OnnxMetadata, OnnxStudent, open_file
+from pipeline.export.running.onnx_model import (
+    OnnxMetadata,
+    OnnxStudent,
+    inference_threads,
+    open_file,
+)
 from pipeline.runtime.errors import UserError, counted, positive_int
 
 BATCH_SIZE = 64  # images
@@ -132,7 +136,7 @@ def open_model(path: Path) -> tuple[OnnxStudent, ModelCard | None]:
     Raises:
         UserError: the file was not written by `export`, or the card describes another file.
     """
-    model, card = open_file(path, available_cores()), None
+    model, card = open_file(path, inference_threads()), None
     if path.with_suffix(".json").is_file():
         card = read_card(path.with_suffix(".json"), produced_by="dvc repro export@NAME")
         check_card(card, path)

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.onnx import ONNXProgram
 
 from pipeline.export.onnx_teacher import OnnxPreprocessing, opset_of, with_preprocessing
 from pipeline.export.preprocessing import Preprocessing
@@ -19,6 +21,10 @@ from pipeline.runtime.errors import UserError, first_line
 #: The oldest with an antialiased Resize, which a network with a larger `input_size` than the view
 #: needs. More engines support an older opset.
 OPSET = 18
+
+
+#: The captured graphs of networks, by what decides them beside the weights.
+Graphs = dict[str, ONNXProgram]
 
 
 class NotExportable(UserError):
@@ -36,15 +42,21 @@ class _FromPixels(nn.Module):
         return self.network(self.preprocessing(image)).float()
 
 
-def to_onnx(network: nn.Module, spec: InputSpec, metadata: OnnxMetadata) -> bytes:
+def to_onnx(
+    network: nn.Module, spec: InputSpec, metadata: OnnxMetadata, graphs: Graphs | None = None
+) -> bytes:
     """Export to the bytes of an ONNX file. Equal networks give equal bytes.
 
     Input `image`: [batch, C, S, S] uint8, S = `metadata.image_size`, of any batch size; output
     `logits`: [batch, num_classes] float32. Refuses what torch's exporter refuses, with its reason.
+
+    Args:
+        graphs: kept between calls with networks of one family and options, it saves the later
+            ones most of their time: they share the first one's graph.
     """
     try:
         with _quiet():
-            model = _exported(network, spec, metadata)
+            model = _exported(network, spec, metadata, {} if graphs is None else graphs)
     except Exception as error:  # any error of the exporter or of the network
         reason = f"{metadata.described} cannot be exported to ONNX: {_reason(error).rstrip('.')}."
         if not hasattr(network, "graph"):
@@ -62,19 +74,30 @@ def to_onnx(network: nn.Module, spec: InputSpec, metadata: OnnxMetadata) -> byte
     return model.SerializeToString(deterministic=True)
 
 
-def _exported(network: nn.Module, spec: InputSpec, metadata: OnnxMetadata) -> onnx.ModelProto:
+def _exported(
+    network: nn.Module, spec: InputSpec, metadata: OnnxMetadata, graphs: Graphs
+) -> onnx.ModelProto:
+    preprocessing = Preprocessing(spec, metadata.image_size)
     graph = getattr(network, "graph", None)  # of a network that is an ONNX file itself
-    side = metadata.image_size
-    preprocessing = Preprocessing(spec, side)
-    module = _FromPixels(network, preprocessing)
     if graph is not None:
         if network.batch_size is not None:
             raise ValueError(f"its file takes {network.batch_size} images at a time")
         module = OnnxPreprocessing(preprocessing, **network.input_format)
+        own = _with_weights(_captured(module, metadata), module)
+        return with_preprocessing(own, graph, len(metadata.class_names))
+    module = _FromPixels(network, preprocessing).eval()
+    key = f"{network} {spec} {metadata.image_size} {metadata.channels} {metadata.opset}"
+    if key not in graphs:
+        graphs[key] = _captured(module, metadata)
+    return _with_weights(graphs[key], module)
+
+
+def _captured(module: nn.Module, metadata: OnnxMetadata) -> ONNXProgram:
+    side = metadata.image_size
     # A batch of 1 would fix the batch size.
     example = torch.zeros(2, metadata.channels, side, side, dtype=torch.uint8)
-    program = torch.onnx.export(
-        module.eval(),
+    return torch.onnx.export(
+        module,
         (example,),
         input_names=[IMAGE],
         output_names=[LOGITS],
@@ -82,10 +105,17 @@ def _exported(network: nn.Module, spec: InputSpec, metadata: OnnxMetadata) -> on
         dynamic_shapes=({0: torch.export.Dim("batch")},),
         external_data=False,
         verbose=False,
+        optimize=False,  # it would merge weights
     )
-    if graph is None:
-        return program.model_proto
-    return with_preprocessing(program.model_proto, graph, len(metadata.class_names))
+
+
+def _with_weights(captured: ONNXProgram, module: nn.Module) -> onnx.ModelProto:
+    """The captured graph with the module's weights, optimised."""
+    program = ONNXProgram(captured.model.clone(), None)
+    with warnings.catch_warnings(action="ignore"):  # of weights that no logit depends on
+        program.apply_weights(module.state_dict())
+    program.optimize()
+    return program.model_proto
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.comparison.measurement.predictions import HELD_OUT, read_logits, write_predictions
 from pipeline.data.prepared.dataset import Dataset, open_dataset, verify_dataset
-from pipeline.data.prepared.image_decoding import CLEAN_RATIO, available_cores
+from pipeline.data.prepared.image_decoding import CLEAN_RATIO
 from pipeline.data.sources.params import DatasetParams
 from pipeline.export.file_card import describe_file
 from pipeline.export.int8 import calibration_views, float_operations, to_int8
@@ -27,9 +27,9 @@ from pipeline.export.int8_checks import KERNEL_IMAGES, int8_accuracy, verify_ker
 from pipeline.export.model_card import Int8Facts, ModelCard, NoFile
 from pipeline.export.params import ExportParams, load_export
 from pipeline.export.running.file_images import evenly_spread, file_logits
-from pipeline.export.running.onnx_model import OnnxMetadata, OnnxStudent
+from pipeline.export.running.onnx_model import OnnxMetadata, OnnxStudent, inference_threads
 from pipeline.export.running.reading import Reading
-from pipeline.export.to_onnx import OPSET, NotExportable, to_onnx
+from pipeline.export.to_onnx import OPSET, Graphs, NotExportable, to_onnx
 from pipeline.export.verification import float32_error, verify_logits
 from pipeline.models import checkpoint
 from pipeline.models.spec import InputSpec, ModelSpec
@@ -112,12 +112,17 @@ def onnx_metadata(
 
 
 def export_network(
-    model: ModelOutputs, dataset: Dataset, params: DatasetParams, licence: str | None
+    model: ModelOutputs,
+    dataset: Dataset,
+    params: DatasetParams,
+    licence: str | None,
+    graphs: Graphs | None = None,
 ) -> Exported:
     """Export one network in float32, and compare the file with the logits of its stage.
 
     Args:
         dataset: for a student, of images of the views' size.
+        graphs: of `to_onnx`.
 
     Raises:
         NotExportable: with the reason.
@@ -127,11 +132,11 @@ def export_network(
     network, spec = checkpoint.load(model.model, produced_by=f"dvc repro {model.stage}")
     dataset = images_taken(model, spec.input, dataset)
     metadata = onnx_metadata(model, spec, dataset, reading_of(params, spec.input))
-    content = to_onnx(network, spec.input, metadata)
+    content = to_onnx(network, spec.input, metadata, graphs)
     main = replace(model, seed=None)
     keys = ["", *(replace(model, seed=seed).logits_key for seed in main.other_seeds)]
     expected, made_from = read_logits(model.predictions, model.stage, dataset, keys)
-    session = OnnxStudent(content, str(file.path), available_cores())
+    session = OnnxStudent(content, str(file.path), inference_threads())
     metadata, logits = session.metadata, held_out_logits(session, dataset)
     test = dataset.splits["test"]
     figures = verify_logits(
@@ -207,16 +212,15 @@ def export_student(name: str) -> None:
     views, params = load_section(ViewsParams, "views"), load_section(DatasetParams, "dataset")
     options, dataset = load_export(name), open_dataset().resized(views.image_size)
     verify_dataset()
-    exported = [
-        export_network(ModelOutputs(role, name), dataset, params, options.licence)
-        for role in ("distilled", "baseline")
-    ]
-    exported += [quantised(each, dataset, views, options) for each in exported]
-    others = [
-        export_network(replace(main, seed=seed), dataset, params, options.licence)
-        for main in (ModelOutputs("distilled", name), ModelOutputs("baseline", name))
-        for seed in main.other_seeds
-    ]
+    graphs: Graphs = {}
+
+    def export(model: ModelOutputs) -> Exported:
+        return export_network(model, dataset, params, options.licence, graphs)
+
+    mains = [ModelOutputs(role, name) for role in ("distilled", "baseline")]
+    exported = [export(main) for main in mains]
+    exported += [quantised(each, dataset, views, options, graphs) for each in exported]
+    others = [export(replace(main, seed=seed)) for main in mains for seed in main.other_seeds]
     outputs = ExportOutputs(name)
     remove(outputs.seed_folder)
     write(outputs, inputs, [*exported, *others], dataset)
@@ -226,7 +230,11 @@ def export_student(name: str) -> None:
 
 
 def quantised(
-    float32: Exported, dataset: Dataset, views: ViewsParams, options: ExportParams
+    float32: Exported,
+    dataset: Dataset,
+    views: ViewsParams,
+    options: ExportParams,
+    graphs: Graphs | None = None,
 ) -> Exported:
     """Quantise a network to int8, if the parameters ask for it. Where the int8 file is refused, the
     card says why."""
@@ -235,12 +243,12 @@ def quantised(
     try:
         if options.precision == "float32":
             raise NotExportable(NOT_ASKED)
-        spec, content = int8_source(float32)
+        spec, content = int8_source(float32, graphs)
         reading = float32.metadata.reading if spec.input.resize_ratio is not None else None
         content = to_int8(content, calibration_views(dataset, views, clean=reading))
-        session = OnnxStudent(content, str(file.path), available_cores())
+        session = OnnxStudent(content, str(file.path), inference_threads())
         metadata, logits = session.metadata, held_out_logits(session, dataset)
-        as_written = OnnxStudent(content, str(file.path), available_cores(), optimised=False)
+        as_written = OnnxStudent(content, str(file.path), inference_threads(), optimised=False)
         test = dataset.splits["test"]
         some = evenly_spread(len(test), KERNEL_IMAGES)
         figures |= verify_kernels(
@@ -276,7 +284,7 @@ def quantised(
     return Exported(file, card, figures, metadata, content, logits)
 
 
-def int8_source(float32: Exported) -> tuple[ModelSpec, bytes]:
+def int8_source(float32: Exported, graphs: Graphs | None = None) -> tuple[ModelSpec, bytes]:
     """The network behind an int8 file, in float32: that of the float32 file, or what
     `int8_training` made of it."""
     model = ModelOutputs(float32.file.role, float32.file.name)
@@ -286,7 +294,7 @@ def int8_source(float32: Exported) -> tuple[ModelSpec, bytes]:
         return spec, float32.content
     fingerprint = checkpoint.fingerprint(trained, produced_by=produced_by)
     metadata = float32.metadata.model_copy(update={"fingerprint": fingerprint})
-    return spec, to_onnx(network, spec.input, metadata)
+    return spec, to_onnx(network, spec.input, metadata, graphs)
 
 
 def write(

@@ -24,7 +24,7 @@ from pipeline.data.prepared.dataset import AnySplit, open_dataset, verify_datase
 from pipeline.data.prepared.image_decoding import available_cores
 from pipeline.export.model_card import ModelCard, read_card
 from pipeline.export.running.file_images import open_images
-from pipeline.export.running.onnx_model import OnnxStudent, open_file
+from pipeline.export.running.onnx_model import OnnxStudent, inference_threads, open_file
 from pipeline.runtime.errors import counted
 from pipeline.runtime.outputs import ExportedFile, ExportOutputs
 from pipeline.runtime.params import check_student
@@ -67,7 +67,7 @@ def measure(outputs: ExportOutputs, inputs: StageInputs) -> None:
     }
     files = [file for file, card in cards.items() if isinstance(card, ModelCard)]
     if files:
-        models = [open_file(file.path, available_cores()) for file in files]
+        models = [open_file(file.path, inference_threads()) for file in files]
         size = models[0].metadata.image_size
         if size != dataset.image_size:
             test = test.resized(size)

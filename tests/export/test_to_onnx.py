@@ -26,6 +26,7 @@ from pipeline.data.prepared.dataset import open_dataset
 from pipeline.data.prepared.image_decoding import CLEAN_RATIO
 from pipeline.data.sources.params import DatasetParams
 from pipeline.export.model_card import NoFile, read_card
+from pipeline.export.running import onnx_model
 from pipeline.export.running.onnx_model import OnnxMetadata, OnnxStudent
 from pipeline.export.to_onnx import OPSET, to_onnx
 from pipeline.export.verification import TOLERANCE, float32_error, verify_logits
@@ -180,6 +181,25 @@ def test_every_family_gives_pytorchs_logits_in_batches_of_any_size(
     for batch in (1, 7, 64):
         parts = [exported.logits(part.numpy()) for part in views.split(batch)]
         assert np.abs(np.concatenate(parts) - expected).max() < 1e-3 * spread
+
+
+def test_a_network_that_shares_the_graph_of_another_has_the_file_that_it_has_alone():
+    spec, graphs = InputSpec(3, 16, [0.4] * 3, [0.2] * 3), {}
+    metadata = metadata_of({"storage": "pixels", "image_size": 16}, 16)
+    contents = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        network = build(ModelSpec("cifar_resnet", "resnet8", {}, list("abcde"), spec))
+        contents.append(to_onnx(network, spec, metadata, graphs))
+    assert len(graphs) == 1
+    assert contents[0] != contents[1] == to_onnx(network, spec, metadata)
+
+
+@pytest.mark.parametrize(("limit", "threads"), [("1", 1), ("0", 4), ("9", 4), ("x", 4), ("", 4)])
+def test_a_stage_runs_files_in_no_more_threads_than_it_may_compute_in(monkeypatch, limit, threads):
+    monkeypatch.setattr(onnx_model, "available_cores", lambda: 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", limit)
+    assert onnx_model.inference_threads() == threads
 
 
 def with_statistics_of(network: nn.Module, inputs: torch.Tensor) -> None:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from pipeline.data.prepared.image_decoding import available_cores
 from pipeline.export.running.reading import Reading, Side
 from pipeline.runtime.errors import UserError, first_line
 from pipeline.runtime.outputs import Precision, Role
@@ -25,6 +26,15 @@ IMAGE, LOGITS = "image", "logits"  # the names of the graph's input and output
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _VERSION_KEY = "teach_once_format_version"
 _TEXTS = ("name", "role", "precision", "fingerprint")  # the other entries of the metadata are JSON
+
+
+def inference_threads() -> int:
+    """The threads in which a stage runs files: one per core, or fewer by OMP_NUM_THREADS, which
+    onnxruntime does not read. Idle threads wait in loops: two stages at once, with a thread per
+    core each, take one another's cores."""
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    cores = available_cores()
+    return min(cores, int(limit)) if limit.isdecimal() and int(limit) else cores
 
 
 class OnnxMetadata(Record):
