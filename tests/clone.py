@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from conftest import PARAMS, built_once, clone_into, finish_clone, run_module, w
 from dvc.cli import main as dvc_main
 from dvc.repo import Repo
 from dvc.stage.exceptions import StageCmdFailedError
+from dvc.utils.serialize import _yaml
 
 from pipeline.runtime.errors import UserError
 
@@ -34,6 +36,15 @@ CLOCKED = {"speed", "compare", "metrics/speed.json", "reports/index.html", "repo
 def timeless(content: dict) -> dict:
     """Outputs, or the stages of a lock, without those that contain times."""
     return {name: value for name, value in content.items() if name not in CLOCKED}
+
+
+_parsed = lru_cache(_yaml.parse_yaml)
+
+
+def parse_yaml_once(text: str, path: str, typ: str = "safe") -> object:
+    """Parse YAML as DVC does. For one status it parses each file for every stage; that takes most
+    of its time."""
+    return deepcopy(_parsed(text, path, typ))
 
 
 def run_command_here(executable: str, command: str, **process: object) -> None:
@@ -97,6 +108,8 @@ class Clone:
             for name, value in self._environment().items():
                 patch.setenv(name, value)
             patch.chdir(self.root)
+            patch.setattr(_yaml, "parse_yaml", parse_yaml_once)
+            patch.setattr("dvc.utils.strictyaml.parse_yaml", parse_yaml_once)
             yield patch
 
     def dvc_here(self, *arguments: str) -> subprocess.CompletedProcess[str]:
