@@ -75,13 +75,35 @@ def test_the_page_and_the_tests_list_the_same_mistakes():
 def test_each_mistake_gets_the_message_of_the_page(project, row):
     try:
         message = MISTAKES[row]()
-    except UserError as error:
+    except (UserError, SystemExit) as error:
         message = str(error)
     assert message, "accepted"
     parts = (re.escape(part.strip()) for part in ROWS[row].split("…"))
     assert re.search(".*".join(parts), " ".join(message.split())), message
     assert not Path("executed").exists()
 
+
+# Python.
+
+
+def of_an_old_python() -> None:
+    source = (ROOT / "pipeline/runtime/interpreter.py").read_text("utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "version_info", (3, 9, 18))
+        patch.setattr(sys, "prefix", "/usr")
+        exec(compile(source, "interpreter.py", "exec"), {"__name__": "-"})
+
+
+def without_packages() -> str:
+    here = f"import sys; sys.path.append({str(ROOT)!r}); import pipeline.runtime.interpreter, torch"
+    bare = [sys.executable, "-S", "-c", here]  # -S: no installed package
+    return subprocess.run(bare, capture_output=True, text=True, check=False).stderr
+
+
+MISTAKES |= {
+    "a Python that is too old": of_an_old_python,
+    "a Python without the project's packages": without_packages,
+}
 
 # Parameters.
 
