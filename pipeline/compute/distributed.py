@@ -173,7 +173,9 @@ def process_group() -> Iterator[ProcessGroup]:
             "expected each to reach the others. Look for another's message, check the addresses "
             "that `torchrun` got, or unset PROCESSES."
         ) from None
-    yield ProcessGroup(distributed.get_rank(), distributed.get_world_size(), waiting)
+    group = ProcessGroup(distributed.get_rank(), distributed.get_world_size(), waiting)
+    yield group
+    group.gather(None)  # rank 0 may still write, and NCCL expects all to leave at once
     distributed.destroy_process_group()
 
 

@@ -67,6 +67,21 @@ def test_an_error_of_the_process_itself_keeps_its_text():
     assert results_of_two(run)[0] == "RuntimeError: an error of its own"
 
 
+def test_the_main_process_is_the_first_to_say_that_memory_is_short(monkeypatch):
+    monkeypatch.setattr(distributed, "_PATIENCE", 0.5)
+
+    def run(group: ProcessGroup) -> float:
+        start = time.monotonic()
+        try:
+            with group.report_peer_failure():
+                torch.empty(10**15)
+        except RuntimeError:
+            return time.monotonic() - start
+
+    first, second = results_of_two(run)
+    assert first < 0.5 <= second
+
+
 def test_processes_that_cannot_connect_are_told_where_to_look(monkeypatch):
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))  # nobody listens
