@@ -1,4 +1,4 @@
-# make repro           set up, check the parameters, run the pipeline, JOBS=2 stages at once
+# make repro           set up, check the parameters, run the pipeline, JOBS=N stages at once
 # make plan            say what `make repro` would run, and why; run nothing
 # make clean-outputs   delete the results of students that params.yaml no longer defines
 # make test            set up, run the tests
@@ -7,8 +7,6 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 READY := .venv/.ready
-# Two trainings at once seldom fit one GPU.
-JOBS ?= $(if $(wildcard /dev/nvidia0),1,2)
 
 .PHONY: setup repro plan clean-outputs test lint
 
@@ -34,7 +32,7 @@ $(READY): Makefile requirements.lock requirements-uv.lock
 repro: $(READY)
 	@python -m pipeline.commands.repair_dvc
 	python -m pipeline.commands.check
-	python -m pipeline.commands.repro --jobs '$(JOBS)'
+	python -m pipeline.commands.repro $(if $(JOBS),--jobs '$(JOBS)')
 	@python -m pipeline.stages.compare --show
 
 plan: $(READY)

@@ -1,5 +1,7 @@
 """Each mistake of docs/mistakes.md gets the message that the page quotes."""
 
+from pipeline.runtime.command import run_command
+
 import io
 import json
 import os
@@ -15,6 +17,7 @@ from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import h5py
 import numpy as np
@@ -42,6 +45,7 @@ from safetensors.torch import load_file, save_file
 from pipeline.commands import check, check_networks, predict
 from pipeline.commands.import_logits import import_logits
 from pipeline.commands.store import inspect, verify
+from pipeline.compute import distributed
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.export.running.onnx_model import OnnxMetadata
 from pipeline.initial_weights.head import head_parameters
@@ -49,6 +53,7 @@ from pipeline.int8_training.fake_quantisation import FakeQuantized
 from pipeline.models import checkpoint as model_files
 from pipeline.models.spec import InputSpec, ModelSpec
 from pipeline.networks import cifar_resnet
+from pipeline.runtime import signals
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json, sha256_of_file, write_json
 from pipeline.runtime.outputs import TEACHER, ExportOutputs
@@ -1007,7 +1012,31 @@ class Clipped(torch.nn.BatchNorm2d):
         return super().forward(features).clamp(-3, 3)
 
 
+def run_out_of_memory() -> str:
+    """As if a student trained."""
+    with patch.object(signals, "running_command", lambda: "pipeline.stages.student"):
+        try:
+            run_command(lambda: torch.empty(10**15))
+        except SystemExit as end:
+            return str(end.code)
+
+
+def join_on_a_machine_with(gpus: int, **environment: str) -> None:
+    """Start as one of several processes, on a machine with so many GPUs."""
+    count = patch.object(torch.cuda, "device_count", lambda: gpus)
+    available = patch.object(torch.cuda, "is_available", lambda: True)
+    with patch.dict(os.environ, environment), available, count:
+        distributed.launch("-")
+        with distributed.process_group():
+            pass
+
+
 MISTAKES |= {
+    "more memory than there is": run_out_of_memory,
+    "more processes than GPUs": partial(join_on_a_machine_with, 2, PROCESSES="4"),
+    "more processes than GPUs, by torchrun": partial(
+        join_on_a_machine_with, 2, RANK="0", LOCAL_RANK="0", LOCAL_WORLD_SIZE="4"
+    ),
     "frozen epochs for a network without a last layer for the classes": lambda: head_parameters(
         torch.nn.Flatten(),
         ModelSpec("cifar_resnet", "resnet8", {}, ["a", "b"], InputSpec(3, 16, [0.5] * 3, [1] * 3)),

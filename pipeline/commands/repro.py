@@ -5,7 +5,8 @@
 DVC runs one stage at a time, and parallel `dvc repro` lock one another out; parallel `dvc repro
 --single-item` do not. So this asks DVC which stages are not up to date, starts each by a DVC of its
 own as soon as the stages that it reads from have finished, and leaves the rest to one `dvc repro`.
-Imports no torch.
+A stage gets the GPU with the fewest stages, or as many as its seeds and PROCESSES use. Imports no
+torch.
 """
 
 from pipeline.runtime.command import run_command
@@ -16,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from graphlib import TopologicalSorter
 
 from pipeline.data.prepared.image_decoding import available_cores
@@ -25,6 +27,7 @@ from pipeline.runtime.errors import UserError, counted, positive_int
 from pipeline.runtime.params import read_params
 from pipeline.runtime.run_plan import ahead, write_plan
 from pipeline.runtime.stage_times import SEED_JOBS, split_sizes
+from pipeline.seeds.gpus import SharedGpus, processes, visible_gpus
 from pipeline.seeds.prefixed import run_prefixed
 
 #: Stages of the last `dvc repro`: nothing runs beside `speed`, which would disturb its times.
@@ -40,8 +43,8 @@ HINTS = (
 def main() -> None:
     parser = argparse.ArgumentParser("python -m pipeline.commands.repro", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--jobs", default="2", help="stages at once")
-    jobs = positive_int(parser.parse_args().jobs, "JOBS", "the number of stages to run at once")
+    parser.add_argument("--jobs", help="stages at once; by default one for each GPU, or 2")
+    jobs = number_of_jobs(parser.parse_args().jobs)
     run = forecast_run()
     print_ahead(run.stages)
     if jobs > 1:
@@ -49,6 +52,15 @@ def main() -> None:
         run_in_parallel({k: v for k, v in run.waits.items() if k not in LAST}, jobs)
     sys.stdout.flush()
     raise SystemExit(subprocess.run([*DVC, "repro"], check=False).returncode)
+
+
+def number_of_jobs(text: str | None) -> int:
+    """Read how many stages to run at once; by default as many as the GPUs suffice for, or 2 where
+    there are none. Two trainings seldom fit one GPU."""
+    if text is None:
+        gpus = visible_gpus()
+        return max(1, len(gpus) // processes()) if gpus else 2
+    return positive_int(text, "JOBS", "the number of stages to run at once")
 
 
 def print_ahead(forecasts: Sequence[Forecast]) -> None:
@@ -76,6 +88,7 @@ def run_in_parallel(waits: Mapping[str, set[str]], jobs: int) -> None:
     sorter = TopologicalSorter(waits)
     sorter.prepare()
     behind = stages_behind(waits)  # the teacher starts before a baseline
+    gpus, of_job = SharedGpus(visible_gpus()), processes()
     running: dict[Future[bool], tuple[str, int]] = {}  # the stage, and the jobs that it takes
     ready: list[str] = []
     failed: list[str] = []
@@ -87,7 +100,8 @@ def run_in_parallel(waits: Mapping[str, set[str]], jobs: int) -> None:
                 taken = jobs_of(ready[0], len(ready), free)
                 stage, free = ready.pop(0), free - taken
                 of_stage = {**environment, SEED_JOBS: str(taken)}
-                running[pool.submit(run_stage, stage, of_stage)] = stage, taken
+                visible = gpus.taken(taken * of_job)
+                running[pool.submit(run_stage, stage, of_stage, visible)] = stage, taken
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -124,10 +138,14 @@ def stages_behind(waits: Mapping[str, set[str]]) -> dict[str, set[str]]:
     return behind
 
 
-def run_stage(stage: str, environment: Mapping[str, str]) -> bool:
-    """Run one stage by DVC, print its lines, each after its name, and return its success."""
+def run_stage(
+    stage: str, environment: Mapping[str, str], gpus: AbstractContextManager[Mapping[str, str]]
+) -> bool:
+    """Run one stage by DVC, on some GPUs, print its lines, each after its name, and return its
+    success."""
     command = [*DVC, "--wait-for-lock", "repro", "--single-item", stage]
-    return run_prefixed(stage, command, environment, HINTS) == 0
+    with gpus as visible:
+        return run_prefixed(stage, command, {**environment, **visible}, HINTS) == 0
 
 
 if __name__ == "__main__":

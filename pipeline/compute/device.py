@@ -1,8 +1,13 @@
 """Device, autocast, host-to-device copies and compilation."""
 
+import os
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from pipeline.runtime.errors import is_out_of_memory
 
 #: A run on CUDA of at least so many steps compiles its network. Compiling takes a few minutes, and
 #: once more for an uneven last batch. It can save some milliseconds per step: tens of thousands of
@@ -71,15 +76,66 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
 
 
 def compile_long_runs(network: nn.Module, device: torch.device, steps: int) -> nn.Module:
-    """Compile the network on CUDA if the run has at least COMPILED_STEPS, else return it.
+    """Return the network, to be compiled on CUDA if the run has at least COMPILED_STEPS.
 
     Both share their weights; take state dicts from the original. A run has batches of two or three
-    sizes, so each size is compiled separately.
+    sizes, so each size is compiled separately. In several processes, compile before `wrap_ddp`:
+    torch compiles a network with synchronised batch norms as one graph, and breaks a
+    DistributedDataParallel into several.
     """
-    if not _pays_to_compile(device, steps):
+    if not CompiledNetwork.works or not _pays_to_compile(device, steps):
         return network
-    return torch.compile(network, dynamic=False, backend=_COMPILER)
+    return CompiledNetwork(network)
 
 
 def _pays_to_compile(device: torch.device, steps: int) -> bool:
     return device.type == "cuda" and steps >= COMPILED_STEPS
+
+
+class CompiledNetwork(nn.Module):
+    """A network that the first call compiles. If that fails, for want of Triton or of a C compiler
+    for example, prints one line and calls the network itself."""
+
+    works = True  # until it has failed in this process
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+        self._forward: Callable[[Tensor], Tensor] | None = None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self._forward is None:
+            compiled = torch.compile(self.network, dynamic=False, backend=_COMPILER)
+            problem = _try(compiled, inputs)
+            CompiledNetwork.works = problem is None
+            self._forward = (self.network if problem else compiled).__call__
+            if problem is not None and os.environ.get("RANK", "0") == "0":
+                print(f"  torch.compile cannot work here: not used ({problem})", flush=True)
+        return self._forward(inputs)
+
+
+def _try(compiled: nn.Module, inputs: Tensor) -> str | None:
+    """Call a network, and compute its gradients: it may compile its backward pass only then.
+    Leaves no trace: what a half-finished call changed in buffers or random numbers is restored, and
+    no `grad` is touched. Returns why it failed, or None.
+
+    Raises:
+        an error of too little memory, which is no reason to leave out the compiler.
+    """
+    buffers = [(buffer, buffer.clone()) for buffer in compiled.buffers()]
+    trained = [parameter for parameter in compiled.parameters() if parameter.requires_grad]
+    kind, problem = inputs.device.type, None
+    with torch.random.fork_rng([inputs.device] * (kind == "cuda")):
+        try:
+            logits = compiled(inputs)
+            with torch.autocast(kind, enabled=False):
+                torch.autograd.grad(logits.float().sum(), trained, allow_unused=True)
+        except Exception as error:  # of compilers: any class
+            if is_out_of_memory(error):
+                raise
+            lines = str(error).strip().splitlines()[:2]  # the first may name the backend alone
+            problem = " ".join([f"{type(error).__name__}:", *map(str.strip, lines)])
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)
+    return problem

@@ -15,7 +15,7 @@ from pipeline.data.prepared.dataset import Dataset
 from pipeline.models.family import build_network, describe_failure, family_file, family_module
 from pipeline.models.params import LARGEST_INPUT, Interpolation, NetworkParams
 from pipeline.models.raw_logits import advice_for_network, check_raw, some_numbers
-from pipeline.runtime.errors import UserError, counted
+from pipeline.runtime.errors import UserError, counted, is_out_of_memory
 
 
 @pydantic.dataclasses.dataclass(
@@ -194,6 +194,8 @@ def _try_on_blank_image(network: nn.Module, spec: ModelSpec) -> None:
     except UserError:
         raise
     except (Exception, SystemExit) as error:
+        if is_out_of_memory(error):
+            raise
         failure = describe_failure(error, spec.family)
         of_the_size = isinstance(error, RuntimeError | AssertionError | ValueError)
         no_size_helps = isinstance(error, NotImplementedError | RecursionError)

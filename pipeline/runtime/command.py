@@ -11,16 +11,26 @@ import time
 from collections.abc import Callable
 
 from pipeline.runtime import interpreter, signals  # noqa: F401  (importing it checks Python)
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, first_line, is_out_of_memory
 
+_OF_STUDENT = "`training.batch_size`, or this student's own"
+#: The parameter that makes a command need less memory.
+_BATCH_SIZES = {
+    "pipeline.stages.teacher": "`teacher.training.batch_size`",
+    "pipeline.stages.soft_targets": "`soft_targets.batch_size`",
+    "pipeline.stages.student": _OF_STUDENT,
+    "pipeline.stages.baseline": _OF_STUDENT,
+    "pipeline.stages.int8_training": _OF_STUDENT,
+}
 _START = time.perf_counter()
 
 signals.handle_in_commands()
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Call `main`. On a `UserError`, a failing disk or an interruption, print one message and exit
-    with a code other than 0. For a stage that DVC runs, first print what is ahead of the run."""
+    """Call `main`. On a `UserError`, a failing disk, too little memory or an interruption, print
+    one message and exit with a code other than 0. For a stage that DVC runs, first print what is
+    ahead of the run."""
     try:
         if "DVC_STAGE" in os.environ and "RANK" not in os.environ:
             _run_stage(main)
@@ -31,9 +41,24 @@ def run_command(main: Callable[[], None]) -> None:
     except OSError as error:
         problem = f"`{error.filename}`: {error.strerror}" if error.filename else str(error)
         sys.exit(f"error: {problem}. Nothing half-written is kept; fix this and run again.")
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        sys.exit(f"error: {_out_of_memory(error)}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _out_of_memory(error: Exception) -> str:
+    # Of torch's sentences the third says how large the memory is; then it lists what is in it.
+    problem = ". ".join(first_line(error).split(". ")[:3]).rstrip(".")
+    batch_size = _BATCH_SIZES.get(signals.running_command() or "")
+    advice = f"Set a lower {batch_size}" if batch_size else "Use a machine with more"
+    return (
+        f"too little memory ({problem}); expected enough for this command. {advice}, or end other "
+        "processes that use it."
+    )
 
 
 def _run_stage(main: Callable[[], None]) -> None:

@@ -17,6 +17,21 @@ def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
+#: What errors say if memory is short; those of torch's allocator for the CPU and of CUDA's
+#: libraries have no class of their own.
+_OUT_OF_MEMORY = (
+    *("DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory"),
+    *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "'out of memory'"),
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python, NumPy or torch, which need not be loaded, is one of memory."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
 def positive_int(text: str, name: str, meaning: str, most: int | None = None) -> int:
     """Read an integer from 1 to `most` that a user typed, and refuse anything else.
 

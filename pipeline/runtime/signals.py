@@ -36,7 +36,7 @@ _process = os.getpid()
 
 def handle_in_commands() -> None:
     """Install the handlers if this process runs a command of the pipeline."""
-    if _command() is None:
+    if running_command() is None:
         return
     for signum in _SIGNALS:
         if signal.getsignal(signum) != signal.SIG_IGN:  # `nohup` and `&` ignore it on purpose
@@ -54,7 +54,7 @@ def handle_in_commands() -> None:
         _exit_unless(lambda: psutil.pid_exists(int(repro)))
 
 
-def _command() -> str | None:
+def running_command() -> str | None:
     """The pipeline's command that this process runs, if any."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return spec.name if spec is not None and spec.name.startswith("pipeline.") else None
@@ -66,7 +66,7 @@ def _exit_on_signal(signum: int, frame: FrameType | None) -> NoReturn:
         signal.signal(each, signal.SIG_IGN)
     launcher = os.environ.get(LAUNCHER, str(os.getpid()))
     if launcher == str(os.getpid()) and os.environ.get("RANK", "0") == "0":
-        point = RESUMES.get(_command() or "")
+        point = RESUMES.get(running_command() or "")
         resumes = f": it resumes {point}" if point else ""
         line = f"interrupted; nothing half-written is kept. Run the same command again{resumes}.\n"
         # `print` would fail if the signal interrupted a `print`. "\n" moves below a progress bar.

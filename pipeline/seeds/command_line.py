@@ -1,9 +1,9 @@
 """Start the training of one student or baseline: in this process, in several that share it, or
 seed by seed side by side.
 
-Side by side, each seed has a process of its own, which leaves its finished training in .scratch,
-where the stage then finds it. `SEED_JOBS=N` in the environment trains N at once; `python -m
-pipeline.commands.repro --jobs N` sets it where jobs are free.
+Side by side, each seed has a process of its own, on the GPU with the fewest of them, and leaves its
+finished training in .scratch, where the stage then finds it. `SEED_JOBS=N` in the environment
+trains N at once; `python -m pipeline.commands.repro --jobs N` sets it where jobs are free.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from pipeline.compute.distributed import ProcessGroup
 from pipeline.runtime.errors import UserError, positive_int
 from pipeline.runtime.signals import LAUNCHER
 from pipeline.runtime.stage_times import SEED_JOBS
+from pipeline.seeds.gpus import SharedGpus, processes, visible_gpus
 from pipeline.seeds.prefixed import run_prefixed
 from pipeline.students.params import load_student, load_training
 
@@ -68,10 +69,12 @@ def train_side_by_side(module: str, name: str, seeds: Sequence[int]) -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     environment = {**os.environ, LAUNCHER: str(os.getpid())}
     environment.pop("DVC_STAGE", None)  # the times of the stage are this process's
+    gpus, of_one = SharedGpus(visible_gpus()), processes()
 
     def train(seed: int) -> int:
         command = [sys.executable, "-m", module, name, "--seed", str(seed)]
-        return run_prefixed(f"seed {seed}", command, environment)
+        with gpus.taken(of_one) as visible:
+            return run_prefixed(f"seed {seed}", command, {**environment, **visible})
 
     pool = ThreadPoolExecutor(jobs)
     try:

@@ -19,6 +19,7 @@ from torch import nn
 
 from pipeline.comparison.measurement import latency
 from pipeline.comparison.measurement.latency import BATCH_SIZE, EngineSpeed, FileSpeed, Speeds
+from pipeline.compute.device import default_device
 from pipeline.data.prepared.image_decoding import available_cores
 from pipeline.export.model_card import NoFile, read_card
 from pipeline.export.running.onnx_model import CPU, CUDA, open_file
@@ -152,7 +153,7 @@ def settings(names: Sequence[str]) -> Iterator[tuple[str, EngineSpeed]]:
     networks = open_files(files, cores, CUDA)
     if networks[0].provider == CUDA:
         yield "onnxruntime_cuda", time_networks(networks, engine=engine, device=gpu, threads=None)
-    shapes, cuda = {n.name: n.image_shape for n in networks}, torch.device("cuda")
+    shapes, cuda = {n.name: n.image_shape for n in networks}, default_device()
     release = torch.__version__.partition("+")[0]
     yield (
         "pytorch_cuda",

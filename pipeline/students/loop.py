@@ -110,7 +110,7 @@ def fit(
         network,
         params,
         head,
-        lambda it: compile_long_runs(wrap_ddp(it, group), device, params.epochs * steps),
+        lambda it: wrap_ddp(compile_long_runs(it, device, params.epochs * steps), group),
     )
     seed_rank(params.seed, group)
     result = TrainingResult(

@@ -76,7 +76,7 @@ def fit_teacher(
         network,
         params,
         head,
-        lambda it: compile_long_runs(wrap_ddp(it, group), device, params.epochs * steps),
+        lambda it: wrap_ddp(compile_long_runs(it, device, params.epochs * steps), group),
     )
     seed_rank(params.seed, group)
     history: list[dict[str, float]] = []

@@ -32,10 +32,7 @@ def wrap_ddp(network: nn.Module, group: ProcessGroup) -> nn.Module:
     """
     if group.size == 1:
         return network
-    on_cuda = next(network.parameters()).device.type == "cuda"
-    if on_cuda and all(map(_is_of_torch, _batch_norms(network))):
-        nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    elif group.is_main or all(map(_synchronised_class, _batch_norms(network))):
+    if group.is_main or all(map(_synchronised_class, _batch_norms(network))):
         synchronise_batch_norm(network)
     return DistributedDataParallel(network)
 
@@ -93,8 +90,7 @@ def predict_distributed(
 
 
 def synchronise_batch_norm(network: nn.Module) -> None:
-    """Make every batch norm take its statistics over all ranks, in place, on any device and
-    backend; torch's SyncBatchNorm supports CUDA and torch's own classes alone.
+    """Make every batch norm take its statistics over all ranks, in place.
 
     Raises:
         UserError: a batch norm computes more than torch's and timm's do.
@@ -132,8 +128,12 @@ def _synchronised_class(module: _BatchNorm) -> type[_BatchNorm] | None:
 
 
 class SynchronisedBatchNorm(_BatchNorm):
-    """Batch norm (Ioffe, Szegedy 2015, arXiv:1502.03167) over the rows of all ranks; a rank may
-    have no row. Computes in float32 or wider; in evaluation it is torch's batch norm."""
+    """Batch norm (Ioffe, Szegedy 2015, arXiv:1502.03167) over the rows of all ranks, on any device;
+    a rank may have no row. Computes in float32 or wider; in evaluation it is torch's batch norm.
+
+    torch's SyncBatchNorm knows CUDA and torch's own classes alone, waits for the GPU at every
+    layer, and under autocast a rank without a row exchanges another type than the others.
+    """
 
     def _check_input_dim(self, features: Tensor) -> None:
         pass  # any number of dimensions
@@ -149,7 +149,8 @@ class SynchronisedBatchNorm(_BatchNorm):
     def _normalised(self, features: Tensor) -> Tensor:
         reduced = [d for d in range(features.ndim) if d != 1]
         shape = [1, -1, *[1] * (features.ndim - 2)]
-        local_count = features.new_tensor([features.numel() // features.shape[1]])
+        # Filled on the device: a copy from the host would wait for its queue.
+        local_count = features.new_full((1,), features.numel() // features.shape[1])
         totals = _SummedOverRanks.apply(torch.cat([features.sum(reduced), local_count]))  # [C + 1]
         count, mean = totals[-1].detach(), totals[:-1] / totals[-1].detach()
         centred = features - mean.view(shape)

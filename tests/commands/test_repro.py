@@ -11,12 +11,13 @@ from conftest import PARAMS
 from dvc.repo import Repo
 from import_closure import ROOT
 
-from pipeline.commands.repro import jobs_of, stages_behind
+from pipeline.commands.repro import jobs_of, number_of_jobs, stages_behind
 
+GPUS = "echo $CUDA_VISIBLE_DEVICES"
 #: `first` and `second` end only if they run at once.
 STAGES = {
-    "first": {"cmd": "touch 1; until [ -e 2 ]; do sleep .1; done; touch a", "outs": ["a"]},
-    "second": {"cmd": "touch 2; until [ -e 1 ]; do sleep .1; done; touch b", "outs": ["b"]},
+    "first": {"cmd": f"{GPUS} > 1; until [ -e 2 ]; do sleep .1; done; touch a", "outs": ["a"]},
+    "second": {"cmd": f"{GPUS} > 2; until [ -e 1 ]; do sleep .1; done; touch b", "outs": ["b"]},
     "wrong": {"cmd": "echo no; exit 3", "deps": ["a"], "outs": ["c"]},
     "after_wrong": {"cmd": "touch d", "deps": ["c"], "outs": ["d"]},
     "after_both": {"cmd": "cat a b > e", "deps": ["a", "b"], "outs": ["e"]},
@@ -47,6 +48,17 @@ def test_free_jobs_go_to_the_seeds_of_the_trainings_that_are_ready(stage, ready,
     assert jobs_of(stage, ready, free) == expected
 
 
+@pytest.mark.parametrize(
+    ("gpus", "processes", "jobs"),
+    [("", "1", 2), ("0", "1", 1), ("2,3,5,7", "1", 4), ("2,3,5,7", "2", 2), ("0,1", "4", 1)],
+)
+def test_by_default_there_are_as_many_jobs_as_gpus_for_them(monkeypatch, gpus, processes, jobs):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    monkeypatch.setenv("PROCESSES", processes)
+    assert number_of_jobs(None) == jobs
+    assert number_of_jobs("3") == 3
+
+
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -61,7 +73,7 @@ def project(tmp_path, monkeypatch):
 def test_stages_run_at_once_and_a_failed_one_is_named_and_stops_only_what_reads_from_it(project):
     result = subprocess.run(
         [sys.executable, "-m", "pipeline.commands.repro", "--jobs", "2"],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "3,GPU-5"},
         capture_output=True,
         text=True,
         timeout=120,
@@ -71,6 +83,7 @@ def test_stages_run_at_once_and_a_failed_one_is_named_and_stops_only_what_reads_
     assert "error: 1 of 6 stages failed: wrong. The lines above" in result.stderr
     assert re.search(r"student@small: [12] seeds at once\n", result.stdout)
     assert "wrong: no\n" in result.stdout
+    assert {(project / name).read_text() for name in "12"} == {"3\n", "GPU-5\n"}
     assert (project / "e").is_file()
     assert not (project / "d").exists()
     assert not (project / "f").exists()  # it is for the end, when nothing else runs

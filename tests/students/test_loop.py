@@ -167,14 +167,35 @@ def test_the_average_of_the_weights_is_what_is_measured_and_saved(project, monke
         torch.testing.assert_close(parameter, expected[name], rtol=1e-4, atol=1e-6)
 
 
-def test_a_compiled_network_trains_alike_and_is_saved_under_its_own_names(project, monkeypatch):
+def no_compiler(graph, inputs):
+    raise RuntimeError("there is no C compiler")
+
+
+@pytest.mark.parametrize(
+    ("compiler", "lines"),
+    [
+        ("eager", []),
+        (
+            no_compiler,
+            [
+                "  torch.compile cannot work here: not used (BackendCompilerFailed: "
+                "backend='no_compiler' raised: RuntimeError: there is no C compiler)"
+            ],
+        ),
+    ],
+)
+def test_a_network_trains_alike_if_it_is_compiled_and_if_it_cannot_be(
+    project, monkeypatch, capsys, compiler, lines
+):
     path, asked = Path("models/students/small/weights.safetensors"), []
     before = path.read_bytes()
     monkeypatch.setattr(device, "_pays_to_compile", lambda _, steps: asked.append(steps) or True)
-    monkeypatch.setattr(device, "_COMPILER", "eager")
+    monkeypatch.setattr(device, "_COMPILER", compiler)
+    monkeypatch.setattr(device.CompiledNetwork, "works", True)
     run_stage("student", "small")
     assert asked == [2 * 3]  # epochs, batches
     assert path.read_bytes() == before
+    assert [line for line in capsys.readouterr().out.splitlines() if "compile" in line] == lines
 
 
 def test_long_runs_on_cuda_alone_are_compiled():

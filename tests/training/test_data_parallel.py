@@ -14,9 +14,11 @@ import torchvision
 import yaml
 from conftest import change_params, run_stage, write_params
 from import_closure import ROOT
+from ranks import results_of_two
 from safetensors.numpy import load_file
 from stage_process import start
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.compute.distributed import ProcessGroup
 from pipeline.runtime.files import sha256_of_file
@@ -188,3 +190,46 @@ def test_synchronised_batch_norm_keeps_a_small_variance_beside_a_large_mean(alon
     torch.testing.assert_close(norm(features), torch.tensor([[-1.0], [1.0]]))
     half = norm(features.bfloat16() - 1000)
     assert half.dtype == torch.bfloat16
+
+
+class _OnTheDevice(TorchDispatchMode):
+    """Refuses what on a GPU would wait for it, or would copy from the host."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name
+        assert name not in ("aten::_local_scalar_dense", "aten::lift_fresh", "aten::nonzero"), name
+        assert name != "aten::index" or all(i.dtype != torch.bool for i in args[1] if i is not None)
+        return func(*args, **(kwargs or {}))
+
+
+def test_synchronised_batch_norm_never_waits_for_its_device(alone_in_a_group):
+    norm, features = SynchronisedBatchNorm(5), torch.randn(6, 5, 3, 3)
+    with _OnTheDevice():
+        norm(features.requires_grad_()).sum().backward()
+
+
+def test_a_rank_without_rows_shares_statistics_in_float32_under_autocast():
+    torch.manual_seed(0)
+    features = (50 + torch.randn(4, 3, 2, 2)).bfloat16()
+    expected = nn.BatchNorm2d(3)
+    with torch.autocast("cpu", enabled=False):
+        normalised = expected(features.float()).bfloat16()
+
+    def run(group: ProcessGroup) -> list[object]:
+        norm = SynchronisedBatchNorm(3)
+        rows = features[4 * group.rank :].requires_grad_()  # all, and none
+        with torch.autocast("cpu", torch.bfloat16):
+            output = norm(rows)
+        output.float().square().sum().backward()
+        return [output.dtype, output.float().tolist(), rows.grad.isfinite().all().item()] + [
+            buffer.tolist() for buffer in (norm.running_mean, norm.running_var)
+        ]
+
+    for rank, (dtype, output, finite, mean, variance) in enumerate(results_of_two(run)):
+        assert dtype == torch.bfloat16
+        assert finite
+        torch.testing.assert_close(torch.tensor(mean), expected.running_mean)
+        torch.testing.assert_close(torch.tensor(variance), expected.running_var)
+        assert len(output) == (0 if rank else 4)
+        if rank == 0:
+            torch.testing.assert_close(torch.tensor(output), normalised.float())

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -133,10 +133,11 @@ class OnnxStudent:
         # Else threads spin for over 20 ms after a run, and take the core of another file's run.
         settings.add_session_config_entry("session.force_spinning_stop", "1")
         settings.log_severity_level = 3  # errors alone
+        providers: list[Any] = [CPU]
+        if provider == CUDA:
+            providers.insert(0, (CUDA, {"use_tf32": "0"}))  # else float32 has 10 bits of mantissa
         try:
-            self._session = onnxruntime.InferenceSession(
-                content, settings, providers=list({provider: None, CPU: None})
-            )
+            self._session = onnxruntime.InferenceSession(content, settings, providers)
         except Exception as error:  # onnxruntime's errors have no common class
             raise UserError(
                 f"`{origin}` cannot be loaded by onnxruntime ({first_line(error)}). {_EXPECTED}"

@@ -1,0 +1,85 @@
+"""Compilation is tried once, and a failure leaves no trace."""
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.compute import device
+
+
+class TwoGraphs(nn.Module):
+    """A network whose first graph draws random numbers and moves statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout())
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, inputs):
+        features = self.first(inputs)
+        torch._dynamo.graph_break()
+        return self.last(features)
+
+
+@pytest.fixture
+def always(monkeypatch):
+    monkeypatch.setattr(device, "_pays_to_compile", lambda *_: True)
+    monkeypatch.setattr(device.CompiledNetwork, "works", True)
+    torch._dynamo.reset()
+
+
+def trained() -> tuple[list[torch.Tensor], nn.Module, nn.Module]:
+    """Gradients, buffers and the next random number after two steps; the network, and the called
+    one."""
+    torch.manual_seed(0)
+    network = TwoGraphs()
+    called = device.compile_long_runs(network, torch.device("cpu"), 1)
+    for _ in range(2):
+        called(torch.rand(8, 3)).square().sum().backward()
+    state = [parameter.grad for parameter in network.parameters()]
+    return [*state, *network.buffers(), torch.rand(1)], network, called
+
+
+def test_a_compiler_that_fails_half_way_leaves_no_trace_and_is_asked_once(
+    always, monkeypatch, capsys
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "_pays_to_compile", lambda *_: False)
+        expected, _, _ = trained()
+    graphs = []
+
+    def second_fails(graph, inputs):
+        graphs.append(graph)
+        if len(graphs) == 2:
+            raise RuntimeError("no second graph")
+        return graph
+
+    monkeypatch.setattr(device, "_COMPILER", second_fails)
+    for _ in range(2):
+        found, network, called = trained()
+        assert all(map(torch.equal, found, expected))
+    assert called is network  # the second time nothing is tried
+    assert len(graphs) == 2
+    assert capsys.readouterr().out.count("torch.compile cannot work here: not used") == 1
+
+
+@pytest.mark.slow
+def test_without_a_c_compiler_inductor_is_left_out(always, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    found, _, _ = trained()
+    assert all(values.isfinite().all() for values in found)
+    line = capsys.readouterr().out
+    assert "torch.compile cannot work here: not used (" in line
+    assert "no-such-compiler" in line
+    assert line.count("\n") == 1
+
+
+def test_too_little_memory_is_not_taken_for_a_missing_compiler(always, monkeypatch):
+    def short_of_memory(graph, inputs):
+        return lambda *_: torch.empty(10**15)
+
+    monkeypatch.setattr(device, "_COMPILER", short_of_memory)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        trained()

@@ -1,0 +1,53 @@
+"""A command ends with one line, whatever it lacks."""
+
+from pipeline.runtime.command import run_command
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+CUDA = torch.OutOfMemoryError(
+    "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.11 GiB of "
+    "which 10.56 MiB is free. Of the allocated memory 78.00 GiB is allocated by PyTorch."
+)
+
+
+def raise_cuda() -> None:
+    raise CUDA
+
+
+@pytest.mark.parametrize(
+    ("module", "main", "message"),
+    [
+        (
+            "stages.student",
+            raise_cuda,
+            r"error: too little memory \(CUDA out of memory\. Tried to allocate 20\.00 MiB\. GPU 0 "
+            r"has a total capacity of 79\.11 GiB of which 10\.56 MiB is free\); .* Set a lower "
+            r"`training\.batch_size`, or this student's own, or end other processes that use it\.",
+        ),
+        ("stages.teacher", raise_cuda, r".* Set a lower `teacher\.training\.batch_size`, or .*"),
+        (
+            "stages.soft_targets",
+            lambda: torch.empty(10**15),
+            r"error: too little memory \(.*tried to allocate 4000000000000000 bytes.*"
+            r"Set a lower `soft_targets\.batch_size`, or .*",
+        ),
+        ("commands.store", lambda: np.empty(10**15), r".*Unable to allocate.* Use a machine .*"),
+    ],
+)
+def test_too_little_memory_is_told_in_one_line_with_the_parameter_to_lower(
+    monkeypatch, module, main, message
+):
+    spec = SimpleNamespace(name=f"pipeline.{module}")
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=spec))
+    with pytest.raises(SystemExit, match=f"^{message}$"):
+        run_command(main)
+
+
+def test_another_error_of_torch_is_no_error_of_memory():
+    with pytest.raises(RuntimeError, match="must match"):
+        run_command(lambda: torch.ones(2) + torch.ones(3))
