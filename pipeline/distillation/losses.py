@@ -216,6 +216,25 @@ def mlkd(
     )
 
 
+def pld(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
+    """Negative log-likelihood of a ranking under the student, its choices weighted by the teacher.
+
+    Bassam et al. 2025, arXiv:2506.12542, Plackett-Luce distillation: the label first, then the
+    other classes as the teacher ranks them. The student chooses each among those not yet chosen,
+    with its softmax; the weight is the teacher's probability of that class. The first choice is
+    cross-entropy to the label. Equal logits of the teacher are ranked by their class number.
+    """
+    student, teacher = _prepared(student_logits, teacher_logits)
+    first = _one_hot(labels, teacher)
+    ranking = (
+        teacher.masked_fill(first, torch.inf).sort(dim=1, descending=True, stable=True).indices
+    )
+    ranked = student.gather(1, ranking)
+    unchosen = ranked.flip(1).logcumsumexp(1).flip(1)  # [B, C] log of the sum of exponentials
+    weights = F.softmax(teacher, 1).gather(1, ranking)
+    return (weights * (unchosen - ranked)).sum(1).mean()
+
+
 def class_correlation(
     student_logits: Tensor, teacher_logits: Tensor, *, temperature: float
 ) -> Tensor:

@@ -161,7 +161,14 @@ class MLKD(Standardizable, DistillationParams):
     hard_label_weight: Weight = 0.1
 
 
-_MODELS = (KD, SoftCrossEntropy, LogitMSE, DKD, NKD, DIST, TTM, WTTM, RLD, MLKD)
+class PLD(DistillationParams):
+    needs_labels = True
+
+    method: Literal["pld"]
+    hard_label_weight: Weight = 0.0  # the method has a term of the label
+
+
+_MODELS = (KD, SoftCrossEntropy, LogitMSE, DKD, NKD, DIST, TTM, WTTM, RLD, MLKD, PLD)
 METHODS: dict[str, type[DistillationParams]] = {
     get_args(model.model_fields["method"].annotation)[0]: model for model in _MODELS
 }

@@ -111,6 +111,21 @@ def test_rld_takes_no_notice_of_classes_that_the_teacher_ranks_above_the_label()
     assert after.item() == pytest.approx(before.item(), rel=1e-12)
 
 
+def test_pld_is_the_formula_written_out():
+    """arXiv:2506.12542: each rank's class, chosen among those of this rank and below."""
+    student, teacher, labels = random_rows(5, 7)
+    rows = []
+    for s, t, y in zip(student.tolist(), teacher.tolist(), labels.tolist(), strict=True):
+        ranking = [y, *sorted({*range(7)} - {y}, key=lambda c: -t[c])]
+        total = sum(math.exp(logit) for logit in t)
+        rows.append(0.0)
+        for rank, chosen in enumerate(ranking):
+            left = sum(math.exp(s[other]) for other in ranking[rank:])
+            rows[-1] -= math.exp(t[chosen]) / total * math.log(math.exp(s[chosen]) / left)
+    loss = losses.pld(student, teacher, labels)
+    assert loss.item() == pytest.approx(np.mean(rows), rel=1e-12)
+
+
 def test_wttm_weighs_samples_by_the_power_sum_of_the_teachers_probabilities():
     student, teacher, _ = random_rows(4)
     weights = torch.softmax(teacher, 1).pow(0.2).sum(1)
