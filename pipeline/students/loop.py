@@ -99,7 +99,7 @@ def fit(
     Raises:
         UserError: the loss is no longer finite.
     """
-    labels = torch.from_numpy(data.dataset.splits["train"].labels).to(device)
+    labels = to_device(data.dataset.splits["train"].labels, device)
     length = data.epoch_length
     validation = data.dataset.splits["validation"]
     validation_labels = torch.from_numpy(validation.labels)
@@ -129,6 +129,7 @@ def fit(
         order, passes = epoch_order(data.samples, length, params.seed, epoch)
         parts = (batches(order, params.batch_size), batches(passes, params.batch_size))
         planned = list(zip(*parts, strict=True))
+        rows = to_device(order, device).split([len(samples) for samples, _ in planned])
         local_batches = draw_batches(data.views, data.view_of_pass, planned, group)
         if group.is_main:
             local_batches = log.steps(local_batches, epoch, steps)
@@ -143,10 +144,9 @@ def fit(
             hint="Set a lower `learning_rate` for this student, or more `warmup_epochs`.",
         )
         forward = fine_tuning.begin_epoch(epoch)
-        for (samples, numbers), local in zip(planned, local_batches, strict=True):
-            joined = numbers[0] != numbers[-1]
-            view = None if joined else data.view_of_pass(int(numbers[0]))
-            batch = whole_batch(epoch, view, samples, local, labels, group)
+        for (samples, numbers), of_batch, local in zip(planned, rows, local_batches, strict=True):
+            view = data.view_of_pass(int(numbers[0])) if numbers[0] == numbers[-1] else None
+            batch = whole_batch(epoch, view, samples, of_batch, local, labels, group)
             step_loss = train_step(forward, spec, local, batch, loss, optimisation, device, group)
             monitor.add(step_loss, len(samples))
         figures = {"train_loss": monitor.mean(length)}
@@ -221,6 +221,7 @@ def whole_batch(
     epoch: int,
     view: int | None,
     samples: np.ndarray,
+    rows: Tensor,
     local: Batch,
     labels: Tensor,
     group: ProcessGroup = SINGLE_PROCESS,
@@ -228,16 +229,15 @@ def whole_batch(
     """The batch of all processes, `samples` [B], with its labels.
 
     Args:
+        rows: the same sample numbers, on the device.
         local: this process's part of it.
         labels: [N] int64, of the split, on the device.
     """
-    device, count = labels.device, len(samples)
-    batch_labels = labels[to_device(samples, device)]
     if local.partners is None:
-        return TrainingBatch(epoch, view, samples, batch_labels)
-    partners = gather_rows(to_device(local.partners, device), count, group)
-    weights = gather_rows(local.weights, count, group)
-    return TrainingBatch(epoch, view, samples, batch_labels, labels[partners], weights)
+        return TrainingBatch(epoch, view, samples, labels[rows])
+    partners = gather_rows(local.partners, len(samples), group)
+    weights = gather_rows(local.weights, len(samples), group)
+    return TrainingBatch(epoch, view, samples, labels[rows], labels[partners], weights)
 
 
 def evaluate(
