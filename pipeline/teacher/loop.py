@@ -17,7 +17,7 @@ from pipeline.compute.device import (
 )
 from pipeline.compute.distributed import SINGLE_PROCESS, ProcessGroup
 from pipeline.data.prepared.dataset import Dataset
-from pipeline.models.evaluation import classification_metrics
+from pipeline.models.evaluation import classification_metrics, open_clean_views
 from pipeline.models.spec import InputSpec
 from pipeline.runtime.derived_random import permutation
 from pipeline.runtime.progress import EpochLog
@@ -65,8 +65,8 @@ def fit_teacher(
         UserError: the loss is no longer finite.
     """
     split, validation = dataset.splits["train"], dataset.splits["validation"]
-    validation_labels = torch.from_numpy(validation.labels)
     views = open_views(split, ViewPolicy(params.policy), params.seed, device)
+    clean_views = open_clean_views(validation, spec, device)  # once: to the device, if they fit
     labels = to_device(split.labels, device)
     labelled = np.flatnonzero(split.labels >= 0)  # only students see the others
     steps = len(batches(labelled, params.batch_size))
@@ -117,9 +117,16 @@ def fit_teacher(
             monitor.add(loss.detach(), len(samples))
         figures = {"train_loss": monitor.mean(len(labelled))}
         predictions = predict_distributed(
-            optimisation.evaluated, spec, validation, device=device, group=group
+            optimisation.evaluated,
+            spec,
+            validation,
+            device=device,
+            group=group,
+            views=clean_views,
         )
-        metrics = classification_metrics(predictions, validation_labels, "validation")
+        metrics = classification_metrics(
+            predictions, torch.from_numpy(validation.labels), "validation"
+        )
         figures |= {key: metrics[key] for key in ("validation_accuracy", "validation_nll")}
         monitor.check_validation(figures["validation_nll"])
         history.append(

@@ -67,8 +67,9 @@ class _BatchPlan:
         return Batch(self.samples, pixels, self.partners, self.weights)
 
 
-#: Samples whose views are planned at once, up to a batch. An epoch of batches of 64 is planned so
-#: in a thirtieth of the time that its batches take one by one; a block takes some 100 MB.
+#: Samples whose views are planned at once, up to a batch: in a sixth (resized crops) to a
+#: thirty-sixth (crops) of the time that batches of 64 take one by one, with at most 60 MB of
+#: memory, whatever the size of the split.
 _PLANNED = 2**15
 
 
