@@ -28,7 +28,7 @@ from pipeline.views.random_numbers import (
     uniform_int,
     view_numbers,
 )
-from pipeline.views.resampling import resize_boxes
+from pipeline.views.resampling import counting, resize_boxes
 
 _SHUFFLE_ROUNDS = 24
 _AREAS = (0.08, 1.0)  # share of the image's area
@@ -185,7 +185,7 @@ def _windows_one_by_one(padded: Tensor, places: Tensor) -> Tensor:
 def _windows_at_once(padded: Tensor, places: Tensor) -> Tensor:
     height, width = (side - 2 * PADDING for side in padded.shape[2:])
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # [B, C, 9, 9, H, W], no copy
-    rows = torch.arange(len(padded), device=padded.device)
+    rows = counting(len(padded), 1, padded.device)
     top, left, flip = places.unbind(1)
     views = windows[rows, :, top, left]  # [B, C, H, W]
     return torch.where(flip[:, None, None, None] > 0, views.flip(3), views)

@@ -15,6 +15,7 @@ from pipeline.views.random_numbers import (
     uniform_int,
     view_numbers,
 )
+from pipeline.views.resampling import counting
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def apply_mix(
         mixed = pixels.float().mul_(weights).addcmul_(partner_pixels.float(), 1 - weights)
         return mixed.add_(0.5).to(torch.uint8)
     top, left, bottom, right = boxes.T[:, :, None, None, None]
-    along = torch.arange(pixels.shape[-1], device=pixels.device)
+    along = counting(pixels.shape[-1], 1, pixels.device)
     rows = (along[:, None] >= top) & (along[:, None] < bottom)  # [B, 1, S, 1]
     columns = (along >= left) & (along < right)  # [B, 1, 1, S]
     return torch.where(rows & columns, partner_pixels, pixels)

@@ -236,7 +236,7 @@ def _auto_contrast(flat: Tensor, factor: Tensor, magnitude: int) -> Tensor:
 
 def _equalize(flat: Tensor, factor: Tensor, magnitude: int) -> Tensor:
     """Spread each channel's levels evenly, as Pillow's ImageOps.equalize does."""
-    ones = torch.ones(1, dtype=torch.int64, device=flat.device)
+    ones = _levels(flat.device)[1:2]
     histogram = flat.new_zeros(*flat.shape[:2], 256).scatter_add_(2, flat, ones.expand_as(flat))
     below = histogram.cumsum(2) - histogram
     of_largest = histogram.gather(2, flat.amax(2, keepdim=True))  # [n, C, 1]

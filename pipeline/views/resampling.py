@@ -1,10 +1,18 @@
 """Resize a box of each image to one size, in exact arithmetic. Imports nothing of ours."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 ONE = 2**14  # weights are multiples of 1 / ONE: a product with a pixel is exact in float32
 _PART = 2**18  # bytes of pixels at a time on a CPU: intermediate results fit in its cache
+
+
+@lru_cache(64)
+def counting(count: int, step: int, device: torch.device) -> Tensor:
+    """[count] int64: 0, step, 2 · step ..., made once and kept on the device. Never change it."""
+    return torch.arange(0, count * step, step, device=device)
 
 
 def resize_boxes(images: Tensor, boxes: Tensor, mirrored: Tensor, size: int) -> Tensor:
@@ -54,7 +62,7 @@ def taps(starts: Tensor, lengths: Tensor, size: int, limit: int) -> tuple[Tensor
     """
     starts, lengths = starts[..., None], lengths[..., None]  # [..., 1]
     count = max(2, -(-2 * limit // size))  # K: enough for the longest box
-    outputs, taken = (torch.arange(n, device=starts.device) for n in (size, count))
+    outputs, taken = (counting(n, 1, starts.device) for n in (size, count))
     centres = 2 * size * starts + (2 * outputs + 1) * lengths  # [..., size]
     reach = 2 * lengths.clamp(min=size)
     first = ((centres - size - reach).div(2 * size, rounding_mode="floor") + 1).clamp_(min=0)
@@ -73,7 +81,7 @@ def _along_rows(images: Tensor, positions: Tensor, weights: Tensor) -> Tensor:
     """[B, C, N, W] -> [B, C, size, W]: each output row is a weighted mean of K rows."""
     batch, channels, limit, width = images.shape
     flat = images.reshape(-1, width)
-    base = (torch.arange(batch * channels, device=images.device) * limit).view(batch, channels, 1)
+    base = counting(batch * channels, limit, images.device).view(batch, channels, 1)
     total = None
     for tap, weight in zip(positions.unbind(2), weights.unbind(2), strict=True):
         index = (base + tap[:, None]).flatten()
