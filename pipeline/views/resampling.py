@@ -35,7 +35,10 @@ def resize_boxes(images: Tensor, boxes: Tensor, mirrored: Tensor, size: int) -> 
         for part in (positions, weights)
     )
     plan = (columns, column_weights, rows, row_weights)
-    count = max(1, _PART // images[0].numel()) if images.device.type == "cpu" else len(images)
+    on_cpu = images.device.type == "cpu"
+    count = max(
+        1, _PART // images.shape[1:].numel() if on_cpu else len(images)
+    )  # a rank may have 0
     resized = images.new_empty(*images.shape[:2], size, size)
     for start in range(0, len(images), count):
         part = slice(start, start + count)

@@ -22,7 +22,7 @@ from pipeline.commands import store
 from pipeline.runtime.derived_random import permutation
 from pipeline.runtime.errors import UserError
 from pipeline.store.reading.index import read_index
-from pipeline.views import geometry, rand_augment
+from pipeline.views import geometry, loader, rand_augment
 from pipeline.views.geometry import crop_boxes, flips, view_entries
 from pipeline.views.loader import make_views
 from pipeline.views.mixing import MixPlan, apply_mix, plan_mix
@@ -68,6 +68,21 @@ def test_views_are_identical_for_any_batch_size_and_order(text):
             if whole.partners is not None:
                 assert np.array_equal(part.partners, whole.partners[samples])
                 assert torch.equal(part.weights, whole.weights[samples])
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_views_are_identical_however_many_batches_are_planned_at_once(text, monkeypatch):
+    order = np.split(permutation(40, 0), [7, 7, 8, 30])  # one is empty
+
+    def made() -> list[np.ndarray]:
+        batches = list(make_views(images(), ViewPolicy.parse(text), 3, 1, order, CPU))
+        assert all(map(np.array_equal, [batch.samples for batch in batches], order))
+        return [batch.pixels.numpy() for batch in batches]
+
+    at_once = made()
+    monkeypatch.setattr(loader, "_PLANNED", 1)
+    assert all(map(np.array_equal, made(), at_once))
+    assert np.array_equal(at_once[3], views(text, order[3]).pixels)
 
 
 def test_views_are_those_of_the_stores_written_before_with_any_threads_and_precision():
