@@ -12,7 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.compute.device import compile_long_runs, depthwise_in_float32, training_autocast
+from pipeline.compute.device import (
+    compile_long_runs,
+    depthwise_in_float32,
+    to_device,
+    training_autocast,
+)
 from pipeline.data.prepared.dataset import Dataset, Split
 from pipeline.data.prepared.image_decoding import read_image
 from pipeline.data.sources.archives import read_files
@@ -181,18 +186,21 @@ class Loop:
         self._optimisation = Optimisation(module.train(), params, len(self._order))
         depthwise_in_float32(module, device)
         self._forward = compile_long_runs(module, device, params.epochs * len(self._order))
-        self._labels = torch.from_numpy(split.labels).to(device)
+        self._labels = to_device(split.labels, device)
         self._setup, self._device, self._steps = setup, device, self._endless()
 
     def run(self, steps: int) -> None:
         """Take `steps` more steps, and wait for the device."""
         loss, optimisation, device = self._setup.loss, self._optimisation, self._device
-        for samples, views in islice(self._steps, steps):
-            batch = whole_batch(1, VIEW, samples, views, self._labels)
+        for samples, rows, views in islice(self._steps, steps):
+            batch = whole_batch(1, VIEW, samples, rows, views, self._labels)
             train_step(self._forward, self._spec, views, batch, loss, optimisation, device)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    def _endless(self) -> Iterator[tuple[np.ndarray, Batch]]:
+    def _endless(self) -> Iterator[tuple[np.ndarray, Tensor, Batch]]:
+        sizes = [len(samples) for samples in self._order]
         while True:
-            yield from zip(self._order, self._setup.views.batches(VIEW, self._order), strict=True)
+            rows = to_device(np.concatenate(self._order), self._device).split(sizes)
+            views = self._setup.views.batches(VIEW, self._order)
+            yield from zip(self._order, rows, views, strict=True)

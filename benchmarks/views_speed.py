@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 
 from benchmarks.harness import Row, alternate, median, run_benchmark
 from pipeline.compute.device import default_device
-from pipeline.views.loader import make_view
+from pipeline.views.loader import make_views
 from pipeline.views.policy import ViewPolicy
 
 BATCH = {32: 256, 224: 32}  # by the side in pixels
@@ -34,7 +34,8 @@ def ours(policy: ViewPolicy, images: torch.Tensor, device: torch.device) -> Call
     samples = np.arange(len(images))
 
     def make(number: int = 0) -> None:
-        make_view(images, policy, 0, number, samples, device).pixels[0].sum().item()  # waits
+        (batch,) = make_views(images, policy, 0, number, [samples], device)
+        batch.pixels[0].sum().item()  # waits
 
     return make
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pipeline.runtime.derived_random import hash64
-from pipeline.views.loader import Batch, make_view
+from pipeline.views.loader import Batch, make_views
 from pipeline.views.policy import ViewPolicy
 
 TEXTS = [
@@ -36,7 +36,8 @@ def images(channels: int = 3, size: int = 16, count: int = 40) -> torch.Tensor:
 
 def views(text: str, samples: np.ndarray, everything: torch.Tensor | None = None) -> Batch:
     everything = images() if everything is None else everything
-    return make_view(everything, ViewPolicy.parse(text), 3, 1, samples)
+    policy = ViewPolicy.parse(text)
+    return next(make_views(everything, policy, 3, 1, [samples], torch.device("cpu")))
 
 
 def digests() -> dict[str, str]:

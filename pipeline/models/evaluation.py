@@ -98,16 +98,20 @@ def predict_all(
     *,
     device: torch.device,
     samples: np.ndarray | None = None,
+    views: AnyViews | None = None,
 ) -> Tensor:
     """Compute the raw logits of a split's images without augmentation: [N, num_classes] float32, on
     the CPU.
 
     Args:
         samples: [N] sample numbers; None for all.
+        views: of `open_clean_views`, for several passes; None: opened for this one.
     """
     samples = np.arange(len(split)) if samples is None else samples
-    batches = open_clean_views(split, spec, device).batches(0, batches_of(samples))
-    return torch.cat([predict(network, spec, batch.pixels, clean=True).cpu() for batch in batches])
+    views = views or open_clean_views(split, spec, device)
+    batches = views.batches(0, batches_of(samples))
+    # Together on the device, and copied once: each copy would wait for its batch.
+    return torch.cat([predict(network, spec, it.pixels, clean=True) for it in batches]).cpu()
 
 
 def classification_metrics(logits: Tensor, labels: Tensor, prefix: str) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Annotated, Any
 
 import pydantic
@@ -67,9 +68,21 @@ class InputSpec:
         return pixels.clamp(0, 255) if mode == "bicubic" else pixels  # bicubic overshoots
 
     def _normalised(self, pixels: Tensor) -> Tensor:
-        mean = _per_channel(self.mean, pixels.device)
-        scale = 1 / (255 * _per_channel(self.std, pixels.device))
-        return (pixels - 255 * mean) * scale
+        # On the CPU the constants are computed each time: exports trace these operations.
+        constants = _kept_constants if pixels.device.type == "cuda" else _constants
+        offset, scale = constants(tuple(self.mean), tuple(self.std), pixels.device)
+        return (pixels - offset) * scale
+
+
+def _constants(
+    mean: Sequence[float], std: Sequence[float], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """255 · mean and 1 / (255 · std), [1, C, 1, 1] float32."""
+    mean, scale = _per_channel(mean, device), 1 / (255 * _per_channel(std, device))
+    return 255 * mean, scale
+
+
+_kept_constants = cache(_constants)
 
 
 def _per_channel(values: Sequence[float], device: torch.device) -> Tensor:

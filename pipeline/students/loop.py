@@ -17,7 +17,7 @@ from pipeline.compute.device import (
 )
 from pipeline.compute.distributed import SINGLE_PROCESS, ProcessGroup
 from pipeline.data.prepared.dataset import AnySplit, Dataset
-from pipeline.models.evaluation import classification_metrics
+from pipeline.models.evaluation import classification_metrics, open_clean_views
 from pipeline.models.spec import InputSpec
 from pipeline.runtime.progress import EpochLog
 from pipeline.students.kept_epoch import is_best, is_kept
@@ -35,7 +35,7 @@ from pipeline.training.fine_tuning import FineTuning
 from pipeline.training.history import write_history
 from pipeline.training.optimisation import Optimisation, batches
 from pipeline.training.resume import ResumeState
-from pipeline.views.loader import Batch, EncodedViews, Views
+from pipeline.views.loader import AnyViews, Batch, EncodedViews, Views
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,11 @@ def fit(
     Raises:
         UserError: the loss is no longer finite.
     """
-    labels = torch.from_numpy(data.dataset.splits["train"].labels).to(device)
+    labels = to_device(data.dataset.splits["train"].labels, device)
     length = data.epoch_length
     validation = data.dataset.splits["validation"]
     validation_labels = torch.from_numpy(validation.labels)
+    clean_views = open_clean_views(validation, spec, device)  # once: to the device, if they fit
     steps = len(batches(np.arange(length), params.batch_size))
     optimisation = Optimisation(network, params, steps, head)
     depthwise_in_float32(network, device)
@@ -127,8 +128,10 @@ def fit(
         _write_history(history_file, result)  # DVC has deleted it
     for epoch in range(len(result.history) + 1, params.epochs + 1):
         order, passes = epoch_order(data.samples, length, params.seed, epoch)
-        parts = (batches(order, params.batch_size), batches(passes, params.batch_size))
-        planned = list(zip(*parts, strict=True))
+        planned = list(
+            zip(*(batches(it, params.batch_size) for it in (order, passes)), strict=True)
+        )
+        rows = to_device(order, device).split([len(samples) for samples, _ in planned])
         local_batches = draw_batches(data.views, data.view_of_pass, planned, group)
         if group.is_main:
             local_batches = log.steps(local_batches, epoch, steps)
@@ -143,15 +146,14 @@ def fit(
             hint="Set a lower `learning_rate` for this student, or more `warmup_epochs`.",
         )
         forward = fine_tuning.begin_epoch(epoch)
-        for (samples, numbers), local in zip(planned, local_batches, strict=True):
-            joined = numbers[0] != numbers[-1]
-            view = None if joined else data.view_of_pass(int(numbers[0]))
-            batch = whole_batch(epoch, view, samples, local, labels, group)
+        for (samples, numbers), of_batch, local in zip(planned, rows, local_batches, strict=True):
+            view = data.view_of_pass(int(numbers[0])) if numbers[0] == numbers[-1] else None
+            batch = whole_batch(epoch, view, samples, of_batch, local, labels, group)
             step_loss = train_step(forward, spec, local, batch, loss, optimisation, device, group)
             monitor.add(step_loss, len(samples))
         figures = {"train_loss": monitor.mean(length)}
         evaluated = optimisation.evaluated
-        logits, metrics = evaluate(evaluated, spec, validation, device, group)
+        logits, metrics = evaluate(evaluated, spec, validation, device, group, clean_views)
         figures |= {key: metrics[key] for key in ("validation_accuracy", "validation_nll")}
         monitor.check_validation(figures["validation_nll"])
         result.history.append(
@@ -221,6 +223,7 @@ def whole_batch(
     epoch: int,
     view: int | None,
     samples: np.ndarray,
+    rows: Tensor,
     local: Batch,
     labels: Tensor,
     group: ProcessGroup = SINGLE_PROCESS,
@@ -228,16 +231,15 @@ def whole_batch(
     """The batch of all processes, `samples` [B], with its labels.
 
     Args:
+        rows: the same sample numbers, on the device.
         local: this process's part of it.
         labels: [N] int64, of the split, on the device.
     """
-    device, count = labels.device, len(samples)
-    batch_labels = labels[to_device(samples, device)]
     if local.partners is None:
-        return TrainingBatch(epoch, view, samples, batch_labels)
-    partners = gather_rows(to_device(local.partners, device), count, group)
-    weights = gather_rows(local.weights, count, group)
-    return TrainingBatch(epoch, view, samples, batch_labels, labels[partners], weights)
+        return TrainingBatch(epoch, view, samples, labels[rows])
+    partners = gather_rows(local.partners, len(samples), group)
+    weights = gather_rows(local.weights, len(samples), group)
+    return TrainingBatch(epoch, view, samples, labels[rows], labels[partners], weights)
 
 
 def evaluate(
@@ -246,8 +248,9 @@ def evaluate(
     split: AnySplit,
     device: torch.device,
     group: ProcessGroup = SINGLE_PROCESS,
+    views: AnyViews | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Logits [N, num_classes] and metrics of a split's images without augmentation, on every
-    rank."""
-    logits = predict_distributed(network, spec, split, device=device, group=group)
+    rank. `views`: as for `predict_all`."""
+    logits = predict_distributed(network, spec, split, device=device, group=group, views=views)
     return logits, classification_metrics(logits, torch.from_numpy(split.labels), split.name)

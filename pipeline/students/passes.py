@@ -75,5 +75,5 @@ def _join(parts: list[Batch]) -> Batch:
     pixels = torch.cat([part.pixels for part in parts])
     if parts[0].partners is None:
         return Batch(samples, pixels)
-    partners = np.concatenate([part.partners for part in parts])
+    partners = torch.cat([part.partners for part in parts])
     return Batch(samples, pixels, partners, torch.cat([part.weights for part in parts]))

@@ -17,7 +17,7 @@ from pipeline.compute.device import (
 )
 from pipeline.compute.distributed import SINGLE_PROCESS, ProcessGroup
 from pipeline.data.prepared.dataset import Dataset
-from pipeline.models.evaluation import classification_metrics
+from pipeline.models.evaluation import classification_metrics, open_clean_views
 from pipeline.models.spec import InputSpec
 from pipeline.runtime.derived_random import permutation
 from pipeline.runtime.progress import EpochLog
@@ -65,9 +65,9 @@ def fit_teacher(
         UserError: the loss is no longer finite.
     """
     split, validation = dataset.splits["train"], dataset.splits["validation"]
-    validation_labels = torch.from_numpy(validation.labels)
     views = open_views(split, ViewPolicy(params.policy), params.seed, device)
-    labels = torch.from_numpy(split.labels).to(device)
+    clean_views = open_clean_views(validation, spec, device)  # once: to the device, if they fit
+    labels = to_device(split.labels, device)
     labelled = np.flatnonzero(split.labels >= 0)  # only students see the others
     steps = len(batches(labelled, params.batch_size))
     optimisation = Optimisation(network, params, steps, head)
@@ -103,23 +103,30 @@ def fit_teacher(
             hint="Set a lower `teacher.training.learning_rate`, or more `warmup_epochs`.",
         )
         order = batches(labelled[permutation(len(labelled), params.seed, view)], params.batch_size)
+        targets = labels[to_device(np.concatenate(order), device)].split(list(map(len, order)))
         local_batches = views.batches(view, [local_rows(part, group) for part in order])
         if group.is_main:
             local_batches = log.steps(local_batches, epoch, steps)
-        for samples, batch in zip(order, local_batches, strict=True):
+        for samples, of_batch, batch in zip(order, targets, local_batches, strict=True):
             inputs = spec.apply(batch.pixels)
             with training_autocast(device):
                 local_logits = forward(inputs)
             logits = gather_rows(local_logits.float(), len(samples), group)
-            targets = labels[to_device(samples, device)]
-            loss = F.cross_entropy(logits, targets)
+            loss = F.cross_entropy(logits, of_batch)
             optimisation.step(scale_for_ddp(loss, group))
             monitor.add(loss.detach(), len(samples))
         figures = {"train_loss": monitor.mean(len(labelled))}
         predictions = predict_distributed(
-            optimisation.evaluated, spec, validation, device=device, group=group
+            optimisation.evaluated,
+            spec,
+            validation,
+            device=device,
+            group=group,
+            views=clean_views,
         )
-        metrics = classification_metrics(predictions, validation_labels, "validation")
+        metrics = classification_metrics(
+            predictions, torch.from_numpy(validation.labels), "validation"
+        )
         figures |= {key: metrics[key] for key in ("validation_accuracy", "validation_nll")}
         monitor.check_validation(figures["validation_nll"])
         history.append(

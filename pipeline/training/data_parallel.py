@@ -18,7 +18,7 @@ from pipeline.models.evaluation import predict_all
 from pipeline.models.spec import InputSpec
 from pipeline.runtime.derived_random import hash64
 from pipeline.runtime.errors import UserError
-from pipeline.views.loader import BATCH_SIZE
+from pipeline.views.loader import BATCH_SIZE, AnyViews
 
 
 def wrap_ddp(network: nn.Module, group: ProcessGroup) -> nn.Module:
@@ -77,6 +77,7 @@ def predict_distributed(
     *,
     device: torch.device,
     group: ProcessGroup,
+    views: AnyViews | None = None,
 ) -> Tensor:
     """Distributed `predict_all`: the same batch boundaries as in one process, the result on every
     rank."""
@@ -85,7 +86,8 @@ def predict_distributed(
     start, stop = bounds[group.rank : group.rank + 2]
     local = None
     if stop > start:
-        local = predict_all(network, spec, split, device=device, samples=np.arange(start, stop))
+        samples = np.arange(start, stop)
+        local = predict_all(network, spec, split, device=device, samples=samples, views=views)
     return torch.cat([part for part in group.gather(local) if part is not None])
 
 

@@ -128,10 +128,13 @@ def make_optimizer(
     groups = []
     for parameters, share in parts:
         groups += _groups(parameters, params.learning_rate * share, params.weight_decay, decayed)
+    # One operation for all parameters, which rounds otherwise: never on the CPU.
+    fused = True if next(network.parameters()).device.type == "cuda" else None
     if params.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=params.learning_rate)
+        return torch.optim.AdamW(groups, lr=params.learning_rate, fused=fused)
     return torch.optim.SGD(
         groups,
+        fused=fused,
         lr=params.learning_rate,
         momentum=params.momentum,
         nesterov=params.nesterov and params.momentum > 0,

@@ -2,17 +2,24 @@
 
 Views are derived, never drawn: the same uint8 pixels come out for any batch size, order, worker,
 process or device. Views are numbered from 0 without end. A policy with finitely many views visits
-each of them once per cycle, in another order for every sample and every cycle.
+each of them once per cycle, in another order for every sample and every cycle. The numbers that
+make a view are planned on the host for many batches at once.
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.compute.device import to_device
 from pipeline.runtime.derived_random import hash64
 from pipeline.views import rand_augment
 from pipeline.views.policy import PADDING, POLICIES, SHIFTS, ViewPolicy
+from pipeline.views.rand_augment import AugmentPlan
 from pipeline.views.random_numbers import (
     BOX,
     FLIP,
@@ -21,7 +28,7 @@ from pipeline.views.random_numbers import (
     uniform_int,
     view_numbers,
 )
-from pipeline.views.resampling import resize_boxes
+from pipeline.views.resampling import counting, resize_boxes
 
 _SHUFFLE_ROUNDS = 24
 _AREAS = (0.08, 1.0)  # share of the image's area
@@ -100,63 +107,85 @@ def flips(seed: int, view: int, samples: np.ndarray) -> np.ndarray:
     return view_numbers(FLIP, seed, view, samples, 1)[0] % 2 == 1
 
 
-def apply_views(
-    images: Tensor, policy: ViewPolicy, seed: int, view: int, samples: np.ndarray
-) -> Tensor:
-    """Make one view of each image, [B, C, S, S] uint8, by geometry and RandAugment. (A mix needs
-    the views of other samples: see mixing.py.)
+@dataclass(frozen=True)
+class ViewPlan:
+    """How a batch of B images becomes views, up to a mix; tensors on the views' device."""
+
+    geometry: str  # one of POLICIES
+    #: [B, 3] int64 of a crop: top, left, whether it is mirrored; [B, 5] of a resized crop: top,
+    #: left, height, width, whether it is mirrored; None: the whole image.
+    places: Tensor | None
+    augmentation: AugmentPlan | None
+
+
+def plan_views(
+    policy: ViewPolicy,
+    seed: int,
+    view: int,
+    order: Sequence[np.ndarray],
+    side: int,
+    device: torch.device,
+) -> list[ViewPlan]:
+    """Plan one view of the samples of each batch: all in one computation, and in one copy to the
+    device for each kind of numbers.
+
+    Args:
+        order: the sample numbers of each batch, [B] integers.
+        side: of the images in pixels.
     """
-    pixels = images
+    samples, sizes = np.concatenate(order), [len(part) for part in order]
+    places = augmentations = [None] * len(order)
     if policy.geometry == "random_resized_crop":
-        size = images.shape[-1]
-        boxes = crop_boxes(seed, view, samples, np.full((len(samples), 2), size))
-        pixels = resize_boxes(images, boxes, flips(seed, view, samples), size)
+        boxes = crop_boxes(seed, view, samples, np.full((len(samples), 2), side))
+        numbers = np.column_stack([boxes, flips(seed, view, samples)])
+        places = to_device(numbers, device).split(sizes)
     elif policy.geometry != "none":
         entries = view_entries(policy.geometry, seed, view, samples)
         flip, shift = np.divmod(entries, SHIFTS**2)  # `crop` has no entry that flips
-        top, left = np.divmod(shift, SHIFTS)
+        numbers = np.column_stack([*np.divmod(shift, SHIFTS), flip])
+        places = to_device(numbers, device).split(sizes)
+    if policy.rand_augment is not None:
+        count, magnitude = policy.rand_augment
+        drawn = view_numbers(RAND_AUGMENT, seed, view, samples, 2 * count)
+        operations = uniform_int(drawn[::2], len(rand_augment.OPERATIONS))
+        signs = 1 - 2 * uniform_int(drawn[1::2], 2)
+        *arrays, counts = rand_augment.plan(operations, signs, sizes, magnitude, side)
+        parts = (to_device(array, device).split(sizes, 1) for array in arrays)
+        augmentations = map(AugmentPlan, repeat(magnitude), *parts, counts.tolist())
+    return list(map(ViewPlan, repeat(policy.geometry), places, augmentations))
+
+
+def apply_views(images: Tensor, plan: ViewPlan) -> Tensor:
+    """Make the planned view of each image, [B, C, S, S] uint8, by geometry and RandAugment. (A mix
+    needs the views of other samples: see mixing.py.)
+    """
+    pixels = images
+    if plan.geometry == "random_resized_crop":
+        mirrored = plan.places[:, 4] > 0
+        pixels = resize_boxes(images, plan.places[:, :4], mirrored, images.shape[-1])
+    elif plan.geometry != "none":
         cut = _windows_one_by_one if images.device.type == "cpu" else _windows_at_once
-        pixels = cut(F.pad(images, [PADDING] * 4), top, left, flip)
-    return apply_rand_augment(pixels, policy, seed, view, samples)
+        pixels = cut(F.pad(images, [PADDING] * 4), plan.places)
+    if plan.augmentation is not None:
+        pixels = rand_augment.apply(pixels, plan.augmentation)
+    return pixels
 
 
-def _windows_one_by_one(
-    padded: Tensor, top: np.ndarray, left: np.ndarray, flip: np.ndarray
-) -> Tensor:
+def _windows_one_by_one(padded: Tensor, places: Tensor) -> Tensor:
     """Copy row by row: on a CPU 3 (32 pixels) to 6 times (224) as fast as one index of all."""
     views = padded.new_empty(*padded.shape[:2], *(s - 2 * PADDING for s in padded.shape[2:]))
     height, width = views.shape[2:]
     source, target = padded.numpy(), views.numpy()
-    places = zip(top.tolist(), left.tolist(), flip.tolist(), strict=True)
-    for i, (y, x, mirror) in enumerate(places):
+    for i, (y, x, mirror) in enumerate(places.tolist()):
         window = source[i, :, y : y + height, x : x + width]
         target[i] = window[:, :, ::-1] if mirror else window
     return views
 
 
-def _windows_at_once(padded: Tensor, top: np.ndarray, left: np.ndarray, flip: np.ndarray) -> Tensor:
+def _windows_at_once(padded: Tensor, places: Tensor) -> Tensor:
     height, width = (side - 2 * PADDING for side in padded.shape[2:])
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # [B, C, 9, 9, H, W], no copy
-    rows, top, left, flip = (
-        torch.from_numpy(part).to(padded.device, non_blocking=True)
-        for part in (np.arange(len(padded)), top, left, flip)
-    )
+    rows = counting(len(padded), 1, padded.device)
+    top, left, flip = places.unbind(1)
     views = windows[rows, :, top, left]  # [B, C, H, W]
     return torch.where(flip[:, None, None, None] > 0, views.flip(3), views)
-
-
-def apply_rand_augment(
-    pixels: Tensor, policy: ViewPolicy, seed: int, view: int, samples: np.ndarray
-) -> Tensor:
-    """Apply RandAugment's operations, each one of the 14, to views after their geometry,
-    [B, C, S, S] uint8; without `rand_augment`, nothing.
-    """
-    if policy.rand_augment is None:
-        return pixels
-    count, magnitude = policy.rand_augment
-    numbers = view_numbers(RAND_AUGMENT, seed, view, samples, 2 * count)
-    for operation, sign in zip(numbers[::2], numbers[1::2], strict=True):
-        signs = 1 - 2 * uniform_int(sign, 2)
-        operations = uniform_int(operation, len(rand_augment.OPERATIONS))
-        pixels = rand_augment.apply(pixels, operations, signs, magnitude)
-    return pixels

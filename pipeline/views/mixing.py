@@ -15,11 +15,12 @@ from pipeline.views.random_numbers import (
     uniform_int,
     view_numbers,
 )
+from pipeline.views.resampling import counting
 
 
 @dataclass(frozen=True)
 class MixPlan:
-    """Partners and shares of a batch: mixup mixes by weight, cutmix by area."""
+    """Partners and shares of B samples: mixup mixes by weight, cutmix by area."""
 
     partners: np.ndarray  # [B] int64, sample numbers
     weights: np.ndarray  # [B] float32, the share of the sample itself, and of its label
@@ -55,17 +56,17 @@ def plan_mix(
     return MixPlan(partners, outside.astype(np.float32), np.concatenate([begin, end]).T)
 
 
-def apply_mix(pixels: Tensor, partner_pixels: Tensor, mixing: MixPlan) -> Tensor:
-    """Mix views with their partners' views; all [B, C, S, S] uint8."""
-    device = pixels.device
-    if mixing.boxes is None:  # multiples of 1/256 below 256: exact in float32
-        weights = torch.from_numpy(mixing.weights).to(device, non_blocking=True)
+def apply_mix(
+    pixels: Tensor, partner_pixels: Tensor, weights: Tensor, boxes: Tensor | None
+) -> Tensor:
+    """Mix views with their partners' views; all [B, C, S, S] uint8. `weights` and `boxes` are those
+    of a MixPlan, on the device of the views."""
+    if boxes is None:  # multiples of 1/256 below 256: exact in float32
         weights = weights[:, None, None, None]
         mixed = pixels.float().mul_(weights).addcmul_(partner_pixels.float(), 1 - weights)
         return mixed.add_(0.5).to(torch.uint8)
-    edges = torch.from_numpy(mixing.boxes).to(device, non_blocking=True).T
-    top, left, bottom, right = edges[:, :, None, None, None]
-    along = torch.arange(pixels.shape[-1], device=device)
+    top, left, bottom, right = boxes.T[:, :, None, None, None]
+    along = counting(pixels.shape[-1], 1, pixels.device)
     rows = (along[:, None] >= top) & (along[:, None] < bottom)  # [B, 1, S, 1]
     columns = (along >= left) & (along < right)  # [B, 1, 1, S]
     return torch.where(rows & columns, partner_pixels, pixels)

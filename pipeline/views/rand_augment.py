@@ -7,7 +7,9 @@ multiples of 2**-14 below 2**9, which float32 holds exactly. So a pixel depends 
 on no batch, order or device. Imports nothing of ours.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -17,80 +19,139 @@ _ONE = 2**14
 _GREY = (4899, 9617, 1868)  # weights of red, green and blue, in units of 1 / 2**14
 _UNIT = 2**16  # 1 in the coefficients of affine maps
 
+#: In torchvision's order, by which random numbers choose.
+OPERATIONS = (
+    *("identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate"),
+    *("brightness", "color", "contrast", "sharpness", "posterize", "solarize"),
+    *("auto_contrast", "equalize"),
+)
 
-def apply(pixels: Tensor, operations: np.ndarray, signs: np.ndarray, magnitude: int) -> Tensor:
-    """Apply one operation to each image, [B, C, H, W] uint8; C is 1 or 3.
+
+@dataclass(frozen=True)
+class AugmentPlan:
+    """The operations of a batch of B images, R of each image.
+
+    Before each of the R rounds the images are put in the order of their operations, so that images
+    of one operation, and operations of one kind, are neighbours: slices, which cost no copy.
+    """
+
+    magnitude: int  # 0 ... 30
+    moves: Tensor  # [R + 1, B] int64: where each image is before the move; the last restores order
+    numbers: Tensor  # [R, B, 7] int32, in the order of the round: see `_strengths`
+    counts: Sequence[Sequence[int]]  # [R, 14]: images of each operation, in the order of `_SORTED`
+
+
+def plan(
+    operations: np.ndarray, signs: np.ndarray, sizes: Sequence[int], magnitude: int, side: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Plan the operations of all images of some batches.
 
     Args:
-        operations: [B] integers, indices into OPERATIONS.
-        signs: [B] integers, -1 or 1: the direction, for operations that have one.
+        operations: [R, N] integers, indices into OPERATIONS, batch after batch.
+        signs: [R, N] integers, -1 or 1: the direction, for operations that have one.
+        sizes: of the batches; their sum is N.
         magnitude: 0 ... 30.
+        side: of the images in pixels.
+
+    Returns:
+        `moves` [R + 1, N] and `numbers` [R, N, 7] as in AugmentPlan, batch after batch, and
+        `counts` [batches, R, 14].
     """
-    changed = pixels.clone()
-    for number, operation in enumerate(OPERATIONS.values()):
-        rows = np.flatnonzero(operations == number)
-        if len(rows) and operation is not None:
-            index = torch.from_numpy(rows).to(pixels.device, non_blocking=True)
-            sign = torch.from_numpy(signs[rows]).to(pixels.device, non_blocking=True)
-            changed[index] = operation(pixels[index], sign[:, None, None], magnitude)
-    return changed
+    strengths = _strengths(magnitude, side)
+    batch = np.repeat(np.arange(len(sizes)), sizes)  # [N]
+    first = np.repeat(np.cumsum(sizes) - sizes, sizes)  # [N], of its batch
+    place = np.arange(len(batch))  # of each image
+    moves, numbers, counts = [], [], []
+    for operation, sign in zip(operations, signs, strict=True):
+        rank = _RANKS[operation]
+        order = np.lexsort((rank, batch))
+        moves.append(place[order] - first)
+        numbers.append(strengths[operation, (sign + 1) // 2][order])
+        place = np.argsort(order)
+        kinds = len(OPERATIONS)
+        counted = np.bincount(batch * kinds + rank, minlength=len(sizes) * kinds)
+        counts.append(counted.reshape(len(sizes), kinds))
+    moves.append(place - first)
+    return np.stack(moves), np.stack(numbers), np.stack(counts, 1)
 
 
-def _affine(pixels: Tensor, column_map: tuple, row_map: tuple) -> Tensor:
-    """Move pixels by an affine map; black outside.
+def apply(pixels: Tensor, plan: AugmentPlan) -> Tensor:
+    """Apply the planned operations to images, [B, C, S, S] uint8; C is 1 or 3."""
+    for move, numbers, counts in zip(plan.moves, plan.numbers, plan.counts, strict=False):
+        pixels = _apply_round(pixels[move], numbers, counts, plan.magnitude)
+    return pixels[plan.moves[-1]]
 
-    The pixel at row i, column j comes from column (a * (2j + 1) + b * (2i + 1) + c) >> 17 with a,
-    b, c of `column_map`, and from the row that `row_map` gives by the same formula.
 
-    Args:
-        column_map, row_map: (a, b, c), integers or [n, 1, 1] int32; one at least is a tensor.
+def _apply_round(pixels: Tensor, numbers: Tensor, counts: Sequence[int], magnitude: int) -> Tensor:
+    """One operation for each image, in the order of `_SORTED`."""
+    sizes = [sum(counts[start:stop]) for start, stop in _KINDS]
+    (same, moved, coloured, sharp, looked_up), of_kind = pixels.split(sizes), numbers.split(sizes)
+    parts = [same]
+    if len(moved):
+        parts.append(_affine(moved, of_kind[1]))
+    if len(coloured):
+        parts.append(_blend(coloured, _grey(coloured), of_kind[2]))
+    if len(sharp):
+        parts.append(_sharpness(sharp, of_kind[3]))
+    if len(looked_up):
+        parts.append(_look_up(looked_up, of_kind[4], counts[-len(_TABLES) :], magnitude))
+    return torch.cat(parts)
+
+
+@cache
+def _strengths(magnitude: int, side: int) -> np.ndarray:
+    """[14, 2, 7] int32, for each operation with sign -1 and 1: a, b, c of the column's map and of
+    the row's map (see `_affine`), and a factor in units of 1 / 2**14, 0.1 ... 1.9 at the largest.
     """
-    height, width = pixels.shape[2:]
-    x = torch.arange(1, 2 * width, 2, device=pixels.device, dtype=torch.int32)
-    y = torch.arange(1, 2 * height, 2, device=pixels.device, dtype=torch.int32)[:, None]
-    # [n or 1, H, W] int32: 2**31 is out of reach at 4096
-    column, row = ((a * x + b * y + c) >> 17 for a, b, c in (column_map, row_map))
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)  # [n, H, W]
-    index = torch.where(inside, row * width + column, 0).flatten(1).long()
-    moved = pixels.flatten(2).gather(2, index[:, None].expand(-1, pixels.shape[1], -1))
-    return moved.view_as(pixels) * inside[:, None]
-
-
-def _shear_x(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
+    strengths = np.zeros((len(OPERATIONS), 2, 7), np.int32)
     shear = (_UNIT * magnitude + 50) // 100  # 0.3 at the largest
-    return _affine(pixels, (_UNIT, sign.int() * shear, 0), (0, _UNIT, 0))
-
-
-def _translate_x(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
-    shift = 5 * pixels.shape[3] * magnitude // 331  # pixels; 150/331 of the side at the largest
-    return _affine(pixels, (_UNIT, 0, sign.int() * (-2 * _UNIT * shift)), (0, _UNIT, 0))
-
-
-def _along_y(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Do to columns what an operation does to rows."""
-    return lambda pixels, *strength: operation(pixels.mT, *strength).mT
-
-
-def _rotate(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
+    shift = 2 * _UNIT * (5 * side * magnitude // 331)  # 150/331 of the side at the largest
     angle = np.deg2rad(magnitude)  # 30 degrees at the largest
     cosine = round(_UNIT * float(np.cos(angle)))
-    sine = sign.int() * round(_UNIT * float(np.sin(angle)))
-    height, width = pixels.shape[2:]
-    return _affine(
-        pixels,
-        (cosine, -sine, (_UNIT - cosine) * width + sine * height),
-        (sine, cosine, (_UNIT - cosine) * height - sine * width),
-    )
+    for column, sign in enumerate((-1, 1)):
+        sine = sign * round(_UNIT * float(np.sin(angle)))
+        maps = {
+            "shear_x": (_UNIT, sign * shear, 0, 0, _UNIT, 0),
+            "shear_y": (_UNIT, 0, 0, sign * shear, _UNIT, 0),
+            "translate_x": (_UNIT, 0, -sign * shift, 0, _UNIT, 0),
+            "translate_y": (_UNIT, 0, 0, 0, _UNIT, -sign * shift),
+            "rotate": (
+                *(cosine, -sine, (_UNIT - cosine + sine) * side),
+                *(sine, cosine, (_UNIT - cosine - sine) * side),
+            ),
+        }
+        for name, numbers in maps.items():
+            strengths[OPERATIONS.index(name), column, :6] = numbers
+        strengths[:, column, 6] = (_ONE * (100 + 3 * magnitude * sign) + 50) // 100
+    return strengths
 
 
-def _factor(sign: Tensor, magnitude: int) -> Tensor:
-    """[n, 1, 1] integers in units of 1 / 2**14: 0.1 ... 1.9 at the largest."""
-    return (_ONE * (100 + 3 * magnitude * sign) + 50) // 100
+def _affine(pixels: Tensor, numbers: Tensor) -> Tensor:
+    """Move pixels by an affine map; black outside.
+
+    The pixel at row i, column j comes from column (a * (2j + 1) + b * (2i + 1) + c) >> 17 with the
+    first three of `numbers` [n, 7], and from the row that the next three give by the same formula.
+    """
+    side = pixels.shape[3]
+    a, b, c = numbers[:, :6, None, None].unflatten(1, (2, 3)).unbind(2)  # [n, 2, 1, 1] each
+    odd = _odd_numbers(side, pixels.device)
+    places = (a * odd + (b * odd[:, None] + c)) >> 17  # [n, 2, S, S]: 2**31 is out of reach at 4096
+    within = places.clamp(0, side - 1)
+    inside = (places == within).all(1, keepdim=True)  # [n, 1, S, S]
+    column, row = within.unbind(1)
+    index = (row * side + column).flatten(1).long()
+    moved = pixels.flatten(2).gather(2, index[:, None].expand(-1, pixels.shape[1], -1))
+    return moved.view_as(pixels) * inside
 
 
-def _blend(pixels: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+@cache
+def _odd_numbers(count: int, device: torch.device) -> Tensor:
+    return torch.arange(1, 2 * count, 2, device=device, dtype=torch.int32)
+
+
+def _blend(pixels: Tensor, other: Tensor, numbers: Tensor) -> Tensor:
     """factor * pixels + (1 - factor) * other, rounded down, within 0 ... 255."""
-    share = factor[..., None].float() / _ONE
+    share = numbers[:, 6, None, None, None].float() / _ONE
     mixed = pixels.float().mul_(share).addcmul_(other, 1 - share)
     return mixed.clamp_(0, 255).to(torch.uint8)
 
@@ -100,99 +161,98 @@ def _grey(pixels: Tensor) -> Tensor:
     if pixels.shape[1] == 1:
         return pixels.float()
     red, green, blue = (
-        pixels[:, [channel]].float().mul_(weight / _ONE) for channel, weight in enumerate(_GREY)
+        pixels[:, channel : channel + 1].float().mul_(weight / _ONE)
+        for channel, weight in enumerate(_GREY)
     )
     return red.add_(green).add_(blue).floor_()
 
 
-def _color(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
-    return _blend(pixels, _grey(pixels), _factor(sign, magnitude))
-
-
-def _sharpness(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
+def _sharpness(pixels: Tensor, numbers: Tensor) -> Tensor:
     """Blend with the mean of 3 x 3 pixels, the middle weighted 5; the outermost pixels stay."""
-    numbers = pixels.to(torch.int16)
-    columns = numbers[..., :-2, :] + numbers[..., 1:-1, :] + numbers[..., 2:, :]
+    levels = pixels.to(torch.int16)
+    columns = levels[..., :-2, :] + levels[..., 1:-1, :] + levels[..., 2:, :]
     sums = columns[..., :-2] + columns[..., 1:-1] + columns[..., 2:]
-    sums = sums.add_(numbers[..., 1:-1, 1:-1], alpha=4)  # 13 * 255 at most
+    sums = sums.add_(levels[..., 1:-1, 1:-1], alpha=4)  # 13 * 255 at most
     # sum / 13 is never half-way, by a margin larger than the error of 1/13 in float32.
     smooth = sums.float().mul_(1 / 13).round_()
     changed = pixels.clone()
     inner = pixels[..., 1:-1, 1:-1]
-    changed[..., 1:-1, 1:-1] = _blend(inner, smooth, _factor(sign, magnitude))
+    changed[..., 1:-1, 1:-1] = _blend(inner, smooth, numbers)
     return changed
 
 
-def _look_up(pixels: Tensor, table: Tensor) -> Tensor:
-    """Replace each pixel by its entry in `table`, [n or 1, C or 1, 256], within 0 ... 255."""
-    batch, channels = pixels.shape[:2]
-    table = table.clamp(0, 255).to(torch.uint8).expand(batch, channels, -1)
-    return table.gather(2, pixels.flatten(2).long()).view_as(pixels)
-
-
-def _levels(pixels: Tensor) -> Tensor:
-    return torch.arange(256, device=pixels.device)
-
-
-def _brightness(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
-    return _look_up(pixels, (_factor(sign, magnitude) * _levels(pixels)) >> 14)
-
-
-def _contrast(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
-    """Blend with the mean grey of the image."""
-    grey = _grey(pixels).long().sum((1, 2, 3))[:, None, None]  # [n, 1, 1]
-    count = pixels.shape[2] * pixels.shape[3]
-    factor = _factor(sign, magnitude)
-    levels = factor * count * _levels(pixels) + (_ONE - factor) * grey
-    return _look_up(pixels, levels.div(_ONE * count, rounding_mode="floor"))
-
-
-def _posterize(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
-    dropped = (4 * magnitude + 15) // 30  # bits; 4 at the largest
-    return pixels >> dropped << dropped
-
-
-def _solarize(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
-    levels = _levels(pixels)
-    inverted = torch.where(30 * levels >= 255 * (30 - magnitude), 255 - levels, levels)
-    return _look_up(pixels, inverted.view(1, 1, 256))
-
-
-def _auto_contrast(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
-    """Stretch each channel's levels to 0 ... 255."""
-    flat = pixels.flatten(2)
-    least, most = flat.amin(2, keepdim=True).long(), flat.amax(2, keepdim=True).long()  # [n, C, 1]
-    levels = _levels(pixels)
-    stretched = (255 * (levels - least)).div((most - least).clamp(min=1), rounding_mode="floor")
-    return _look_up(pixels, torch.where(most > least, stretched, levels))
-
-
-def _equalize(pixels: Tensor, sign: Tensor, magnitude: int) -> Tensor:
-    """Spread each channel's levels evenly, as Pillow's ImageOps.equalize does."""
+def _look_up(pixels: Tensor, numbers: Tensor, counts: Sequence[int], magnitude: int) -> Tensor:
+    """Replace each pixel by its entry in the table of its image's operation, one of `_TABLES`."""
     flat = pixels.flatten(2).long()  # [n, C, H * W]
-    ones = torch.ones(1, dtype=torch.int64, device=pixels.device)
+    factors, tables = numbers[:, 6, None, None].long(), []  # [n, 1, 1]
+    parts = zip(_TABLES, flat.split(counts), factors.split(counts), strict=True)
+    for table_of, levels, factor in parts:
+        if len(levels):
+            table = table_of(levels, factor, magnitude)
+            tables.append(table.expand(*levels.shape[:2], 256))
+    table = torch.cat(tables).clamp_(0, 255).to(torch.uint8)
+    return table.gather(2, flat).view_as(pixels)
+
+
+# Tables of lookups: (levels [n, C, H * W], factor [n, 1, 1], magnitude) -> [n or 1, C or 1, 256],
+# clamped to 0 ... 255 later; all int64.
+
+
+@cache
+def _levels(device: torch.device) -> Tensor:
+    return torch.arange(256, device=device)
+
+
+def _brightness(flat: Tensor, factor: Tensor, magnitude: int) -> Tensor:
+    return (factor * _levels(flat.device)) >> 14
+
+
+def _contrast(flat: Tensor, factor: Tensor, magnitude: int) -> Tensor:
+    """Blend with the mean grey of the image."""
+    grey = _grey(flat[..., None]).long().sum((1, 2, 3))[:, None, None]  # [n, 1, 1]
+    count = flat.shape[2]
+    levels = factor * count * _levels(flat.device) + (_ONE - factor) * grey
+    return levels.div(_ONE * count, rounding_mode="floor")
+
+
+def _posterize(flat: Tensor, factor: Tensor, magnitude: int) -> Tensor:
+    dropped = (4 * magnitude + 15) // 30  # bits; 4 at the largest
+    return (_levels(flat.device) >> dropped << dropped).view(1, 1, 256)
+
+
+def _solarize(flat: Tensor, factor: Tensor, magnitude: int) -> Tensor:
+    levels = _levels(flat.device)
+    inverted = torch.where(30 * levels >= 255 * (30 - magnitude), 255 - levels, levels)
+    return inverted.view(1, 1, 256)
+
+
+def _auto_contrast(flat: Tensor, factor: Tensor, magnitude: int) -> Tensor:
+    """Stretch each channel's levels to 0 ... 255."""
+    least, most = flat.amin(2, keepdim=True), flat.amax(2, keepdim=True)  # [n, C, 1]
+    levels = _levels(flat.device)
+    stretched = (255 * (levels - least)).div((most - least).clamp(min=1), rounding_mode="floor")
+    return torch.where(most > least, stretched, levels)
+
+
+def _equalize(flat: Tensor, factor: Tensor, magnitude: int) -> Tensor:
+    """Spread each channel's levels evenly, as Pillow's ImageOps.equalize does."""
+    ones = _levels(flat.device)[1:2]
     histogram = flat.new_zeros(*flat.shape[:2], 256).scatter_add_(2, flat, ones.expand_as(flat))
     below = histogram.cumsum(2) - histogram
     of_largest = histogram.gather(2, flat.amax(2, keepdim=True))  # [n, C, 1]
     step = (flat.shape[2] - of_largest).div(255, rounding_mode="floor")
     even = (below + step // 2).div(step.clamp(min=1), rounding_mode="floor")
-    return _look_up(pixels, torch.where(step > 0, even, _levels(pixels)))
+    return torch.where(step > 0, even, _levels(flat.device))
 
 
-#: (pixels [n, C, H, W], sign [n, 1, 1], magnitude) -> pixels; None changes nothing.
-OPERATIONS: dict[str, Callable[[Tensor, Tensor, int], Tensor] | None] = {
-    "identity": None,
-    "shear_x": _shear_x,
-    "shear_y": _along_y(_shear_x),
-    "translate_x": _translate_x,
-    "translate_y": _along_y(_translate_x),
-    "rotate": _rotate,
-    "brightness": _brightness,
-    "color": _color,
-    "contrast": _contrast,
-    "sharpness": _sharpness,
-    "posterize": _posterize,
-    "solarize": _solarize,
-    "auto_contrast": _auto_contrast,
-    "equalize": _equalize,
-}
+_TABLES: tuple[Callable[[Tensor, Tensor, int], Tensor], ...] = (
+    *(_brightness, _contrast, _posterize, _solarize, _auto_contrast, _equalize),
+)
+#: The operations by kind: none, affine maps, blends, lookups.
+_SORTED = (
+    *("identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate"),
+    *("color", "sharpness"),
+    *("brightness", "contrast", "posterize", "solarize", "auto_contrast", "equalize"),
+)
+_KINDS = ((0, 1), (1, 6), (6, 7), (7, 8), (8, 14))
+_RANKS = np.array([_SORTED.index(name) for name in OPERATIONS])

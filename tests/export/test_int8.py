@@ -20,7 +20,7 @@ from pipeline.export.running.onnx_model import OnnxMetadata, OnnxStudent
 from pipeline.export.to_onnx import OPSET, NotExportable, to_onnx
 from pipeline.models.spec import InputSpec, ModelSpec, build
 from pipeline.runtime.errors import UserError
-from pipeline.views.loader import make_view
+from pipeline.views.loader import make_views
 from pipeline.views.params import ViewsParams
 
 INPUT = InputSpec(3, 16, [0.5] * 3, [0.25] * 3)
@@ -208,12 +208,13 @@ def test_calibration_is_by_the_first_cached_view_of_images_spread_over_training(
     train = dataset.splits["train"]
     every = np.concatenate(list(calibration_views(dataset, params)))
     found = np.concatenate(list(calibration_views(dataset, params, 4)))
-    view = make_view(
+    (view,) = make_views(
         torch.from_numpy(np.array(train.images)),
         params.view_policy,
         params.seed,
         0,
-        np.arange(len(train)),
+        [np.arange(len(train))],
+        torch.device("cpu"),
     )
     assert np.array_equal(every, view.pixels.numpy())
     assert len(train) == 12

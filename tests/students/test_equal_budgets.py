@@ -18,7 +18,7 @@ from pipeline.runtime.derived_random import permutation
 from pipeline.students import loop
 from pipeline.students.passes import draw_batches, epoch_order
 from pipeline.training.optimisation import batches
-from pipeline.views.loader import Views, make_view
+from pipeline.views.loader import Views
 from pipeline.views.policy import ViewPolicy
 
 UNLABELLED, BATCH, EPOCHS = 324, 32, 2
@@ -147,7 +147,7 @@ def test_every_image_of_a_step_is_in_the_view_of_its_pass_for_any_number_of_proc
     for (samples, numbers), batch in zip(steps, drawn(SINGLE_PROCESS), strict=True):
         assert np.array_equal(batch.samples, samples)
         for row, (sample, number) in enumerate(zip(samples, numbers, strict=True)):
-            alone = make_view(torch.from_numpy(images), policy, 7, number - 1, np.array([sample]))
+            (alone,) = views.batches(number - 1, [np.array([sample])])
             assert torch.equal(batch.pixels[row], alone.pixels[0])
             if mix is not None:
                 assert batch.partners[row] == alone.partners[0]

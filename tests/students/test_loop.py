@@ -127,11 +127,11 @@ def test_the_loss_sees_the_labels_and_the_partners_labels_of_a_mixed_batch():
     batch = Batch(
         np.array([3, 0, 2, 1]),
         torch.zeros(4, 1, 1, 1),
-        partners=np.array([0, 1, 1, 2]),
+        partners=torch.tensor([0, 1, 1, 2]),
         weights=torch.tensor([0.3, 0.6, 0.9, 0.5]),
     )
     labels = torch.tensor([0, 1, 2, 0])
-    whole = whole_batch(1, 0, batch.samples, batch, labels)
+    whole = whole_batch(1, 0, batch.samples, torch.from_numpy(batch.samples), batch, labels)
     assert whole.labels.tolist() == [0, 0, 2, 1]
     assert whole.partner_labels.tolist() == [0, 1, 1, 2]
     assert whole.weights is batch.weights

@@ -218,3 +218,9 @@ def test_an_optimisation_goes_on_from_its_state():
     for a, b in ((network, other), (through.evaluated, resumed.evaluated)):
         for ours, theirs in zip(a.state_dict().values(), b.state_dict().values(), strict=True):
             assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("recipe", [CIFAR_100, ADAMW])
+def test_optimisers_on_the_cpu_are_not_the_fused_ones_which_round_otherwise(recipe):
+    optimisation = Optimisation(nn.Linear(2, 2), params(recipe), 1)
+    assert not any(group["fused"] for group in optimisation.optimizer.param_groups)

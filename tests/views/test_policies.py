@@ -22,16 +22,17 @@ from pipeline.commands import store
 from pipeline.runtime.derived_random import permutation
 from pipeline.runtime.errors import UserError
 from pipeline.store.reading.index import read_index
-from pipeline.views import geometry
+from pipeline.views import geometry, loader, rand_augment
 from pipeline.views.geometry import crop_boxes, flips, view_entries
-from pipeline.views.loader import make_view
+from pipeline.views.loader import make_views
 from pipeline.views.mixing import MixPlan, apply_mix, plan_mix
 from pipeline.views.policy import POLICIES, ViewPolicy
-from pipeline.views.rand_augment import OPERATIONS, apply
+from pipeline.views.rand_augment import OPERATIONS, AugmentPlan
 from pipeline.views.resampling import resize_boxes
 
 STORE = Path("data/soft_targets")
 RRC = "random_resized_crop"
+CPU = torch.device("cpu")
 
 # --- the same everywhere
 
@@ -47,7 +48,8 @@ RRC = "random_resized_crop"
 def test_views_are_the_pixels_of_their_definition_and_the_images_stay(text, channels, view):
     everything = images(channels, 12, 14)
     seed, policy = 3 + view, ViewPolicy.parse(text)
-    pixels = make_view(everything, policy, seed, view, np.arange(14)).pixels.numpy()
+    (batch,) = make_views(everything, policy, seed, view, [np.arange(14)], CPU)
+    pixels = batch.pixels.numpy()
     for sample in range(14):
         expected = foreign_views.view_of(everything.numpy(), text, seed, view, sample)
         assert np.array_equal(pixels[sample], expected), sample
@@ -66,6 +68,21 @@ def test_views_are_identical_for_any_batch_size_and_order(text):
             if whole.partners is not None:
                 assert np.array_equal(part.partners, whole.partners[samples])
                 assert torch.equal(part.weights, whole.weights[samples])
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_views_are_identical_however_many_batches_are_planned_at_once(text, monkeypatch):
+    order = np.split(permutation(40, 0), [7, 7, 8, 30])  # one is empty
+
+    def made() -> list[np.ndarray]:
+        batches = list(make_views(images(), ViewPolicy.parse(text), 3, 1, order, CPU))
+        assert all(map(np.array_equal, [batch.samples for batch in batches], order))
+        return [batch.pixels.numpy() for batch in batches]
+
+    at_once = made()
+    monkeypatch.setattr(loader, "_PLANNED", 1)
+    assert all(map(np.array_equal, made(), at_once))
+    assert np.array_equal(at_once[3], views(text, order[3]).pixels)
 
 
 def test_views_are_those_of_the_stores_written_before_with_any_threads_and_precision():
@@ -128,10 +145,9 @@ def test_entries_are_uniform_and_independent_of_one_another():
 def test_crops_one_by_one_equal_crops_at_once():
     rng = np.random.default_rng(0)
     padded = torch.from_numpy(rng.integers(0, 256, (40, 3, 24, 20), np.uint8))
-    top, left = rng.integers(0, 9, (2, 40))
-    flip = rng.integers(0, 2, 40)
-    one_by_one = geometry._windows_one_by_one(padded, top, left, flip)
-    assert torch.equal(one_by_one, geometry._windows_at_once(padded, top, left, flip))
+    places = torch.from_numpy(rng.integers(0, [9, 9, 2], (40, 3)))
+    one_by_one = geometry._windows_one_by_one(padded, places)
+    assert torch.equal(one_by_one, geometry._windows_at_once(padded, places))
     assert one_by_one.shape == (40, 3, 16, 12)
 
 
@@ -198,11 +214,15 @@ def smooth_and_noisy(height: int, width: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("size", [8, 150])  # shrinks to a sixth, enlarges 15-fold
 def test_resizing_equals_pillows_within_one_level(size):
-    pair = smooth_and_noisy(51, 67)
-    cut = crop_boxes(1, 0, np.arange(30), np.tile([51, 67], (30, 1)))
-    cut[:4] = [0, 0, 51, 67], [0, 0, 10, 10], [41, 57, 10, 10], [20, 30, 1, 1]
+    pair = smooth_and_noisy(61, 61)
+    cut = crop_boxes(1, 0, np.arange(30), np.full((30, 2), 61))
+    cut[:4] = [0, 0, 51, 61], [0, 0, 10, 10], [41, 51, 10, 10], [20, 30, 1, 1]
     everything = pair.repeat(15, 1, 1, 1)
-    ours = resize_boxes(everything, cut, np.zeros(30, bool), size).numpy().astype(int)
+    ours = (
+        resize_boxes(everything, torch.from_numpy(cut), torch.zeros(30, dtype=bool), size)
+        .numpy()
+        .astype(int)
+    )
     theirs = np.empty_like(ours)
     for number, (top, left, height, width) in enumerate(cut.tolist()):
         picture = Image.fromarray(everything[number].permute(1, 2, 0).numpy())
@@ -216,12 +236,23 @@ def test_resizing_equals_pillows_within_one_level(size):
 
 def test_a_box_of_the_whole_image_at_its_own_size_is_the_image():
     everything = images()
-    cut = np.tile([0, 0, 16, 16], (40, 1))
-    assert torch.equal(resize_boxes(everything, cut, np.zeros(40, bool), 16), everything)
-    assert torch.equal(resize_boxes(everything, cut, np.ones(40, bool), 16), everything.flip(3))
+    cut = torch.tensor([[0, 0, 16, 16]]).expand(40, -1)
+    for mirrored, expected in ((False, everything), (True, everything.flip(3))):
+        found = resize_boxes(everything, cut, torch.tensor([mirrored]).expand(40), 16)
+        assert torch.equal(found, expected)
 
 
 # --- RandAugment
+
+
+def augmented(pictures: torch.Tensor, operations, signs, magnitude: int) -> torch.Tensor:
+    chosen = np.array(operations), np.array(signs)
+    planned = rand_augment.plan(*chosen, [len(pictures)], magnitude, pictures.shape[-1])
+    moves, numbers, (counts,) = planned
+    plan = AugmentPlan(
+        magnitude, torch.from_numpy(moves), torch.from_numpy(numbers), counts.tolist()
+    )
+    return rand_augment.apply(pictures, plan)
 
 
 def torchvisions(name: str, image: torch.Tensor, sign: int, bin_: int) -> torch.Tensor:
@@ -267,7 +298,7 @@ def test_an_operation_equals_torchvisions(name, magnitude):
     pictures = torch.cat([images(3, 33, 10), smooth_and_noisy(33, 33), images(3, 33, 1) * 0 + 70])
     number, count = list(OPERATIONS).index(name), len(pictures)
     for sign in (1, -1):
-        ours = apply(pictures, np.full(count, number), np.full(count, sign), magnitude)
+        ours = augmented(pictures, [[number] * count], [[sign] * count], magnitude)
         theirs = torch.stack([torchvisions(name, image, sign, magnitude) for image in pictures])
         difference = (ours.int() - theirs.int()).abs()
         if name in MOVES:  # half-way between two pixels, as at 30 degrees: either one
@@ -282,12 +313,10 @@ def test_an_operation_equals_torchvisions(name, magnitude):
 def test_mixup_is_the_rounded_weighted_mean():
     pixels = torch.tensor([0, 10, 255, 255], dtype=torch.uint8).reshape(1, 1, 2, 2)
     partner = torch.tensor([255, 20, 0, 255], dtype=torch.uint8).reshape(1, 1, 2, 2)
-    quarter = MixPlan(np.array([1]), np.array([0.25], np.float32), None)
-    # 191.25, 17.5, 63.75, 255
-    assert apply_mix(pixels, partner, quarter).flatten().tolist() == [191, 18, 64, 255]
-    for share, expected in ((1, pixels), (0, partner)):
-        whole = MixPlan(np.array([1]), np.array([share], np.float32), None)
-        assert torch.equal(apply_mix(pixels, partner, whole), expected)
+    quarter = apply_mix(pixels, partner, torch.tensor([0.25]), None)
+    assert quarter.flatten().tolist() == [191, 18, 64, 255]  # 191.25, 17.5, 63.75, 255
+    for share, expected in ((1.0, pixels), (0.0, partner)):
+        assert torch.equal(apply_mix(pixels, partner, torch.tensor([share]), None), expected)
 
 
 def plan(text: str, samples: np.ndarray = SAMPLES, size: int = 32) -> MixPlan:

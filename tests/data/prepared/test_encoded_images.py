@@ -39,7 +39,7 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
 from pipeline.runtime.outputs import TEACHER, ExportOutputs, ModelOutputs
 from pipeline.views import loader as views_module
-from pipeline.views.geometry import apply_views, crop_boxes, flips
+from pipeline.views.geometry import apply_views, crop_boxes, flips, plan_views
 from pipeline.views.loader import open_views
 from pipeline.views.policy import ViewPolicy
 
@@ -291,7 +291,8 @@ def test_each_policy_shows_its_part_of_the_image(encoded_project, policy):
         flipped = flips(3, 2, samples)
         expected[flipped] = expected[flipped][..., ::-1]
     elif policy.startswith("crop"):
-        expected = apply_views(torch.from_numpy(expected), plan, 3, 2, samples).numpy()
+        (planned,) = plan_views(plan, 3, 2, [samples], 16, CPU)
+        expected = apply_views(torch.from_numpy(expected), planned).numpy()
     assert np.array_equal(batch.pixels.numpy(), expected)
     assert np.array_equal(batch.samples, samples)
 

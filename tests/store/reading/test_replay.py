@@ -17,7 +17,7 @@ from pipeline.runtime.outputs import TEACHER
 from pipeline.runtime.params import load_section
 from pipeline.store.reading.store import open_store, view_of_epoch
 from pipeline.students.label_loss import label_loss
-from pipeline.views.geometry import apply_views
+from pipeline.views.geometry import apply_views, plan_views
 from pipeline.views.loader import open_views
 from pipeline.views.params import ViewsParams
 
@@ -75,9 +75,10 @@ def test_a_step_from_the_store_equals_a_step_with_the_live_teacher(project):
     samples = np.random.default_rng(1).permutation(36)[:16]
     view = view_of_epoch(1, store.num_views, seed=2)
     split = dataset.splits["train"]
-    pixels = apply_views(
-        torch.from_numpy(split.images[samples]), views.view_policy, views.seed, view, samples
+    (plan,) = plan_views(
+        views.view_policy, views.seed, view, [samples], views.image_size, torch.device("cpu")
     )
+    pixels = apply_views(torch.from_numpy(split.images[samples]), plan)
     live = evaluation.predict(teacher, description.input, pixels).clone()
     cached = torch.from_numpy(store.gather(view, samples).logits).float()
 

@@ -25,7 +25,7 @@ from pipeline.store.format.schema import (
 )
 from pipeline.store.reading.store import view_of_epoch
 from pipeline.store.writing.shard_writer import shard_bytes, write_shard
-from pipeline.views.geometry import apply_views
+from pipeline.views.geometry import apply_views, plan_views
 from pipeline.views.policy import ViewPolicy
 
 STORE = Path("data/soft_targets")
@@ -45,13 +45,8 @@ def test_the_rows_are_the_teachers_logits_for_the_views(project):
     network, description = checkpoint.load(TEACHER.model, produced_by="-")
     network.eval()
     samples = np.array([5, 0, 30])
-    views = apply_views(
-        torch.from_numpy(dataset.splits["train"].images[samples]),
-        ViewPolicy("crop_flip"),
-        7,
-        2,
-        samples,
-    )
+    (plan,) = plan_views(ViewPolicy("crop_flip"), 7, 2, [samples], 16, torch.device("cpu"))
+    views = apply_views(torch.from_numpy(dataset.splits["train"].images[samples]), plan)
     with torch.inference_mode():
         live = network(description.input.apply(views)).numpy()
     np.testing.assert_allclose(store.gather(2, samples).logits, live, rtol=1e-3, atol=1e-4)
@@ -223,14 +218,13 @@ def test_count_all_caches_each_of_the_162_views_of_a_sample(project, monkeypatch
     assert store.num_views == 162
     dataset = open_dataset()
     image = torch.from_numpy(dataset.splits["train"].images[3:4])
-    distinct = {
-        apply_views(
-            image, ViewPolicy("crop_flip"), 7, view_of_epoch(epoch, 162, seed=2), np.array([3])
+    distinct = set()
+    for epoch in range(1, 163):
+        view = view_of_epoch(epoch, 162, seed=2)
+        (plan,) = plan_views(
+            ViewPolicy("crop_flip"), 7, view, [np.array([3])], 16, torch.device("cpu")
         )
-        .numpy()
-        .tobytes()
-        for epoch in range(1, 163)
-    }
+        distinct.add(apply_views(image, plan).numpy().tobytes())
     assert len(distinct) == 162
 
 
