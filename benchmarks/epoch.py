@@ -168,10 +168,19 @@ def teacher_alone(steps: int, device: torch.device, *, by_rule: bool) -> Callabl
 
 
 def measure(arguments: argparse.Namespace) -> Iterator[Row]:
-    steps, device = arguments.steps, default_device()
     dataset = cifar100(arguments.archive, arguments.images)
+    yield from compare(dataset, arguments.pairs, arguments.steps, arguments.workers)
+
+
+def compare(dataset: Dataset, pairs: int, steps: int, workers: int) -> Iterator[Row]:
+    """Time slices of `steps` steps of both sides on images of 32 pixels.
+
+    Raises:
+        UserError: torchdistill is not installed.
+    """
+    device = default_device()
     views = loops.training_views(dataset, device)
-    version, theirs = torchdistill_slices(dataset, steps, arguments.workers, device)
+    version, theirs = torchdistill_slices(dataset, steps, workers, device)
 
     def theirs_by_rule(_: int) -> None:
         with training_autocast(device):
@@ -188,9 +197,9 @@ def measure(arguments: argparse.Namespace) -> Iterator[Row]:
             "teacher, float32": teacher_alone(steps, device, by_rule=False),
             "teacher, by our rule": teacher_alone(steps, device, by_rule=True),
         }
-        times = alternate(sides, arguments.pairs)
+        times = alternate(sides, pairs)
     print(
-        f"torchdistill {version} with {arguments.workers} workers; rounds of {steps} steps; our "
+        f"torchdistill {version} with {workers} workers; rounds of {steps} steps; our "
         f"rule, bfloat16 if the device computes in it: {training_autocast(device)._enabled}"
     )
     for name, taken in times.items():

@@ -83,7 +83,7 @@ def print_rows(rows: Iterable[Row]) -> list[Row]:
     """Print rows as they come, with a header where their columns change; returns them."""
     printed: list[Row] = []
     for row in rows:
-        texts = [_text(value) for value in row.values()]
+        texts = [text_of(value) for value in row.values()]
         first, *others = row
         widths = [max(len(name), _width(row[name])) + 2 for name in others]
         if not printed or list(printed[-1]) != list(row):
@@ -93,7 +93,8 @@ def print_rows(rows: Iterable[Row]) -> list[Row]:
     return printed
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """A value as tables show it."""
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -171,9 +171,16 @@ class Loop:
         setup: Setup,
         batch_size: int,
         device: torch.device,
+        *,
+        epochs: int = 1000,
     ):
+        """Build the network.
+
+        Args:
+            epochs: of the run that the steps are of; on CUDA a long one is compiled.
+        """
         params = TrainingParams(
-            epochs=1000,
+            epochs=epochs,
             batch_size=batch_size,
             optimizer="sgd",
             learning_rate=0.01,

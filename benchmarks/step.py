@@ -29,8 +29,19 @@ from pipeline.data.prepared.dataset import Dataset
 
 
 def measure_case(
-    case: Case, dataset: Dataset, device: torch.device, pairs: int, steps: int
+    case: Case,
+    dataset: Dataset,
+    device: torch.device,
+    pairs: int,
+    steps: int,
+    *,
+    epochs: int = 1000,
 ) -> Iterator[Row]:
+    """Time slices of `steps` steps.
+
+    Args:
+        epochs: of the runs that the steps are of; on CUDA long ones are compiled.
+    """
     views = loops.training_views(dataset, device)
     teacher = Teacher(case.family, case.teacher, dataset, device)
     ready = next(views.batches(loops.VIEW, [np.arange(case.batch_size)])).pixels
@@ -48,7 +59,8 @@ def measure_case(
             ("cached", loops.cached(views, store.decoded_at(loops.TEMPERATURE).gather, device)),
             ("online", loops.online(views, teacher, device)),
         ):
-            loop = Loop(case.family, case.student, dataset, setup, case.batch_size, device)
+            network = (case.family, case.student)
+            loop = Loop(*network, dataset, setup, case.batch_size, device, epochs=epochs)
             sides[name] = lambda _, loop=loop: loop.run(steps)
         times = alternate(sides, pairs, warm_up=2)
     bound = 1 + times["teacher"] / times["supervised"]

@@ -19,7 +19,7 @@ from pipeline.data.prepared.dataset import verify_dataset
 from pipeline.runtime.progress import bar
 from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.store.writing import finished_shards
-from pipeline.store.writing.job import make_shard, open_job
+from pipeline.store.writing.job import make_shards, open_job
 from pipeline.store.writing.publish import publish
 
 
@@ -33,8 +33,7 @@ def write_store(group: ProcessGroup) -> None:
         job = job or open_job()
         start = time.perf_counter()
         local = pending.keys[group.rank :: group.size]
-        for key in bar(local, "shard") if group.is_main else local:
-            make_shard(job, pending.folder, key)
+        make_shards(job, pending.folder, bar(local, "shard") if group.is_main else local)
         seconds = group.gather((job.teacher.seconds(), time.perf_counter() - start))
         if group.is_main:
             publish(job, pending, seconds, inputs)

@@ -1,6 +1,7 @@
-"""Everything that it takes to make a shard of the store, and making one."""
+"""Everything that it takes to make the shards of the store, and making them."""
 
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,33 +89,63 @@ def open_job() -> StoreJob:
     )
 
 
-def make_shard(job: StoreJob, folder: Path, key: ShardKey) -> None:
-    """Measure one shard, and write it into the folder.
+@dataclass(frozen=True)
+class ShardRows:
+    """What a shard is written from: all that the device computes for it."""
+
+    key: ShardKey
+    logits: np.ndarray  # [num_samples, num_classes] float32
+    measured: np.ndarray  # numbers of the rows whose fidelity is measured
+    reference: np.ndarray | None  # [len(measured), num_classes], in float32; None: `logits` are
+    canaries: np.ndarray
+
+
+def make_shards(job: StoreJob, folder: Path, keys: Iterable[ShardKey]) -> None:
+    """Measure shards, and write them into the folder. A thread does both for one shard while the
+    teacher runs for the next one; no more than two shards are in memory.
 
     Raises:
-        UserError: its rows are no raw logits, or cannot be stored with enough fidelity.
+        UserError: the rows of one are no raw logits, or cannot be stored with enough fidelity, or
+            the disk is full. All shards before it are finished.
     """
-    logits = shard_logits(job, key)
+    with ThreadPoolExecutor(1) as thread:
+        writing: Future[None] | None = None
+        for key in keys:
+            rows = run_teacher(job, key)
+            if writing is not None:
+                writing.result()
+            writing = thread.submit(write_rows, job, folder, rows)
+        if writing is not None:
+            writing.result()
+
+
+def run_teacher(job: StoreJob, key: ShardKey) -> ShardRows:
+    """Compute everything of a shard that needs the device."""
+    logits, measured = shard_logits(job, key), measured_rows(key)
+    reference = None
+    if len(measured):
+        reference = job.teacher.in_float32(key.split, key.view, key.first_sample + measured)
+    return ShardRows(key, logits, measured, reference, canaries_of(job.views, key))
+
+
+def write_rows(job: StoreJob, folder: Path, rows: ShardRows) -> None:
+    """Measure a shard's rows, and write them. Uses neither the device nor torch."""
+    key = rows.key
     labels = job.dataset.splits[key.split].labels
     labels = labels[key.first_sample : key.first_sample + key.num_samples]
-    if key.split == "train":
-        _measure(job, folder, key, logits, labels)
-    write_shard(
-        folder / key.file_name, job.identity, key, logits, labels, canaries_of(job.views, key)
-    )
+    if len(rows.measured):
+        _measure(job, folder, rows, labels[rows.measured])
+    write_shard(folder / key.file_name, job.identity, key, rows.logits, labels, rows.canaries)
 
 
-def _measure(
-    job: StoreJob, folder: Path, key: ShardKey, logits: np.ndarray, labels: np.ndarray
-) -> None:
+def _measure(job: StoreJob, folder: Path, rows: ShardRows, labels: np.ndarray) -> None:
     """Compare some of a shard's rows, as they are stored, with the teacher in float32."""
-    rows = measured_rows(key)
-    logits, labels = logits[rows], labels[rows]
+    logits, key = rows.logits[rows.measured], rows.key
     if beyond_float16(logits).any():
         return  # `write_shard` refuses all of them
-    reference = job.teacher.in_float32(key.split, key.view, key.first_sample + rows)
+    reference = logits if rows.reference is None else rows.reference
     stored = encode(less_offset(logits), labels, job.identity.encoding, job.identity.k)
-    of_rows = compare_rows(logits if reference is None else reference, labels, stored)
+    of_rows = compare_rows(reference, labels, stored)
     # Few rows of one shard may disagree by chance: their number is checked in the whole store.
     divergence = {"kl_tail_as_one": of_rows["kl_tail_as_one"].mean()}
     check_fidelity(divergence, f"the rows of {key.file_name}", fidelity_advice(job.identity))

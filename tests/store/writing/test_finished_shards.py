@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,6 +122,51 @@ def watch_shards(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return requested
 
 
+def test_a_shard_is_written_while_the_teacher_runs_for_the_next_one_and_no_further(
+    project, monkeypatch
+):
+    events, next_runs = [], threading.Event()
+    compute, write = job.shard_logits, job.write_shard
+
+    def watched_compute(*arguments):
+        events.append("compute")
+        if events.count("compute") > 1:
+            next_runs.set()
+        return compute(*arguments)
+
+    def watched_write(*arguments):
+        assert next_runs.wait(60)
+        write(*arguments)
+        events.append("written")
+
+    monkeypatch.setattr(job, "shard_logits", watched_compute)
+    monkeypatch.setattr(job, "write_shard", watched_write)
+    run_stage("soft_targets")
+    assert (events.count("compute"), events.count("written")) == (5, 5)
+    for position in range(len(events)):
+        before = events[: position + 1]
+        assert before.count("compute") - before.count("written") <= 2
+
+
+def test_an_error_while_a_shard_is_written_ends_the_stage_and_keeps_the_shards_before(
+    project, monkeypatch
+):
+    write = job.write_shard
+
+    def full_disk(path: Path, *arguments):
+        if "view00001" in path.name:
+            raise UserError("the disk is full")
+        write(path, *arguments)
+
+    before = bytes_of(STORE)
+    monkeypatch.setattr(job, "write_shard", full_disk)
+    with pytest.raises(UserError, match="the disk is full"):
+        run_stage("soft_targets")
+    assert shards_in_scratch() == {SHARD.replace("00001", "00000")}
+    assert not list(SCRATCH.rglob("*.partial"))
+    assert bytes_of(STORE) == before
+
+
 def test_more_views_run_the_teacher_on_the_new_views_alone(project, monkeypatch, capsys):
     run_stage("soft_targets")
     requested = watch_shards(monkeypatch)
@@ -148,7 +194,7 @@ def test_the_stage_first_prints_that_it_makes_all_shards_if_none_is_finished(
     change_params("views", count=2)
     printed = []
     monkeypatch.setattr(
-        "pipeline.stages.soft_targets.make_shard",
+        "pipeline.stages.soft_targets.make_shards",
         lambda *_: printed.append(capsys.readouterr().out) or pytest.skip("printed"),
     )
     with pytest.raises(pytest.skip.Exception):
