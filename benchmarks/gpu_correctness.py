@@ -83,7 +83,7 @@ def _view_difference(setting: Setting, policy: ViewPolicy, channels: int, size: 
         worst = max(worst, (here.pixels.cpu().int() - there.pixels.int()).abs().max().item())
         if here.weights is not None:
             worst = max(worst, (here.weights.cpu() - there.weights).abs().max().item())
-            worst = max(worst, np.abs(here.partners - there.partners).max())
+            worst = max(worst, (here.partners.cpu() - there.partners).abs().max().item())
     return worst
 
 
