@@ -78,8 +78,8 @@ def test_a_student_refuses_such_a_store_and_keeps_its_old_outputs(project):
 def test_changed_augmentation_code_is_caught_by_the_canaries(project, monkeypatch):
     original = geometry._windows_one_by_one
 
-    def transposed(padded, top, left, flip):
-        return original(padded, left, top, flip)
+    def transposed(padded, places):  # top, left, whether it is mirrored
+        return original(padded, places[:, [1, 0, 2]])
 
     monkeypatch.setattr(geometry, "_windows_one_by_one", transposed)
     with pytest.raises(UserError, match="canaries that differ: the images or the augmentation"):
