@@ -111,22 +111,21 @@ def test_a_run_that_was_stopped_goes_on_at_its_seed(project, monkeypatch, capfd)
 
 def test_seeds_side_by_side_have_the_bytes_of_seeds_in_turn(project):
     change_params("training", seeds=[0, 1])
-    command = [sys.executable, "-m", "pipeline.stages.student", "small"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    results = []
-    for jobs in ("1", "2"):
-        shutil.rmtree(".scratch", ignore_errors=True)
-        run = subprocess.run(
-            command,
-            env=environment | {"SEED_JOBS": jobs},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert run.returncode == 0, run.stdout + run.stderr
-        assert ("seed 1: " in run.stdout) == (jobs == "2")
-        results.append([Path(path.format(kind="students")).read_bytes() for path in OUTPUTS])
-    assert results[0] == results[1]
+    run_stage("student", "small")
+    outputs = [Path(path.format(kind="students")) for path in OUTPUTS]
+    in_turn = [path.read_bytes() for path in outputs]
+    shutil.rmtree(".scratch")
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "SEED_JOBS": "2"}
+    run = subprocess.run(
+        [sys.executable, "-m", "pipeline.stages.student", "small"],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "seed 1: " in run.stdout
+    assert [path.read_bytes() for path in outputs] == in_turn
 
 
 @pytest.mark.slow
