@@ -298,8 +298,8 @@ def resumed(setting: Setting) -> Iterator[Row]:
     if setting.device.type == "cpu" or torch.cuda.device_count() > 1:
         side.forget_training(STUDENT)
         side.run(module, NAME, PROCESSES="2")
-        yield check("two processes share a training: test accuracy, points",
-                    abs(side.accuracy(STUDENT) - accuracy), POINTS)  # fmt: skip
+        difference = abs(side.accuracy(STUDENT) - accuracy)
+        yield check("two processes share a training: test accuracy, points", difference, POINTS)
 
 
 def kill_after_an_epoch(side: Side, module: str) -> None:

@@ -26,8 +26,8 @@ from pipeline.runtime import signals, stage_times
 from pipeline.runtime.errors import UserError, counted, positive_int
 from pipeline.runtime.params import read_params
 from pipeline.runtime.run_plan import ahead, write_plan
-from pipeline.runtime.stage_times import SEED_JOBS, split_sizes
-from pipeline.seeds.gpus import SharedGpus, processes, visible_gpus
+from pipeline.runtime.stage_times import SEED_JOBS, process_count, split_sizes
+from pipeline.seeds.gpus import SharedGpus, visible_gpus
 from pipeline.seeds.prefixed import run_prefixed
 
 #: Stages of the last `dvc repro`: nothing runs beside `speed`, which would disturb its times.
@@ -59,7 +59,7 @@ def number_of_jobs(text: str | None) -> int:
     there are none. Two trainings seldom fit one GPU."""
     if text is None:
         gpus = visible_gpus()
-        return max(1, len(gpus) // processes()) if gpus else 2
+        return max(1, len(gpus) // process_count()) if gpus else 2
     return positive_int(text, "JOBS", "the number of stages to run at once")
 
 
@@ -88,7 +88,7 @@ def run_in_parallel(waits: Mapping[str, set[str]], jobs: int) -> None:
     sorter = TopologicalSorter(waits)
     sorter.prepare()
     behind = stages_behind(waits)  # the teacher starts before a baseline
-    gpus, of_job = SharedGpus(visible_gpus()), processes()
+    gpus, of_job = SharedGpus(visible_gpus()), process_count()
     running: dict[Future[bool], tuple[str, int]] = {}  # the stage, and the jobs that it takes
     ready: list[str] = []
     failed: list[str] = []

@@ -19,8 +19,9 @@ from torch import distributed
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from pipeline.runtime.errors import UserError, first_line, is_out_of_memory, positive_int
+from pipeline.runtime.errors import UserError, first_line, is_out_of_memory
 from pipeline.runtime.signals import LAUNCHER
+from pipeline.runtime.stage_times import process_count
 
 #: How long a rank waits in a collective of the computation. All ranks compute alike, so this is for
 #: what differs: rank 0 writes the state of an epoch, and a network compiles. A longer wait is a
@@ -136,9 +137,7 @@ def _signal_name(code: int) -> str | None:
 
 
 def _process_count() -> int:
-    text = os.environ.get("PROCESSES") or "1"
-    count = positive_int(text, "PROCESSES", "the number of processes to start on this machine")
-    devices = torch.cuda.device_count()
+    count, devices = process_count(), torch.cuda.device_count()
     if 0 < devices < count:
         raise UserError(
             f"PROCESSES is {count}, but this machine has {devices} CUDA devices; expected at most "

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, positive_int
 from pipeline.runtime.files import canonical_json, read_json, write_json
 from pipeline.runtime.outputs import PREPARED
 
@@ -22,6 +22,16 @@ FOLDER = Path(".scratch/stage_times")
 JOBS = "TEACH_ONCE_JOBS"
 #: Environment variable: the number of seeds that a stage trains at once.
 SEED_JOBS = "SEED_JOBS"
+
+
+def process_count() -> int:
+    """Read PROCESSES, the number of processes that share a training on this machine.
+
+    Raises:
+        UserError: it is no number, or less than 1.
+    """
+    text = os.environ.get("PROCESSES") or "1"
+    return positive_int(text, "PROCESSES", "the number of processes to start on this machine")
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from pipeline.compute import distributed
 from pipeline.compute.distributed import ProcessGroup
 from pipeline.runtime.errors import UserError, positive_int
 from pipeline.runtime.signals import LAUNCHER
-from pipeline.runtime.stage_times import SEED_JOBS
-from pipeline.seeds.gpus import SharedGpus, processes, visible_gpus
+from pipeline.runtime.stage_times import SEED_JOBS, process_count
+from pipeline.seeds.gpus import SharedGpus, visible_gpus
 from pipeline.seeds.prefixed import run_prefixed
 from pipeline.students.params import load_student, load_training
 
@@ -69,7 +69,7 @@ def train_side_by_side(module: str, name: str, seeds: Sequence[int]) -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     environment = {**os.environ, LAUNCHER: str(os.getpid())}
     environment.pop("DVC_STAGE", None)  # the times of the stage are this process's
-    gpus, of_one = SharedGpus(visible_gpus()), processes()
+    gpus, of_one = SharedGpus(visible_gpus()), process_count()
 
     def train(seed: int) -> int:
         command = [sys.executable, "-m", module, name, "--seed", str(seed)]

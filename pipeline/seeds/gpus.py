@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 
-from pipeline.runtime.errors import positive_int
-
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -26,12 +24,6 @@ def visible_gpus() -> list[str]:
     names = [name.strip() for name in named.split(",")]
     known = names.index("-1") if "-1" in names else len(names)
     return [name for name in names[:known] if name]
-
-
-def processes() -> int:
-    """PROCESSES: how many share a training, each with a GPU of its own."""
-    text = os.environ.get("PROCESSES") or "1"
-    return positive_int(text, "PROCESSES", "the number of processes to start on this machine")
 
 
 class SharedGpus:

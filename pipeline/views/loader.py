@@ -67,9 +67,8 @@ class _BatchPlan:
         return Batch(self.samples, pixels, self.partners, self.weights)
 
 
-#: Samples whose views are planned at once, up to a batch: in a sixth (resized crops) to a
-#: thirty-sixth (crops) of the time that batches of 64 take one by one, with at most 60 MB of
-#: memory, whatever the size of the split.
+#: Samples whose views are planned at once, up to a batch: many batches share the cost of each call
+#: of NumPy, and the memory of a plan does not grow with the split.
 _PLANNED = 2**15
 
 

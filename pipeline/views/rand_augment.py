@@ -37,7 +37,7 @@ class AugmentPlan:
 
     magnitude: int  # 0 ... 30
     moves: Tensor  # [R + 1, B] int64: where each image is before the move; the last restores order
-    numbers: Tensor  # [R, B, 7] int32, in the order of the round: see `_strengths`
+    strengths: Tensor  # [R, B, 7] int32, in the order of the round: see `_strengths`
     counts: Sequence[Sequence[int]]  # [R, 14]: images of each operation, in the order of `_SORTED`
 
 
@@ -54,38 +54,40 @@ def plan(
         side: of the images in pixels.
 
     Returns:
-        `moves` [R + 1, N] and `numbers` [R, N, 7] as in AugmentPlan, batch after batch, and
+        `moves` [R + 1, N] and `strengths` [R, N, 7] as in AugmentPlan, batch after batch, and
         `counts` [batches, R, 14].
     """
-    strengths = _strengths(magnitude, side)
+    table = _strengths(magnitude, side)
     batch = np.repeat(np.arange(len(sizes)), sizes)  # [N]
     first = np.repeat(np.cumsum(sizes) - sizes, sizes)  # [N], of its batch
     place = np.arange(len(batch))  # of each image
-    moves, numbers, counts = [], [], []
+    moves, strengths, counts = [], [], []
     for operation, sign in zip(operations, signs, strict=True):
         rank = _RANKS[operation]
         order = np.lexsort((rank, batch))
         moves.append(place[order] - first)
-        numbers.append(strengths[operation, (sign + 1) // 2][order])
+        strengths.append(table[operation, (sign + 1) // 2][order])
         place = np.argsort(order)
         kinds = len(OPERATIONS)
         counted = np.bincount(batch * kinds + rank, minlength=len(sizes) * kinds)
         counts.append(counted.reshape(len(sizes), kinds))
     moves.append(place - first)
-    return np.stack(moves), np.stack(numbers), np.stack(counts, 1)
+    return np.stack(moves), np.stack(strengths), np.stack(counts, 1)
 
 
 def apply(pixels: Tensor, plan: AugmentPlan) -> Tensor:
     """Apply the planned operations to images, [B, C, S, S] uint8; C is 1 or 3."""
-    for move, numbers, counts in zip(plan.moves, plan.numbers, plan.counts, strict=False):
-        pixels = _apply_round(pixels[move], numbers, counts, plan.magnitude)
+    for move, strengths, counts in zip(plan.moves, plan.strengths, plan.counts, strict=False):
+        pixels = _apply_round(pixels[move], strengths, counts, plan.magnitude)
     return pixels[plan.moves[-1]]
 
 
-def _apply_round(pixels: Tensor, numbers: Tensor, counts: Sequence[int], magnitude: int) -> Tensor:
+def _apply_round(
+    pixels: Tensor, strengths: Tensor, counts: Sequence[int], magnitude: int
+) -> Tensor:
     """One operation for each image, in the order of `_SORTED`."""
     sizes = [sum(counts[start:stop]) for start, stop in _KINDS]
-    (same, moved, coloured, sharp, looked_up), of_kind = pixels.split(sizes), numbers.split(sizes)
+    (same, moved, coloured, sharp, looked_up), of_kind = pixels.split(sizes), strengths.split(sizes)
     parts = [same]
     if len(moved):
         parts.append(_affine(moved, of_kind[1]))
@@ -120,20 +122,20 @@ def _strengths(magnitude: int, side: int) -> np.ndarray:
                 *(sine, cosine, (_UNIT - cosine - sine) * side),
             ),
         }
-        for name, numbers in maps.items():
-            strengths[OPERATIONS.index(name), column, :6] = numbers
+        for name, coefficients in maps.items():
+            strengths[OPERATIONS.index(name), column, :6] = coefficients
         strengths[:, column, 6] = (_ONE * (100 + 3 * magnitude * sign) + 50) // 100
     return strengths
 
 
-def _affine(pixels: Tensor, numbers: Tensor) -> Tensor:
+def _affine(pixels: Tensor, strengths: Tensor) -> Tensor:
     """Move pixels by an affine map; black outside.
 
     The pixel at row i, column j comes from column (a * (2j + 1) + b * (2i + 1) + c) >> 17 with the
-    first three of `numbers` [n, 7], and from the row that the next three give by the same formula.
+    first three of `strengths` [n, 7], and from the row that the next three give in the same way.
     """
     side = pixels.shape[3]
-    a, b, c = numbers[:, :6, None, None].unflatten(1, (2, 3)).unbind(2)  # [n, 2, 1, 1] each
+    a, b, c = strengths[:, :6, None, None].unflatten(1, (2, 3)).unbind(2)  # [n, 2, 1, 1] each
     odd = _odd_numbers(side, pixels.device)
     places = (a * odd + (b * odd[:, None] + c)) >> 17  # [n, 2, S, S]: 2**31 is out of reach at 4096
     within = places.clamp(0, side - 1)
@@ -149,9 +151,9 @@ def _odd_numbers(count: int, device: torch.device) -> Tensor:
     return torch.arange(1, 2 * count, 2, device=device, dtype=torch.int32)
 
 
-def _blend(pixels: Tensor, other: Tensor, numbers: Tensor) -> Tensor:
+def _blend(pixels: Tensor, other: Tensor, strengths: Tensor) -> Tensor:
     """factor * pixels + (1 - factor) * other, rounded down, within 0 ... 255."""
-    share = numbers[:, 6, None, None, None].float() / _ONE
+    share = strengths[:, 6, None, None, None].float() / _ONE
     mixed = pixels.float().mul_(share).addcmul_(other, 1 - share)
     return mixed.clamp_(0, 255).to(torch.uint8)
 
@@ -167,7 +169,7 @@ def _grey(pixels: Tensor) -> Tensor:
     return red.add_(green).add_(blue).floor_()
 
 
-def _sharpness(pixels: Tensor, numbers: Tensor) -> Tensor:
+def _sharpness(pixels: Tensor, strengths: Tensor) -> Tensor:
     """Blend with the mean of 3 x 3 pixels, the middle weighted 5; the outermost pixels stay."""
     levels = pixels.to(torch.int16)
     columns = levels[..., :-2, :] + levels[..., 1:-1, :] + levels[..., 2:, :]
@@ -177,14 +179,14 @@ def _sharpness(pixels: Tensor, numbers: Tensor) -> Tensor:
     smooth = sums.float().mul_(1 / 13).round_()
     changed = pixels.clone()
     inner = pixels[..., 1:-1, 1:-1]
-    changed[..., 1:-1, 1:-1] = _blend(inner, smooth, numbers)
+    changed[..., 1:-1, 1:-1] = _blend(inner, smooth, strengths)
     return changed
 
 
-def _look_up(pixels: Tensor, numbers: Tensor, counts: Sequence[int], magnitude: int) -> Tensor:
+def _look_up(pixels: Tensor, strengths: Tensor, counts: Sequence[int], magnitude: int) -> Tensor:
     """Replace each pixel by its entry in the table of its image's operation, one of `_TABLES`."""
     flat = pixels.flatten(2).long()  # [n, C, H * W]
-    factors, tables = numbers[:, 6, None, None].long(), []  # [n, 1, 1]
+    factors, tables = strengths[:, 6, None, None].long(), []  # [n, 1, 1]
     parts = zip(_TABLES, flat.split(counts), factors.split(counts), strict=True)
     for table_of, levels, factor in parts:
         if len(levels):

@@ -36,9 +36,7 @@ def resize_boxes(images: Tensor, boxes: Tensor, mirrored: Tensor, size: int) -> 
     )
     plan = (columns, column_weights, rows, row_weights)
     on_cpu = images.device.type == "cpu"
-    count = max(
-        1, _PART // images.shape[1:].numel() if on_cpu else len(images)
-    )  # a rank may have 0
+    count = max(1, _PART // images.shape[1:].numel() if on_cpu else len(images))  # B may be 0
     resized = images.new_empty(*images.shape[:2], size, size)
     for start in range(0, len(images), count):
         part = slice(start, start + count)
