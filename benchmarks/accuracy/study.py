@@ -117,6 +117,8 @@ BUDGETS = {
         Budget("cpu", 50, {**SMALL, "epochs": 16}, 16, (0, 1)),
         # All distinct views, as with a teacher at every step.
         Budget("views", 100, {**SMALL, "epochs": 40}, 16, (0, 1, 2), "bfloat16"),
+        # Of `long_runs`, which sets the epochs.
+        Budget("long", 50, {**SMALL, "epochs": 400}, 162, (0, 1, 2)),
         Budget("gpu", None, TABLES, ViewPolicy(POLICY).distinct, (0, 1, 2)),
     )
 }

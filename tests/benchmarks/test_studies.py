@@ -12,7 +12,7 @@ import torch
 from conftest import change_params, opened
 from import_closure import ROOT
 
-from benchmarks.accuracy import beyond, encodings, methods, starts, study, views
+from benchmarks.accuracy import beyond, encodings, methods, seeds, starts, study, views
 from benchmarks.accuracy.study import BUDGETS, LAST, Budget, Cache, Cell, Jitter, Teacher, Workshop
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.models import checkpoint
@@ -22,7 +22,7 @@ from pipeline.runtime.params import read_params
 from soak.common import png, write_tar
 
 STUDIES = {"methods": methods, "views": views, "encodings": encodings, "beyond": beyond}
-PAGES = STUDIES | {"starts": starts}
+PAGES = STUDIES | {"seeds": seeds, "starts": starts}
 CPU = torch.device("cpu")
 RUN_STAGE = study.run_stage
 TINY = {"epochs": 4, "batch_size": 4, "optimizer": "sgd", "learning_rate": 0.05}

@@ -1,0 +1,132 @@
+"""Measure what long trainings make of few cached views: test accuracy against epochs.
+
+    python -m benchmarks.accuracy.long_runs PROJECT      # of recipes/cifar100_laptop.yaml
+    python -m benchmarks.accuracy.long_runs --tables
+    python -m benchmarks.accuracy.long_runs --plot FILE  # needs matplotlib
+
+Trains a ResNet-8 and a ResNet-20 on the first 50 training images of each class for 40 to 400
+epochs, with the project's teacher in the ways of WAYS. Appends to benchmarks/accuracy/runs.csv;
+study.py says how.
+"""
+
+from pipeline.runtime.command import run_command
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from benchmarks.accuracy.study import (
+    BUDGETS,
+    LAST,
+    POLICY,
+    Budget,
+    Cache,
+    Network,
+    Run,
+    Teacher,
+    cell,
+    command,
+    key,
+    markdown,
+    results,
+)
+
+BUDGET = "long"
+EPOCHS = (40, 100, 200, 400)
+COUNTS = (1, 2, 4, 8, 16, 50, 162)
+STUDENTS = {name: Network("cifar_resnet", name) for name in ("resnet8", "resnet20")}
+
+
+def _cache(count: int, policy: str = POLICY) -> Cache:
+    return Cache(Teacher(Network("cifar_resnet", "resnet20")), count, policy=policy)
+
+
+def exact(count: int) -> str:
+    return f"{count} exact"
+
+
+LABELS, INEXACT, LIVE = "labels only", "1 clean view, inexact", "live teacher"
+WAYS: dict[str, dict[str, Any]] = {
+    LABELS: {"caches": (_cache(1),), "distillation": {}},
+    INEXACT: {"caches": (_cache(1, "none"),), "use": "inexact"},
+    **{exact(count): {"caches": (_cache(count),)} for count in COUNTS},
+    LIVE: {"caches": (_cache(1),), "use": "live"},
+}
+FIRST = [exact(1), exact(16), INEXACT, LABELS]  # what says most
+
+
+def run(student: str, way: str, epochs: int, seed: int) -> Run:
+    options = {"distillation": {"method": "kd"}, **WAYS[way]}
+    return Run(BUDGET, STUDENTS[student], epochs, seed, **options)
+
+
+def ways(epochs: int) -> list[str]:
+    """The ways that differ at this number of epochs: a cache of at least as many views as epochs
+    gives a new view at each epoch, however many more it has."""
+    alike = [exact(count) for fewer, count in pairwise(COUNTS) if fewer >= epochs]
+    return [way for way in WAYS if way not in alike]
+
+
+def plan(budget: Budget) -> list[list[Run]]:
+    """The first ways first, of the smaller student; further seeds last."""
+    return [
+        [run(student, way, epochs, seed) for way in ways(epochs) if (way in FIRST) == is_first]
+        for seed in budget.seeds
+        for student in STUDENTS
+        for is_first in (True, False)
+        for epochs in EPOCHS
+    ]
+
+
+def tables() -> Iterator[str]:
+    """For each student one row per way, one column per number of epochs: the accuracy of the last
+    epoch. A cell without a run is empty."""
+    found = results()
+    for student in STUDENTS:
+        rows = []
+        for way in WAYS:
+            cells = [
+                cell(found, [run(student, way, epochs, seed) for seed in BUDGETS[BUDGET].seeds])
+                for epochs in EPOCHS
+            ]
+            rows.append([way, *(here.shown if here else "" for here in cells)])
+        yield markdown([student, *(f"{epochs} epochs" for epochs in EPOCHS)], rows)
+
+
+def plot(path: Path) -> None:
+    """Plot accuracy of the last epoch against epochs, one line per way, each run a dot."""
+    import matplotlib  # noqa: PLC0415  (of the extra `bench`)
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    matplotlib.rcParams["svg.hashsalt"] = BUDGET  # equal tables give equal bytes
+    found = 100 * results()[LAST]
+    figure, axes = plt.subplots(1, len(STUDENTS), figsize=(9, 4), layout="constrained")
+    for axis, student in zip(axes, STUDENTS, strict=True):
+        for number, way in enumerate(WAYS):
+            keys = {
+                tuple(key(run(student, way, epochs, seed)).values()): epochs
+                for epochs in EPOCHS
+                for seed in BUDGETS[BUDGET].seeds
+            }
+            runs = found[found.index.isin(keys)]
+            epochs = runs.index.get_level_values("epochs")
+            means = runs.groupby(epochs).mean()
+            axis.plot(means.index, means, color=f"C{number}", label=way)
+            axis.scatter(epochs, runs, s=12, color=f"C{number}")
+        axis.set_xscale("log")
+        axis.set_xticks(EPOCHS, list(map(str, EPOCHS)))
+        axis.minorticks_off()
+        axis.set(title=student, xlabel="epochs", ylabel="test accuracy, %")
+    axes[0].legend(fontsize="small")
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    command("long_runs", __doc__, plan, tables, budgets=(BUDGET,), plot=plot)
+
+
+if __name__ == "__main__":
+    run_command(main)
