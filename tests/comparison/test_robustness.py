@@ -50,7 +50,7 @@ def invented(correct: np.ndarray, labels: np.ndarray) -> CorruptionPredictions:
 
 
 def classes_of(role: str) -> np.ndarray:
-    """The predicted classes of a file of the project: [6, 3, 12]."""
+    """The predicted classes of a file of the project: [6, 2, 12]."""
     return load_file(TEACHER if role == "teacher" else STUDENT)[f"{role}.float32"]
 
 
@@ -73,7 +73,7 @@ def test_accuracies_equal_hand_computed_ones():
 
 def test_a_model_compared_with_itself_gains_nothing():
     labels = RNG.integers(0, 4, 300)
-    model = invented(RNG.random((6, 3, 300)) < 0.7, labels)
+    model = invented(RNG.random((6, 2, 300)) < 0.7, labels)
     gain = compare_robustness(None, {"twin": (model, model)}, labels).gains["twin"]
     assert (gain.gain, gain.low, gain.high) == (0, 0, 0)
 
@@ -82,8 +82,8 @@ def test_the_interval_of_a_robust_gain_treats_an_image_as_one_sample():
     """An image's variants are not independent: if they counted as images, intervals would be 4
     times too narrow when all or none of an image's variants are correct."""
     labels = np.zeros(1_000, int)
-    correct = np.broadcast_to(RNG.random(1_000) < 0.8, (6, 3, 1_000))
-    worse = np.broadcast_to(RNG.random(1_000) < 0.7, (6, 3, 1_000))
+    correct = np.broadcast_to(RNG.random(1_000) < 0.8, (6, 2, 1_000))
+    worse = np.broadcast_to(RNG.random(1_000) < 0.7, (6, 2, 1_000))
     students = {"s": (invented(correct, labels), invented(worse, labels))}
     gain = compare_robustness(None, students, labels).gains["s"]
     differences = correct[0, 0].astype(float) - worse[0, 0]
@@ -131,12 +131,13 @@ class Recorder:
 
 
 def shown(split, samples: np.ndarray) -> np.ndarray:
-    """Record a file's images: [18, N, C, S, S] uint8."""
+    """Record a file's images: [variants, N, C, S, S] uint8."""
     spec = InputSpec(3, 16, [0] * 3, [1] * 3)
     recorder = Recorder(reading_of(load_section(DatasetParams, "dataset"), spec))
     predict_variants([recorder], split, samples)
-    batches = [np.stack(recorder.seen[i : i + 18]) for i in range(0, len(recorder.seen), 18)]
-    return np.concatenate(batches, 1)
+    variants = len(CORRUPTIONS) * len(SEVERITIES)
+    starts = range(0, len(recorder.seen), variants)
+    return np.concatenate([np.stack(recorder.seen[i : i + variants]) for i in starts], 1)
 
 
 def test_corruption_of_an_image_is_identical_for_any_batch_and_order(project, monkeypatch):
@@ -157,7 +158,7 @@ def test_encoded_images_are_decoded_at_the_size_of_the_views_and_then_corrupted(
         size = test.sizes[sample]
         (box,) = clean_boxes(size[None], 40)
         view = decode_view(test.content(sample), size, box, 40, 3)
-        noise = corrupt(view, sample, corruption="noise", severity=1)
+        noise = corrupt(view, sample, corruption="noise", severity=SEVERITIES[0])
         assert np.array_equal(noisy[row], noise)
 
 
@@ -192,7 +193,7 @@ def test_at_most_max_images_evenly_spread_are_corrupted(project, monkeypatch):
     tensors = load_file(STUDENT)
     assert tensors["samples"].tolist() == [0, 2, 4, 7, 9]
     assert np.array_equal(classes_of("distilled"), before[..., tensors["samples"]])
-    with pytest.raises(UserError, match=r"expected .*teacher.float32 int32 \[6, 3, 5\]"):
+    with pytest.raises(UserError, match=r"expected .*teacher.float32 int32 \[6, 2, 5\]"):
         run_stage("compare")
 
 
@@ -245,7 +246,7 @@ def test_the_stage_takes_either_a_student_or_the_teacher(project, capsys, argume
     assert "expected either the name of a student or --teacher" in capsys.readouterr().err
 
 
-HELD = ", ".join(f"{role}.float32 int32 [6, 3, 12]" for role in ("baseline", "distilled"))
+HELD = ", ".join(f"{role}.float32 int32 [6, 2, 12]" for role in ("baseline", "distilled"))
 HELD += ", image_size int32 [1], samples int32 [12]"
 
 
