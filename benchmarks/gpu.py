@@ -1,10 +1,14 @@
 """Check and measure the pipeline on a GPU: the first command to run when one is at hand.
 
     python -m benchmarks.gpu
+    python -m benchmarks.gpu --tables PROJECT
 
 Checks CUDA against the CPU: views, stages, stores, and trainings that were killed. Then measures
 ratios of speed. A finished part is written at once, to results.csv and results.md in the folder
 of `--out`; the same command runs the parts that are not there yet. It ends after `--minutes`.
+
+With `--tables` it trains the pairs of the published tables instead, and appends each finished
+training to PROJECT/runs.csv; the same command continues, within a training too.
 
 Any machine runs all of it in small with `--device cpu --quick`: both sides are then the CPU.
 """
@@ -23,7 +27,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import gpu_correctness, gpu_speed
+from benchmarks import gpu_correctness, gpu_speed, gpu_tables
 from benchmarks.gpu_correctness import Setting
 from benchmarks.gpu_results import Results
 from benchmarks.harness import Row, print_rows
@@ -115,10 +119,15 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the command")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--tables", type=Path, metavar="PROJECT", help="train the published pairs")
     arguments = parser.parse_args()
     device = choose_device(arguments.device)
     machine = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     machine += f", torch {torch.__version__}{', quick' if arguments.quick else ''}"
+    if arguments.tables:
+        print(machine, flush=True)
+        gpu_tables.train_tables(arguments.tables, arguments.minutes, arguments.quick)
+        return
     results = Results(arguments.out, machine)
     left = [name for name in arguments.parts if name not in results.parts()]
     print(f"{machine}: {len(left)} of {len(arguments.parts)} parts to run")

@@ -4,11 +4,13 @@ training and its line of results.
 A study is a list of blocks of runs. Its command makes the teachers and caches of a block with the
 pipeline's stages, in folders below PROJECT/.scratch/accuracy; trains the block's students, several
 at a time; and appends one line per run to runs.csv beside this file. It skips finished runs,
-teachers and caches: a killed study resumes, and a run that two studies share runs once.
+teachers and caches: a killed study resumes, each training after its last finished epoch, and a run
+that two studies share runs once.
 """
 
 import argparse
 import contextlib
+import hashlib
 import io
 import multiprocessing
 import os
@@ -35,6 +37,7 @@ from torch import nn
 from torch.nn import functional
 
 from pipeline.compute.device import default_device
+from pipeline.compute.distributed import SINGLE_PROCESS
 from pipeline.data.prepared.dataset import Dataset, open_dataset
 from pipeline.data.sources.archives import read_files
 from pipeline.distillation.objective import SoftTargetLookup, student_loss
@@ -56,6 +59,7 @@ from pipeline.store.writing.shard_writer import shard_bytes, write_index, write_
 from pipeline.students.label_loss import label_loss
 from pipeline.students.loop import TrainingData, evaluate, fit
 from pipeline.students.params import TrainingParams
+from pipeline.training.resume import ResumeState, fingerprint
 from pipeline.views.loader import Batch, open_views
 from pipeline.views.params import ViewsParams
 from pipeline.views.policy import ViewPolicy
@@ -120,6 +124,8 @@ BUDGETS = {
         # Of `long_runs`, which sets the epochs.
         Budget("long", 50, {**SMALL, "epochs": 400}, 162, (0, 1, 2)),
         Budget("gpu", None, TABLES, ViewPolicy(POLICY).distinct, (0, 1, 2)),
+        # To try the command of the GPU budget, on tiny images.
+        Budget("quick", None, {**TABLES, "epochs": 8, "milestones": [5, 6, 7]}, 2, (0, 1)),
     )
 }
 
@@ -134,8 +140,8 @@ class Network:
 @dataclass(frozen=True)
 class Teacher:
     """`seed` None: the project's teacher. Otherwise the study trains it: at the GPU budget by the
-    tables' recipe, with this seed; at the CPU budget by the project's `teacher.training`, with
-    `seed` added to its seed."""
+    tables' recipe, the students', with this seed; at the CPU budget by the project's
+    `teacher.training`, with `seed` added to its seed."""
 
     network: Network
     seed: int | None = None
@@ -209,11 +215,12 @@ def key(run: Run) -> dict[str, str | int]:
     }
 
 
-def results() -> pd.DataFrame:
-    """All finished runs, indexed by the values of their keys."""
-    if not RESULTS.exists():
+def results(file: Path | None = None) -> pd.DataFrame:
+    """All finished runs of a file, by default RESULTS, indexed by the values of their keys."""
+    file = file or RESULTS
+    if not file.exists():
         return pd.DataFrame(index=pd.MultiIndex.from_arrays([[]] * len(KEY), names=KEY))
-    return pd.read_csv(RESULTS).set_index(KEY)
+    return pd.read_csv(file).set_index(KEY)
 
 
 class Workshop:
@@ -223,6 +230,12 @@ class Workshop:
     def __init__(self, project: Path, budget: Budget):
         self.project, self.budget = project.resolve(), budget
         self.root = self.project / WORKSPACE / budget.name
+
+    def states(self, run: Run) -> Path:
+        """The folder of the state of an unfinished training."""
+        return (
+            self.root / "trainings" / hashlib.sha256(canonical_json(key(run)).encode()).hexdigest()
+        )
 
     def make(self, caches: Sequence[Cache]) -> None:
         """Make missing caches, and their images and teachers.
@@ -306,7 +319,7 @@ class Workshop:
             training = dict(params["teacher"]["training"])
             training["seed"] += teacher.seed
         else:
-            training = {**TABLES, "policy": POLICY, "seed": teacher.seed}
+            training = {**self.budget.training, "policy": POLICY, "seed": teacher.seed}
         params["teacher"] |= {
             "family": teacher.network.family,
             "network": teacher.network.name,
@@ -340,7 +353,8 @@ class Workshop:
 
 def run_stage(stage: str, project: Path, *arguments: str) -> None:
     command = [sys.executable, "-m", f"pipeline.stages.{stage}", *arguments]
-    subprocess.run(command, cwd=project, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+    path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    subprocess.run(command, cwd=project, env=os.environ | {"PYTHONPATH": path}, check=True)
 
 
 def write_subset(archive: Path, train_per_class: int, unlabelled_per_class: int = 0) -> None:
@@ -549,8 +563,9 @@ def teacher_accuracy(stores: Sequence[Store], dataset: Dataset) -> float:
 
 
 def train_one(run: Run, project: Path) -> dict[str, object]:
-    """Train the student; measure test accuracy of its last epoch and of its best on validation."""
-    device = default_device()
+    """Train the student; measure test accuracy of its last epoch and of its best on validation. A
+    training that was killed resumes after its last finished epoch."""
+    device, workshop = default_device(), Workshop(project, BUDGETS[run.budget])
     if device.type == "cpu":
         torch.set_num_threads(1)
     opened = [_opened(project, run.budget, cache) for cache in run.caches]
@@ -560,7 +575,9 @@ def train_one(run: Run, project: Path) -> dict[str, object]:
     network, spec = build(description).to(device), description.input
     if run.jitter:
         network = Jitter(network, run.jitter)
-    teacher = Workshop(project, BUDGETS[run.budget]).root / run.caches[0].folder / TEACHER.model
+    teacher = workshop.root / run.caches[0].folder / TEACHER.model
+    resume = resume_state(run, workshop.states(run), opened, device)
+    resumed = any(resume.folder.glob("*.state"))
     start = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
         data, soft_targets = training_data(opened, run, device, teacher)
@@ -571,7 +588,7 @@ def train_one(run: Run, project: Path) -> dict[str, object]:
                 logits, batch.labels, batch.partner_labels, batch.weights
             )
         )
-        trained = fit(network, spec, data, loss, training_of(run), device)
+        trained = fit(network, spec, data, loss, training_of(run), device, resume=resume)
     seconds, test = time.perf_counter() - start, dataset.splits["test"]
     last = evaluate(network, spec, test, device)[1]["test_accuracy"]
     best = last
@@ -590,11 +607,25 @@ def train_one(run: Run, project: Path) -> dict[str, object]:
         "teacher_passes": passes * images,
         "student_passes": run.epochs * images,
         "bytes_per_view": round(sum(map(bytes_per_view, taught)), 2),
-        "seconds": round(seconds),
+        "seconds": None if resumed else round(seconds),
         "dataset_fingerprint": dataset.fingerprint[:12],
         "torch": torch.__version__,
         "hardware": processor() if device.type == "cpu" else torch.cuda.get_device_name(),
     }
+
+
+def resume_state(
+    run: Run, folder: Path, opened: Sequence[Opened], device: torch.device
+) -> ResumeState:
+    """The state of the run's training, in a folder for it alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    fields = {
+        "run": key(run),
+        "training": training_of(run).model_dump(),
+        "stores": [store.index.content() for store, _, _ in opened],
+        "dataset": opened[0][1].fingerprint,
+    }
+    return ResumeState(folder, fingerprint(fields, device, SINGLE_PROCESS), SINGLE_PROCESS)
 
 
 def conduct(
@@ -602,16 +633,21 @@ def conduct(
     workshop: Workshop,
     workers: int,
     report: Callable[[str], None],
+    file: Path | None = None,
 ) -> None:
     """Run what is not in the results yet, block by block.
+
+    Args:
+        file: for new results, instead of RESULTS.
 
     Raises:
         UserError: a cache could not be made; or, after all other runs, some runs failed.
     """
-    known = set(results().index)
+    file = file or RESULTS
+    known = {*results().index, *results(file).index}
     todo = [[run for run in block if tuple(key(run).values()) not in known] for block in blocks]
     total, left = sum(map(len, blocks)), sum(map(len, todo))
-    report(f"{RESULTS.name} holds {total - left} of {total} runs")
+    report(f"{file.name} holds {total - left} of {total} runs")
     if not left:
         return
     context, failed = multiprocessing.get_context("spawn"), []
@@ -627,8 +663,10 @@ def conduct(
                     failed.append(f"{name}: {error}")
                     report(failed[-1])
                     continue
-                append(RESULTS, row)
-                report(f"{name}: {row[LAST]:.2%} in {row['seconds']} s")
+                append(file, row)
+                shutil.rmtree(workshop.states(waiting[future]), ignore_errors=True)
+                taken = "resumed" if row["seconds"] is None else f"in {row['seconds']} s"
+                report(f"{name}: {row[LAST]:.2%} {taken}")
     if failed:
         raise UserError("\n".join([f"{len(failed)} runs of {left} failed:", *failed]))
 
@@ -652,6 +690,7 @@ def command(
     parser.add_argument("--budget", choices=budgets, default=budgets[0])
     parser.add_argument("--workers", type=int, help="trainings at a time (CPU: cores; GPU: 1)")
     parser.add_argument("--tables", action="store_true", help="print the page's tables and end")
+    parser.add_argument("--results", type=Path, default=RESULTS, help=f"default: {RESULTS.name}")
     if plot:
         parser.add_argument("--plot", type=Path, metavar="FILE", help="draw an SVG and end")
     arguments = parser.parse_args()
@@ -668,8 +707,8 @@ def command(
         )
     budget = BUDGETS[arguments.budget]
     workers = arguments.workers or (os.cpu_count() if budget.per_class else 1)
-    conduct(plan(budget), Workshop(arguments.project, budget), workers,
-            partial(print, flush=True))  # fmt: skip
+    workshop = Workshop(arguments.project, budget)
+    conduct(plan(budget), workshop, workers, partial(print, flush=True), arguments.results)
 
 
 # Tables.

@@ -1,7 +1,7 @@
 """The loss of a student, made from its `distillation` parameters."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -49,5 +49,28 @@ def student_loss(
         soft = method(logits, teacher_logits, **tensors)
         warmup = min(batch.epoch / warmup_epochs, 1.0) if warmup_epochs else 1.0
         return params.hard_label_weight * hard + soft_label_weight * warmup * soft
+
+    return loss
+
+
+def loss_over_epochs(
+    params: DistillationParams,
+    soft_targets_at: Callable[[float], SoftTargetLookup],
+    device: torch.device,
+    epochs: int,
+) -> Loss:
+    """`student_loss` of a training of so many epochs, at each epoch's temperature.
+
+    Args:
+        soft_targets_at: temperature -> the lookup whose rows are decoded for it.
+    """
+
+    @lru_cache(maxsize=1)
+    def loss_of(epoch: int) -> Loss:
+        now = params.at_epoch(epoch, epochs)
+        return student_loss(now, soft_targets_at(now.decoding_temperature), device)
+
+    def loss(logits: Tensor, batch: TrainingBatch) -> Tensor:
+        return loss_of(batch.epoch)(logits, batch)
 
     return loss

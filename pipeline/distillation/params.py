@@ -3,17 +3,50 @@
 Each method has the parameters and defaults of its authors (docs/losses.md) and refuses all others.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from pipeline.runtime.errors import UserError, did_you_mean
 from pipeline.runtime.params import PARAMS_FILE, Section, read_params
+from pipeline.runtime.validation import shown
 from pipeline.students.params import load_with_overrides
 
 Weight = Annotated[float, Field(ge=0)]
 Temperature = Annotated[float, Field(gt=0)]
+
+
+class TemperatureSchedule(Section):
+    """T over the epochs of a training, half a cosine: as a rule from soft to sharp targets."""
+
+    first: Temperature  # of the first epoch
+    last: Temperature  # of the last epoch, and of all after it
+
+    def at(self, epoch: int, epochs: int) -> float:
+        """T of an epoch, counted from 1, of a training of so many (docs/losses.md)."""
+        share = min((epoch - 1) / max(epochs - 1, 1), 1.0)
+        return self.last + (self.first - self.last) * (1 + math.cos(math.pi * share)) / 2
+
+
+def _number_or_ends(value: Any) -> Any:
+    known = isinstance(value, float | int | TemperatureSchedule)
+    if not known and not (isinstance(value, Mapping) and set(value) == {"first", "last"}):
+        raise ValueError(f"it is {shown(value)}; expected a number, or `{{first: 8.0, last: 1.0}}`")
+    return value
+
+
+def _kind_of_temperature(value: Any) -> str:
+    return "number" if isinstance(value, float | int) else "schedule"
+
+
+#: One for all epochs, or one for each.
+TemperatureOrSchedule = Annotated[
+    Annotated[Temperature, Tag("number")] | Annotated[TemperatureSchedule, Tag("schedule")],
+    Discriminator(_kind_of_temperature),
+    BeforeValidator(_number_or_ends),
+]
 
 
 class DistillationParams(Section):
@@ -35,8 +68,16 @@ class DistillationParams(Section):
 
     @property
     def decoding_temperature(self) -> float:
-        """The temperature of the softmax for which rows of `top_k` are decoded."""
+        """The temperature of the softmax for which rows of `top_k` are decoded. Of a schedule:
+        only `at_epoch` has one."""
         return getattr(self, "temperature", 1.0)
+
+    def at_epoch(self, epoch: int, epochs: int) -> Self:
+        """The parameters with T of an epoch, counted from 1, of a training of so many."""
+        temperature = getattr(self, "temperature", None)
+        if not isinstance(temperature, TemperatureSchedule):
+            return self
+        return self.model_copy(update={"temperature": temperature.at(epoch, epochs)})
 
 
 class Standardizable(Section):
@@ -58,7 +99,7 @@ class KD(Standardizable, DistillationParams):
     standardized_defaults: ClassVar = {"temperature": 2.0, "soft_label_weight": 9.0}
 
     method: Literal["kd"] = "kd"
-    temperature: Temperature = 4.0
+    temperature: TemperatureOrSchedule = 4.0
     soft_label_weight: Weight = 0.9
     hard_label_weight: Weight = 0.1
     tail: Literal["spread", "bucket"] = "spread"  # of the classes whose logits `top_k` dropped
@@ -66,7 +107,7 @@ class KD(Standardizable, DistillationParams):
 
 class SoftCrossEntropy(DistillationParams):
     method: Literal["soft_cross_entropy"]
-    temperature: Temperature = 1.0
+    temperature: TemperatureOrSchedule = 1.0
     soft_label_weight: Weight = 1.0
     hard_label_weight: Weight = 0.0
     tail: Literal["spread", "bucket"] = "spread"
@@ -87,7 +128,7 @@ class DKD(Standardizable, DistillationParams):
     method: Literal["dkd"]
     alpha: Weight = 1.0  # of the target class's term
     beta: Weight = 8.0  # of the other classes' term
-    temperature: Temperature = 4.0
+    temperature: TemperatureOrSchedule = 4.0
     warmup_epochs: int = Field(default=20, ge=0)  # of linear increase of both terms' weight
     hard_label_weight: Weight = 1.0
 
@@ -97,7 +138,7 @@ class NKD(DistillationParams):
 
     method: Literal["nkd"]
     gamma: Weight = 1.5  # of the other classes' term
-    temperature: Temperature = 1.0
+    temperature: TemperatureOrSchedule = 1.0
     hard_label_weight: Weight = 1.0
 
 
@@ -110,7 +151,7 @@ class DIST(DistillationParams):
     method: Literal["dist"]
     beta: Weight = 1.0  # of the correlation between classes
     gamma: Weight = 1.0  # of the correlation between samples
-    temperature: Temperature = 1.0
+    temperature: TemperatureOrSchedule = 1.0
     soft_label_weight: Weight = 2.0
     hard_label_weight: Weight = 1.0
 
@@ -142,7 +183,7 @@ class RLD(Standardizable, DistillationParams):
     method: Literal["rld"]
     alpha: Weight = 1.0  # of the term of the teacher's confidence
     beta: Weight = 8.0  # of the term of the classes ranked below the label
-    temperature: Temperature = 4.0  # of the classes ranked below the label
+    temperature: TemperatureOrSchedule = 4.0  # of the classes ranked below the label
     alpha_temperature: Temperature = 1.0  # of the teacher's confidence
     warmup_epochs: int = Field(default=20, ge=0)
     hard_label_weight: Weight = 1.0

@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.compute.device import default_device
 from pipeline.compute.distributed import SINGLE_PROCESS
 from pipeline.data.prepared.dataset import open_dataset, verify_dataset
-from pipeline.distillation.objective import student_loss
+from pipeline.distillation.objective import loss_over_epochs
 from pipeline.distillation.params import load_distillation
 from pipeline.export.params import Int8TrainingParams
 from pipeline.int8_training.fake_quantisation import FakeQuantized, float_state
@@ -58,7 +58,7 @@ def train_for_int8(name: str, params: Int8TrainingParams, inputs: StageInputs) -
     dataset = open_dataset().resized(views.image_size)
     verify_dataset()
     teacher = checkpoint.fingerprint(TEACHER.model, produced_by="dvc repro teacher")
-    store = open_store(dataset, views, teacher).decoded_at(distillation.decoding_temperature)
+    store = open_store(dataset, views, teacher)
     store.verify(dataset)
     network, spec = checkpoint.load(outputs.model, produced_by=produced_by)
     training, device = continued(own, params), default_device()
@@ -84,7 +84,10 @@ def train_for_int8(name: str, params: Int8TrainingParams, inputs: StageInputs) -
     with exclusive(outputs.int8_scratch):
         name_of_state = fingerprint(fields, device, SINGLE_PROCESS)
         resume = ResumeState(outputs.int8_scratch, name_of_state, SINGLE_PROCESS)
-        loss = continued_loss(student_loss(distillation, store.gather, device), own.epochs)
+        loss = loss_over_epochs(
+            distillation, lambda t: store.decoded_at(t).gather, device, own.epochs
+        )
+        loss = continued_loss(loss, own.epochs)
         result = fit(rounding, spec.input, data, loss, training, device, resume=resume)
         network.load_state_dict(float_state(result.kept_state))
         inputs.check()
@@ -121,8 +124,8 @@ def continued(own: TrainingParams, params: Int8TrainingParams) -> TrainingParams
 
 
 def continued_loss(loss: Loss, epochs_before: int) -> Loss:
-    """The loss with epochs counted on from the student's, so that no warm-up of the method begins
-    again."""
+    """The loss with epochs counted on from the student's, so that no warm-up of the method and no
+    schedule of its temperature begins again."""
 
     def counted_on(logits: Tensor, batch: TrainingBatch) -> Tensor:
         return loss(logits, replace(batch, epoch=epochs_before + batch.epoch))

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.compute.device import default_device
 from pipeline.compute.distributed import ProcessGroup
 from pipeline.data.prepared.dataset import open_dataset, verify_dataset
-from pipeline.distillation.objective import student_loss
+from pipeline.distillation.objective import loss_over_epochs
 from pipeline.distillation.params import check_method, load_distillation
 from pipeline.models import checkpoint
 from pipeline.runtime.outputs import TEACHER, ModelOutputs
@@ -39,7 +39,7 @@ def train_student(name: str, group: ProcessGroup, seed: int | None) -> None:
         views = load_section(ViewsParams, "views")
         dataset = open_dataset().resized(views.image_size)
         teacher = checkpoint.fingerprint(TEACHER.model, produced_by="dvc repro teacher")
-        store = open_store(dataset, views, teacher).decoded_at(distillation.decoding_temperature)
+        store = open_store(dataset, views, teacher)
         split = dataset.splits["train"]
         check_method(
             distillation,
@@ -61,7 +61,9 @@ def train_student(name: str, group: ProcessGroup, seed: int | None) -> None:
 
         return TrainingData(dataset, opened, view_of_pass, np.arange(len(split)))
 
-    loss = student_loss(distillation, store.gather, device)
+    loss = loss_over_epochs(
+        distillation, lambda t: store.decoded_at(t).gather, device, training.epochs
+    )
     defining = {
         "views": views.model_dump(),
         "distillation": distillation.model_dump(),

@@ -1,5 +1,6 @@
 """The studies of accuracy train as described, and their pages match."""
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.models import checkpoint
 from pipeline.models.evaluation import predict
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.params import read_params
+from pipeline.students import loop
 from soak.common import png, write_tar
 
 STUDIES = {"methods": methods, "views": views, "encodings": encodings, "beyond": beyond}
@@ -200,7 +202,6 @@ def test_a_sparse_cache_equals_the_store_of_the_stage(workshop, project):
 
 def test_the_gpu_budget_trains_its_teachers_and_students_on_every_image(workshop, monkeypatch):
     recipe = {"epochs": 6, "batch_size": 8, "optimizer": "sgd", "learning_rate": 0.05}
-    monkeypatch.setattr(study, "TABLES", recipe)
     monkeypatch.setitem(BUDGETS, "gpu", Budget("gpu", None, recipe, 2, (0,)))
     shop = Workshop(workshop.project, BUDGETS["gpu"])
     pair = replace(beyond.PAIRS["cpu"][0], teacher_seed=0)
@@ -212,6 +213,35 @@ def test_the_gpu_budget_trains_its_teachers_and_students_on_every_image(workshop
     assert trained["network"] == pair.teacher.name
     row, images = study.train_one(run, shop.project), 36
     assert (row["teacher_passes"], row["student_passes"]) == (2 * images, 6 * images)
+
+
+def test_a_training_that_was_killed_resumes_with_the_same_row(workshop, monkeypatch):
+    run, original, evaluated = methods.plan(workshop.budget)[0][1], loop.evaluate, []
+    workshop.make(run.caches)
+    expected = study.train_one(run, workshop.project)
+    shutil.rmtree(workshop.states(run))
+
+    def evaluate(*arguments):
+        evaluated.append(arguments)
+        if len(evaluated) == 3:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    with pytest.raises(KeyboardInterrupt):
+        study.train_one(run, workshop.project)
+    found = study.train_one(run, workshop.project)
+    assert len(evaluated) == 3 + 2  # of 4 epochs, the last two again
+    assert found == expected | {"seconds": None}  # those of a part would mislead
+
+
+def test_a_stage_of_a_study_finds_the_packages_that_its_command_found(tmp_path, monkeypatch):
+    """Packages of a machine without a network lie in a folder of PYTHONPATH."""
+    calls = []
+    monkeypatch.setenv("PYTHONPATH", "carried")
+    monkeypatch.setattr(study.subprocess, "run", lambda *_, env, **__: calls.append(env))
+    RUN_STAGE("prepare", tmp_path)
+    assert calls[0]["PYTHONPATH"].split(os.pathsep) == [str(ROOT), "carried"]
 
 
 def test_a_method_takes_the_weights_of_its_pair_and_the_share_of_its_warm_up():

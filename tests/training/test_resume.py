@@ -89,6 +89,7 @@ def test_a_training_killed_at_any_moments_ends_with_the_bytes_of_an_uninterrupte
     (code / "pipeline/networks/dropout.py").write_text(DROPOUT_FAMILY, "utf-8")
     params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))
     params["training"] |= TRAINING | {"epochs": epochs}
+    params["distillation"]["temperature"] = {"first": 8.0, "last": 1.0}
     params["students"]["small"] |= {"family": "dropout", "network": "any"}
     write_params(Path(), params)
     arguments = (processes, code, "student", "small")
