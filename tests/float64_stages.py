@@ -17,7 +17,7 @@ from conftest import run_stage
 
 from pipeline.compute import device, distributed
 from pipeline.compute.device import to_device
-from pipeline.stages import student
+from pipeline.distillation import objective
 from pipeline.teacher import accuracy_gate
 
 
@@ -65,7 +65,7 @@ if __name__ == "__main__":
     if stages[0] == "--ranks":
         others, stages = fork(int(stages[1])), stages[2:]
     if stages[0] == "--relate-rows":
-        student.student_loss = relate_rows(student.student_loss)
+        objective.student_loss = relate_rows(objective.student_loss)
         stages = stages[1:]
     with distributed.process_group() as group:
         distributed.process_group = lambda: nullcontext(group)  # a process joins once

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.compute.device import default_device
 from pipeline.compute.distributed import ProcessGroup
 from pipeline.data.prepared.dataset import open_dataset, verify_dataset
-from pipeline.distillation.objective import student_loss
+from pipeline.distillation.objective import lesson
 from pipeline.distillation.params import check_method, load_distillation
 from pipeline.models import checkpoint
 from pipeline.runtime.outputs import TEACHER, ModelOutputs
@@ -46,6 +46,7 @@ def train_student(name: str, group: ProcessGroup, seed: int | None) -> None:
             name,
             encoding=store.identity.encoding,
             mixed=views.mix is not None,
+            paired=views.paired,
             labels=split.labels,
         )
         if group.is_main:  # once is enough
@@ -54,14 +55,14 @@ def train_student(name: str, group: ProcessGroup, seed: int | None) -> None:
 
     device, outputs = default_device(), ModelOutputs("distilled", name)
     opened = open_views(split, views.view_policy, views.seed, device)
+    seen, loss = lesson(distillation, opened, store.gather, device)
 
     def data(seed: int) -> TrainingData:
         def view_of_pass(number: int) -> int:  # a pass is an epoch
-            return view_of_epoch(number, store.num_views, seed)
+            return view_of_epoch(number, views.views_or_pairs, seed)
 
-        return TrainingData(dataset, opened, view_of_pass, np.arange(len(split)))
+        return TrainingData(dataset, seen, view_of_pass, np.arange(len(split)))
 
-    loss = student_loss(distillation, store.gather, device)
     defining = {
         "views": views.model_dump(),
         "distillation": distillation.model_dump(),
