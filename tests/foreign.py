@@ -10,7 +10,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from foreign_views import view_of
+from foreign_views import of_pair, view_of
 
 SHARD = 16_384
 
@@ -75,17 +75,16 @@ def write(directory: Path, identity: dict, class_names: list[str], splits: dict,
     """
     directory.mkdir(parents=True)
     for split, (images, labels, logits) in splits.items():
-        policy = identity["policy"] if split == "train" else "none"
         for view in range(num_views if split == "train" else 1):
+            of_split = identity["policy"] if split == "train" else "none"
+            policy, seed, number = of_pair(of_split, identity["seed"], view)
             for first in range(0, len(images), SHARD):
                 rows = slice(first, min(first + SHARD, len(images)))
                 count = rows.stop - first
                 canaries = min(4, count)
                 samples = [first + i * (count - 1) // max(1, canaries - 1) for i in range(canaries)]
                 digests = [
-                    hashlib.sha256(
-                        view_of(images, policy, identity["seed"], view, i).tobytes()
-                    ).digest()
+                    hashlib.sha256(view_of(images, policy, seed, number, i).tobytes()).digest()
                     for i in samples
                 ]
                 arrays = rows_of(logits[view, rows], labels[rows], identity)

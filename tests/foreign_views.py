@@ -35,6 +35,14 @@ class Plan:
         return (self.number(purpose, n) >> 11) * 2.0**-53
 
 
+def of_pair(policy: str, seed: int, view: int) -> tuple[str, int, int]:
+    """The policy, seed and number by which a view of a store is made: of a pair, or its own."""
+    pair = re.fullmatch("weak=(.*);strong=(.*)", policy)
+    if pair is None:
+        return policy, seed, view
+    return pair[1 + view % 2], hash64(seed, WORD) if view % 2 else seed, view // 2
+
+
 def view_of(images: np.ndarray, policy: str, seed: int, view: int, sample: int) -> np.ndarray:
     """Make one view, [C, S, S] uint8.
 

@@ -63,7 +63,7 @@ MAY_IMPORT = {
     "store/reading": {*MODELS, "store/format"},
     "students": {*MODELS, "training", "initial_weights"},
     "seeds": {*GROUND, "compute", "students"},
-    "distillation": {*GROUND, "compute", "students"},
+    "distillation": {*GROUND, "compute", "views", "students"},
     "comparison": {*DATA, "comparison/measurement"},
     "comparison/measurement": DATA,
     "comparison/report": {*DATA, "comparison", "comparison/measurement"},

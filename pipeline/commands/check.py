@@ -174,11 +174,13 @@ def check_student_section(name: str) -> None:
         check_start_file(student.network.weights, name)
     load_training(name, student)
     load_export(name)
+    views = load_section(ViewsParams, "views")
     check_method(
         load_distillation(student.distillation, name),
         name,
         encoding=load_section(SoftTargetsParams, "soft_targets").encoding,
-        mixed=load_section(ViewsParams, "views").mix is not None,
+        mixed=views.mix is not None,
+        paired=views.paired,
     )
 
 

@@ -41,6 +41,12 @@ def import_logits(path: Path, store: Path) -> MatchedTable:
     verify_dataset()
     dataset = open_dataset()
     table = match(read_table(path, dataset), dataset)
+    if table.has_views and views.paired and table.num_views % 2:
+        raise UserError(
+            f"`{path}` has {counted(table.num_views, 'view')} of train, but in params.yaml `views` "
+            "are pairs; expected both views of each: the weak one of pair p as view 2p, the strong "
+            "one as view 2p + 1."
+        )
     _write(table, dataset.resized(views.image_size), views, store)
     return table
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _STANDARDIZATION_EPSILON = 1e-7  # as in the authors' code, added to the standard deviation
+_STRONG_TEMPERATURES = 3  # in the authors' code of MLKD, of its five
 _CORRELATION_EPSILON = 1e-8  # in the authors' code, added to the product of the norms
 
 
@@ -216,6 +217,42 @@ def mlkd(
     )
 
 
+def paired_mlkd(
+    student_logits: Sequence[Tensor],
+    teacher_logits: Sequence[Tensor],
+    *,
+    temperatures: Sequence[float],
+    standardize: bool = False,
+) -> Tensor:
+    """`mlkd` of a weak and a strong view of each image, as in the code of Jin et al. 2023.
+
+    On the weak view, `kd` and `batch_correlation` count by the share of samples of which the
+    teacher is no surer than of the median sample, and `class_correlation` by the share of classes
+    whose summed probability is at most the median: the code masks with these what it has averaged
+    before. It adds `kd` once more: of the strong view at the first three temperatures, of the weak
+    view at the others.
+
+    Args:
+        student_logits, teacher_logits: of the weak view and of the strong view, [B, C] each.
+        standardize: in `kd` alone, as in the code of Sun et al. 2024.
+    """
+    weak, strong = zip(student_logits, teacher_logits, strict=True)
+    probabilities = F.softmax(_at_least_float32(weak[1]), 1)
+    samples = _share_up_to_median(probabilities.amax(1))
+    classes = _share_up_to_median(probabilities.sum(0))
+    total = 0
+    for place, temperature in enumerate(temperatures):
+        view = strong if place < _STRONG_TEMPERATURES else weak
+        instances = kd(*weak, temperature=temperature, standardize=standardize)
+        total = (
+            total
+            + samples * (instances + batch_correlation(*weak, temperature=temperature))
+            + classes * class_correlation(*weak, temperature=temperature)
+            + kd(*view, temperature=temperature, standardize=standardize)
+        )
+    return total
+
+
 def pld(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
     """Negative log-likelihood of a ranking under the student, its choices weighted by the teacher.
 
@@ -262,6 +299,11 @@ def standardized(logits: Tensor) -> Tensor:
         rows.std(1, keepdim=True) + _STANDARDIZATION_EPSILON
     )
     return rows.to(_at_least_float32(logits).dtype)
+
+
+def _share_up_to_median(values: Tensor) -> Tensor:
+    """The share of values that are at most the median; of an even number, the lower middle one."""
+    return (values <= values.median()).to(values.dtype).mean()
 
 
 def _prepared(student: Tensor, teacher: Tensor, standardize: bool = False) -> tuple[Tensor, Tensor]:

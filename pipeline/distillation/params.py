@@ -54,9 +54,13 @@ class DistillationParams(Section):
 
     needs_labels: ClassVar[bool] = False  # exactly one for every training image
     needs_every_logit: ClassVar[str] = ""  # the reason, if `top_k` is not enough
+    joins_views: ClassVar[bool] = False  # of a pair: `losses.paired_METHOD` is of both at once
 
     method: str
     hard_label_weight: Weight  # of cross-entropy to the labels
+    # Of pairs of views: the student sees both, and each view's row teaches that view; or it sees
+    # the strong view alone, and the row of the weak one teaches it.
+    paired_views: Literal["both", "weak_to_strong"] = "both"
 
     @model_validator(mode="after")
     def _something_to_learn_from(self) -> "DistillationParams":
@@ -191,6 +195,7 @@ class RLD(Standardizable, DistillationParams):
 
 class MLKD(Standardizable, DistillationParams):
     needs_every_logit = "it multiplies every class's probability with every other's"
+    joins_views = True
     standardized_defaults: ClassVar = {
         "temperatures": [2.0, 3.0, 5.0, 2.0, 6.0],
         "soft_label_weight": 9.0,
@@ -200,6 +205,7 @@ class MLKD(Standardizable, DistillationParams):
     temperatures: list[Temperature] = Field(default=[4.0, 3.0, 5.0, 2.0, 6.0], min_length=1)
     soft_label_weight: Weight = 0.9
     hard_label_weight: Weight = 0.1
+    paired_views: Literal["both"] = "both"
 
 
 class PLD(DistillationParams):
@@ -245,12 +251,14 @@ def check_method(
     *,
     encoding: str,
     mixed: bool,
+    paired: bool = False,
     labels: Sequence[int] = (),
 ) -> None:
-    """Refuse a store or labels that the method's formula cannot use.
+    """Refuse a store, views or labels that the method's formula or parameters cannot use.
 
     Args:
         mixed: views are mixed images, with two labels.
+        paired: views are pairs.
         labels: of the training images; -1 for none.
 
     Raises:
@@ -265,6 +273,12 @@ def check_method(
         problems.append(
             f"needs every logit, but `soft_targets.encoding` is top_k: {why}. Set `encoding: "
             f"dense`, or take one of {', '.join(able)}, not standardised."
+        )
+    if not paired and "paired_views" in params.model_fields_set:
+        problems.append(
+            f"has `paired_views: {params.paired_views}`, but in params.yaml `views` are no pairs. "
+            "Give `views.policy` or `views.rand_augment` two values, `{weak: ..., strong: ...}`, "
+            "or remove `paired_views`."
         )
     if params.needs_labels:
         able = [name for name, model in METHODS.items() if not model.needs_labels]

@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.compute.device import default_device
 from pipeline.compute.distributed import SINGLE_PROCESS
 from pipeline.data.prepared.dataset import open_dataset, verify_dataset
-from pipeline.distillation.objective import loss_over_epochs
+from pipeline.distillation.objective import loss_over_epochs, seen_views
 from pipeline.distillation.params import load_distillation
 from pipeline.export.params import Int8TrainingParams
 from pipeline.int8_training.fake_quantisation import FakeQuantized, float_state
@@ -65,10 +65,12 @@ def train_for_int8(name: str, params: Int8TrainingParams, inputs: StageInputs) -
     torch.manual_seed(training.seed)  # of dropout
     rounding = FakeQuantized(copy.deepcopy(network).to(device), spec.network)
     split = dataset.splits["train"]
+    opened = open_views(split, views.view_policy, views.seed, device)
+    seen = seen_views(distillation, opened)
     data = TrainingData(
         dataset,
-        open_views(split, views.view_policy, views.seed, device),
-        lambda number: view_of_epoch(own.epochs + number, store.num_views, own.seed),
+        seen,
+        lambda number: view_of_epoch(own.epochs + number, views.views_or_pairs, own.seed),
         np.arange(len(split)),
     )
     fields: Mapping[str, Any] = {
@@ -85,7 +87,11 @@ def train_for_int8(name: str, params: Int8TrainingParams, inputs: StageInputs) -
         name_of_state = fingerprint(fields, device, SINGLE_PROCESS)
         resume = ResumeState(outputs.int8_scratch, name_of_state, SINGLE_PROCESS)
         loss = loss_over_epochs(
-            distillation, lambda t: store.decoded_at(t).gather, device, own.epochs
+            distillation,
+            lambda temperature: store.decoded_at(temperature).gather,
+            device,
+            own.epochs,
+            paired=views.paired,
         )
         loss = continued_loss(loss, own.epochs)
         result = fit(rounding, spec.input, data, loss, training, device, resume=resume)

@@ -116,6 +116,10 @@ def _work_of_student(kind: str, name: str, params: Mapping[str, Any]) -> tuple[l
     if kind in ("student", "baseline"):
         seeds = training["seeds"]
         trainings = len(seeds) if isinstance(seeds, list) else 1
+        distillation = {**params["distillation"], **student["distillation"]}
+        # Of pairs of views: one forward pass a step, of two that its baseline makes.
+        crossed = kind == "student" and distillation.get("paired_views") == "weak_to_strong"
+        alike += ["weak_to_strong"] if crossed else []
         return ["training", *alike, training["batch_size"]], trainings * training["epochs"]
     int8 = export["int8_training"] if export["precision"] == "int8" else None
     epochs = int8["epochs"] if isinstance(int8, Mapping) else 0

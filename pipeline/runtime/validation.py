@@ -93,11 +93,15 @@ def _fields_at(model: type[BaseModel], names: Sequence[int | str]) -> Mapping[st
     fields = model.__pydantic_fields__
     for name in names:
         if name in fields:  # else the index of a list, or the key of a mapping
-            annotation = fields[name].annotation
-            options = (annotation, *get_args(annotation))
-            fields = next(
-                (f for o in options if (f := getattr(o, "__pydantic_fields__", None))), {}
-            )
+            fields = _fields_of(fields[name].annotation)
+    return fields
+
+
+def _fields_of(annotation: Any) -> dict[str, Any]:
+    """The fields of a model, or those of all the models in a union."""
+    fields = dict(getattr(annotation, "__pydantic_fields__", {}))
+    for option in get_args(annotation):
+        fields |= _fields_of(option)
     return fields
 
 

@@ -2,6 +2,7 @@
 
 The same loop, policy and number of optimiser steps, and a fresh view of every image in every pass.
 If the student sees unlabelled images, too, the baseline passes over the labelled ones more often.
+Of pairs of views it sees both in each step, and learns from the mean of their cross-entropies.
 Reads data/prepared/ and `training`, `students.NAME`, `views` of params.yaml; writes
 models/baselines/NAME/, metrics/baselines/NAME.json, its history and its predictions. PROCESSES=N
 in the environment shares every batch among N processes.
@@ -51,7 +52,10 @@ def train_baseline(name: str, group: ProcessGroup, seed: int | None) -> None:
 
     def loss(logits: Tensor, batch: TrainingBatch) -> Tensor:
         labels = batch.labels, batch.partner_labels, batch.weights
-        return label_loss(logits, *labels, label_smoothing=training.label_smoothing)
+        seen = logits if views.paired else [logits]
+        smoothing = training.label_smoothing
+        losses = [label_loss(each, *labels, label_smoothing=smoothing) for each in seen]
+        return sum(losses) / len(losses)
 
     defining = {"views": views.model_dump(exclude={"count"})}
     stage = StudentStage(

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.compute.device import default_device
 from pipeline.compute.distributed import ProcessGroup
 from pipeline.data.prepared.dataset import open_dataset, verify_dataset
-from pipeline.distillation.objective import loss_over_epochs
+from pipeline.distillation.objective import loss_over_epochs, seen_views
 from pipeline.distillation.params import check_method, load_distillation
 from pipeline.models import checkpoint
 from pipeline.runtime.outputs import TEACHER, ModelOutputs
@@ -46,6 +46,7 @@ def train_student(name: str, group: ProcessGroup, seed: int | None) -> None:
             name,
             encoding=store.identity.encoding,
             mixed=views.mix is not None,
+            paired=views.paired,
             labels=split.labels,
         )
         if group.is_main:  # once is enough
@@ -54,15 +55,20 @@ def train_student(name: str, group: ProcessGroup, seed: int | None) -> None:
 
     device, outputs = default_device(), ModelOutputs("distilled", name)
     opened = open_views(split, views.view_policy, views.seed, device)
+    seen = seen_views(distillation, opened)
 
     def data(seed: int) -> TrainingData:
         def view_of_pass(number: int) -> int:  # a pass is an epoch
-            return view_of_epoch(number, store.num_views, seed)
+            return view_of_epoch(number, views.views_or_pairs, seed)
 
-        return TrainingData(dataset, opened, view_of_pass, np.arange(len(split)))
+        return TrainingData(dataset, seen, view_of_pass, np.arange(len(split)))
 
     loss = loss_over_epochs(
-        distillation, lambda t: store.decoded_at(t).gather, device, training.epochs
+        distillation,
+        lambda temperature: store.decoded_at(temperature).gather,
+        device,
+        training.epochs,
+        paired=views.paired,
     )
     defining = {
         "views": views.model_dump(),

@@ -35,7 +35,7 @@ from pipeline.training.fine_tuning import FineTuning
 from pipeline.training.history import write_history
 from pipeline.training.optimisation import Optimisation, batches
 from pipeline.training.resume import ResumeState
-from pipeline.views.loader import AnyViews, Batch, EncodedViews, Views
+from pipeline.views.loader import AnyViews, Batch, PairedViews
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class TrainingBatch:
     """One batch as the loss sees it: all B samples, of every process."""
 
     epoch: int  # counted from 1
-    view: int | None  # None: of a baseline's batch that joins two passes
+    view: int | None  # or the pair of views; None: of a baseline's batch that joins two passes
     samples: np.ndarray  # [B] sample numbers
     labels: Tensor  # [B] int64; -1 for an unlabelled sample
     partner_labels: Tensor | None = None  # [B] int64, of the images mixed in
     weights: Tensor | None = None  # [B] float32, the share of the sample itself
 
 
-#: (logits [B, C] float32, batch) -> mean over B.
+#: (logits [B, C] float32, batch) -> mean over B. Of pairs of views, logits [2, B, C]: weak, strong.
 Loss = Callable[[Tensor, TrainingBatch], Tensor]
 
 
@@ -59,7 +59,7 @@ class TrainingData:
     """The images of a training, how many of them an epoch shows, and in which views."""
 
     dataset: Dataset  # for the training labels and the validation split
-    views: Views | EncodedViews  # of the training split
+    views: AnyViews  # of the training split; of pairs, a step makes two forward passes
     view_of_pass: Callable[[int], int]  # passes counted from 1
     samples: np.ndarray  # sample numbers of the training split, to train on
     samples_per_epoch: int | None = None  # None: one pass, each sample once
@@ -111,7 +111,9 @@ def fit(
         network,
         params,
         head,
-        lambda it: wrap_ddp(compile_long_runs(it, device, params.epochs * steps), group),
+        lambda it: wrap_ddp(
+            _for_views(data.views, compile_long_runs(it, device, params.epochs * steps)), group
+        ),
     )
     seed_rank(params.seed, group)
     result = TrainingResult(
@@ -197,6 +199,23 @@ def _write_history(path: Path | None, result: TrainingResult) -> None:
         write_history(path, result.history)
 
 
+class OneByOne(nn.Module):
+    """A network that takes both views of a pair, each in a forward pass of its own: so batch norm
+    has statistics of each view, as in two calls, but several processes exchange gradients once."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, weak: Tensor, strong: Tensor) -> tuple[Tensor, Tensor]:
+        """[b, C, S, S] float32 each -> logits [b, num_classes] each."""
+        return self.network(weak), self.network(strong)
+
+
+def _for_views(views: AnyViews, network: nn.Module) -> nn.Module:
+    return OneByOne(network) if isinstance(views, PairedViews) else network
+
+
 def train_step(
     forward: nn.Module,
     spec: InputSpec,
@@ -208,12 +227,18 @@ def train_step(
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> Tensor:
     """Take one optimiser step with `local`, this process's part of the batch; returns the loss of
-    the whole batch, detached, on the device.
+    the whole batch, detached, on the device. `forward`: of pairs, a `OneByOne`.
     """
     inputs = spec.apply(local.pixels)
-    with training_autocast(device):
-        local_logits = forward(inputs)
-    logits = gather_rows(local_logits.float(), len(batch.samples), group)
+    if local.strong_pixels is None:
+        with training_autocast(device):
+            local_logits = forward(inputs)
+        logits = gather_rows(local_logits.float(), len(batch.samples), group)
+    else:
+        strong_inputs = spec.apply(local.strong_pixels)
+        with training_autocast(device):
+            both = forward(inputs, strong_inputs)
+        logits = torch.stack([gather_rows(it.float(), len(batch.samples), group) for it in both])
     batch_loss = loss(logits, batch)
     optimisation.step(scale_for_ddp(batch_loss, group))
     return batch_loss.detach()

@@ -17,7 +17,7 @@ import torch
 from pipeline.compute.distributed import ProcessGroup
 from pipeline.runtime.derived_random import permutation
 from pipeline.training.data_parallel import local_rows
-from pipeline.views.loader import Batch, EncodedViews, Views
+from pipeline.views.loader import AnyViews, Batch
 
 
 def epoch_order(
@@ -39,7 +39,7 @@ def epoch_order(
 
 
 def draw_batches(
-    views: Views | EncodedViews,
+    views: AnyViews,
     view_of_pass: Callable[[int], int],
     steps: Sequence[tuple[np.ndarray, np.ndarray]],
     group: ProcessGroup,
@@ -73,6 +73,9 @@ def _join(parts: list[Batch]) -> Batch:
         return parts[0]
     samples = np.concatenate([part.samples for part in parts])
     pixels = torch.cat([part.pixels for part in parts])
+    if parts[0].strong_pixels is not None:
+        strong_pixels = torch.cat([part.strong_pixels for part in parts])
+        return Batch(samples, pixels, strong_pixels=strong_pixels)
     if parts[0].partners is None:
         return Batch(samples, pixels)
     partners = torch.cat([part.partners for part in parts])

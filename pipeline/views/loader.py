@@ -4,6 +4,7 @@ The one place where images become views: the teacher, its soft targets, students
 canaries all get their pixels here.
 """
 
+import copy
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,8 @@ from pipeline.data.prepared.image_decoding import (
 from pipeline.runtime.errors import UserError
 from pipeline.views.geometry import ViewPlan, apply_views, crop_boxes, flips, plan_views
 from pipeline.views.mixing import apply_mix, plan_mix
-from pipeline.views.policy import ViewPolicy
+from pipeline.views.policy import PairedPolicy, ViewPolicy
+from pipeline.views.random_numbers import strong_seed
 
 RESIZED_CROP = "random_resized_crop"
 
@@ -46,6 +48,8 @@ class Batch:
     pixels: Tensor  # [B, C, H, W] uint8, on the device
     partners: Tensor | None = None  # [B] sample numbers, on the device; None: no mix
     weights: Tensor | None = None  # [B] float32, on the device: the share of the sample itself
+    #: of pairs: the strong views, as `pixels`, which are the weak ones; None: no pairs
+    strong_pixels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -125,19 +129,22 @@ def make_views(
 
 def open_views(
     split: AnySplit,
-    policy: ViewPolicy,
+    policy: ViewPolicy | PairedPolicy,
     seed: int,
     device: torch.device,
     *,
     num_workers: int | None = None,
     clean: "CleanView | None" = None,
 ) -> "AnyViews":
-    """Open the views of a split, at the image size of its dataset.
+    """Open the views of a split, or its pairs of views, at the image size of its dataset.
 
     Args:
         num_workers: processes that decode encoded images; None: `default_workers()`.
         clean: what a view of an encoded image without a resized crop shows; None: the standard.
     """
+    if isinstance(policy, PairedPolicy):
+        weak = open_views(split, policy.weak, seed, device, num_workers=num_workers, clean=clean)
+        return PairedViews(weak, weak.by(policy.strong, strong_seed(seed)))
     if isinstance(split, EncodedSplit):
         workers = default_workers() if num_workers is None else num_workers
         return EncodedViews(split, policy, seed, device, workers, clean or CleanView())
@@ -163,6 +170,12 @@ class Views:
     def batches(self, view: int, order: Sequence[np.ndarray]) -> Iterator[Batch]:
         """Yield one view of the samples of each batch, in this order."""
         return make_views(self._images, self._policy, self._seed, view, order, self._device)
+
+    def by(self, policy: ViewPolicy, seed: int) -> "Views":
+        """Other views of the same images, which are kept once."""
+        views = copy.copy(self)
+        views._policy, views._seed = policy, seed
+        return views
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:
@@ -224,8 +237,37 @@ class EncodedViews:
                 "as this one. Look at the machine's memory, and at its shared memory (/dev/shm)."
             ) from None
 
+    def by(self, policy: ViewPolicy, seed: int) -> "EncodedViews":
+        """Other views of the same images."""
+        return replace(self, policy=policy, seed=seed)
 
-AnyViews = Views | EncodedViews
+
+@dataclass(frozen=True)
+class PairedViews:
+    """A weak and a strong view of each sample; view number v of both is pair number v."""
+
+    weak: "Views | EncodedViews"
+    strong: "Views | EncodedViews"
+
+    def batches(self, pair: int, order: Sequence[np.ndarray]) -> Iterator[Batch]:
+        """Yield one pair of views of the samples of each batch, in this order.
+
+        Raises:
+            UserError: as `EncodedViews.batches`.
+        """
+        both = (_with_half_the_workers(views) for views in (self.weak, self.strong))
+        for weak, strong in zip(*(views.batches(pair, order) for views in both), strict=True):
+            yield replace(weak, strong_pixels=strong.pixels)
+
+
+def _with_half_the_workers(views: "Views | EncodedViews") -> "Views | EncodedViews":
+    """Both views of a pair are decoded at once."""
+    if isinstance(views, Views):
+        return views
+    return replace(views, num_workers=(views.num_workers + 1) // 2)
+
+
+AnyViews = Views | EncodedViews | PairedViews
 
 
 @dataclass(frozen=True)

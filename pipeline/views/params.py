@@ -1,12 +1,13 @@
 """`views`: the augmented views that the teacher labels and students train on."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from pipeline.runtime.params import Section
 from pipeline.runtime.validation import none_or_mapping
-from pipeline.views.policy import POLICIES, ViewPolicy
+from pipeline.views.policy import POLICIES, PairedPolicy, ViewPolicy
 
 #: The box of an image that a view shows.
 Geometry = Literal[tuple(POLICIES)]
@@ -26,16 +27,58 @@ class MixParams(Section):
     alpha: float = Field(default=1.0, gt=0)  # the sample's share follows Beta(alpha, alpha)
 
 
-class ViewsParams(Section):
-    """How views are made, and how many of them the store has."""
+RandAugment = Annotated[RandAugmentParams | None, BeforeValidator(none_or_mapping)]
 
-    policy: Geometry
+
+class Pair(Section):
+    """A value for the weak view of a pair, and one for its strong view."""
+
+
+class PairedGeometry(Pair):
+    weak: Geometry
+    strong: Geometry
+
+
+class PairedRandAugment(Pair):
+    weak: RandAugment
+    strong: RandAugment
+
+
+def _one_or_pair(value: Any) -> str:
+    """The form of a value; a value that is neither is refused as that of one view."""
+    keys = value.keys() if isinstance(value, Mapping) else ()
+    return "pair" if isinstance(value, Pair) or {"weak", "strong"} & set(keys) else "one"
+
+
+class ViewsParams(Section):
+    """How views are made, and how many of them the store has.
+
+    `policy` and `rand_augment` have one value, or one for each view of a pair; if either has two,
+    the views are pairs, and one value of the other is of both.
+    """
+
+    policy: Annotated[
+        Annotated[Geometry, Tag("one")] | Annotated[PairedGeometry, Tag("pair")],
+        Discriminator(_one_or_pair),
+    ]
     # Both are required: DVC refuses a stage whose parameter is absent.
-    rand_augment: Annotated[RandAugmentParams | None, BeforeValidator(none_or_mapping)]
+    rand_augment: Annotated[
+        Annotated[RandAugment, Tag("one")] | Annotated[PairedRandAugment, Tag("pair")],
+        Discriminator(_one_or_pair),
+    ]
     mix: Annotated[MixParams | None, BeforeValidator(none_or_mapping)]
-    count: int | Literal["all"]  # cached views of every training sample
+    count: int | Literal["all"]  # cached views, or pairs of views, of every training sample
     seed: int = Field(ge=0, lt=2**63)
     image_size: int = Field(ge=8, le=4096)  # pixels, the side of a view
+
+    @model_validator(mode="after")
+    def _pairs_are_not_mixed(self) -> "ViewsParams":
+        if self.paired and self.mix is not None:
+            raise ValueError(
+                f"mix is {self.mix.method}, but the views are pairs, a weak and a strong one, and "
+                "pairs are not mixed: set mix: none, or give policy and rand_augment one value each"
+            )
+        return self
 
     @model_validator(mode="after")
     def _count_is_at_most_the_distinct_views(self) -> "ViewsParams":
@@ -47,22 +90,42 @@ class ViewsParams(Section):
             )
         if distinct is not None and self.count != "all" and not 1 <= self.count <= distinct:
             raise ValueError(
-                f"count is {self.count}, but policy `{self.policy}` has {distinct} distinct "
+                f"count is {self.count}, but policy `{self.view_policy}` has {distinct} distinct "
                 f"views: set count to 1 ... {distinct}, or to `all`"
             )
         return self
 
     @property
-    def view_policy(self) -> ViewPolicy:
-        """The view policy: geometry, RandAugment and mix."""
-        augment, mix = self.rand_augment, self.mix
+    def paired(self) -> bool:
+        """Whether views are pairs."""
+        return isinstance(self.policy, Pair) or isinstance(self.rand_augment, Pair)
+
+    @property
+    def view_policy(self) -> ViewPolicy | PairedPolicy:
+        """The view policy: geometry, RandAugment and mix; or one for each view of a pair."""
+        if self.paired:
+            return PairedPolicy(self._policy_of("weak"), self._policy_of("strong"))
+        return self._policy_of("")
+
+    def _policy_of(self, name: str) -> ViewPolicy:
+        """Of one view of a pair, or of each."""
+        geometry, augment = (
+            getattr(value, name) if isinstance(value, Pair) else value
+            for value in (self.policy, self.rand_augment)
+        )
+        mix = self.mix
         return ViewPolicy(
-            self.policy,
+            geometry,
             (augment.operations, augment.magnitude) if augment else None,
             (mix.method, mix.alpha) if mix else None,
         )
 
     @property
     def num_views(self) -> int:
-        """Number of cached views of every training sample."""
+        """Number of cached views of every training sample, those of a pair counted singly."""
+        return (1 + self.paired) * self.views_or_pairs
+
+    @property
+    def views_or_pairs(self) -> int:
+        """Number of cached views of every training sample, or of pairs of views."""
         return self.view_policy.distinct if self.count == "all" else self.count

@@ -1,4 +1,4 @@
-"""The view policy: how a view is made of its image, as a value and as a text.
+"""The view policy: how a view, or a pair of views, is made of its image, as a value and as a text.
 
 Imports no torch, so that parameters are checked at once.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 PADDING = 4  # black pixels on every side
 SHIFTS = 2 * PADDING + 1  # positions of a crop along one axis
@@ -54,3 +55,36 @@ class ViewPolicy:
     def distinct(self) -> int | None:
         """Number of distinct views of a sample; None: unlimited."""
         return None if self.rand_augment or self.mix else POLICIES[self.geometry]
+
+
+@dataclass(frozen=True)
+class PairedPolicy:
+    """Two views of each image at a time, each with random numbers of its own."""
+
+    mix: ClassVar[None] = None  # pairs are not mixed
+
+    weak: ViewPolicy
+    strong: ViewPolicy
+
+    def __str__(self) -> str:
+        """The text in a store: `weak=crop_flip;strong=crop_flip+rand_augment(2,10)`."""
+        return f"weak={self.weak};strong={self.strong}"
+
+    @property
+    def distinct(self) -> int | None:
+        """Number of pairs that show every distinct view of a sample; None: unlimited."""
+        both = self.weak.distinct, self.strong.distinct
+        return None if None in both else max(both)
+
+
+def views_at_once(text: str) -> tuple[str, ...]:
+    """The texts of the policies whose views are seen together: of a pair weak and strong, else the
+    policy itself."""
+    pair = re.fullmatch("weak=(.*);strong=(.*)", text)
+    return pair.groups() if pair else (text,)
+
+
+def parse_policy(text: str) -> ViewPolicy | PairedPolicy:
+    """Read the text of a policy, or of a pair; ValueError if it is neither."""
+    first, *second = map(ViewPolicy.parse, views_at_once(text))
+    return PairedPolicy(first, *second) if second else first

@@ -13,6 +13,12 @@ def view_numbers(purpose: int, seed: int, view: int, samples: np.ndarray, count:
     return hash64(hash64(seed, view, samples, purpose), np.arange(count)[:, None])
 
 
+def strong_seed(seed: int) -> int:
+    """The seed of the strong views of a pair; the weak ones have the plan's own. No view has the
+    number that is hashed."""
+    return int(hash64(seed, 2**64 - 1))
+
+
 def uniform(numbers: np.ndarray) -> np.ndarray:
     """uint64 -> float64 in [0, 1): the first 53 bits."""
     return (numbers >> np.uint64(11)) * 2.0**-53

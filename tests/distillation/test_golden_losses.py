@@ -19,8 +19,10 @@ from method_loss import method_loss
 from torch import Tensor
 
 from pipeline.distillation import losses
+from pipeline.distillation.objective import paired_loss
 from pipeline.distillation.params import METHODS
 from pipeline.students.label_loss import label_loss
+from pipeline.students.loop import TrainingBatch
 
 FOLDER = Path(os.environ.get("GOLDEN_DIR", ROOT / "../shared/golden"))
 META = json.loads((FOLDER / "meta.json").read_text("utf-8")) if FOLDER.is_dir() else None
@@ -100,36 +102,20 @@ def torchdistill_standardized(rows: Rows, given: Constants) -> Tensor:
 
 
 def released_mlkd(rows: Rows, given: Constants) -> Tensor:
-    """The released objective from our terms. It has two views, and multiplies losses that are
-    already means by masks of the samples and classes that the teacher is less sure of: so a mask
-    counts by its mean alone, and at the last two temperatures the weak view counts twice."""
-    confidence = rows.teacher.detach().softmax(1)
-    sample = confidence.max(1).values.numpy()
-    class_sum = confidence.sum(0).numpy()
-    samples = float(np.mean(sample <= np.percentile(sample, 50)))
-    classes = float(np.mean(class_sum <= np.percentile(class_sum, 50)))
-    total = given["ce_weight"] * (
-        label_loss(rows.student, rows.labels) + label_loss(rows.student_strong, rows.labels)
+    """The whole objective of a weak and a strong view, as a student's parameters say it."""
+    params = METHODS["mlkd"](
+        method="mlkd",
+        temperatures=[float(each) for each in given["temps"]],
+        hard_label_weight=given["ce_weight"],
+        soft_label_weight=given["kd_weight"],
+        standardize=bool(given.get("logit_stand")),
     )
-    for number, temperature in enumerate(given["temps"]):
-        terms = [
-            (samples, losses.kd, {"standardize": bool(given.get("logit_stand"))}),
-            (classes, losses.class_correlation, {}),
-            (samples, losses.batch_correlation, {}),
-        ]
-        for weight, term, options in terms:
-            total = total + given["kd_weight"] * weight * term(
-                rows.student, rows.teacher, temperature=temperature, **options
-            )
-        view = (
-            (rows.student_strong, rows.teacher_strong)
-            if number < 3
-            else (rows.student, rows.teacher)
-        )
-        total = total + given["kd_weight"] * losses.kd(
-            *view, temperature=temperature, standardize=bool(given.get("logit_stand"))
-        )
-    return total
+    teacher = rows.teacher.numpy(), rows.teacher_strong.numpy()
+    device = torch.device("cpu")
+    loss = paired_loss(params, lambda view, samples: (teacher[view], None), device)
+    samples = np.arange(len(rows.labels))
+    batch = TrainingBatch(1, 0, samples, rows.labels)
+    return loss(torch.stack([rows.student, rows.student_strong]), batch)
 
 
 def of_terms(term: Callable[..., Tensor]) -> Callable[[Rows, Constants], Tensor]:

@@ -50,7 +50,7 @@ def test_a_student_overrides_keys_of_the_section_and_another_method_starts_from_
     assert (params.method, params.alpha, params.beta, params.temperature) == ("dkd", 3.0, 2.0, 4.0)
     params = load_distillation({"method": "nkd", "gamma": 3.5}, "small")
     expected = {"method": "nkd", "gamma": 3.5, "temperature": 1.0, "hard_label_weight": 1.0}
-    assert params.model_dump() == expected
+    assert params.model_dump() == expected | {"paired_views": "both"}
     # Standardised logits bring their authors' weights, unless others are given.
     distil(method="kd", standardize=True, temperature=3.0)
     params = load_distillation()

@@ -79,6 +79,7 @@ def start_from_weights(params: dict, hub: Path, *, freeze_batch_norm: bool) -> N
         "fine-tuned",
         pytest.param("fine-tuned, batch norm frozen", marks=pytest.mark.slow),
         pytest.param("unlabelled", marks=pytest.mark.slow),
+        pytest.param("pairs of views", marks=pytest.mark.slow),
     ],
 )
 def test_several_processes_end_with_the_weights_and_measures_of_one(
@@ -88,12 +89,16 @@ def test_several_processes_end_with_the_weights_and_measures_of_one(
         shutil.copytree("images/train", "images/unlabeled")
         for stage in ("prepare", "teacher", "soft_targets"):
             run_stage(stage)
+    if case == "pairs of views":
+        strong = {"operations": 2, "magnitude": 10}
+        change_params("views", rand_augment={"weak": "none", "strong": strong})
+        run_stage("soft_targets")
     # 36 training images in batches of 17: shares of 6, 6, 5 rows, and of 1, 1, none.
     training = {"batch_size": 17, "warmup_epochs": 1, "ema_decay": 0.5, "gradient_clip_norm": 1.0}
     params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))
     params["training"] |= training
     params["teacher"]["training"] |= training | {"epochs": 2}
-    if case != "unlabelled":
+    if case.startswith("fine-tuned"):
         monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
         start_from_weights(params, tmp_path / "hub", freeze_batch_norm="frozen" in case)
     write_params(Path(), params)

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, PositiveInt, model_validator
 
 from pipeline.data.prepared.dataset import SPLITS
 from pipeline.runtime.validation import Record
+from pipeline.views.policy import views_at_once
 
 FORMAT_VERSION = 2
 INDEX = "store.json"
@@ -25,7 +26,7 @@ class StoreIdentity(Record):
 
     dataset_fingerprint: str
     teacher_fingerprint: str
-    policy: str  # a `ViewPolicy` as text: of `train`; the other splits are not augmented
+    policy: str  # of `train`, as text, or of a pair; the other splits are not augmented
     seed: int  # of the view plan
     image_size: PositiveInt  # pixels, the side of a view
     encoding: Literal["dense", "top_k"]
@@ -78,6 +79,15 @@ class StoreIndex(StoreIdentity):
             )
         return self
 
+    @model_validator(mode="after")
+    def _has_both_views_of_each_pair(self) -> "StoreIndex":
+        if self.num_views % len(views_at_once(self.policy)):
+            raise ValueError(
+                f"num_views is {self.num_views}, but the views of `{self.policy}` are pairs; "
+                "expected an even number"
+            )
+        return self
+
     def shards(self) -> Iterator["ShardKey"]:
         return shard_keys(self.split_sizes, self.num_views)
 
@@ -109,9 +119,11 @@ def shard_keys(split_sizes: Mapping[str, int], num_views: int) -> Iterator[Shard
                 yield ShardKey(split, view, first, min(SHARD_SAMPLES, size - first))
 
 
-def policy_of(identity: StoreIdentity, split: str) -> str:
-    """The view policy of one split: `none` for all but `train`."""
-    return identity.policy if split == "train" else "none"
+def policy_of(identity: StoreIdentity, key: ShardKey) -> str:
+    """The view policy of a shard: `none` for all splits but `train`. Of pairs, the even views are
+    the weak ones, and the odd views the strong ones."""
+    policies = views_at_once(identity.policy) if key.split == "train" else ("none",)
+    return policies[key.view % len(policies)]
 
 
 def shard_attributes(identity: StoreIdentity, key: ShardKey) -> dict[str, int | str]:
@@ -119,7 +131,7 @@ def shard_attributes(identity: StoreIdentity, key: ShardKey) -> dict[str, int | 
     return {
         "format_version": FORMAT_VERSION,
         **identity.fields(),
-        "policy": policy_of(identity, key.split),
+        "policy": policy_of(identity, key),
         **asdict(key),
     }
 

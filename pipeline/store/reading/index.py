@@ -9,6 +9,7 @@ from pipeline.runtime.outputs import STORE
 from pipeline.runtime.validation import read_model
 from pipeline.store.format.schema import INDEX, StoreIndex
 from pipeline.views.params import ViewsParams
+from pipeline.views.policy import views_at_once
 
 AGAIN = "dvc repro soft_targets"
 
@@ -36,6 +37,7 @@ def check_purpose(
     """
     sizes = {name: len(split) for name, split in dataset.splits.items()}
     prepared, params = "data/prepared has", "params.yaml says"
+    count = index.num_views // len(views_at_once(index.policy))
     mismatches = [
         f"`{directory}` was written for {name} {_short(actual)}, but {owner} {_short(expected)}."
         for name, actual, owner, expected in (
@@ -44,7 +46,7 @@ def check_purpose(
             ("view policy", index.policy, params, str(views.view_policy)),
             ("views.seed", index.seed, params, views.seed),
             ("views.image_size", index.image_size, params, views.image_size),
-            ("views.count", index.num_views, params, views.num_views),
+            ("views.count", count, params, views.views_or_pairs),
             ("splits", index.split_sizes, prepared, sizes),
             ("num_classes", index.num_classes, prepared, dataset.num_classes),
             ("class_names", index.class_names, prepared, list(dataset.class_names)),
@@ -56,7 +58,7 @@ def check_purpose(
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, str) and len(value) == 64:
-        return f"{value[:12]}…"
+    if isinstance(value, str):  # a fingerprint, or a policy
+        return f"{value[:12]}…" if len(value) == 64 and value.isalnum() else value
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -16,7 +16,7 @@ from pipeline.runtime.validation import read_model
 from pipeline.store.format.schema import INDEX, SHARD_SAMPLES, ShardKey, StoreIdentity, StoreIndex
 from pipeline.store.format.shards import ShardError, check_shard, read_header
 from pipeline.store.format.views_by_split import ViewsBySplit, canaries_of, open_views_by_split
-from pipeline.views.policy import ViewPolicy
+from pipeline.views.policy import parse_policy, views_at_once
 
 _IMPORT = "python -m pipeline.commands.import_logits TABLE"
 #: What the views of a store are made by, with the names of these parameters.
@@ -110,15 +110,18 @@ def open_imported(
         )
     index = read_model(path / INDEX, StoreIndex, produced_by=_IMPORT)
     shared = index.policy == "none" != identity.policy
-    if shared and ViewPolicy.parse(identity.policy).mix is not None:
+    if shared and parse_policy(identity.policy).mix is not None:
         raise UserError(
             f"`{path}` has one row of logits for an image, but `views.mix` mixes two images in a "
             "view. Set `views.mix: none`, or import a row for each view."
         )
     if not shared and index.num_views < num_views:
+        together = len(views_at_once(identity.policy))
+        of_pairs = " pairs of views" if together == 2 else ""
         raise UserError(
             f"`{path}` has {counted(index.num_views, 'view')} of the training images, but "
-            f"`views.count` is {num_views}. Set it to {index.num_views}, or import more views."
+            f"`views.count` is {num_views // together}{of_pairs}. Set it to "
+            f"{index.num_views // together}, or import more views."
         )
     differing = [
         f"`{path}` was written for {name} {getattr(index, field)}, but params.yaml says "

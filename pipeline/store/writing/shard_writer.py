@@ -65,7 +65,8 @@ def check_storable(key: ShardKey, logits: np.ndarray) -> None:
 
 def shard_bytes(identity: StoreIdentity, key: ShardKey) -> int:
     """The exact size of a shard's file, known before its rows are."""
-    return _shard_bytes(identity, replace(key, view=0, first_sample=0))
+    # Of a pair, the strong views have a policy, and so a text, of their own.
+    return _shard_bytes(identity, replace(key, view=key.view % 2, first_sample=0))
 
 
 @lru_cache  # a store has few shapes of shards, and HDF5's overhead follows no simple rule
