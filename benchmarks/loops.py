@@ -22,7 +22,8 @@ from pipeline.data.prepared.dataset import Dataset, Split
 from pipeline.data.prepared.image_decoding import read_image
 from pipeline.data.sources.archives import read_files
 from pipeline.data.sources.image_reading import to_pixels
-from pipeline.distillation.objective import SoftTargetLookup, student_loss
+from pipeline.distillation.device_rows import SoftTargetLookup
+from pipeline.distillation.objective import student_loss
 from pipeline.distillation.params import KD
 from pipeline.models.params import NetworkParams
 from pipeline.models.spec import InputSpec, build, model_spec
@@ -133,10 +134,14 @@ def supervised(views: Views) -> Setup:
 
 
 def cached(
-    views: "Views | LiveTeacher", soft_targets: SoftTargetLookup, device: torch.device
+    views: "Views | LiveTeacher",
+    soft_targets: SoftTargetLookup,
+    device: torch.device,
+    stored: tuple[int, int] | None = None,
 ) -> Setup:
+    """A student by `kd`. `stored`: as for `student_loss`."""
     params = KD(temperature=TEMPERATURE, soft_label_weight=SOFT, hard_label_weight=HARD)
-    return Setup(views, student_loss(params, soft_targets, device))
+    return Setup(views, student_loss(params, soft_targets, device, stored))
 
 
 class LiveTeacher:

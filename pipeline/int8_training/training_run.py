@@ -84,7 +84,9 @@ def train_for_int8(name: str, params: Int8TrainingParams, inputs: StageInputs) -
     with exclusive(outputs.int8_scratch):
         name_of_state = fingerprint(fields, device, SINGLE_PROCESS)
         resume = ResumeState(outputs.int8_scratch, name_of_state, SINGLE_PROCESS)
-        loss = continued_loss(student_loss(distillation, store.gather, device), own.epochs)
+        stored = store.num_views, len(split)
+        loss = student_loss(distillation, store.gather, device, stored)
+        loss = continued_loss(loss, own.epochs)
         result = fit(rounding, spec.input, data, loss, training, device, resume=resume)
         network.load_state_dict(float_state(result.kept_state))
         inputs.check()

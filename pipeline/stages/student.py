@@ -61,7 +61,8 @@ def train_student(name: str, group: ProcessGroup, seed: int | None) -> None:
 
         return TrainingData(dataset, opened, view_of_pass, np.arange(len(split)))
 
-    loss = student_loss(distillation, store.gather, device)
+    stored = store.num_views, len(split)
+    loss = student_loss(distillation, store.gather, device, stored)
     defining = {
         "views": views.model_dump(),
         "distillation": distillation.model_dump(),

@@ -48,6 +48,7 @@ class TrainingBatch:
     labels: Tensor  # [B] int64; -1 for an unlabelled sample
     partner_labels: Tensor | None = None  # [B] int64, of the images mixed in
     weights: Tensor | None = None  # [B] float32, the share of the sample itself
+    rows: Tensor | None = None  # [B] int64, the sample numbers on the device
 
 
 #: (logits [B, C] float32, batch) -> mean over B.
@@ -236,10 +237,10 @@ def whole_batch(
         labels: [N] int64, of the split, on the device.
     """
     if local.partners is None:
-        return TrainingBatch(epoch, view, samples, labels[rows])
+        return TrainingBatch(epoch, view, samples, labels[rows], rows=rows)
     partners = gather_rows(local.partners, len(samples), group)
     weights = gather_rows(local.weights, len(samples), group)
-    return TrainingBatch(epoch, view, samples, labels[rows], labels[partners], weights)
+    return TrainingBatch(epoch, view, samples, labels[rows], labels[partners], weights, rows)
 
 
 def evaluate(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_convert
 
-from pipeline.compute.device import to_device
+from pipeline.compute.device import fits, to_device
 from pipeline.data.prepared.dataset import AGAIN, AnySplit, EncodedSplit, Split, encoded_path
 from pipeline.data.prepared.image_decoding import (
     CLEAN_RATIO,
@@ -166,7 +166,7 @@ class Views:
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:
-    return device.type != "cuda" or 2 * images.nbytes <= torch.cuda.mem_get_info(device)[0]
+    return device.type != "cuda" or fits(images.nbytes, device, parts=2)
 
 
 @dataclass(frozen=True)
