@@ -23,6 +23,7 @@ from pipeline.runtime.progress import EpochLog
 from pipeline.students.kept_epoch import is_best, is_kept
 from pipeline.students.params import TrainingParams
 from pipeline.students.passes import draw_batches, epoch_order
+from pipeline.training.cuda_graph import capture_long_runs
 from pipeline.training.data_parallel import (
     gather_rows,
     predict_distributed,
@@ -112,7 +113,10 @@ def fit(
         network,
         params,
         head,
-        lambda it: wrap_ddp(compile_long_runs(it, device, params.epochs * steps), group),
+        lambda it: capture_long_runs(
+            wrap_ddp(compile_long_runs(it, device, params.epochs * steps), group),
+            *(data.views, device, params.epochs * steps, group),
+        ),
     )
     seed_rank(params.seed, group)
     result = TrainingResult(
