@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,12 @@ class Cases:
     def soft_targets(self, view: int, samples: np.ndarray) -> tuple[np.ndarray, None]:
         return self._rows[samples], None
 
+    def _cached(self, views: object) -> object:
+        """A student's setup as its stage makes it; older checkouts keep no rows on the device."""
+        cached = self._loops.cached
+        stored = [(2, len(self._rows))] if "stored" in signature(cached).parameters else []
+        return cached(views, self.soft_targets, self._device, *stored)
+
     def policies(self) -> dict[str, dict]:
         """Steps of a student by `kd`: within an epoch, and the first of an epoch."""
         from pipeline.views.loader import Views  # noqa: PLC0415
@@ -92,7 +99,7 @@ class Cases:
         for text in POLICIES:
             split = self._dataset.splits["train"]
             views = Views(split, ViewPolicy.parse(text), 0, self._device)
-            setup = self._loops.cached(views, self.soft_targets, self._device)
+            setup = self._cached(views)
             loop = self._loops.Loop(
                 *("cifar_resnet", self._network, self._dataset, setup, self._batch_size),
                 self._device,
@@ -134,7 +141,7 @@ class Cases:
             epochs=2, batch_size=count // 3 + 1, optimizer="sgd", learning_rate=0.01, seed=0
         )
         network, spec = loops.build_on_device("cifar_resnet", "resnet8", dataset, device)
-        loss = loops.cached(None, self.soft_targets, device).loss
+        loss = self._cached(None).loss
 
         def run() -> None:
             views = loops.training_views(dataset, device)

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -33,6 +34,7 @@ from pipeline.runtime.outputs import PREPARED, STORE, TEACHER, ModelOutputs
 from pipeline.runtime.params import read_params
 from pipeline.store.reading.index import read_index
 from pipeline.store.reading.store import Store, open_shards
+from pipeline.training import cuda_graph
 from pipeline.views.loader import open_views
 from pipeline.views.policy import POLICIES, ViewPolicy
 from soak import common as soak
@@ -295,11 +297,31 @@ def resumed(setting: Setting) -> Iterator[Row]:
     yield check(
         "killed and resumed: test accuracy, points", abs(side.accuracy(STUDENT) - accuracy), POINTS
     )
+    yield from replayed(setting)
     if setting.device.type == "cpu" or torch.cuda.device_count() > 1:
         side.forget_training(STUDENT)
         side.run(module, NAME, PROCESSES="2")
         difference = abs(side.accuracy(STUDENT) - accuracy)
         yield check("two processes share a training: test accuracy, points", difference, POINTS)
+
+
+def replayed(setting: Setting) -> Iterator[Row]:
+    """The weights after some steps with CUDA graphs, against those after the same steps without."""
+    dataset = loops.noise(80, 16, 10)  # five batches
+    rows = np.random.default_rng(0).normal(size=(80, 10)).astype(np.float16)
+
+    def weights(first_captured: float) -> dict[str, np.ndarray]:
+        views = loops.training_views(dataset, setting.device)
+        setup = loops.cached(views, lambda _, samples: (rows[samples], None), setting.device)
+        with patch.object(cuda_graph, "CAPTURED_STEPS", first_captured):
+            loop = loops.Loop("cifar_resnet", "resnet8", dataset, setup, 16, setting.device)
+        loop.run(20)
+        return {name: it.cpu().numpy() for name, it in loop.network.state_dict().items()}
+
+    first, again, captured = weights(np.inf), weights(np.inf), weights(0)
+    yield check("CUDA graphs: cannot be used", not cuda_graph.CapturedNetwork.works, 0)
+    noise = largest_difference(first, again)
+    yield check("CUDA graphs: weights", largest_difference(first, captured), 4 * noise)
 
 
 def kill_after_an_epoch(side: Side, module: str) -> None:

@@ -18,11 +18,13 @@ from pipeline.compute.device import (
     to_device,
     training_autocast,
 )
+from pipeline.compute.distributed import SINGLE_PROCESS
 from pipeline.data.prepared.dataset import Dataset, Split
 from pipeline.data.prepared.image_decoding import read_image
 from pipeline.data.sources.archives import read_files
 from pipeline.data.sources.image_reading import to_pixels
-from pipeline.distillation.objective import SoftTargetLookup, student_loss
+from pipeline.distillation.device_rows import SoftTargetLookup
+from pipeline.distillation.objective import student_loss
 from pipeline.distillation.params import KD
 from pipeline.models.params import NetworkParams
 from pipeline.models.spec import InputSpec, build, model_spec
@@ -30,6 +32,7 @@ from pipeline.runtime.derived_random import permutation
 from pipeline.students.label_loss import label_loss
 from pipeline.students.loop import Loss, train_step, whole_batch
 from pipeline.students.params import TrainingParams
+from pipeline.training.cuda_graph import capture_long_runs
 from pipeline.training.optimisation import Optimisation, batches
 from pipeline.views.loader import Batch, Views
 from pipeline.views.policy import ViewPolicy
@@ -133,20 +136,24 @@ def supervised(views: Views) -> Setup:
 
 
 def cached(
-    views: "Views | LiveTeacher", soft_targets: SoftTargetLookup, device: torch.device
+    views: "Views | LiveTeacher",
+    soft_targets: SoftTargetLookup,
+    device: torch.device,
+    stored: tuple[int, int] | None = None,
 ) -> Setup:
+    """A student by `kd`. `stored`: as for `student_loss`."""
     params = KD(temperature=TEMPERATURE, soft_label_weight=SOFT, hard_label_weight=HARD)
-    return Setup(views, student_loss(params, soft_targets, device))
+    return Setup(views, student_loss(params, soft_targets, device, stored))
 
 
 class LiveTeacher:
     """Views, and the teacher's logits for the last batch of them."""
 
     def __init__(self, views: Views, teacher: Teacher):
-        self._views, self._teacher = views, teacher
+        self.views, self._teacher = views, teacher
 
     def batches(self, view: int, order: Sequence[np.ndarray]) -> Iterator[Batch]:
-        for batch in self._views.batches(view, order):
+        for batch in self.views.batches(view, order):
             self._pixels = batch.pixels
             yield batch
 
@@ -192,7 +199,13 @@ class Loop:
         self._order = batches(permutation(len(split), params.seed), batch_size)
         self._optimisation = Optimisation(module.train(), params, len(self._order))
         depthwise_in_float32(module, device)
-        self._forward = compile_long_runs(module, device, params.epochs * len(self._order))
+        steps, views = params.epochs * len(self._order), setup.views
+        self._forward = capture_long_runs(
+            compile_long_runs(module, device, steps),
+            *(views.views if isinstance(views, LiveTeacher) else views, device, steps),
+            SINGLE_PROCESS,
+        )
+        self.network = module
         self._labels = to_device(split.labels, device)
         self._setup, self._device, self._steps = setup, device, self._endless()
 

@@ -40,7 +40,8 @@ from pipeline.compute.device import default_device
 from pipeline.compute.distributed import SINGLE_PROCESS
 from pipeline.data.prepared.dataset import Dataset, open_dataset
 from pipeline.data.sources.archives import read_files
-from pipeline.distillation.objective import SoftTargetLookup, student_loss
+from pipeline.distillation.device_rows import SoftTargetLookup
+from pipeline.distillation.objective import student_loss
 from pipeline.distillation.params import METHODS, DistillationParams, check_method
 from pipeline.models import checkpoint
 from pipeline.models.evaluation import predict

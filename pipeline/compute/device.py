@@ -75,6 +75,11 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def fits(size_bytes: int, device: torch.device, *, parts: int) -> bool:
+    """Whether so many bytes take at most one of `parts` equal parts of a GPU's free memory."""
+    return parts * size_bytes <= torch.cuda.mem_get_info(device)[0]
+
+
 def compile_long_runs(network: nn.Module, device: torch.device, steps: int) -> nn.Module:
     """Return the network, to be compiled on CUDA if the run has at least COMPILED_STEPS.
 

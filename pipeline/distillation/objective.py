@@ -9,13 +9,11 @@ from torch import Tensor
 
 from pipeline.compute.device import to_device
 from pipeline.distillation import losses
+from pipeline.distillation.device_rows import DeviceRows, SoftTargetLookup
 from pipeline.distillation.params import DistillationParams
 from pipeline.students.label_loss import label_loss
 from pipeline.students.loop import Loss, TrainingBatch
 from pipeline.views.loader import AnyViews, PairedViews
-
-#: (view, samples [B]) -> (teacher_logits [B, C], kept_classes [B, C] bool, or None for all).
-SoftTargetLookup = Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray | None]]
 
 #: Parameters that are not arguments of the method's function.
 _NOT_ARGUMENTS = {
@@ -29,10 +27,44 @@ def method_loss(params: DistillationParams, prefix: str = "") -> Callable[..., T
     return partial(getattr(losses, prefix + params.method), **arguments)
 
 
+def teacher_rows(
+    params: DistillationParams,
+    soft_targets: SoftTargetLookup,
+    device: torch.device,
+    stored: tuple[int, int] | None,
+) -> Callable[[TrainingBatch], tuple[Tensor, Tensor | None]]:
+    """A function that returns a batch's teacher logits and, if the method uses them, the classes
+    that the store kept, on the device. `stored`: as for `student_loss`."""
+    uses_kept_classes = getattr(params, "tail", "spread") == "bucket"
+
+    def look_up(view: int, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        rows, kept_classes = soft_targets(view, samples)
+        return rows, kept_classes if uses_kept_classes else None
+
+    on_device = None if stored is None else DeviceRows.if_they_fit(look_up, *stored, device)
+
+    def of_batch(batch: TrainingBatch) -> tuple[Tensor, Tensor | None]:
+        if on_device is not None:
+            return on_device.gather(batch.view, batch.rows)
+        rows, kept_classes = look_up(batch.view, batch.samples)
+        return to_device(rows, device), (
+            None if kept_classes is None else to_device(kept_classes, device)
+        )
+
+    return of_batch
+
+
 def student_loss(
-    params: DistillationParams, soft_targets: SoftTargetLookup, device: torch.device
+    params: DistillationParams,
+    soft_targets: SoftTargetLookup,
+    device: torch.device,
+    stored: tuple[int, int] | None = None,
 ) -> Loss:
     """hard_label_weight · cross-entropy to the labels + soft_label_weight · the method's loss.
+
+    Args:
+        stored: views and samples of which `soft_targets` has rows that never change: a GPU keeps
+            them, if they fit; None: each batch's rows are looked up and copied.
 
     During `warmup_epochs`, if the method has them, its loss grows linearly: in epoch e, counted
     from 1, it counts min(e / warmup_epochs, 1).
@@ -41,13 +73,13 @@ def student_loss(
     soft_label_weight = getattr(params, "soft_label_weight", 1.0)
     warmup_epochs = getattr(params, "warmup_epochs", 0)
     uses_kept_classes = getattr(params, "tail", "spread") == "bucket"
+    rows_of = teacher_rows(params, soft_targets, device, stored)
 
     def loss(logits: Tensor, batch: TrainingBatch) -> Tensor:
-        rows, kept_classes = soft_targets(batch.view, batch.samples)
-        teacher_logits = to_device(rows, device)
+        teacher_logits, kept = rows_of(batch)
         tensors = {"labels": batch.labels} if params.needs_labels else {}
         if uses_kept_classes:
-            tensors["kept"] = None if kept_classes is None else to_device(kept_classes, device)
+            tensors["kept"] = kept
         hard = label_loss(logits, batch.labels, batch.partner_labels, batch.weights)
         soft = method(logits, teacher_logits, **tensors)
         warmup = min(batch.epoch / warmup_epochs, 1.0) if warmup_epochs else 1.0
@@ -57,7 +89,10 @@ def student_loss(
 
 
 def paired_loss(
-    params: DistillationParams, soft_targets: SoftTargetLookup, device: torch.device
+    params: DistillationParams,
+    soft_targets: SoftTargetLookup,
+    device: torch.device,
+    stored: tuple[int, int] | None = None,
 ) -> Loss:
     """The loss of a student of pairs, of what it sees of them: the mean of both views' losses; or,
     of a method that joins the views, its authors' objective, which adds their cross-entropies; or
@@ -65,6 +100,7 @@ def paired_loss(
 
     Args:
         soft_targets: of the store's views: those of pair p are 2p, the weak one, and 2p + 1.
+        stored: as for `student_loss`.
     """
 
     def of_weak(pair: int, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -73,19 +109,21 @@ def paired_loss(
     def of_strong(pair: int, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         return soft_targets(2 * pair + 1, samples)
 
+    both = of_weak, of_strong
+    pairs = None if stored is None else (stored[0] // 2, stored[1])
     if params.paired_views == "weak_to_strong":
-        return student_loss(params, of_weak, device)
+        return student_loss(params, of_weak, device, pairs)
     if params.joins_views:
         method = method_loss(params, "paired_")
+        rows_of = [teacher_rows(params, lookup, device, pairs) for lookup in both]
 
         def joint(logits: Tensor, batch: TrainingBatch) -> Tensor:
-            rows = [lookup(batch.view, batch.samples)[0] for lookup in (of_weak, of_strong)]
             hard = sum(label_loss(each, batch.labels) for each in logits)
-            soft = method(logits, [to_device(each, device) for each in rows])
+            soft = method(logits, [rows(batch)[0] for rows in rows_of])
             return params.hard_label_weight * hard + params.soft_label_weight * soft
 
         return joint
-    of_views = [student_loss(params, lookup, device) for lookup in (of_weak, of_strong)]
+    of_views = [student_loss(params, lookup, device, pairs) for lookup in both]
 
     def mean(logits: Tensor, batch: TrainingBatch) -> Tensor:
         weak, strong = (loss(each, batch) for loss, each in zip(of_views, logits, strict=True))
@@ -107,15 +145,19 @@ def loss_over_epochs(
     device: torch.device,
     epochs: int,
     *,
+    stored: tuple[int, int] | None = None,
     paired: bool = False,
 ) -> Loss:
     """The student's loss in a training of so many epochs, at each epoch's temperature.
 
     Args:
         soft_targets_at: temperature -> the lookup whose rows are decoded for it.
+        stored: as for `student_loss`; of a temperature that changes, rows are not kept.
         paired: views are pairs.
     """
     of_views = paired_loss if paired else student_loss
+    if params.at_epoch(1, epochs) is params:
+        return of_views(params, soft_targets_at(params.decoding_temperature), device, stored)
 
     @lru_cache(maxsize=1)
     def loss_of(epoch: int) -> Loss:

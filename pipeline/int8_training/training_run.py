@@ -91,6 +91,7 @@ def train_for_int8(name: str, params: Int8TrainingParams, inputs: StageInputs) -
             lambda temperature: store.decoded_at(temperature).gather,
             device,
             own.epochs,
+            stored=(store.num_views, len(split)),
             paired=views.paired,
         )
         loss = continued_loss(loss, own.epochs)

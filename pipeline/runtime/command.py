@@ -11,7 +11,13 @@ import time
 from collections.abc import Callable
 
 from pipeline.runtime import interpreter, signals  # noqa: F401  (importing it checks Python)
-from pipeline.runtime.errors import UserError, first_line, is_out_of_memory
+from pipeline.runtime.errors import (
+    UserError,
+    ended_worker,
+    first_line,
+    is_of_ended_worker,
+    is_out_of_memory,
+)
 
 _OF_STUDENT = "`training.batch_size`, or this student's own"
 #: The parameter that makes a command need less memory.
@@ -28,9 +34,9 @@ signals.handle_in_commands()
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Call `main`. On a `UserError`, a failing disk, too little memory or an interruption, print
-    one message and exit with a code other than 0. For a stage that DVC runs, first print what is
-    ahead of the run."""
+    """Call `main`. On a `UserError`, a failing disk, too little memory, the end of a process that
+    decodes images or an interruption, print one message and exit with a code other than 0. For a
+    stage that DVC runs, first print what is ahead of the run."""
     try:
         if "DVC_STAGE" in os.environ and "RANK" not in os.environ:
             _run_stage(main)
@@ -42,6 +48,8 @@ def run_command(main: Callable[[], None]) -> None:
         problem = f"`{error.filename}`: {error.strerror}" if error.filename else str(error)
         sys.exit(f"error: {problem}. Nothing half-written is kept; fix this and run again.")
     except (RuntimeError, MemoryError) as error:
+        if is_of_ended_worker(error):
+            sys.exit(f"error: {ended_worker(error)}")
         if not is_out_of_memory(error):
             raise
         sys.exit(f"error: {_out_of_memory(error)}")

@@ -32,6 +32,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
+def is_of_ended_worker(error: BaseException) -> bool:
+    """Whether torch raised an error because a process that decodes images has ended. It does so
+    within the signal of that process's end: in any line of the main thread."""
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+
+
+def ended_worker(error: BaseException) -> str:
+    return (
+        f"a process that decodes images has ended ({error}); expected it to live as long "
+        "as this one. Look at the machine's memory, and at its shared memory (/dev/shm)."
+    )
+
+
 def positive_int(text: str, name: str, meaning: str, most: int | None = None) -> int:
     """Read an integer from 1 to `most` that a user typed, and refuse anything else.
 

@@ -68,6 +68,7 @@ def train_student(name: str, group: ProcessGroup, seed: int | None) -> None:
         lambda temperature: store.decoded_at(temperature).gather,
         device,
         training.epochs,
+        stored=(store.num_views, len(split)),
         paired=views.paired,
     )
     defining = {

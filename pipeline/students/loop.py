@@ -23,6 +23,7 @@ from pipeline.runtime.progress import EpochLog
 from pipeline.students.kept_epoch import is_best, is_kept
 from pipeline.students.params import TrainingParams
 from pipeline.students.passes import draw_batches, epoch_order
+from pipeline.training.cuda_graph import capture_long_runs
 from pipeline.training.data_parallel import (
     gather_rows,
     predict_distributed,
@@ -48,6 +49,7 @@ class TrainingBatch:
     labels: Tensor  # [B] int64; -1 for an unlabelled sample
     partner_labels: Tensor | None = None  # [B] int64, of the images mixed in
     weights: Tensor | None = None  # [B] float32, the share of the sample itself
+    rows: Tensor | None = None  # [B] int64, the sample numbers on the device
 
 
 #: (logits [B, C] float32, batch) -> mean over B. Of pairs of views, logits [2, B, C]: weak, strong.
@@ -111,8 +113,11 @@ def fit(
         network,
         params,
         head,
-        lambda it: wrap_ddp(
-            _for_views(data.views, compile_long_runs(it, device, params.epochs * steps)), group
+        lambda it: capture_long_runs(
+            wrap_ddp(
+                _for_views(data.views, compile_long_runs(it, device, params.epochs * steps)), group
+            ),
+            *(data.views, device, params.epochs * steps, group),
         ),
     )
     seed_rank(params.seed, group)
@@ -261,10 +266,10 @@ def whole_batch(
         labels: [N] int64, of the split, on the device.
     """
     if local.partners is None:
-        return TrainingBatch(epoch, view, samples, labels[rows])
+        return TrainingBatch(epoch, view, samples, labels[rows], rows=rows)
     partners = gather_rows(local.partners, len(samples), group)
     weights = gather_rows(local.weights, len(samples), group)
-    return TrainingBatch(epoch, view, samples, labels[rows], labels[partners], weights)
+    return TrainingBatch(epoch, view, samples, labels[rows], labels[partners], weights, rows)
 
 
 def evaluate(

@@ -22,6 +22,7 @@ from pipeline.models.spec import InputSpec
 from pipeline.runtime.derived_random import permutation
 from pipeline.runtime.progress import EpochLog
 from pipeline.teacher.params import TeacherTraining
+from pipeline.training.cuda_graph import capture_long_runs
 from pipeline.training.data_parallel import (
     gather_rows,
     local_rows,
@@ -76,7 +77,10 @@ def fit_teacher(
         network,
         params,
         head,
-        lambda it: wrap_ddp(compile_long_runs(it, device, params.epochs * steps), group),
+        lambda it: capture_long_runs(
+            wrap_ddp(compile_long_runs(it, device, params.epochs * steps), group),
+            *(views, device, params.epochs * steps, group),
+        ),
     )
     seed_rank(params.seed, group)
     history: list[dict[str, float]] = []

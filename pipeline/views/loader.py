@@ -7,7 +7,8 @@ canaries all get their pixels here.
 import copy
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain, groupby, repeat, tee
 from operator import itemgetter
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_convert
 
-from pipeline.compute.device import to_device
+from pipeline.compute.device import fits, to_device
 from pipeline.data.prepared.dataset import AGAIN, AnySplit, EncodedSplit, Split, encoded_path
 from pipeline.data.prepared.image_decoding import (
     CLEAN_RATIO,
@@ -25,7 +26,7 @@ from pipeline.data.prepared.image_decoding import (
     clean_boxes,
     decode_view,
 )
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, ended_worker, is_of_ended_worker
 from pipeline.views.geometry import ViewPlan, apply_views, crop_boxes, flips, plan_views
 from pipeline.views.mixing import apply_mix, plan_mix
 from pipeline.views.policy import PairedPolicy, ViewPolicy
@@ -179,7 +180,7 @@ class Views:
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:
-    return device.type != "cuda" or 2 * images.nbytes <= torch.cuda.mem_get_info(device)[0]
+    return device.type != "cuda" or fits(images.nbytes, device, parts=2)
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,8 @@ class EncodedViews:
     """The views of a split of encoded images, decoded ahead by worker processes.
 
     Workers cut a view's box out of its image while decoding it, and mirror a resized crop. All
-    other steps run on whole batches, on the device.
+    other steps run on whole batches, on the device. The workers of a pass that ends decode the
+    next one, too, and end with this object.
     """
 
     split: EncodedSplit
@@ -204,6 +206,7 @@ class EncodedViews:
     device: torch.device
     num_workers: int
     clean: CleanView = CleanView()
+    _idle: list[DataLoader] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def batches(self, view: int, order: Sequence[np.ndarray]) -> Iterator[Batch]:
         """Yield one view of the samples of each batch, in this order.
@@ -216,26 +219,33 @@ class EncodedViews:
             policy = replace(policy, geometry="none")  # the decoder has cut and resized
         blocks = _plan_blocks(policy, self.seed, view, order, split, self.device)
         plans, ahead = tee(chain.from_iterable(blocks))
-        loader = DataLoader(
-            _Decoder(self, view),
-            batch_sampler=(plan.needed for plan in ahead),
-            num_workers=min(self.num_workers, len(order)) if len(order) > 1 else 0,
-            collate_fn=default_convert,  # a tensor and an error stay what they are
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # without it, each pass draws from the global generator
-        )
+        loader = self._loader(min(self.num_workers, len(order)) if len(order) > 1 else 0)
+        loader.batch_sampler.requests = ((view, plan.needed) for plan in ahead)
         try:
             for plan, decoded in zip(plans, loader, strict=True):
                 if isinstance(decoded, UserError):
                     raise decoded
                 yield plan.finish(decoded.to(self.device, non_blocking=True))
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if not is_of_ended_worker(error):
                 raise
-            raise UserError(
-                f"a process that decodes images has ended ({error}); expected it to live as long "
-                "as this one. Look at the machine's memory, and at its shared memory (/dev/shm)."
-            ) from None
+            raise UserError(ended_worker(error)) from None
+        if loader.num_workers:  # a pass that was left early ends its workers, with their queues
+            self._idle[:] = [loader]
+
+    def _loader(self, workers: int) -> DataLoader:
+        """Take the loader of the last pass, if it has enough workers, or make one."""
+        if workers and self._idle and self._idle[0].num_workers >= workers:
+            return self._idle.pop()
+        return DataLoader(
+            _Decoder(self.split, self.policy.geometry == RESIZED_CROP, self.seed, self.clean),
+            batch_sampler=_Requests(),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            collate_fn=default_convert,  # a tensor and an error stay what they are
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # without it, it draws from the global generator
+        )
 
     def by(self, policy: ViewPolicy, seed: int) -> "EncodedViews":
         """Other views of the same images."""
@@ -255,36 +265,51 @@ class PairedViews:
         Raises:
             UserError: as `EncodedViews.batches`.
         """
-        both = (_with_half_the_workers(views) for views in (self.weak, self.strong))
-        for weak, strong in zip(*(views.batches(pair, order) for views in both), strict=True):
+        both = [views.batches(pair, order) for views in self._decoded_at_once]
+        for weak, strong in zip(*both, strict=True):
             yield replace(weak, strong_pixels=strong.pixels)
 
-
-def _with_half_the_workers(views: "Views | EncodedViews") -> "Views | EncodedViews":
-    """Both views of a pair are decoded at once."""
-    if isinstance(views, Views):
-        return views
-    return replace(views, num_workers=(views.num_workers + 1) // 2)
+    @cached_property
+    def _decoded_at_once(self) -> list["Views | EncodedViews"]:
+        """Both, with half the workers each; once, because workers outlive a pass."""
+        return [
+            replace(views, num_workers=(views.num_workers + 1) // 2)
+            if isinstance(views, EncodedViews)
+            else views
+            for views in (self.weak, self.strong)
+        ]
 
 
 AnyViews = Views | EncodedViews | PairedViews
 
 
+class _Requests:
+    """What a DataLoader asks of its workers in one pass; the next pass has others."""
+
+    requests: Iterator[tuple[int, np.ndarray]] = iter(())  # view, and [B] sample numbers
+
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+        return self.requests
+
+
 @dataclass(frozen=True)
 class _Decoder:
-    """The decoded pixels of one view, for worker processes: indexed with a batch's samples."""
+    """The decoded pixels of a split, for worker processes: indexed with a view and a batch."""
 
-    views: EncodedViews
-    view: int
+    split: EncodedSplit
+    resized_crop: bool
+    seed: int
+    clean: CleanView
 
-    def __getitems__(self, samples: np.ndarray) -> Tensor | UserError:
+    def __getitems__(self, request: tuple[int, np.ndarray]) -> Tensor | UserError:
         """[B, C, S, S] uint8; or an error, which the parent raises without a traceback."""
-        split, seed, clean = self.views.split, self.views.seed, self.views.clean
+        view, samples = request
+        split, seed, clean = self.split, self.seed, self.clean
         side = split.image_size
         sizes = split.sizes[samples].astype(np.int64)  # [B, 2]
-        if self.views.policy.geometry == RESIZED_CROP:
-            boxes = crop_boxes(seed, self.view, samples, sizes)
-            flipped = flips(seed, self.view, samples)
+        if self.resized_crop:
+            boxes = crop_boxes(seed, view, samples, sizes)
+            flipped = flips(seed, view, samples)
         else:
             boxes = clean_boxes(sizes, side, clean.ratio)
             flipped = np.zeros(len(samples), bool)

@@ -107,6 +107,12 @@ def test_decoding_runs(folder, monkeypatch):
     assert [row["kept as"] for row in rows] == ["original"] * 2 + ["quality 90, 256"] * 2
 
 
+def test_decoding_workers_run(folder, monkeypatch):
+    arguments = ("--images", 70, "--pairs", 1, "--workers", 1)
+    rows = rows_of("decoding_workers", monkeypatch, *arguments)
+    assert [(row["view"], row["batches"]) for row in rows] == [(32, 2), (224, 2)]
+
+
 def test_int8_runs(exported, monkeypatch, tmp_path):
     monkeypatch.chdir(shutil.copytree(exported, tmp_path / "copy"))
     rows = rows_of("int8", monkeypatch, ".", "--rounds", 2, "--calibration", 8)

@@ -231,3 +231,19 @@ def test_an_archive_of_images_is_read_by_its_beginning_and_its_end(params):
     for name in ("whole.tar", "whole.zip"):
         params["dataset"]["root"] = name
         assert problems_of(params) == []
+
+
+def test_epochs_that_show_each_cached_view_too_often_are_remarked(params):
+    params["views"] |= {"policy": "crop", "count": 2}
+
+    def remarks(epochs: int) -> list[str]:
+        params["training"]["epochs"] = epochs
+        assert problems_of(params) == []
+        return check.remarks()
+
+    assert remarks(40) == []
+    (remark,) = remarks(41)
+    assert "student `small` sees each view about 20 times (41 epochs, `views.count: 2`)" in remark
+    assert "`views.count: 3` shows each at most 14 times" in remark
+    params["views"] |= {"policy": "none", "count": 1}  # there are no more views
+    assert remarks(41) == []

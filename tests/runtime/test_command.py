@@ -51,3 +51,12 @@ def test_too_little_memory_is_told_in_one_line_with_the_parameter_to_lower(
 def test_another_error_of_torch_is_no_error_of_memory():
     with pytest.raises(RuntimeError, match="must match"):
         run_command(lambda: torch.ones(2) + torch.ones(3))
+
+
+def test_the_end_of_a_decoding_process_is_told_in_one_line_in_whatever_line_it_is_noticed():
+    def main() -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    message = r"error: a process that decodes images has ended \(DataLoader worker \(pid 7\) is .*"
+    with pytest.raises(SystemExit, match=message):
+        run_command(main)

@@ -23,7 +23,7 @@ from conftest import (
 )
 from encoded_photographs import encoded_params, picture, write_pictures
 from import_closure import ROOT
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from safetensors.numpy import load_file
 
 from pipeline.commands.store import verify
@@ -40,7 +40,7 @@ from pipeline.runtime.files import read_json
 from pipeline.runtime.outputs import TEACHER, ExportOutputs, ModelOutputs
 from pipeline.views import loader as views_module
 from pipeline.views.geometry import apply_views, crop_boxes, flips, plan_views
-from pipeline.views.loader import open_views
+from pipeline.views.loader import EncodedViews, open_views
 from pipeline.views.policy import ViewPolicy
 
 CPU = torch.device("cpu")
@@ -354,6 +354,58 @@ def test_two_interleaved_passes_do_not_affect_each_other(encoded_project):
     for pair, expected in zip(together, zip(*apart, strict=True), strict=True):
         assert torch.equal(pair[0].pixels, expected[0].pixels)
         assert torch.equal(pair[1].pixels, expected[1].pixels)
+
+
+def view_of(views: EncodedViews, view: int, order: list[np.ndarray]) -> torch.Tensor:
+    return torch.cat([batch.pixels for batch in views.batches(view, order)])
+
+
+def test_workers_decode_one_pass_after_the_other_and_end_with_the_views(encoded_project):
+    split = open_dataset().resized(16).splits["train"]
+    order, before = np.split(np.arange(len(split)), 6), set(workers_of_this_process())
+    views = open_views(split, ViewPolicy("random_resized_crop"), 0, CPU, num_workers=2)
+    assert set(workers_of_this_process()) == before  # none before the first pass
+    first, started = view_of(views, 0, order), set(workers_of_this_process()) - before
+    second, single = view_of(views, 1, order[::-1]), view_of(views, 2, order[:1])
+    assert set(workers_of_this_process()) - before == started
+    assert len(started) == 2
+    del views
+    assert not started & set(workers_of_this_process())
+    alone = open_views(split, ViewPolicy("random_resized_crop"), 0, CPU, num_workers=0)
+    for view, (found, parts) in enumerate(
+        [(first, order), (second, order[::-1]), (single, order[:1])]
+    ):
+        assert torch.equal(found, view_of(alone, view, parts))
+
+
+def workers_of_this_process() -> list[int]:
+    return [process.pid for process in multiprocessing.active_children()]
+
+
+@pytest.mark.parametrize("end", ["closed", "unreadable image", "killed worker"])
+def test_a_pass_that_ends_early_leaves_nothing_to_the_next(encoded_project, monkeypatch, end):
+    split = open_dataset().resized(16).splits["train"]
+    order, policy = np.split(np.arange(len(split)), 6), ViewPolicy("random_resized_crop")
+    expected = view_of(open_views(split, policy, 0, CPU, num_workers=0), 1, order)
+    views = open_views(split, policy, 0, CPU, num_workers=2)
+    with monkeypatch.context() as patch:
+        if end != "closed":
+            failing = {
+                "unreadable image": unreadable,
+                "killed worker": lambda *_, **__: os._exit(9),
+            }
+            patch.setattr(views_module, "decode_view", failing[end])
+            with pytest.raises(UserError):
+                view_of(views, 0, order)
+        else:
+            passing = views.batches(0, order)
+            next(passing)
+            passing.close()
+    assert torch.equal(view_of(views, 1, order), expected)
+
+
+def unreadable(*_: object, **__: object) -> None:
+    raise UnidentifiedImageError("no image")
 
 
 @pytest.mark.parametrize(
