@@ -55,7 +55,8 @@ def _steps(setting: Setting, case: Case, dataset: Dataset) -> Iterator[Row]:
 def _cached_loop(setting: Setting, case: Case, dataset: Dataset, folder: Path, epochs: int) -> Loop:
     store = write_store(folder, *random_logits(dataset), None).decoded_at(loops.TEMPERATURE)
     views, device = loops.training_views(dataset, setting.device), setting.device
-    setup = loops.cached(views, store.gather, device)
+    stored = store.num_views, len(dataset.splits["train"])
+    setup = loops.cached(views, store.gather, device, stored)
     network = (case.family, case.student)
     return Loop(*network, dataset, setup, case.batch_size, device, epochs=epochs)
 
