@@ -72,7 +72,7 @@ def test_when_its_minutes_are_over_it_says_so(folder, monkeypatch, capfd):
 @pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_every_run(folder, monkeypatch, capfd):
     for _ in range(20):
-        run_tables(monkeypatch, Path("tables"), 0.5)
+        run_tables(monkeypatch, Path("tables"), 1.5)
         if "minutes are over" not in capfd.readouterr().out:
             break
     rows = pd.read_csv("tables/runs.csv")
