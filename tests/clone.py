@@ -9,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
@@ -55,6 +55,18 @@ def run_command_here(executable: str, command: str, **process: object) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise StageCmdFailedError(command, 1) from None
+
+
+class _Watched(io.StringIO):
+    """Text in memory that passes each piece on to `see` when it is written."""
+
+    def __init__(self, see: Callable[[str], None]):
+        super().__init__()
+        self._see = see
+
+    def write(self, text: str) -> int:
+        self._see(text)
+        return super().write(text)
 
 
 class Clone:
@@ -112,12 +124,15 @@ class Clone:
             patch.setattr("dvc.utils.strictyaml.parse_yaml", parse_yaml_once)
             yield patch
 
-    def dvc_here(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def dvc_here(
+        self, *arguments: str, see: Callable[[str], None] = lambda text: None
+    ) -> subprocess.CompletedProcess[str]:
         """Run DVC's command line and the stages in this process; seconds less for each.
 
-        The stages run this project's code: for a clone in which none was edited.
+        The stages run this project's code: for a clone in which none was edited. `see` gets what
+        they print when they print it.
         """
-        out, err = io.StringIO(), io.StringIO()
+        out, err = _Watched(see), io.StringIO()
         with self.entered() as patch:
             patch.setenv("DVC_TEST", "true")  # else DVC restores the stream of its import for JSON
             patch.setattr("dvc.stage.run._run", run_command_here)
@@ -163,6 +178,19 @@ class Clone:
         write_params(self.root, self.params)
         with self.entered(), Repo() as repo:
             return set(repo.status())
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[Callable[[], set[str]]]:
+        """A function that returns what `invalidated` does, for edits of other files than dvc.yaml,
+        dvc.lock and params.yaml: it loads these once."""
+
+        def invalidated() -> set[str]:
+            with repo.lock:
+                return {stage.addressing for stage in repo.index.stages if stage.status()}
+
+        write_params(self.root, self.params)
+        with self.entered(), Repo() as repo:
+            yield invalidated
 
     def plan(self) -> str:
         """What `make plan` prints, without a process."""

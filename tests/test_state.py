@@ -87,17 +87,19 @@ def test_a_parameter_edited_during_a_training_is_not_recorded_for_its_result(clo
     change_student(clone, "training", epochs=12)
     change_student(clone, "distillation", temperature=3.0)
     before = recorded(clone, "student@small")
-    output = repro_disturbed(
-        clone,
-        "student@small",
-        "epoch  1/12",
-        lambda: change_student(clone, "distillation", temperature=9.0),
-    )
-    assert "error: `params.yaml: students.small.distillation` changed while this stage" in output
-    assert "Traceback" not in output
+
+    def edit(printed: str) -> None:
+        if "epoch  1/12" in printed:
+            change_student(clone, "distillation", temperature=9.0)
+
+    result = clone.dvc_here("repro", "student@small", see=edit)
+    assert result.returncode != 0
+    changed = "error: `params.yaml: students.small.distillation` changed while this stage"
+    assert changed in result.stderr
+    assert "Traceback" not in result.stderr
     assert recorded(clone, "student@small") == before
     change_student(clone, "distillation", temperature=3.0)
-    assert "resumes after epoch 12 of 12" in clone.dvc("repro", "student@small")
+    assert "resumes after epoch 12 of 12" in clone.dvc_here("repro", "student@small").stdout
 
 
 @pytest.mark.slow
@@ -173,7 +175,7 @@ def test_a_dvc_lock_that_records_other_parameters_than_the_predictions_is_refuse
         message = rf"was made when `params.yaml: students\.small(.|\n)* Run `{remedy}`"
         with pytest.raises(UserError, match=message):
             run_stage(*stage)
-    clone.dvc(*remedy.split()[1:])
+    assert clone.dvc_here(*remedy.split()[1:]).returncode == 0
     assert clone.invalidated() == {"int8_training@small", "export@small", "speed", "compare"}
     for stage in (("export", "small"), ("robustness", "small"), ("compare",)):
         run_stage(*stage)
@@ -199,7 +201,7 @@ def test_a_dvc_lock_with_conflict_markers_is_refused_and_can_be_removed(clone):
     for command in (("pipeline.commands.repro",), ("dvc", "repro")):
         assert "dvc.lock" in refusal_of(clone, *command)
     (clone.root / "dvc.lock").unlink()
-    assert clone.repro() == set()
+    assert clone.repro(here=True) == set()
     assert clone.outputs() == before
 
 
