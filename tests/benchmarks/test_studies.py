@@ -13,7 +13,16 @@ import torch
 from conftest import change_params, opened
 from import_closure import ROOT
 
-from benchmarks.accuracy import beyond, encodings, methods, seeds, starts, study, views
+from benchmarks.accuracy import (
+    beyond,
+    encodings,
+    long_runs,
+    methods,
+    seeds,
+    starts,
+    study,
+    views,
+)
 from benchmarks.accuracy.study import BUDGETS, LAST, Budget, Cache, Cell, Jitter, Teacher, Workshop
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.models import checkpoint
@@ -365,3 +374,11 @@ def test_the_study_of_starts_says_how_to_pack_its_archive(tmp_path):
     write_tar(tmp_path / "a.tar", iter([("train/a/1.png", b""), ("val/a/1.png", b"")]))
     with pytest.raises(UserError, match=r"has `train/`, `val/`; expected `train/CLASS/` and"):
         starts.write_archives(tmp_path / "a.tar", tmp_path, ())
+
+
+@pytest.mark.parametrize("epochs", long_runs.EPOCHS)
+def test_of_caches_that_give_a_long_run_a_new_view_in_each_epoch_the_smallest_is_run(epochs):
+    counts = [n for n in long_runs.COUNTS if long_runs.exact(n) in long_runs.ways(epochs)]
+    assert counts == list(long_runs.COUNTS[: len(counts)])
+    assert all(count < epochs for count in counts[:-1])
+    assert counts[-1] == long_runs.COUNTS[-1] or counts[-1] >= epochs
