@@ -26,6 +26,7 @@ from pipeline.runtime.files import write_json
 from pipeline.runtime.outputs import PREPARED, TEACHER
 from pipeline.runtime.params import load_section
 from pipeline.store.reading.store import Store, open_store
+from pipeline.students import loop
 from pipeline.views.params import ViewsParams
 
 settings.register_profile("untimed", deadline=None)
@@ -121,6 +122,22 @@ def write_params(root: Path, params: dict) -> None:
 def run_stage(name: str, *arguments: str) -> None:
     """Run the stage's `main` in this process and the current folder."""
     run_module(f"pipeline.stages.{name}", *arguments)
+
+
+def run_stage_interrupted(stage: str, name: str) -> None:
+    """Run a stage that trains a student or a baseline, and interrupt it in its second epoch."""
+    original, calls = loop.evaluate, []
+
+    def evaluate(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "evaluate", evaluate)
+        with pytest.raises(KeyboardInterrupt):
+            run_stage(stage, name)
 
 
 def run_module(module: str, *arguments: str) -> None:

@@ -14,23 +14,20 @@ from pipeline.runtime.command import run_command
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from benchmarks.accuracy.study import (
     BUDGETS,
     LAST,
-    POLICY,
     Budget,
-    Cache,
     Network,
     Run,
-    Teacher,
     cell,
     command,
     key,
     markdown,
     results,
 )
+from benchmarks.accuracy.views import KD, curve, exact
 
 BUDGET = "long"
 EPOCHS = (40, 100, 200, 400)
@@ -38,26 +35,12 @@ COUNTS = (1, 2, 4, 8, 16, 50, 162)
 STUDENTS = {name: Network("cifar_resnet", name) for name in ("resnet8", "resnet20")}
 
 
-def _cache(count: int, policy: str = POLICY) -> Cache:
-    return Cache(Teacher(Network("cifar_resnet", "resnet20")), count, policy=policy)
-
-
-def exact(count: int) -> str:
-    return f"{count} exact"
-
-
-LABELS, INEXACT, LIVE = "labels only", "1 clean view, inexact", "live teacher"
-WAYS: dict[str, dict[str, Any]] = {
-    LABELS: {"caches": (_cache(1),), "distillation": {}},
-    INEXACT: {"caches": (_cache(1, "none"),), "use": "inexact"},
-    **{exact(count): {"caches": (_cache(count),)} for count in COUNTS},
-    LIVE: {"caches": (_cache(1),), "use": "live"},
-}
-FIRST = [exact(1), exact(16), INEXACT, LABELS]  # what says most
+WAYS = curve(COUNTS)
+FIRST = [exact(1), exact(16), "1 clean view, inexact", "labels only"]  # what says most
 
 
 def run(student: str, way: str, epochs: int, seed: int) -> Run:
-    options = {"distillation": {"method": "kd"}, **WAYS[way]}
+    options = {"distillation": KD, **WAYS[way]}
     return Run(BUDGET, STUDENTS[student], epochs, seed, **options)
 
 

@@ -11,7 +11,7 @@ benchmarks/accuracy/runs.csv; study.py says how.
 
 from pipeline.runtime.command import run_command
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,25 @@ def _cache(count: int, policy: str = POLICY) -> Cache:
 
 
 KD = {"method": "kd"}
-#: No teacher; one clean view under augmented training; exact views; the teacher at every step.
-CURVE: dict[str, dict[str, Any]] = {
-    "labels only": {"caches": (_cache(1),), "distillation": {}},
-    "1 clean view, inexact": {"caches": (_cache(1, "none"),), "use": "inexact"},
-    **{f"{count} exact": {"caches": (_cache(count),)} for count in (1, 2, 4, 8, 16)},
-    "live teacher": {"caches": (_cache(1),), "use": "live"},
-}
+Ways = dict[str, dict[str, Any]]  # name -> fields of a run
+
+
+def curve(counts: Sequence[int]) -> Ways:
+    """No teacher; one clean view under augmented training; exact views; the teacher at every
+    step."""
+    return {
+        "labels only": {"caches": (_cache(1),), "distillation": {}},
+        "1 clean view, inexact": {"caches": (_cache(1, "none"),), "use": "inexact"},
+        **{exact(count): {"caches": (_cache(count),)} for count in counts},
+        "live teacher": {"caches": (_cache(1),), "use": "live"},
+    }
+
+
+def exact(count: int) -> str:
+    return f"{count} exact"
+
+
+CURVE = curve((1, 2, 4, 8, 16))
 #: Ways to make few views worth more.
 BEYOND = {
     **{f"{count} exact + jitter": {"caches": (_cache(count),), "jitter": 2} for count in (1, 4, 8)},

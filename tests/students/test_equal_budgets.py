@@ -8,7 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import OUTPUTS, PARAMS, forget_trainings, run_stage, write_params
+from conftest import (
+    OUTPUTS,
+    PARAMS,
+    forget_trainings,
+    run_stage,
+    run_stage_interrupted,
+    write_params,
+)
 from PIL import Image
 
 from pipeline.compute import device
@@ -89,18 +96,7 @@ def test_a_baseline_of_several_passes_resumes_to_the_bytes_of_an_uninterrupted_r
     forget_trainings()
     paths = [Path(path.format(kind="baselines")) for path in OUTPUTS]
     before = [path.read_bytes() for path in paths]
-    original, calls = loop.evaluate, []
-
-    def evaluate(*arguments):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return original(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "evaluate", evaluate)
-        with pytest.raises(KeyboardInterrupt):
-            run_stage("baseline", "small")
+    run_stage_interrupted("baseline", "small")
     run_stage("baseline", "small")
     output = capsys.readouterr().out
     assert "shows each of 36 labelled images 10 times" in output

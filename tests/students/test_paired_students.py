@@ -13,6 +13,7 @@ from conftest import (
     forget_trainings,
     opened,
     run_stage,
+    run_stage_interrupted,
     take_as_prepared,
     write_params,
 )
@@ -276,18 +277,7 @@ def test_a_killed_training_on_pairs_resumes_to_the_bytes_of_an_uninterrupted_run
     run_stage(stage, "small")
     before = [path.read_bytes() for path in paths]
     forget_trainings()
-    original, calls = loop.evaluate, []
-
-    def evaluate(*arguments):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return original(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "evaluate", evaluate)
-        with pytest.raises(KeyboardInterrupt):
-            run_stage(stage, "small")
+    run_stage_interrupted(stage, "small")
     run_stage(stage, "small")
     assert "resumes after epoch 1 of 2" in capsys.readouterr().out
     assert [path.read_bytes() for path in paths] == before
