@@ -1,19 +1,21 @@
 """Beyond the tables: compare other uses of the same number of cached teacher passes.
 
     python -m benchmarks.accuracy.beyond PROJECT                # recipes/cifar100_laptop.yaml
+    python -m benchmarks.accuracy.beyond PROJECT --budget equal # the same; the best of each idea
     python -m benchmarks.accuracy.beyond PROJECT --budget gpu   # recipes/cifar100_240_epochs.yaml
     python -m benchmarks.accuracy.beyond --tables
 
 The opponent sees each cached view once, as with a teacher at every step. Every other way uses the
 same number of teacher passes, over all members together: it trains longer on them, splits them
-among an ensemble, mixes the views, or adds images without labels. Appends to
+among an ensemble, mixes the views, pairs them, or adds images without labels. Appends to
 benchmarks/accuracy/runs.csv; study.py says how.
 """
 
 from pipeline.runtime.command import run_command
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from benchmarks.accuracy.methods import METHODS, SMALL, TABLE
 from benchmarks.accuracy.study import (
@@ -33,6 +35,7 @@ from benchmarks.accuracy.study import (
 
 PAIRS = {
     "cpu": [SMALL["resnet20 > resnet8"]],
+    "equal": [SMALL["resnet20 > resnet8"]],
     "gpu": [TABLE["resnet56 > resnet20"], TABLE["resnet32x4 > resnet8x4"]],
 }
 #: A teacher of the pairs -> a more accurate one of the tables.
@@ -44,6 +47,7 @@ LARGER = {
     )
 }
 METHOD = METHODS["KD+LS"]  # the best of those that need no label and take mixed views
+FALLING = {**METHOD, "temperature": {"first": 4.0, "last": 1.0}}  # 2.0 is the authors'
 OPPONENT = "each view once"
 #: All images over those with labels.
 _IMAGES = 1 + UNLABELLED_PER_CLASS // BUDGETS["cpu"].per_class
@@ -56,6 +60,8 @@ class Way:
     larger: bool = False  # a teacher of LARGER
     mix: str = "none"
     unlabelled: bool = False  # 3 images without labels for each image of the subset
+    paired: bool = False  # as many pairs as half the views; the student sees both views
+    method: Mapping[str, Any] = field(default_factory=lambda: METHOD)
 
 
 WAYS = {
@@ -71,6 +77,24 @@ WAYS = {
     "trained four times as long": Way(times=4),
     "unlabelled images, trained four times as long": Way(times=4, unlabelled=True),
 }
+#: The best of each idea, trained four times as long.
+EQUAL = {
+    OPPONENT: Way(),
+    **{
+        f"{name}, trained four times as long": replace(way, times=4)
+        for name, way in {
+            "plain views": Way(),
+            "unlabelled images": Way(unlabelled=True),
+            "paired views": Way(paired=True),
+            "a falling temperature": Way(method=FALLING),
+            "paired views by MLKD+LS": Way(paired=True, method=METHODS["MLKD+LS"]),
+            "unlabelled images, a falling temperature": Way(unlabelled=True, method=FALLING),
+            "cutmix": Way(mix="cutmix"),
+            "a larger teacher": Way(larger=True),
+            "an ensemble of 2": Way(members=2),
+        }.items()
+    },
+}
 
 
 def ways(budget: Budget, pair: int) -> dict[str, Way]:
@@ -79,7 +103,7 @@ def ways(budget: Budget, pair: int) -> dict[str, Way]:
     larger = PAIRS[budget.name][pair].teacher in LARGER
     return {
         name: way
-        for name, way in WAYS.items()
+        for name, way in (EQUAL if budget.name == "equal" else WAYS).items()
         if (budget.per_class or not way.unlabelled) and (larger or not way.larger)
     }
 
@@ -97,11 +121,12 @@ def run(budget: Budget, pair: int, way: Way, seed: int) -> Run:
             budget.num_views // (way.members * images),
             mix=way.mix,
             unlabelled=way.unlabelled,
+            paired=way.paired,
         )
         for teacher in teachers
     )
-    epochs = budget.epochs * way.times // images
-    return Run(budget.name, chosen.student, epochs, seed, caches, METHOD)
+    epochs = budget.epochs * way.times // (images * (1 + way.paired))
+    return Run(budget.name, chosen.student, epochs, seed, caches, way.method)
 
 
 def plan(budget: Budget) -> list[list[Run]]:
@@ -141,14 +166,14 @@ def table(budget: Budget, pair: int) -> str:
 
 
 def tables() -> Iterator[str]:
-    """The tables of the CPU budget's pair, and of the GPU's."""
-    for budget in (BUDGETS["cpu"], BUDGETS["gpu"]):
+    """The tables of the CPU budgets' pair, and of the GPU's."""
+    for budget in (BUDGETS["cpu"], BUDGETS["equal"], BUDGETS["gpu"]):
         for pair in range(len(PAIRS[budget.name])):
             yield table(budget, pair)
 
 
 def main() -> None:
-    command("beyond", __doc__, plan, tables)
+    command("beyond", __doc__, plan, tables, budgets=tuple(PAIRS))
 
 
 if __name__ == "__main__":

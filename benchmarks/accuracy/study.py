@@ -41,7 +41,7 @@ from pipeline.compute.distributed import SINGLE_PROCESS
 from pipeline.data.prepared.dataset import Dataset, open_dataset
 from pipeline.data.sources.archives import read_files
 from pipeline.distillation.device_rows import SoftTargetLookup
-from pipeline.distillation.objective import student_loss
+from pipeline.distillation.objective import loss_over_epochs, seen_views
 from pipeline.distillation.params import METHODS, DistillationParams, check_method
 from pipeline.models import checkpoint
 from pipeline.models.evaluation import predict
@@ -61,7 +61,7 @@ from pipeline.students.label_loss import label_loss
 from pipeline.students.loop import TrainingData, evaluate, fit
 from pipeline.students.params import TrainingParams
 from pipeline.training.resume import ResumeState, fingerprint
-from pipeline.views.loader import Batch, open_views
+from pipeline.views.loader import Batch, PairedViews, open_views
 from pipeline.views.params import ViewsParams
 from pipeline.views.policy import ViewPolicy
 from soak.common import ROOT, write_tar
@@ -71,6 +71,7 @@ WORKSPACE = ".scratch/accuracy"  # in the project
 POLICY = "crop_flip"
 VALIDATION_PER_CLASS = 10  # of a subset
 UNLABELLED_PER_CLASS = 150
+STRONG = {"operations": 2, "magnitude": 9}  # RandAugment
 UNLABELLED = "unlabeled"
 FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 LAST, BEST = "last_epoch_test_accuracy", "best_epoch_test_accuracy"
@@ -122,6 +123,8 @@ BUDGETS = {
         Budget("cpu", 50, {**SMALL, "epochs": 16}, 16, (0, 1)),
         # All distinct views, as with a teacher at every step.
         Budget("views", 100, {**SMALL, "epochs": 40}, 16, (0, 1, 2), "bfloat16"),
+        # Of `beyond`: its teacher is another than that of the CPU budget's results.
+        Budget("equal", 50, {**SMALL, "epochs": 16}, 16, (0, 1, 2)),
         # Of `long_runs`, which sets the epochs.
         Budget("long", 50, {**SMALL, "epochs": 400}, 162, (0, 1, 2)),
         Budget("gpu", None, TABLES, ViewPolicy(POLICY).distinct, (0, 1, 2)),
@@ -162,6 +165,7 @@ class Cache:
     mix: str = "none"
     policy: str = POLICY
     unlabelled: bool = False  # UNLABELLED_PER_CLASS more images of each class, without labels
+    paired: bool = False  # half of the views are the weak ones of pairs, half the STRONG ones
 
     @property
     def folder(self) -> str:
@@ -172,6 +176,7 @@ class Cache:
             *([self.mix] if self.mix != "none" else []),
             *([self.policy] if self.policy != POLICY else []),
             *(["with-unlabelled"] if self.unlabelled else []),
+            *(["paired"] if self.paired else []),
         ]
         return "-".join(parts)
 
@@ -269,9 +274,9 @@ class Workshop:
         params = read_params()
         params["views"] |= {
             "policy": cache.policy,
-            "rand_augment": "none",
+            "rand_augment": {"weak": "none", "strong": STRONG} if cache.paired else "none",
             "mix": "none" if cache.mix == "none" else {"method": cache.mix, "alpha": 1.0},
-            "count": cache.num_views,
+            "count": cache.num_views // (1 + cache.paired),
             "seed": 0,
         }
         encoding = "dense" if cache.k is None else "top_k"
@@ -463,9 +468,11 @@ def training_data(
             run.student.name,
             encoding=store.identity.encoding,
             mixed=plan.mix is not None,
+            paired=plan.paired,
             labels=split.labels,
         )
-    opened = [(s.decoded_at(params.decoding_temperature), d, p) for s, d, p in opened]
+    temperature = params.at_epoch(1, run.epochs).decoding_temperature  # dense rows hold for any
+    opened = [(store.decoded_at(temperature), *of_store) for store, *of_store in opened]
     stores, everyone = [store for store, _, _ in opened], np.arange(len(split))
 
     def ensemble(view: int, samples: np.ndarray) -> SoftTargetBatch:
@@ -488,7 +495,7 @@ def training_data(
     if run.use in ("inexact", "live"):
         soft_targets = {"inexact": inexact, "live": live}[run.use]
         return TrainingData(dataset, fresh, lambda epoch: epoch - 1, everyone), soft_targets
-    views, soft_targets, count = fresh, ensemble, stores[0].num_views
+    views, soft_targets, count = seen_views(params, fresh), ensemble, plan.views_or_pairs
     if run.use == "sequence":
         views = InSequence(opened, device)
         soft_targets, count = views.soft_targets, len(views.entries)
@@ -583,7 +590,13 @@ def train_one(run: Run, project: Path) -> dict[str, object]:
     with contextlib.redirect_stdout(io.StringIO()):
         data, soft_targets = training_data(opened, run, device, teacher)
         loss = (
-            student_loss(params_of(run.distillation), soft_targets, device)
+            loss_over_epochs(
+                params_of(run.distillation),
+                lambda _: soft_targets,
+                device,
+                run.epochs,
+                paired=opened[0][2].paired,
+            )
             if soft_targets
             else lambda logits, batch: label_loss(
                 logits, batch.labels, batch.partner_labels, batch.weights
@@ -606,7 +619,7 @@ def train_one(run: Run, project: Path) -> dict[str, object]:
         "best_epoch": trained.kept_epoch,
         "teacher_test_accuracy": round(teacher_accuracy(stores, dataset), 4),
         "teacher_passes": passes * images,
-        "student_passes": run.epochs * images,
+        "student_passes": run.epochs * images * (1 + isinstance(data.views, PairedViews)),
         "bytes_per_view": round(sum(map(bytes_per_view, taught)), 2),
         "seconds": None if resumed else round(seconds),
         "dataset_fingerprint": dataset.fingerprint[:12],

@@ -168,7 +168,17 @@ def test_teacher_passes_are_those_of_the_cached_views_or_of_every_epoch(workshop
         assert row["teacher_passes"] == passes * row["student_passes"] / 2
 
 
-@pytest.mark.parametrize("budget", ["cpu", "gpu"])
+def test_pairs_take_two_passes_of_the_student_and_the_temperature_may_fall(workshop):
+    way = beyond.Way(times=2, paired=True, method=beyond.FALLING)
+    run = beyond.run(workshop.budget, 0, way, seed=0)
+    workshop.make(run.caches)
+    store, dataset, plan = workshop.open(run.caches[0])
+    assert (plan.paired, store.num_views) == (True, 4)
+    row, images = study.train_one(run, workshop.project), len(dataset.splits["train"])
+    assert (row["teacher_passes"], row["student_passes"]) == (4 * images, 8 * images)
+
+
+@pytest.mark.parametrize("budget", ["cpu", "equal", "gpu"])
 def test_every_way_takes_equally_many_teacher_passes(budget):
     for pair in range(len(beyond.PAIRS[budget])):
         passes = {}
@@ -176,7 +186,8 @@ def test_every_way_takes_equally_many_teacher_passes(budget):
             run = beyond.run(BUDGETS[budget], pair, way, seed=0)
             images = [4 if cache.unlabelled else 1 for cache in run.caches]
             num_views = [cache.num_views for cache in run.caches]
-            passes[name] = (np.dot(num_views, images), run.epochs * images[0] / way.times)
+            student_passes = run.epochs * images[0] * (1 + way.paired)
+            passes[name] = (np.dot(num_views, images), student_passes / way.times)
         assert set(passes.values()) == {(BUDGETS[budget].num_views, BUDGETS[budget].epochs)}
 
 
