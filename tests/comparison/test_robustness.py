@@ -186,9 +186,9 @@ def test_accuracy_on_clean_images_is_the_test_accuracy_for_pixels_of_another_siz
     assert "The teacher's images have 16 pixels a side" in section
 
 
-def test_at_most_max_images_evenly_spread_are_corrupted(project, monkeypatch):
+def test_some_images_evenly_spread_are_corrupted(project, monkeypatch):
     before = classes_of("distilled")
-    monkeypatch.setattr(corruptions, "MAX_IMAGES", 5)
+    monkeypatch.setattr(corruptions, "FEWEST", 5)
     run_stage("robustness", "small")
     tensors = load_file(STUDENT)
     assert tensors["samples"].tolist() == [0, 2, 4, 7, 9]

@@ -21,7 +21,7 @@ MEASURE_AGAIN = "dvc repro --force --single-item speed"
 BATCH_SIZE = 64
 #: Arguments of `time_interleaved`. Fewer than 6 rounds give a median no 95 % interval.
 SINGLE_IMAGE = {"rounds": 100, "calls": 3, "min_rounds": 6, "max_seconds": 60}
-FULL_BATCH = {"rounds": 20, "calls": 1, "min_rounds": 6, "max_seconds": 30}
+FULL_BATCH = {"rounds": 12, "calls": 1, "min_rounds": 6, "max_seconds": 30}
 
 
 class _Figures(BaseModel):
