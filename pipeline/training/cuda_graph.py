@@ -133,7 +133,7 @@ def _largest(values: Tensor) -> float:
 
 
 def _has_room(device: torch.device) -> bool:
-    return device.type != "cuda" or fits(torch.cuda.max_memory_reserved(device), device, parts=2)
+    return fits(torch.cuda.max_memory_reserved(device), device, parts=2)
 
 
 class _InAutocast(nn.Module):
