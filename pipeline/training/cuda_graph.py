@@ -1,10 +1,14 @@
 """Replay a network's forward and backward pass on a GPU as CUDA graphs: one launch each, where a
 small network launches hundreds of kernels and the GPU waits for the host between them.
 
-The loss, the optimizer and the average of the weights stay as they are. No GPU has run this yet. So
-nothing is taken on trust: before the first replay counts, its logits, gradients and buffers are
-compared with those of the network itself, and if they differ, or if anything fails, one line says
-why and the training goes on without.
+The views, the loss, clipping, the optimizer and the average of the weights stay outside. A graph
+repeats the numbers and addresses of its capture, and theirs change: a loss's weight, temperature
+and view, learning rates and the average's decay are numbers on the host, and `zero_grad` frees the
+gradients of a step.
+
+No GPU has run this yet. So nothing is taken on trust: before the first replay of a shape counts,
+its logits, gradients and buffers are compared with those of the network itself, and if they differ,
+or if anything fails, one line says why and no more is captured.
 """
 
 import os
@@ -20,6 +24,7 @@ from pipeline.views.loader import AnyViews, Views
 
 #: A run of at least so many steps is captured: capturing and comparing takes as long as some tens.
 CAPTURED_STEPS = 1000
+CAPTURED_SHAPES = 2  # of full batches, and of the last one of an epoch
 _NOISE = 4  # times the difference of two passes of the network itself, which may not be exact
 
 
@@ -39,26 +44,29 @@ def capture_long_runs(
 
 
 class CapturedNetwork(nn.Module):
-    """A network that the first call captures for the shape of its inputs. Inputs of another shape,
-    such as a smaller last batch, pass through the network itself. To call in training alone."""
+    """A network that is captured for each of the first CAPTURED_SHAPES shapes of its inputs, when
+    it first sees one. Inputs of other shapes, and all after a capture that failed, pass through the
+    network itself; what was captured and verified before is still replayed. To call in training
+    alone."""
 
     works = True  # until it has failed in this process
 
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
-        self._shape: torch.Size | None = None
-        self._replay: Callable[[Tensor], Tensor] | None = None
+        self._replays: dict[torch.Size, Callable[[Tensor], Tensor]] = {}
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if self._shape is None:
-            self._shape = inputs.shape
-            self._replay, problem = _verified(self.network, inputs)
-            CapturedNetwork.works = problem is None
-            if problem is not None and os.environ.get("RANK", "0") == "0":
-                print(f"  a CUDA graph cannot work here: not used ({problem})", flush=True)
-        replays = self._replay is not None and inputs.shape == self._shape
-        return self._replay(inputs) if replays else self.network(inputs)
+        shape = inputs.shape
+        if shape not in self._replays and len(self._replays) < CAPTURED_SHAPES and self.works:
+            replay, problem = _verified(self.network, inputs)
+            if problem is None:
+                self._replays[shape] = replay
+            else:
+                CapturedNetwork.works = False
+                if os.environ.get("RANK", "0") == "0":
+                    print(f"  a CUDA graph cannot work here: not used ({problem})", flush=True)
+        return self._replays.get(shape, self.network)(inputs)
 
 
 def _verified(
@@ -133,7 +141,7 @@ def _largest(values: Tensor) -> float:
 
 
 def _has_room(device: torch.device) -> bool:
-    return device.type != "cuda" or fits(torch.cuda.max_memory_reserved(device), device, parts=2)
+    return fits(torch.cuda.max_memory_reserved(device), device, parts=2)
 
 
 class _InAutocast(nn.Module):

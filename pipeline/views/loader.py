@@ -165,7 +165,7 @@ class Views:
 
     def __init__(self, split: Split, policy: ViewPolicy, seed: int, device: torch.device):
         images = torch.from_numpy(split.images)
-        self._images = images.to(device) if _fits(images, device) else images
+        self._images = images.to(device) if fits(images.nbytes, device, parts=2) else images
         self._policy, self._seed, self._device = policy, seed, device
 
     def batches(self, view: int, order: Sequence[np.ndarray]) -> Iterator[Batch]:
@@ -177,10 +177,6 @@ class Views:
         views = copy.copy(self)
         views._policy, views._seed = policy, seed
         return views
-
-
-def _fits(images: Tensor, device: torch.device) -> bool:
-    return device.type != "cuda" or fits(images.nbytes, device, parts=2)
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,10 @@ def make_network() -> nn.Module:
 def trained(network: nn.Module, called: nn.Module) -> list[torch.Tensor]:
     """Logits, gradients, buffers and the next random number after three steps of two shapes."""
     torch.manual_seed(1)
-    logits = [called(torch.rand(size, 3)) for size in (8, 5, 8)]
-    torch.cat(logits).square().sum().backward()
+    logits = []
+    for size in (8, 5, 8):
+        logits.append(called(torch.rand(size, 3)))
+        logits[-1].square().sum().backward()
     gradients = [parameter.grad for parameter in network.parameters()]
     return [*logits, *gradients, *network.buffers(), torch.rand(1)]
 
@@ -60,20 +62,43 @@ def test_where_no_graph_can_be_made_one_line_says_so_and_nothing_else_changes(ca
     assert capture_long_runs(network, VIEWS, CUDA, 10**6, SINGLE_PROCESS) is network  # once
 
 
-def test_only_inputs_of_the_captured_shape_are_replayed(monkeypatch, capsys):
-    replayed = []
+def capture_into(replayed: list[int], refused: int = 0):
+    """A capture whose replays add the number of their inputs; it fails for `refused` inputs."""
 
-    def capture(network, inputs):
+    def capture(network, captured):
+        if len(captured) == refused:
+            raise RuntimeError("no room")
+
         def replay(inputs):
+            assert inputs.shape == captured.shape  # a graph has one shape
             replayed.append(len(inputs))
             return network(inputs)
 
         return replay
 
-    monkeypatch.setattr(cuda_graph, "_captured", capture)
-    assert all(map(torch.equal, captured(make_network()), expected()))
-    assert replayed == [8, 8, 8, 8]  # two to compare, two of three steps
+    return capture
+
+
+def test_the_first_two_shapes_are_replayed_and_a_third_passes_through(monkeypatch, capsys):
+    monkeypatch.setattr(cuda_graph, "_captured", capture_into(replayed := []))
+    network, alone = make_network(), make_network()
+    called = CapturedNetwork(network)
+    assert all(map(torch.equal, trained(network, called), trained(alone, alone)))
+    assert replayed == [8, 8, 8, 5, 5, 5, 8]  # of each shape two to compare, then the steps
+    rows = torch.rand(3, 3)
+    torch.manual_seed(2)
+    third = called(rows)
+    torch.manual_seed(2)
+    assert torch.equal(third, alone(rows))
+    assert replayed[7:] == []
     assert capsys.readouterr().out == ""
+
+
+def test_a_shape_that_cannot_be_captured_leaves_the_first_one_replayed(monkeypatch, capsys):
+    monkeypatch.setattr(cuda_graph, "_captured", capture_into(replayed := [], refused=5))
+    assert all(map(torch.equal, captured(make_network()), expected()))
+    assert replayed == [8, 8, 8, 8]  # the third step, after the failure, too
+    assert capsys.readouterr().out.count("not used (RuntimeError: no room)") == 1
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -109,8 +134,7 @@ def test_a_replayed_training_is_that_of_the_network_to_the_last_bit(monkeypatch,
     calls.clear()
     assert all(map(torch.equal, train(CapturedNetwork), alone))
     assert capsys.readouterr().out == ""
-    # To compare, to warm up, to capture, for the other shape.
-    assert len(calls) == 4 + 3 + 1 + 1
+    assert len(calls) == 2 * (4 + 3 + 1)  # of each shape: to compare, to warm up, to capture
 
 
 def test_a_graph_whose_replay_does_nothing_is_found_out(monkeypatch, capsys):

@@ -41,6 +41,11 @@ class MappedArrays:
     def arrays(self) -> dict[str, np.ndarray]:
         return {name: reference.map() for name, reference in self.references.items()}
 
+    @cached_property
+    def contents(self) -> dict[str, memoryview]:
+        """The bytes of `arrays`."""
+        return {name: memoryview(array).cast("B") for name, array in self.arrays.items()}
+
     def __getstate__(self) -> dict[str, Any]:
         return {"references": self.references}
 
@@ -73,12 +78,12 @@ class Store:
 
     def gather(self, view: int, samples: np.ndarray, *, split: str = "train") -> SoftTargetBatch:
         """Soft targets of samples in one view, in any order; samples may repeat."""
-        return self.gather_pairs(samples, np.broadcast_to(view, np.shape(samples)), split=split)
+        return self.gather_pairs(samples, np.asarray(view), split=split)
 
     def gather_pairs(
         self, samples: np.ndarray, views: np.ndarray, *, split: str = "train"
     ) -> SoftTargetBatch:
-        """Soft targets of (sample, view) pairs, both [B] integers.
+        """Soft targets of (sample, view) pairs, both [B] integers; one view may stand for all.
 
         Raises:
             IndexError: a sample or a view does not exist.
@@ -92,30 +97,29 @@ class Store:
     def encoded(
         self, samples: np.ndarray, views: np.ndarray, *, split: str = "train"
     ) -> dict[str, np.ndarray]:
-        """The stored rows of (sample, view) pairs, not decoded: arrays [B, ...]."""
+        """The stored rows of the pairs of `gather_pairs`, not decoded: arrays [B, ...]."""
         samples, views = np.asarray(samples, np.int64), np.asarray(views, np.int64)
         _check_range("sample", samples, self.index.split_sizes[split])
         _check_range("view", views, self.num_views if split == "train" else 1)
         number, rows = np.divmod(samples, SHARD_SAMPLES)
         per_view = len(self.shards[split, 0])
         shard = (views * per_view + number).tolist()  # [B]
-        arrays = {
-            each: self.shards[split, each // per_view][each % per_view].arrays
-            for each in set(shard)
-        }
-        if len(arrays) == 1:
-            return {name: array[rows] for name, array in arrays[shard[0]].items()}
+        shards = self._by_number[split]
+        if len(set(shard)) == 1:
+            return {name: array[rows] for name, array in shards[shard[0]].arrays.items()}
         index = self.index
         return {
-            name: _join_rows(
-                {each: of_shard[name] for each, of_shard in arrays.items()},
-                shard,
-                rows,
-                width,
-                dtype,
-            )
+            name: _join_rows(shards, name, shard, rows, width, dtype)
             for name, (width, dtype) in columns(index.encoding, index.num_classes, index.k).items()
         }
+
+    @cached_property
+    def _by_number(self) -> dict[str, list[MappedArrays]]:
+        """The shards of each split: those of view 0, of view 1, and so on."""
+        found: dict[str, list[MappedArrays]] = {}
+        for split, view in sorted(self.shards):
+            found.setdefault(split, []).extend(self.shards[split, view])
+        return found
 
     def __len__(self) -> int:
         return self.num_views * self.index.split_sizes["train"]
@@ -126,7 +130,7 @@ class Store:
     def __getitems__(self, positions: Sequence[int]) -> list[dict[str, np.ndarray]]:
         """A batch for a DataLoader: of each row its `logits`, and `kept` from a top_k store.
         `gather` and `gather_pairs` return whole batches faster."""
-        _check_range("position", np.asarray(positions), len(self))
+        _check_range("position", np.asarray(positions, np.int64), len(self))
         views, samples = np.divmod(positions, self.index.split_sizes["train"])
         logits, kept = self.gather_pairs(samples, views)
         if kept is None:
@@ -147,31 +151,36 @@ class Store:
 
 
 def _join_rows(
-    arrays: Mapping[int, np.ndarray],
+    shards: Sequence[MappedArrays],
+    name: str,
     shard: Sequence[int],
     rows: np.ndarray,
     width: int,
     dtype: np.dtype,
 ) -> np.ndarray:
-    """Copy rows of several arrays into one, [B, width].
+    """Copy rows of an array of several shards into one, [B, width].
 
     Their bytes are joined: a batch of few rows of each of many shards is so copied about twice as
     fast as by indexing each shard's array (benchmarks/README.md, "Reading").
 
     Args:
-        arrays: by shard, contiguous.
+        name: of the array.
         shard: [B], of each row.
         rows: [B], of each row in its shard.
     """
     size = width * dtype.itemsize
-    contents = {each: memoryview(array).cast("B") for each, array in arrays.items()}
-    starts = zip(shard, (rows * size).tolist(), strict=True)
-    joined = bytearray().join([contents[each][start : start + size] for each, start in starts])
+    joined = bytearray().join(
+        [
+            shards[each].contents[name][start : start + size]
+            for each, start in zip(shard, (rows * size).tolist(), strict=True)
+        ]
+    )
     return np.ndarray((len(rows), width), dtype, joined)
 
 
 def _check_range(name: str, numbers: np.ndarray, count: int) -> None:
-    if numbers.size and not 0 <= numbers.min() <= numbers.max() < count:
+    """Raise IndexError if one of the int64 `numbers` is not in 0 ... count - 1."""
+    if numbers.size and numbers.view(np.uint64).max() >= count:  # of a negative one, 2**63 or more
         worst = numbers.min() if numbers.min() < 0 else numbers.max()
         raise IndexError(f"{name} {worst} of {count}")
 

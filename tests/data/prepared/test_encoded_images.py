@@ -29,7 +29,7 @@ from safetensors.numpy import load_file
 from pipeline.commands.store import verify
 from pipeline.comparison.example_images import THUMBNAIL, clean_pixels
 from pipeline.comparison.measurement.corruptions import CORRUPTIONS, corrupt
-from pipeline.data.prepared.dataset import Dataset, encoded_path, open_dataset
+from pipeline.data.prepared.dataset import Dataset, Split, encoded_path, open_dataset
 from pipeline.data.prepared.image_decoding import clean_boxes, decode_view, eight_bits
 from pipeline.data.sources.image_reading import map_in_threads
 from pipeline.models import checkpoint
@@ -40,7 +40,7 @@ from pipeline.runtime.files import read_json
 from pipeline.runtime.outputs import TEACHER, ExportOutputs, ModelOutputs
 from pipeline.views import loader as views_module
 from pipeline.views.geometry import apply_views, crop_boxes, flips, plan_views
-from pipeline.views.loader import EncodedViews, open_views
+from pipeline.views.loader import EncodedViews, Views, open_views
 from pipeline.views.policy import ViewPolicy
 
 CPU = torch.device("cpu")
@@ -419,11 +419,13 @@ def test_the_cores_are_shared_among_the_processes(monkeypatch, cores, processes,
     assert views_module.default_workers() == workers
 
 
-@pytest.mark.parametrize(("free", "fits"), [(2 * 96, True), (2 * 96 - 1, False)])
-def test_images_go_to_the_device_if_they_fit_in_half_of_its_free_memory(monkeypatch, free, fits):
+@pytest.mark.parametrize(("free", "device"), [(2 * 96, "meta"), (2 * 96 - 1, "cpu")])
+def test_images_go_to_the_device_if_they_fit_in_half_of_its_free_memory(monkeypatch, free, device):
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (free, 10 * free))
-    images = torch.zeros((2, 3, 4, 4), dtype=torch.uint8)
-    assert views_module._fits(images, torch.device("cuda")) == fits
+    images = np.zeros((2, 3, 4, 4), np.uint8)
+    split = Split(np.zeros(2, np.int64), Path(), "train", images)
+    views = Views(split, ViewPolicy("none"), 0, torch.device("meta"))  # stands for a GPU
+    assert views._images.device.type == device
 
 
 # A whole project.
