@@ -21,6 +21,7 @@ from dvc.cli import main as dvc_main
 from dvc.repo import Repo
 from dvc.stage.exceptions import StageCmdFailedError
 from dvc.utils.serialize import _yaml
+from stage_process import finish, fork
 
 from pipeline.runtime.errors import UserError
 
@@ -55,6 +56,12 @@ def run_command_here(executable: str, command: str, **process: object) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise StageCmdFailedError(command, 1) from None
+
+
+def run_command_forked(executable: str, command: str, **process: object) -> None:
+    """As `run_command_here`, in a process of its own, with the clone's code."""
+    _, _, _, module, *arguments = shlex.split(command)
+    print(finish(fork(module, *arguments, PYTHONPATH=os.getcwd())))
 
 
 class _Watched(io.StringIO):

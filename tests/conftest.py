@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -254,6 +255,26 @@ def one_list_of_operators() -> None:
     module = importlib.import_module("torch.onnx._internal.exporter._registration")
     registry = module.ONNXRegistry
     registry.from_torchlib = staticmethod(functools.cache(registry.from_torchlib))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_graph_of_equal_networks() -> None:
+    """Let the exports of all tests share graphs, as those of a student's seeds do: torch takes
+    seconds to capture one."""
+    module = importlib.import_module("pipeline.export.to_onnx")
+    original, graphs = module._captured, {}
+
+    @functools.wraps(original)
+    def captured(network: torch.nn.Module, metadata: Any) -> object:
+        parts = list(network.modules())
+        values = [{k: value for k, value in vars(part).items() if k[0] != "_"} for part in parts]
+        size = (metadata.image_size, metadata.channels, metadata.opset)
+        key = (f"{network} {values}", size, *map(type, parts))
+        if key not in graphs:
+            graphs[key] = original(network, metadata)
+        return graphs[key]
+
+    module._captured = captured
 
 
 @pytest.fixture

@@ -2,12 +2,15 @@
 
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from import_closure import ROOT
 
@@ -26,12 +29,52 @@ def start_module(module: str, *arguments: str, **settings: str) -> subprocess.Po
     )
 
 
+def fork(runs: str | Path, *arguments: str, **settings: str) -> subprocess.Popen:
+    """Run a module or a script as `start_module` does, in a fork of this process, which has loaded
+    torch. For tests that do not ask how a command loads."""
+
+    def run() -> NoReturn:  # where Popen would execute another program
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # Popen waits for the end of one of them
+        os.environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | settings
+        sys.argv = [str(runs), *arguments]
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
+        sys.path[:0] = [os.getcwd(), *os.environ["PYTHONPATH"].split(os.pathsep)]
+        for name in [name for name in sys.modules if name.partition(".")[0] == "pipeline"]:
+            del sys.modules[name]  # the code may be another, and no test has changed it
+        code = 1
+        try:
+            if isinstance(runs, Path):
+                runpy.run_path(str(runs), run_name="__main__")
+            else:
+                runpy.run_module(runs, run_name="__main__", alter_sys=True)
+            code = 0
+        except SystemExit as error:
+            if isinstance(error.code, str):
+                print(error.code, file=sys.stderr)
+            else:
+                code = error.code or 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+
+    return subprocess.Popen(
+        [sys.executable],
+        preexec_fn=run,  # noqa: PLW1509  (our threads hold no lock here)
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
 def start(
     processes: int | str = 1, code: Path = ROOT, stage: str = "soft_targets", *arguments: str
 ) -> subprocess.Popen:
-    """Start a stage in the current folder and a new process group."""
+    """Fork a stage in the current folder and a new process group."""
     settings = {"PROCESSES": str(processes), "PYTHONPATH": str(code)}
-    return start_module(f"pipeline.stages.{stage}", *arguments, **settings)
+    return fork(f"pipeline.stages.{stage}", *arguments, **settings)
 
 
 def finish(process: subprocess.Popen) -> str:

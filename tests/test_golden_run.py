@@ -8,11 +8,9 @@ After a change of a value on purpose, write the file again and say why:
 """
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 
 import h5py
@@ -23,6 +21,7 @@ import yaml
 from conftest import PARAMS, write_images
 from import_closure import ROOT
 from safetensors.numpy import load_file
+from stage_process import finish, fork
 
 GOLDEN = ROOT / "tests/files/golden_run.json"
 TOLERANCE = 1e-4  # relative; other instructions moved a value by 1e-6 at most
@@ -54,12 +53,8 @@ def run(folder: Path) -> dict[str, object]:
     """Run STAGES in an empty folder; returns the figures of every file that they wrote."""
     write_images(folder / "images")
     (folder / "params.yaml").write_text(yaml.safe_dump(RUN_PARAMS, sort_keys=False), "utf-8")
-    environment = os.environ | {
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, str(ROOT / "tests/float64_stages.py"), *STAGES]
-    subprocess.run(command, cwd=folder, env=environment, check=True)
+    with chdir(folder):
+        finish(fork(ROOT / "tests/float64_stages.py", *STAGES))
     outputs = ("data", "models", "predictions", "metrics")
     paths = sorted(path for name in outputs for path in (folder / name).rglob("*.*"))
     found = {str(path.relative_to(folder)): dict(figures(path)) for path in paths}

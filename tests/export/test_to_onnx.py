@@ -25,6 +25,7 @@ from pipeline.comparison.measurement.predictions import HELD_OUT
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.data.prepared.image_decoding import CLEAN_RATIO
 from pipeline.data.sources.params import DatasetParams
+from pipeline.export import to_onnx as to_onnx_module
 from pipeline.export.model_card import NoFile, read_card
 from pipeline.export.running import onnx_model
 from pipeline.export.running.onnx_model import OnnxMetadata, OnnxStudent
@@ -183,7 +184,9 @@ def test_every_family_gives_pytorchs_logits_in_batches_of_any_size(
         assert np.abs(np.concatenate(parts) - expected).max() < 1e-3 * spread
 
 
-def test_a_network_that_shares_the_graph_of_another_has_the_file_that_it_has_alone():
+def test_a_network_that_shares_the_graph_of_another_has_the_file_that_it_has_alone(monkeypatch):
+    alone = to_onnx_module._captured.__wrapped__  # conftest.py lets the tests share graphs, too
+    monkeypatch.setattr(to_onnx_module, "_captured", alone)
     spec, graphs = InputSpec(3, 16, [0.4] * 3, [0.2] * 3), {}
     metadata = metadata_of({"storage": "pixels", "image_size": 16}, 16)
     contents = []

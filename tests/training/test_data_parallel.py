@@ -1,10 +1,7 @@
 """Several processes train as one does."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +13,7 @@ from conftest import change_params, run_stage, write_params
 from import_closure import ROOT
 from ranks import results_of_two
 from safetensors.numpy import load_file
-from stage_process import start
+from stage_process import fork, start
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -36,16 +33,10 @@ RANKS = 3
 def run_in_float64(ranks: int) -> None:
     """STAGES in the current folder, in so many processes."""
     arguments = ["--ranks", str(ranks)] if ranks > 1 else []
-    run = subprocess.run(
-        [sys.executable, ROOT / "tests/float64_stages.py", *arguments, "--relate-rows", *STAGES],
-        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert ranks == 1 or not run.stderr  # rank 0 speaks for all
+    process = fork(ROOT / "tests/float64_stages.py", *arguments, "--relate-rows", *STAGES)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stdout + stderr
+    assert ranks == 1 or not stderr  # rank 0 speaks for all
 
 
 def start_from_weights(params: dict, hub: Path, *, freeze_batch_norm: bool) -> None:

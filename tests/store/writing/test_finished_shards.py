@@ -6,7 +6,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from import_closure import ROOT
 from stage_process import (
     SCRATCH,
     finish,
+    fork,
     kill,
     passes,
     resumed,
@@ -299,14 +299,9 @@ for edited in ("distillation/losses.py", "networks/cifar_resnet.py", "stages/sof
 def test_an_edit_of_the_teachers_network_reuses_nothing(project, tmp_path):
     code = tmp_path / "code"
     shutil.copytree(ROOT / "pipeline", code / "pipeline")
-    output = subprocess.run(
-        [sys.executable, "-c", EDIT_AFTER_RUNS],
-        env=os.environ | {"PYTHONPATH": str(code)},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    runs = output.split("a run has ended")[:-1]
+    script = tmp_path / "edit_after_runs.py"
+    script.write_text(EDIT_AFTER_RUNS, "utf-8")
+    runs = finish(fork(script, PYTHONPATH=str(code))).split("a run has ended")[:-1]
     assert [resumed(run) for run in runs] == [0, 5, 0]
 
 
