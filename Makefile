@@ -3,12 +3,13 @@
 # make clean-outputs   delete the results of students that params.yaml no longer defines
 # make test            set up, run the tests
 # make lint            set up, check format and style
+# make help            print these lines
 
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 READY := .venv/.ready
 
-.PHONY: setup repro plan clean-outputs test lint
+.PHONY: setup repro plan clean-outputs test lint help
 
 setup: $(READY)
 
@@ -45,6 +46,9 @@ clean-outputs: $(READY)
 # end one worker is left with the few longest.
 test: $(READY)
 	python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
 lint: $(READY)
 	ruff format --check .

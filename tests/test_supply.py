@@ -144,3 +144,11 @@ def test_set_up_says_what_it_downloads_and_fills_as_the_readme_does():
     said = re.search(r"downloads ([\d.]+ GB) and fills ([\d.]+ GB) of disk", makefile)
     documented = re.search(r"downloads ([\d.]+ GB) .*?fills ([\d.]+ GB) of disk", readme, re.S)
     assert said.groups() == documented.groups()
+
+
+def test_make_help_lists_every_target_that_a_reader_calls():
+    printed = subprocess.run(
+        ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    (targets,) = re.findall(r"^\.PHONY: setup (.+)$", (ROOT / "Makefile").read_text("utf-8"), re.M)
+    assert re.findall(r"^make (\S+) ", printed, re.M) == targets.split()

@@ -112,9 +112,9 @@ def run_in_parallel(waits: Mapping[str, set[str]], jobs: int) -> None:
         pool.shutdown(cancel_futures=True)
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(waits)} stages failed: {', '.join(sorted(failed))}. The "
-            "lines above that begin with these names say why. Those that do not read from them are "
-            "finished and recorded: fix these and run again."
+            f"{counted(len(failed), 'stage')} failed: {', '.join(sorted(failed))}. "
+            "Lines above that begin with such a name say why. All stages that do not read from a "
+            "failed one are recorded. Correct the cause and run the same command again."
         )
 
 

@@ -30,9 +30,14 @@ def test_the_embedded_digits_are_of_equal_classes_and_have_no_near_copies(folder
     assert "warning" not in capsys.readouterr().out
 
 
-def test_hidden_labels_leave_the_splits_and_the_images_as_they_were(folder):
+def test_hidden_labels_are_counted_and_leave_the_splits_and_the_images_as_they_were(folder, capsys):
     write_images(folder / "images", per_class=20)
-    whole, hidden = prepare(), prepare(labels_per_class=5)
+    whole = prepare()
+    assert "hidden" not in capsys.readouterr().out
+    hidden = prepare(labels_per_class=5)
+    key = "`dataset.labels_per_class: 5`"
+    line = f"21 labels of training images are hidden ({key}; null keeps all)"
+    assert line in capsys.readouterr().out
     for name, split in hidden.splits.items():
         assert split.sample_ids == whole.splits[name].sample_ids
         np.testing.assert_array_equal(split.images, whole.splits[name].images)
