@@ -163,7 +163,21 @@ def test_yaml_has_the_values_that_dvc_reads(path):
 
 
 def test_scalars_have_the_values_that_dvc_reads(params):
-    scalars = "5e-4 1e3 .inf 1_000 0o17 0x1f 1:30 yes on NO ~ 017 2024-01-02".split()
+    scalars = [
+        "5e-4",
+        "1e3",
+        ".inf",
+        "1_000",
+        "0o17",
+        "0x1f",
+        "1:30",
+        "yes",
+        "on",
+        "NO",
+        "~",
+        "017",
+        "2024-01-02",
+    ]
     assert read("\n- ".join(["x:", *scalars])) == load_yaml("params.yaml")
 
 
