@@ -163,22 +163,9 @@ def test_yaml_has_the_values_that_dvc_reads(path):
 
 
 def test_scalars_have_the_values_that_dvc_reads(params):
-    scalars = [
-        "5e-4",
-        "1e3",
-        ".inf",
-        "1_000",
-        "0o17",
-        "0x1f",
-        "1:30",
-        "yes",
-        "on",
-        "NO",
-        "~",
-        "017",
-        "2024-01-02",
-    ]
-    assert read("\n- ".join(["x:", *scalars])) == load_yaml("params.yaml")
+    text = "x:\n- 5e-4\n- 1e3\n- .inf\n- 1_000\n- 0o17\n- 0x1f\n- 1:30\n"
+    text += "- yes\n- on\n- NO\n- ~\n- 017\n- 2024-01-02\n"
+    assert read(text) == load_yaml("params.yaml")
 
 
 @pytest.mark.parametrize(("policy", "count"), [("crop_flip", 162), ("crop", 81), ("none", 1)])
