@@ -10,7 +10,6 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import f1_score, precision_recall_fscore_support
 
 from pipeline.comparison import metrics
 from pipeline.comparison.decision import Decision, decide
@@ -149,6 +148,9 @@ def model_metrics(
         labels: `validation` and `test`, [N] each.
         interval: [2], of the accuracy.
     """
+    # Takes a second, which `compare --show` saves.
+    from sklearn.metrics import f1_score, precision_recall_fscore_support  # noqa: PLC0415
+
     test, classes = labels["test"], range(model.test.shape[1])
     decisions = model.test.argmax(1)
     correct = decisions == test

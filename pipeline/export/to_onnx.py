@@ -86,6 +86,9 @@ def _exported(
         own = _with_weights(_captured(module, metadata), module)
         return with_preprocessing(own, graph, len(metadata.class_names))
     module = _FromPixels(network, preprocessing).eval()
+    for layer in network.modules():  # the exporter takes longer for activations in place
+        if hasattr(layer, "inplace"):
+            layer.inplace = False
     key = f"{network} {spec} {metadata.image_size} {metadata.channels} {metadata.opset}"
     if key not in graphs:
         graphs[key] = _captured(module, metadata)

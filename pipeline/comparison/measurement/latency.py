@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import scipy
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
-from scipy.stats import quantile_test
 
 SPEED_FILE = Path("metrics/speed.json")
 #: The command that writes it again. Without --single-item, DVC would also run all earlier stages.
@@ -210,7 +210,7 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
     With fewer than 6 values it spans all of them, at less than 95 %.
     """
-    low, high = quantile_test(values, p=0.5).confidence_interval(0.95)
+    low, high = scipy.stats.quantile_test(values, p=0.5).confidence_interval(0.95)
     if np.isnan(low):
         low, high = min(values), max(values)
     return float(np.median(values)), float(low), float(high)

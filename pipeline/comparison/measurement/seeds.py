@@ -10,8 +10,7 @@ normal distribution for images. `python -m benchmarks.seed_intervals` measures i
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import norm, t
+import scipy
 
 from pipeline.comparison.measurement.statistics import LEVEL
 
@@ -44,7 +43,9 @@ class SeedMean:
             return self._half_width(np.exp(log_level), self.seeds) - abs(self.mean)
 
         least = np.log(1e-12)
-        return float(np.exp(brentq(beyond, least, 0))) if beyond(least) > 0 else 1e-12
+        return (
+            float(np.exp(scipy.optimize.brentq(beyond, least, 0))) if beyond(least) > 0 else 1e-12
+        )
 
     @property
     def seeds_that_tell(self) -> int | None:
@@ -55,8 +56,8 @@ class SeedMean:
 
     def _half_width(self, level: float, seeds: int) -> float:
         of_seeds = self.of_seeds * self.seeds / seeds
-        squares = t.isf(level / 2, seeds - 1) ** 2 * of_seeds
-        return float(np.sqrt(squares + norm.isf(level / 2) ** 2 * self.of_images))
+        squares = scipy.stats.t.isf(level / 2, seeds - 1) ** 2 * of_seeds
+        return float(np.sqrt(squares + scipy.stats.norm.isf(level / 2) ** 2 * self.of_images))
 
 
 def seed_mean(figures: np.ndarray, resampled: np.ndarray) -> SeedMean:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
-from sklearn.metrics import confusion_matrix
 
 from pipeline.comparison.compare import Comparison, ModelMetrics
 from pipeline.comparison.figures import confused_pairs
@@ -27,6 +26,8 @@ def confusions(comparison: Comparison, most_classes: int, most: int) -> list[Con
     Args:
         most_classes: that a heat map shows; of more, a table has the `most` frequent confusions.
     """
+    from sklearn.metrics import confusion_matrix  # noqa: PLC0415  (see `compare.py`)
+
     labels, names = comparison.labels, comparison.class_names
     of_teacher = confused_pairs(labels, comparison.teacher.decisions)
 

@@ -15,7 +15,6 @@ import pandas as pd
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from sklearn.metrics import confusion_matrix
 
 from pipeline.comparison.compare import Comparison
 from pipeline.comparison.example_images import THUMBNAIL
@@ -137,6 +136,8 @@ def html_report(
 
 def agreement(comparison: Comparison) -> list[tuple[str, np.ndarray, str]]:
     """By student, [C, C] counts of the predictions of the teacher and its own, and a caption."""
+    from sklearn.metrics import confusion_matrix  # noqa: PLC0415  (see `compare.py`)
+
     teacher, classes = comparison.teacher, range(len(comparison.class_names))
     rows = []
     for name, gain in comparison.gains.items():
