@@ -48,7 +48,7 @@ class _Composer(Composer):
         return root
 
 
-@lru_cache(maxsize=1)  # a stage reads several sections; each parse takes some 30 ms
+@lru_cache(maxsize=2)  # params.yaml and dvc.yaml, which a stage reads in turn
 def _parse(text: str) -> Any:
     yaml = YAML(typ="safe", pure=True)
     yaml.Composer = _Composer

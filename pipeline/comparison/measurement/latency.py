@@ -20,7 +20,7 @@ SPEED_FILE = Path("metrics/speed.json")
 MEASURE_AGAIN = "dvc repro --force --single-item speed"
 BATCH_SIZE = 64
 #: Arguments of `time_interleaved`. Fewer than 6 rounds give a median no 95 % interval.
-SINGLE_IMAGE = {"rounds": 100, "calls": 3, "min_rounds": 6, "max_seconds": 60}
+SINGLE_IMAGE = {"rounds": 50, "calls": 3, "min_rounds": 6, "max_seconds": 60}
 FULL_BATCH = {"rounds": 12, "calls": 1, "min_rounds": 6, "max_seconds": 30}
 
 
