@@ -143,7 +143,8 @@ def check_teacher() -> None:
         path.is_file() or (may_be_folder and path.is_dir())
     ):
         raise UserError(
-            f"{place}, which is not a file; `weights: checkpoint` needs one."
+            f"{place}, which is not a file; `weights: checkpoint` needs one. Copy it there, or "
+            "name its place below models/imported/."
             f"{tracked_elsewhere(path)}"
         )
     if teacher.weights == "logits" and not (path / INDEX).is_file():

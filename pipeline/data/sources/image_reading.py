@@ -44,6 +44,7 @@ class DecodedImage:
     digest: bytes  # of the content: equal for duplicates
     pixels: np.ndarray  # [channels, image_size, image_size] uint8: stored, or for statistics
     encoded: EncodedImage | None  # stored with `storage: encoded`
+    side: int  # pixels: the shorter one of the image in the source
     largest: int | None = None  # value of an image deeper than 8 bits: see LARGEST
     more_pages: bool = False  # in its file, which are not read
 
@@ -89,7 +90,7 @@ def decode_all(
             pixels = to_pixels(image, params.image_size, params.channels)
             encoded = encode(image, content or b"", params)
             facts = image.info.get(LARGEST), MORE_PAGES in image.info
-            return DecodedImage(number, digest, pixels, encoded, *facts)
+            return DecodedImage(number, digest, pixels, encoded, min(image.size), *facts)
         except UNREADABLE as error:
             if params.unreadable == "skip" and not isinstance(error, NEVER_SKIPPED):
                 return UnreadableImage(number, str(error))

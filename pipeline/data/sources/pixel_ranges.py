@@ -1,6 +1,8 @@
-"""Warnings and refusals about pixels: the bits that deep images use, and missing contrast."""
+"""Warnings and refusals about pixels: their number, the bits that deep images use, and missing
+contrast."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from statistics import median
 
 from pipeline.data.prepared.deep_images import FEW_BITS
 from pipeline.data.sources.image_reading import DecodedImage, UnreadableImage
@@ -10,6 +12,7 @@ from pipeline.runtime.errors import UserError
 _SHOWN = 5  # names
 _NEAR_BLACK = 0.01  # mean of pixels in [0, 1]
 _DARK_WHITE = 32  # of 255: the brightest pixel of all
+_REDUCED = 2  # times: a side that is reduced so much loses detail that the user may want
 
 
 class PixelRanges:
@@ -23,6 +26,7 @@ class PixelRanges:
         self._black = 0  # of these
         self._paged: list[int] = []  # samples whose files have pages that are not read
         self._brightest = 0  # of all pixels
+        self._sides: list[int] = []  # pixels, the shorter one of each image in the source
 
     def watch(
         self, images: Iterable[DecodedImage | UnreadableImage]
@@ -41,6 +45,7 @@ class PixelRanges:
 
     def _add(self, image: DecodedImage) -> None:
         self._images += 1
+        self._sides.append(image.side)
         if image.largest is not None:
             self._deep += 1
             self._deep_and_dark += image.largest < 2**FEW_BITS
@@ -84,6 +89,13 @@ class PixelRanges:
         Args:
             mean: [C], of the training pixels in [0, 1].
         """
+        side, kept = median(self._sides), self._params.image_size
+        if self._params.storage == "pixels" and side >= _REDUCED * kept:
+            yield (
+                f"warning: images are reduced to {kept} pixels a side (`dataset.image_size`); the "
+                f"median of their shorter sides is {side:g}. Set a larger size if that loses what "
+                "tells the classes apart; docs/images.md says how to keep photographs"
+            )
         if self._deep and self._params.bit_depth is None and 0 < self._largest < 2**15:
             yield (
                 f"warning: in the images of more than 8 bits a channel ({self._deep:,} of "

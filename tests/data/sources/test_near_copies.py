@@ -89,7 +89,7 @@ def table(*arrays: list[np.ndarray]) -> tuple[SampleTable, np.ndarray, np.ndarra
     samples = SampleTable([str(n) for n in range(len(splits))], splits * 0, splits)
     sketches = Sketches(len(splits))
     images = (image for images in arrays for image in images)
-    decoded = (DecodedImage(number, b"", image, None) for number, image in enumerate(images))
+    decoded = (DecodedImage(number, b"", image, None, 32) for number, image in enumerate(images))
     assert len(list(sketches.watch(decoded))) == len(splits)
     digests = np.arange(len(splits))[:, None]
     return samples, sketches.rows, digests

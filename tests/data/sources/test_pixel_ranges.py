@@ -161,3 +161,11 @@ def test_pages_that_are_not_read_are_told(folder, capsys):
         "warning: files with several pages, of which the first is read: 1 of 20, such as "
         "`train/ant/stack.tif`"
     ) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("size", "told"), [(8, True), (9, False)])
+def test_images_that_are_reduced_to_half_their_side_are_told(folder, capsys, size, told):
+    write_deep(folder / "images", "16 bits, grey", 257)
+    prepare(image_size=size, bit_depth=16)
+    line = f"reduced to {size} pixels a side (`dataset.image_size`); the median of their shorter "
+    assert (line + "sides is 16." in capsys.readouterr().out) == told
