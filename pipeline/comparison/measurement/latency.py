@@ -20,8 +20,8 @@ SPEED_FILE = Path("metrics/speed.json")
 MEASURE_AGAIN = "dvc repro --force --single-item speed"
 BATCH_SIZE = 64
 #: Arguments of `time_interleaved`. Fewer than 6 rounds give a median no 95 % interval.
-SINGLE_IMAGE = {"rounds": 50, "calls": 3, "min_rounds": 6, "max_seconds": 60}
-FULL_BATCH = {"rounds": 12, "calls": 1, "min_rounds": 6, "max_seconds": 30}
+SINGLE_IMAGE = {"rounds": 100, "calls": 3, "min_rounds": 6, "max_seconds": 60}
+FULL_BATCH = {"rounds": 20, "calls": 1, "min_rounds": 6, "max_seconds": 30}
 
 
 class _Figures(BaseModel):
@@ -144,10 +144,10 @@ def faster_or_slower(ratio: float) -> str:
         ratio: the time of the network that is compared with, over this one's.
     """
     times = max(ratio, 1 / ratio)
-    text = f"{times:.2f}" if times < 1.995 else f"{times:#.2g}" if times < 99.5 else f"{times:,.0f}"
+    text = f"{times:.2f}" if times < 1.995 else f"{times:.1f}" if times < 99.5 else f"{times:,.0f}"
     if text == "1.00":
         return "as fast"
-    return f"{text.rstrip('.')} x {'faster' if ratio > 1 else 'slower'}"
+    return f"{text} x {'faster' if ratio > 1 else 'slower'}"
 
 
 def system() -> str:

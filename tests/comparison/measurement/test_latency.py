@@ -59,8 +59,9 @@ def test_a_ratio_is_said_as_faster_or_slower_and_never_as_a_share():
         1 / 1.006: "1.01 x slower",
         1.994: "1.99 x faster",
         1.996: "2.0 x faster",
-        9.96: "10 x faster",
-        99.4: "99 x faster",
+        9.96: "10.0 x faster",
+        11.7: "11.7 x faster",  # "12", beside an interval of 11.2 to 11.8, would look wrong
+        99.4: "99.4 x faster",
         1234.0: "1,234 x faster",
     }
     assert {ratio: faster_or_slower(ratio) for ratio in said} == said
