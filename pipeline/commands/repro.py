@@ -158,8 +158,9 @@ def stages_behind(waits: Mapping[str, set[str]]) -> dict[str, set[str]]:
 def chains_of(
     waits: Mapping[str, set[str]], behind: Mapping[str, set[str]]
 ) -> dict[str, list[str]]:
-    """Join stages that can only follow one another, as an export and the robustness of its files,
-    but for trainings, which take jobs of their own. Returns chains by their first stages."""
+    """Join stages that can only follow one another. Trainings stay alone, for they take jobs of
+    their own, and so do stages that no other waits for: these fill the jobs that are free at the
+    end. Returns chains by their first stages."""
     chains: dict[str, list[str]] = {}
     for stage in TopologicalSorter(waits).static_order():
         for chain in chains.values():
@@ -167,7 +168,7 @@ def chains_of(
             others = waits[stage] - {last}
             follows = last in waits[stage] and all(last in behind[each] for each in others)
             is_alone = behind[last] == {stage} | behind[stage]
-            if follows and is_alone and not trains(stage) and not trains(last):
+            if follows and is_alone and behind[stage] and not trains(stage) and not trains(last):
                 chain.append(stage)
                 break
         else:

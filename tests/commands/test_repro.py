@@ -27,6 +27,7 @@ STAGES = {
     },
     "third": {"cmd": "touch h", "outs": ["h"]},
     "wrong_after_third": {"cmd": "echo oh; exit 4", "deps": ["h"], "outs": ["i"]},
+    "after_both_wrong": {"cmd": "touch j", "deps": ["i", "c"], "outs": ["j"]},
     "speed": {"cmd": "touch f", "deps": ["b"], "outs": ["f"]},
 }
 
@@ -39,14 +40,15 @@ def test_a_stage_that_more_stages_wait_for_starts_first():
     assert behind["baseline"] == {"export"}
 
 
-def test_stages_that_can_only_follow_one_another_share_a_dvc_but_trainings_do_not():
+def test_stages_that_can_only_follow_one_another_share_a_dvc_but_trainings_and_the_last_do_not():
     waits = {"prepare": set(), "baseline@a": {"prepare"}, "student@a": {"prepare"}}
     waits |= {"int8@a": {"student@a", "baseline@a"}, "export@a": {"int8@a", "baseline@a"}}
     waits |= {"robustness@a": {"export@a", "prepare"}, "student@b": {"prepare"}}
     waits |= {"export@b": {"student@b"}}
     assert chains_of(waits, stages_behind(waits)) == {
         **{stage: [stage] for stage in ("prepare", "baseline@a", "student@a", "student@b")},
-        **{"int8@a": ["int8@a", "export@a", "robustness@a"], "export@b": ["export@b"]},
+        **{"int8@a": ["int8@a", "export@a"], "robustness@a": ["robustness@a"]},
+        "export@b": ["export@b"],
     }
 
 
