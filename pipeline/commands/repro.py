@@ -5,7 +5,6 @@
 DVC runs one stage at a time, and parallel `dvc repro` lock one another out; parallel `dvc repro
 --single-item` do not. So this asks DVC which stages are not up to date, starts each by a DVC of its
 own as soon as the stages that it reads from have finished, and leaves the rest to one `dvc repro`.
-Stages that can only follow one another share a DVC, which takes seconds to start.
 A stage gets the GPU with the fewest stages, or as many as its seeds and PROCESSES use. Imports no
 torch.
 """
@@ -14,7 +13,6 @@ from pipeline.runtime.command import run_command
 
 import argparse
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -40,7 +38,6 @@ HINTS = (
     *("Updating lock file", "Generating lock file", "To track the changes", "git add "),
     *("To enable auto staging", "dvc config core.autostage", "Use `dvc push`"),
 )
-STARTS = re.compile(r"Running stage '(.+)':")  # DVC's line before a stage
 
 
 def main() -> None:
@@ -88,18 +85,11 @@ def run_in_parallel(waits: Mapping[str, set[str]], jobs: int) -> None:
     """
     threads = str(max(1, available_cores() // jobs))
     environment = {"OMP_NUM_THREADS": threads, **os.environ, stage_times.JOBS: str(jobs)}
-    behind = stages_behind(waits)  # the teacher starts before a baseline
-    chains = chains_of(waits, behind)
-    first_of = {stage: first for first, chain in chains.items() for stage in chain}
-    sorter = TopologicalSorter(
-        {
-            first: {first_of[each] for stage in chain for each in waits[stage]} - {first}
-            for first, chain in chains.items()
-        }
-    )
+    sorter = TopologicalSorter(waits)
     sorter.prepare()
+    behind = stages_behind(waits)  # the teacher starts before a baseline
     gpus, of_job = SharedGpus(visible_gpus()), process_count()
-    running: dict[Future[str | None], tuple[str, int]] = {}  # the stage, and the jobs it takes
+    running: dict[Future[bool], tuple[str, int]] = {}  # the stage, and the jobs that it takes
     ready: list[str] = []
     failed: list[str] = []
     pool, free = ThreadPoolExecutor(jobs), jobs
@@ -111,16 +101,13 @@ def run_in_parallel(waits: Mapping[str, set[str]], jobs: int) -> None:
                 stage, free = ready.pop(0), free - taken
                 of_stage = {**environment, SEED_JOBS: str(taken)}
                 visible = gpus.taken(taken * of_job)
-                running[pool.submit(run_chain, chains[stage], of_stage, visible)] = stage, taken
+                running[pool.submit(run_stage, stage, of_stage, visible)] = stage, taken
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 stage, taken = running.pop(future)
                 free += taken
-                if (wrong := future.result()) is None:
-                    sorter.done(stage)
-                else:
-                    failed.append(wrong)
+                sorter.done(stage) if future.result() else failed.append(stage)
     finally:  # if interrupted, start no further stage
         pool.shutdown(cancel_futures=True)
     if failed:
@@ -137,12 +124,8 @@ def jobs_of(stage: str, ready: int, free: int) -> int:
     Args:
         ready: stages that can start now, with this one.
     """
-    return max(1, free // ready) if trains(stage) else 1
-
-
-def trains(stage: str) -> bool:
-    """Whether a stage may take several jobs, for its seeds."""
-    return stage.startswith(("student@", "baseline@"))
+    trains = stage.startswith(("student@", "baseline@"))
+    return max(1, free // ready) if trains else 1
 
 
 def stages_behind(waits: Mapping[str, set[str]]) -> dict[str, set[str]]:
@@ -155,38 +138,14 @@ def stages_behind(waits: Mapping[str, set[str]]) -> dict[str, set[str]]:
     return behind
 
 
-def chains_of(
-    waits: Mapping[str, set[str]], behind: Mapping[str, set[str]]
-) -> dict[str, list[str]]:
-    """Join stages that can only follow one another. Trainings stay alone, for they take jobs of
-    their own, and so do stages that no other waits for: these fill the jobs that are free at the
-    end. Returns chains by their first stages."""
-    chains: dict[str, list[str]] = {}
-    for stage in TopologicalSorter(waits).static_order():
-        for chain in chains.values():
-            last = chain[-1]
-            others = waits[stage] - {last}
-            follows = last in waits[stage] and all(last in behind[each] for each in others)
-            is_alone = behind[last] == {stage} | behind[stage]
-            if follows and is_alone and behind[stage] and not trains(stage) and not trains(last):
-                chain.append(stage)
-                break
-        else:
-            chains[stage] = [stage]
-    return chains
-
-
-def run_chain(
-    chain: Sequence[str],
-    environment: Mapping[str, str],
-    gpus: AbstractContextManager[Mapping[str, str]],
-) -> str | None:
-    """Run stages by one DVC, in turn, on some GPUs, and print their lines, each after the stage's
-    name. Returns the stage that failed, if one did."""
-    command = [*DVC, "--wait-for-lock", "repro", "--single-item", *chain]
+def run_stage(
+    stage: str, environment: Mapping[str, str], gpus: AbstractContextManager[Mapping[str, str]]
+) -> bool:
+    """Run one stage by DVC, on some GPUs, print its lines, each after its name, and return its
+    success."""
+    command = [*DVC, "--wait-for-lock", "repro", "--single-item", stage]
     with gpus as visible:
-        status, last = run_prefixed(chain[0], command, {**environment, **visible}, HINTS, STARTS)
-    return last if status else None
+        return run_prefixed(stage, command, {**environment, **visible}, HINTS) == 0
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def train_side_by_side(module: str, name: str, seeds: Sequence[int]) -> None:
     def train(seed: int) -> int:
         command = [sys.executable, "-m", module, name, "--seed", str(seed)]
         with gpus.taken(of_one) as visible:
-            return run_prefixed(f"seed {seed}", command, {**environment, **visible})[0]
+            return run_prefixed(f"seed {seed}", command, {**environment, **visible})
 
     pool = ThreadPoolExecutor(jobs)
     try:
