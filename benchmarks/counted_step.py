@@ -48,6 +48,7 @@ def main() -> None:
         cases = Cases(emulated.REC, network, int(pixels), int(batch_size))
         found = {
             "policies": cases.policies(),
+            "network": cases.network(),
             "losses": cases.losses(),
             "training": cases.training(),
         }
@@ -108,6 +109,25 @@ class Cases:
             for name in (text, f"{text}, first step of an epoch"):  # of two steps
                 found[name] = self.count(lambda loop=loop: loop.run(1))
         return found
+
+    def network(self) -> dict[str, dict]:
+        """The forward and the backward pass of the network, which CUDA graphs replay."""
+        from pipeline.compute.device import training_autocast  # noqa: PLC0415
+
+        network, _ = self._loops.build_on_device(
+            "cifar_resnet", self._network, self._dataset, self._device
+        )
+        pixels = self._dataset.splits["train"].images.shape[-1]
+        inputs = torch.zeros((self._batch_size, 3, pixels, pixels), device=self._device)
+        gradient = torch.zeros((self._batch_size, CLASSES), device=self._device)
+
+        def passes() -> None:
+            with training_autocast(self._device):
+                logits = network(inputs)
+            logits.float().backward(gradient)
+
+        network.train()
+        return {"forward, backward": self.count(passes)}
 
     def losses(self) -> dict[str, dict]:
         """The targets and loss of a step, forward and backward to the logits."""

@@ -3,10 +3,11 @@
     python -m benchmarks.device_operations [--of CHECKOUT]
 
 Device operations, copies from the host in pinned and in pageable memory, waits for the device, and
-bytes between host and device: of a step in each view policy, of each method's targets and loss, and
-of a short training. `--of` counts the pipeline of another checkout beside this one. An
-operation on many tensors at once, as of an optimiser, counts once. No kernel runs, and no time is
-measured. The emulation, `../shared/cuda/emulated_cuda.py`, does not belong to this repository.
+bytes between host and device: of a step in each view policy, of a network's two passes, of each
+method's targets and loss, and of a short training. `--of` counts the pipeline of another checkout
+beside this one. An operation on many tensors at once, as of an optimiser, counts once. No kernel
+runs, and no time is measured. The emulation, `../shared/cuda/emulated_cuda.py`, does not belong to
+this repository.
 """
 
 import argparse

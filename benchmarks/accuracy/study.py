@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import hashlib
 import io
+import math
 import multiprocessing
 import os
 import platform
@@ -596,6 +597,7 @@ def train_one(run: Run, project: Path) -> dict[str, object]:
                 device,
                 run.epochs,
                 paired=opened[0][2].paired,
+                steps=run.epochs * math.ceil(len(data.samples) / training_of(run).batch_size),
             )
             if soft_targets
             else lambda logits, batch: label_loss(

@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -9,11 +11,12 @@ from torch import Tensor, nn
 
 from pipeline.runtime.errors import is_out_of_memory
 
-#: A run on CUDA of at least so many steps compiles its network. Compiling takes a few minutes, and
-#: once more for an uneven last batch. It can save some milliseconds per step: tens of thousands of
-#: steps win hours, hundreds lose minutes.
+#: A run on CUDA of at least so many steps compiles its network and its distillation method. That
+#: takes a few minutes, and once more for an uneven last batch. It can save some milliseconds per
+#: step: tens of thousands of steps win hours, hundreds lose minutes.
 COMPILED_STEPS = 10_000
 _COMPILER = "inductor"
+_Called = TypeVar("_Called", bound=Callable[..., Tensor])
 
 
 def default_device() -> torch.device:
@@ -81,61 +84,64 @@ def fits(size_bytes: int, device: torch.device, *, parts: int) -> bool:
     return device.type == "cpu" or parts * size_bytes <= torch.cuda.mem_get_info(device)[0]
 
 
-def compile_long_runs(network: nn.Module, device: torch.device, steps: int) -> nn.Module:
-    """Return the network, to be compiled on CUDA if the run has at least COMPILED_STEPS.
+def compile_long_runs(called: _Called, device: torch.device, steps: int) -> "_Called | Compiled":
+    """Return a network, or a function of tensors, to be compiled on CUDA if the run has at least
+    COMPILED_STEPS.
 
-    Both share their weights; take state dicts from the original. A run has batches of two or three
-    sizes, so each size is compiled separately. In several processes, compile before `wrap_ddp`:
-    torch compiles a network with synchronised batch norms as one graph, and breaks a
-    DistributedDataParallel into several.
+    A network and its compiled form share their weights; take state dicts from the original. A run
+    has batches of two or three sizes, so each size is compiled separately. In several processes,
+    compile before `wrap_ddp`: torch compiles a network with synchronised batch norms as one graph,
+    and breaks a DistributedDataParallel into several.
     """
-    if not CompiledNetwork.works or not _pays_to_compile(device, steps):
-        return network
-    return CompiledNetwork(network)
+    if not Compiled.works or not _pays_to_compile(device, steps):
+        return called
+    return Compiled(called)
 
 
 def _pays_to_compile(device: torch.device, steps: int) -> bool:
     return device.type == "cuda" and steps >= COMPILED_STEPS
 
 
-class CompiledNetwork(nn.Module):
-    """A network that the first call compiles. If that fails, for want of Triton or of a C compiler
-    for example, prints one line and calls the network itself."""
+class Compiled(nn.Module):
+    """A network or function that the first call compiles. If that fails, for want of Triton or of a
+    C compiler for example, prints one line and calls what it was made of."""
 
     works = True  # until it has failed in this process
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, called: Callable[..., Tensor]):
         super().__init__()
-        self.network = network
-        self._forward: Callable[[Tensor], Tensor] | None = None
+        self.called = called
+        self._forward: Callable[..., Tensor] | None = None
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, *others: Any, **named: Any) -> Tensor:
+        if self._forward is None and not Compiled.works:
+            self._forward = self.called
         if self._forward is None:
-            compiled = torch.compile(self.network, dynamic=False, backend=_COMPILER)
-            problem = _try(compiled, inputs)
-            CompiledNetwork.works = problem is None
-            self._forward = (self.network if problem else compiled).__call__
+            compiled = torch.compile(self.called, dynamic=False, backend=_COMPILER)
+            problem = _try(partial(compiled, inputs, *others, **named), inputs, self)
+            Compiled.works = problem is None
+            self._forward = (self.called if problem else compiled).__call__
             if problem is not None and os.environ.get("RANK", "0") == "0":
                 print(f"  torch.compile cannot work here: not used ({problem})", flush=True)
-        return self._forward(inputs)
+        return self._forward(inputs, *others, **named)
 
 
-def _try(compiled: nn.Module, inputs: Tensor) -> str | None:
-    """Call a network, and compute its gradients: it may compile its backward pass only then.
-    Leaves no trace: what a half-finished call changed in buffers or random numbers is restored, and
-    no `grad` is touched. Returns why it failed, or None.
+def _try(call: Callable[[], Tensor], inputs: Tensor, owner: nn.Module) -> str | None:
+    """Make a call, and compute gradients of the owner's weights and of inputs that have one: the
+    backward pass may be compiled only then. Leaves no trace: what a half-finished call changed in
+    buffers or random numbers is restored, and no `grad` is touched. Returns why it failed, or None.
 
     Raises:
         an error of too little memory, which is no reason to leave out the compiler.
     """
-    buffers = [(buffer, buffer.clone()) for buffer in compiled.buffers()]
-    trained = [parameter for parameter in compiled.parameters() if parameter.requires_grad]
+    buffers = [(buffer, buffer.clone()) for buffer in owner.buffers()]
+    trained = [it for it in (inputs, *owner.parameters()) if it.requires_grad]
     kind, problem = inputs.device.type, None
     with torch.random.fork_rng([inputs.device] * (kind == "cuda")):
         try:
-            logits = compiled(inputs)
+            outputs = call()
             with torch.autocast(kind, enabled=False):
-                torch.autograd.grad(logits.float().sum(), trained, allow_unused=True)
+                torch.autograd.grad(outputs.float().sum(), trained, allow_unused=True)
         except Exception as error:  # of compilers: any class
             if is_out_of_memory(error):
                 raise

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.compute.device import to_device
+from pipeline.compute.device import compile_long_runs, to_device
 from pipeline.distillation import losses
 from pipeline.distillation.device_rows import DeviceRows, SoftTargetLookup
 from pipeline.distillation.params import DistillationParams
@@ -59,17 +59,19 @@ def student_loss(
     soft_targets: SoftTargetLookup,
     device: torch.device,
     stored: tuple[int, int] | None = None,
+    steps: int = 0,
 ) -> Loss:
     """hard_label_weight · cross-entropy to the labels + soft_label_weight · the method's loss.
 
     Args:
         stored: views and samples of which `soft_targets` has rows that never change: a GPU keeps
             them, if they fit; None: each batch's rows are looked up and copied.
+        steps: of the training; a GPU compiles the method for a long one.
 
     During `warmup_epochs`, if the method has them, its loss grows linearly: in epoch e, counted
     from 1, it counts min(e / warmup_epochs, 1).
     """
-    method = method_loss(params)
+    method = compile_long_runs(method_loss(params), device, steps)
     soft_label_weight = getattr(params, "soft_label_weight", 1.0)
     warmup_epochs = getattr(params, "warmup_epochs", 0)
     uses_kept_classes = getattr(params, "tail", "spread") == "bucket"
@@ -93,6 +95,7 @@ def paired_loss(
     soft_targets: SoftTargetLookup,
     device: torch.device,
     stored: tuple[int, int] | None = None,
+    steps: int = 0,
 ) -> Loss:
     """The loss of a student of pairs, of what it sees of them: the mean of both views' losses; or,
     of a method that joins the views, its authors' objective, which adds their cross-entropies; or
@@ -100,7 +103,7 @@ def paired_loss(
 
     Args:
         soft_targets: of the store's views: those of pair p are 2p, the weak one, and 2p + 1.
-        stored: as for `student_loss`.
+        stored, steps: as for `student_loss`.
     """
 
     def of_weak(pair: int, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -112,9 +115,9 @@ def paired_loss(
     both = of_weak, of_strong
     pairs = None if stored is None else (stored[0] // 2, stored[1])
     if params.paired_views == "weak_to_strong":
-        return student_loss(params, of_weak, device, pairs)
+        return student_loss(params, of_weak, device, pairs, steps)
     if params.joins_views:
-        method = method_loss(params, "paired_")
+        method = compile_long_runs(method_loss(params, "paired_"), device, steps)
         rows_of = [teacher_rows(params, lookup, device, pairs) for lookup in both]
 
         def joint(logits: Tensor, batch: TrainingBatch) -> Tensor:
@@ -123,7 +126,7 @@ def paired_loss(
             return params.hard_label_weight * hard + params.soft_label_weight * soft
 
         return joint
-    of_views = [student_loss(params, lookup, device, pairs) for lookup in both]
+    of_views = [student_loss(params, lookup, device, pairs, steps) for lookup in both]
 
     def mean(logits: Tensor, batch: TrainingBatch) -> Tensor:
         weak, strong = (loss(each, batch) for loss, each in zip(of_views, logits, strict=True))
@@ -147,6 +150,7 @@ def loss_over_epochs(
     *,
     stored: tuple[int, int] | None = None,
     paired: bool = False,
+    steps: int = 0,
 ) -> Loss:
     """The student's loss in a training of so many epochs, at each epoch's temperature.
 
@@ -154,10 +158,11 @@ def loss_over_epochs(
         soft_targets_at: temperature -> the lookup whose rows are decoded for it.
         stored: as for `student_loss`; of a temperature that changes, rows are not kept.
         paired: views are pairs.
+        steps: as for `student_loss`; of a temperature that changes, nothing is compiled.
     """
     of_views = paired_loss if paired else student_loss
     if params.at_epoch(1, epochs) is params:
-        return of_views(params, soft_targets_at(params.decoding_temperature), device, stored)
+        return of_views(params, soft_targets_at(params.decoding_temperature), device, stored, steps)
 
     @lru_cache(maxsize=1)
     def loss_of(epoch: int) -> Loss:

@@ -9,6 +9,7 @@ the environment shares every batch among N processes.
 from pipeline.runtime.command import run_command
 
 import argparse
+import math
 
 import numpy as np
 
@@ -70,6 +71,7 @@ def train_student(name: str, group: ProcessGroup, seed: int | None) -> None:
         training.epochs,
         stored=(store.num_views, len(split)),
         paired=views.paired,
+        steps=training.epochs * math.ceil(len(split) / training.batch_size),
     )
     defining = {
         "views": views.model_dump(),

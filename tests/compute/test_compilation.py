@@ -24,7 +24,7 @@ class TwoGraphs(nn.Module):
 @pytest.fixture
 def always(monkeypatch):
     monkeypatch.setattr(device, "_pays_to_compile", lambda *_: True)
-    monkeypatch.setattr(device.CompiledNetwork, "works", True)
+    monkeypatch.setattr(device.Compiled, "works", True)
     torch._dynamo.reset()
 
 
@@ -61,6 +61,13 @@ def test_a_compiler_that_fails_half_way_leaves_no_trace_and_is_asked_once(
     assert called is network  # the second time nothing is tried
     assert len(graphs) == 2
     assert capsys.readouterr().out.count("torch.compile cannot work here: not used") == 1
+
+
+def test_what_is_compiled_after_a_failure_is_called_as_it_is(always, monkeypatch):
+    called = device.compile_long_runs(nn.Linear(3, 2), torch.device("cpu"), 1)
+    monkeypatch.setattr(device.Compiled, "works", False)
+    monkeypatch.setattr(device, "_COMPILER", lambda *_: pytest.fail("compiled"))
+    assert torch.equal(called(torch.ones(1, 3)), called.called(torch.ones(1, 3)))
 
 
 @pytest.mark.slow

@@ -191,9 +191,9 @@ def test_a_network_trains_alike_if_it_is_compiled_and_if_it_cannot_be(
     before = path.read_bytes()
     monkeypatch.setattr(device, "_pays_to_compile", lambda _, steps: asked.append(steps) or True)
     monkeypatch.setattr(device, "_COMPILER", compiler)
-    monkeypatch.setattr(device.CompiledNetwork, "works", True)
+    monkeypatch.setattr(device.Compiled, "works", True)
     run_stage("student", "small")
-    assert asked == [2 * 3]  # epochs, batches
+    assert asked == [2 * 3, 2 * 3]  # method and network: epochs, batches
     assert path.read_bytes() == before
     assert [line for line in capsys.readouterr().out.splitlines() if "compile" in line] == lines
 
