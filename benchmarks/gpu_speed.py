@@ -55,8 +55,9 @@ def _steps(setting: Setting, case: Case, dataset: Dataset) -> Iterator[Row]:
 def _cached_loop(setting: Setting, case: Case, dataset: Dataset, folder: Path, epochs: int) -> Loop:
     store = write_store(folder, *random_logits(dataset), None).decoded_at(loops.TEMPERATURE)
     views, device = loops.training_views(dataset, setting.device), setting.device
-    stored = store.num_views, len(dataset.splits["train"])
-    setup = loops.cached(views, store.gather, device, stored)
+    samples = len(dataset.splits["train"])
+    steps = epochs * samples // case.batch_size
+    setup = loops.cached(views, store.gather, device, (store.num_views, samples), steps)
     network = (case.family, case.student)
     return Loop(*network, dataset, setup, case.batch_size, device, epochs=epochs)
 

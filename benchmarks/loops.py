@@ -140,10 +140,11 @@ def cached(
     soft_targets: SoftTargetLookup,
     device: torch.device,
     stored: tuple[int, int] | None = None,
+    steps: int = 0,
 ) -> Setup:
-    """A student by `kd`. `stored`: as for `student_loss`."""
+    """A student by `kd`. `stored`, `steps`: as for `student_loss`."""
     params = KD(temperature=TEMPERATURE, soft_label_weight=SOFT, hard_label_weight=HARD)
-    return Setup(views, student_loss(params, soft_targets, device, stored))
+    return Setup(views, student_loss(params, soft_targets, device, stored, steps))
 
 
 class LiveTeacher:
