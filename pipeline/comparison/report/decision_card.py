@@ -81,9 +81,18 @@ def times_smaller(first: int, second: int) -> str:
 
 
 def latency(speed: Mapping[str, EngineSpeed], file: FileFigures) -> str:
-    """`4.4 x faster than the teacher (4.31 to 4.52), one image, 1 thread`"""
+    """`4.4 x faster than the teacher (4.31 to 4.52), one image, 1 thread`
+
+    A baseline's file has its student's time: it is the same graph.
+    """
     text = speed_of(speed, file.student, file.precision)
-    return text if text == NOT_MEASURED else f"{text}, one image, 1 thread"
+    if text != NOT_MEASURED:
+        return f"{text}, one image, 1 thread"
+    if not speed:
+        return text
+    return (
+        f"{text}: only distilled files are timed, and {file.student} has none in {file.precision}"
+    )
 
 
 def with_interval(file: FileFigures) -> str:

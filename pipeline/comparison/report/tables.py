@@ -75,7 +75,7 @@ def metrics_table(models: pd.DataFrame, count: Callable[[int], str] = whole) -> 
     return pd.DataFrame(
         {
             "network": models["model"],
-            "role": models["role"].replace("teacher", ""),
+            "role": list(map(file_role, models["role"], models["precision"])),
             "accuracy": column("accuracy", percent),
             "95% interval": models["low"].map(bound) + " to " + models["high"].map(bound),
             "top-5": column("top5", percent),
@@ -94,12 +94,18 @@ def metrics_table(models: pd.DataFrame, count: Callable[[int], str] = whole) -> 
     )
 
 
+def file_role(role: str, precision: str) -> str:
+    """`baseline`, or `baseline, int8`; nothing for the teacher, whose name says it."""
+    shown = "" if role == "teacher" else role
+    return shown if precision == "float32" else f"{shown}, {precision}"
+
+
 def robustness_table(comparison: Comparison) -> pd.DataFrame:
     """One row per network that was measured."""
     return pd.DataFrame(
         {
             "network": model.name,
-            "role": model.role.replace("teacher", ""),
+            "role": file_role(model.role, model.precision),
             "robust accuracy": percent(robust.accuracy),
             "relative": percent(robust.relative),
             "clean": percent(robust.clean),

@@ -17,7 +17,7 @@ from browser import CHROMIUM, Page, browser
 
 from pipeline.comparison.cache_economics import Economics
 from pipeline.comparison.compare import Comparison, Predictions, compare
-from pipeline.comparison.figures import Figures, headline_figures
+from pipeline.comparison.figures import Figures, headline_figures, models_table
 from pipeline.comparison.measurement.corruptions import CORRUPTIONS, SEVERITIES
 from pipeline.comparison.measurement.latency import EngineSpeed, FileSpeed, Machine, Ratio
 from pipeline.comparison.report import charts
@@ -26,6 +26,7 @@ from pipeline.comparison.report.drawings import MOST_CLASSES
 from pipeline.comparison.report.markdown import markdown
 from pipeline.comparison.report.numbers import fewer_or_more
 from pipeline.comparison.report.page import html_report
+from pipeline.comparison.report.tables import metrics_table, robustness_table
 from pipeline.comparison.robustness import CorruptionPredictions, compare_robustness
 from pipeline.runtime.outputs import ExportedFile, Start
 
@@ -386,6 +387,16 @@ def test_accuracy_is_drawn_against_latency_and_bytes_with_int8_files_and_its_par
         assert "teacher, teacher: " in chart
         assert ("resnet8 int8" in chart) == (count == all_files)
         assert (", 20</title>" in chart) == ("latency" in cost)  # 20 ms for 20 M parameters
+
+
+def test_a_row_of_metrics_or_of_robustness_says_which_file_it_is():
+    comparison = invented(3, FOUR)
+    for table in (robustness_table(comparison), metrics_table(models_table(comparison))):
+        rows = table[["network", "role"]]
+        assert not rows.duplicated().any()
+        assert rows.iloc[0].tolist() == ["teacher", ""]
+        assert rows.iloc[2].tolist() == [FOUR[0], "baseline"]
+        assert rows.iloc[4].tolist() == [FOUR[0], "baseline, int8"]
 
 
 def test_an_axis_has_round_ticks_around_all_values():
