@@ -34,7 +34,6 @@ repro: $(READY)
 	@python -m pipeline.commands.repair_dvc
 	python -m pipeline.commands.check
 	python -m pipeline.commands.repro $(if $(JOBS),--jobs '$(JOBS)')
-	@python -m pipeline.stages.compare --show
 
 plan: $(READY)
 	@python -m pipeline.commands.plan

@@ -4,9 +4,9 @@
 
 DVC runs one stage at a time, and parallel `dvc repro` lock one another out; parallel `dvc repro
 --single-item` do not. So this asks DVC which stages are not up to date, starts each by a DVC of its
-own as soon as the stages that it reads from have finished, and leaves the rest to one `dvc repro`.
-A stage gets the GPU with the fewest stages, or as many as its seeds and PROCESSES use. Imports no
-torch.
+own as soon as the stages that it reads from have finished, leaves the rest to one `dvc repro`, and
+prints the comparison. A stage gets the GPU with the fewest stages, or as many as its seeds and
+PROCESSES use. Imports no torch.
 """
 
 from pipeline.runtime.command import run_command
@@ -47,11 +47,13 @@ def main() -> None:
     jobs = number_of_jobs(parser.parse_args().jobs)
     run = forecast_run()
     print_ahead(run.stages)
+    os.environ[signals.REPRO] = str(os.getpid())
     if jobs > 1:
-        os.environ[signals.REPRO] = str(os.getpid())
         run_in_parallel({k: v for k, v in run.waits.items() if k not in LAST}, jobs)
     sys.stdout.flush()
-    raise SystemExit(subprocess.run([*DVC, "repro"], check=False).returncode)
+    for command in ([*DVC, "repro"], [sys.executable, "-m", "pipeline.stages.compare", "--show"]):
+        if code := subprocess.run(command, check=False).returncode:
+            raise SystemExit(code)
 
 
 def number_of_jobs(text: str | None) -> int:

@@ -9,6 +9,7 @@ alone.
 from pipeline.runtime.command import run_command
 
 import argparse
+import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,7 @@ from pipeline.comparison.report.decision_card import DecisionCard, decision_card
 from pipeline.comparison.report.markdown import markdown
 from pipeline.comparison.report.page import SHOWN_SEVERITY, html_report
 from pipeline.data.prepared.dataset import open_dataset, verify_dataset
+from pipeline.runtime import signals
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_directory, write_bytes, write_json
 from pipeline.runtime.outputs import ExportOutputs
@@ -104,7 +106,8 @@ def main() -> None:
         write_table(folder / "training_curves.csv", curves)
     write_chosen(comparison.decision, comparison.models)
     write_json(METRICS / "comparison.json", figures.model_dump(exclude_unset=True))
-    print_comparison(figures, decision_card(figures, costs.speed), names)
+    if signals.REPRO not in os.environ:  # which prints it at its end, whatever ran
+        print_comparison(figures, decision_card(figures, costs.speed), names)
 
 
 def show(names: list[str]) -> None:

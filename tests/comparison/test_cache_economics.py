@@ -1,5 +1,6 @@
 """The cache's costs and savings in teacher passes, by arithmetic that a reader can repeat."""
 
+from dataclasses import replace
 from itertools import count
 
 from hypothesis import given
@@ -115,6 +116,12 @@ def test_time_in_the_teacher_is_passes_over_its_measured_rate_in_the_named_setti
     both = costs(onnxruntime_1_thread=1000.0, pytorch_cuda=10_000.0)
     assert list(cache_table(both)["time in the teacher"]) == ["1.1 s", "4.5 s", "3.5 s"]
     assert "(PyTorch 2.15.0 on a GPU, batches of 64)" in cost_sentences(both)[-1]
+
+
+def test_a_cache_that_took_more_passes_than_it_saved_says_so_in_its_table():
+    short = DIGITS.model_copy(update={"epochs": {"a": 2, "b": 3}})
+    table = cache_table(replace(costs(onnxruntime_1_thread=1000.0), economics=short))
+    assert list(table.iloc[-1]) == ["more than a live teacher", "4,315", "4.3 s"]
 
 
 def test_the_sentence_says_how_much_faster_or_slower_each_file_is_than_the_teacher():

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import platform
+import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from math import ceil
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from pipeline.comparison.compare import Comparison
 from pipeline.comparison.example_images import THUMBNAIL
@@ -78,6 +79,7 @@ def html_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["with_code"] = with_code
     return environment.get_template("page.html").render(
         comparison=comparison,
         networks=network_texts(params, comparison),
@@ -167,6 +169,11 @@ def disagreements(comparison: Comparison) -> dict[str, list[int]]:
         order = np.argsort(-gain.first.divergences[differing], kind="stable")
         images[name] = differing[order].tolist()
     return images
+
+
+def with_code(text: str) -> Markup:
+    """Escape a text, and show what it has in backticks as code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def picture(pixels: np.ndarray, title: str) -> Markup:

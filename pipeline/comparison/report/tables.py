@@ -161,10 +161,11 @@ def cache_table(costs: Costs) -> pd.DataFrame:
     """Without rows for imported logits."""
     if costs.economics is None:
         return pd.DataFrame()
+    saved = costs.economics.passes_saved
     passes = {
         "made for the cache": costs.economics.teacher_passes,
         "a live teacher at every step": costs.economics.online_passes,
-        "saved": costs.economics.passes_saved,
+        "saved" if saved >= 0 else "more than a live teacher": abs(saved),
     }
     table = pd.DataFrame({"": list(passes), "teacher passes": list(map(whole, passes.values()))})
     if costs.of_teacher is not None:

@@ -25,7 +25,7 @@ from pipeline.comparison.report.costs import Costs
 from pipeline.comparison.report.drawings import MOST_CLASSES
 from pipeline.comparison.report.markdown import markdown
 from pipeline.comparison.report.numbers import fewer_or_more
-from pipeline.comparison.report.page import html_report
+from pipeline.comparison.report.page import html_report, with_code
 from pipeline.comparison.report.tables import metrics_table, robustness_table
 from pipeline.comparison.robustness import CorruptionPredictions, compare_robustness
 from pipeline.runtime.outputs import ExportedFile, Start
@@ -640,3 +640,7 @@ def test_the_browser_reports_a_request_an_error_and_an_overflow(tmp_path, chromi
     chromium.evaluate(PAGE_CHECKS)
     assert chromium.evaluate("pageChecks.overlaps()") == [": faint | over it", ": one | two"]
     assert chromium.evaluate("pageChecks.faint()") == ["2.85 : faint"]
+
+
+def test_a_name_in_backticks_is_shown_as_code_and_everything_else_is_escaped():
+    assert with_code("set `a: <b>` & `c`") == "set <code>a: &lt;b&gt;</code> &amp; <code>c</code>"
