@@ -18,6 +18,7 @@ import pytest
 import yaml
 from conftest import PARAMS, built_once, clone_into, finish_clone, run_module, write_params
 from dvc.cli import main as dvc_main
+from dvc.output import Output
 from dvc.repo import Repo
 from dvc.stage.exceptions import StageCmdFailedError
 from dvc.utils.serialize import _yaml
@@ -46,6 +47,24 @@ def parse_yaml_once(text: str, path: str, typ: str = "safe") -> object:
     """Parse YAML as DVC does. For one status it parses each file for every stage; that takes most
     of its time."""
     return deepcopy(_parsed(text, path, typ))
+
+
+@contextlib.contextmanager
+def hashed_once() -> Iterator[None]:
+    """Let DVC hash each path once while no file changes. For one status it hashes a folder for
+    every stage that depends on it; that takes most of its time."""
+    hashes: dict[tuple[str, bool], tuple] = {}
+
+    def hashed(output: Output) -> tuple:
+        key = output.fs_path, output.use_cache
+        if key not in hashes:
+            hashes[key] = original(output)
+        return hashes[key]
+
+    original = Output._get_hash_meta
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Output, "_get_hash_meta", hashed)
+        yield
 
 
 def run_command_here(executable: str, command: str, **process: object) -> None:
@@ -183,7 +202,7 @@ class Clone:
         """The stages whose dependencies or outputs are not those of the lock; what `dvc status`
         lists, without a process."""
         write_params(self.root, self.params)
-        with self.entered(), Repo() as repo:
+        with self.entered(), hashed_once(), Repo() as repo:
             return set(repo.status())
 
     @contextlib.contextmanager
@@ -192,7 +211,7 @@ class Clone:
         dvc.lock and params.yaml: it loads these once."""
 
         def invalidated() -> set[str]:
-            with repo.lock:
+            with repo.lock, hashed_once():
                 return {stage.addressing for stage in repo.index.stages if stage.status()}
 
         write_params(self.root, self.params)
@@ -203,7 +222,7 @@ class Clone:
         """What `make plan` prints, without a process."""
         write_params(self.root, self.params)
         printed = io.StringIO()
-        with self.entered(), contextlib.redirect_stdout(printed):
+        with self.entered(), hashed_once(), contextlib.redirect_stdout(printed):
             run_module("pipeline.commands.plan")
         return printed.getvalue()
 
