@@ -22,7 +22,7 @@ from dvc.output import Output
 from dvc.repo import Repo
 from dvc.stage.exceptions import StageCmdFailedError
 from dvc.utils.serialize import _yaml
-from stage_process import finish, fork
+from stage_process import finish, fork, fork_command
 
 from pipeline.runtime.errors import UserError
 
@@ -169,16 +169,28 @@ class Clone:
                 code = dvc_main(list(arguments))
         return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
-    def make_repro(self, jobs: int) -> subprocess.CompletedProcess[str]:
-        """Run `make repro` with this environment's Python, without setting one up."""
+    def make_repro(self, jobs: int, *, forked: bool) -> subprocess.CompletedProcess[str]:
+        """Run `make repro` with this environment's Python, without setting one up.
+
+        `forked`: run its commands, and the Python processes that they start, as forks of this one.
+        """
         write_params(self.root, self.params)
-        return self.run(
-            "make",
-            "--no-print-directory",
-            "--assume-old",
-            ".venv/.ready",
-            "repro",
-            f"JOBS={jobs}",
+        make = ["make", "--no-print-directory", "--assume-old", ".venv/.ready", "repro"]
+        if not forked:
+            return self.run(*make, f"JOBS={jobs}")
+        commands = self.run(*make, f"JOBS={jobs}", "--dry-run").stdout.splitlines()
+        with self.entered() as patch:
+            patch.setenv("PYTHONPATH", str(self.root))
+            patch.setattr("subprocess.Popen", fork_command)
+            done = [
+                subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+                for command in commands
+            ]
+        return subprocess.CompletedProcess(
+            make,
+            max(each.returncode for each in done),
+            "".join(each.stdout for each in done),
+            "".join(each.stderr for each in done),
         )
 
     def twin(self, root: Path | None = None) -> "Clone":

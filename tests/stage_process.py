@@ -1,8 +1,10 @@
 """Start, kill and finish a stage in another process; `soft_targets` by default."""
 
+import logging
 import os
 import re
 import runpy
+import shlex
 import signal
 import sys
 import time
@@ -50,11 +52,21 @@ def fork(runs: str | Path, *arguments: str, **settings: str) -> Popen:
     )
 
 
-def fork_command(args: Sequence[str], env: Mapping[str, str], **options: object) -> Popen:
-    """Run `python -m module arguments` as `subprocess.Popen` does, in a fork of this process. In
-    the place of `Popen` where a stage shares its work with other processes."""
-    words = args[args.index("-m") + 1 :]
-    return _forked([*words], partial(_run_module, words[0]), env, **options)
+def fork_command(
+    args: str | Sequence[str],
+    env: Mapping[str, str] | None = None,
+    shell: bool = False,
+    executable: str | None = None,
+    **options: object,
+) -> Popen:
+    """As `subprocess.Popen`, whose place it takes, but run `python -m module arguments` in a fork
+    of this process, which has loaded torch and DVC."""
+    words = shlex.split(args) if isinstance(args, str) else [*args]
+    found = re.match(r"(exec )?\S*python[\d.]* (-u )?-m ", " ".join(words))
+    if not found:
+        return Popen(args, env=env, shell=shell, executable=executable, **options)
+    words = words[words.index("-m") + 1 :]
+    return _forked(words, partial(_run_module, words[0]), env or os.environ, **options)
 
 
 def _run_module(module: str, run_name: str) -> None:
@@ -66,10 +78,13 @@ def _forked(
 ) -> Popen:
     def forked() -> NoReturn:  # where Popen would execute another program
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # Popen waits for the end of one of them
+        environment = dict(env)
         os.environ.clear()
-        os.environ |= env
+        os.environ |= environment
         sys.argv = words
-        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
+        sys.stdout, sys.stderr = (os.fdopen(n, "w", 1, closefd=False) for n in (1, 2))
+        for handler in logging.getLogger("dvc").handlers:
+            handler.stream = sys.stderr if handler.level >= logging.WARNING else sys.stdout
         paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
         sys.path[:0] = [os.getcwd(), *filter(None, paths)]
         for name in [name for name in sys.modules if name.partition(".")[0] == "pipeline"]:
