@@ -61,9 +61,10 @@ def fork_command(
 ) -> Popen:
     """As `subprocess.Popen`, whose place it takes, but run `python -m module arguments` in a fork
     of this process, which has loaded torch and DVC."""
-    words = shlex.split(args) if isinstance(args, str) else [*args]
-    found = re.match(r"(exec )?\S*python[\d.]* (-u )?-m ", " ".join(words))
-    if not found:
+    words = [args] if isinstance(args, str) else [*args]
+    if shell or "-c" in words:  # of a shell
+        words = shlex.split(words[-1])
+    if not re.match(r"(exec )?\S*python[\d.]* (-u )?-m ", " ".join(words)):
         return Popen(args, env=env, shell=shell, executable=executable, **options)
     words = words[words.index("-m") + 1 :]
     return _forked(words, partial(_run_module, words[0]), env or os.environ, **options)
