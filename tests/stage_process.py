@@ -42,6 +42,7 @@ def fork(runs: str | Path, *arguments: str, **settings: str) -> Popen:
     """Run a module or a script as `start_module` does, in a fork of this process, which has loaded
     torch. For tests that do not ask how a command loads."""
     return _forked(
+        [sys.executable, str(runs), *arguments],
         [str(runs), *arguments],
         partial(runpy.run_path if isinstance(runs, Path) else _run_module, str(runs)),
         {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | settings,
@@ -67,7 +68,7 @@ def fork_command(
     if not re.match(r"(exec )?\S*python[\d.]* (-u )?-m ", " ".join(words)):
         return Popen(args, env=env, shell=shell, executable=executable, **options)
     words = words[words.index("-m") + 1 :]
-    return _forked(words, partial(_run_module, words[0]), env or os.environ, **options)
+    return _forked(args, words, partial(_run_module, words[0]), env or os.environ, **options)
 
 
 def _run_module(module: str, run_name: str) -> None:
@@ -75,7 +76,11 @@ def _run_module(module: str, run_name: str) -> None:
 
 
 def _forked(
-    words: list[str], run: Callable[..., object], env: Mapping[str, str], **options: object
+    args: str | Sequence[str],
+    words: list[str],
+    run: Callable[..., object],
+    env: Mapping[str, str],
+    **options: object,
 ) -> Popen:
     def forked() -> NoReturn:  # where Popen would execute another program
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # Popen waits for the end of one of them
@@ -106,7 +111,7 @@ def _forked(
             os._exit(code)
 
     # PLW1509: our threads hold no lock here.
-    return Popen([sys.executable], preexec_fn=forked, **options)  # noqa: PLW1509
+    return Popen(args, preexec_fn=forked, **options)  # noqa: PLW1509
 
 
 def start(
