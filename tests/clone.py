@@ -18,10 +18,11 @@ import pytest
 import yaml
 from conftest import PARAMS, built_once, clone_into, finish_clone, run_module, write_params
 from dvc.cli import main as dvc_main
+from dvc.output import Output
 from dvc.repo import Repo
 from dvc.stage.exceptions import StageCmdFailedError
 from dvc.utils.serialize import _yaml
-from stage_process import finish, fork
+from stage_process import finish, fork, fork_command
 
 from pipeline.runtime.errors import UserError
 
@@ -46,6 +47,24 @@ def parse_yaml_once(text: str, path: str, typ: str = "safe") -> object:
     """Parse YAML as DVC does. For one status it parses each file for every stage; that takes most
     of its time."""
     return deepcopy(_parsed(text, path, typ))
+
+
+@contextlib.contextmanager
+def hashed_once() -> Iterator[None]:
+    """Let DVC hash each path once while no file changes. For one status it hashes a folder for
+    every stage that depends on it; that takes most of its time."""
+    hashes: dict[tuple[str, bool], tuple] = {}
+
+    def hashed(output: Output) -> tuple:
+        key = output.fs_path, output.use_cache
+        if key not in hashes:
+            hashes[key] = original(output)
+        return hashes[key]
+
+    original = Output._get_hash_meta
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Output, "_get_hash_meta", hashed)
+        yield
 
 
 def run_command_here(executable: str, command: str, **process: object) -> None:
@@ -150,16 +169,28 @@ class Clone:
                 code = dvc_main(list(arguments))
         return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
-    def make_repro(self, jobs: int) -> subprocess.CompletedProcess[str]:
-        """Run `make repro` with this environment's Python, without setting one up."""
+    def make_repro(self, jobs: int, *, forked: bool) -> subprocess.CompletedProcess[str]:
+        """Run `make repro` with this environment's Python, without setting one up.
+
+        `forked`: run its commands, and the Python processes that they start, as forks of this one.
+        """
         write_params(self.root, self.params)
-        return self.run(
-            "make",
-            "--no-print-directory",
-            "--assume-old",
-            ".venv/.ready",
-            "repro",
-            f"JOBS={jobs}",
+        make = ["make", "--no-print-directory", "--assume-old", ".venv/.ready", "repro"]
+        if not forked:
+            return self.run(*make, f"JOBS={jobs}")
+        commands = self.run(*make, f"JOBS={jobs}", "--dry-run").stdout.splitlines()
+        with self.entered() as patch:
+            patch.setenv("PYTHONPATH", str(self.root))
+            patch.setattr("subprocess.Popen", fork_command)
+            done = [
+                subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+                for command in commands
+            ]
+        return subprocess.CompletedProcess(
+            make,
+            max(each.returncode for each in done),
+            "".join(each.stdout for each in done),
+            "".join(each.stderr for each in done),
         )
 
     def twin(self, root: Path | None = None) -> "Clone":
@@ -183,7 +214,7 @@ class Clone:
         """The stages whose dependencies or outputs are not those of the lock; what `dvc status`
         lists, without a process."""
         write_params(self.root, self.params)
-        with self.entered(), Repo() as repo:
+        with self.entered(), hashed_once(), Repo() as repo:
             return set(repo.status())
 
     @contextlib.contextmanager
@@ -192,7 +223,7 @@ class Clone:
         dvc.lock and params.yaml: it loads these once."""
 
         def invalidated() -> set[str]:
-            with repo.lock:
+            with repo.lock, hashed_once():
                 return {stage.addressing for stage in repo.index.stages if stage.status()}
 
         write_params(self.root, self.params)
@@ -203,7 +234,7 @@ class Clone:
         """What `make plan` prints, without a process."""
         write_params(self.root, self.params)
         printed = io.StringIO()
-        with self.entered(), contextlib.redirect_stdout(printed):
+        with self.entered(), hashed_once(), contextlib.redirect_stdout(printed):
             run_module("pipeline.commands.plan")
         return printed.getvalue()
 

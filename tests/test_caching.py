@@ -55,13 +55,14 @@ def test_a_new_clone_runs_every_stage_and_the_plan_names_the_teacher_first(tmp_p
     ]
 
 
-def test_parallel_stages_give_the_lock_and_the_bytes_of_sequential_ones(clone):
+@pytest.mark.parametrize("forked", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_parallel_stages_give_the_lock_and_the_bytes_of_sequential_ones(clone, forked):
     lock, outputs = clone.lock()["stages"], clone.outputs()
     forgotten = TRAININGS
     others = {stage: entry for stage, entry in lock.items() if stage not in forgotten}
     (clone.root / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": others}))
     shutil.rmtree(clone.root / ".dvc/cache/runs")
-    result = clone.make_repro(jobs=2)
+    result = clone.make_repro(jobs=2, forked=forked)
     assert result.returncode == 0, result.stdout + result.stderr
     assert stages_run(result.stdout) == forgotten
     assert "student@small:   epoch 1/2" in result.stdout

@@ -190,11 +190,9 @@ def mark_a_conflict(file: Path) -> None:
 
 
 def refusal_of(clone: Clone, *command: str) -> str:
-    if command[0] == "dvc":
-        process = clone.start(sys.executable, "-m", *command)
-    else:
-        with chdir(clone.root):
-            process = fork(*command, PYTHONPATH=str(clone.root))
+    site = str(clone.root / ".venv/dvc")
+    with chdir(clone.root):
+        process = fork(*command, PYTHONPATH=str(clone.root), DVC_SITE_CACHE_DIR=site)
     printed = "".join(text for text in process.communicate() if text)
     assert process.returncode != 0
     assert "Traceback" not in printed

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import change_params, opened
 from import_closure import ROOT
+from stage_process import fork_command
 
 from benchmarks.accuracy import (
     beyond,
@@ -123,6 +124,7 @@ def test_an_error_names_a_missing_project_and_a_failed_stage(workshop, tmp_path,
     shutil.rmtree(tmp_path / "project/models/teacher")
     shutil.rmtree(tmp_path / "project/.scratch/accuracy/cpu/caches", ignore_errors=True)
     monkeypatch.setattr(study, "run_stage", RUN_STAGE)
+    monkeypatch.setattr("subprocess.Popen", fork_command)
     with pytest.raises(UserError, match=r"pipeline\.stages\.soft_targets` ended with 1"):
         Workshop(tmp_path / "project", workshop.budget).make([cache])
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PARAMS, run_module, write_params
+from stage_process import fork_command
 
 from pipeline.comparison.removed_students import results_of_removed_students
 
@@ -57,7 +58,10 @@ def test_results_are_removed_when_asked_and_each_is_named(renamed, capsys):
     assert "no results of students that params.yaml no longer defines" in capsys.readouterr().out
 
 
-def test_check_names_removed_students_with_the_command_that_removes_their_results(renamed, capsys):
+def test_check_names_removed_students_with_the_command_that_removes_their_results(
+    renamed, monkeypatch, capsys
+):
+    monkeypatch.setattr("subprocess.Popen", fork_command)
     run_module("pipeline.commands.check")
     printed = capsys.readouterr().out
     assert "left out, because params.yaml no longer defines them: small." in printed

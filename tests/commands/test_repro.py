@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import yaml
 from conftest import PARAMS
 from dvc.repo import Repo
 from import_closure import ROOT
+from stage_process import fork_command
 
 from pipeline.commands.repro import jobs_of, number_of_jobs, stages_behind
 
@@ -67,10 +69,14 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(PARAMS))
     subprocess.run(["git", "init", "--quiet"], check=True)
     Repo.init().close()
+    shutil.copy(ROOT / ".dvc/config", ".dvc")  # without analytics
     return tmp_path
 
 
-def test_stages_run_at_once_and_a_failed_one_is_named_and_stops_only_what_reads_from_it(project):
+def test_stages_run_at_once_and_a_failed_one_is_named_and_stops_only_what_reads_from_it(
+    project, monkeypatch
+):
+    monkeypatch.setattr("subprocess.Popen", fork_command)
     result = subprocess.run(
         [sys.executable, "-m", "pipeline.commands.repro", "--jobs", "2"],
         env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "3,GPU-5"},

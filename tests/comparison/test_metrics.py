@@ -7,12 +7,6 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_calibration_error,
-    multiclass_f1_score,
-    multiclass_precision,
-)
 
 from pipeline.comparison import metrics
 from pipeline.comparison.compare import Predictions, model_metrics
@@ -36,6 +30,13 @@ def tensors(*arrays: np.ndarray) -> list[torch.Tensor]:
 
 
 def test_metrics_equal_those_of_torch_and_torchmetrics(predictions):
+    from torchmetrics.functional.classification import (  # noqa: PLC0415  (loads for seconds)
+        multiclass_accuracy,
+        multiclass_calibration_error,
+        multiclass_f1_score,
+        multiclass_precision,
+    )
+
     logits, labels = predictions
     labels[labels == 3] = 4  # class 3 has no images
     teacher_logits = logits[::-1] * 0.7

@@ -8,7 +8,6 @@ import torch
 from conftest import PARAMS, run_stage, write_params
 from safetensors.torch import save_file
 from torch import nn
-from torchmetrics.functional.classification import multiclass_accuracy
 
 from pipeline.models import checkpoint
 from pipeline.models.evaluation import classification_metrics
@@ -233,6 +232,9 @@ def test_a_network_that_does_not_return_logits_is_refused(monkeypatch):
 
 
 def test_metrics_agree_with_torchmetrics():
+    # It loads for seconds.
+    from torchmetrics.functional.classification import multiclass_accuracy  # noqa: PLC0415
+
     torch.manual_seed(0)
     logits, labels = torch.randn(500, 20), torch.randint(0, 20, (500,))
     metrics = classification_metrics(logits, labels, "test")

@@ -21,7 +21,14 @@ import torch
 import yaml
 from conftest import PARAMS, bytes_of, change_params, run_stage, write_images, write_params
 from import_closure import ROOT
-from stage_process import finish, kill, start, start_module
+from stage_process import (
+    TORCHRUNS_POPEN,
+    finish,
+    fork_command,
+    kill,
+    start,
+    start_module,
+)
 
 from pipeline.compute.distributed import SINGLE_PROCESS
 from pipeline.data.prepared.dataset import open_dataset
@@ -123,9 +130,10 @@ def teacher_has_saved() -> bool:
     return any(TEACHER_STATES.glob("*.state"))
 
 
-def test_processes_that_share_a_training_end_together_with_one_line(project):
+def test_processes_that_share_a_training_end_together_with_one_line(project, monkeypatch):
+    monkeypatch.setattr(TORCHRUNS_POPEN, fork_command)
     change_teacher(epochs=500)
-    process = start_module("pipeline.stages.teacher", PROCESSES="2")
+    process = start(2, ROOT, "teacher")
     wait_until(teacher_has_saved, process)
     ranks = children(process.pid)
     assert len(ranks) == 2
@@ -134,13 +142,11 @@ def test_processes_that_share_a_training_end_together_with_one_line(project):
     assert not any(map(lives, ranks))
 
 
-def test_a_training_and_its_decoding_workers_end_at_once_with_one_line(
-    project,
-):
+def test_a_training_and_its_decoding_workers_end_at_once_with_one_line(project):
     change_params("dataset", storage="encoded", quality=90)
     run_stage("prepare")
     change_teacher(epochs=500)
-    process = start_module("pipeline.stages.teacher")
+    process = start(stage="teacher")
     wait_until(lambda: teacher_has_saved() and bool(children(process.pid)), process)
     workers = children(process.pid)
     os.kill(process.pid, signal.SIGTERM)  # the stage alone

@@ -14,7 +14,7 @@ import pytest
 from conftest import OUTPUTS, change_params, compare_every_network, run_stage
 from import_closure import ROOT
 from safetensors.numpy import load_file
-from stage_process import finish, fork
+from stage_process import fork_command
 
 from pipeline.int8_training.training_run import own_training
 from pipeline.runtime.errors import UserError
@@ -110,13 +110,20 @@ def test_a_run_that_was_stopped_goes_on_at_its_seed(project, monkeypatch, capfd)
     assert [weights("student", seed) for seed in (0, 1)] == expected
 
 
-def test_seeds_side_by_side_have_the_bytes_of_seeds_in_turn(project):
+def test_seeds_side_by_side_have_the_bytes_of_seeds_in_turn(project, monkeypatch, capfd):
     change_params("training", seeds=[0, 1])
     run_stage("student", "small")
     outputs = [Path(path.format(kind="students")) for path in OUTPUTS]
     in_turn = [path.read_bytes() for path in outputs]
     shutil.rmtree(".scratch")
-    assert "seed 1: " in finish(fork("pipeline.stages.student", "small", SEED_JOBS="2"))
+    for name, value in {"SEED_JOBS": "2", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("pipeline.seeds.prefixed.subprocess.Popen", fork_command)
+    capfd.readouterr()
+    run_stage("student", "small")
+    assert {"seed 0:   epoch 1/2", "seed 1:   epoch 1/2"} <= {
+        line[:19] for line in capfd.readouterr().out.splitlines()
+    }
     assert [path.read_bytes() for path in outputs] == in_turn
 
 

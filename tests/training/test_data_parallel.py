@@ -13,7 +13,7 @@ from conftest import change_params, run_stage, write_params
 from import_closure import ROOT
 from ranks import results_of_two
 from safetensors.numpy import load_file
-from stage_process import fork, start
+from stage_process import TORCHRUNS_POPEN, fork, fork_command, start
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -128,8 +128,9 @@ def test_several_processes_end_with_the_weights_and_measures_of_one(
         ("smal", "error: `params.yaml: students` has no `smal`; did you mean `small`?.*"),
     ],
 )
-def test_a_divergence_and_a_mistake_are_told_by_one_process(project, name, message):
+def test_a_divergence_and_a_mistake_are_told_by_one_process(project, monkeypatch, name, message):
     change_params("training", learning_rate=1e30)
+    monkeypatch.setattr(TORCHRUNS_POPEN, fork_command)
     process = start(2, ROOT, "student", name)
     stderr = process.communicate(timeout=120)[1]
     assert process.returncode == 1

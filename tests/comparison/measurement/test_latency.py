@@ -127,9 +127,9 @@ def test_every_network_is_timed_in_every_round_and_each_round_starts_with_anothe
     assert unhurried.shape == (3, 20, 1)
 
 
-def test_a_latency_is_of_100_pairs_and_of_enough_rounds_for_an_interval():
-    assert latency.SINGLE_IMAGE["rounds"] >= 100
-    for arguments in (latency.SINGLE_IMAGE, latency.FULL_BATCH):
+def test_a_latency_is_of_100_pairs_and_of_enough_rounds_for_an_interval(full_rounds):
+    assert full_rounds[0]["rounds"] >= 100
+    for arguments in full_rounds:
         rounds = arguments["min_rounds"]
         assert 2 / 2**rounds <= 0.05 < 2 / 2 ** (rounds - 1)  # outside all values; of one fewer
 
@@ -147,13 +147,7 @@ def test_the_timed_forward_passes_give_the_networks_logits(project):
     assert not np.allclose(teacher.forward(images), expected, atol=1e-5)
 
 
-@pytest.fixture
-def few_rounds(monkeypatch):
-    for name in ("SINGLE_IMAGE", "FULL_BATCH"):
-        monkeypatch.setattr(latency, name, getattr(latency, name) | {"rounds": 6})
-
-
-def test_pytorch_on_a_device_is_timed_as_the_files_are(project, few_rounds):
+def test_pytorch_on_a_device_is_timed_as_the_files_are(project):
     networks = speed.open_in_pytorch(["small"], SHAPES, torch.device("cpu"))
     figures = speed.time_networks(networks, engine="PyTorch", device="a GPU", threads=None)
     assert figures.find("small").speedup.low <= figures.find("small").speedup.high
@@ -182,9 +176,7 @@ def test_the_teacher_and_every_students_files_have_figures_in_every_setting(fini
         assert figure == float(f"{figure:.4g}")
 
 
-def test_exactly_the_students_of_the_parameters_are_timed_with_their_int8_files(
-    project, few_rounds, capsys
-):
+def test_exactly_the_students_of_the_parameters_are_timed_with_their_int8_files(project, capsys):
     students = PARAMS["students"]
     write_params(project, PARAMS | {"students": students | {"teacher": students["small"]}})
     small = ExportedFile("distilled", "small").path
@@ -220,9 +212,7 @@ def test_an_absent_file_of_a_student_is_refused_with_the_command_that_writes_it(
         run_stage("speed")
 
 
-def test_without_a_teachers_file_there_are_times_without_ratios_and_the_reason(
-    project, few_rounds, capsys
-):
+def test_without_a_teachers_file_there_are_times_without_ratios_and_the_reason(project, capsys):
     source = checkpoint.LogitSource(
         family="logits",
         network="mine",

@@ -25,8 +25,10 @@ from conftest import (
 from import_closure import ROOT
 from stage_process import (
     SCRATCH,
+    TORCHRUNS_POPEN,
     finish,
     fork,
+    fork_command,
     kill,
     passes,
     resumed,
@@ -356,7 +358,8 @@ def test_a_failing_process_ends_the_run_with_its_message_and_without_a_traceback
     assert bytes_of(STORE) == before
 
 
-def test_a_killed_process_ends_the_run_with_a_message_that_names_the_signal(project):
+def test_a_killed_process_ends_the_run_with_a_message_that_names_the_signal(project, monkeypatch):
+    monkeypatch.setattr(TORCHRUNS_POPEN, fork_command)
     change_params("views", count=VIEWS)
     process = start(processes=2)
     wait_for_shards(process, 3)
