@@ -17,5 +17,9 @@ def device_name(device: torch.device) -> str:
 def loaded_code() -> dict[str, str]:
     """The SHA-256 of every file of the pipeline that this process has loaded."""
     files = {getattr(module, "__file__", None) or "" for module in sys.modules.values()}
-    ours = [Path(file) for file in files if file.startswith(f"{_PACKAGE}/") and file[-3:] == ".py"]
-    return {str(path.relative_to(_PACKAGE)): sha256_of_file(path) for path in ours}
+    ours = [Path(file) for file in files if file.startswith(f"{_PACKAGE}/")]
+    return {
+        str(path.relative_to(_PACKAGE)): sha256_of_file(path)
+        for path in ours
+        if path.suffix == ".py"
+    }
