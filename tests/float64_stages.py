@@ -25,8 +25,8 @@ def relate_rows(student_loss):
     """Add a term to a student's loss that relates the rows of a batch, so that a whole batch and
     its parts differ."""
 
-    def related(params, soft_targets, device, stored):
-        loss = student_loss(params, soft_targets, device, stored)
+    def related(params, soft_targets, device, stored, steps):
+        loss = student_loss(params, soft_targets, device, stored, steps)
 
         def loss_of_rows(logits, batch):
             rows, _ = soft_targets(batch.view, batch.samples)
