@@ -5,6 +5,8 @@ after it take seconds to load. (Ruff's `isort` settings in pyproject.toml put it
 first import is `interpreter`: the modules after that need the project's Python.
 """
 
+import atexit
+import gc
 import os
 import sys
 import time
@@ -31,12 +33,18 @@ _BATCH_SIZES = {
 _START = time.perf_counter()
 
 signals.handle_in_commands()
+if signals.running_command() is not None:
+    gc.disable()  # while modules load: their objects stay, and to search them again takes long
 
 
 def run_command(main: Callable[[], None]) -> None:
     """Call `main`. On a `UserError`, a failing disk, too little memory, the end of a process that
     decodes images or an interruption, print one message and exit with a code other than 0. For a
     stage that DVC runs, first print what is ahead of the run."""
+    if not gc.isenabled():
+        gc.freeze()
+        atexit.register(gc.unfreeze)  # or what modules hold would not be destroyed at the end
+        gc.enable()
     try:
         if "DVC_STAGE" in os.environ and "RANK" not in os.environ:
             _run_stage(main)

@@ -2,6 +2,7 @@
 
 from pipeline.runtime.command import run_command
 
+import gc
 import sys
 from types import SimpleNamespace
 
@@ -60,3 +61,14 @@ def test_the_end_of_a_decoding_process_is_told_in_one_line_in_whatever_line_it_i
     message = r"error: a process that decodes images has ended \(DataLoader worker \(pid 7\) is .*"
     with pytest.raises(SystemExit, match=message):
         run_command(main)
+
+
+def test_a_command_collects_garbage_again_when_it_has_loaded():
+    gc.disable()
+    seen = []
+    try:
+        run_command(lambda: seen.append((gc.isenabled(), gc.get_freeze_count() > 0)))
+    finally:
+        gc.unfreeze()
+        gc.enable()
+    assert seen == [(True, True)]
