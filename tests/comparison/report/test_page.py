@@ -38,6 +38,10 @@ STARTS = [
     Start(text="from scratch", sha256="3"),
     None,
 ]
+REFUSED = (
+    "int8 loses 0.20 points of accuracy against the float32 file (90.60% to 90.40%; 95 % interval "
+    "of the difference -0.60 to +0.20) on 2,500 test images, and `export.largest_loss` is 0.5"
+)
 HOSTILE = "</style><script src='https://example.org/x.js'></script>&"
 
 
@@ -96,7 +100,8 @@ def invented(
                 replace(model, precision="int8", size_bytes=model.size_bytes // 4)
                 for model in models
             ]
-    return compare(teacher, files, labels, names, robustness)
+    refused = {(students[0], "distilled"): REFUSED} if precisions == 2 else {}
+    return replace(compare(teacher, files, labels, names, robustness), refused=refused)
 
 
 def costs_of(comparison: Comparison, *settings: str) -> Costs:
