@@ -100,8 +100,7 @@ def invented(
                 replace(model, precision="int8", size_bytes=model.size_bytes // 4)
                 for model in models
             ]
-    refused = {(students[0], "distilled"): REFUSED} if precisions == 2 else {}
-    return replace(compare(teacher, files, labels, names, robustness), refused=refused)
+    return compare(teacher, files, labels, names, robustness)
 
 
 def costs_of(comparison: Comparison, *settings: str) -> Costs:
@@ -195,7 +194,8 @@ FOUR = ["mobilenet-v2-half", "resnet8", "b", "a_student_of_a_long_name"]
 def pages(tmp_path_factory: pytest.TempPathFactory, finished_project: Path) -> dict[str, Path]:
     """Reports of a real run, of few classes and four students, of many classes and one student."""
     paths = {name: tmp_path_factory.mktemp("pages") / "index.html" for name in ("few", "many")}
-    few, many = invented(5, FOUR), invented(MOST_CLASSES + 10, ["solo"])
+    few = replace(invented(5, FOUR), refused={(FOUR[0], "distilled"): REFUSED})
+    many = invented(MOST_CLASSES + 10, ["solo"])
     few_page = page_of(few, costs_of(few, ONE_THREAD, "pytorch_cuda"), size=16, channels=1)
     paths["few"].write_text(few_page, "utf-8")
     paths["many"].write_text(page_of(many, costs_of(many, ONE_THREAD), size=200), "utf-8")
