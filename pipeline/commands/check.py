@@ -45,6 +45,13 @@ SECTIONS = {
 #: More epochs for each cached view than this cost accuracy (benchmarks/accuracy/views.md).
 EPOCHS_PER_VIEW = 20
 
+#: Keys of methods that count epochs -> what a training that ends before does without.
+AWAITED = {
+    "warmup_epochs": "the method's loss never has its whole weight",
+    "student_teaches_after": "the student never teaches itself",
+}
+AUTHORS_EPOCHS = 240  # of those methods, on CIFAR-100
+
 #: Folders that stages, DVC or Git write. An input inside or around one would depend on itself.
 WRITTEN = (
     *("data/prepared", "data/soft_targets", "models/teacher", "models/students"),
@@ -190,11 +197,24 @@ def check_student_section(name: str) -> None:
 
 
 def remarks() -> list[str]:
-    """Say of which students each cached view is seen so often that it costs accuracy."""
+    """Say of which students each cached view is seen so often that it costs accuracy, and which end
+    before their method has come to its end."""
     views, lines = load_section(ViewsParams, "views"), []
     count, distinct = views.views_or_pairs, views.view_policy.distinct or math.inf
     for name in student_names():
-        epochs = load_training(name, load_student(name)).epochs
+        student = load_student(name)
+        epochs = load_training(name, student).epochs
+        method = load_distillation(student.distillation, name)
+        for key, consequence in AWAITED.items():
+            awaited = getattr(method, key, 0)
+            if awaited > epochs:
+                authors = type(method).model_fields[key].default
+                lines.append(
+                    f"remark: student `{name}` trains for {epochs} epochs, and `distillation."
+                    f"{key}` is {awaited}: {consequence}. The authors of `{method.method}` have "
+                    f"{authors} of {AUTHORS_EPOCHS}; in proportion, `{key}: "
+                    f"{round(epochs * authors / AUTHORS_EPOCHS)}`."
+                )
         enough = min(math.ceil(epochs / EPOCHS_PER_VIEW), distinct)
         if count < enough:
             lines.append(

@@ -272,6 +272,29 @@ def pld(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tenso
     return (weights * (unchosen - ranked)).sum(1).mean()
 
 
+def sld(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    *,
+    temperatures: Sequence[float],
+    student_teaches: bool = False,
+) -> Tensor:
+    """The sum over temperatures of `kd` by a teacher whose largest logit is always the label's.
+
+    Limantoro et al. 2025, arXiv:2504.20108, swapped logit distillation: where another class has
+    the largest logit, it and the label's are swapped.
+
+    Args:
+        student_teaches: add the same terms with the student's own logits, swapped, as the teacher.
+            As in the authors' code, gradients flow through both sides.
+    """
+    rows = [_label_first(teacher_logits, labels)]
+    if student_teaches:
+        rows.append(_label_first(student_logits, labels))
+    return sum(kd(student_logits, row, temperature=t) for row in rows for t in temperatures)
+
+
 def class_correlation(
     student_logits: Tensor, teacher_logits: Tensor, *, temperature: float
 ) -> Tensor:
@@ -335,6 +358,13 @@ def _kl(student: Tensor, teacher: Tensor) -> Tensor:
 def _one_hot(labels: Tensor, like: Tensor) -> Tensor:
     """[B] -> [B, C] bool."""
     return torch.zeros_like(like, dtype=torch.bool).scatter_(1, labels[:, None], True)
+
+
+def _label_first(logits: Tensor, labels: Tensor) -> Tensor:
+    """Each row with the logit of its label and its largest logit swapped."""
+    largest, first = logits.max(1, keepdim=True)
+    label = labels[:, None]
+    return logits.scatter(1, first, logits.gather(1, label)).scatter(1, label, largest)
 
 
 # Where a class is to have no probability it gets the lowest finite logit: exp gives 0, and

@@ -18,6 +18,7 @@ from pipeline.views.loader import AnyViews, PairedViews
 #: Parameters that are not arguments of the method's function.
 _NOT_ARGUMENTS = {
     *("method", "hard_label_weight", "soft_label_weight", "warmup_epochs", "tail", "paired_views"),
+    "student_teaches_after",
 }
 
 
@@ -69,21 +70,24 @@ def student_loss(
         steps: of the training; a GPU compiles the method for a long one.
 
     During `warmup_epochs`, if the method has them, its loss grows linearly: in epoch e, counted
-    from 1, it counts min(e / warmup_epochs, 1).
+    from 1, it counts min(e / warmup_epochs, 1). `student_teaches_after` counts epochs likewise.
     """
     method = compile_long_runs(method_loss(params), device, steps)
     soft_label_weight = getattr(params, "soft_label_weight", 1.0)
     warmup_epochs = getattr(params, "warmup_epochs", 0)
+    student_teaches_after = getattr(params, "student_teaches_after", None)
     uses_kept_classes = getattr(params, "tail", "spread") == "bucket"
     rows_of = teacher_rows(params, soft_targets, device, stored)
 
     def loss(logits: Tensor, batch: TrainingBatch) -> Tensor:
         teacher_logits, kept = rows_of(batch)
-        tensors = {"labels": batch.labels} if params.needs_labels else {}
+        arguments = {"labels": batch.labels} if params.needs_labels else {}
         if uses_kept_classes:
-            tensors["kept"] = kept
+            arguments["kept"] = kept
+        if student_teaches_after is not None:
+            arguments["student_teaches"] = batch.epoch > student_teaches_after
         hard = label_loss(logits, batch.labels, batch.partner_labels, batch.weights)
-        soft = method(logits, teacher_logits, **tensors)
+        soft = method(logits, teacher_logits, **arguments)
         warmup = min(batch.epoch / warmup_epochs, 1.0) if warmup_epochs else 1.0
         return params.hard_label_weight * hard + soft_label_weight * warmup * soft
 

@@ -215,7 +215,18 @@ class PLD(DistillationParams):
     hard_label_weight: Weight = 0.0  # the method has a term of the label
 
 
-_MODELS = (KD, SoftCrossEntropy, LogitMSE, DKD, NKD, DIST, TTM, WTTM, RLD, MLKD, PLD)
+class SLD(DistillationParams):
+    needs_labels = True
+    needs_every_logit = "it has several temperatures, and rows are decoded for one"
+
+    method: Literal["sld"]
+    temperatures: list[Temperature] = Field(default=[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], min_length=1)
+    student_teaches_after: int = Field(default=150, ge=0)  # epochs; the authors' of 240
+    soft_label_weight: Weight = 0.9
+    hard_label_weight: Weight = 0.1
+
+
+_MODELS = (KD, SoftCrossEntropy, LogitMSE, DKD, NKD, DIST, TTM, WTTM, RLD, MLKD, PLD, SLD)
 METHODS: dict[str, type[DistillationParams]] = {
     get_args(model.model_fields["method"].annotation)[0]: model for model in _MODELS
 }

@@ -247,3 +247,22 @@ def test_epochs_that_show_each_cached_view_too_often_are_remarked(params):
     assert "`views.count: 3` shows each at most 14 times" in remark
     params["views"] |= {"policy": "none", "count": 1}  # there are no more views
     assert remarks(41) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "awaited", "in_proportion"),
+    [("dkd", "warmup_epochs", 20, 1), ("sld", "student_teaches_after", 150, 8)],
+)
+def test_a_training_that_ends_before_its_methods_schedule_is_remarked(
+    params, method, key, awaited, in_proportion
+):
+    params["training"]["epochs"] = 12
+    params["views"]["count"] = 12
+    params["distillation"] = {"method": method}
+    assert problems_of(params) == []
+    (remark,) = check.remarks()
+    assert f"student `small` trains for 12 epochs, and `distillation.{key}` is {awaited}" in remark
+    assert f"`{key}: {in_proportion}`" in remark
+    params["distillation"][key] = 12
+    assert problems_of(params) == []
+    assert check.remarks() == []

@@ -126,6 +126,28 @@ def test_pld_is_the_formula_written_out():
     assert loss.item() == pytest.approx(np.mean(rows), rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("epoch", "value", "gradient"),
+    [(150, 22.18922811225571, 2.199590795762826), (151, 28.319620442361078, 4.203543837300325)],
+)
+def test_sld_has_the_loss_and_gradient_of_its_authors_code(epoch, value, gradient):
+    """The figures: half of what `SLD.forward_train` of StephenEkaputra/Swapped-Logit-Distillation
+    at f035ede makes of these rows as both views, in float64, with its default weights."""
+    steps = torch.arange(48, dtype=torch.float64).reshape(6, 8)
+    student, teacher = 3 * torch.sin(1.7 * steps), 4 * torch.cos(0.9 * steps + 0.3)
+    labels = torch.tensor([0, 3, 5, 7, 2, 2])
+    params = METHODS["sld"](method="sld")
+    method = method_loss(params)
+
+    def loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        soft = method(student, teacher, labels, None, epoch)
+        return soft + params.hard_label_weight * label_loss(student, labels)
+
+    found, found_gradient = values_and_gradient(loss, student, teacher, labels)
+    assert found.item() == pytest.approx(value, rel=1e-12)
+    assert found_gradient.norm().item() == pytest.approx(gradient, rel=1e-12)
+
+
 def test_wttm_weighs_samples_by_the_power_sum_of_the_teachers_probabilities():
     student, teacher, _ = random_rows(4)
     weights = torch.softmax(teacher, 1).pow(0.2).sum(1)
