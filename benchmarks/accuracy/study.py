@@ -756,25 +756,31 @@ def cell(found: pd.DataFrame, runs: Sequence[Run]) -> Cell | None:
     return Cell(last.mean(), last.std(), best.mean(), len(rows), rows.iloc[0])
 
 
-def noise(cells: Sequence[Cell | None], seeds: int = 2) -> float | None:
-    """Half the 95 % interval of a difference of two cells of `seeds` seeds each, in points: by
-    Student's t, with the deviation between seeds pooled over all cells. None: no cell has two."""
+SPELT = {2: "two", 3: "three"}
+
+
+def noise(cells: Sequence[Cell | None]) -> tuple[float, int] | None:
+    """Half the 95 % interval of a difference of two cells of so many seeds each, in points, and
+    their number, the smallest of the table: by Student's t, with the deviation between seeds pooled
+    over all cells. None: no cell has two."""
     several = [cell for cell in cells if cell and cell.seeds > 1]
-    freedom = sum(cell.seeds - 1 for cell in several)
-    if not freedom:
+    if not several:
         return None
+    freedom, seeds = sum(cell.seeds - 1 for cell in several), min(cell.seeds for cell in several)
     variance = sum((cell.seeds - 1) * cell.deviation**2 for cell in several) / freedom
-    return float(stats.t.ppf(0.975, freedom) * (2 * variance / seeds) ** 0.5)
+    return float(stats.t.ppf(0.975, freedom) * (2 * variance / seeds) ** 0.5), seeds
 
 
 def with_noise(table: str, cells: Sequence[Cell | None]) -> str:
     """The table, and below it the size of a significant difference."""
-    half = noise(cells)
-    if half is None:
+    found = noise(cells)
+    if found is None:
         return table
+    half, seeds = found
     return (
-        f"{table}\n\nA difference of two means of two seeds below {half:.2f} points is not "
-        "significant\n(95 %, from the deviation between seeds, pooled over the table)."
+        f"{table}\n\nA difference of two means of {SPELT.get(seeds, seeds)} seeds below {half:.2f} "
+        "points is not significant\n"
+        "(95 %, from the deviation between seeds, pooled over the table)."
     )
 
 

@@ -298,8 +298,14 @@ def test_the_noise_of_a_difference_is_that_of_students_t():
     row = pd.Series(dtype=float)
     cells = [Cell(50, 0.3, 50, 2, row), Cell(51, 0.4, 51, 2, row), Cell(9, float("nan"), 9, 1, row)]
     # Pooled variance (0.09 + 0.16) / 2 with 2 degrees of freedom; t is 4.302653 there.
-    assert study.noise([*cells, None]) == pytest.approx(4.302653 * 0.125**0.5)
+    half, seeds = study.noise([*cells, None])
+    assert (half, seeds) == (pytest.approx(4.302653 * 0.125**0.5), 2)
     assert study.noise(cells[2:]) is None
+    # Of three seeds each: the same pooled variance with 4 degrees of freedom, where t is 2.776445.
+    more = [replace(cell, seeds=3) for cell in cells[:2]]
+    half = 2.776445 * (2 * 0.125 / 3) ** 0.5
+    assert study.noise(more) == (pytest.approx(half), 3)
+    assert f"means of three seeds below {half:.2f} points" in study.with_noise("", more)
 
 
 @pytest.fixture
