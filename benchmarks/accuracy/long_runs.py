@@ -92,11 +92,13 @@ def plot(path: Path) -> None:
     for axis, student in zip(axes, STUDENTS, strict=True):
         for number, way in enumerate(WAYS):
             keys = {
-                tuple(key(run(student, way, epochs, seed)).values()): epochs
+                tuple(key(run(student, way, epochs, seed)).values())
                 for epochs in EPOCHS
                 for seed in BUDGETS[BUDGET].seeds
             }
             runs = found[found.index.isin(keys)]
+            if runs.empty:
+                continue
             epochs = runs.index.get_level_values("epochs")
             means = runs.groupby(epochs).mean()
             axis.plot(means.index, means, color=f"C{number}", label=way)
