@@ -11,9 +11,11 @@ study.py says how.
 
 from pipeline.runtime.command import run_command
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
+
+import pandas as pd
 
 from benchmarks.accuracy.study import (
     BUDGETS,
@@ -79,6 +81,16 @@ def tables() -> Iterator[str]:
         yield markdown([student, *(f"{epochs} epochs" for epochs in EPOCHS)], rows)
 
 
+def _runs(found: pd.Series, student: str, chosen: Iterable[str]) -> pd.Series:
+    keys = {
+        tuple(key(run(student, way, epochs, seed)).values())
+        for way in chosen
+        for epochs in EPOCHS
+        for seed in BUDGETS[BUDGET].seeds
+    }
+    return found[found.index.isin(keys)]
+
+
 def plot(path: Path) -> None:
     """Plot accuracy of the last epoch against epochs, one line per way, each run a dot."""
     import matplotlib  # noqa: PLC0415  (of the extra `bench`)
@@ -88,17 +100,13 @@ def plot(path: Path) -> None:
 
     matplotlib.rcParams["svg.hashsalt"] = BUDGET  # equal tables give equal bytes
     found = 100 * results()[LAST]
-    figure, axes = plt.subplots(1, len(STUDENTS), figsize=(9, 4), layout="constrained")
-    for axis, student in zip(axes, STUDENTS, strict=True):
+    students = [s for s in STUDENTS if not _runs(found, s, WAYS).empty]
+    figure, axes = plt.subplots(
+        1, len(students), figsize=(6 * len(students), 4), squeeze=False, layout="constrained"
+    )
+    for axis, student in zip(axes[0], students, strict=True):
         for number, way in enumerate(WAYS):
-            keys = {
-                tuple(key(run(student, way, epochs, seed)).values())
-                for epochs in EPOCHS
-                for seed in BUDGETS[BUDGET].seeds
-            }
-            runs = found[found.index.isin(keys)]
-            if runs.empty:
-                continue
+            runs = _runs(found, student, [way])
             epochs = runs.index.get_level_values("epochs")
             means = runs.groupby(epochs).mean()
             axis.plot(means.index, means, color=f"C{number}", label=way)
@@ -107,7 +115,7 @@ def plot(path: Path) -> None:
         axis.set_xticks(EPOCHS, list(map(str, EPOCHS)))
         axis.minorticks_off()
         axis.set(title=student, xlabel="epochs", ylabel="test accuracy, %")
-    axes[0].legend(fontsize="small")
+    axes[0, 0].legend(fontsize="small", bbox_to_anchor=(1.02, 1))
     figure.savefig(path, metadata={"Date": None})
 
 

@@ -34,7 +34,7 @@ from pipeline.students import loop
 from soak.common import png, write_tar
 
 STUDIES = {"methods": methods, "views": views, "encodings": encodings, "beyond": beyond}
-PAGES = STUDIES | {"seeds": seeds, "starts": starts}
+PAGES = STUDIES | {"seeds": seeds, "starts": starts, "long_runs": long_runs}
 CPU = torch.device("cpu")
 RUN_STAGE = study.run_stage
 TINY = {"epochs": 4, "batch_size": 4, "optimizer": "sgd", "learning_rate": 0.05}
