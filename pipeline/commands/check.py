@@ -199,8 +199,8 @@ def check_student_section(name: str) -> None:
 
 
 def remarks() -> list[str]:
-    """Say of which students each cached view is seen so often that it costs accuracy, and which end
-    before their method has come to its end."""
+    """Say which students see each cached view so often that it costs accuracy, and which end their
+    training before their method's schedule."""
     views, lines = load_section(ViewsParams, "views"), []
     count, distinct = views.views_or_pairs, views.view_policy.distinct or math.inf
     for name in student_names():
