@@ -179,7 +179,12 @@ def _converted(
         state = read_all(named)
         stated = _versions(contents, root, wrappers)
         for weights in _conversions(network, spec, state, stated, expected):
-            used = [entry for name, entry in named.items() if not _is_extra(name, expected)]
+            taken = {value.data_ptr() for value in weights.state.values()}  # under another name
+            used = [
+                entry
+                for name, entry in named.items()
+                if state[name].data_ptr() in taken or not _is_extra(name, expected)
+            ]
             match = Found(root, dict(enumerate(used)), wrappers)
             found[match] = replace(weights, root=root, used=used)
             break

@@ -5,6 +5,9 @@ With projection shortcuts and the widths of the distillation literature's tables
 (Tian et al. 2020, arXiv:1910.10699). Inputs of other sizes work: the last pooling is global.
 """
 
+import re
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,6 +25,20 @@ NETWORKS: dict[str, tuple[int, list[int]]] = {
 
 def build(network: str, num_classes: int, in_channels: int) -> nn.Module:
     return ResNet(*look_up("cifar_resnet", network, NETWORKS), num_classes, in_channels)
+
+
+def current_state(network: str, state: Mapping[str, Tensor], *_: int) -> dict[str, Tensor]:
+    """Rename the tensors of the literature's checkpoints, which number the stages."""
+    blocks = (NETWORKS[network][0] - 2) // 6  # of a stage
+
+    def numbered(block: re.Match[str]) -> str:
+        return f"blocks.{(int(block[1]) - 1) * blocks + int(block[2])}"
+
+    def renamed(name: str) -> str:
+        name = re.sub(r"^layer(\d)\.(\d+)", numbered, name)
+        return re.sub(r"^(conv|bn)1\.", r"\1.", name).replace(".downsample.", ".shortcut.")
+
+    return {renamed(name): value for name, value in state.items()}
 
 
 class Block(nn.Module):

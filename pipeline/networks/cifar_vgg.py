@@ -5,6 +5,9 @@ the distillation literature (Tian et al. 2020, arXiv:1910.10699): three halvings
 fourth for inputs of 64 pixels and more.
 """
 
+import re
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from pipeline.runtime.errors import look_up
@@ -23,6 +26,15 @@ NETWORKS = {
 
 def build(network: str, num_classes: int, in_channels: int) -> nn.Module:
     return VGG(look_up("cifar_vgg", network, NETWORKS), num_classes, in_channels)
+
+
+def current_state(_: str, state: Mapping[str, Tensor], *__: int) -> dict[str, Tensor]:
+    """Rename the tensors of the literature's checkpoints."""
+
+    def renamed(name: str) -> str:
+        return re.sub(r"^block(\d)\.", r"stages.\1.", name).replace("classifier.", "fc.")
+
+    return {renamed(name): value for name, value in state.items()}
 
 
 class VGG(nn.Module):

@@ -3,6 +3,7 @@
 import argparse
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -328,6 +329,67 @@ def test_densenets_old_names_are_read(folder, monkeypatch):
     assert old.keys() != state.keys()
     torch.save({"state_dict": under("module.", old)}, "mine.pth")
     assert same(load_tv("densenet121").state_dict(), state)
+
+
+#: (family, network) -> names here, and in the checkpoints of the literature's tables.
+LITERATURE = {
+    ("cifar_resnet", "resnet14"): {
+        "conv.": "conv1.",
+        "bn.": "bn1.",
+        "blocks.0.": "layer1.0.",
+        "blocks.1.": "layer1.1.",
+        "blocks.2.shortcut.": "layer2.0.downsample.",
+        "blocks.2.": "layer2.0.",
+        "blocks.3.": "layer2.1.",
+        "blocks.4.shortcut.": "layer3.0.downsample.",
+        "blocks.4.": "layer3.0.",
+        "blocks.5.": "layer3.1.",
+    },
+    ("wide_resnet", "wrn_16_2"): {
+        "conv.": "conv1.",
+        "bn.": "bn1.",
+        "blocks.0.shortcut.": "block1.layer.0.convShortcut.",
+        "blocks.0.": "block1.layer.0.",
+        "blocks.1.": "block1.layer.1.",
+        "blocks.2.shortcut.": "block2.layer.0.convShortcut.",
+        "blocks.2.": "block2.layer.0.",
+        "blocks.3.": "block2.layer.1.",
+        "blocks.4.shortcut.": "block3.layer.0.convShortcut.",
+        "blocks.4.": "block3.layer.0.",
+        "blocks.5.": "block3.layer.1.",
+    },
+    ("cifar_vgg", "vgg8"): {
+        "stages.0.": "block0.",
+        "stages.1.": "block1.",
+        "stages.2.": "block2.",
+        "stages.3.": "block3.",
+        "stages.4.": "block4.",
+        "fc.": "classifier.",
+    },
+}
+
+
+@pytest.mark.parametrize("classes", [None, [0, 3, 1]])
+@pytest.mark.parametrize(("family", "network"), LITERATURE)
+def test_the_names_of_the_literatures_checkpoints_are_read(
+    folder, capsys, family, network, classes
+):
+    description = describe(network, family)
+    torch.manual_seed(1)
+    wide = replace(description, class_names=["of the file"] * (4 if classes else 3))
+    state, names = build(wide).state_dict(), LITERATURE[family, network]
+
+    def literature(key: str) -> str:
+        here = next((here for here in names if key.startswith(here)), "")
+        return names.get(here, "") + key.removeprefix(here)
+
+    theirs = {literature(key): value for key, value in state.items()}
+    torch.save({"epoch": 240, "model": theirs}, "mine.pth")
+    loaded, _ = foreign_teacher.load_foreign(description, Path("mine.pth"), classes=classes)
+    assert "ignored 1 entry: `epoch`" in capsys.readouterr().out
+    rows = classes or [0, 1, 2]
+    state |= {key: state[key][rows] for key in ("fc.weight", "fc.bias")}
+    assert same(loaded.state_dict(), dict(state))
 
 
 def test_vision_transformers_old_names_are_read(folder, monkeypatch):
