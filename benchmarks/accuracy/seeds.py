@@ -25,10 +25,8 @@ from pipeline.runtime.command import run_command
 import argparse
 import contextlib
 import io
-import multiprocessing
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
@@ -45,6 +43,7 @@ from benchmarks.accuracy.study import (
     Run,
     Workshop,
     markdown,
+    open_pool,
     params_of,
     training_data,
     training_of,
@@ -109,7 +108,7 @@ def conduct(workshop: Workshop, folder: Path, jobs: int) -> dict[str, np.ndarray
     print(f"`{folder}` holds {len(files) - len(missing)} of {len(files)} trainings", flush=True)
     if missing:
         workshop.make(next(iter(missing.values())).caches)
-        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        with open_pool(jobs) as pool:
             list(pool.map(partial(train, workshop=workshop), missing.values(), missing))
     return {
         method: np.stack([np.load(files[method, seed]) for seed in budget.seeds])

@@ -20,6 +20,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -644,6 +645,20 @@ def resume_state(
     return ResumeState(folder, fingerprint(fields, device, SINGLE_PROCESS), SINGLE_PROCESS)
 
 
+def open_pool(workers: int) -> ProcessPoolExecutor:
+    """Start processes to train in. They exit if this one is killed."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, context, initializer=_watch_parent)
+
+
+def _watch_parent() -> None:
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def conduct(
     blocks: Sequence[Sequence[Run]],
     workshop: Workshop,
@@ -666,8 +681,8 @@ def conduct(
     report(f"{file.name} holds {total - left} of {total} runs")
     if not left:
         return
-    context, failed = multiprocessing.get_context("spawn"), []
-    with ProcessPoolExecutor(workers, context) as pool:
+    failed = []
+    with open_pool(workers) as pool:
         for block in todo:
             workshop.make(list(dict.fromkeys(cache for run in block for cache in run.caches)))
             waiting = {pool.submit(train_one, run, workshop.project): run for run in block}

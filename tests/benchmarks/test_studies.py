@@ -2,12 +2,18 @@
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import conftest
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 from conftest import change_params, opened
@@ -255,6 +261,29 @@ def test_a_training_that_was_killed_resumes_with_the_same_row(workshop, monkeypa
     found = study.train_one(run, workshop.project)
     assert len(evaluated) == 3 + 2  # of 4 epochs, the last two again
     assert found == expected | {"seconds": None}  # those of a part would mislead
+
+
+def kill_the_study(file: Path) -> None:
+    file.write_text(str(os.getpid()), encoding="utf-8")
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(600)
+
+
+def test_a_killed_study_leaves_no_training_behind(tmp_path):
+    code = f"""
+from pathlib import Path
+from benchmarks.accuracy.study import open_pool
+from test_studies import kill_the_study
+
+if __name__ == "__main__":
+    open_pool(1).submit(kill_the_study, Path({str(tmp_path / "pid")!r})).result()
+"""
+    script = tmp_path / "study_script.py"
+    script.write_text(code, encoding="utf-8")
+    paths = os.pathsep.join([str(ROOT), *sys.path])
+    subprocess.run([sys.executable, script], check=False, env=os.environ | {"PYTHONPATH": paths})
+    with suppress(psutil.NoSuchProcess):
+        psutil.Process(int((tmp_path / "pid").read_text())).wait(60)  # raises if it goes on
 
 
 def test_a_stage_of_a_study_finds_the_packages_that_its_command_found(tmp_path, monkeypatch):
