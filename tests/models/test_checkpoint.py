@@ -157,12 +157,12 @@ def test_foreign_safetensors_are_read(tmp_path):
 
 def test_a_checkpoint_of_another_network_is_refused_with_the_keys_that_do_not_fit(folder):
     state = cifar_resnet.build("resnet8", 10, 3).state_dict()
-    state["conv1.weight"] = state.pop("conv.weight")
+    state["conv_1.weight"] = state.pop("conv.weight")
     state |= {f"more.{number}": torch.zeros(1) for number in range(20)}
     with pytest.raises(UserError) as refusal:
         loaded(state)
     lines = [line.strip() for line in str(refusal.value).splitlines()]
-    assert "missing `conv.weight` [16, 3, 3, 3]; did you mean `conv1.weight`?" in lines
+    assert "missing `conv.weight` [16, 3, 3, 3]; did you mean `conv_1.weight`?" in lines
     assert sum(line.startswith("unexpected `") for line in lines) == 10
     assert "`fc.weight` is [10, 64]; expected [3, 64]" in lines
     assert lines[-2] == "..."
