@@ -392,6 +392,19 @@ def test_the_names_of_the_literatures_checkpoints_are_read(
     assert same(loaded.state_dict(), dict(state))
 
 
+def test_a_larger_network_of_the_literature_is_refused(folder):
+    names = LITERATURE["cifar_resnet", "resnet14"]
+    state = build(describe("resnet14")).state_dict()
+    for here, literature in names.items():
+        state = {
+            literature + key.removeprefix(here) if key.startswith(here) else key: value
+            for key, value in state.items()
+        }
+    torch.save(state, "mine.pth")
+    with pytest.raises(UserError, match=r"`mine.pth`"):
+        foreign_teacher.load_foreign(describe("resnet8"), Path("mine.pth"))
+
+
 def test_vision_transformers_old_names_are_read(folder, monkeypatch):
     def small(_: str, num_classes: int, *__: object) -> nn.Module:
         return VisionTransformer(32, 16, 1, 2, 8, 16, num_classes=num_classes)
