@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from benchmarks.accuracy.study import (
@@ -102,20 +103,23 @@ def plot(path: Path) -> None:
     found = 100 * results()[LAST]
     students = [s for s in STUDENTS if not _runs(found, s, WAYS).empty]
     figure, axes = plt.subplots(
-        1, len(students), figsize=(6 * len(students), 4), squeeze=False, layout="constrained"
+        1, len(students), figsize=(4 + 4 * len(students), 4), squeeze=False, layout="constrained"
     )
+    shades = plt.colormaps["viridis_r"](np.linspace(0, 1, len(COUNTS)))
+    colours = ["black", "red", *shades, "grey"]
     for axis, student in zip(axes[0], students, strict=True):
-        for number, way in enumerate(WAYS):
+        for way, colour in zip(WAYS, colours, strict=True):
             runs = _runs(found, student, [way])
             epochs = runs.index.get_level_values("epochs")
             means = runs.groupby(epochs).mean()
-            axis.plot(means.index, means, color=f"C{number}", label=way)
-            axis.scatter(epochs, runs, s=12, color=f"C{number}")
+            line = "--" if isinstance(colour, str) else "-"
+            axis.plot(means.index, means, line, color=colour, label=way)
+            axis.scatter(epochs, runs, s=12, color=colour)
         axis.set_xscale("log")
         axis.set_xticks(EPOCHS, list(map(str, EPOCHS)))
         axis.minorticks_off()
         axis.set(title=student, xlabel="epochs", ylabel="test accuracy, %")
-    axes[0, 0].legend(fontsize="small", bbox_to_anchor=(1.02, 1))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
     figure.savefig(path, metadata={"Date": None})
 
 

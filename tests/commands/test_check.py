@@ -245,8 +245,8 @@ def test_epochs_that_show_each_cached_view_too_often_are_remarked(params):
     (remark,) = remarks(41)
     assert "student `small` sees each view about 20 times (41 epochs, `views.count: 2`)" in remark
     assert "`views.count: 3` shows each at most 14 times" in remark
-    assert "`views.count: 16` shows each at most 25 times" in remarks(400)[0]
-    params["views"]["count"] = 16
+    assert "`views.count: 8` shows each at most 50 times" in remarks(400)[0]
+    params["views"]["count"] = 8
     assert remarks(400) == []
     params["views"] |= {"policy": "none", "count": 1}  # there are no more views
     assert remarks(41) == []
