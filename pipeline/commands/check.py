@@ -223,7 +223,7 @@ def remarks() -> list[str]:
                 f"remark: student `{name}` sees each view about {round(epochs / count)} times "
                 f"({epochs} epochs, `views.count: {count}`). As measured on CIFAR-100, 1, 2 and 4 "
                 "views cost 3.3, 0.8 and 0.4 points in 40 epochs, and 12, 5 and 1.5 in 400; 8 cost "
-                "nothing measurable. "
+                "less than a point. "
                 f"`views.count: {enough}` shows each at most {math.ceil(epochs / enough)} times."
             )
     return lines
