@@ -401,7 +401,7 @@ def test_a_larger_network_of_the_literature_is_refused(folder):
             for key, value in state.items()
         }
     torch.save(state, "mine.pth")
-    with pytest.raises(UserError, match=r"`mine.pth`"):
+    with pytest.raises(UserError, match="`mine.pth` does not fit the network"):
         foreign_teacher.load_foreign(describe("resnet8"), Path("mine.pth"))
 
 
