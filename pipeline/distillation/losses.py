@@ -262,10 +262,7 @@ def pld(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tenso
     cross-entropy to the label. Equal logits of the teacher are ranked by their class number.
     """
     student, teacher = _prepared(student_logits, teacher_logits)
-    first = _one_hot(labels, teacher)
-    ranking = (
-        teacher.masked_fill(first, torch.inf).sort(dim=1, descending=True, stable=True).indices
-    )
+    ranking = _ranking(teacher, labels)
     ranked = student.gather(1, ranking)
     unchosen = ranked.flip(1).logcumsumexp(1).flip(1)  # [B, C] log of the sum of exponentials
     weights = F.softmax(teacher, 1).gather(1, ranking)
@@ -322,6 +319,22 @@ def standardized(logits: Tensor) -> Tensor:
         rows.std(1, keepdim=True) + _STANDARDIZATION_EPSILON
     )
     return rows.to(_at_least_float32(logits).dtype)
+
+
+def sorted_by_label(logits: Tensor, labels: Tensor) -> Tensor:
+    """Each row's logits in another order: the label gets the largest, and the other classes keep
+    their ranking, [B, C] -> [B, C].
+
+    Limantoro 2025, arXiv:2508.16544: corrects a teacher that is wrong, for every method. So the
+    classes that it ranks above the label move down by one.
+    """
+    return logits.scatter(1, _ranking(logits, labels), logits.sort(dim=1, descending=True).values)
+
+
+def _ranking(logits: Tensor, labels: Tensor) -> Tensor:
+    """[B, C] class numbers: the label's, then the others by falling logit; equal ones by number."""
+    first = _one_hot(labels, logits)
+    return logits.masked_fill(first, torch.inf).sort(dim=1, descending=True, stable=True).indices
 
 
 def _share_up_to_median(values: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from pipeline.views.loader import AnyViews, PairedViews
 #: Parameters that are not arguments of the method's function.
 _NOT_ARGUMENTS = {
     *("method", "hard_label_weight", "soft_label_weight", "warmup_epochs", "tail", "paired_views"),
-    "student_teaches_after",
+    *("sort_teacher", "student_teaches_after"),
 }
 
 
@@ -76,11 +76,14 @@ def student_loss(
     soft_label_weight = getattr(params, "soft_label_weight", 1.0)
     warmup_epochs = getattr(params, "warmup_epochs", 0)
     student_teaches_after = getattr(params, "student_teaches_after", None)
+    sort_teacher = getattr(params, "sort_teacher", False)
     uses_kept_classes = getattr(params, "tail", "spread") == "bucket"
     rows_of = teacher_rows(params, soft_targets, device, stored)
 
     def loss(logits: Tensor, batch: TrainingBatch) -> Tensor:
         teacher_logits, kept = rows_of(batch)
+        if sort_teacher:
+            teacher_logits = losses.sorted_by_label(teacher_logits, batch.labels)
         arguments = {"labels": batch.labels} if params.needs_labels else {}
         if uses_kept_classes:
             arguments["kept"] = kept

@@ -99,7 +99,13 @@ class Standardizable(Section):
         return content
 
 
-class KD(Standardizable, DistillationParams):
+class Sortable(Section):
+    """Methods whose teacher Limantoro 2025 corrects (`losses.sorted_by_label`)."""
+
+    sort_teacher: bool = False  # the label's class first, the others as the teacher ranks them
+
+
+class KD(Standardizable, Sortable, DistillationParams):
     standardized_defaults: ClassVar = {"temperature": 2.0, "soft_label_weight": 9.0}
 
     method: Literal["kd"] = "kd"
@@ -125,7 +131,7 @@ class LogitMSE(DistillationParams):
     hard_label_weight: Weight = 0.0
 
 
-class DKD(Standardizable, DistillationParams):
+class DKD(Standardizable, Sortable, DistillationParams):
     needs_labels = True
     standardized_defaults: ClassVar = {"temperature": 2.0, "alpha": 9.0, "beta": 72.0}
 
@@ -276,14 +282,16 @@ def check_method(
         UserError: says why, and which methods can.
     """
     problems = []
-    why = params.needs_every_logit
+    why, sort_teacher = params.needs_every_logit, getattr(params, "sort_teacher", False)
     if getattr(params, "standardize", False):
         why = "`standardize` takes the deviation over all logits"
+    if sort_teacher:
+        why = "`sort_teacher` moves logits between classes, and `top_k` stores some"
     if encoding == "top_k" and why:
         able = [name for name, model in METHODS.items() if not model.needs_every_logit]
         problems.append(
             f"needs every logit, but `soft_targets.encoding` is top_k: {why}. Set `encoding: "
-            f"dense`, or take one of {', '.join(able)}, not standardised."
+            f"dense`, or take one of {', '.join(able)}, neither standardised nor sorted."
         )
     if not paired and "paired_views" in params.model_fields_set:
         problems.append(
@@ -291,14 +299,16 @@ def check_method(
             "Give `views.policy` or `views.rand_augment` two values, `{weak: ..., strong: ...}`, "
             "or remove `paired_views`."
         )
-    if params.needs_labels:
+    if params.needs_labels or sort_teacher:
+        has = "has `sort_teacher`, which " if sort_teacher else ""
         able = [name for name, model in METHODS.items() if not model.needs_labels]
         unlabelled = sum(int(label) < 0 for label in labels)
         found = ["`views.mix` gives it two"] if mixed else []
         if unlabelled:
             found.append(f"{unlabelled:,} of {len(labels):,} training images have none")
         problems += [
-            f"needs one label for each image, but {reason}. Take one of {', '.join(able)}."
+            f"{has}needs one label for each image, but {reason}. Take one of {', '.join(able)}"
+            + (", without `sort_teacher`." if sort_teacher else ".")
             for reason in found
         ]
     if problems:

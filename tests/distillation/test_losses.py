@@ -25,6 +25,11 @@ VARIANTS: dict[str, DistillationParams] = {
         for name, model in METHODS.items()
         if "standardize" in model.model_fields
     },
+    **{
+        f"{name} sorted": model(method=name, sort_teacher=True)
+        for name, model in METHODS.items()
+        if "sort_teacher" in model.model_fields
+    },
 }
 ROWS = list(VARIANTS.items())
 FULL = 1000  # an epoch after every warm-up
@@ -127,16 +132,24 @@ def test_pld_is_the_formula_written_out():
 
 
 @pytest.mark.parametrize(
-    ("epoch", "value", "gradient"),
-    [(150, 22.18922811225571, 2.199590795762826), (151, 28.319620442361078, 4.203543837300325)],
+    ("params", "epoch", "value", "gradient"),
+    [
+        ({"method": "sld"}, 150, 22.18922811225571, 2.199590795762826),
+        ({"method": "sld"}, 151, 28.319620442361078, 4.203543837300325),
+        ({"method": "kd", "sort_teacher": True}, 1, 5.231873608899125, 0.45777978982456125),
+        ({"method": "dkd", "sort_teacher": True}, 20, 50.06015041487888, 4.462235764513186),
+    ],
 )
-def test_sld_has_the_loss_and_gradient_of_its_authors_code(epoch, value, gradient):
-    """The figures: half of what `SLD.forward_train` of StephenEkaputra/Swapped-Logit-Distillation
-    at f035ede makes of these rows as both views, in float64, with its default weights."""
+def test_a_corrected_teacher_gives_the_loss_and_gradient_of_its_authors_code(
+    params, epoch, value, gradient
+):
+    """The figures, in float64 with the authors' default weights. `sld`: half of what
+    `SLD.forward_train` of StephenEkaputra/Swapped-Logit-Distillation at f035ede makes of these rows
+    as both views. `sort_teacher`: `forward_train` of StephenEkaputra/SortKD at 923e97a."""
     steps = torch.arange(48, dtype=torch.float64).reshape(6, 8)
     student, teacher = 3 * torch.sin(1.7 * steps), 4 * torch.cos(0.9 * steps + 0.3)
     labels = torch.tensor([0, 3, 5, 7, 2, 2])
-    params = METHODS["sld"](method="sld")
+    params = METHODS[params["method"]](**params)
     method = method_loss(params)
 
     def loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
@@ -146,6 +159,13 @@ def test_sld_has_the_loss_and_gradient_of_its_authors_code(epoch, value, gradien
     found, found_gradient = values_and_gradient(loss, student, teacher, labels)
     assert found.item() == pytest.approx(value, rel=1e-12)
     assert found_gradient.norm().item() == pytest.approx(gradient, rel=1e-12)
+
+
+def test_a_sorted_row_has_its_labels_class_first_and_the_others_in_the_teachers_order():
+    row = torch.tensor([[5.0, 1.0, 4.0, 4.0, 2.0]])
+    for label, expected in ((0, [5, 1, 4, 4, 2]), (4, [4, 1, 4, 2, 5]), (1, [4, 5, 4, 2, 1])):
+        found = losses.sorted_by_label(row, torch.tensor([label]))
+        assert found.tolist() == [expected]
 
 
 def test_wttm_weighs_samples_by_the_power_sum_of_the_teachers_probabilities():
@@ -321,7 +341,7 @@ def test_top_k_equals_dense_when_k_is_the_number_of_classes(method, tail):
 
 
 @pytest.mark.parametrize(
-    "params", [p for n, p in ROWS if not p.needs_every_logit and "standardized" not in n]
+    "params", [VARIANTS[n] for n, model in METHODS.items() if not model.needs_every_logit]
 )
 def test_methods_that_take_top_k_come_close_to_dense(params):
     """A peaked teacher of 100 classes, k = 30: within 15 % of the dense loss."""

@@ -99,6 +99,10 @@ def test_a_method_refuses_what_its_formula_cannot_use(method):
     if "standardize" in model.model_fields:
         standardized = model(method=method, standardize=True)
         assert "the deviation over all logits" in refusals(standardized, encoding="top_k")
+    if "sort_teacher" in model.model_fields:
+        by_label = model(method=method, sort_teacher=True)
+        assert "moves logits between classes" in refusals(by_label, encoding="top_k")
+        assert "has `sort_teacher`, which needs one label" in refusals(by_label, labels=[0, -1])
 
 
 def test_a_training_refuses_a_store_and_labels_that_its_method_cannot_use(project):
