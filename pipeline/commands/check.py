@@ -19,7 +19,9 @@ from pathlib import Path
 from pipeline.comparison.removed_students import removed_students_line
 from pipeline.data.sources.archives import check_end_of_tar, is_zip, read_heads
 from pipeline.data.sources.image_folder import image_folder
+from pipeline.data.sources.mnist_5k import mnist_5k
 from pipeline.data.sources.params import DatasetParams
+from pipeline.data.sources.splits import TRAIN, ImageSource, hide_labels
 from pipeline.distillation.params import check_method, load_distillation
 from pipeline.export.params import ExportParams, load_export
 from pipeline.models.params import FAMILIES, NetworkParams, WeightsFile
@@ -71,9 +73,11 @@ def problems() -> list[str]:
         for name in read_params()
         if name not in known
     ]
+    labels: list[int] = []
     checks = [partial(load_section, model, name) for name, model in SECTIONS.items()]
-    checks += [load_distillation, check_merge_conflicts, check_dataset_root, check_teacher]
-    return list(dict.fromkeys(lines + _problems_of([*checks, check_students])))
+    checks += [load_distillation, check_merge_conflicts, lambda: labels.extend(check_dataset())]
+    checks += [check_teacher, lambda: check_students(labels)]
+    return list(dict.fromkeys(lines + _problems_of(checks)))
 
 
 def _problems_of(checks: Iterable[Callable[[], object]]) -> list[str]:
@@ -98,12 +102,16 @@ def check_merge_conflicts() -> None:
             raise UserError(f"`{name}` has merge conflict markers; expected none. {remedy}.")
 
 
-def check_dataset_root() -> None:
+def check_dataset() -> list[int]:
     """Check that the root exists, is outside the folders that stages write, and has the layout of
-    its source. Reads no image."""
+    its source. Read no image.
+
+    Returns:
+        The labels of the training images, if the names of files tell them; else none.
+    """
     dataset = load_section(DatasetParams, "dataset")
     if dataset.source == "mnist_5k":
-        return
+        return _training_labels(mnist_5k(dataset), dataset)
     root, expected = Path(dataset.root), "a folder or an archive"
     if dataset.source == "torchvision":
         expected = f"the folder that holds `{dataset.name}` or receives its download: create it"
@@ -118,7 +126,13 @@ def check_dataset_root() -> None:
             next(read_heads(root), None)  # to list all names, a tar must be read to its end
             check_end_of_tar(root)
         else:
-            image_folder(dataset)  # reads names alone
+            return _training_labels(image_folder(dataset), dataset)
+    return []
+
+
+def _training_labels(source: ImageSource, dataset: DatasetParams) -> list[int]:
+    samples = hide_labels(source.samples, dataset)
+    return samples.labels[samples.splits == TRAIN].tolist()
 
 
 def tracked_elsewhere(path: Path) -> str:
@@ -176,12 +190,13 @@ def check_statistics(network: NetworkParams, key: str) -> None:
             )
 
 
-def check_students() -> None:
-    if lines := _problems_of(partial(check_student_section, name) for name in student_names()):
+def check_students(labels: list[int]) -> None:
+    checks = [partial(check_student_section, name, labels) for name in student_names()]
+    if lines := _problems_of(checks):
         raise UserError("\n".join(lines))
 
 
-def check_student_section(name: str) -> None:
+def check_student_section(name: str, labels: list[int]) -> None:
     student = load_student(name)
     check_statistics(student.network, f"students.{name}.network")
     if isinstance(student.network.weights, WeightsFile):
@@ -195,6 +210,7 @@ def check_student_section(name: str) -> None:
         encoding=load_section(SoftTargetsParams, "soft_targets").encoding,
         mixed=views.mix is not None,
         paired=views.paired,
+        labels=labels,
     )
 
 

@@ -10,6 +10,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from pipeline.data.prepared.dataset import DatasetDescription
 from pipeline.data.sources.data_quality import find_duplicates, findings
 from pipeline.data.sources.image_folder import image_folder
@@ -38,6 +40,10 @@ def write_dataset(params: DatasetParams, directory: Path) -> DatasetDescription:
     ranges = PixelRanges(params, source.samples.ids)
     sketches = Sketches(len(source.samples.ids))
     samples = hide_labels(source.samples, params)
+    if hidden := np.count_nonzero(samples.labels != source.samples.labels):
+        number = counted(hidden, "label of a training image is", "labels of training images are")
+        key = f"`dataset.labels_per_class: {params.labels_per_class}`"
+        print(f"prepare: {number} hidden ({key}; null keeps all)", flush=True)
     source = replace(source, samples=samples, images=sketches.watch(ranges.watch(source.images)))
     packed = pack(source, params, directory)
     source = replace(source, samples=packed.samples)

@@ -252,6 +252,27 @@ def test_epochs_that_show_each_cached_view_too_often_are_remarked(params):
     assert remarks(41) == []
 
 
+@pytest.mark.parametrize("distillation", [{"method": "dkd"}, {"sort_teacher": True}])
+def test_a_method_that_needs_labels_which_images_lack_is_refused_before_the_teacher_runs(
+    params, distillation
+):
+    root = Path("images/train")
+    write_images(root.parent, per_class=3)
+    params["distillation"] = distillation
+    for labels_per_class, expected in ((3, 0), (1, 6), (None, 0)):
+        params["dataset"]["labels_per_class"] = labels_per_class
+        found = problems_of(params)
+        assert len(found) == (expected > 0)
+        assert all(f"{expected} of 9 training images have none" in line for line in found)
+    image = next(root.rglob("*.png"))
+    shutil.copytree(image.parent, root.parent / "unlabeled")
+    (problem,) = problems_of(params)
+    assert "3 of 12 training images have none" in problem
+    shutil.make_archive("images", "zip", "images")
+    params["dataset"]["root"] = "images.zip"
+    assert problems_of(params) == [problem]
+
+
 @pytest.mark.parametrize(
     ("method", "key", "awaited", "in_proportion"),
     [("dkd", "warmup_epochs", 20, 1), ("sld", "student_teaches_after", 150, 8)],

@@ -89,12 +89,6 @@ def hide_labels(samples: SampleTable, params: DatasetParams) -> SampleTable:
     if params.labels_per_class is not None:
         for members in _labelled_by_class(samples):
             labels[_ranked(members, samples, params)[params.labels_per_class :]] = UNLABELLED
-        if hidden := np.count_nonzero(labels != samples.labels):
-            number = counted(
-                hidden, "label of a training image is", "labels of training images are"
-            )
-            key = f"`dataset.labels_per_class: {params.labels_per_class}`"
-            print(f"prepare: {number} hidden ({key}; null keeps all)", flush=True)
     return replace(samples, labels=labels)
 
 
