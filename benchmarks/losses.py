@@ -23,10 +23,11 @@ STUDENT = "ResNet-20"  # of benchmarks.precision
 
 def variants() -> dict[str, DistillationParams]:
     """Each method with its defaults, and standardised if it has that option."""
-    plain = {name: model(method=name) for name, model in METHODS.items()}
+    models = {name: model for name, model in METHODS.items() if not model.needs_pairs}
+    plain = {name: model(method=name) for name, model in models.items()}
     standardized = {
         f"{name}, standardize": model(method=name, standardize=True)
-        for name, model in METHODS.items()
+        for name, model in models.items()
         if "standardize" in model.model_fields
     }
     return plain | standardized

@@ -253,6 +253,39 @@ def paired_mlkd(
     return total
 
 
+def paired_crld(
+    student_logits: Sequence[Tensor],
+    teacher_logits: Sequence[Tensor],
+    *,
+    temperature: float,
+    within_view_weight: float,
+    cross_view_weight: float,
+    weak_confidence: float,
+    strong_confidence: float,
+) -> Tensor:
+    """T² · KL of each view from its own row, and from the other view's row, summed over the views.
+
+    Zhang et al. 2024, ACM MM, cross-view consistency: each of the two terms has a weight, and takes
+    the images of which the teacher is sure, the first on the weak view and the second on the strong
+    one. The others count as 0 in its mean.
+
+    Args:
+        student_logits, teacher_logits: of the weak view and of the strong view, [B, C] each.
+        weak_confidence, strong_confidence: the teacher's largest probability, at T = 1, from which
+            on it is sure.
+    """
+    (weak, strong), (weak_teacher, strong_teacher) = (
+        [F.log_softmax(_at_least_float32(logits) / temperature, 1) for logits in both]
+        for both in (student_logits, teacher_logits)
+    )
+    confidences = [F.softmax(_at_least_float32(logits), 1).amax(1) for logits in teacher_logits]
+    within = _kl(weak, weak_teacher) + _kl(strong, strong_teacher)
+    within = within * (confidences[0] >= weak_confidence)
+    across = _kl(strong, weak_teacher) + _kl(weak, strong_teacher)
+    across = across * (confidences[1] >= strong_confidence)
+    return temperature**2 * (within_view_weight * within + cross_view_weight * across).mean()
+
+
 def pld(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
     """Negative log-likelihood of a ranking under the student, its choices weighted by the teacher.
 

@@ -126,11 +126,12 @@ def paired_loss(
     if params.joins_views:
         method = compile_long_runs(method_loss(params, "paired_"), device, steps)
         rows_of = [teacher_rows(params, lookup, device, pairs) for lookup in both]
+        soft_label_weight = getattr(params, "soft_label_weight", 1.0)
 
         def joint(logits: Tensor, batch: TrainingBatch) -> Tensor:
             hard = sum(label_loss(each, batch.labels) for each in logits)
             soft = method(logits, [rows(batch)[0] for rows in rows_of])
-            return params.hard_label_weight * hard + params.soft_label_weight * soft
+            return params.hard_label_weight * hard + soft_label_weight * soft
 
         return joint
     of_views = [student_loss(params, lookup, device, pairs, steps) for lookup in both]

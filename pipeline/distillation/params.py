@@ -55,6 +55,7 @@ class DistillationParams(Section):
     needs_labels: ClassVar[bool] = False  # exactly one for every training image
     needs_every_logit: ClassVar[str] = ""  # the reason, if `top_k` is not enough
     joins_views: ClassVar[bool] = False  # of a pair: `losses.paired_METHOD` is of both at once
+    needs_pairs: ClassVar[bool] = False  # of views: it has no loss of one view
 
     method: str
     hard_label_weight: Weight  # of cross-entropy to the labels
@@ -214,6 +215,22 @@ class MLKD(Standardizable, DistillationParams):
     paired_views: Literal["both"] = "both"
 
 
+class CRLD(DistillationParams):
+    needs_every_logit = (
+        "it takes images by the teacher's confidence at T = 1, and rows are decoded for another T"
+    )
+    joins_views = needs_pairs = True
+
+    method: Literal["crld"]
+    temperature: TemperatureOrSchedule = 4.0
+    within_view_weight: Weight = 2.0  # of each view's own row
+    cross_view_weight: Weight = 0.5  # of the other view's row
+    weak_confidence: float = Field(default=0.9, ge=0, le=1)  # of the teacher, for the former
+    strong_confidence: float = Field(default=0.2, ge=0, le=1)  # for the latter
+    hard_label_weight: Weight = 1.0
+    paired_views: Literal["both"] = "both"
+
+
 class PLD(DistillationParams):
     needs_labels = True
 
@@ -232,7 +249,7 @@ class SLD(DistillationParams):
     hard_label_weight: Weight = 0.1
 
 
-_MODELS = (KD, SoftCrossEntropy, LogitMSE, DKD, NKD, DIST, TTM, WTTM, RLD, MLKD, PLD, SLD)
+_MODELS = (KD, SoftCrossEntropy, LogitMSE, DKD, NKD, DIST, TTM, WTTM, RLD, MLKD, CRLD, PLD, SLD)
 METHODS: dict[str, type[DistillationParams]] = {
     get_args(model.model_fields["method"].annotation)[0]: model for model in _MODELS
 }
@@ -293,11 +310,13 @@ def check_method(
             f"needs every logit, but `soft_targets.encoding` is top_k: {why}. Set `encoding: "
             f"dense`, or take one of {', '.join(able)}, neither standardised nor sorted."
         )
-    if not paired and "paired_views" in params.model_fields_set:
+    if not paired and (params.needs_pairs or "paired_views" in params.model_fields_set):
+        has, otherwise = f"has `paired_views: {params.paired_views}`", "remove `paired_views`"
+        if params.needs_pairs:
+            has, otherwise = "needs pairs of views", "take another method"
         problems.append(
-            f"has `paired_views: {params.paired_views}`, but in params.yaml `views` are no pairs. "
-            "Give `views.policy` or `views.rand_augment` two values, `{weak: ..., strong: ...}`, "
-            "or remove `paired_views`."
+            f"{has}, but in params.yaml `views` are no pairs. Give `views.policy` or "
+            f"`views.rand_augment` two values, `{{weak: ..., strong: ...}}`, or {otherwise}."
         )
     if params.needs_labels or sort_teacher:
         has = "has `sort_teacher`, which " if sort_teacher else ""

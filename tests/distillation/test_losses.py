@@ -19,7 +19,7 @@ from pipeline.students.label_loss import label_loss
 
 #: Every method with its authors' defaults, and standardised where it can be.
 VARIANTS: dict[str, DistillationParams] = {
-    **{name: model(method=name) for name, model in METHODS.items()},
+    **{name: model(method=name) for name, model in METHODS.items() if not model.needs_pairs},
     **{
         f"{name} standardized": model(method=name, standardize=True)
         for name, model in METHODS.items()
@@ -277,7 +277,9 @@ def test_the_weight_grows_over_the_warm_up_as_its_authors_have_it():
     assert no_warm_up(*rows, None, 1).item() == pytest.approx(no_warm_up(*rows, None, 9).item())
 
 
-@pytest.mark.parametrize("name", [n for n, model in METHODS.items() if not model.needs_labels])
+@pytest.mark.parametrize(
+    "name", [n for n, params in ROWS if n in METHODS and not params.needs_labels]
+)
 def test_rows_without_a_label_are_taught_by_the_teacher_alone(name):
     student, teacher, labels = random_rows()
     loss = loss_of(VARIANTS[name])
@@ -341,7 +343,7 @@ def test_top_k_equals_dense_when_k_is_the_number_of_classes(method, tail):
 
 
 @pytest.mark.parametrize(
-    "params", [VARIANTS[n] for n, model in METHODS.items() if not model.needs_every_logit]
+    "params", [params for n, params in ROWS if n in METHODS and not params.needs_every_logit]
 )
 def test_methods_that_take_top_k_come_close_to_dense(params):
     """A peaked teacher of 100 classes, k = 30: within 15 % of the dense loss."""

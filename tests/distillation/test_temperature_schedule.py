@@ -20,7 +20,11 @@ from pipeline.students.loop import TrainingBatch
 
 CPU = torch.device("cpu")
 SCHEDULE = {"first": 8.0, "last": 1.0}
-WITH_TEMPERATURE = [name for name, model in METHODS.items() if "temperature" in model.model_fields]
+WITH_TEMPERATURE = [
+    name
+    for name, model in METHODS.items()
+    if "temperature" in model.model_fields and not model.needs_pairs
+]
 
 
 def batch_of(epoch: int) -> TrainingBatch:
