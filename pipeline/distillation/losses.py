@@ -358,8 +358,8 @@ def sorted_by_label(logits: Tensor, labels: Tensor) -> Tensor:
     """Each row's logits in another order: the label gets the largest, and the other classes keep
     their ranking, [B, C] -> [B, C].
 
-    Limantoro 2025, arXiv:2508.16544: corrects a teacher that is wrong, for every method. So the
-    classes that it ranks above the label move down by one.
+    Limantoro 2025, arXiv:2508.16544: corrects a teacher that is wrong. The classes that it ranks
+    above the label move down by one.
     """
     return logits.scatter(1, _ranking(logits, labels), logits.sort(dim=1, descending=True).values)
 

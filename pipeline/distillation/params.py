@@ -320,7 +320,11 @@ def check_method(
         )
     if params.needs_labels or sort_teacher:
         has = "has `sort_teacher`, which " if sort_teacher else ""
-        able = [name for name, model in METHODS.items() if not model.needs_labels]
+        able = [
+            name
+            for name, model in METHODS.items()
+            if not model.needs_labels and (paired or not model.needs_pairs)
+        ]
         unlabelled = sum(int(label) < 0 for label in labels)
         found = ["`views.mix` gives it two"] if mixed else []
         if unlabelled:

@@ -94,9 +94,12 @@ def test_a_method_refuses_what_its_formula_cannot_use(method):
     for store, found in (
         ({"mixed": True}, "`views.mix` gives it two. Take one of kd, "),
         ({"labels": [0, -1, 2]}, "1 of 3 training images have none. Take one of kd, "),
+        ({"labels": [-1], "paired": True}, "1 of 1 training images have none. Take one of kd, "),
     ):
         one_label = f"needs one label for each image, but {found}"
         assert (one_label in refusals(params, **store)) == model.needs_labels
+        if model.needs_labels:
+            assert ("crld" in refusals(params, **store)) == store.get("paired", False)
     if "standardize" in model.model_fields:
         standardized = model(method=method, standardize=True)
         assert "the deviation over all logits" in refusals(standardized, encoding="top_k")
