@@ -130,7 +130,8 @@ def paired_loss(
 
         def joint(logits: Tensor, batch: TrainingBatch) -> Tensor:
             hard = sum(label_loss(each, batch.labels) for each in logits)
-            soft = method(logits, [rows(batch)[0] for rows in rows_of])
+            # Of one tensor, because only such a function can be compiled.
+            soft = method(torch.stack(tuple(logits)), [rows(batch)[0] for rows in rows_of])
             return params.hard_label_weight * hard + soft_label_weight * soft
 
         return joint

@@ -21,7 +21,7 @@ def test_a_compiled_method_has_the_values_and_gradients_of_the_method(name, monk
     student, teacher = (3 * torch.randn(64, 100) for _ in range(2))
     student.requires_grad_()
     named = {"labels": torch.randint(100, (64,))} if params.needs_labels else {}
-    pairs = ([student, student.flip(0)], [teacher, teacher.flip(0)])
+    pairs = (torch.stack([student, student.flip(0)]), [teacher, teacher.flip(0)])
 
     def computed(method) -> list[torch.Tensor]:
         loss = method(*(pairs if params.needs_pairs else (student, teacher)), **named)

@@ -20,6 +20,7 @@ from conftest import (
 from encoded_photographs import RESIZED
 
 from pipeline.commands.check import problems
+from pipeline.compute import device
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.distillation import losses
 from pipeline.distillation.objective import paired_loss
@@ -130,6 +131,17 @@ def test_every_method_learns_from_pairs():
             found.append(loss_of(crossed, logits[1]))
     assert np.isfinite(found).all()
     assert len(set(found)) == len(found) == 2 * len(METHODS) - 2
+
+
+@pytest.mark.parametrize("method", [name for name, model in METHODS.items() if model.joins_views])
+def test_a_method_that_joins_views_can_be_compiled(method, monkeypatch):
+    logits = torch.from_numpy(rows(100)).requires_grad_(), torch.from_numpy(rows(101))
+    params = METHODS[method](method=method)
+    expected = loss_of(params, logits)
+    monkeypatch.setattr(device, "_pays_to_compile", lambda *_: True)
+    monkeypatch.setattr(device, "_COMPILER", "eager")
+    assert loss_of(params, logits) == pytest.approx(expected, rel=1e-6)
+    assert device.Compiled.works
 
 
 @pytest.mark.parametrize("method", ["kd", "dkd", "ttm"])
