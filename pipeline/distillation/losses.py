@@ -1,7 +1,7 @@
 """Distillation losses: one plain function of tensors per method.
 
-Formulas, sources and defaults: docs/losses.md. Each agrees with its authors' code to 1e-10 in
-float64 (tests/distillation/test_golden_losses.py) and stays finite where that code overflows: no
+Formulas, sources and defaults: docs/losses.md. Each agrees with its authors' code (`pld`: with its
+formula) to 1e-10 in float64 (tests/distillation) and stays finite where that code overflows: no
 probability is formed before its logarithm. Throughout, student_logits and teacher_logits are [B, C]
 raw scores and labels [B] int64 in 0 ... C - 1; a loss is a mean over B, in nats where it is one.
 Half-precision logits are computed in float32, inside an autocast region too.
