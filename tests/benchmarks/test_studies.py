@@ -430,3 +430,13 @@ def test_of_caches_that_give_a_long_run_a_new_view_in_each_epoch_the_smallest_is
     assert counts == list(long_runs.COUNTS[: len(counts)])
     assert all(count < epochs for count in counts[:-1])
     assert counts[-1] == long_runs.COUNTS[-1] or counts[-1] >= epochs
+
+
+def test_the_page_of_long_runs_says_how_many_of_the_planned_ones_were_made():
+    budget = BUDGETS[long_runs.BUDGET]
+    planned = [tuple(study.key(run).values()) for block in long_runs.plan(budget) for run in block]
+    made = {key for key in study.results().index if key[0] == budget.name}
+    assert len(set(planned)) == len(planned)
+    assert made <= set(planned)
+    page = (ROOT / "benchmarks/accuracy/long_runs.md").read_text("utf-8")
+    assert f"{len(made)} of {len(planned)} runs were made" in page
