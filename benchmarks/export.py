@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.export
 
-Exports the networks of the default run's students: alone, as the first of a stage is, and with the
+Exports the networks of the first run's students: alone, as the first of a stage is, and with the
 graph that the first left. Prints the medians of both, in seconds, and their ratio.
 """
 

@@ -182,7 +182,7 @@ def make_sides(setting: Setting) -> list[Side]:
 
 
 def default_params() -> dict:
-    """The default run's, with labels for all images and one student."""
+    """The first run's, with labels for all images and one student."""
     params = read_params(ROOT / "params.yaml")
     del params["dataset"]["labels_per_class"]  # with few labels, roundings would decide more
     params["teacher"]["training"]["epochs"] = 4

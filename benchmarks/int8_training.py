@@ -2,7 +2,7 @@
 
     python -m benchmarks.int8_training PROJECT
 
-PROJECT is the folder of a finished run of pixels, such as the default run. Its students train again
+PROJECT is the folder of a finished run of pixels, such as the first run. Its students train again
 with each seed, from its soft targets, by their own stages in a copy, and `int8_training` after
 them. Each becomes a float32 file and two int8 files: of its own weights, and of those of
 `int8_training`. Differences are in points of accuracy on the test images, int8 less float32 file:

@@ -2,7 +2,7 @@
 
     python -m pip install open_clip_torch
     dvc repro prepare        # it writes the names of the classes
-    python docs/examples/clip_zero_shot.py ViT-B-32-quickgelu openai
+    python -m docs.examples.clip_zero_shot ViT-B-32-quickgelu openai
 
 It writes models/imported/clip_zero_shot.onnx and prints the lines for params.yaml. The file has the
 image tower, the classes' text embeddings, and the scale that CLIP has learnt. Its outputs are the

@@ -59,7 +59,7 @@ AUTHORS_EPOCHS = 240  # of those methods, on CIFAR-100
 #: Folders that stages, DVC or Git write. An input inside or around one would depend on itself.
 WRITTEN = (
     *("data/prepared", "data/soft_targets", "models/teacher", "models/students"),
-    *("models/baselines", "models/int8", "models/exported"),
+    *("models/baselines", "models/int8", "models/exported", "models/chosen"),
     *("predictions", "metrics", "reports", ".scratch", ".dvc", ".git"),
 )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import PARAMS, change_params, write_images, write_params
 from dvc.dependency.param import MissingParamsError, ParamsDependency
 from dvc.exceptions import DvcException
@@ -55,6 +56,18 @@ def let_dvc_read_all_parameters() -> None:
         for dependency in stage.deps:
             if isinstance(dependency, ParamsDependency):
                 dependency.get_hash()
+
+
+def test_no_input_lies_in_an_output_of_any_stage(params):
+    outputs = set()
+    for name, entry in yaml.safe_load(Path("dvc.yaml").read_text())["stages"].items():
+        stage = entry.get("do", entry)
+        outputs |= {out.replace("${key}", name) for out in stage.get("outs", [])}
+    assert len(outputs) > 20
+    for output in sorted(outputs):
+        Path(output).mkdir(parents=True, exist_ok=True)
+        (problem,) = problems_of(params | {"dataset": params["dataset"] | {"root": output}})
+        assert "and stages write to" in problem, output
 
 
 def test_neither_check_nor_dvc_needs_keys_that_nothing_reads(params):

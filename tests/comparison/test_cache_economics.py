@@ -12,7 +12,7 @@ from pipeline.comparison.report.costs import Costs, cache_sentence, cost_sentenc
 from pipeline.comparison.report.numbers import duration
 from pipeline.comparison.report.tables import cache_table
 
-DIGITS = Economics(  # the default run
+DIGITS = Economics(  # the first run
     views=8,
     training_images=1259,
     held_out_images=179 + 359,
@@ -31,7 +31,7 @@ INT8 = FLOAT32.model_copy(update={"speedup": Ratio(median=2.5, low=2.25, high=2.
 
 
 def costs(**images_per_second: float | None) -> Costs:
-    """The default run's; the teacher's rate in each setting, None without a file."""
+    """The first run's; the teacher's rate in each setting, None without a file."""
     settings = {
         name: EngineSpeed(
             engine="PyTorch 2.15.0" if name == "pytorch_cuda" else "onnxruntime 1.32.0",
