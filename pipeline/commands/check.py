@@ -49,10 +49,10 @@ SECTIONS = {
 EPOCHS_PER_VIEW = 20
 ENOUGH_VIEWS = 8
 
-#: Keys of methods that count epochs -> what a training that ends before does without.
+#: Keys of methods that count epochs -> how many must follow, and what a training lacks otherwise.
 AWAITED = {
-    "warmup_epochs": "the method's loss never has its whole weight",
-    "student_teaches_after": "the student never teaches itself",
+    "warmup_epochs": (0, "the method's loss never has its whole weight"),
+    "student_teaches_after": (1, "the student never teaches itself"),
 }
 AUTHORS_EPOCHS = 240  # of those methods, on CIFAR-100
 
@@ -223,15 +223,15 @@ def remarks() -> list[str]:
         student = load_student(name)
         epochs = load_training(name, student).epochs
         method = load_distillation(student.distillation, name)
-        for key, consequence in AWAITED.items():
-            awaited = getattr(method, key, 0)
-            if awaited > epochs:
+        for key, (following, consequence) in AWAITED.items():
+            awaited, latest = getattr(method, key, 0), epochs - following
+            if awaited > latest:
                 authors = type(method).model_fields[key].default
                 lines.append(
-                    f"remark: student `{name}` trains for {epochs} epochs, and `distillation."
-                    f"{key}` is {awaited}: {consequence}. The authors of `{method.method}` have "
-                    f"{authors} of {AUTHORS_EPOCHS}; in proportion, `{key}: "
-                    f"{round(epochs * authors / AUTHORS_EPOCHS)}`."
+                    f"remark: student `{name}` trains for {counted(epochs, 'epoch')}, and "
+                    f"`distillation.{key}` is {awaited}: {consequence}. The authors of "
+                    f"`{method.method}` have {authors} of {AUTHORS_EPOCHS}; in proportion, `{key}: "
+                    f"{min(round(epochs * authors / AUTHORS_EPOCHS), latest)}`."
                 )
         enough = min(math.ceil(epochs / EPOCHS_PER_VIEW), ENOUGH_VIEWS, distinct)
         if count < enough:

@@ -33,6 +33,7 @@ class Economics(_Record):
     training_images: PositiveInt
     held_out_images: NonNegativeInt  # validation and test, once each
     epochs: Mapping[str, PositiveInt]  # by student
+    of_both_views: frozenset[str] = frozenset()  # students of pairs: two passes an image and epoch
     bytes_per_row: PositiveFloat | None  # of stored training rows; None if not measured
     extra_passes: NonNegativeInt = 0  # that measured the store's fidelity alone
 
@@ -49,7 +50,12 @@ class Economics(_Record):
     @property
     def online_passes(self) -> int:
         """Count the passes of the same trainings with a teacher that runs at every step."""
-        return sum(self.epochs.values()) * self.training_images
+        epochs = sum(self._passes(name) * count for name, count in self.epochs.items())
+        return epochs * self.training_images
+
+    def _passes(self, student: str) -> int:
+        """Of a live teacher, for each image of an epoch."""
+        return 2 if student in self.of_both_views else 1
 
     @property
     def passes_saved(self) -> int:
@@ -58,8 +64,9 @@ class Economics(_Record):
 
     @property
     def break_even_epochs(self) -> int:
-        """The fewest epochs of one student that take more passes online than the cache did."""
-        return self.teacher_passes // self.training_images + 1
+        """The fewest epochs of any one student that take more passes online than the cache did."""
+        fewest = min(map(self._passes, self.epochs))
+        return self.teacher_passes // (fewest * self.training_images) + 1
 
     @property
     def break_even_students(self) -> int:

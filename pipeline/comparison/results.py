@@ -76,6 +76,7 @@ class StoreIndex(_Part):
 
     dataset_fingerprint: str
     teacher_fingerprint: str
+    policy: str
     num_views: PositiveInt
     splits: StoredImages
     fidelity: Fidelity
@@ -319,9 +320,23 @@ def cache_economics(
         training_images=index.splits.train,
         held_out_images=index.splits.validation + index.splits.test,
         epochs={name: int(count) * trainings[name] for name, count in epochs.items()},
+        of_both_views=frozenset(
+            name
+            for name in trainings
+            if index.policy.startswith("weak=") and _paired_views(name) == "both"
+        ),
         bytes_per_row=index.fidelity.bytes_per_row,
         extra_passes=index.fidelity.extra_passes,
     )
+
+
+def _paired_views(student: str) -> str:
+    """The student's parameter of that name, which is `both` if it is not given."""
+    params = read_params()
+    section, own = params["distillation"], params["students"][student].get("distillation") or {}
+    same_method = own.get("method") in (None, section.get("method", "kd"))
+    inherited = section.get("paired_views") if same_method else None
+    return own.get("paired_views", inherited) or "both"
 
 
 def read_speed(names: list[str]) -> Speeds:

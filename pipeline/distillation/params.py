@@ -56,6 +56,8 @@ class DistillationParams(Section):
     needs_every_logit: ClassVar[str] = ""  # the reason, if `top_k` is not enough
     joins_views: ClassVar[bool] = False  # of a pair: `losses.paired_METHOD` is of both at once
     needs_pairs: ClassVar[bool] = False  # of views: it has no loss of one view
+    # Of the method's terms: if all of a group are 0, the teacher teaches nothing.
+    term_weights: ClassVar[Sequence[Sequence[str]]] = (("soft_label_weight",),)
 
     method: str
     hard_label_weight: Weight  # of cross-entropy to the labels
@@ -65,10 +67,10 @@ class DistillationParams(Section):
 
     @model_validator(mode="after")
     def _something_to_learn_from(self) -> "DistillationParams":
-        if getattr(self, "soft_label_weight", 1) == 0 and self.hard_label_weight == 0:
-            raise ValueError(
-                "soft_label_weight and hard_label_weight are both 0: nothing is left to learn from"
-            )
+        for group in self.term_weights:
+            weights = (*group, "hard_label_weight")
+            if not any(getattr(self, weight) for weight in weights):
+                raise ValueError(f"{', '.join(weights)} are all 0: nothing is left to learn from")
         return self
 
     @property
@@ -134,6 +136,7 @@ class LogitMSE(DistillationParams):
 
 class DKD(Standardizable, Sortable, DistillationParams):
     needs_labels = True
+    term_weights = (("alpha", "beta"),)
     standardized_defaults: ClassVar = {"temperature": 2.0, "alpha": 9.0, "beta": 72.0}
 
     method: Literal["dkd"]
@@ -146,6 +149,7 @@ class DKD(Standardizable, Sortable, DistillationParams):
 
 class NKD(DistillationParams):
     needs_labels = True
+    term_weights = ()
 
     method: Literal["nkd"]
     gamma: Weight = 1.5  # of the other classes' term
@@ -158,6 +162,7 @@ class DIST(DistillationParams):
         "it correlates each class over the batch, and most logits of a rarely kept class are "
         "estimates"
     )
+    term_weights = (("soft_label_weight",), ("beta", "gamma"))
 
     method: Literal["dist"]
     beta: Weight = 1.0  # of the correlation between classes
@@ -190,6 +195,7 @@ class RLD(Standardizable, DistillationParams):
         "it leaves out every class that the teacher ranks above the label, and where the label is "
         "not among the k these are not known"
     )
+    term_weights = (("alpha", "beta"),)
 
     method: Literal["rld"]
     alpha: Weight = 1.0  # of the term of the teacher's confidence
@@ -220,6 +226,7 @@ class CRLD(DistillationParams):
         "it takes images by the teacher's confidence at T = 1, and rows are decoded for another T"
     )
     joins_views = needs_pairs = True
+    term_weights = (("within_view_weight", "cross_view_weight"),)
 
     method: Literal["crld"]
     temperature: TemperatureOrSchedule = 4.0
@@ -233,6 +240,8 @@ class CRLD(DistillationParams):
 
 class PLD(DistillationParams):
     needs_labels = True
+    needs_every_logit = "it ranks every class, and the order of those that were not kept is lost"
+    term_weights = ()
 
     method: Literal["pld"]
     hard_label_weight: Weight = 0.0  # the method has a term of the label
@@ -298,17 +307,26 @@ def check_method(
     Raises:
         UserError: says why, and which methods can.
     """
-    problems = []
+    problems, unlabelled = [], sum(int(label) < 0 for label in labels)
+    able = ", ".join(
+        name
+        for name, model in METHODS.items()
+        if not (
+            (encoding == "top_k" and model.needs_every_logit)
+            or ((mixed or unlabelled) and model.needs_labels)
+            or (not paired and model.needs_pairs)
+            or (params.paired_views == "weak_to_strong" and model.joins_views)
+        )
+    )
     why, sort_teacher = params.needs_every_logit, getattr(params, "sort_teacher", False)
     if getattr(params, "standardize", False):
         why = "`standardize` takes the deviation over all logits"
     if sort_teacher:
         why = "`sort_teacher` moves logits between classes, and `top_k` stores some"
     if encoding == "top_k" and why:
-        able = [name for name, model in METHODS.items() if not model.needs_every_logit]
         problems.append(
             f"needs every logit, but `soft_targets.encoding` is top_k: {why}. Set `encoding: "
-            f"dense`, or take one of {', '.join(able)}, neither standardised nor sorted."
+            f"dense`, or take one of {able}, neither standardised nor sorted."
         )
     if not paired and (params.needs_pairs or "paired_views" in params.model_fields_set):
         has, otherwise = f"has `paired_views: {params.paired_views}`", "remove `paired_views`"
@@ -320,17 +338,11 @@ def check_method(
         )
     if params.needs_labels or sort_teacher:
         has = "has `sort_teacher`, which " if sort_teacher else ""
-        able = [
-            name
-            for name, model in METHODS.items()
-            if not model.needs_labels and (paired or not model.needs_pairs)
-        ]
-        unlabelled = sum(int(label) < 0 for label in labels)
         found = ["`views.mix` gives it two"] if mixed else []
         if unlabelled:
             found.append(f"{unlabelled:,} of {len(labels):,} training images have none")
         problems += [
-            f"{has}needs one label for each image, but {reason}. Take one of {', '.join(able)}"
+            f"{has}needs one label for each image, but {reason}. Take one of {able}"
             + (", without `sort_teacher`." if sort_teacher else ".")
             for reason in found
         ]

@@ -39,7 +39,7 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 #: Training images behind the ranges of activations. From 128 on, more made no difference for the
-#: students of the default run; datasets of many classes need more.
+#: students of the first run; datasets of many classes need more.
 CALIBRATION_IMAGES = 512
 #: Operations with weights. What is before the first of them prepares the image, and stays float32.
 _WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from pipeline.runtime.params import Section
-from pipeline.runtime.validation import none_or_mapping
+from pipeline.runtime.validation import none_or_mapping, shown
 from pipeline.views.policy import POLICIES, PairedPolicy, ViewPolicy
 
 #: The box of an image that a view shows.
@@ -43,6 +43,26 @@ class PairedRandAugment(Pair):
     weak: RandAugment
     strong: RandAugment
 
+    @model_validator(mode="before")
+    @classmethod
+    def _parameters_are_of_each_view(cls, content: Any) -> Any:
+        beside = [key for key in RandAugmentParams.model_fields if key in content]
+        if beside:
+            raise ValueError(
+                f"{' and '.join(beside)} beside weak or strong; expected within them, such as "
+                "`{weak: none, strong: {operations: 2, magnitude: 9}}`"
+            )
+        return content
+
+
+def _name_or_pair(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        raise ValueError(
+            f"it is {shown(value)}; expected {', '.join(POLICIES)}, or "
+            "`{weak: ..., strong: ...}` with two of these"
+        )
+    return value
+
 
 def _one_or_pair(value: Any) -> str:
     """The form of a value; a value that is neither is refused as that of one view."""
@@ -58,7 +78,8 @@ class ViewsParams(Section):
     """
 
     policy: Annotated[
-        Annotated[Geometry, Tag("one")] | Annotated[PairedGeometry, Tag("pair")],
+        Annotated[Geometry, BeforeValidator(_name_or_pair), Tag("one")]
+        | Annotated[PairedGeometry, Tag("pair")],
         Discriminator(_one_or_pair),
     ]
     # Both are required: DVC refuses a stage whose parameter is absent.

@@ -300,6 +300,14 @@ def test_a_training_that_ends_before_its_methods_schedule_is_remarked(
     (remark,) = check.remarks()
     assert f"student `small` trains for 12 epochs, and `distillation.{key}` is {awaited}" in remark
     assert f"`{key}: {in_proportion}`" in remark
-    params["distillation"][key] = 12
+    last = 12 if key == "warmup_epochs" else 11  # the student teaches itself in the 12th
+    params["distillation"][key] = last + 1
+    assert problems_of(params) == []
+    assert len(check.remarks()) == 1
+    params["distillation"][key] = last
     assert problems_of(params) == []
     assert check.remarks() == []
+    params["training"]["epochs"] = 1
+    assert problems_of(params) == []
+    assert f"for 1 epoch, and `distillation.{key}` is {last}: " in check.remarks()[0]
+    assert f"`{key}: 0`" in check.remarks()[0]

@@ -3,6 +3,9 @@
 from dataclasses import replace
 from itertools import count
 
+import pandas as pd
+import pytest
+from conftest import PARAMS, write_params
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +14,8 @@ from pipeline.comparison.measurement.latency import EngineSpeed, FileSpeed, Mach
 from pipeline.comparison.report.costs import Costs, cache_sentence, cost_sentences, speed_of
 from pipeline.comparison.report.numbers import duration
 from pipeline.comparison.report.tables import cache_table
+from pipeline.comparison.results import StoreIndex, cache_economics
+from pipeline.distillation.params import load_distillation
 
 DIGITS = Economics(  # the first run
     views=8,
@@ -57,6 +62,53 @@ def test_the_passes_of_the_default_run_equal_hand_computed_ones():
         "break_even_students": 1,  # of 12 epochs: 15,108 passes
         "store_bytes": 252_094,  # 10,610 x 23.76
     }
+
+
+def test_a_student_of_both_views_of_a_pair_takes_two_passes_an_image_and_epoch():
+    pairs = DIGITS.model_copy(update={"views": 16, "of_both_views": frozenset({"mobilenet"})})
+    assert pairs.figures.model_dump() | {"store_bytes": None} == {
+        "teacher_passes": 16 * 1259 + 179 + 359,  # 20,682
+        "passes_saved": (2 * 10 + 14 + 12) * 1259 - 20_682,
+        "break_even_epochs": 17,  # of a student of one view
+        "break_even_students": 2,  # 19,305 passes in the mean
+        "store_bytes": None,
+    }
+    every = pairs.model_copy(update={"of_both_views": frozenset(DIGITS.epochs)})
+    assert every.passes_saved == 2 * (10 + 14 + 12) * 1259 - 20_682
+    assert every.break_even_epochs == 9
+
+
+@pytest.mark.parametrize(
+    ("section", "own", "sees_both"),
+    [
+        ({}, None, True),
+        ({"paired_views": "weak_to_strong"}, None, False),
+        ({"paired_views": "weak_to_strong"}, {"temperature": 2.0}, False),
+        ({"paired_views": "weak_to_strong"}, {"paired_views": "both"}, True),
+        ({"paired_views": "weak_to_strong"}, {"paired_views": None}, True),
+        ({"paired_views": "weak_to_strong"}, {"method": "dkd"}, True),
+        ({}, {"method": "dkd", "paired_views": "weak_to_strong"}, False),
+    ],
+)
+def test_the_views_that_a_student_sees_are_those_of_its_training(folder, section, own, sees_both):
+    student = PARAMS["students"]["small"] | ({} if own is None else {"distillation": own})
+    params = PARAMS | {"distillation": section, "students": {"small": student}}
+    write_params(folder, params)
+    assert (load_distillation(own, "small").paired_views == "both") == sees_both
+    curves = pd.DataFrame({"role": ["distilled"] * 3, "student": ["small"] * 3})
+    stored = {
+        "dataset_fingerprint": "-",
+        "teacher_fingerprint": "-",
+        "num_views": 4,
+        "splits": {"train": 10, "validation": 1, "test": 1},
+        "fidelity": {},
+    }
+    for policy, passes in (
+        ("crop_flip", 30),
+        ("weak=crop_flip;strong=none", 60 if sees_both else 30),
+    ):
+        index = StoreIndex(policy=policy, **stored)
+        assert cache_economics(index, curves, {"small": 1}).online_passes == passes
 
 
 @given(

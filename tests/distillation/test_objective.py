@@ -1,14 +1,18 @@
 """`distillation` in params.yaml: each method with its own parameters, and what it refuses."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import change_params, run_stage, take_as_prepared, write_params
+from pydantic import ValidationError
 
 from pipeline.commands.check import problems
+from pipeline.distillation.objective import paired_loss, student_loss
 from pipeline.distillation.params import (
     METHODS,
     DistillationParams,
@@ -16,6 +20,9 @@ from pipeline.distillation.params import (
     load_distillation,
 )
 from pipeline.runtime.errors import UserError
+from pipeline.students.loop import TrainingBatch
+
+CPU = torch.device("cpu")
 
 
 def distil(**distillation: object) -> None:
@@ -75,6 +82,51 @@ def test_what_a_method_does_not_have_is_refused_where_it_is_written(project):
         load_distillation({"soft_label_weight": 0.0, "hard_label_weight": 0.0}, "small")
 
 
+def test_weights_that_leave_nothing_to_learn_from_are_refused_and_each_alone_is_not():
+    of_the_teacher = {}
+    for method, model in METHODS.items():
+        groups = [set(group) for group in model.term_weights]
+        weights = {key for key in model.model_fields if key.endswith("_weight")}
+        assert weights <= {"hard_label_weight"}.union(*groups)
+        of_the_teacher[method] = groups
+        for group in groups:
+            zero = dict.fromkeys({*group, "hard_label_weight"}, 0.0)
+            with pytest.raises(ValidationError, match="are all 0: nothing is left to learn from"):
+                model(method=method, **zero)
+            for weight in zero:
+                model(method=method, **zero | {weight: 0.5})
+    assert of_the_teacher["dist"] == [{"soft_label_weight"}, {"beta", "gamma"}]
+    assert of_the_teacher["crld"] == [{"within_view_weight", "cross_view_weight"}]
+    assert of_the_teacher["dkd"] == of_the_teacher["rld"] == [{"alpha", "beta"}]
+
+
+def largest_gradient(params: DistillationParams) -> float:
+    """Of the loss of random logits."""
+    student = torch.randn(2, 6, 4, requires_grad=True)
+    rows = torch.randn(2, 6, 4).numpy()
+    of_views = paired_loss if params.needs_pairs else student_loss
+    loss = of_views(params, lambda view, samples: (rows[view], None), CPU)
+    batch = TrainingBatch(30, 0, np.arange(6), torch.arange(6) % 4)
+    loss(student if params.needs_pairs else student[0], batch).backward()
+    return float(student.grad.abs().max())
+
+
+@pytest.mark.parametrize("method", ["dkd", "rld", "crld", "dist"])
+def test_without_the_weights_of_its_terms_a_method_has_no_gradient(method):
+    params = METHODS[method](method=method, hard_label_weight=0.0)
+    assert largest_gradient(params) > 0
+    for group in params.term_weights:
+        assert largest_gradient(params.model_copy(update=dict.fromkeys(group, 0.0))) == 0
+
+
+STORES = [
+    {"encoding": encoding, "mixed": mixed, "paired": paired, "labels": labels}
+    for encoding in ("dense", "top_k")
+    for mixed, paired in ((False, False), (True, False), (False, True))
+    for labels in ([0, 1], [0, -1])
+]
+
+
 def refusals(params: DistillationParams, **store: Any) -> str:
     try:
         check_method(params, "small", **{"encoding": "dense", "mixed": False} | store)
@@ -100,6 +152,10 @@ def test_a_method_refuses_what_its_formula_cannot_use(method):
         assert (one_label in refusals(params, **store)) == model.needs_labels
         if model.needs_labels:
             assert ("crld" in refusals(params, **store)) == store.get("paired", False)
+    for store in STORES:
+        named = re.findall(r"take one of ([\w, ]*)", refusals(params, **store), re.IGNORECASE)
+        for other in METHODS.keys() & {name for names in named for name in names.split(", ")}:
+            assert refusals(METHODS[other](method=other), **store) == ""
     if "standardize" in model.model_fields:
         standardized = model(method=method, standardize=True)
         assert "the deviation over all logits" in refusals(standardized, encoding="top_k")

@@ -159,6 +159,11 @@ def test_imported_logits_teach_pairs_by_their_views_and_half_a_pair_is_refused(p
         rows = opened().gather(view, np.arange(36)).logits
         assert np.array_equal(rows, logits["train"][view].astype(np.float16))
     change_params("views", count=2)
-    message = "has 2 views of the training images, but `views.count` is 2 pairs of views. Set it to"
-    with pytest.raises(UserError, match=f"{message} 1, or"):
+    message = "has 1 pair of views of the training images, but `views.count` is 2. Set it to 1, or"
+    with pytest.raises(UserError, match=message):
         run_stage("soft_targets")
+    for changes in ({"count": 3}, {"count": 1}):
+        change_params("views", rand_augment="none", **changes)
+        with pytest.raises(UserError, match="was written for view policy weak=") as raised:
+            run_stage("soft_targets")
+        assert "Set it to" not in str(raised.value)

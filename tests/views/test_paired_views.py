@@ -114,6 +114,14 @@ def test_all_pairs_are_as_many_as_show_every_view():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            {"policy": {"wek": "crop", "stong": "crop"}},
+            r"crop_flip, random_resized_crop, or `{weak: ..., strong: ...}`",
+        ),
+        (
+            {"rand_augment": {"weak": "none", "strong": {}, "operations": 2}},
+            "views.rand_augment`: operations beside weak or strong; expected within them",
+        ),
         ({"policy": {"weak": "crop"}}, "views.policy.strong` is missing"),
         ({"policy": {"weak": "crop", "strong": "cut"}}, "views.policy.strong` is 'cut'; expected"),
         (

@@ -115,14 +115,6 @@ def open_imported(
             f"`{path}` has one row of logits for an image, but `views.mix` mixes two images in a "
             "view. Set `views.mix: none`, or import a row for each view."
         )
-    if not shared and index.num_views < num_views:
-        together = len(views_at_once(identity.policy))
-        of_pairs = " pairs of views" if together == 2 else ""
-        raise UserError(
-            f"`{path}` has {counted(index.num_views, 'view')} of the training images, but "
-            f"`views.count` is {num_views // together}{of_pairs}. Set it to "
-            f"{index.num_views // together}, or import more views."
-        )
     differing = [
         f"`{path}` was written for {name} {getattr(index, field)}, but params.yaml says "
         f"{getattr(identity, field)}."
@@ -135,6 +127,16 @@ def open_imported(
             f"by `{_IMPORT}`."
         )
         raise UserError("\n".join([*differing, advice]))
+    if not shared and index.num_views < num_views:
+        views = "pair of views", "pairs of views"
+        together = len(views_at_once(identity.policy))
+        if together == 1:
+            views = "view", "views"
+        raise UserError(
+            f"`{path}` has {counted(index.num_views // together, *views)} of the training images, "
+            f"but `views.count` is {num_views // together}. Set it to "
+            f"{index.num_views // together}, or import more views."
+        )
     return ImportedLogits(
         path, index, open_views_by_split(dataset, index, device) if shared else views, shared=shared
     )
