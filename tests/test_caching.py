@@ -15,6 +15,9 @@ from conftest import PARAMS, write_params
 from import_closure import ROOT
 
 from pipeline.data.prepared.dataset import open_dataset
+from pipeline.plan.forecast import Forecast
+from pipeline.plan.words import lines
+from pipeline.teacher.params import TeacherParams
 
 CLOCKED = {"speed", "compare"}
 TRAININGS = {"student@small", "baseline@small"}
@@ -53,6 +56,19 @@ def test_a_new_clone_runs_every_stage_and_the_plan_names_the_teacher_first(tmp_p
         "robustness@small; speed; compare",
         "  `images` is missing: prepare",
     ]
+
+
+def test_the_plan_counts_the_labelled_images_of_a_teacher_that_is_trained():
+    training = {"epochs": 6, "batch_size": 8, "learning_rate": 0.1, "policy": "crop", "seed": 1}
+    teacher = TeacherParams(
+        family="cifar_resnet", network="resnet8", weights="train", checkpoint="-", training=training
+    )
+    sizes = {"train": 2000, "validation": 500, "test": 2500}
+    for labelled, text in ((2000, "2,000"), (100, "the 100 labelled ones of 2,000")):
+        run = [Forecast(stage, "runs") for stage in ("prepare", "teacher", "soft_targets")]
+        _, of_teacher, of_store, *_ = lines(run, teacher, 8, {**sizes, "labelled": labelled})
+        assert of_teacher == f"  teacher: trains for 6 epochs on {text} training images."
+        assert "8 views of 2,000 training images, and 3,000 held-out images once" in of_store
 
 
 @pytest.mark.parametrize("forked", [True, pytest.param(False, marks=pytest.mark.slow)])

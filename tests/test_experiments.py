@@ -17,7 +17,9 @@ from dvc.utils.cli_parse import to_path_overrides
 from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
 from import_closure import ROOT
 
+from pipeline.commands import experiments
 from pipeline.distillation.params import load_distillation
+from pipeline.runtime.errors import UserError
 from pipeline.runtime.params import read_params, student_names
 from pipeline.students.params import load_student, load_training
 
@@ -125,6 +127,23 @@ def test_experiments_are_listed_in_100_columns_with_accuracies_and_the_parameter
     assert sorted(row[1:] for row in rows[2:]) == [
         ["queued", *["-"] * len(student_names()), str(temperature)] for temperature in (1, 2)
     ]
+
+
+def test_a_student_called_state_leaves_the_column_of_states_as_it_is():
+    experiment = {"rev": "1" * 40, "name": "one", "data": {}}
+    group = {"revs": [experiment], "executor": {"state": "failed"}}
+    states = [{"rev": "workspace", "data": {}, "experiments": [group]}]
+    lines = [line.split() for line in experiments.table(states, ["state"]).splitlines()]
+    assert lines == [["state", "state"], ["workspace", "-"], ["one", "failed", "-"]]
+
+
+def test_a_repository_without_a_commit_has_no_experiments_and_says_so(folder, monkeypatch):
+    shutil.copy(ROOT / "params.yaml", folder)
+    git(folder, "init", "--quiet")
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(folder / ".dvc/site"))
+    Repo.init().close()
+    with pytest.raises(UserError, match="there is no commit yet"):
+        run_module("pipeline.commands.experiments")
 
 
 @pytest.mark.slow

@@ -177,6 +177,22 @@ MISTAKES |= {
         or with_params("soft_targets", encoding="top_k", k=2)
     ),
     "a student's name with other letters": partial(with_line, "  -rf: {}"),
+    "`mean` of pixels in 0 to 255": partial(
+        with_params, "teacher", network={"name": "resnet8", "mean": [123.675, 116.28, 103.53]}
+    ),
+    "a student that is called `teacher`": partial(with_line, "  teacher: {}"),
+    "weights that leave nothing to learn from": lambda: with_text(
+        yaml.safe_dump(
+            PARAMS
+            | {"distillation": {"method": "dkd", "alpha": 0, "beta": 0, "hard_label_weight": 0}}
+        )
+    ),
+    "`policy` with other names of two views": partial(
+        with_params, "views", policy={"first": "crop", "second": "none"}
+    ),
+    "parameters of RandAugment beside two views": partial(
+        with_params, "views", rand_augment={"weak": "none", "strong": "none", "operations": 2}
+    ),
     "a student's name that is a path": partial(with_line, "  ../x: {}"),
     "no student": lambda: with_text(
         yaml.safe_dump({k: v for k, v in PARAMS.items() if k != "students"})
@@ -724,8 +740,9 @@ MISTAKES |= {
     "weights without a digest": partial(start, "mine.pth", head="kept"),
     "other weights than the digest's": partial(start, "mine.pth", sha256=ZEROS),
     "weights that are not there": partial(start, "gone.pth", sha256=ZEROS),
-    "another student's weights that are not there": partial(
-        start, "models/students/other", sha256=ZEROS
+    "another student's weights that are not there": lambda: (
+        change_params("students", other=PARAMS["students"]["small"])
+        or start("models/students/other", sha256=ZEROS)
     ),
     "the student's own weights": partial(start, SMALL, name="small", sha256=None),
     "the weights alone of a network of the pipeline": partial(

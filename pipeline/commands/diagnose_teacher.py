@@ -218,7 +218,8 @@ def _try_settings(
         settings += [replace(setting, is_bgr=True) for setting in (present, *settings)]
     best = [_measure(teacher, setting, more) for setting in settings]
     best.sort(key=rank)
-    yield f"  the best of them on {len(more)} images, and with the channels reversed (BGR):"
+    reversed_too = ", and with the channels reversed (BGR)" if present.input.channels == 3 else ""
+    yield f"  the best of them on {len(more)} images{reversed_too}:"
     for trial in best:
         yield f"    {trial.accuracy:7.2%}  {_in_words(trial)}"
     now = _trial(present, predictions[more], labels[more], order.class_names)

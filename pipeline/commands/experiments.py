@@ -34,6 +34,8 @@ def main() -> None:
             states = [state.dumpd() for state in repo.experiments.show()]
     except DvcException as error:
         raise UserError(f"DVC cannot list the experiments: {error}") from None
+    if not states:
+        raise UserError("there is no commit yet, and so no experiment. Commit, then run one.")
     print(table(states, students))
 
 
@@ -44,11 +46,12 @@ def table(states: list[dict[str, Any]], students: list[str]) -> str:
     for name, status, content in _experiments(states):
         names.append(name)
         params.append(dict(_leaves(_of_file(content, "params", str(PARAMS_FILE)))))
-        accuracies = {name: _accuracy(content, name) for name in students}
-        results.append({"state": status, **accuracies})
+        accuracies = [_accuracy(content, name) for name in students]
+        results.append([status, *accuracies])
     texts = pd.DataFrame(params, index=names).fillna(ABSENT)
     changed = texts.loc[:, texts.nunique() > 1]
-    return pd.DataFrame(results, index=names).join(changed).to_string(line_width=WIDTH)
+    table = pd.DataFrame(results, index=names, columns=["state", *students])
+    return pd.concat([table, changed], axis=1).to_string(line_width=WIDTH)
 
 
 def _experiments(states: list[dict[str, Any]]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:

@@ -9,8 +9,11 @@ from pipeline.runtime.command import run_command
 
 import argparse
 
+import numpy as np
+
 from pipeline.plan.forecast import forecast_run
 from pipeline.plan.words import lines
+from pipeline.runtime.outputs import PREPARED
 from pipeline.runtime.params import load_section
 from pipeline.runtime.stage_times import split_sizes
 from pipeline.teacher.params import TeacherParams
@@ -22,7 +25,10 @@ def main() -> None:
     parser.parse_args()
     teacher, views = load_section(TeacherParams, "teacher"), load_section(ViewsParams, "views")
     run = forecast_run()
-    for line in lines(run.stages, teacher, views.num_views, split_sizes(), run.has_remote):
+    sizes, labels = split_sizes(), PREPARED / "train_labels.npy"
+    if sizes and labels.is_file():
+        sizes["labelled"] = int((np.load(labels) >= 0).sum())
+    for line in lines(run.stages, teacher, views.num_views, sizes, run.has_remote):
         print(line)
 
 

@@ -83,7 +83,7 @@ def list_files(paths: Sequence[str]) -> list[Path]:
     files, left_out = [], Counter()
     for path in map(Path, paths):
         if path.is_dir():
-            listing = list_images(path)
+            listing = list_images(path, key="")
             files += [path / name for name in listing.files]
             left_out.update(listing.left_out)
         else:

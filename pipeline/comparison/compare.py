@@ -37,6 +37,7 @@ class Predictions:
     input_size: int | None = None  # pixels, of the network
     #: None for a teacher, and where an older export did not record it.
     start: Start | None = None
+    int8_trained: bool = False  # by `export.int8_training`
     validation: np.ndarray  # [N_validation, C] raw logits
     test: np.ndarray  # [N, C] raw logits
     parameters: int | None  # of the network; None for imported logits
@@ -59,6 +60,7 @@ class ModelMetrics:
     no_file: str | None
     input_size: int | None
     start: Start | None
+    int8_trained: bool
     accuracy: float
     low: float  # of the accuracy's 95 % interval
     high: float
@@ -85,7 +87,7 @@ class ModelMetrics:
     @property
     def figures(self) -> dict[str, Any]:
         """All fields that are no arrays, without those of the network itself."""
-        network = ("input_size", "start")
+        network = ("input_size", "start", "int8_trained")
         return {
             k: v
             for k, v in vars(self).items()
@@ -168,6 +170,7 @@ def model_metrics(
         no_file=model.no_file,
         input_size=model.input_size,
         start=model.start,
+        int8_trained=model.int8_trained,
         accuracy=float(correct.mean()),
         low=float(interval[0]),
         high=float(interval[1]),
@@ -264,7 +267,7 @@ def compare(
     predictions.sort(key=lambda p: p.seed is not None)  # the main trainings first
     correct = np.stack([p.test.argmax(1) == labels["test"] for p in predictions], 1)
     means = statistics.bootstrap_means(correct)  # [resamples, models]
-    intervals = statistics.interval(means).T
+    intervals = statistics.share_intervals(correct, means).T
     models = [
         model_metrics(model, teacher, labels, interval, robust[id(model)])
         for model, interval in zip(predictions, intervals, strict=True)

@@ -139,6 +139,9 @@ class DecisionFigures(FileFigures):
     runner_up: OtherFileFigures | None
     trade_off: OtherFileFigures | None
     start: str | None = None  # what its training started from; absent where not recorded
+    #: Whether `gain` compares a file that `int8_training` trained on with one that it did not;
+    #: absent where both are alike.
+    unequal_training: bool = False
 
 
 class FileRow(Record):
@@ -193,12 +196,16 @@ def headline_figures(
             return {}
         seeds = comparison.seeds[name]
         of_each = [of_model(model, StudentFigures) for model in seeds.distilled]
-        numbers = [
-            key for key in of_each[0] if all(isinstance(each[key], float) for each in of_each)
-        ]
+        means = {}
+        for key in of_each[0]:
+            values = [each[key] for each in of_each]
+            if None in values:
+                means[key] = None
+            elif isinstance(values[0], float):
+                means[key] = float(np.mean(values))
         accuracies = [[m.accuracy for m in role] for role in (seeds.distilled, seeds.baselines)]
         trainings = zip(seeds.seeds, *accuracies, strict=True)
-        return {key: float(np.mean([each[key] for each in of_each])) for key in numbers} | {
+        return means | {
             "baseline": float(np.mean(accuracies[1])),
             "accuracy_deviation": float(np.std(accuracies[0], ddof=1)),
             "baseline_deviation": float(np.std(accuracies[1], ddof=1)),
@@ -289,7 +296,12 @@ def decision_figures(decision: Decision) -> DecisionFigures:
         runner_up=other(decision.runner_up),
         trade_off=other(decision.trade_off),
         **({} if start is None else {"start": start.text}),
+        **({"unequal_training": True} if gain and _trained_on(gain) else {}),
     )
+
+
+def _trained_on(gain: PairedDifference[ModelMetrics]) -> bool:
+    return gain.first.int8_trained != gain.second.int8_trained
 
 
 def models_table(comparison: Comparison) -> pd.DataFrame:

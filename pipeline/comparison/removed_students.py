@@ -4,10 +4,11 @@ They stay when a student is removed: DVC forgets a stage that dvc.yaml no longer
 outputs. The comparison leaves them out.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.runtime.outputs import ExportedFile, ExportOutputs, ModelOutputs
+from pipeline.runtime.params import read_params
 
 REMOVE = "python -m pipeline.commands.remove_results"
 _ANY = "*"
@@ -21,13 +22,28 @@ def results_of_removed_students(names: Sequence[str]) -> dict[str, list[Path]]:
         names: of the students that params.yaml defines.
     """
     found: dict[str, list[Path]] = {}
+    needed = _weights_that_students_start_from()
     for pattern in _places():
         for path in sorted(pattern.parent.glob(pattern.name)):
             name = path.name.removesuffix(pattern.suffix)
             is_result = path.is_file() if pattern.suffix else path.is_dir()
+            if path.resolve() in needed:
+                continue
             if is_result and name not in names and not name.startswith("."):
                 found.setdefault(name, []).append(path)
     return dict(sorted(found.items()))
+
+
+def _weights_that_students_start_from() -> set[Path]:
+    """The files and folders of weights in params.yaml, and the folders above them."""
+    needed = set()
+    for student in read_params()["students"].values():
+        network = student.get("network") if isinstance(student, Mapping) else None
+        weights = network.get("weights") if isinstance(network, Mapping) else None
+        if isinstance(weights, Mapping) and isinstance(weights.get("path"), str):
+            path = Path(weights["path"]).resolve()
+            needed |= {path, *path.parents}
+    return needed
 
 
 def _places() -> Iterator[Path]:

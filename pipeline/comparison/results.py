@@ -115,6 +115,10 @@ class _NetworkFacts(_Part):
     input_size: PositiveInt
 
 
+class _Int8Facts(_Part):
+    trained: bool = False  # by `export.int8_training`
+
+
 class _Card(_Part):
     """The model card of a file, or why there is none."""
 
@@ -122,6 +126,7 @@ class _Card(_Part):
     network: _NetworkFacts | None = None
     start: Start | None = None
     file: _FileFacts | None = None
+    int8: _Int8Facts | None = None
     no_file: str | None = None
 
 
@@ -152,6 +157,7 @@ def read_exported(outputs: ExportOutputs, dataset: Dataset) -> list[Predictions]
             sha256=card.file.sha256 if card.file else None,
             input_size=card.network.input_size if card.network else None,
             start=cards[replace(file, precision="float32")].start,
+            int8_trained=card.int8 is not None and card.int8.trained,
             **{split: logits[f"{file.key}.{split}"] for split in HELD_OUT},
             **_costs(file, card),
         )

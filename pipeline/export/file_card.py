@@ -45,7 +45,8 @@ def describe_file(
         teacher: the network behind the soft targets, of a distilled student.
     """
     correct = test_logits.argmax(1) == dataset.splits["test"].labels
-    low, high = statistics.interval(statistics.bootstrap_means(correct[:, None]))[:, 0]
+    means = statistics.bootstrap_means(correct[:, None])
+    low, high = statistics.share_intervals(correct[:, None], means)[:, 0]
     return ModelCard(
         name=metadata.name,
         role=file.role,

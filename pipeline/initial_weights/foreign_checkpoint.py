@@ -1,5 +1,6 @@
 """Load weights that were saved elsewhere. No code of the file is executed."""
 
+import hashlib
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.initial_weights.checkpoint_file import read_checkpoint
@@ -22,6 +24,8 @@ from pipeline.initial_weights.state_dict import (
     check_key,
     choose,
     find_weights,
+    is_average,
+    is_of_optimizer,
     list_contents,
     name_of,
     name_rest,
@@ -86,14 +90,16 @@ def find_foreign_weights(network: nn.Module, spec: ModelSpec, path: Path, key: K
 
 def find_layers(network: nn.Module, path: Path, key: Key) -> FileWeights:
     """Find the weights in a file that come nearest to the network's, for those of its layers that
-    fit. Raises UserError as `find_foreign_weights`.
+    fit: averaged ones (EMA), if they fit as well as others.
+
+    Raises UserError as `find_foreign_weights`.
     """
     content = read_checkpoint(path)
     with _refuses_damaged(path):
         with _names(path):
             contents = list_contents(content)
             check_key(contents, Network(_shapes(network)), key)
-        nearest = _nearest(network, contents, path, key.value)
+            nearest = _nearest_set(network, contents, key)
         remarks = _remarks(contents, nearest.root, nearest.named.values(), path)
         return FileWeights(read_all(nearest.named), None, frozenset(), remarks)
 
@@ -259,38 +265,92 @@ class _Nearest:
 
     root: tuple[str, ...]
     transform: Transform | None
-    named: Mapping[str, Entry]
+    entries: Sequence[tuple[str, Entry]]  # with the names that they have in the network
+
+    @property
+    def named(self) -> Mapping[str, Entry]:
+        return dict(self.entries)
 
 
-def _nearest(network: nn.Module, contents: Contents, path: Path, key: str | None) -> _Nearest:
+def _nearest(network: nn.Module, contents: Contents, key: str | None) -> _Nearest:
+    scored = _scored(network, contents, key)
+    return max(scored, key=lambda each: each[0], default=(0, _Nearest((), None, ())))[1]
+
+
+def _nearest_set(network: nn.Module, contents: Contents, key: Key) -> _Nearest:
+    """The one set of weights that comes nearest; as `state_dict.choose` chooses among several."""
+    shapes, highest = _shapes(network), -1
+    sets: dict[frozenset[Entry], _Nearest] = {}  # of the highest score
+    for score, nearest in _scored(network, contents, key.value):
+        used = [(name, e) for name, e in nearest.entries if name in shapes]
+        is_one = len({name for name, _ in used}) == len(used)
+        if not is_one or score < highest or any(is_of_optimizer(e.path) for _, e in used):
+            continue
+        if score > highest:
+            highest, sets = score, {}
+        sets.setdefault(frozenset(e for _, e in used), nearest)
+    if highest <= 0:
+        nearest = _nearest(network, contents, key.value)
+        if not nearest.named.keys() & shapes.keys():
+            return nearest
+        raise UserError(
+            "has several tensors for each of the network's, or an optimizer's alone; expected one "
+            "set of weights. Save the network's alone."
+        )
+    found = [*sets.values()]
+    found = [each for each in found if is_average(each.root, contents)] or found
+    if len({digest for each in found if (digest := _digest(each, shapes))}) > 1:
+        roots = [name_of(each.root) for each in found]
+        raise UserError(
+            f"holds {len(found)} sets of weights that fit the network equally well, "
+            f"{', '.join(f'`{root}`' for root in roots)}; expected one. Set the one to take: "
+            f"`{key.parameter}: {roots[0]}`, for example."
+        )
+    return found[0]
+
+
+def _digest(nearest: _Nearest, shapes: Mapping[str, Any]) -> str:
+    """Of the tensors that have the network's names."""
+    state = read_all({name: e for name, e in nearest.entries if name in shapes})
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode() + bytes(state[name].flatten().view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def _scored(
+    network: nn.Module, contents: Contents, key: str | None
+) -> Iterator[tuple[int, _Nearest]]:
+    """The tensors below each path, by each way to name them, with the number of the network's
+    tensors that they have, those of its shape counted twice."""
     below = tensors_below(contents, key)
     if not below:
         raise UserError(
-            f"`{path}` is not a state dict; expected a mapping from names to tensors, at any "
-            f"depth. It holds {name_rest(contents, ()) or 'nothing'}."
+            "is not a state dict; expected a mapping from names to tensors, at any depth. It holds "
+            f"{name_rest(contents, ()) or 'nothing'}."
         )
     shapes = _shapes(network)
     expected = Network(shapes)
     transforms = [None, *(Transform(expected.vocabulary, only) for only in (True, False))]
-    highest, best = -1, _Nearest((), None, {})
     for root, entries in below.items():
         if 2 * len(entries) < min(len(shapes), len(contents.tensors)):
             continue
         for transform in transforms:
-            named = {_name(entry, root, transform): entry for entry in entries}
+            nearest = _Nearest(
+                root, transform, [(_name(entry, root, transform), entry) for entry in entries]
+            )
             score = sum(
                 1 + expected.fits(name, entry.value.shape)
-                for name, entry in named.items()
+                for name, entry in nearest.named.items()
                 if name in shapes
             )
-            if score > highest:
-                highest, best = score, _Nearest(root, transform, named)
-    return best
+            yield score, nearest
 
 
 def _refuse(network: nn.Module, contents: Contents, path: Path, key: str | None) -> NoReturn:
     """Raise UserError with what does not fit, of the weights that come nearest."""
-    nearest = _nearest(network, contents, path, key)
+    with _names(path):
+        nearest = _nearest(network, contents, key)
     root, transform = nearest.root, nearest.transform
     others = {
         _name(entry, root, transform): str(entry.value)

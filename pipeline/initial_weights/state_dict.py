@@ -255,8 +255,7 @@ def find_weights(contents: Contents, network: Network, key: str | None = None) -
     roots = [
         root
         for root, entries in below.items()
-        if len(entries) >= len(network.required)
-        and not any(_OPTIMIZER.search(_words(key)) for key in root)
+        if len(entries) >= len(network.required) and not is_of_optimizer(root)
     ]
     wrappers = Transform(network.vocabulary, only_wrappers=True)
     found = [
@@ -326,6 +325,8 @@ def choose(found: Sequence[Found], contents: Contents, network: Network, key: Ke
     averaged: Sequence[Found] = []
     if key.value is not None:
         found = [match for match in found if match.root == _split(key.value)] or found
+    elif _are_swapped(contents):
+        averaged = [match for match in found if is_average(match.root, contents)]
     else:
         averaged = [match for match in found if _is_averaged(match.root)]
         if not averaged:
@@ -364,6 +365,24 @@ def _unequal(found: Sequence[Found]) -> list[Found]:
         ):
             kept.append((match, state))
     return [match for match, _ in kept]
+
+
+def is_average(root: Keys, contents: Contents) -> bool:
+    """Whether the weights below this path are averaged ones (EMA)."""
+    return root[:1] == ("state_dict",) if _are_swapped(contents) else _is_averaged(root)
+
+
+def is_of_optimizer(path: Keys) -> bool:
+    return any(_OPTIMIZER.search(_words(key)) for key in path)
+
+
+def _are_swapped(contents: Contents) -> bool:
+    """MMEngine's EMAHook saves the averaged weights as `state_dict`, and as `ema_state_dict` those
+    that were trained."""
+    starts = {entry.path[:1] for entry in contents.tensors}
+    return {("state_dict",), ("ema_state_dict",)} <= starts and any(
+        entry.path == ("meta", "mmengine_version") for entry in contents.entries
+    )
 
 
 def _is_averaged(path: Keys) -> bool:

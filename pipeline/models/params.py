@@ -62,6 +62,16 @@ InitialWeights = Annotated[
 ]
 
 
+def _of_pixels_to_one(values: list[float] | None) -> list[float] | None:
+    wrong = [value for value in values or () if not 0 <= value <= 1]
+    if wrong:
+        raise ValueError(
+            f"it has {wrong[0]:g}; expected that of pixels in 0 to 1. If it is of pixels in 0 to "
+            "255, divide it by 255"
+        )
+    return values
+
+
 class NetworkParams(Section):
     """`network: NAME`, or a mapping of the name and more."""
 
@@ -70,8 +80,11 @@ class NetworkParams(Section):
     options: dict[str, Any] = Field(default={})  # passed to the family's `build`
     # pixels; default: the images'
     input_size: int | None = Field(default=None, ge=8, le=LARGEST_INPUT)
-    mean: list[float] | None = None  # per channel, of pixels in [0, 1]; default: the dataset's
-    std: list[Annotated[float, Field(gt=0)]] | None = None  # per channel; default: the dataset's
+    # Both per channel, of pixels in [0, 1]; default: the dataset's.
+    mean: Annotated[list[float] | None, AfterValidator(_of_pixels_to_one)] = None
+    std: Annotated[
+        list[Annotated[float, Field(gt=0)]] | None, AfterValidator(_of_pixels_to_one)
+    ] = None
     # of images without augmentation: the side to which the shorter one is resized, over that of the
     # middle square that is cut out
     resize_ratio: float | None = Field(default=None, ge=1, le=4)

@@ -6,7 +6,7 @@ fingerprint covers them. Weights in files beside it (external data) are put into
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,6 +27,22 @@ _LAYOUTS = ("nchw", "nhwc")
 _CHANNELS = ("rgb", "bgr")
 _LARGEST_BATCH = 4096
 _LARGEST_FILE = 2**31 - 1  # bytes, of a protobuf message
+#: Nodes of convolutions and matrix products -> the place of the second factor among their inputs.
+_FACTORS = {
+    **dict.fromkeys(("Conv", "Gemm", "MatMul", "ConvInteger", "MatMulInteger"), 1),
+    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QGemm"), 3),
+}
+#: Nodes -> the places of inputs that are weights, as integers; and of numbers that are no weights:
+#: scales of integers, and what batch norm has measured.
+_INTEGER_WEIGHTS = {
+    **dict.fromkeys(("ConvInteger", "MatMulInteger"), (1,)),
+    **{"DequantizeLinear": (0,), "QLinearConv": (3, 8), "QLinearMatMul": (3,), "QGemm": (3, 6)},
+}
+_NO_WEIGHTS = {
+    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), (1,)),
+    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QLinearAdd"), (1, 4, 6)),
+    **{"QGemm": (1, 4, 7), "BatchNormalization": (3, 4)},
+}
 _INPUTS = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -210,22 +226,24 @@ class OnnxNetwork(nn.Module):
         """Count the numbers in the file's weights, and the multiply-accumulates of convolutions and
         matrix products for one image, from the shapes of a run."""
         graph = self._model.graph
-        shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-        statistics = {
-            name for n in graph.node if n.op_type == "BatchNormalization" for name in n.input[3:5]
-        }
-        weights = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+        shapes = {name: tuple(tensor.dims) for name, tensor in _constants(graph)}
+        numbers = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+        integers, others = _names(graph, _INTEGER_WEIGHTS), _names(graph, _NO_WEIGHTS)
         parameters = sum(
-            math.prod(t.dims)
-            for t in graph.initializer
-            if t.data_type in weights and t.name not in statistics
+            math.prod(tensor.dims)
+            for name, tensor in _constants(graph)
+            if name in integers or (tensor.data_type in numbers and name not in others)
         )
-        products = [n for n in graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
+        products = [n for n in graph.node if n.op_type in _FACTORS]
         batch = self._input.shape[0] if isinstance(self._input.shape[0], int) else 1
         shape = (channels, size, size) if self._layout == "nchw" else (size, size, channels)
         blank = np.zeros((batch, *shape), self._dtype)
         shapes[self._input.name] = blank.shape
-        names = {name for n in products for name in (*n.input[:2], n.output[0])} - shapes.keys()
+        names = {
+            name
+            for n in products
+            for name in (n.input[0], n.input[_FACTORS[n.op_type]], n.output[0])
+        } - shapes.keys()
         traced = onnx.ModelProto()
         traced.CopyFrom(self._model)
         present = {output.name for output in graph.output}
@@ -238,10 +256,35 @@ class OnnxNetwork(nn.Module):
         return {"parameters": parameters, "macs": macs // batch}
 
 
+def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:
+    """The tensors of the file by name: initializers, and values of nodes `Constant`."""
+    yield from ((tensor.name, tensor) for tensor in graph.initializer)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.name == "value":
+                yield node.output[0], attribute.t
+
+
+def _names(graph: onnx.GraphProto, places: Mapping[str, Sequence[int]]) -> set[str]:
+    """The inputs of nodes at these places, by the nodes' type."""
+    return {
+        node.input[place]
+        for node in graph.node
+        for place in places.get(node.op_type, ())
+        if place < len(node.input)
+    }
+
+
+def _unused(name: str, taken: Collection[str]) -> str:
+    while name in taken:
+        name += "_"
+    return name
+
+
 def _depth(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Multiply-accumulates per number of the output."""
-    if node.op_type == "Conv":
-        return math.prod(shapes[node.input[1]][1:])
+    if "Conv" in node.op_type:
+        return math.prod(shapes[node.input[_FACTORS[node.op_type]]][1:])
     transposed = any(a.name == "transA" and a.i for a in node.attribute)
     return shapes[node.input[0]][0 if transposed else -1]
 
@@ -491,7 +534,10 @@ def select_outputs(
             f"whose number is fixed; this has {len(outputs)} outputs of two dimensions."
         )
     (number,), kind = numbers, outputs[0].type.tensor_type.elem_type
-    name, all_logits = outputs[0].name, f"{outputs[0].name}_of_all_classes"
+    name = outputs[0].name
+    taken = {tensor.name for tensor in (*graph.initializer, *graph.input, *graph.output)}
+    taken = taken.union(*((*node.input, *node.output) for node in graph.node))
+    all_logits, classes = (_unused(f"{name}_of_{what}", taken) for what in ("all_classes", "rows"))
     for node in graph.node:  # the output keeps its name
         for names in (node.input, node.output):
             names[:] = [all_logits if each == name else each for each in names]
@@ -499,8 +545,8 @@ def select_outputs(
     graph.output.append(helper.make_tensor_value_info(all_logits, kind, ["batch", number]))
     _use_logits(model)
     rows = rows_of(number)
-    graph.initializer.append(numpy_helper.from_array(np.array(rows, np.int64), "classes"))
-    inputs = [graph.output[0].name, "classes"]
+    graph.initializer.append(numpy_helper.from_array(np.array(rows, np.int64), classes))
+    inputs = [graph.output[0].name, classes]
     graph.node.append(helper.make_node("Gather", inputs, [name], axis=1))
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info(name, kind, ["batch", len(rows)]))

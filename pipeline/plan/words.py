@@ -21,7 +21,8 @@ def lines(
 
     Args:
         num_views: cached views of every training image.
-        split_sizes: images of each split of data/prepared; None: there is none yet.
+        split_sizes: images of each split of data/prepared, and of training the `labelled` ones;
+            None: there is none yet.
         has_remote: whether DVC has a remote, from which lost results may be fetched.
     """
     by_outcome: dict[Outcome, list[Forecast]] = {}
@@ -103,7 +104,7 @@ def _work(
 ) -> str:
     """How often the stage passes over how many images."""
     train = counted(sizes["train"], "training image") if sizes else "every training image"
-    held_out = sum(number for split, number in sizes.items() if split != "train") if sizes else None
+    held_out = sizes["validation"] + sizes["test"] if sizes else None
     others = f"{held_out:,} held-out images" if sizes else "every held-out image"
     if teacher.weights == "logits":
         return "no pass; the teacher is a store of logits."
@@ -117,6 +118,8 @@ def _work(
     if teacher.training is None:
         return f"{others} once; the published weights are not trained."
     epochs = counted(teacher.training.epochs, "epoch")
+    if sizes and sizes.get("labelled", sizes["train"]) < sizes["train"]:
+        train = f"the {sizes['labelled']:,} labelled ones of {train}"
     return f"trains for {'up to ' if teacher.weights == 'pretrained' else ''}{epochs} on {train}."
 
 

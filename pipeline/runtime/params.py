@@ -116,6 +116,11 @@ def student_names() -> list[str]:
         for name in students
         if not isinstance(name, str) or not _NAME.fullmatch(name)
     ]
+    if "teacher" in students:
+        problems.append(
+            f"`{PARAMS_FILE}: students` has the name 'teacher', under which every table and chart "
+            "has the teacher; expected another name."
+        )
     if problems:
         raise UserError("\n".join(problems))
     return list(students)

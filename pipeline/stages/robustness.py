@@ -1,7 +1,7 @@
 """robustness: predict corrupted test images.
 
 Reads data/prepared/ and the exported files of a student and its baseline, or with --teacher of the
-teacher, with their model cards. Writes each file's predicted classes for up to 1,000 test images
+teacher, with their model cards. Writes each file's predicted classes for up to 2,000 test images
 under each corruption and severity to predictions/robustness/. Images have the size that the files
 take.
 """

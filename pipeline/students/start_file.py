@@ -9,7 +9,7 @@ from pipeline.models.params import WeightsFile
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import sha256_of_file
 from pipeline.runtime.outputs import ModelOutputs
-from pipeline.runtime.params import PARAMS_FILE
+from pipeline.runtime.params import PARAMS_FILE, student_names
 
 DESCRIPTION = "network.json"  # of a network that this pipeline wrote; it names the weights' hash
 
@@ -59,7 +59,7 @@ def check_start_file(weights: WeightsFile, name: str) -> None:
 
 def _remedy(path: Path) -> str:
     match path.parts:
-        case ("models", "students" | "baselines" as folder, other):
+        case ("models", "students" | "baselines" as folder, other) if other in student_names():
             return f"Run `dvc repro {folder.removesuffix('s')}@{other}`."
         case ("models", "teacher"):
             return "Run `dvc repro teacher`."

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +27,8 @@ from pipeline.teacher.params import TeacherParams
 from pipeline.training.history import write_history
 
 EVALUATED = ("validation", "test")
+#: The lead of accuracy over chance, in times the softmax's, beyond which a softmax is warned of.
+_AS_SURE = 10
 
 
 def write_teacher(
@@ -58,6 +61,7 @@ def write_teacher(
         advice_for_network(params.family, params.network.name),
     )
     accuracy_gate.check(dataset, logits["validation"], params)
+    warn_if_nearly_uniform(logits["validation"], dataset.splits["validation"].labels)
     inputs.check()
     metrics: dict[str, float] = {}
     costs: dict[str, int] = {}
@@ -77,6 +81,26 @@ def write_teacher(
     write_history(TEACHER.history, history, kept_epoch=len(history))
     write_json(TEACHER.metrics, metrics | costs)
     print(f"  test accuracy {metrics['test_accuracy']:.4f}")
+
+
+def warn_if_nearly_uniform(logits: Tensor, labels: np.ndarray) -> None:
+    """Print a warning if the softmax is far less sure than right: of cosines, which CLIP multiplies
+    by about 100, or outputs of a tanh. Such soft labels say little.
+
+    Args:
+        logits: [N, num_classes].
+        labels: [N].
+    """
+    chance = 1 / logits.shape[1]
+    confidence = float(logits.softmax(1).amax(1).mean())
+    accuracy = float((logits.argmax(1).numpy() == labels).mean())
+    if accuracy - chance > _AS_SURE * (confidence - chance):
+        print(
+            f"  warning: the teacher is right on {accuracy:.2%} of the validation images, but the "
+            f"largest probability of its softmax is {confidence:.2%} in the mean; expected nearly "
+            "as much. If its numbers are cosines, or between -1 and 1, multiply them by the scale "
+            "that it was trained with (`logit_scale` of CLIP, about 100)"
+        )
 
 
 def import_logits(params: TeacherParams, dataset: Dataset, inputs: StageInputs) -> None:

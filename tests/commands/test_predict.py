@@ -1,6 +1,7 @@
 """The command `predict` reads an image file as the pipeline does, without torch."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -266,3 +267,10 @@ def test_a_file_whose_graph_fails_is_refused(exported, tmp_path):
     onnx.save(model, path)
     with pytest.raises(UserError, match=rf"`{path}` (cannot be loaded|fails on images)"):
         run(str(path), "images")
+
+
+def test_a_folder_that_cannot_be_listed_is_not_said_to_be_the_datasets(exported, tmp_path):
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
+    with pytest.raises(UserError, match="not UTF-8") as raised:
+        run_module("pipeline.commands.predict", "models/exported/small.onnx", str(tmp_path))
+    assert "dataset.root" not in str(raised.value)

@@ -4,10 +4,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import PARAMS, run_module, write_params
+from conftest import PARAMS, bytes_of, run_module, write_params
 from stage_process import fork_command
 
 from pipeline.comparison.removed_students import results_of_removed_students
+from pipeline.models.params import WeightsFile
+from pipeline.runtime.errors import UserError
+from pipeline.students.start_file import check_start_file
 
 COMMAND = "pipeline.commands.remove_results"
 #: What the stages of a student write, beside the state of an unfinished training.
@@ -45,6 +48,20 @@ def test_every_result_of_a_removed_student_is_listed_and_nothing_else(renamed, c
     assert set(printed.splitlines()[:-1]) == {path.format("small") for path in WRITTEN}
     assert f"results of 1 student; `python -m {COMMAND} --remove` deletes them" in printed
     assert all(path.exists() for path in before)
+
+
+def test_weights_that_a_student_starts_from_are_no_results_of_a_removed_one(renamed, capsys):
+    student = PARAMS["students"]["small"]
+    weights = {"path": "models/students/small", "sha256": "0" * 64}
+    other = student | {"network": {"name": student["network"], "weights": weights}}
+    write_params(renamed, PARAMS | {"students": {"other": other}})
+    before = bytes_of(Path("models/students/small"))
+    run_module(COMMAND, "--remove")
+    assert bytes_of(Path("models/students/small")) == before
+    assert not Path("models/baselines/small").exists()
+    shutil.rmtree("models/students/small")
+    with pytest.raises(UserError, match="is absent; expected .* Put them there"):
+        check_start_file(WeightsFile(**weights), "other")
 
 
 def test_results_are_removed_when_asked_and_each_is_named(renamed, capsys):

@@ -18,12 +18,14 @@ from pipeline.comparison.figures import Figures, headline_figures
 from pipeline.comparison.measurement.statistics import Gain, holm, mcnemar
 from pipeline.comparison.report.charts import pareto_front
 from pipeline.comparison.report.decision_card import decision_card
+from pipeline.comparison.report.drawings import calibration
 from pipeline.comparison.report.start_texts import scratch_sentence, start_sentences
 from pipeline.comparison.report.summary import (
     budget_sentences,
     describe_gains,
     gain_sentences,
     pair_sentences,
+    teacher_sentences,
 )
 from pipeline.comparison.robustness import CorruptionPredictions, compare_robustness
 from pipeline.data.prepared.dataset import open_dataset
@@ -73,7 +75,8 @@ NAMES = ["ant", "bee", "cat", "dog"]
 def compared(**students: tuple[Predictions, Predictions]) -> Comparison:
     labels = LABELS["test"]
     corrupted = CorruptionPredictions(labels, np.broadcast_to(labels, (6, 3, len(labels))), 16)
-    robustness = compare_robustness(corrupted, dict.fromkeys(students, (corrupted,) * 2), labels)
+    of_students = {name: (corrupted,) * len(models) for name, models in students.items()}
+    robustness = compare_robustness(corrupted, of_students, labels)
     return compare(TEACHER, students, LABELS, NAMES, robustness)
 
 
@@ -180,6 +183,35 @@ def test_unequal_budgets_of_student_and_baseline_are_warned_of_and_equal_ones_ar
     both = figures_of(comparison, a=(1000, 100), b=(1, 2))
     assert (
         "b made 1 optimiser step distilled and 2 as a baseline. Their" in budget_sentences(both)[0]
+    )
+
+
+def test_of_several_seeds_each_figure_beside_an_interval_is_their_mean():
+    def training(role: str, accuracy: float, seed: int) -> Predictions:
+        model = invented("s", role, accuracy, seed)
+        start = Start(text=SCRATCH, sha256=str(seed), seed=seed)
+        return replace(model, start=start, seed=seed or None)
+
+    main, *others = (
+        (training("distilled", accuracy, seed), training("baseline", accuracy - 0.1, seed))
+        for seed, accuracy in enumerate((0.95, 0.7, 0.8))
+    )
+    perfect = invented("s", "distilled", 1.0, 9).validation
+    others[0] = (replace(others[0][0], validation=perfect), others[0][1])  # no temperature fits
+    comparison = compared(s=(*main, *(model for pair in others for model in pair)))
+    pairs = comparison.pairs_by_seed("s")
+    assert [distilled.ece_scaled is None for distilled, _ in pairs].count(True) == 1
+    ece, agreement = (np.mean([getattr(d, of) for d, _ in pairs]) for of in ("ece", "agreement"))
+    of_baseline = np.mean([baseline.agreement for _, baseline in pairs])
+    figures = figures_of(comparison).students["s"]
+    assert (figures.ece, figures.agreement) == pytest.approx((ece, agreement), abs=1e-6)
+    assert figures.ece_low < ece < figures.ece_high
+    assert figures.ece_scaled is None
+    text = " ".join(teacher_sentences(comparison))
+    assert f"on {agreement:.2%} of the images, with its baseline on {of_baseline:.2%}." in text
+    assert f"the distilled student {ece:.2%}," in text
+    assert (
+        f"(distilled, mean of 3 seeds {ece:.2%}, 95% interval: " in calibration(comparison)[1].note
     )
 
 

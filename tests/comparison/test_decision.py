@@ -7,7 +7,7 @@ of them gets wrong alone: five such images are not significant, six are.
 import html
 import json
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +154,19 @@ def test_a_significantly_better_baseline_is_chosen_and_the_card_warns():
         "Warning: Distillation made s significantly less accurate. Trained without the teacher, it "
         "is better by 4.00 points (" in text_of(decision)
     )
+
+
+def test_a_gain_over_a_baseline_that_was_not_trained_on_for_int8_is_warned_of():
+    files = [*pair("a", 4, 40), *pair("a", 4, 40, 400, "int8")]
+    assert "trained on" not in text_of(decided(*files))
+    trained = replace(files[2], int8_trained=True)
+    decision = decided(*files[:2], trained, files[3])
+    assert key(decision.file) == "a, distilled, int8"
+    assert figures_of(decision).decision.unequal_training
+    assert (
+        "The distilled int8 file was trained on by `export.int8_training`, and its baseline was "
+        "not: their difference is not the effect of the teacher alone."
+    ) in text_of(decision)
 
 
 def test_of_two_eligible_trainings_the_significantly_better_one_is_chosen():

@@ -5,6 +5,7 @@ from math import comb, log
 
 import numpy as np
 import pytest
+import scipy
 import torch
 from torch.nn import functional as F
 
@@ -151,6 +152,18 @@ def test_the_bootstrap_has_the_mean_and_the_standard_error_of_theory():
     assert means.shape == (statistics.RESAMPLES, 2)
     np.testing.assert_allclose(means.mean(0), values.mean(0), atol=0.002)
     np.testing.assert_allclose(means.std(0), values.std(0) / 20, rtol=0.05)
+
+
+def test_the_interval_of_a_share_of_all_or_none_is_clopper_and_pearsons():
+    correct = np.ones((200, 3), bool)
+    correct[:, 1] = False
+    correct[:20, 2] = False
+    means = statistics.bootstrap_means(correct)
+    found = statistics.share_intervals(correct, means)
+    for column, successes in enumerate((200, 0)):
+        exact = scipy.stats.binomtest(successes, 200).proportion_ci(0.95, method="exact")
+        np.testing.assert_allclose(found[:, column], exact)
+    np.testing.assert_array_equal(found[:, 2], statistics.interval(means)[:, 2])
 
 
 def test_the_bootstrap_is_paired_and_deterministic():

@@ -15,6 +15,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.models import DenseNet, VisionTransformer
 
+from pipeline.initial_weights.foreign_checkpoint import find_layers
+from pipeline.initial_weights.state_dict import Key
 from pipeline.models import checkpoint
 from pipeline.models.spec import InputSpec, ModelSpec, build
 from pipeline.networks import cifar_resnet
@@ -458,3 +460,72 @@ def test_mnasnet_of_an_older_version_is_loaded_and_saved_as_such(folder):
     with torch.inference_mode():
         torch.testing.assert_close(network(images), old(images))
         assert torch.equal(again.eval()(images), network(images))
+
+
+# A part of the layers: `partial: true`.
+
+
+def layers(content: object, value: str | None = None) -> State:
+    torch.save(content, "mine.pth")
+    key = Key(value, "students.s.network.weights.key")
+    return dict(find_layers(build(describe()), Path("mine.pth"), key).state)
+
+
+def larger(seed: int) -> State:
+    torch.manual_seed(seed)
+    return dict(cifar_resnet.build("resnet20", 5, 3).state_dict())
+
+
+@pytest.mark.parametrize("make", [state_of, larger])
+def test_of_several_sets_the_averaged_one_gives_its_layers(folder, make):
+    averaged, raw = make(0), make(1)
+    for content in (
+        {"model": raw, "model_ema": averaged},
+        {"state_dict_ema": averaged, "state_dict": raw},
+        {"state_dict": raw, "ema": {"module": averaged}},
+    ):
+        found = layers(content)
+        assert torch.equal(found["conv.weight"], averaged["conv.weight"])
+        assert all(torch.equal(found[name], averaged[name]) for name in found)
+        (first,) = [key for key, value in content.items() if value is raw]
+        assert torch.equal(layers(content, first)["conv.weight"], raw["conv.weight"])
+
+
+def test_a_set_of_layers_is_never_mixed_of_two(folder):
+    whole, cut = state_of(0), state_of(1)
+    cut = {name: value for name, value in cut.items() if not name.startswith("blocks.2")}
+    assert same(layers({"state_dict_ema": whole, "state_dict": cut}), whole)
+    assert same(layers({"a": cut, "b": whole}), whole)
+
+
+def test_of_two_sets_that_are_equally_near_none_is_guessed(folder):
+    with pytest.raises(UserError, match=r"holds 2 sets .*`student`, `teacher`; expected one"):
+        layers({"student": state_of(0), "teacher": state_of(1)})
+    assert same(layers({"student": state_of(0), "teacher": state_of(0)}), state_of(0))
+
+
+def test_the_moments_of_an_optimizer_are_no_layers(folder):
+    state = state_of(0)
+    moments = {
+        name: {"exp_avg": torch.full_like(value, 7), "exp_avg_sq": torch.full_like(value, 9)}
+        for name, value in state.items()
+        if value.is_floating_point()
+    }
+    assert same(layers({"model": state, "optimizer": {"state": moments}}), state)
+    with pytest.raises(UserError, match="expected one set of weights"):
+        layers({"optimizer": {"state": moments}})
+
+
+def test_of_mmengine_state_dict_is_the_average(folder):
+    """Its EMAHook swaps the two when it saves."""
+    averaged, raw = state_of(0), state_of(1)
+    content = {
+        "meta": {"mmengine_version": "0.10.4"},
+        "state_dict": averaged,
+        "ema_state_dict": {"steps": torch.tensor(9), **under("module.", raw)},
+    }
+    assert same(load(content), averaged)
+    assert same(layers(content), averaged)
+    assert same(load(content, key="ema_state_dict"), raw)
+    del content["meta"]
+    assert same(load(content), raw)

@@ -14,6 +14,12 @@ import pytest
 import torch
 from clone import cloned
 from conftest import PARAMS, bytes_of, change_params, opened, run_stage, write_params
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    quantize_dynamic,
+    quantize_static,
+)
 from torch import nn
 
 from pipeline.commands import check
@@ -95,6 +101,54 @@ def test_the_onnx_route_and_the_torch_route_give_the_same_store(project, wrap, e
     assert list(rebuilt.state_dict()) == ["onnx"]
 
 
+class _Calibration(CalibrationDataReader):
+    def __init__(self):
+        self._batches = iter([{"x": np.float32(np.random.default_rng(0).random((4, 3, 8, 8)))}])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._batches, None)
+
+
+def constants(model: onnx.ModelProto) -> None:
+    """Turn the initializers into nodes."""
+    graph = model.graph
+    for tensor in reversed(graph.initializer):
+        graph.node.insert(0, onnx.helper.make_node("Constant", [], [tensor.name], value=tensor))
+    del graph.initializer[:]
+
+
+@pytest.mark.parametrize("form", ["constants", "dynamic", "qdq", "qoperator"])
+def test_weights_are_counted_in_integers_and_in_constants_too(folder, form):
+    network = nn.Sequential(
+        *(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 1), nn.Flatten()),
+        *(nn.Linear(512, 32), nn.ReLU(), nn.Linear(32, 3)),
+    )
+    export(network, torch.zeros(4, 3, 8, 8), dynamic=False)
+    model = onnx.load("mine.onnx")
+    for node in model.graph.node:
+        node.input[:] = ["x" if name == model.graph.input[0].name else name for name in node.input]
+    model.graph.input[0].name = "x"
+    onnx.save(model, "mine.onnx")
+    expected = load().cost(3, 8)
+    assert expected["parameters"] == sum(p.numel() for p in network.parameters())
+    assert expected["macs"] == 64 * 16 * 27 + 64 * 8 * 16 + 512 * 32 + 32 * 3
+    match form:
+        case "constants":
+            constants(model)
+            onnx.save(model, "mine.onnx")
+        case "dynamic":
+            quantize_dynamic("mine.onnx", "mine.onnx")
+        case _:
+            quantize_static(
+                *("mine.onnx", "mine.onnx", _Calibration()),
+                quant_format=QuantFormat.QDQ if form == "qdq" else QuantFormat.QOperator,
+            )
+    found = load().cost(3, 8)
+    assert found["macs"] == expected["macs"]
+    # A few scales are left, of dynamic quantisation.
+    assert 0 <= found["parameters"] - expected["parameters"] <= 8
+
+
 def node(kind: str, source: str, result: str, **attributes: object) -> onnx.NodeProto:
     inputs = [source, "axes"] if kind.startswith("Reduce") else [source]
     return onnx.helper.make_node(kind, inputs, [result], **attributes)
@@ -124,6 +178,16 @@ def describe(size: int = 8, **options: object) -> ModelSpec:
 def load(size: int = 8, **options: object) -> nn.Module:
     network, _ = foreign_teacher.load_foreign(describe(size, **options), Path("mine.onnx"))
     return network
+
+
+@pytest.mark.parametrize("name", ["y_of_rows", "y_of_all_classes"])
+def test_a_list_of_classes_takes_no_name_that_the_file_has(folder, name):
+    nodes = [node("Identity", "x", name), node("ReduceMean", name, "y", keepdims=0)]
+    graph(shape=("n", 4, 8, 8), output=("n", 4), nodes=nodes)
+    spec = ModelSpec("onnx", "mine", {}, ["a", "b", "c"], InputSpec(4, 8, [0.5] * 4, [0.2] * 4))
+    network, _ = foreign_teacher.load_foreign(spec, Path("mine.onnx"), classes=[3, 0, 2])
+    images = torch.randn(5, 4, 8, 8)
+    torch.testing.assert_close(network(images), images.mean((2, 3))[:, [3, 0, 2]])
 
 
 @pytest.mark.parametrize("nodes", [None, "softmax"])

@@ -17,6 +17,7 @@ from pipeline.runtime.outputs import TEACHER
 from pipeline.runtime.params import load_section
 from pipeline.teacher import accuracy_gate, chance
 from pipeline.teacher.chance import compare_with_chance, confusion_matrix
+from pipeline.teacher.outputs import warn_if_nearly_uniform
 from pipeline.teacher.params import TeacherParams
 
 
@@ -177,3 +178,21 @@ def test_chance_passes_each_test_no_more_often_than_its_level():
 @pytest.mark.slow
 def test_chance_passes_the_gate_less_than_twice_in_a_thousand():
     assert (rates_at_chance(20_000, chance.SIGNIFICANCE).sum(1) < 0.002).all()
+
+
+def test_a_softmax_that_is_far_less_sure_than_right_is_warned_of(capsys):
+    """Cosines without CLIP's scale, and outputs of a tanh."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, 200)
+    towards = rng.standard_normal((10, 64))
+    images = towards[labels] + rng.standard_normal((200, 64))
+    cosines = (
+        torch.nn.functional.normalize(torch.tensor(images))
+        @ torch.nn.functional.normalize(torch.tensor(towards)).T
+    )
+    for logits, warned in ((cosines, True), (100 * cosines, False), (5 * cosines.tanh(), False)):
+        warn_if_nearly_uniform(logits, labels)
+        assert ("multiply them by the scale" in capsys.readouterr().out) == warned
+    wrong = (labels + 1) % 10
+    warn_if_nearly_uniform(cosines, wrong)  # nor is it right
+    assert capsys.readouterr().out == ""

@@ -76,6 +76,21 @@ def interval(means: np.ndarray) -> np.ndarray:
     return np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
 
 
+def share_intervals(correct: np.ndarray, means: np.ndarray) -> np.ndarray:
+    """Compute the 95 % intervals of M shares of N samples, [2, M]: from their bootstrap means; of
+    a share of 0 or 1, which the bootstrap never changes, Clopper and Pearson's (1934).
+
+    Args:
+        correct: [N, M] bool.
+        means: [resamples, M], of `bootstrap_means`.
+    """
+    low, high = interval(means)
+    exact = ((1 - LEVEL) / 2) ** (1 / len(correct))
+    return np.stack(
+        [np.where(correct.all(0), exact, low), np.where(correct.any(0), high, 1 - exact)]
+    )
+
+
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     """Compute the exact two-sided p-value of McNemar's test.
 

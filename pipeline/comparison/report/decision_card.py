@@ -151,6 +151,11 @@ def warnings(decision: DecisionFigures, teacher_accuracy: float) -> Iterator[str
             f"{percent(decision.accuracy)} instead of {percent(teacher_accuracy)}. It loses "
             f"{loss(decision.to_teacher.tested)}."
         )
+    if decision.unequal_training:
+        yield (
+            "The distilled int8 file was trained on by `export.int8_training`, and its baseline "
+            "was not: their difference is not the effect of the teacher alone."
+        )
     if decision.baseline_better:
         yield (
             f"Distillation made {decision.student} significantly less accurate. Trained without "

@@ -82,7 +82,7 @@ def accuracy_against(
     points = [
         charts.Point(file_label(m.name, m.precision), m.role, cost, m.accuracy, m.low, m.high)
         for m, cost in zip(models, costs, strict=True)
-        if cost is not None
+        if cost  # neither unknown nor 0, which a logarithmic axis has not
     ]
     title = f"Accuracy against {axis_title.removesuffix(', ms')}"
     return Drawing(title, charts.scatter(points, title, axis_title), note)
@@ -97,7 +97,9 @@ def calibration(comparison: Comparison) -> list[Drawing]:
         errors = ", ".join(f"{model.role} {percent(model.ece)}" for model in reversed(models))
         if name in comparison.intervals:
             low, high = comparison.intervals[name].ece
-            errors += f" (distilled, 95% interval: {percent_bounds(low, high)})"
+            of = [distilled.ece for distilled, _ in comparison.pairs_by_seed(name)]
+            mean = f"mean of {len(of)} seeds {percent(np.mean(of))}, " if len(of) > 1 else ""
+            errors += f" (distilled, {mean}95% interval: {percent_bounds(low, high)})"
         plot = charts.reliability_plot(bins, f"Reliability of {name}")
         drawings.append(Drawing(name, plot, f"ECE: {errors}"))
     return drawings

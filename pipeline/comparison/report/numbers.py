@@ -44,13 +44,13 @@ def millions(number: int) -> str:
 
 
 def compression(teachers: int | None, students: int) -> str:
-    """The teacher's cost over the student's; `-` without a teacher's cost."""
-    return "-" if teachers is None else f"{teachers / students:.1f} x"
+    """The teacher's cost over the student's; `-` if one of them is unknown or 0."""
+    return f"{teachers / students:.1f} x" if teachers and students else "-"
 
 
 def fewer_or_more(teachers: int | None, students: int) -> str:
-    """`16.0 x fewer` or `2.5 x more` than the teacher's; `-` without a teacher's."""
-    if teachers is None:
+    """`16.0 x fewer` or `2.5 x more` than the teacher's; `-` if one is unknown or 0."""
+    if not (teachers and students):
         return "-"
     ratio = teachers / students
     if f"{ratio:.1f}" == "1.0":

@@ -90,27 +90,39 @@ def budget_sentences(figures: Figures) -> list[str]:
     return [f"Warning: {'; '.join(unequal)}. {gains} not the effect of the teacher alone."]
 
 
-def sentences(figures: Figures, comparison: Comparison, costs: Costs) -> list[str]:
-    """The comparison in words: gains, agreement, calibration, speed and cache."""
-    teacher, gains = comparison.teacher, comparison.gains.values()
-    distilled, baselines = [gain.first for gain in gains], [gain.second for gain in gains]
+def teacher_sentences(comparison: Comparison) -> list[str]:
+    """The teacher's accuracy, its agreement with the networks, and calibration; of several seeds
+    the means."""
+    teacher, pairs = comparison.teacher, [*map(comparison.pairs_by_seed, comparison.gains)]
+
+    def means(figure: str, *, baseline: bool = False) -> str:
+        """The range over the students of means over the seeds."""
+        of_each = ([getattr(pair[baseline], figure) for pair in of] for of in pairs)
+        return percent_range(sum(values) / len(values) for values in of_each)
+
     students, others = (
         ("the distilled student", "its baseline")
-        if len(gains) == 1
+        if len(pairs) == 1
         else ("distilled students", "their baselines")
     )
     size = ""
     if teacher.parameters is not None:
         size = f" with {counted(teacher.parameters, 'parameter')}"
+    return [
+        f"The teacher has {percent(teacher.accuracy)}{size}. It agrees with {students} on "
+        f"{means('agreement')} of the images, with {others} on "
+        f"{means('agreement', baseline=True)}.",
+        f"Expected calibration error: the teacher {percent(teacher.ece)}, {students} "
+        f"{means('ece')}, {others} {means('ece', baseline=True)}.",
+    ]
+
+
+def sentences(figures: Figures, comparison: Comparison, costs: Costs) -> list[str]:
+    """The comparison in words: gains, agreement, calibration, speed and cache."""
     lines = [
         *gain_sentences(figures),
         *scratch_sentence(figures),
-        f"The teacher has {percent(teacher.accuracy)}{size}. It agrees with {students} on "
-        f"{percent_range(m.agreement for m in distilled)} of the images, with {others} on "
-        f"{percent_range(m.agreement for m in baselines)}.",
-        f"Expected calibration error: the teacher {percent(teacher.ece)}, {students} "
-        f"{percent_range(m.ece for m in distilled)}, {others} "
-        f"{percent_range(m.ece for m in baselines)}.",
+        *teacher_sentences(comparison),
         *pair_sentences(comparison),
         *cost_sentences(costs),
     ]

@@ -27,6 +27,15 @@ def raw_modes_of(image: Image.Image) -> set[str]:
     return {args if isinstance(args, str) else str(args[0]) for args in arguments if args}
 
 
+def open_whole_colours(image: Image.Image) -> Image.Image:
+    """Let Pillow read a binary PPM of 16-bit colours as other formats' 16 bits; it would scale it
+    to 8."""
+    for tile in image.tile if image.format == "PPM" and image.mode == "RGB" else ():
+        if tile.codec_name == "ppm" and tile.args[-1] == 65_535:
+            image.tile = [tile._replace(codec_name="raw", args=("RGB;16B", 0, 1))]
+    return image
+
+
 def open_low_bytes(image: Image.Image, reopen: Callable[[], Image.Image]) -> Image.Image | None:
     """Open an image of 16-bit colours, of which Pillow decodes the high bytes, for its low bytes.
 

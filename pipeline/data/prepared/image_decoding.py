@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from pipeline.data.prepared.deep_images import (
     open_low_bytes,
+    open_whole_colours,
     raw_modes_of,
     scale_colours,
     scale_grey,
@@ -87,6 +88,10 @@ def read_image(content: bytes, bit_depth: int | None = None) -> Image.Image:
     return eight_bits(open_image(content), bit_depth)
 
 
+#: Pillow scales PNG's grey of 2 and 4 bits to 8, but not the value that is transparent.
+_SCALED_GREYS = {"L;2": 85, "L;4": 17}
+
+
 def read_nothing_else() -> None:
     """Make Pillow refuse other formats in this process, whoever opens a file."""
     Image.init()
@@ -107,20 +112,24 @@ def open_image(content: bytes) -> Image.Image:
     if image.format not in _MULTI_PAGE and getattr(image, "is_animated", False):
         raise ValueError(ANIMATED)
     raw_modes = raw_modes_of(image)
+    for raw_mode, factor in _SCALED_GREYS.items():
+        if raw_mode in raw_modes and isinstance(image.info.get("transparency"), int):
+            image.info["transparency"] *= factor
     image.info[_FACTS] = _Facts(
         orientation=stripped.orientation or _orientation_in(image.info),
         white_is_zero=stripped.white_is_zero,
         bits=12 if "I;12" in raw_modes else None,
         is_signed=stripped.is_signed,
         more_pages=stripped.more_pages,
-        low_bytes=None if stripped.is_planar else open_low_bytes(image, lambda: _open(content)),
+        low_bytes=open_low_bytes(image, lambda: _open(content)),
     )
     return image
 
 
 def _open(content: bytes) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(content), formats=[f for f in FORMATS if f in Image.OPEN])
+        image = Image.open(io.BytesIO(content), formats=[f for f in FORMATS if f in Image.OPEN])
+        return open_whole_colours(image)
     except Image.DecompressionBombError:
         raise ValueError(f"it has more than the {LARGEST_IMAGE:,} pixels that are read") from None
     except UnidentifiedImageError:

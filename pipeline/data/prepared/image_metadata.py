@@ -47,7 +47,6 @@ class Stripped(NamedTuple):
     orientation: int | None = 1  # EXIF's, 1 to 8; None: not looked for
     white_is_zero: bool = False  # whether the decoded values are still to be inverted
     is_signed: bool = False  # whether bytes above 127 are negative
-    is_planar: bool = False  # whether deep channels are stored one after another
     more_pages: bool = False  # whether other pages follow that are not reduced copies
 
 
@@ -289,8 +288,8 @@ def _strip_tiff(content: bytes) -> Stripped:
     entries, next_start = tiff.directory(tiff.start)
     found = tiff.numbers(entries)
     bits = found.get(_BITS, 1)
-    is_planar = bits > 8 and found.get(_PLANAR) == 2 and found.get(_SAMPLES, 1) > 1
-    if is_planar and found.get(_COMPRESSION) == 1:  # Pillow would take them for 8 bits
+    # Of these Pillow keeps the high bytes alone, or takes them for 8 bits.
+    if bits > 8 and found.get(_PLANAR) == 2 and found.get(_SAMPLES, 1) > 1:
         raise ValueError("it has 16-bit channels one after another; expected them side by side")
     orientation = found.get(_ORIENTATION)
     if orientation is None:
@@ -311,7 +310,6 @@ def _strip_tiff(content: bytes) -> Stripped:
         orientation=orientation if orientation in range(1, 9) else 1,
         white_is_zero=is_inverted,
         is_signed=bits == 8 and found.get(_SAMPLE_FORMAT) == 2,
-        is_planar=is_planar,
         more_pages=next_start not in (0, tiff.start) and _is_full_page(tiff, next_start),
     )
 

@@ -27,6 +27,7 @@ _HEADER_TYPES = (
 _CHUNK_BYTES = 2**20
 _UTF_8 = 0x800  # flag of a member of a zip: its name is UTF-8
 
+ROOT = " (`dataset.root`)"
 #: What reading an archive raises if it is damaged, encrypted, or compressed in an unknown way.
 _DAMAGED = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError),
@@ -35,18 +36,21 @@ _DAMAGED = (
 
 
 def read_heads(
-    root: Path, wanted: Callable[[str], bool] = lambda name: False
+    root: Path, wanted: Callable[[str], bool] = lambda name: False, key: str = ROOT
 ) -> Iterator[tuple[str, bytes | None]]:
     """Yield the name of each file and folder below the root, with the head of each wanted file.
 
     Names are relative to the root and `/`-separated; a folder's name ends in `/`. What is hidden or
     in a system's folder is not looked at: an archive repeats the folder's name for each file in it.
 
+    Args:
+        key: what a message adds to the root's path: where it comes from.
+
     Raises:
         UserError: the root is absent, is not a folder or a readable archive, or contains a link to
             a folder, a device, a name outside the root or not in UTF-8, or too large a file.
     """
-    return _walk(root, wanted, HEAD_BYTES)
+    return _walk(root, wanted, HEAD_BYTES, key)
 
 
 def read_files(
@@ -64,23 +68,24 @@ def read_files(
 Entries = Iterator[tuple[str, bytes | None]]
 
 
-def _walk(root: Path, wanted: Callable[[str], bool], size: int) -> Entries:
+def _walk(root: Path, wanted: Callable[[str], bool], size: int, key: str = ROOT) -> Entries:
     """Walk through the root.
 
     Args:
         size: bytes to read of each wanted file; -1: all.
+        key: as of `read_heads`.
     """
     if not root.exists():
-        raise UserError(f"`{root}` (`dataset.root`) does not exist; {_EXPECTED}.")
+        raise UserError(f"`{root}`{key} does not exist; {_EXPECTED}.")
     if not (root.is_dir() or (root.is_file() and root.name.casefold().endswith((*_TAR, ".zip")))):
-        raise UserError(f"`{root}` (`dataset.root`) is a file of an unknown kind; {_EXPECTED}.")
+        raise UserError(f"`{root}`{key} is a file of an unknown kind; {_EXPECTED}.")
     walk = _walk_folder if root.is_dir() else _walk_zip if is_zip(root) else _walk_tar
     try:
         yield from walk(root, wanted, size)
     except UserError as error:
-        raise UserError(f"`{root}` (`dataset.root`) holds {error}") from None
+        raise UserError(f"`{root}`{key} holds {error}") from None
     except _DAMAGED as error:
-        raise UserError(f"`{root}` (`dataset.root`) {_why_unreadable(root, error)}") from None
+        raise UserError(f"`{root}`{key} {_why_unreadable(root, error)}") from None
 
 
 def _why_unreadable(root: Path, error: Exception) -> str:

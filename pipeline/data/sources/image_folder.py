@@ -48,6 +48,8 @@ def image_folder(params: DatasetParams) -> ImageSource:
     splits = np.fromiter((place.split for place in found), np.int8, len(ids))
 
     def number_of(name: str) -> int | None:
+        if not name.startswith(prefix):
+            return None
         sample_id = name.removeprefix(prefix)
         sample = bisect_left(ids, sample_id)
         return sample if ids[sample : sample + 1] == [sample_id] else None
@@ -55,8 +57,15 @@ def image_folder(params: DatasetParams) -> ImageSource:
     def open_content(_: int, content: bytes) -> tuple[Image.Image, bytes]:
         return read_image(content, params.bit_depth), content
 
-    wanted = read_files(root, lambda name: number_of(name) is not None)
-    contents = ((number_of(name), content) for name, content in wanted)
+    copies = Counter(listing.files)
+
+    def last_copies() -> Iterator[tuple[int, bytes]]:
+        for name, content in read_files(root, lambda name: number_of(name) is not None):
+            copies[name] -= 1
+            if not copies[name]:  # who unpacks the archive has this one
+                yield number_of(name), content
+
+    contents = last_copies()
     images = decode_all(contents, open_content, ids, params)
     return ImageSource(
         layout.class_names, split_off(SampleTable(ids, labels, splits), params), images

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.data.sources.archives import read_heads
+from pipeline.data.sources.archives import ROOT, read_heads
 from pipeline.data.sources.leftovers import (
     has_picture_suffix,
     is_picture,
@@ -27,14 +27,17 @@ class Listing:
     partly: set[str]  # the folders with something that is left out
 
 
-def list_images(root: Path) -> Listing:
+def list_images(root: Path, key: str = ROOT) -> Listing:
     """List the files below a root that may be images.
+
+    Args:
+        key: as of `archives.read_heads`.
 
     Raises:
         UserError: as in `archives.read_heads`.
     """
     files, folders, left_out = [], set(), {}  # left out: name -> kind
-    for name, head in read_heads(root, lambda name: not has_picture_suffix(name)):
+    for name, head in read_heads(root, lambda name: not has_picture_suffix(name), key):
         if is_system_name(_last(name), name.endswith("/")):
             left_out[name] = _kind_of_system(name)
         elif name.endswith("/"):

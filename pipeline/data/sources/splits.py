@@ -75,10 +75,12 @@ def split_off(samples: SampleTable, params: DatasetParams) -> SampleTable:
                 f"{len(lacking) + 1}, for training and to split off "
                 f"{' and '.join(SPLITS[split] for split in lacking)}."
             )
-        ranked = iter(_ranked(members, samples, params))
-        for split in lacking:
-            count = max(1, round(shares[split] * len(members)))
+        ranked, left = iter(_ranked(members, samples, params)), len(members)
+        for after, split in zip(range(len(lacking))[::-1], lacking, strict=True):
+            most = left - after - 1  # one is left for each later split, and for training
+            count = min(max(1, round(shares[split] * len(members))), most)
             splits[list(islice(ranked, count))] = split
+            left -= count
     return replace(samples, splits=splits)
 
 

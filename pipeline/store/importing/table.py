@@ -172,6 +172,8 @@ def _check(path: Path, arrays: dict[str, np.ndarray]) -> None:
                 "[rows] of integers."
             )
     arrays["ids"] = arrays["ids"].astype(str).astype(object)
+    if "views" in arrays:  # places of rows are computed from them
+        arrays["views"] = arrays["views"].astype(np.int64)
 
 
 def _in_order_of_dataset(path: Path, logits: np.ndarray, dataset: Dataset) -> dict[str, np.ndarray]:

@@ -178,12 +178,12 @@ def test_the_teacher_and_every_students_files_have_figures_in_every_setting(fini
 
 def test_exactly_the_students_of_the_parameters_are_timed_with_their_int8_files(project, capsys):
     students = PARAMS["students"]
-    write_params(project, PARAMS | {"students": students | {"teacher": students["small"]}})
+    write_params(project, PARAMS | {"students": students | {"other": students["small"]}})
     small = ExportedFile("distilled", "small").path
     int8 = ExportedFile("distilled", "small", "int8").path
     int8.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(small, int8)  # `speed` runs what lies there
-    shutil.copy(small, ExportedFile("distilled", "teacher").path)  # a student of that name
+    shutil.copy(small, ExportedFile("distilled", "other").path)
     run_stage("speed")
     speeds = Speeds.model_validate_json(SPEED_FILE.read_bytes()).settings
     for measured in (speeds[ONE_THREAD], speeds.get(ALL_CORES, speeds[ONE_THREAD])):
@@ -191,17 +191,17 @@ def test_exactly_the_students_of_the_parameters_are_timed_with_their_int8_files(
             "teacher",
             "small",
             "small int8",
-            "teacher",
+            "other",
         ]
         assert measured.teacher.speedup is None
-        assert measured.find("teacher").speedup is not None
+        assert measured.find("other").speedup is not None
     text = speed_of(speeds, "small", "int8")
     assert re.fullmatch(r".* (faster than|slower than|fast as) the teacher \(.* to .*\)", text)
     assert f"  small int8: {speeds[ONE_THREAD].find('small', 'int8').latency_ms:.3g} ms" in (
         out := capsys.readouterr().out
     )
     assert text in out
-    assert speed_of(speeds, "teacher", "int8") == "not measured"
+    assert speed_of(speeds, "other", "int8") == "not measured"
 
 
 def test_an_absent_file_of_a_student_is_refused_with_the_command_that_writes_it(project):

@@ -358,7 +358,13 @@ def test_one_is_followed_by_a_singular_and_every_other_number_by_a_plural(pages,
 
 @pytest.mark.parametrize(
     ("teachers", "students", "text"),
-    [(100, 10, "10.0 x fewer"), (10, 100, "10.0 x more"), (100, 99, "as many"), (None, 9, "-")],
+    [
+        (100, 10, "10.0 x fewer"),
+        (10, 100, "10.0 x more"),
+        (100, 99, "as many"),
+        (None, 9, "-"),
+        (0, 9, "-"),
+    ],
 )
 def test_a_student_larger_than_its_teacher_is_not_said_to_have_fewer(teachers, students, text):
     assert fewer_or_more(teachers, students) == text

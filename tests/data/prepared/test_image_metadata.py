@@ -263,6 +263,22 @@ def test_colours_of_sixteen_bits_keep_their_brightness():
     assert image.info[LARGEST] >> 8 == values.max() >> 8
 
 
+def deflated_planes(values: np.ndarray) -> bytes:
+    """A TIFF of 16 bits whose channels are compressed apart."""
+    planes = [zlib.compress(plane.astype("<u2").tobytes()) for plane in values.transpose(2, 0, 1)]
+    height, width = values.shape[:2]
+    extra = 8 + sum(map(len, planes))
+    starts = np.cumsum([8, *map(len, planes)])[:3]
+    arrays = struct.pack("<3H", 16, 16, 16) + struct.pack("<6I", *starts, *map(len, planes))
+    entries = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, extra), (259, 3, 1, 8)]
+    entries += [(262, 3, 1, 2), (273, 4, 3, extra + 6), (277, 3, 1, 3), (278, 3, 1, height)]
+    entries += [(279, 4, 3, extra + 18), (284, 3, 1, 2)]
+    directory = struct.pack("<H", len(entries))
+    directory += b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+    head = b"II*\0" + struct.pack("<I", extra + len(arrays))
+    return head + b"".join(planes) + arrays + directory
+
+
 def test_the_transparent_value_of_a_deep_image_becomes_white():
     values = np.array([[[300], [301], [65_535], [0]]])
     image = read_image(deep_png(values, 0, chunk(b"tRNS", struct.pack(">H", 300))))
@@ -272,12 +288,41 @@ def test_the_transparent_value_of_a_deep_image_becomes_white():
     assert np.asarray(image.convert("RGB"))[0].tolist() == [[255, 255, 255], [1, 0, 0]]
 
 
+def test_a_grey_png_of_few_bits_is_white_where_it_is_transparent():
+    for bits, step in ((2, 85), (4, 17)):
+        values = range(2**bits)
+        header = struct.pack(">IIBBBBB", len(values), 1, bits, 0, 0, 0, 0)
+        row = int("".join(f"{value:0{bits}b}" for value in values), 2)
+        pixels = zlib.compress(b"\0" + row.to_bytes(len(values) * bits // 8, "big"))
+        parts = [(b"IHDR", header), (b"tRNS", b"\0\1"), (b"IDAT", pixels), (b"IEND", b"")]
+        image = read_image(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+        expected = [255 if value == 1 else step * value for value in values]
+        assert np.asarray(image.convert("L"))[0].tolist() == expected
+
+
+def test_a_ppm_of_sixteen_bits_is_read_as_a_png_of_them():
+    for values in (PICTURE.astype(int) << 4, PICTURE.astype(int) << 8):
+        height, width = values.shape[:2]
+        ppm = f"P6 {width} {height} 65535\n".encode() + values.astype(">u2").tobytes()
+        for bit_depth in (None, 12, 16):
+            if bit_depth == 12 and values.max() > 4095:
+                continue
+            found, png = (read_image(c, bit_depth) for c in (ppm, deep_png(values, 2)))
+            assert np.array_equal(found, png)
+            assert found.info[LARGEST] == png.info[LARGEST]
+    scaled = (
+        b"P6 2 1 1023\n" + np.array([0, 512, 1023] * 2, ">u2").tobytes()
+    )  # it says what is white
+    assert np.asarray(read_image(scaled))[0, 0].tolist() == [0, 128, 255]
+
+
 def test_pixels_of_unknown_range_are_refused_in_words():
     for content, words in (
         (tiff(GREY / 255, 32, sample_format=3), "floating-point pixels"),
         (tiff(GREY - 100, 16, sample_format=2), "negative pixels"),
         (tiff(GREY - 128, 8, sample_format=2), "negative pixels"),
         (tiff(PICTURE, 16, planar=2), "16-bit channels one after another"),
+        (deflated_planes(PICTURE), "16-bit channels one after another"),
         (tiff(GREY * 9999, 32, sample_format=2), "more than 16 bits a channel"),
     ):
         with pytest.raises(ValueError, match=words):

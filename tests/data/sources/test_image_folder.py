@@ -205,3 +205,38 @@ def test_images_are_resized_to_another_size_and_mapped_at_their_own(folder):
     image = Image.fromarray(images[2].transpose(1, 2, 0))
     expected = image.resize((8, 8), Image.Resampling.BICUBIC)
     assert np.array_equal(resized[2].transpose(1, 2, 0), np.asarray(expected))
+
+
+def test_a_split_leaves_each_class_an_image_for_training(folder):
+    write_images(folder / "images", per_class=20)
+    for image in sorted((folder / "images/train/ant").iterdir())[3:]:
+        image.unlink()
+    splits = prepare(test_fraction=0.5, validation_fraction=0.1).splits
+    assert {name: np.bincount(split.labels).tolist() for name, split in splits.items()} == {
+        "train": [1, 8, 8],
+        "validation": [1, 2, 2],
+        "test": [1, 10, 10],
+    }
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_of_a_name_that_an_archive_repeats_the_last_copy_counts_and_no_other(folder, kind):
+    images = folder / "images"
+    write_images(images, per_class=6)
+    expected = prepare()
+    files = [(str(file.relative_to(images)), file) for file in sorted(images.rglob("*.png"))]
+    broken, white = folder / "broken", folder / "white.png"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\n")
+    Image.new("RGB", (16, 16), "white").save(white)
+    repeated = [(files[0][0], broken), *((name, white) for name, _ in files[1:9]), *files]
+    if kind == "tar":
+        with tarfile.open("images.tar", "w") as archive:
+            for name, file in repeated:
+                archive.add(file, name)
+    else:
+        with zipfile.ZipFile("images.zip", "w") as archive:
+            for name, file in repeated:
+                archive.write(file, name)
+    found = prepare(root=f"images.{kind}")
+    assert (found.fingerprint, found.mean) == (expected.fingerprint, expected.mean)

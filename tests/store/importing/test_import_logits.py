@@ -325,3 +325,12 @@ def test_the_pages_python_writes_a_table(project):
     exec(dedent(block), {"predict": of_image.get, "class_names": dataset.class_names})
     store = import_table("their_logits.npz")
     assert np.array_equal(rows_of(store, "test")[0], logits["test"][0].astype(np.float16))
+
+
+@pytest.mark.parametrize("kind", [np.uint64, np.int8, np.uint8])
+def test_views_of_any_integers_are_numbers_of_views(project, kind):
+    logits = made_up_logits()
+    logits["train"] = np.concatenate([logits["train"], -logits["train"]])  # 6 x 36 > 127
+    arrays = table(logits)
+    store = import_table(write_npz(arrays | {"views": arrays["views"].astype(kind)}))
+    assert rows_of(store).tobytes() == logits["train"].astype(np.float16).tobytes()
