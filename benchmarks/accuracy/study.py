@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -48,7 +48,7 @@ from pipeline.distillation.params import METHODS, DistillationParams, check_meth
 from pipeline.models import checkpoint
 from pipeline.models.evaluation import predict
 from pipeline.models.params import NetworkParams
-from pipeline.models.spec import build, model_spec
+from pipeline.models.spec import build, family_module, model_spec
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_directory, canonical_json
 from pipeline.runtime.outputs import PREPARED, STORE, TEACHER
@@ -645,13 +645,20 @@ def resume_state(
     return ResumeState(folder, fingerprint(fields, device, SINGLE_PROCESS), SINGLE_PROCESS)
 
 
-def open_pool(workers: int) -> ProcessPoolExecutor:
-    """Start processes to train in. They exit if this one is killed."""
+def open_pool(workers: int, families: Collection[str] = ()) -> ProcessPoolExecutor:
+    """Start processes to train in. They exit if this one is killed.
+
+    Args:
+        families: of networks, whose code all processes load: a state is resumed by equal code.
+    """
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, context, initializer=_watch_parent)
+    return ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(sorted(families),))
 
 
-def _watch_parent() -> None:
+def _begin(families: Sequence[str]) -> None:
+    for family in families:
+        family_module(family)
+
     def watch() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
@@ -681,8 +688,9 @@ def conduct(
     report(f"{file.name} holds {total - left} of {total} runs")
     if not left:
         return
-    failed = []
-    with open_pool(workers) as pool:
+    failed, runs = [], [run for block in blocks for run in block]
+    networks = [*(r.student for r in runs), *(c.teacher.network for r in runs for c in r.caches)]
+    with open_pool(workers, {network.family for network in networks}) as pool:
         for block in todo:
             workshop.make(list(dict.fromkeys(cache for run in block for cache in run.caches)))
             waiting = {pool.submit(train_one, run, workshop.project): run for run in block}

@@ -33,10 +33,15 @@ def import_logits(path: Path, store: Path) -> MatchedTable:
 
     Raises:
         UserError: the table is not for this dataset; lists every row, class or number that is
-            wrong or missing. No store is written.
+            wrong or missing; or the folder holds something else than a store. Nothing is written.
     """
-    if store.exists() and not (store / INDEX).is_file() and any(store.iterdir()):
-        raise UserError(f"`{store}` holds something else than a store; expected a new folder.")
+    found = sorted(store.iterdir()) if store.exists() else []
+    others = [file.name for file in found if file.name != INDEX and file.suffix != ".h5"]
+    if others or (found and not (store / INDEX).is_file()):
+        raise UserError(
+            f"`{store}` holds something else than a store, `{(others or [found[0].name])[0]}`; "
+            "expected a new folder, or a store, which is replaced."
+        )
     views = load_section(ViewsParams, "views")
     verify_dataset()
     dataset = open_dataset()

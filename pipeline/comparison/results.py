@@ -48,7 +48,7 @@ from pipeline.runtime.outputs import (
     Role,
     Start,
 )
-from pipeline.runtime.params import read_params
+from pipeline.runtime.params import paired_views, read_params
 from pipeline.runtime.validation import Record, read_model
 
 STUDENT_ROLES: tuple[Role, ...] = ("distilled", "baseline")
@@ -329,20 +329,11 @@ def cache_economics(
         of_both_views=frozenset(
             name
             for name in trainings
-            if index.policy.startswith("weak=") and _paired_views(name) == "both"
+            if index.policy.startswith("weak=") and paired_views(read_params(), name) == "both"
         ),
         bytes_per_row=index.fidelity.bytes_per_row,
         extra_passes=index.fidelity.extra_passes,
     )
-
-
-def _paired_views(student: str) -> str:
-    """The student's parameter of that name, which is `both` if it is not given."""
-    params = read_params()
-    section, own = params["distillation"], params["students"][student].get("distillation") or {}
-    same_method = own.get("method") in (None, section.get("method", "kd"))
-    inherited = section.get("paired_views") if same_method else None
-    return own.get("paired_views", inherited) or "both"
 
 
 def read_speed(names: list[str]) -> Speeds:

@@ -57,7 +57,11 @@ def agreement_interval(
 ) -> tuple[float, float]:
     """The 95 % interval of the mean agreement of one student's trainings with the teacher."""
     agree = np.stack([m.decisions == teacher.decisions for m in students], 1)
-    return with_interval(agree.mean(0), statistics.bootstrap_means(agree))
+    means = statistics.bootstrap_means(agree)
+    if len(students) == 1 and agree.mean() in (0, 1):
+        low, high = statistics.share_intervals(agree, means)[:, 0]
+        return float(low), float(high)
+    return with_interval(agree.mean(0), means)
 
 
 def calibration_interval(students: Sequence[ModelMetrics]) -> tuple[float, float]:

@@ -8,6 +8,7 @@ import torch
 from pipeline.runtime.files import sha256_of_file
 
 _PACKAGE = Path(__file__).parents[1]
+_NO_BYTES = {"runtime/run_plan.py"}  # it says how long stages take, and is loaded under DVC alone
 
 
 def device_name(device: torch.device) -> str:
@@ -15,11 +16,9 @@ def device_name(device: torch.device) -> str:
 
 
 def loaded_code() -> dict[str, str]:
-    """The SHA-256 of every file of the pipeline that this process has loaded."""
+    """The SHA-256 of every file of the pipeline that this process has loaded, but for what no
+    result depends on."""
     files = {getattr(module, "__file__", None) or "" for module in sys.modules.values()}
     ours = [Path(file) for file in files if file.startswith(f"{_PACKAGE}/")]
-    return {
-        str(path.relative_to(_PACKAGE)): sha256_of_file(path)
-        for path in ours
-        if path.suffix == ".py"
-    }
+    names = {str(path.relative_to(_PACKAGE)): path for path in ours if path.suffix == ".py"}
+    return {name: sha256_of_file(path) for name, path in names.items() if name not in _NO_BYTES}

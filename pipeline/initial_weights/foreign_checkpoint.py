@@ -1,6 +1,5 @@
 """Load weights that were saved elsewhere. No code of the file is executed."""
 
-import hashlib
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor, nn
 
 from pipeline.initial_weights.checkpoint_file import read_checkpoint
@@ -23,8 +21,8 @@ from pipeline.initial_weights.state_dict import (
     Transform,
     check_key,
     choose,
+    distinct,
     find_weights,
-    is_average,
     is_of_optimizer,
     list_contents,
     name_of,
@@ -278,44 +276,26 @@ def _nearest(network: nn.Module, contents: Contents, key: str | None) -> _Neares
 
 
 def _nearest_set(network: nn.Module, contents: Contents, key: Key) -> _Nearest:
-    """The one set of weights that comes nearest; as `state_dict.choose` chooses among several."""
-    shapes, highest = _shapes(network), -1
-    sets: dict[frozenset[Entry], _Nearest] = {}  # of the highest score
+    """The one set of weights that comes nearest; of several, as `choose` does."""
+    shapes, highest = _shapes(network), 0
+    sets: dict[Found, _Nearest] = {}  # of the highest score
     for score, nearest in _scored(network, contents, key.value):
         used = [(name, e) for name, e in nearest.entries if name in shapes]
         is_one = len({name for name, _ in used}) == len(used)
-        if not is_one or score < highest or any(is_of_optimizer(e.path) for _, e in used):
+        if score < max(highest, 1) or not is_one or any(is_of_optimizer(e.path) for _, e in used):
             continue
         if score > highest:
             highest, sets = score, {}
-        sets.setdefault(frozenset(e for _, e in used), nearest)
-    if highest <= 0:
-        nearest = _nearest(network, contents, key.value)
-        if not nearest.named.keys() & shapes.keys():
-            return nearest
+        sets[Found(nearest.root, dict(used), nearest.transform)] = nearest
+    if sets:
+        return sets[choose(distinct(sets), contents, Network(shapes), key)]
+    nearest = _nearest(network, contents, key.value)
+    if nearest.named.keys() & shapes.keys():
         raise UserError(
             "has several tensors for each of the network's, or an optimizer's alone; expected one "
             "set of weights. Save the network's alone."
         )
-    found = [*sets.values()]
-    found = [each for each in found if is_average(each.root, contents)] or found
-    if len({digest for each in found if (digest := _digest(each, shapes))}) > 1:
-        roots = [name_of(each.root) for each in found]
-        raise UserError(
-            f"holds {len(found)} sets of weights that fit the network equally well, "
-            f"{', '.join(f'`{root}`' for root in roots)}; expected one. Set the one to take: "
-            f"`{key.parameter}: {roots[0]}`, for example."
-        )
-    return found[0]
-
-
-def _digest(nearest: _Nearest, shapes: Mapping[str, Any]) -> str:
-    """Of the tensors that have the network's names."""
-    state = read_all({name: e for name, e in nearest.entries if name in shapes})
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        digest.update(name.encode() + bytes(state[name].flatten().view(torch.uint8).numpy()))
-    return digest.hexdigest()
+    return nearest
 
 
 def _scored(

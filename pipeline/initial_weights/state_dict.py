@@ -271,7 +271,7 @@ def find_weights(contents: Contents, network: Network, key: str | None = None) -
             for root in sorted(roots, key=len, reverse=True)
         )
         found = [match for match in matches if match]
-    return _distinct(found)
+    return distinct(found)
 
 
 def tensors_below(contents: Contents, key: str | None = None) -> dict[Keys, list[Entry]]:
@@ -308,7 +308,7 @@ def _match(
     return Found(root, fitting, transform)
 
 
-def _distinct(found: Iterable[Found]) -> list[Found]:
+def distinct(found: Iterable[Found]) -> list[Found]:
     """Without those that have the tensors of an earlier one."""
     kept: dict[frozenset[int], Found] = {}
     for match in found:
@@ -325,11 +325,9 @@ def choose(found: Sequence[Found], contents: Contents, network: Network, key: Ke
     averaged: Sequence[Found] = []
     if key.value is not None:
         found = [match for match in found if match.root == _split(key.value)] or found
-    elif _are_swapped(contents):
-        averaged = [match for match in found if is_average(match.root, contents)]
     else:
-        averaged = [match for match in found if _is_averaged(match.root)]
-        if not averaged:
+        averaged = [match for match in found if _is_average(match.root, contents)]
+        if not averaged and not _are_swapped(contents):
             _check_no_averaged(found, contents, network, key)
     found = _unequal(_outermost(averaged or found))
     if len(found) == 1:
@@ -367,7 +365,7 @@ def _unequal(found: Sequence[Found]) -> list[Found]:
     return [match for match, _ in kept]
 
 
-def is_average(root: Keys, contents: Contents) -> bool:
+def _is_average(root: Keys, contents: Contents) -> bool:
     """Whether the weights below this path are averaged ones (EMA)."""
     return root[:1] == ("state_dict",) if _are_swapped(contents) else _is_averaged(root)
 

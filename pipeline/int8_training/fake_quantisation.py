@@ -75,7 +75,7 @@ class FakeQuantized(nn.Module):
             name: of the network, for messages.
 
         Raises:
-            UserError: there are none.
+            UserError: there are none, or the weights of one are computed from others.
         """
         super().__init__()
         layers = [module for module in network.modules() if isinstance(module, _LAYERS)]
@@ -84,6 +84,12 @@ class FakeQuantized(nn.Module):
                 f"network `{name}` has no convolution or linear layer of torch.nn; "
                 "`int8_training` rounds at these. Set `int8_training: none` in `export` of this "
                 "student."
+            )
+        if any(layer._parameters.get("weight") is None for layer in layers):
+            raise UserError(
+                f"network `{name}` computes the weights of a layer from others (as weight_norm "
+                "does); `int8_training` rounds parameters. Set `int8_training: none` in `export` "
+                "of this student."
             )
         for layer in layers:
             kind = type(layer)

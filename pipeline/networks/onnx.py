@@ -29,19 +29,20 @@ _LARGEST_BATCH = 4096
 _LARGEST_FILE = 2**31 - 1  # bytes, of a protobuf message
 #: Nodes of convolutions and matrix products -> the place of the second factor among their inputs.
 _FACTORS = {
-    **dict.fromkeys(("Conv", "Gemm", "MatMul", "ConvInteger", "MatMulInteger"), 1),
+    **dict.fromkeys(("Conv", "Gemm", "MatMul", "FusedConv", "FusedGemm", "FusedMatMul"), 1),
+    **dict.fromkeys(("ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul"), 1),
     **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QGemm"), 3),
 }
 #: Nodes -> the places of inputs that are weights, as integers; and of numbers that are no weights:
 #: scales of integers, and what batch norm has measured.
 _INTEGER_WEIGHTS = {
-    **dict.fromkeys(("ConvInteger", "MatMulInteger"), (1,)),
+    **dict.fromkeys(("ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul"), (1,)),
     **{"DequantizeLinear": (0,), "QLinearConv": (3, 8), "QLinearMatMul": (3,), "QGemm": (3, 6)},
 }
 _NO_WEIGHTS = {
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), (1,)),
     **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QLinearAdd"), (1, 4, 6)),
-    **{"QGemm": (1, 4, 7), "BatchNormalization": (3, 4)},
+    **{"QGemm": (1, 4, 7), "BatchNormalization": (3, 4), "DynamicQuantizeMatMul": (2,)},
 }
 _INPUTS = {
     "tensor(float)": np.float32,

@@ -134,3 +134,12 @@ def check_student(name: str) -> None:
             f"`{PARAMS_FILE}: students` has no `{name}`{did_you_mean(name, known) or '.'} "
             f"Known: {', '.join(known)}."
         )
+
+
+def paired_views(params: Mapping[str, Any], student: str) -> str:
+    """A student's `distillation.paired_views`, for code that loads no method; it is `both` by
+    default. The section's is another method's if the student names its own."""
+    section, own = params["distillation"], params["students"][student].get("distillation") or {}
+    same_method = own.get("method") in (None, section.get("method", "kd"))
+    inherited = section.get("paired_views") if same_method else None
+    return own.get("paired_views", inherited) or "both"

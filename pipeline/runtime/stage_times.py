@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.runtime.errors import UserError, positive_int
 from pipeline.runtime.files import canonical_json, read_json, write_json
 from pipeline.runtime.outputs import PREPARED
+from pipeline.runtime.params import paired_views
 
 FOLDER = Path(".scratch/stage_times")
 #: Environment variable: the number of stages that run at once on this machine.
@@ -116,13 +117,12 @@ def _work_of_student(kind: str, name: str, params: Mapping[str, Any]) -> tuple[l
     if kind in ("student", "baseline"):
         seeds = training["seeds"]
         trainings = len(seeds) if isinstance(seeds, list) else 1
-        distillation = {**params["distillation"], **student["distillation"]}
         # Of pairs of views: one forward pass a step, of two that its baseline makes.
-        crossed = kind == "student" and distillation.get("paired_views") == "weak_to_strong"
+        crossed = kind == "student" and paired_views(params, name) == "weak_to_strong"
         alike += ["weak_to_strong"] if crossed else []
         return ["training", *alike, training["batch_size"]], trainings * training["epochs"]
     int8 = export["int8_training"] if export["precision"] == "int8" else None
-    epochs = int8["epochs"] if isinstance(int8, Mapping) else 0
+    epochs = int8.get("epochs", 2) if isinstance(int8, Mapping) else 0
     if kind == "int8_training":
         return [kind, *alike, training["batch_size"], epochs > 0], epochs
     return [kind, *alike, export["precision"]], 0

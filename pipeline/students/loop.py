@@ -150,7 +150,8 @@ def fit(
             device=device,
             is_main=group.is_main,
             state_dir=None if resume is None else resume.folder,
-            hint="Set a lower `learning_rate` for this student, or more `warmup_epochs`.",
+            hint="Set a lower `learning_rate` for this student, more `warmup_epochs`, or "
+            "`gradient_clip_norm: 1.0`.",
         )
         forward = fine_tuning.begin_epoch(epoch)
         for (samples, numbers), of_batch, local in zip(planned, rows, local_batches, strict=True):

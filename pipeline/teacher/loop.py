@@ -104,7 +104,8 @@ def fit_teacher(
             device=device,
             is_main=group.is_main,
             state_dir=None if resume is None else resume.folder,
-            hint="Set a lower `teacher.training.learning_rate`, or more `warmup_epochs`.",
+            hint="Set a lower `teacher.training.learning_rate`, more `warmup_epochs`, or "
+            "`gradient_clip_norm: 1.0`.",
         )
         order = batches(labelled[permutation(len(labelled), params.seed, view)], params.batch_size)
         targets = labels[to_device(np.concatenate(order), device)].split(list(map(len, order)))

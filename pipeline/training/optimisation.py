@@ -164,14 +164,16 @@ def _weights_of_layers(network: nn.Module) -> set[int]:
 
     The others are weights of normalisation, biases, and what attention networks add to features or
     prepend: position embeddings, relative positions, class tokens, scales of layers. What a module
-    names in `no_weight_decay()`, as timm's networks do, and embeddings are among the others.
+    names in `no_weight_decay()`, as timm's networks do, and embeddings are among the others. Of a
+    weight that is computed (`parametrizations.weight`), what it is computed from counts.
     """
     found = set()
-    for module in network.modules():
-        if isinstance(module, nn.Embedding):
+    for path, module in network.named_modules():
+        if isinstance(module, nn.Embedding | nn.LayerNorm | nn.RMSNorm):
             continue
+        computed = path.endswith("parametrizations.weight")
         for name, parameter in module.named_parameters(recurse=False):
-            if parameter.ndim > 1 and name.endswith("weight"):
+            if parameter.ndim > 1 and (computed or name.endswith("weight")):
                 found.add(id(parameter))
     for module in network.modules():
         excluded = module.no_weight_decay() if hasattr(module, "no_weight_decay") else ()

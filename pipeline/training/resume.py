@@ -100,7 +100,7 @@ class ResumeState:
         for path in self.folder.iterdir():
             known = path.name.lstrip(".").startswith(self._name)
             if path.suffix in (".state", ".partial") and not known:
-                path.unlink()
+                path.unlink(missing_ok=True)  # another seed's process may remove it, too
         if not self._path.exists():
             return None
         state = _read(self._path)

@@ -99,6 +99,8 @@ def test_a_model_compared_with_itself_gains_nothing_and_agrees_everywhere():
     assert (gain.gain, gain.low, gain.high, gain.p_value) == (0, 0, 0, 1)
     assert not gain.significant
     assert (gain.first.agreement, gain.first.kl) == (1, 0)
+    low, high = comparison.intervals["twin"].agreement
+    assert (low, high) == pytest.approx((0.025 ** (1 / 400), 1))  # Clopper and Pearson's
     assert "the gain of twin is not significant" in gains_in_words(comparison)
 
 

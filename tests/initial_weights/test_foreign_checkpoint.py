@@ -491,6 +491,21 @@ def test_of_several_sets_the_averaged_one_gives_its_layers(folder, make):
         assert torch.equal(layers(content, first)["conv.weight"], raw["conv.weight"])
 
 
+def test_a_key_names_the_layers_that_are_taken_though_averaged_ones_are_below_it(folder):
+    averaged, raw = state_of(0), state_of(1)
+    nested = {**raw, **under("ema.", averaged)}
+    found = layers({"model": nested}, "model")
+    assert all(torch.equal(found[name], raw[name]) for name in raw)
+    assert same(layers({"model": nested}), averaged)
+
+
+def test_averaged_layers_that_come_less_near_are_not_passed_over_in_silence(folder):
+    averaged, raw = state_of(0), state_of(1)
+    parameters = {k: v for k, v in averaged.items() if "running" not in k and "num_b" not in k}
+    with pytest.raises(UserError, match=r"holds averaged weights \(EMA\), 29 tensors under"):
+        layers({"model": raw, "model_ema": parameters})
+
+
 def test_a_set_of_layers_is_never_mixed_of_two(folder):
     whole, cut = state_of(0), state_of(1)
     cut = {name: value for name, value in cut.items() if not name.startswith("blocks.2")}
@@ -501,7 +516,8 @@ def test_a_set_of_layers_is_never_mixed_of_two(folder):
 def test_of_two_sets_that_are_equally_near_none_is_guessed(folder):
     with pytest.raises(UserError, match=r"holds 2 sets .*`student`, `teacher`; expected one"):
         layers({"student": state_of(0), "teacher": state_of(1)})
-    assert same(layers({"student": state_of(0), "teacher": state_of(0)}), state_of(0))
+    strided = {name: torch.stack([value, value], -1)[..., 0] for name, value in state_of(0).items()}
+    assert same(layers({"student": state_of(0), "teacher": strided}), state_of(0))
 
 
 def test_the_moments_of_an_optimizer_are_no_layers(folder):

@@ -210,3 +210,13 @@ def test_it_continues_the_students_training():
     batch = TrainingBatch(2, 0, np.arange(3), torch.zeros(3))
     continued_loss(lambda _, batch: seen.append(batch), 40)(torch.zeros(3, 3), batch)
     assert seen == [replace(batch, epoch=42)]  # so a method's warm-up does not begin again
+
+
+def test_computed_weights_are_refused_in_words():
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1))
+    )
+    with pytest.raises(
+        UserError, match="network `own` computes the weights of a layer from others"
+    ):
+        FakeQuantized(network, "own")

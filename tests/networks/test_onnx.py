@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from clone import cloned
@@ -117,7 +118,7 @@ def constants(model: onnx.ModelProto) -> None:
     del graph.initializer[:]
 
 
-@pytest.mark.parametrize("form", ["constants", "dynamic", "qdq", "qoperator"])
+@pytest.mark.parametrize("form", ["constants", "dynamic", "qdq", "qoperator", "optimised"])
 def test_weights_are_counted_in_integers_and_in_constants_too(folder, form):
     network = nn.Sequential(
         *(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 1), nn.Flatten()),
@@ -138,6 +139,15 @@ def test_weights_are_counted_in_integers_and_in_constants_too(folder, form):
             onnx.save(model, "mine.onnx")
         case "dynamic":
             quantize_dynamic("mine.onnx", "mine.onnx")
+        case "optimised":  # fused operators
+            options = onnxruntime.SessionOptions()
+            options.optimized_model_filepath = "fused.onnx"
+            level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+            options.graph_optimization_level = level
+            onnxruntime.InferenceSession("mine.onnx", options)
+            Path("fused.onnx").rename("mine.onnx")
+            kinds = {node.op_type for node in onnx.load("mine.onnx").graph.node}
+            assert {"FusedConv", "FusedGemm"} <= kinds
         case _:
             quantize_static(
                 *("mine.onnx", "mine.onnx", _Calibration()),

@@ -13,7 +13,7 @@ from stage_process import start_module
 from pipeline.commands import check
 from pipeline.export.params import ExportParams, load_export
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.params import load_section, read_params, read_yaml
+from pipeline.runtime.params import load_section, paired_views, read_params, read_yaml
 from pipeline.students.params import TrainingSection, load_with_overrides
 from pipeline.views.params import ViewsParams
 
@@ -232,3 +232,14 @@ def test_null_in_a_student_removes_a_default(params):
     assert (training.optimizer, training.gradient_clip_norm) == ("adamw", None)
     params["students"]["small"]["training"] = {"epochs": None}
     assert problems_of(params) == "`params.yaml: students.small.training.epochs` is missing."
+
+
+def test_a_student_of_another_method_does_not_inherit_which_views_it_sees():
+    def of(own: dict | None) -> str:
+        section = {"method": "kd", "paired_views": "weak_to_strong"}
+        return paired_views(
+            {"distillation": section, "students": {"s": {"distillation": own}}}, "s"
+        )
+
+    assert of(None) == of({}) == of({"method": "kd"}) == "weak_to_strong"
+    assert of({"method": "dkd"}) == of({"paired_views": None}) == "both"

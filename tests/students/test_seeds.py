@@ -127,6 +127,20 @@ def test_seeds_side_by_side_have_the_bytes_of_seeds_in_turn(project, monkeypatch
     assert [path.read_bytes() for path in outputs] == in_turn
 
 
+def test_seeds_side_by_side_are_trained_once_under_dvc(project):
+    """The stage, which DVC starts, finds the states of the seeds that it started itself."""
+    change_params("training", seeds=[0, 1])
+    environment = {"DVC_STAGE": "baseline@small", "SEED_JOBS": "2", "PYTHONPATH": str(ROOT)}
+    output = subprocess.run(
+        [sys.executable, "-m", "pipeline.stages.baseline", "small"],
+        env=os.environ | environment | {"OMP_NUM_THREADS": "1,1"},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert output.count("epoch 1/2") == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
 def test_seeds_side_by_side_end_with_the_stage_that_started_them(project, signum):

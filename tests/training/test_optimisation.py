@@ -197,6 +197,15 @@ def test_only_what_multiplies_features_has_weight_decay(network, undecayed):
     assert all(id(p) in plain for p in module.parameters() if p.ndim <= 1)
 
 
+def test_norms_of_several_dimensions_are_not_decayed_and_computed_weights_are():
+    linear = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3))
+    network = nn.Sequential(nn.LayerNorm([2, 4]), nn.RMSNorm([2, 4]), linear)
+    optimizer = Optimisation(network, params(ADAMW, ema_decay=None), 1).optimizer
+    decayed = {id(p) for p in optimizer.param_groups[0]["params"]}
+    names = {name for name, p in network.named_parameters() if id(p) in decayed}
+    assert names == {"2.parametrizations.weight.original"}
+
+
 def test_what_a_network_declares_to_have_no_weight_decay_has_none():
     network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
     network[1].no_weight_decay = lambda: {"weight"}

@@ -31,9 +31,18 @@ def open_whole_colours(image: Image.Image) -> Image.Image:
     """Let Pillow read a binary PPM of 16-bit colours as other formats' 16 bits; it would scale it
     to 8."""
     for tile in image.tile if image.format == "PPM" and image.mode == "RGB" else ():
-        if tile.codec_name == "ppm" and tile.args[-1] == 65_535:
+        if tile.args[-1] == 65_535:
+            if tile.codec_name == "ppm_plain":
+                raise ValueError("it is a PPM of 16 bits as text; expected a binary one (P6)")
             image.tile = [tile._replace(codec_name="raw", args=("RGB;16B", 0, 1))]
     return image
+
+
+def is_scaled_grey(image: Image.Image) -> bool:
+    """Whether Pillow scales a grey PPM to 16 bits, from the largest value that its file states."""
+    return image.format == "PPM" and any(
+        tile.codec_name.startswith("ppm") and tile.args[-1] != 65_535 for tile in image.tile
+    )
 
 
 def open_low_bytes(image: Image.Image, reopen: Callable[[], Image.Image]) -> Image.Image | None:

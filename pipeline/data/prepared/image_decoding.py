@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.data.prepared.deep_images import (
+    is_scaled_grey,
     open_low_bytes,
     open_whole_colours,
     raw_modes_of,
@@ -118,7 +119,7 @@ def open_image(content: bytes) -> Image.Image:
     image.info[_FACTS] = _Facts(
         orientation=stripped.orientation or _orientation_in(image.info),
         white_is_zero=stripped.white_is_zero,
-        bits=12 if "I;12" in raw_modes else None,
+        bits=12 if "I;12" in raw_modes else 16 if is_scaled_grey(image) else None,
         is_signed=stripped.is_signed,
         more_pages=stripped.more_pages,
         low_bytes=open_low_bytes(image, lambda: _open(content)),

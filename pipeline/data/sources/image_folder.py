@@ -57,16 +57,15 @@ def image_folder(params: DatasetParams) -> ImageSource:
     def open_content(_: int, content: bytes) -> tuple[Image.Image, bytes]:
         return read_image(content, params.bit_depth), content
 
-    copies = Counter(listing.files)
+    to_come = Counter(listing.copies)
 
     def last_copies() -> Iterator[tuple[int, bytes]]:
         for name, content in read_files(root, lambda name: number_of(name) is not None):
-            copies[name] -= 1
-            if not copies[name]:  # who unpacks the archive has this one
+            to_come[name] -= 1
+            if not to_come[name]:  # who unpacks the archive has this one
                 yield number_of(name), content
 
-    contents = last_copies()
-    images = decode_all(contents, open_content, ids, params)
+    images = decode_all(last_copies(), open_content, ids, params)
     return ImageSource(
         layout.class_names, split_off(SampleTable(ids, labels, splits), params), images
     )

@@ -25,6 +25,7 @@ class Listing:
     folders: set[str]
     left_out: Mapping[str, int]  # what is no sample: its kind, and how many of it
     partly: set[str]  # the folders with something that is left out
+    copies: Mapping[str, int]  # how often each name of a file is there: an archive may repeat it
 
 
 def list_images(root: Path, key: str = ROOT) -> Listing:
@@ -37,7 +38,9 @@ def list_images(root: Path, key: str = ROOT) -> Listing:
         UserError: as in `archives.read_heads`.
     """
     files, folders, left_out = [], set(), {}  # left out: name -> kind
+    copies = Counter()
     for name, head in read_heads(root, lambda name: not has_picture_suffix(name), key):
+        copies[name] += 1
         if is_system_name(_last(name), name.endswith("/")):
             left_out[name] = _kind_of_system(name)
         elif name.endswith("/"):
@@ -53,7 +56,7 @@ def list_images(root: Path, key: str = ROOT) -> Listing:
         folders = {name for name in folders if not name.startswith(marked)}
         files = kept
     partly = {name.removesuffix("/").rpartition("/")[0] + "/" for name in left_out}
-    return Listing(files, folders, Counter(left_out.values()), partly)
+    return Listing(files, folders, Counter(left_out.values()), partly, copies)
 
 
 def _marked_systems(files: Sequence[str]) -> tuple[str, ...]:

@@ -314,6 +314,17 @@ def test_a_ppm_of_sixteen_bits_is_read_as_a_png_of_them():
         b"P6 2 1 1023\n" + np.array([0, 512, 1023] * 2, ">u2").tobytes()
     )  # it says what is white
     assert np.asarray(read_image(scaled))[0, 0].tolist() == [0, 128, 255]
+    with pytest.raises(ValueError, match="a PPM of 16 bits as text"):
+        read_image(b"P3 1 1 65535 9 9 9 ")
+
+
+@pytest.mark.parametrize("bit_depth", [None, 10, 12])
+def test_a_grey_ppm_that_says_what_is_white_needs_no_bit_depth(bit_depth):
+    values = np.array([0, 512, 1023])
+    for ppm in (b"P5 3 1 1023\n" + values.astype(">u2").tobytes(), b"P2 3 1 1023\n0 512 1023 "):
+        image = read_image(ppm, bit_depth)
+        assert np.abs(np.asarray(image)[0].astype(int) - [0, 128, 255]).max() <= 1
+        assert LARGEST not in image.info
 
 
 def test_pixels_of_unknown_range_are_refused_in_words():

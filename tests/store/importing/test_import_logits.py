@@ -13,6 +13,7 @@ from conftest import bytes_of, take_as_prepared
 from import_closure import ROOT
 from logit_tables import WRITERS, import_table, made_up_logits, table, write_npz, write_text
 
+from pipeline.commands import import_logits
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
@@ -334,3 +335,16 @@ def test_views_of_any_integers_are_numbers_of_views(project, kind):
     arrays = table(logits)
     store = import_table(write_npz(arrays | {"views": arrays["views"].astype(kind)}))
     assert rows_of(store).tobytes() == logits["train"].astype(np.float16).tobytes()
+
+
+def test_a_folder_with_files_of_ones_own_is_not_replaced(project):
+    arrays = table(made_up_logits())
+    store = Path(import_table(write_npz(arrays)))
+    mine = store / "mine.npz"
+    Path("mine.npz").rename(mine)
+    before = bytes_of(store)
+    with pytest.raises(UserError, match=r"something else than a store, `mine.npz`; expected a new"):
+        import_logits.import_logits(mine, store)
+    assert bytes_of(store) == before
+    mine.unlink()
+    import_table(write_npz(arrays))
