@@ -656,6 +656,7 @@ def open_pool(workers: int, families: Collection[str] = ()) -> ProcessPoolExecut
 
 
 def _begin(families: Sequence[str]) -> None:
+    """Load the families' code, and end when the parent process ends."""
     for family in families:
         family_module(family)
 

@@ -46,12 +46,11 @@ def table(states: list[dict[str, Any]], students: list[str]) -> str:
     for name, status, content in _experiments(states):
         names.append(name)
         params.append(dict(_leaves(_of_file(content, "params", str(PARAMS_FILE)))))
-        accuracies = [_accuracy(content, name) for name in students]
-        results.append([status, *accuracies])
+        results.append([status, *(_accuracy(content, name) for name in students)])
     texts = pd.DataFrame(params, index=names).fillna(ABSENT)
     changed = texts.loc[:, texts.nunique() > 1]
-    table = pd.DataFrame(results, index=names, columns=["state", *students])
-    return pd.concat([table, changed], axis=1).to_string(line_width=WIDTH)
+    accuracies = pd.DataFrame(results, index=names, columns=["state", *students])
+    return pd.concat([accuracies, changed], axis=1).to_string(line_width=WIDTH)
 
 
 def _experiments(states: list[dict[str, Any]]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:

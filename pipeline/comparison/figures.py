@@ -282,6 +282,7 @@ def decision_figures(decision: Decision) -> DecisionFigures:
         return OtherFileFigures(**of_file(difference.first), to_chosen=to_chosen)
 
     teacher, gain, start = decision.to_teacher.second, decision.gain, decision.file.start
+    unequal = gain is not None and gain.first.int8_trained != gain.second.int8_trained
     return DecisionFigures(
         **of_file(decision.file),
         teacher_bytes=None if teacher.path is None else teacher.size_bytes,
@@ -296,12 +297,8 @@ def decision_figures(decision: Decision) -> DecisionFigures:
         runner_up=other(decision.runner_up),
         trade_off=other(decision.trade_off),
         **({} if start is None else {"start": start.text}),
-        **({"unequal_training": True} if gain and _trained_on(gain) else {}),
+        **({"unequal_training": True} if unequal else {}),
     )
-
-
-def _trained_on(gain: PairedDifference[ModelMetrics]) -> bool:
-    return gain.first.int8_trained != gain.second.int8_trained
 
 
 def models_table(comparison: Comparison) -> pd.DataFrame:

@@ -326,7 +326,7 @@ def choose(found: Sequence[Found], contents: Contents, network: Network, key: Ke
     if key.value is not None:
         found = [match for match in found if match.root == _split(key.value)] or found
     else:
-        averaged = [match for match in found if _is_average(match.root, contents)]
+        averaged = [match for match in found if _leads_to_average(match.root, contents)]
         if not averaged and not _are_swapped(contents):
             _check_no_averaged(found, contents, network, key)
     found = _unequal(_outermost(averaged or found))
@@ -365,7 +365,7 @@ def _unequal(found: Sequence[Found]) -> list[Found]:
     return [match for match, _ in kept]
 
 
-def _is_average(root: Keys, contents: Contents) -> bool:
+def _leads_to_average(root: Keys, contents: Contents) -> bool:
     """Whether the weights below this path are averaged ones (EMA)."""
     return root[:1] == ("state_dict",) if _are_swapped(contents) else _is_averaged(root)
 

@@ -122,7 +122,7 @@ def _work_of_student(kind: str, name: str, params: Mapping[str, Any]) -> tuple[l
         alike += ["weak_to_strong"] if crossed else []
         return ["training", *alike, training["batch_size"]], trainings * training["epochs"]
     int8 = export["int8_training"] if export["precision"] == "int8" else None
-    epochs = int8.get("epochs", 2) if isinstance(int8, Mapping) else 0
+    epochs = int8.get("epochs", 2) if isinstance(int8, Mapping) else 0  # 2 by default
     if kind == "int8_training":
         return [kind, *alike, training["batch_size"], epochs > 0], epochs
     return [kind, *alike, export["precision"]], 0

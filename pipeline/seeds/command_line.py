@@ -65,7 +65,8 @@ def train_side_by_side(module: str, name: str, seeds: Sequence[int]) -> None:
         return
     # Equal numbers of threads here and there: the last bits of a training depend on it.
     threads = max(1, torch.get_num_threads() // jobs)
-    if not os.environ.get("OMP_NUM_THREADS", "").isdecimal():  # OpenMP reads lists, too: `2,1`
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if not given.isdecimal() or not int(given):  # OpenMP reads lists, too: `2,1`
         os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     environment = {**os.environ, LAUNCHER: str(os.getpid())}

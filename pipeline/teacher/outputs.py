@@ -27,7 +27,7 @@ from pipeline.teacher.params import TeacherParams
 from pipeline.training.history import write_history
 
 EVALUATED = ("validation", "test")
-#: The lead of accuracy over chance, in times the softmax's, beyond which a softmax is warned of.
+#: Warn if accuracy is above chance by more than so many times what the softmax's confidence is.
 _AS_SURE = 10
 
 

@@ -80,6 +80,10 @@ class _Facts(NamedTuple):
     low_bytes: Image.Image | None = None  # of 16-bit colours; Pillow's image has the high bytes
 
 
+#: Pillow scales PNG's grey of 2 and 4 bits to 8, but not the value that is transparent.
+_SCALED_GREYS = {"L;2": 85, "L;4": 17}
+
+
 def read_image(content: bytes, bit_depth: int | None = None) -> Image.Image:
     """Read the image of a file's bytes: upright, opaque, 8 bits a channel. See `eight_bits`.
 
@@ -87,10 +91,6 @@ def read_image(content: bytes, bit_depth: int | None = None) -> Image.Image:
         one of UNREADABLE: the bytes are not an image that is read.
     """
     return eight_bits(open_image(content), bit_depth)
-
-
-#: Pillow scales PNG's grey of 2 and 4 bits to 8, but not the value that is transparent.
-_SCALED_GREYS = {"L;2": 85, "L;4": 17}
 
 
 def read_nothing_else() -> None:

@@ -128,12 +128,10 @@ def open_imported(
         )
         raise UserError("\n".join([*differing, advice]))
     if not shared and index.num_views < num_views:
-        views = "pair of views", "pairs of views"
         together = len(views_at_once(identity.policy))
-        if together == 1:
-            views = "view", "views"
+        words = ("view", "views") if together == 1 else ("pair of views", "pairs of views")
         raise UserError(
-            f"`{path}` has {counted(index.num_views // together, *views)} of the training images, "
+            f"`{path}` has {counted(index.num_views // together, *words)} of the training images, "
             f"but `views.count` is {num_views // together}. Set it to "
             f"{index.num_views // together}, or import more views."
         )
