@@ -1,3 +1,4 @@
+# make setup           install everything in .venv
 # make repro           set up, check the parameters, run the pipeline, JOBS=N stages at once
 # make plan            say what `make repro` would run, and why; run nothing
 # make clean-outputs   delete the results of students that params.yaml no longer defines

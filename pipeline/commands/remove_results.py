@@ -13,7 +13,7 @@ from pipeline.runtime.command import run_command
 import argparse
 
 from pipeline.comparison.removed_students import REMOVE, results_of_removed_students
-from pipeline.runtime.errors import counted
+from pipeline.runtime.errors import UserError, counted
 from pipeline.runtime.params import student_names
 from pipeline.runtime.signals import remove
 
@@ -28,6 +28,11 @@ def main() -> None:
     for path in paths:
         if delete:
             remove(path)
+            if path.exists():
+                raise UserError(
+                    f"`{path}` cannot be removed; expected files and folders that this user may "
+                    "delete. Change their permissions, or delete them as their owner."
+                )
         print(f"{'removed ' if delete else ''}{path}")
     students = counted(len(removed), "student")
     if not paths:

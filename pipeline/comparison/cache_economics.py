@@ -1,18 +1,13 @@
-"""What the cache costs and saves, in teacher passes: the forward pass of one image.
-
-Imports nothing of ours.
-"""
+"""What the cache costs and saves, in teacher passes: the forward pass of one image."""
 
 from collections.abc import Mapping
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+
+from pipeline.runtime.validation import Record
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class CacheFigures(_Record):
+class CacheFigures(Record):
     """`cache` of metrics/comparison.json; no figure depends on time."""
 
     teacher_passes: int
@@ -22,7 +17,7 @@ class CacheFigures(_Record):
     store_bytes: int | None
 
 
-class Economics(_Record):
+class Economics(Record):
     """One store, and the students that were trained from it.
 
     Cached or online, a pass costs the same, so the numbers of passes decide. Writing and reading

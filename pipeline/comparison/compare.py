@@ -5,7 +5,7 @@ Arithmetic on logits; reads and writes nothing.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import combinations
 from typing import Any
 
@@ -18,49 +18,47 @@ from pipeline.comparison.measurement.seeds import seed_mean
 from pipeline.comparison.measurement.statistics import PairedDifference
 from pipeline.comparison.robustness import RobustComparison, Robustness
 from pipeline.comparison.seeds import SeedComparison, agreement_interval, calibration_interval
-from pipeline.runtime.outputs import ExportedFile, Start
+from pipeline.runtime.outputs import ExportedFile, Precision, Role, Start
 
 COSTS = ("parameters", "macs", "size_bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predictions:
-    """One file's logits and costs."""
+class MeasuredFile:
+    """One exported file: what it is, and its costs."""
 
     name: str  # of the student; or "teacher"
-    role: str  # teacher | distilled | baseline
-    precision: str = "float32"  # float32 | int8
+    role: Role
+    precision: Precision = "float32"
     path: str | None  # of the file; None for a teacher without one
     no_file: str | None = None  # the reason
-    seed: int | None = None  # of a training beside the main one, whose file does not ship
-    sha256: str | None = None  # of the file
     input_size: int | None = None  # pixels, of the network
     #: None for a teacher, and where an older export did not record it.
     start: Start | None = None
     int8_trained: bool = False  # by `export.int8_training`
-    validation: np.ndarray  # [N_validation, C] raw logits
-    test: np.ndarray  # [N, C] raw logits
     parameters: int | None  # of the network; None for imported logits
     macs: int | None
     size_bytes: int | None  # of the file; None without one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions(MeasuredFile):
+    """One file's logits."""
+
+    seed: int | None = None  # of a training beside the main one, whose file does not ship
+    sha256: str | None = None  # of the file
+    validation: np.ndarray  # [N_validation, C] raw logits
+    test: np.ndarray  # [N, C] raw logits
 
     @property
     def key(self) -> str:
         return ExportedFile(self.role, self.name, self.precision, self.seed).key
 
 
-@dataclass(frozen=True)
-class ModelMetrics:
+@dataclass(frozen=True, kw_only=True)
+class ModelMetrics(MeasuredFile):
     """One file's metrics on the test images. Shares are in [0, 1], NLL and KL in nats."""
 
-    name: str
-    role: str
-    precision: str
-    path: str | None
-    no_file: str | None
-    input_size: int | None
-    start: Start | None
-    int8_trained: bool
     accuracy: float
     low: float  # of the accuracy's 95 % interval
     high: float
@@ -72,9 +70,6 @@ class ModelMetrics:
     macro_f1: float
     agreement: float  # share of test images with the teacher's prediction
     kl: float  # KL(teacher || model), mean
-    parameters: int | None
-    macs: int | None
-    size_bytes: int | None
     robust_accuracy: float | None  # None for a teacher without a file
     decisions: np.ndarray  # [N]
     correct: np.ndarray  # [N] bool
@@ -163,14 +158,7 @@ def model_metrics(
         test, decisions, labels=classes, zero_division=np.nan
     )
     return ModelMetrics(
-        name=model.name,
-        role=model.role,
-        precision=model.precision,
-        path=model.path,
-        no_file=model.no_file,
-        input_size=model.input_size,
-        start=model.start,
-        int8_trained=model.int8_trained,
+        **{of.name: getattr(model, of.name) for of in fields(MeasuredFile)},
         accuracy=float(correct.mean()),
         low=float(interval[0]),
         high=float(interval[1]),
@@ -191,7 +179,6 @@ def model_metrics(
         class_precision=precision,
         class_accuracy=recall,
         reliability=metrics.reliability(model.test, test),
-        **{cost: getattr(model, cost) for cost in COSTS},
     )
 
 

@@ -1,7 +1,8 @@
 """Decide which file to ship.
 
-The smallest file whose accuracy is not significantly below the best student's; of its two
-trainings the better one, the distilled one where they cannot be told apart; only what has a file.
+Ship the smallest file that is not significantly less accurate than the most accurate file. If a
+network's distilled file and its baseline's both qualify, ship the distilled one, unless the
+baseline is significantly better.
 
 Arithmetic on measured files; reads and writes nothing.
 """

@@ -40,7 +40,7 @@ class SeedTraining(Record):
 
 class SeedFigures(Record):
     trainings: Sequence[SeedTraining]  # a list, which `dvc metrics` leaves out
-    that_tell: int | None  # the fewest with which an equal gain is significant; None: over 100
+    needed: int | None  # the fewest with which an equal gain is significant; None: over 100
 
 
 class StudentFigures(Record):
@@ -215,7 +215,7 @@ def headline_figures(
                     SeedTraining(seed=seed, accuracy=accuracy, baseline=baseline)
                     for seed, accuracy, baseline in trainings
                 ],
-                that_tell=seeds.gain.seeds_that_tell,
+                needed=seeds.gain.seeds_needed,
             ),
         }
 

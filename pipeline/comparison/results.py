@@ -231,7 +231,8 @@ def read_robustness(
                 model.test[samples].argmax(1),
                 tensors[model.key],
                 int(tensors["image_size"][0]),
-                key=model.key,
+                role=model.role,
+                precision=model.precision,
                 seed=model.start.seed if model.start else None,
                 is_main=model.seed is None,
             )

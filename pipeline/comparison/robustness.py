@@ -11,6 +11,7 @@ import numpy as np
 from pipeline.comparison.measurement import statistics
 from pipeline.comparison.measurement.seeds import seed_mean
 from pipeline.comparison.measurement.statistics import PairedDifference
+from pipeline.runtime.outputs import Precision, Role
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class CorruptionPredictions:
     clean: np.ndarray  # [N], which its test accuracy counts
     corrupted: np.ndarray  # [K, S, N] by corruption and severity
     image_size: int  # pixels, the side of the images, clean and corrupted
-    key: str = ""  # of its file
+    role: Role
+    precision: Precision
     seed: int | None = None  # of the training
     is_main: bool = True  # not of another seed than the file to ship
 
@@ -76,7 +78,7 @@ class RobustComparison:
 
     @property
     def models(self) -> list[Robustness | None]:
-        """Likewise, of the main trainings alone."""
+        """The same, of the main trainings alone."""
         return [m for m in self.every_model if m is None or m.is_main]
 
 
@@ -120,11 +122,10 @@ def robust_gain(
     predictions: Sequence[CorruptionPredictions], measured: Sequence[Robustness]
 ) -> PairedDifference[Robustness]:
     """Compare one student's files, of `compare_robustness`, with its baseline's."""
-    by_seed: dict[str, dict[int | None, Robustness]] = {"distilled": {}, "baseline": {}}
+    by_seed: dict[Role, dict[int | None, Robustness]] = {"distilled": {}, "baseline": {}}
     for p, robust in zip(predictions, measured, strict=True):
-        role, _, precision = p.key.partition(".")
-        if precision.startswith("float32"):
-            by_seed[role][p.seed] = robust
+        if p.precision == "float32":
+            by_seed[p.role][p.seed] = robust
     first, second = measured[:2]
     common = [seed for seed in by_seed["distilled"] if seed in by_seed["baseline"]]
     pairs = [(first, second)]

@@ -73,7 +73,7 @@ class Found:
 
     root: Keys
     tensors: Mapping[str, Entry]  # by the network's names
-    transform: "Transform"
+    transform: "Transform | None"
 
     def state(self) -> dict[str, Tensor]:
         return read_all(self.tensors)

@@ -1,4 +1,4 @@
-"""Quantisation-aware training of a distilled student on the cached soft labels, without the
+"""Quantisation-aware training of a distilled student on the cached soft targets, without the
 teacher: some epochs more of the student's own training, with the network as its int8 file computes.
 """
 

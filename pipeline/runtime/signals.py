@@ -18,6 +18,7 @@ RESUMES = {
     "pipeline.stages.teacher": "after its last finished epoch",
     "pipeline.stages.student": "after its last finished epoch",
     "pipeline.stages.baseline": "after its last finished epoch",
+    "pipeline.stages.int8_training": "after its last finished epoch",
     "pipeline.stages.soft_targets": "after its last finished shard",
     "pipeline.commands.repro": "with the unfinished stages",
 }

@@ -1,5 +1,5 @@
-"""The training loop of the teacher. It shares no module with the students' loop but `training/`,
-so that an edit of the students' loop never trains the teacher again."""
+"""The training loop of the teacher. It imports nothing of `students/`, so that an edit there never
+trains the teacher again."""
 
 from collections.abc import Collection
 from pathlib import Path

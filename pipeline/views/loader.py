@@ -1,7 +1,6 @@
 """Views of a split's samples, batch by batch, on their device.
 
-The one place where images become views: the teacher, its soft targets, students, measurements and
-canaries all get their pixels here.
+The teacher, its soft targets, students, measurements and canaries all get their pixels here.
 """
 
 import copy
@@ -282,7 +281,8 @@ AnyViews = Views | EncodedViews | PairedViews
 class _Requests:
     """What a DataLoader asks of its workers in one pass; the next pass has others."""
 
-    requests: Iterator[tuple[int, np.ndarray]] = iter(())  # view, and [B] sample numbers
+    def __init__(self) -> None:
+        self.requests: Iterator[tuple[int, np.ndarray]] = iter(())  # view, and [B] sample numbers
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
         return self.requests

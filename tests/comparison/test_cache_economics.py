@@ -141,12 +141,12 @@ def test_the_break_even_is_the_fewest_that_take_more_passes_than_the_cache(
 def test_the_sentence_states_how_many_passes_were_saved_or_lost():
     assert cache_sentence(DIGITS.figures) == (
         "The cache took 10,610 teacher passes, a live teacher would have taken 45,324: 34,714 "
-        "saved. Caching takes fewer passes from 9 epochs of one student, or from the first student "
-        "trained as long as these."
+        "saved. Caching takes fewer passes once one student trains for 9 epochs, or as long as "
+        "these."
     )
     short = DIGITS.model_copy(update={"epochs": {"a": 2, "b": 3}})
     assert "would have taken 6,295: the cache took 4,315 more." in cache_sentence(short.figures)
-    assert "or from 4 students trained as long" in cache_sentence(short.figures)
+    assert "or once 4 students do as long as these." in cache_sentence(short.figures)
     one = CacheFigures(
         teacher_passes=1,
         passes_saved=9,
@@ -155,7 +155,7 @@ def test_the_sentence_states_how_many_passes_were_saved_or_lost():
         store_bytes=None,
     )
     assert "took 1 teacher pass, " in cache_sentence(one)
-    assert "fewer passes from 1 epoch of one student" in cache_sentence(one)
+    assert "once one student trains for 1 epoch," in cache_sentence(one)
 
 
 def test_time_in_the_teacher_is_passes_over_its_measured_rate_in_the_named_setting():

@@ -74,7 +74,8 @@ NAMES = ["ant", "bee", "cat", "dog"]
 
 def compared(**students: tuple[Predictions, Predictions]) -> Comparison:
     labels = LABELS["test"]
-    corrupted = CorruptionPredictions(labels, np.broadcast_to(labels, (6, 3, len(labels))), 16)
+    predicted = np.broadcast_to(labels, (6, 3, len(labels)))
+    corrupted = CorruptionPredictions(labels, predicted, 16, "distilled", "float32")
     of_students = {name: (corrupted,) * len(models) for name, models in students.items()}
     robustness = compare_robustness(corrupted, of_students, labels)
     return compare(TEACHER, students, LABELS, NAMES, robustness)

@@ -44,9 +44,13 @@ TEACHER = ExportOutputs().corrupted_predictions
 RNG = np.random.default_rng(0)
 
 
+def of_file(clean: np.ndarray, corrupted: np.ndarray) -> CorruptionPredictions:
+    return CorruptionPredictions(clean, corrupted, 32, role="distilled", precision="float32")
+
+
 def invented(correct: np.ndarray, labels: np.ndarray) -> CorruptionPredictions:
     """Make predictions: correct where `correct` [K, S, N] is true, and all correct clean."""
-    return CorruptionPredictions(labels, np.where(correct, labels, labels + 1), 32)
+    return of_file(labels, np.where(correct, labels, labels + 1))
 
 
 def classes_of(role: str) -> np.ndarray:
@@ -62,13 +66,13 @@ def test_accuracies_equal_hand_computed_ones():
     """2 corruptions at 1 severity, 4 images: one and three of 4 are correct."""
     labels = np.array([0, 1, 2, 3])
     corrupt = np.array([[[0, 0, 0, 0]], [[0, 1, 2, 0]]])
-    model = model_robustness(CorruptionPredictions(np.array([0, 1, 2, 0]), corrupt, 32), labels)
+    model = model_robustness(of_file(np.array([0, 1, 2, 0]), corrupt), labels)
     assert model.clean == 0.75
     assert model.table.tolist() == [[0.25], [0.75]]
     assert model.shares.tolist() == [1, 0.5, 0.5, 0]
     assert model.accuracy == 0.5
     assert model.relative == pytest.approx(2 / 3)
-    assert model_robustness(CorruptionPredictions(labels + 1, corrupt, 32), labels).relative is None
+    assert model_robustness(of_file(labels + 1, corrupt), labels).relative is None
 
 
 def test_a_model_compared_with_itself_gains_nothing():

@@ -48,7 +48,7 @@ class SeedMean:
         )
 
     @property
-    def seeds_that_tell(self) -> int | None:
+    def seeds_needed(self) -> int | None:
         """The fewest seeds with which the interval of an equal mean would exclude 0; None if even
         100 would not: then more test images are needed."""
         more = range(self.seeds, MOST_SEEDS + 1)

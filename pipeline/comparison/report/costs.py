@@ -62,16 +62,18 @@ def speed_of(
 
 
 def cache_sentence(figures: CacheFigures) -> str:
-    """What the cache cost and saved."""
+    """Say what the cache cost and saved."""
     made, saved = figures.teacher_passes, figures.passes_saved
     students = figures.break_even_students
-    from_students = "the first student" if students == 1 else f"{students:,} students"
+    trained = (
+        "as long as these" if students == 1 else f"once {students:,} students do as long as these"
+    )
     epochs = counted(figures.break_even_epochs, "epoch")
     outcome = f"{saved:,} saved" if saved > 0 else f"the cache took {-saved:,} more"
     return (
         f"The cache took {counted(made, 'teacher pass')}, a live teacher would have taken "
-        f"{made + saved:,}: {outcome}. Caching takes fewer passes from {epochs} of one student, or "
-        f"from {from_students} trained as long as these."
+        f"{made + saved:,}: {outcome}. Caching takes fewer passes once one student trains for "
+        f"{epochs}, or {trained}."
     )
 
 

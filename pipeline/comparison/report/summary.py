@@ -38,14 +38,14 @@ def gain_sentences(figures: Figures) -> list[str]:
 
 
 def adjusted_sentence(gains: Mapping[str, Gain]) -> list[str]:
-    """Which significant differences stay so among several students; nothing of one student."""
+    """Say which differences stay significant among several students; nothing of one student."""
     found = [name for name, gain in gains.items() if gain.significant]
     if len(gains) == 1 or not found:
         return []
     p_values = dict(zip(gains, holm([gain.p_value for gain in gains.values()]), strict=True))
     kept = [name for name in found if p_values[name] < 1 - LEVEL]
     if len(kept) == len(found):
-        text = "it stays" if len(found) == 1 else "all of them stay"
+        text = {1: "it stays", 2: "both stay"}.get(len(found), f"all {len(found)} stay")
     else:
         verb = "stays" if len(kept) == 1 else "stay"
         text = f"{join_and(kept)} alone {verb}" if kept else "none stays"
@@ -53,26 +53,26 @@ def adjusted_sentence(gains: Mapping[str, Gain]) -> list[str]:
 
 
 def seed_sentences(figures: Figures) -> list[str]:
-    """What other training seeds change, and how many of them would tell."""
+    """Say what other training seeds change, and how many of them a significant gain needs."""
     of_one = [name for name, student in figures.students.items() if student.seeds is None]
     lines = []
     if of_one:
         who = "" if len(of_one) == len(figures.students) else f" of {join_and(of_one)}"
         lines.append(
-            f"One seed{who}: another would change the gain, and the interval leaves that out. "
-            "`training.seeds: [0, 1, 2]` trains three."
+            f"One seed{who}: another seed would change the gain, which the interval does not "
+            "cover. `training.seeds: [0, 1, 2]` trains three."
         )
     for name, student in figures.students.items():
         if (seeds := student.seeds) is None:
             continue
         mean = f"{counted(len(seeds.trainings), 'seed')}, {points(student.gain)} points in the mean"
         if student.tested_gain.significant:
-            told = "Its interval covers seeds and test images"
-        elif seeds.that_tell is None:
-            told = "That is too small for more seeds to tell; more test images would"
+            outlook = "Its interval covers seeds and test images"
+        elif seeds.needed is None:
+            outlook = "More seeds would not make it significant; more test images may"
         else:
-            told = f"An equal mean of {seeds.that_tell} seeds would be significant"
-        lines.append(f"{name}: {mean} (deviation {100 * student.gain_deviation:.2f}). {told}.")
+            outlook = f"An equal mean of {seeds.needed} seeds would be significant"
+        lines.append(f"{name}: {mean} (deviation {100 * student.gain_deviation:.2f}). {outlook}.")
     return lines
 
 

@@ -9,7 +9,7 @@ from pipeline.runtime.params import Section
 
 class SoftTargetsParams(Section):
     encoding: Literal["dense", "top_k"]  # float16 logits of every class, or of the k largest
-    k: int | None = Field(None, ge=1)  # for `top_k`: classes kept besides the label
+    k: int | None = Field(None, ge=1)  # for `top_k`: the k largest; the label's is kept, too
     precision: Literal["float32", "bfloat16", "float16"]  # of the teacher's forward pass
     batch_size: int = Field(ge=1)  # images per forward pass; can change the last bits of a logit
 

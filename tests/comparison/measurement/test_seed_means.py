@@ -49,10 +49,10 @@ def test_the_p_value_is_five_per_cent_where_the_interval_ends_at_zero():
     assert SeedMean(0.1, 0.0, 3, 0.0, 0.0).p_value == 0
 
 
-def test_the_seeds_that_tell_are_the_fewest_with_a_significant_equal_mean():
+def test_the_seeds_needed_are_the_fewest_with_a_significant_equal_mean():
     mean = SeedMean(0.01, 0.01, 3, 0.01**2 / 3, 0.003**2)
-    tell = mean.seeds_that_tell
-    for seeds, significant in ((tell - 1, False), (tell, True)):
+    needed = mean.seeds_needed
+    for seeds, significant in ((needed - 1, False), (needed, True)):
         again = SeedMean(0.01, 0.01, seeds, 0.01**2 / seeds, 0.003**2)
         assert (again.interval[0] > 0) == significant
-    assert SeedMean(0.01, 0.01, 3, 0.01**2 / 3, 0.006**2).seeds_that_tell is None
+    assert SeedMean(0.01, 0.01, 3, 0.01**2 / 3, 0.006**2).seeds_needed is None

@@ -74,9 +74,8 @@ def invented(
     def corrupted(seed: int, side: int = 16) -> CorruptionPredictions:
         shape = (len(CORRUPTIONS), len(SEVERITIES), count)
         chosen = np.random.default_rng(seed).integers(0, num_classes, shape)
-        return CorruptionPredictions(
-            labels["test"], np.where(chosen > 1, chosen, labels["test"]), side
-        )
+        predicted = np.where(chosen > 1, chosen, labels["test"])
+        return CorruptionPredictions(labels["test"], predicted, side, "distilled", "float32")
 
     robustness = compare_robustness(
         None if len(students) == 1 else corrupted(0),  # a teacher without a network

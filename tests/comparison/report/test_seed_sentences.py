@@ -18,7 +18,7 @@ def gain(p_value: float) -> Gain:
         ({"a": 0.03}, []),  # one student
         ({"a": 0.2, "b": 0.3}, []),  # nothing to adjust
         ({"a": 0.001, "b": 0.5}, ["it stays significant"]),
-        ({"a": 0.001, "b": 0.002}, ["all of them stay significant"]),
+        ({"a": 0.001, "b": 0.002}, ["both stay significant"]),
         ({"a": 0.001, "b": 0.03, "c": 0.04}, ["a alone stays significant"]),
         ({"a": 0.04, "b": 0.03, "c": 0.5}, ["none stays significant"]),
     ],
@@ -28,8 +28,8 @@ def test_it_is_said_which_gains_stay_significant_among_several_students(p_values
     assert said == [f"Adjusted for {len(p_values)} students (Holm), {text}." for text in expected]
 
 
-def student(seeds: int, that_tell: int | None = None, p_value: float = 0.5) -> SimpleNamespace:
-    several = SimpleNamespace(trainings=[None] * seeds, that_tell=that_tell)
+def student(seeds: int, needed: int | None = None, p_value: float = 0.5) -> SimpleNamespace:
+    several = SimpleNamespace(trainings=[None] * seeds, needed=needed)
     return SimpleNamespace(
         seeds=several if seeds > 1 else None,
         gain=0.01,
@@ -38,19 +38,19 @@ def student(seeds: int, that_tell: int | None = None, p_value: float = 0.5) -> S
     )
 
 
-def test_it_is_said_what_seeds_are_not_in_an_interval_and_how_many_more_would_tell():
+def test_it_is_said_what_seeds_are_not_in_an_interval_and_how_many_a_significant_gain_needs():
     students = {
-        **{"one": student(1), "few": student(3, that_tell=7), "small": student(3)},
-        "sure": student(3, that_tell=3, p_value=0.01),
+        **{"one": student(1), "few": student(3, needed=7), "small": student(3)},
+        "sure": student(3, needed=3, p_value=0.01),
     }
     figures = SimpleNamespace(students=students)
     assert seed_sentences(figures) == [
-        "One seed of one: another would change the gain, and the interval leaves that out. "
+        "One seed of one: another seed would change the gain, which the interval does not cover. "
         "`training.seeds: [0, 1, 2]` trains three.",
         "few: 3 seeds, +1.00 points in the mean (deviation 0.40). An equal mean of 7 seeds would "
         "be significant.",
-        "small: 3 seeds, +1.00 points in the mean (deviation 0.40). That is too small for more "
-        "seeds to tell; more test images would.",
+        "small: 3 seeds, +1.00 points in the mean (deviation 0.40). More seeds would not make it "
+        "significant; more test images may.",
         "sure: 3 seeds, +1.00 points in the mean (deviation 0.40). Its interval covers seeds and "
         "test images.",
     ]
