@@ -188,7 +188,8 @@ def compare(dataset: Dataset, pairs: int, steps: int, workers: int) -> Iterator[
 
     with tempfile.TemporaryDirectory() as folder:
         store = write_store(Path(folder) / "store", *random_logits(dataset), None)
-        setup = loops.cached(views, store.decoded_at(loops.TEMPERATURE).gather, device)
+        stored = store.num_views, len(dataset.splits["train"])
+        setup = loops.cached(views, store.decoded_at(loops.TEMPERATURE).gather, device, stored)
         loop = Loop("cifar_resnet", "resnet20", dataset, setup, BATCH, device)
         sides = {
             "ours": lambda _: loop.run(steps),

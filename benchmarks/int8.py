@@ -27,7 +27,7 @@ from pipeline.data.prepared.dataset import Dataset, open_dataset
 from pipeline.export.int8 import CALIBRATION_IMAGES, calibration_views, to_int8
 from pipeline.export.int8_checks import int8_accuracy
 from pipeline.export.running.file_images import file_logits
-from pipeline.export.running.onnx_model import OnnxStudent
+from pipeline.export.running.onnx_model import ExportedNetwork
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.params import load_section
 from pipeline.views.params import ViewsParams
@@ -39,15 +39,15 @@ def measure_file(
     path: Path, dataset: Dataset, views: ViewsParams, calibration: int, rounds: int
 ) -> Iterator[Row]:
     test, content = dataset.splits["test"], path.read_bytes()
-    float32 = OnnxStudent(content, str(path), 1)
+    float32 = ExportedNetwork(content, str(path), 1)
     files = {
         bits: to_int8(content, calibration_views(dataset, views, calibration), weight_bits=bits)
         for bits in (7, 8)
     }
-    sessions = {bits: OnnxStudent(file, str(path), 1) for bits, file in files.items()}
+    sessions = {bits: ExportedNetwork(file, str(path), 1) for bits, file in files.items()}
     image = next(calibration_views(dataset, views, 1))
 
-    def timed(session: OnnxStudent, _: int) -> None:
+    def timed(session: ExportedNetwork, _: int) -> None:
         for _ in range(RUNS):
             session.logits(image)
 
@@ -59,7 +59,7 @@ def measure_file(
     expected = file_logits(float32, test)
     for bits, file in files.items():
         kernels = file_logits(sessions[bits], test)
-        as_written = file_logits(OnnxStudent(file, str(path), 1, optimised=False), test)
+        as_written = file_logits(ExportedNetwork(file, str(path), 1, optimised=False), test)
         points, written = (
             int8_accuracy(expected, logits, test.labels, 0.5) for logits in (kernels, as_written)
         )

@@ -32,7 +32,7 @@ from pipeline.data.prepared.dataset import Dataset, open_dataset
 from pipeline.data.sources.params import DatasetParams
 from pipeline.export.int8 import calibration_views, to_int8
 from pipeline.export.running.file_images import file_logits
-from pipeline.export.running.onnx_model import OnnxStudent
+from pipeline.export.running.onnx_model import ExportedNetwork
 from pipeline.export.to_onnx import to_onnx
 from pipeline.models import checkpoint
 from pipeline.runtime.outputs import ModelOutputs
@@ -97,7 +97,7 @@ def results_of_seed(
             train("student", name)
             train("int8_training", name)
             files = files_of(name, dataset)
-            sessions = {way: OnnxStudent(each, way, 1) for way, each in files.items()}
+            sessions = {way: ExportedNetwork(each, way, 1) for way, each in files.items()}
             found[name] = {}
             for way, session in sessions.items():
                 logits = file_logits(session, test)
@@ -113,7 +113,7 @@ def results_of_seed(
     return found
 
 
-def timed(session: OnnxStudent, image: np.ndarray, _: int) -> None:
+def timed(session: ExportedNetwork, image: np.ndarray, _: int) -> None:
     for _ in range(RUNS):
         session.logits(image)
 

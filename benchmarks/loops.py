@@ -24,13 +24,13 @@ from pipeline.data.prepared.image_decoding import read_image
 from pipeline.data.sources.archives import read_files
 from pipeline.data.sources.image_reading import to_pixels
 from pipeline.distillation.device_rows import SoftTargetLookup
-from pipeline.distillation.objective import student_loss
+from pipeline.distillation.objective import method_loss, student_loss
 from pipeline.distillation.params import KD
 from pipeline.models.params import NetworkParams
 from pipeline.models.spec import InputSpec, build, model_spec
 from pipeline.runtime.derived_random import permutation
 from pipeline.students.label_loss import label_loss
-from pipeline.students.loop import Loss, train_step, whole_batch
+from pipeline.students.loop import Loss, TrainingBatch, train_step, whole_batch
 from pipeline.students.params import TrainingParams
 from pipeline.training.cuda_graph import capture_long_runs
 from pipeline.training.optimisation import Optimisation, batches
@@ -38,6 +38,7 @@ from pipeline.views.loader import Batch, Views
 from pipeline.views.policy import ViewPolicy
 
 TEMPERATURE, SOFT, HARD = 4.0, 0.9, 0.1
+METHOD = KD(temperature=TEMPERATURE, soft_label_weight=SOFT, hard_label_weight=HARD)
 VIEW = 0  # the cached view
 
 
@@ -143,8 +144,7 @@ def cached(
     steps: int = 0,
 ) -> Setup:
     """A student by `kd`. `stored`, `steps`: as for `student_loss`."""
-    params = KD(temperature=TEMPERATURE, soft_label_weight=SOFT, hard_label_weight=HARD)
-    return Setup(views, student_loss(params, soft_targets, device, stored, steps))
+    return Setup(views, student_loss(METHOD, soft_targets, device, stored, steps))
 
 
 class LiveTeacher:
@@ -158,14 +158,20 @@ class LiveTeacher:
             self._pixels = batch.pixels
             yield batch
 
-    def soft_targets(self, view: int, samples: np.ndarray) -> tuple[np.ndarray, None]:
-        return self._teacher.logits(self._pixels).cpu().numpy(), None
+    def logits(self) -> Tensor:
+        """[B, classes] float32, which stay on the device."""
+        return self._teacher.logits(self._pixels).clone()  # a leaf that a loss can use
 
 
-def online(views: Views, teacher: Teacher, device: torch.device) -> Setup:
+def online(views: Views, teacher: Teacher) -> Setup:
     """As `cached`, with the logits of a live teacher instead of the store's rows."""
-    live = LiveTeacher(views, teacher)
-    return cached(live, live.soft_targets, device)
+    live, method = LiveTeacher(views, teacher), method_loss(METHOD)
+
+    def loss(logits: Tensor, batch: TrainingBatch) -> Tensor:
+        hard, soft = label_loss(logits, batch.labels), method(logits, live.logits())
+        return METHOD.hard_label_weight * hard + METHOD.soft_label_weight * soft
+
+    return Setup(live, loss)
 
 
 class Loop:

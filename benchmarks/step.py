@@ -54,10 +54,12 @@ def measure_case(
     with tempfile.TemporaryDirectory() as folder:
         store = write_store(Path(folder) / "store", *random_logits(dataset), None)
         sides = {"teacher": teacher_alone}
+        rows = store.decoded_at(loops.TEMPERATURE).gather
+        stored = store.num_views, len(dataset.splits["train"])
         for name, setup in (
             ("supervised", loops.supervised(views)),
-            ("cached", loops.cached(views, store.decoded_at(loops.TEMPERATURE).gather, device)),
-            ("online", loops.online(views, teacher, device)),
+            ("cached", loops.cached(views, rows, device, stored)),
+            ("online", loops.online(views, teacher)),
         ):
             network = (case.family, case.student)
             loop = Loop(*network, dataset, setup, case.batch_size, device, epochs=epochs)

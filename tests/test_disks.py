@@ -3,9 +3,12 @@ even through a link."""
 
 from pipeline.runtime.command import run_command
 
+import errno
 import hashlib
+import os
 import re
 import shutil
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,7 +109,7 @@ def test_a_full_or_read_only_disk_is_reported_with_path_and_bytes_and_costs_no_o
         assert not list(Path().rglob("*.partial"))
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     message = refused(stage)
-    assert re.fullmatch(r"error: `[-\w./]+`.*Read-only file system.* run again.*", message)
+    assert re.fullmatch(r"error: `[-\w./@]+`.*Read-only file system.* run again.*", message)
     subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
     assert refused(stage) is None
     assert outputs() == expected
@@ -149,6 +152,69 @@ def test_a_read_error_is_not_reported_as_a_write_error(folder):
 
     with pytest.raises(PermissionError, match="images/a.png"):
         read()
+
+
+def test_a_folder_that_is_a_link_to_another_disk_stays_one(tmp_path):
+    disk, link = tmp_path / "disk/store", tmp_path / "store"
+    link.symlink_to(disk)  # which is not there yet
+    for number in range(3):
+        with files.atomic_directory(link) as folder:
+            (folder / str(number)).touch()
+        assert link.is_symlink()
+        assert [path.name for path in disk.iterdir()] == [str(number)]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["2", "disk", "store", "store"]
+
+
+def test_removing_a_link_leaves_what_it_leads_to(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    files.remove(tmp_path / "link")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_folder_that_cannot_be_replaced_stays_as_it_was(tmp_path, monkeypatch, killed):
+    path, rename = tmp_path / "folder", os.replace
+    with files.atomic_directory(path) as folder:
+        (folder / "before").touch()
+
+    def failing(source: Path, target: Path) -> None:
+        if Path(target) == path and ".previous" not in str(source):
+            raise SystemExit if killed else OSError(errno.EIO, "Input/output error")
+        rename(source, target)
+
+    def replace_again() -> None:
+        with files.atomic_directory(path) as folder:
+            (folder / "after").touch()
+
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", failing)
+            with pytest.raises(
+                SystemExit if killed else OSError, match=None if killed else "output"
+            ):
+                replace_again()
+        assert path.exists() != killed
+    with pytest.raises(KeyError), files.atomic_directory(path):
+        raise KeyError  # a run that fails for another reason
+    assert [file.name for file in path.iterdir()] == ["before"]
+    assert [file.name for file in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_file_system_that_flushes_no_folders_suffices(tmp_path, monkeypatch):
+    flush = os.fsync
+
+    def files_alone(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", files_alone)
+    files.write_bytes(tmp_path / "folder/file", b"1")
+    assert (tmp_path / "folder/file").read_bytes() == b"1"
+    monkeypatch.setattr(os, "fsync", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        files.write_bytes(tmp_path / "folder/other", b"1")
 
 
 def test_a_message_has_no_temporary_names():

@@ -22,23 +22,20 @@ MODULES = {
 #: Files of a listed folder that the stage does not import. None for a stage that takes long.
 BROUGHT_ALONG = {
     "robustness": {
-        *("pipeline/comparison/measurement/latency.py", "pipeline/runtime/locks.py"),
-        *("pipeline/comparison/measurement/statistics.py", "pipeline/views/params.py"),
-        *("pipeline/compute/distributed.py", "pipeline/compute/provenance.py"),
-        "pipeline/comparison/measurement/seeds.py",
+        *("pipeline/comparison/measurement/latency.py", "pipeline/views/params.py"),
+        *("pipeline/comparison/measurement/statistics.py", "pipeline/compute/distributed.py"),
+        *("pipeline/comparison/measurement/seeds.py", "pipeline/compute/provenance.py"),
     },
     "speed": {
         *("pipeline/models/evaluation.py", "pipeline/export/running/file_images.py"),
-        *("pipeline/runtime/derived_random.py", "pipeline/runtime/locks.py"),
-        "pipeline/runtime/progress.py",
+        *("pipeline/runtime/derived_random.py", "pipeline/runtime/progress.py"),
     },
     "compare": {
-        *("pipeline/runtime/derived_random.py", "pipeline/runtime/locks.py"),
-        "pipeline/runtime/progress.py",
+        *("pipeline/runtime/derived_random.py", "pipeline/runtime/progress.py"),
     },
     "export": {
         *("pipeline/compute/distributed.py", "pipeline/compute/provenance.py"),
-        *("pipeline/runtime/locks.py", "pipeline/runtime/progress.py"),
+        "pipeline/runtime/progress.py",
     },
 }
 EXPENSIVE = {"prepare", "teacher", "soft_targets", "baseline", "student", "int8_training"}

@@ -150,5 +150,5 @@ def test_make_help_lists_every_target_that_a_reader_calls():
     printed = subprocess.run(
         ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    (targets,) = re.findall(r"^\.PHONY: setup (.+)$", (ROOT / "Makefile").read_text("utf-8"), re.M)
+    (targets,) = re.findall(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text("utf-8"), re.M)
     assert re.findall(r"^make (\S+) ", printed, re.M) == targets.split()

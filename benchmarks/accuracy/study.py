@@ -490,10 +490,11 @@ def training_data(
         (batch,) = fresh.batches(view, [samples])
         precision = BUDGETS[run.budget].precision
         scores = predict(network, description.input, batch.pixels, precision=precision)
-        return SoftTargetBatch(scores.numpy(), None)
+        return SoftTargetBatch(scores.cpu().numpy(), None)
 
     if run.use == "live":
         network, description = checkpoint.load(teacher, produced_by="dvc repro teacher")
+        network.to(device)
     if run.use in ("inexact", "live"):
         soft_targets = {"inexact": inexact, "live": live}[run.use]
         return TrainingData(dataset, fresh, lambda epoch: epoch - 1, everyone), soft_targets
@@ -517,7 +518,8 @@ class Jitter(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [B, C, H, W] -> [B, num_classes]
         if self.training:
             batch, _, height, width = x.shape
-            x = torch.where(torch.rand(batch, 1, 1, 1) < 0.5, x.flip(3), x)
+            mirrored = torch.rand(batch, 1, 1, 1).to(x.device) < 0.5  # drawn on the host
+            x = torch.where(mirrored, x.flip(3), x)
             windows = functional.pad(x, [self.pixels] * 4, mode="replicate")
             windows = windows.unfold(2, height, 1).unfold(3, width, 1)
             top, left = torch.randint(2 * self.pixels + 1, (2, batch))
@@ -597,6 +599,7 @@ def train_one(run: Run, project: Path) -> dict[str, object]:
                 lambda _: soft_targets,
                 device,
                 run.epochs,
+                stored=(stores[0].num_views, len(data.samples)) if run.use == "ensemble" else None,
                 paired=opened[0][2].paired,
                 steps=run.epochs * math.ceil(len(data.samples) / training_of(run).batch_size),
             )

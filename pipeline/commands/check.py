@@ -25,9 +25,9 @@ from pipeline.data.sources.splits import TRAIN, ImageSource, hide_labels
 from pipeline.distillation.params import check_method, load_distillation
 from pipeline.export.params import ExportParams, load_export
 from pipeline.models.params import FAMILIES, NetworkParams, WeightsFile
+from pipeline.runtime.environment import LAUNCHER
 from pipeline.runtime.errors import UserError, counted, did_you_mean
 from pipeline.runtime.params import PARAMS_FILE, load_section, read_params, student_names
-from pipeline.runtime.signals import LAUNCHER
 from pipeline.store.format.schema import INDEX
 from pipeline.store.writing.params import SoftTargetsParams
 from pipeline.students.params import TrainingSection, load_student, load_training
@@ -104,7 +104,7 @@ def check_merge_conflicts() -> None:
 
 def check_dataset() -> list[int]:
     """Check that the root exists, is outside the folders that stages write, and has the layout of
-    its source. Read no image.
+    its source, with enough classes for `soft_targets.k`. Read no image.
 
     Returns:
         The labels of the training images, if the names of files tell them; else none.
@@ -131,6 +131,7 @@ def check_dataset() -> list[int]:
 
 
 def _training_labels(source: ImageSource, dataset: DatasetParams) -> list[int]:
+    load_section(SoftTargetsParams, "soft_targets").check_classes(len(source.class_names))
     samples = hide_labels(source.samples, dataset)
     return samples.labels[samples.splits == TRAIN].tolist()
 

@@ -59,7 +59,7 @@ def problems() -> list[str]:
 
 
 def file_problems(key: str) -> list[str]:
-    """What is wrong with the file that the teacher, or a student, is or starts from."""
+    """List the problems of the file that the teacher, or a student, is or starts from."""
     try:
         check_file(key, described_dataset())
     except UserError as error:
@@ -68,8 +68,8 @@ def file_problems(key: str) -> list[str]:
 
 
 def described_network(key: str) -> tuple[ModelSpec | None, bool]:
-    """What the stage of `teacher` or `students.NAME` builds, and whether it trains it. None if the
-    network is a file, or there is none."""
+    """Return the spec that the stage of `teacher` or `students.NAME` builds, and whether it trains
+    it. None if the network is a file, or there is none."""
     dataset = described_dataset()
     if key != "teacher":
         student = load_student(key.removeprefix("students."))

@@ -77,7 +77,7 @@ class Setting:
     is_bgr: bool = False
 
     def changes(self, present: "Setting") -> int:
-        """How many of the three differ from the present ones."""
+        """Count which of the three differ from the present ones."""
         return (
             (self.input.size != present.input.size)
             + (self.normalisation != present.normalisation)
@@ -130,14 +130,13 @@ def load_teacher(params: TeacherParams, dataset: Dataset) -> Teacher:
     network, spec = build_initial_network(params, dataset)
     if is_trained(params, spec):
         state = read_state(TEACHER.scratch, training_inputs(params, network, spec, dataset))
-        if state is None or state["epochs"] < params.training.epochs:
+        if state is None or "last_metrics" not in state:
             raise UserError(
                 f"`{TEACHER.scratch}` has no finished training with these parameters, images and "
                 "weights; expected the state of a teacher that the stage refused. Run `dvc repro "
                 "teacher` first; a teacher that it accepts needs no diagnosis."
             )
-        average = state["optimisation"]["average"]
-        network.load_state_dict((average or state)["network"])
+        network.load_state_dict(state["network"])
     if dataset.encoded:  # decoded at the size of the network's input
         dataset = dataset.resized(spec.input.size)
     native = native_input(params.family, params.network.name, params.network.options)

@@ -35,8 +35,8 @@ from pipeline.data.sources.listing import describe_left_out, list_images
 from pipeline.data.sources.params import DatasetParams
 from pipeline.export.model_card import ModelCard, check_card, read_card
 from pipeline.export.running.onnx_model import (
+    ExportedNetwork,
     OnnxMetadata,
-    OnnxStudent,
     inference_threads,
     open_file,
 )
@@ -96,7 +96,7 @@ def list_files(paths: Sequence[str]) -> list[Path]:
 
 
 def classify(
-    model: OnnxStudent, files: Sequence[Path], unreadable: list[str], odd: list[str]
+    model: ExportedNetwork, files: Sequence[Path], unreadable: list[str], odd: list[str]
 ) -> Iterator[tuple[Path, np.ndarray]]:
     """Yield each image file, in order, with its probabilities, [num_classes] float64.
 
@@ -130,7 +130,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return scaled / scaled.sum(1, keepdims=True)
 
 
-def open_model(path: Path) -> tuple[OnnxStudent, ModelCard | None]:
+def open_model(path: Path) -> tuple[ExportedNetwork, ModelCard | None]:
     """Open an exported file, and the model card beside it if there is one.
 
     Raises:
@@ -143,7 +143,7 @@ def open_model(path: Path) -> tuple[OnnxStudent, ModelCard | None]:
     return model, card
 
 
-def print_classes(model: OnnxStudent, files: Sequence[Path], top: int, as_json: bool) -> None:
+def print_classes(model: ExportedNetwork, files: Sequence[Path], top: int, as_json: bool) -> None:
     """Print a line for each image, with the `top` classes of largest probability in descending
     order; of equals, the first. Refuse the files that are not images at the end."""
     names = model.metadata.class_names

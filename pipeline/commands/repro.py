@@ -22,13 +22,14 @@ from graphlib import TopologicalSorter
 
 from pipeline.data.prepared.image_decoding import available_cores
 from pipeline.plan.forecast import Forecast, forecast_run
-from pipeline.runtime import signals, stage_times
+from pipeline.runtime.environment import JOBS, REPRO, SEED_JOBS, process_count
 from pipeline.runtime.errors import UserError, counted, positive_int
 from pipeline.runtime.params import read_params
 from pipeline.runtime.run_plan import ahead, write_plan
-from pipeline.runtime.stage_times import SEED_JOBS, process_count, split_sizes
+from pipeline.runtime.stage_times import split_sizes
 from pipeline.seeds.gpus import SharedGpus, visible_gpus
 from pipeline.seeds.prefixed import run_prefixed
+from pipeline.students.params import load_student, load_training
 
 #: Stages of the last `dvc repro`: nothing runs beside `speed`, which would disturb its times.
 LAST = ("speed", "compare")
@@ -47,7 +48,7 @@ def main() -> None:
     jobs = number_of_jobs(parser.parse_args().jobs)
     run = forecast_run()
     print_ahead(run.stages)
-    os.environ[signals.REPRO] = str(os.getpid())
+    os.environ[REPRO] = str(os.getpid())
     if jobs > 1:
         run_in_parallel({k: v for k, v in run.waits.items() if k not in LAST}, jobs)
     sys.stdout.flush()
@@ -86,7 +87,7 @@ def run_in_parallel(waits: Mapping[str, set[str]], jobs: int) -> None:
         waits: by stage, the stages that must have finished.
     """
     threads = str(max(1, available_cores() // jobs))
-    environment = {"OMP_NUM_THREADS": threads, **os.environ, stage_times.JOBS: str(jobs)}
+    environment = {"OMP_NUM_THREADS": threads, **os.environ, JOBS: str(jobs)}
     sorter = TopologicalSorter(waits)
     sorter.prepare()
     behind = stages_behind(waits)  # the teacher starts before a baseline
@@ -99,7 +100,7 @@ def run_in_parallel(waits: Mapping[str, set[str]], jobs: int) -> None:
         while True:
             ready = sorted([*ready, *sorter.get_ready()], key=lambda stage: -len(behind[stage]))
             while ready and free:
-                taken = jobs_of(ready[0], len(ready), free)
+                taken = jobs_of(len(ready), free, seeds_of(ready[0]))
                 stage, free = ready.pop(0), free - taken
                 of_stage = {**environment, SEED_JOBS: str(taken)}
                 visible = gpus.taken(taken * of_job)
@@ -120,14 +121,24 @@ def run_in_parallel(waits: Mapping[str, set[str]], jobs: int) -> None:
         )
 
 
-def jobs_of(stage: str, ready: int, free: int) -> int:
-    """The jobs that a stage takes: one, or a training its share of the free ones, for its seeds.
+def jobs_of(ready: int, free: int, seeds: int) -> int:
+    """The jobs that a stage takes: its share of the free ones, but no more than it has seeds.
 
     Args:
         ready: stages that can start now, with this one.
     """
-    trains = stage.startswith(("student@", "baseline@"))
-    return max(1, free // ready) if trains else 1
+    return min(seeds, max(1, free // ready))
+
+
+def seeds_of(stage: str) -> int:
+    """The number of seeds that a stage trains; 1 for a stage that trains no student."""
+    kind, _, name = stage.partition("@")
+    if kind not in ("student", "baseline"):
+        return 1
+    try:
+        return len(load_training(name, load_student(name)).seeds)
+    except UserError:  # the stage says so
+        return 1
 
 
 def stages_behind(waits: Mapping[str, set[str]]) -> dict[str, set[str]]:

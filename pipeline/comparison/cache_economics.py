@@ -1,13 +1,18 @@
-"""What the cache costs and saves, in teacher passes: the forward pass of one image."""
+"""What the cache costs and saves, in teacher passes: the forward pass of one image.
+
+Imports nothing of ours.
+"""
 
 from collections.abc import Mapping
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
-
-from pipeline.runtime.validation import Record
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
 
 
-class CacheFigures(Record):
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class CacheFigures(_Record):
     """`cache` of metrics/comparison.json; no figure depends on time."""
 
     teacher_passes: int
@@ -17,7 +22,7 @@ class CacheFigures(Record):
     store_bytes: int | None
 
 
-class Economics(Record):
+class Economics(_Record):
     """One store, and the students that were trained from it.
 
     Cached or online, a pass costs the same, so the numbers of passes decide. Writing and reading

@@ -220,8 +220,10 @@ class _Files:
         firsts, seconds = ([self.models[i] for i in which] for which in (one, other))
         differences = [a.accuracy - b.accuracy for a, b in zip(firsts, seconds, strict=True)]
         mean = seed_mean(np.array(differences), self.means[:, one] - self.means[:, other])
-        low, high = mean.interval
-        gain = replace(of_files, gain=mean.mean, low=low, high=high, p_value=mean.p_value)
+        gain = of_files  # tested image by image, where seeds and images do not vary
+        if mean.varies:
+            low, high = mean.interval
+            gain = replace(of_files, gain=mean.mean, low=low, high=high, p_value=mean.p_value)
         return gain, SeedComparison(seeds, firsts, seconds, mean)
 
 

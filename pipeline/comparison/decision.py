@@ -108,7 +108,8 @@ class _Rule:
         return best, max(smallest, key=lambda i: (self.models[i].accuracy, -sizes[self.network(i)]))
 
     def better_training(self, eligible: Sequence[int]) -> int:
-        """Of one or two trainings of a network, the significantly better one or the distilled."""
+        """Choose of one or two trainings of a network: the significantly better one, else the
+        distilled."""
         if len(eligible) == 1:
             return eligible[0]
         distilled, baseline = sorted(eligible, key=lambda i: self.models[i].role == "baseline")
@@ -139,7 +140,7 @@ class _Rule:
         return "other_worse" if self.difference(twin, best).significant else "indistinguishable"
 
     def trade_off(self, files: Sequence[int], chosen: int) -> int | None:
-        """Of the files that save enough bytes, the one that loses least, if that is little."""
+        """Find the file that saves enough bytes and loses least accuracy, if that is little."""
         most_bytes = (1 - SMALLEST_SAVING) * self.models[chosen].size_bytes
         losses = {
             i: -self.difference(i, chosen).gain

@@ -30,7 +30,7 @@ class SeedComparison:
 
     @property
     def gains(self) -> list[float]:
-        """Of each seed."""
+        """The gain of each seed."""
         pairs = zip(self.distilled, self.baselines, strict=True)
         return [first.accuracy - second.accuracy for first, second in pairs]
 

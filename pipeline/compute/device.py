@@ -35,7 +35,10 @@ def training_autocast(device: torch.device) -> torch.autocast:
     8.0 or higher) and on CPUs with AVX512-BF16 or AMX. Weights, gradients, optimiser, losses and
     every measurement stay in float32; see also `depthwise_in_float32`.
     """
-    return torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bfloat16(device))
+    enabled = computes_in_bfloat16(device)
+    # No weight is cast twice in a pass. A cache would compile networks again for a CUDA graph,
+    # which can have none.
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:
@@ -117,6 +120,9 @@ class Compiled(nn.Module):
         if self._forward is None and not Compiled.works:
             self._forward = self.called
         if self._forward is None:
+            # By default torch compiles no more after 8 variants of one piece of code, such as
+            # networks of one family, and only warns.
+            torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
             compiled = torch.compile(self.called, dynamic=False, backend=_COMPILER)
             problem = _try(partial(compiled, inputs, *others, **named), inputs, self)
             Compiled.works = problem is None

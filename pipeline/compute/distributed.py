@@ -19,9 +19,8 @@ from torch import distributed
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from pipeline.runtime.environment import LAUNCHER, process_count
 from pipeline.runtime.errors import UserError, first_line, is_out_of_memory
-from pipeline.runtime.signals import LAUNCHER
-from pipeline.runtime.stage_times import process_count
 
 #: How long a rank waits in a collective of the computation. All ranks compute alike, so this is for
 #: what differs: rank 0 writes the state of an epoch, and a network compiles. A longer wait is a

@@ -70,7 +70,7 @@ def student_loss(
         steps: of the training; a GPU compiles the method for a long one.
 
     During `warmup_epochs`, if the method has them, its loss grows linearly: in epoch e, counted
-    from 1, it counts min(e / warmup_epochs, 1). `student_teaches_after` counts epochs likewise.
+    from 1, it counts min(e / warmup_epochs, 1). `student_teaches_after` counts epochs from 1, too.
     """
     method = compile_long_runs(method_loss(params), device, steps)
     soft_label_weight = getattr(params, "soft_label_weight", 1.0)
@@ -104,9 +104,9 @@ def paired_loss(
     stored: tuple[int, int] | None = None,
     steps: int = 0,
 ) -> Loss:
-    """The loss of a student of pairs, of what it sees of them: the mean of both views' losses; or,
-    of a method that joins the views, its authors' objective, which adds their cross-entropies; or
-    that of the strong view with the weak view's row.
+    """Return the loss of a student of pairs, by `paired_views`. `both`: the mean of the two views'
+    losses or, of a method that joins the views (`mlkd`, `crld`), its authors' objective, which adds
+    their cross-entropies. `weak_to_strong`: the strong view's loss with the weak view's row.
 
     Args:
         soft_targets: of the store's views: those of pair p are 2p, the weak one, and 2p + 1.
@@ -145,7 +145,7 @@ def paired_loss(
 
 
 def seen_views(params: DistillationParams, views: AnyViews) -> AnyViews:
-    """What a student sees: the views, and of pairs both views or the strong one alone."""
+    """Return the views that a student sees: of pairs both views or the strong one alone."""
     if isinstance(views, PairedViews) and params.paired_views == "weak_to_strong":
         return views.strong
     return views

@@ -10,9 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from pipeline.runtime.errors import UserError, did_you_mean
-from pipeline.runtime.params import PARAMS_FILE, Section, read_params
+from pipeline.runtime.params import PARAMS_FILE, Section, load_with_overrides, read_params
 from pipeline.runtime.validation import shown
-from pipeline.students.params import load_with_overrides
 
 Weight = Annotated[float, Field(ge=0)]
 Temperature = Annotated[float, Field(gt=0)]

@@ -20,7 +20,7 @@ import torch
 
 from pipeline.data.prepared.dataset import Dataset
 from pipeline.export.running.file_images import evenly_spread, open_images
-from pipeline.export.running.onnx_model import IMAGE, OnnxStudent
+from pipeline.export.running.onnx_model import IMAGE, ExportedNetwork
 from pipeline.export.running.reading import Reading
 from pipeline.export.to_onnx import NotExportable
 from pipeline.runtime.errors import UserError, first_line
@@ -97,7 +97,7 @@ def to_int8(
     Raises:
         NotExportable: onnxruntime cannot quantise it, with the reason.
     """
-    described = OnnxStudent(float32_file, "the float32 file", 1).metadata.described
+    described = ExportedNetwork(float32_file, "the float32 file", 1).metadata.described
     try:
         with tempfile.TemporaryDirectory() as folder, _quiet():
             source, prepared, result = (Path(folder, f"{n}.onnx") for n in ("a", "b", "c"))

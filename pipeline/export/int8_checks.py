@@ -25,7 +25,7 @@ def verify_kernels(name: str, optimised: np.ndarray, unoptimised: np.ndarray) ->
 
     Args:
         name: of the network, for messages.
-        optimised, unoptimised: [N, num_classes] logits of `OnnxStudent` with and without
+        optimised, unoptimised: [N, num_classes] logits of `ExportedNetwork` with and without
             `optimised`, of KERNEL_IMAGES test images.
 
     Raises:
@@ -64,7 +64,7 @@ class Int8Accuracy:
 
     @property
     def sentence(self) -> str:
-        """What was measured and what follows."""
+        """Say what was measured and what follows."""
         loss, most = -100 * self.gain.gain, f"`export.largest_loss`, {self.largest_loss:g} points"
         change = f"{'loses' if loss >= 0 else 'gains'} {abs(loss):.2f}"
         measured = (

@@ -5,9 +5,14 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from pipeline.runtime.errors import UserError
-from pipeline.runtime.params import PARAMS_FILE, Section, check_student, load_section, read_params
-from pipeline.runtime.validation import none_or_mapping, shown, validate
+from pipeline.runtime.params import (
+    Section,
+    check_student,
+    load_section,
+    load_with_overrides,
+    read_params,
+)
+from pipeline.runtime.validation import none_or_mapping
 
 
 class Int8TrainingParams(Section):
@@ -41,12 +46,6 @@ def load_export(student: str | None = None) -> ExportParams:
     if student is None:
         return section
     check_student(student)
-    params, where = read_params(), f"{PARAMS_FILE}: students.{student}"
-    definition = params["students"][student]
+    definition = read_params()["students"][student]
     overrides = definition.get("export", {}) if isinstance(definition, Mapping) else {}
-    if not isinstance(overrides, Mapping):
-        raise UserError(f"`{where}.export` is {shown(overrides)}; expected a mapping.")
-    kept = {key: value for key, value in params["export"].items() if key not in overrides}
-    merged = kept | {key: value for key, value in overrides.items() if value is not None}
-    origins = dict.fromkeys(overrides, f"{where}.export")
-    return validate(ExportParams, merged, f"{PARAMS_FILE}: export", origins=origins)
+    return load_with_overrides(ExportParams, "export", overrides, student)

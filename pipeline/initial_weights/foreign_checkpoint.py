@@ -60,7 +60,7 @@ class FileWeights:
 
     @property
     def outputs(self) -> int | None:
-        """How many outputs the file has; None: as many as the network."""
+        """The number of outputs of the file; None: as many as the network."""
         return max((len(self.state[name]) for name in self.head), default=None)
 
 

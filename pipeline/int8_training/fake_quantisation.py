@@ -28,7 +28,7 @@ def round_weight(weight: Tensor) -> Tensor:
     """Round weights, [out, ...], to 129 steps around 0 for each output channel."""
     largest = weight.detach().abs().flatten(1).amax(1)  # [out]
     step = (largest / WEIGHT_STEPS).clamp_min(_SMALLEST_STEP)
-    zero = torch.zeros_like(step, dtype=torch.int32)
+    zero = torch.zeros_like(step)  # of int32, torch would read its range, and wait for a GPU
     return torch.fake_quantize_per_channel_affine(
         weight, step, zero, 0, -WEIGHT_STEPS, WEIGHT_STEPS
     )

@@ -21,7 +21,6 @@ from pipeline.export.params import Int8TrainingParams
 from pipeline.int8_training.fake_quantisation import FakeQuantized, float_state
 from pipeline.models import checkpoint
 from pipeline.runtime.files import atomic_directory
-from pipeline.runtime.locks import exclusive
 from pipeline.runtime.outputs import TEACHER, ModelOutputs
 from pipeline.runtime.params import load_section
 from pipeline.runtime.stage_inputs import StageInputs
@@ -46,8 +45,8 @@ def train_for_int8(name: str, params: Int8TrainingParams, inputs: StageInputs) -
     trains, whatever PROCESSES says.
 
     Raises:
-        UserError: the network has no layer to round at, the loss is no longer finite,
-            another run trains this model now, or an input of the stage changed while it ran.
+        UserError: the network has no layer to round at, the loss is no longer finite, or an input
+            of the stage changed while it ran.
     """
     outputs = ModelOutputs("distilled", name)
     student = load_student(name)
@@ -83,24 +82,23 @@ def train_for_int8(name: str, params: Int8TrainingParams, inputs: StageInputs) -
         "store": store.index.content(),
     }
     print(f"int8_training {name}: {student.family}, {student.network.name}", flush=True)
-    with exclusive(outputs.int8_scratch):
-        name_of_state = fingerprint(fields, device, SINGLE_PROCESS)
-        resume = ResumeState(outputs.int8_scratch, name_of_state, SINGLE_PROCESS)
-        loss = loss_over_epochs(
-            distillation,
-            lambda temperature: store.decoded_at(temperature).gather,
-            device,
-            own.epochs,
-            stored=(store.num_views, len(split)),
-            paired=views.paired,
-        )
-        loss = continued_loss(loss, own.epochs)
-        result = fit(rounding, spec.input, data, loss, training, device, resume=resume)
-        network.load_state_dict(float_state(result.kept_state))
-        inputs.check()
-        with atomic_directory(outputs.int8_model) as directory:
-            write_network(directory, network, spec)
-        resume.remove()
+    of_training = fingerprint(fields, device, SINGLE_PROCESS)
+    resume = ResumeState(outputs.int8_scratch, of_training, SINGLE_PROCESS)
+    loss = loss_over_epochs(
+        distillation,
+        lambda temperature: store.decoded_at(temperature).gather,
+        device,
+        own.epochs,
+        stored=(store.num_views, len(split)),
+        paired=views.paired,
+    )
+    loss = continued_loss(loss, own.epochs)
+    result = fit(rounding, spec.input, data, loss, training, device, resume=resume)
+    resume.finish({"trained": vars(result)}, result.history[-1])
+    network.load_state_dict(float_state(result.kept_state))
+    inputs.check()
+    with atomic_directory(outputs.int8_model) as directory:
+        write_network(directory, network, spec)
     print(_summary(result), flush=True)
 
 

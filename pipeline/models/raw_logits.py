@@ -73,7 +73,7 @@ def check_raw(
 
 
 def advice_for_network(family: str, network: str) -> str:
-    """What to change in a network that does not return raw logits."""
+    """Say what to change in a network that does not return raw logits."""
     if family == "onnx":
         return "Export the network without its last softmax or sigmoid."
     return (
@@ -83,8 +83,8 @@ def advice_for_network(family: str, network: str) -> str:
 
 
 def beyond_float16(logits: np.ndarray) -> np.ndarray:
-    """Which logits cannot be stored, [n, C]: not finite, or beyond float16 in a row that is too
-    wide to be moved into it."""
+    """Find the logits that cannot be stored, [n, C]: not finite, or beyond float16 in a row that is
+    too wide to be moved into it."""
     with np.errstate(over="ignore", invalid="ignore"):
         narrow = np.ptp(logits, axis=1, keepdims=True) <= _NARROW  # false if not finite
         if narrow.all():

@@ -160,6 +160,10 @@ class OnnxNetwork(nn.Module):
             if value not in known:
                 raise UserError(f"option `{name}` is {value!r}; expected {' or '.join(known)}.")
 
+    def _apply(self, *_: Any, **__: Any) -> "OnnxNetwork":
+        """Stay where it is: onnxruntime has its own copy of the weights on a GPU."""
+        return self
+
     @property
     def batch_size(self) -> int | None:
         """The only number of images that the file takes at a time; None: any."""
@@ -445,21 +449,18 @@ def _use_logits(model: onnx.ModelProto) -> list[str]:
 
 def _scaled(node: onnx.NodeProto, model: onnx.ModelProto) -> str:
     """The input of a product or quotient by one positive number; empty for any other."""
-    numbers = {tensor.name: tensor for tensor in model.graph.initializer}
-    constants = (each for each in model.graph.node if each.op_type == "Constant")
-    for constant in constants:
+    numbers = dict(_constants(model.graph))
+    for constant in (each for each in model.graph.node if each.op_type == "Constant"):
         for attribute in constant.attribute:
-            number = attribute.t if attribute.name == "value" else None
             if attribute.name == "value_float":
-                number = onnx.numpy_helper.from_array(np.float32(attribute.f).reshape(()))
-            if number is not None:
+                number = numpy_helper.from_array(np.float32(attribute.f).reshape(()))
                 numbers[constant.output[0]] = number
     inputs = list(node.input)
     if node.op_type == "Mul" and inputs and inputs[0] in numbers:
         inputs.reverse()
     if len(inputs) != 2 or inputs[1] not in numbers:
         return ""
-    factor = onnx.numpy_helper.to_array(numbers[inputs[1]])
+    factor = numpy_helper.to_array(numbers[inputs[1]])
     return inputs[0] if factor.size == 1 and (factor > 0).all() else ""
 
 
@@ -480,8 +481,13 @@ def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     providers: list[Any] = ["CPUExecutionProvider"]
     fast = "CUDAExecutionProvider"
     if torch.cuda.is_available() and fast in onnxruntime.get_available_providers():
-        # By default the first GPU, for every process, and float32 with 10 bits of mantissa.
-        settings_of_gpu = {"device_id": str(torch.cuda.current_device()), "use_tf32": "0"}
+        # By default the first GPU, for every process, float32 with 10 bits of mantissa, and
+        # algorithms that are chosen by timing, so that the last bits would vary.
+        settings_of_gpu = {
+            "device_id": str(torch.cuda.current_device()),
+            "use_tf32": "0",
+            "cudnn_conv_algo_search": "HEURISTIC",
+        }
         providers.insert(0, (fast, settings_of_gpu))
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers)

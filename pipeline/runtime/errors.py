@@ -22,6 +22,7 @@ def first_line(error: Exception) -> str:
 _OUT_OF_MEMORY = (
     *("DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory"),
     *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "'out of memory'"),
+    *("CUDA driver error: out of memory", "Triton Error [CUDA]: out of memory"),
 )
 
 

@@ -34,6 +34,9 @@ def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:  # some file systems flush no folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 
@@ -106,12 +109,17 @@ def write_bytes(path: Path | str, *parts: bytes | memoryview) -> None:
 
 @contextmanager
 def atomic_directory(path: Path | str) -> Iterator[Path]:
-    """Yield an empty temporary directory, which replaces `path` on success.
+    """Yield an empty temporary directory, which replaces `path` on success; if that is a link, the
+    folder to which it leads.
 
     On failure it is removed and `path` stays as it was.
     """
     path = Path(path)
+    if path.is_symlink():
+        path = path.resolve()
     previous = path.with_name(f".{path.name}.previous.partial")
+    if previous.exists() and not path.exists():  # a run was killed between two renames
+        os.replace(previous, path)
     for leftover in (_partial(path), previous):  # of a run that was killed
         remove(leftover)
     with _partial_output(path) as partial:
@@ -122,7 +130,12 @@ def atomic_directory(path: Path | str) -> Iterator[Path]:
         _flush(partial)
         if path.exists():
             os.replace(path, previous)
-        os.replace(partial, path)
+        try:
+            os.replace(partial, path)
+        except OSError:
+            if previous.exists():
+                os.replace(previous, path)
+            raise
         _flush(path.parent)
         remove(previous)
 

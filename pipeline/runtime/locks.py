@@ -2,13 +2,14 @@
 
 import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from pipeline.runtime.errors import UserError
 
+FOLDER = Path(".scratch/running")
 _PATIENCE = 5  # seconds: the last process of a killed run may be about to end
 
 
@@ -32,3 +33,9 @@ def exclusive(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def only_run_of(stage: str) -> AbstractContextManager[None]:
+    """Refuse to run while another run of a stage, by DVC's name, has not ended: for stages that
+    keep no scratch folder."""
+    return exclusive(FOLDER / stage)

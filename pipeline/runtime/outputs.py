@@ -49,7 +49,7 @@ class ModelOutputs:
 
     @property
     def logits_key(self) -> str:
-        """What comes before `validation` and `test` in the names of its logits."""
+        """The prefix of `validation` and `test` in the names of its logits."""
         return "" if self.seed is None else f"{SEEDS}.{self.seed}."
 
     @property
@@ -115,7 +115,7 @@ class ExportedFile:
 
     @property
     def path(self) -> Path:
-        """Of the file. There may be none: its card says why."""
+        """The path of the file. There may be none: its card says why."""
         folder = Path("models/exported")
         if self.role == "teacher":
             return folder / "teacher/teacher.onnx"

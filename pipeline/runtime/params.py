@@ -101,6 +101,34 @@ def load_section(model: type[Model], name: str) -> Model:
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
+def load_with_overrides(
+    model: type[Model],
+    section: str,
+    overrides: Any,
+    student: str,
+    *,
+    inherit: bool = True,
+) -> Model:
+    """Load a section, overridden key by key by a student's values. A key that the student sets to
+    null is removed, so the model's default holds.
+
+    Args:
+        inherit: False ignores the section's values.
+
+    Raises:
+        UserError: names each bad key by the place where it is written.
+    """
+    defaults, where = read_params().get(section), f"{PARAMS_FILE}: students.{student}.{section}"
+    if not isinstance(defaults, Mapping):
+        raise UserError(f"`{PARAMS_FILE}: {section}` is missing; expected a section of that name.")
+    if not isinstance(overrides, Mapping):
+        raise UserError(f"`{where}` is {shown(overrides)}; expected a mapping.")
+    kept = {key: value for key, value in defaults.items() if inherit and key not in overrides}
+    merged = kept | {key: value for key, value in overrides.items() if value is not None}
+    origins = dict.fromkeys(overrides, where)
+    return validate(model, merged, f"{PARAMS_FILE}: {section}", origins=origins)
+
+
 def student_names() -> list[str]:
     """List the students' names, in the order of the file. Refuses a file without a student, and
     names with other characters."""

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from pipeline.runtime.environment import LAUNCHER, REPRO
+
 #: Where each command resumes.
 RESUMES = {
     "pipeline.stages.teacher": "after its last finished epoch",
@@ -22,10 +24,6 @@ RESUMES = {
     "pipeline.stages.soft_targets": "after its last finished shard",
     "pipeline.commands.repro": "with the unfinished stages",
 }
-#: Environment variable: the process of `pipeline.commands.repro`, for those it starts.
-REPRO = "TEACH_ONCE_REPRO"
-#: Environment variable: the process that launched the ones that share a stage, or its seeds.
-LAUNCHER = "TEACH_ONCE_LAUNCHER"
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -77,8 +75,8 @@ def _exit_on_signal(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there and its own folder is not read-only."""
-    if path.is_dir():
+    """Remove a file, a link or a folder, if it is there and its own folder is not read-only."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         with suppress(OSError):

@@ -2,9 +2,9 @@
 
 DVC records a stage's inputs as they are when the stage has ended. Whatever changed during the run
 (a parameter, a branch, the prepared images) would be recorded as what made the result, and DVC's
-cache would keep the result as that. The comparison finds what changes between this check and DVC's,
-and what a dvc.lock that was merged by hand records wrongly: predictions say which parameters made
-them.
+cache would later restore that result for the new inputs. The comparison finds what changes between
+this check and DVC's, and what a dvc.lock that was merged by hand records wrongly: predictions say
+which parameters made them.
 """
 
 import os

@@ -13,26 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.runtime.errors import UserError, positive_int
+from pipeline.runtime.environment import JOBS, OF_STAGE, SEED_JOBS
+from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import canonical_json, read_json, write_json
 from pipeline.runtime.outputs import PREPARED
 from pipeline.runtime.params import paired_views
 
 FOLDER = Path(".scratch/stage_times")
-#: Environment variable: the number of stages that run at once on this machine.
-JOBS = "TEACH_ONCE_JOBS"
-#: Environment variable: the number of seeds that a stage trains at once.
-SEED_JOBS = "SEED_JOBS"
-
-
-def process_count() -> int:
-    """Read PROCESSES, the number of processes that share a training on this machine.
-
-    Raises:
-        UserError: it is no number, or less than 1.
-    """
-    text = os.environ.get("PROCESSES") or "1"
-    return positive_int(text, "PROCESSES", "the number of processes to start on this machine")
 
 
 @dataclass(frozen=True)
@@ -54,7 +41,7 @@ def split_sizes() -> dict[str, int] | None:
 
 
 def work_of(stage: str, params: Mapping[str, Any], sizes: Mapping[str, int] | None) -> Work | None:
-    """What a stage has to do by params.yaml; None if that is not valid, which the stage says.
+    """Find what a stage has to do by params.yaml; None if that is not valid, which the stage says.
 
     Args:
         sizes: of `split_sizes`.
@@ -139,10 +126,15 @@ def start(stage: str) -> None:
         _started(stage).touch()
 
 
+def does_all(stage: str) -> bool:
+    """Whether the stage, which has started, has done all of its work itself so far."""
+    return _started(stage).exists()
+
+
 def resumed() -> None:
     """Note that the stage that DVC runs continues from the work of an earlier run, so that its time
     is not that of all its work. Any process of the stage may call this."""
-    if stage := os.environ.get("DVC_STAGE"):
+    if stage := os.environ.get(OF_STAGE) or os.environ.get("DVC_STAGE"):
         with suppress(OSError):
             _started(stage).unlink()
 
@@ -150,7 +142,8 @@ def resumed() -> None:
 def finish(stage: str, work: Work | None, startup: float, seconds: float) -> None:
     """Remember how long the stage took, if it did all of its work.
 
-    Of stages that run at once, each is remembered with its share of the machine's time.
+    Of stages that run at once, each is remembered with its share of the machine's time: one job's,
+    or that of the seeds that it trains at once.
 
     Args:
         startup: seconds until the modules were loaded.
@@ -159,8 +152,9 @@ def finish(stage: str, work: Work | None, startup: float, seconds: float) -> Non
     with suppress(OSError, UserError, ValueError):
         _started(stage).unlink()
         if work is not None and work.units:
-            jobs = int(os.environ.get(JOBS, "1"))
-            times = {"startup": startup / jobs, "seconds": seconds / jobs}
+            jobs, taken = (int(os.environ.get(key) or 1) for key in (JOBS, SEED_JOBS))
+            share = min(1, taken / jobs)
+            times = {"startup": startup * share, "seconds": seconds * share}
             write_json(FOLDER / f"{stage}.json", vars(work) | times)
 
 

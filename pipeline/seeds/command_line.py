@@ -16,9 +16,9 @@ import torch
 
 from pipeline.compute import distributed
 from pipeline.compute.distributed import ProcessGroup
+from pipeline.runtime.environment import LAUNCHER, OF_STAGE, SEED_JOBS, process_count
 from pipeline.runtime.errors import UserError, positive_int
-from pipeline.runtime.signals import LAUNCHER
-from pipeline.runtime.stage_times import SEED_JOBS, process_count
+from pipeline.runtime.stage_times import does_all, start
 from pipeline.seeds.gpus import SharedGpus, visible_gpus
 from pipeline.seeds.prefixed import run_prefixed
 from pipeline.students.params import load_student, load_training
@@ -39,7 +39,7 @@ def run_seeds(
         "--seed", help="train with this one of its seeds, and write nothing but its state"
     )
     arguments = parser.parse_args()
-    name, words = arguments.name, []
+    name, words, did_all = arguments.name, [], False
     seeds = load_training(name, load_student(name)).seeds
     if arguments.seed is not None:
         if arguments.seed not in map(str, seeds):
@@ -49,20 +49,26 @@ def run_seeds(
             )
         words = ["--seed", arguments.seed]
     elif len(seeds) > 1:
-        train_side_by_side(module, name, seeds)
-    if distributed.launch(module, name, *words):
-        return
-    with distributed.process_group() as group:
-        train(name, group, int(arguments.seed) if words else None)
+        did_all = train_side_by_side(module, name, seeds)
+    if not distributed.launch(module, name, *words):
+        with distributed.process_group() as group:
+            train(name, group, int(arguments.seed) if words else None)
+    if did_all:  # what the stage found finished was its own work
+        start(os.environ["DVC_STAGE"])
 
 
-def train_side_by_side(module: str, name: str, seeds: Sequence[int]) -> None:
+def train_side_by_side(module: str, name: str, seeds: Sequence[int]) -> bool:
     """Run `python -m module NAME --seed SEED` for each seed, SEED_JOBS at once. Does nothing if
     that is 1, or in a process that torchrun started. If one fails, which prints why, this process
-    exits with its status, once the others have ended."""
+    exits with its status, once the others have ended.
+
+    Returns:
+        Whether these processes trained every epoch of a stage that DVC runs.
+    """
     jobs = positive_int(os.environ.get(SEED_JOBS) or "1", SEED_JOBS, "the seeds to train at once")
+    jobs = min(jobs, len(seeds))
     if jobs == 1 or "RANK" in os.environ:
-        return
+        return False
     # Equal numbers of threads here and there: the last bits of a training depend on it.
     threads = max(1, torch.get_num_threads() // jobs)
     given = os.environ.get("OMP_NUM_THREADS", "")
@@ -70,7 +76,7 @@ def train_side_by_side(module: str, name: str, seeds: Sequence[int]) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     environment = {**os.environ, LAUNCHER: str(os.getpid())}
-    environment.pop("DVC_STAGE", None)  # the times of the stage are this process's
+    environment[OF_STAGE] = environment.pop("DVC_STAGE", "")  # its time is this process's
     gpus, of_one = SharedGpus(visible_gpus()), process_count()
 
     def train(seed: int) -> int:
@@ -85,3 +91,4 @@ def train_side_by_side(module: str, name: str, seeds: Sequence[int]) -> None:
         pool.shutdown(cancel_futures=True)
     if failed := next(filter(None, statuses), 0):
         raise SystemExit(failed)
+    return does_all(environment[OF_STAGE])

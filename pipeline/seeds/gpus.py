@@ -10,7 +10,7 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def visible_gpus() -> list[str]:
-    """How CUDA_VISIBLE_DEVICES names the GPUs that this process may use.
+    """List how CUDA_VISIBLE_DEVICES names the GPUs that this process may use.
 
     Without that variable it numbers them from 0, and only their number is to be found: the driver
     makes a file /dev/nvidiaN for each, and a container has the files of its own GPUs alone. (CUDA's

@@ -37,9 +37,10 @@ from pipeline.comparison.report.decision_card import DecisionCard, decision_card
 from pipeline.comparison.report.markdown import markdown
 from pipeline.comparison.report.page import SHOWN_SEVERITY, html_report
 from pipeline.data.prepared.dataset import open_dataset, verify_dataset
-from pipeline.runtime import signals
+from pipeline.runtime.environment import REPRO
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_directory, write_bytes, write_json
+from pipeline.runtime.locks import only_run_of
 from pipeline.runtime.outputs import ExportOutputs
 from pipeline.runtime.params import read_params, student_names
 from pipeline.runtime.stage_inputs import StageInputs
@@ -58,7 +59,12 @@ def main() -> None:
     if parser.parse_args().show:
         show(student_names())
         return
-    inputs = StageInputs("compare")
+    with only_run_of("compare"):
+        write_comparison(StageInputs("compare"))
+
+
+def write_comparison(inputs: StageInputs) -> None:
+    """Compare all files, write the report and the file to ship, and print the comparison."""
     names, dataset = student_names(), open_dataset()
     verify_dataset()
     store_index = results.read_store_index(dataset)
@@ -106,7 +112,7 @@ def main() -> None:
         write_table(folder / "training_curves.csv", curves)
     write_chosen(comparison.decision, comparison.models)
     write_json(METRICS / "comparison.json", figures.model_dump(exclude_unset=True))
-    if signals.REPRO not in os.environ:  # which prints it at its end, whatever ran
+    if REPRO not in os.environ:  # which prints it at its end, whatever ran
         print_comparison(figures, decision_card(figures, costs.speed), names)
 
 

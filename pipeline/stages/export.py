@@ -27,7 +27,7 @@ from pipeline.export.int8_checks import KERNEL_IMAGES, int8_accuracy, verify_ker
 from pipeline.export.model_card import Int8Facts, ModelCard, NoFile
 from pipeline.export.params import ExportParams, load_export
 from pipeline.export.running.file_images import evenly_spread, file_logits
-from pipeline.export.running.onnx_model import OnnxMetadata, OnnxStudent, inference_threads
+from pipeline.export.running.onnx_model import ExportedNetwork, OnnxMetadata, inference_threads
 from pipeline.export.running.reading import Reading
 from pipeline.export.to_onnx import OPSET, Graphs, NotExportable, to_onnx
 from pipeline.export.verification import float32_error, verify_logits
@@ -35,6 +35,7 @@ from pipeline.models import checkpoint
 from pipeline.models.spec import InputSpec, ModelSpec
 from pipeline.runtime.errors import UserError, counted
 from pipeline.runtime.files import read_json, write_bytes, write_json
+from pipeline.runtime.locks import only_run_of
 from pipeline.runtime.outputs import (
     NOT_ASKED,
     TEACHER,
@@ -62,7 +63,7 @@ class Exported:
 
 
 def reading_of(params: DatasetParams, spec: InputSpec) -> Reading:
-    """How images become the file's input."""
+    """Describe how images become the file's input."""
     encoded = {}
     if params.storage == "encoded":
         own = spec.resize_ratio is not None  # then the file itself cuts the middle out
@@ -136,7 +137,7 @@ def export_network(
     main = replace(model, seed=None)
     keys = ["", *(replace(model, seed=seed).logits_key for seed in main.other_seeds)]
     expected, made_from = read_logits(model.predictions, model.stage, dataset, keys)
-    session = OnnxStudent(content, str(file.path), inference_threads())
+    session = ExportedNetwork(content, str(file.path), inference_threads())
     metadata, logits = session.metadata, held_out_logits(session, dataset)
     test = dataset.splits["test"]
     figures = verify_logits(
@@ -161,13 +162,13 @@ def export_network(
     return Exported(file, card, figures, metadata, content, logits)
 
 
-def held_out_logits(session: OnnxStudent, dataset: Dataset) -> dict[str, np.ndarray]:
+def held_out_logits(session: ExportedNetwork, dataset: Dataset) -> dict[str, np.ndarray]:
     """Compute raw logits, [N, num_classes] float32, of each held-out split."""
     return {name: file_logits(session, dataset.splits[name]) for name in HELD_OUT}
 
 
 def teacher_facts() -> dict[str, Any]:
-    """What models/teacher/ says of the network behind the soft targets."""
+    """Read what models/teacher/ says of the network behind the soft targets."""
     content = read_json(TEACHER.model / checkpoint.DESCRIPTION, produced_by="dvc repro teacher")
     return {key: content[key] for key in ("family", "network", "options") if key in content}
 
@@ -178,7 +179,7 @@ def without_file(
     training: Mapping[str, Any],
     start: Start | None = None,
 ) -> NoFile:
-    """The card in the place of a file that is not written."""
+    """Make the card that replaces a file that is not written."""
     return NoFile(
         name=file.name or "teacher",
         role=file.role,
@@ -207,7 +208,6 @@ def export_teacher() -> None:
 
 
 def export_student(name: str) -> None:
-    check_student(name)
     inputs = StageInputs("export", name)
     views, params = load_section(ViewsParams, "views"), load_section(DatasetParams, "dataset")
     options, dataset = load_export(name), open_dataset().resized(views.image_size)
@@ -222,7 +222,6 @@ def export_student(name: str) -> None:
     exported += [quantised(each, dataset, views, options, graphs) for each in exported]
     others = [export(replace(main, seed=seed)) for main in mains for seed in main.other_seeds]
     outputs = ExportOutputs(name)
-    remove(outputs.seed_folder)
     write(outputs, inputs, [*exported, *others], dataset)
     # So that the folder, which DVC keeps, is never empty.
     files = {each.file.key: str(each.file.path) for each in others}
@@ -246,9 +245,9 @@ def quantised(
         spec, content = int8_source(float32, graphs)
         reading = float32.metadata.reading if spec.input.resize_ratio is not None else None
         content = to_int8(content, calibration_views(dataset, views, clean=reading))
-        session = OnnxStudent(content, str(file.path), inference_threads())
+        session = ExportedNetwork(content, str(file.path), inference_threads())
         metadata, logits = session.metadata, held_out_logits(session, dataset)
-        as_written = OnnxStudent(content, str(file.path), inference_threads(), optimised=False)
+        as_written = ExportedNetwork(content, str(file.path), inference_threads(), optimised=False)
         test = dataset.splits["test"]
         some = evenly_spread(len(test), KERNEL_IMAGES)
         figures |= verify_kernels(
@@ -302,6 +301,8 @@ def write(
 ) -> None:
     """Write files, cards, logits and figures, and print a line for each file."""
     inputs.check()
+    if outputs.name is not None:
+        remove(outputs.seed_folder)
     for each in exported:
         if each.content is None:
             each.file.path.unlink(missing_ok=True)
@@ -352,9 +353,12 @@ def main() -> None:
     if arguments.teacher == (arguments.name is not None):
         parser.error("expected either the name of a student or --teacher")
     if arguments.teacher:
-        export_teacher()
+        with only_run_of("export_teacher"):
+            export_teacher()
     else:
-        export_student(arguments.name)
+        check_student(arguments.name)
+        with only_run_of(f"export@{arguments.name}"):
+            export_student(arguments.name)
 
 
 if __name__ == "__main__":

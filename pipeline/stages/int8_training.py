@@ -10,24 +10,31 @@ from pipeline.runtime.command import run_command
 
 import argparse
 
-from pipeline.export.params import load_export
+from pipeline.export.params import ExportParams, load_export
 from pipeline.runtime.files import atomic_directory, write_json
+from pipeline.runtime.locks import exclusive
 from pipeline.runtime.outputs import ModelOutputs
 from pipeline.runtime.stage_inputs import StageInputs
 
 
 def prepare_for_int8(name: str) -> None:
-    export = load_export(name)
+    """Train the student further, or write why it is not. Another run of the same is refused."""
+    export, outputs = load_export(name), ModelOutputs("distilled", name)
     inputs = StageInputs("int8_training", name)
+    with exclusive(outputs.int8_scratch):
+        write(outputs, export, inputs)
+
+
+def write(outputs: ModelOutputs, export: ExportParams, inputs: StageInputs) -> None:
     if export.precision == "int8" and export.int8_training is not None:
         # With torch, which takes seconds to load.
         from pipeline.int8_training.training_run import train_for_int8  # noqa: PLC0415
 
-        train_for_int8(name, export.int8_training, inputs)
+        train_for_int8(outputs.name, export.int8_training, inputs)
         return
     key = "precision: float32" if export.precision != "int8" else "int8_training: none"
     inputs.check()
-    with atomic_directory(ModelOutputs("distilled", name).int8_model) as directory:
+    with atomic_directory(outputs.int8_model) as directory:
         write_json(directory / "not_trained.json", {"reason": f"export: {key}"})
 
 

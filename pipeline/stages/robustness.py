@@ -24,8 +24,9 @@ from pipeline.data.prepared.dataset import AnySplit, open_dataset, verify_datase
 from pipeline.data.prepared.image_decoding import available_cores
 from pipeline.export.model_card import ModelCard, read_card
 from pipeline.export.running.file_images import open_images
-from pipeline.export.running.onnx_model import OnnxStudent, inference_threads, open_file
+from pipeline.export.running.onnx_model import ExportedNetwork, inference_threads, open_file
 from pipeline.runtime.errors import counted
+from pipeline.runtime.locks import only_run_of
 from pipeline.runtime.outputs import ExportedFile, ExportOutputs
 from pipeline.runtime.params import check_student
 from pipeline.runtime.progress import bar
@@ -34,7 +35,7 @@ from pipeline.views.loader import batches_of
 
 
 def predict_variants(
-    models: Sequence[OnnxStudent], split: AnySplit, samples: np.ndarray
+    models: Sequence[ExportedNetwork], split: AnySplit, samples: np.ndarray
 ) -> np.ndarray:
     """Predict each variant of each sample: [models, corruptions, severities, N] int32.
 
@@ -54,6 +55,7 @@ def predict_variants(
 
 
 def measure(outputs: ExportOutputs, inputs: StageInputs) -> None:
+    """Predict the corrupted test images by each file, and write the predicted classes."""
     dataset = open_dataset()
     verify_dataset()
     test = dataset.splits["test"]
@@ -97,10 +99,12 @@ def main() -> None:
     if arguments.teacher == (arguments.name is not None):
         parser.error("expected either the name of a student or --teacher")
     if arguments.teacher:
-        measure(ExportOutputs(), StageInputs("robustness_teacher"))
+        with only_run_of("robustness_teacher"):
+            measure(ExportOutputs(), StageInputs("robustness_teacher"))
     else:
         check_student(arguments.name)
-        measure(ExportOutputs(arguments.name), StageInputs("robustness", arguments.name))
+        with only_run_of(f"robustness@{arguments.name}"):
+            measure(ExportOutputs(arguments.name), StageInputs("robustness", arguments.name))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from pipeline.models import checkpoint
 from pipeline.models.spec import InputSpec
 from pipeline.runtime.errors import counted
 from pipeline.runtime.files import write_json
+from pipeline.runtime.locks import only_run_of
 from pipeline.runtime.outputs import TEACHER, ExportedFile, ModelOutputs, Precision
 from pipeline.runtime.params import student_names
 from pipeline.runtime.stage_inputs import StageInputs
@@ -178,7 +179,12 @@ def describe(name: str, speed: FileSpeed) -> str:
 
 def main() -> None:
     argparse.ArgumentParser("python -m pipeline.stages.speed", description=__doc__).parse_args()
-    inputs = StageInputs("speed")
+    with only_run_of("speed"):
+        measure(StageInputs("speed"))
+
+
+def measure(inputs: StageInputs) -> None:
+    """Time all files, print their figures, and write them."""
     speeds = {}
     for setting, speed in settings(student_names()):
         speeds[setting] = speed

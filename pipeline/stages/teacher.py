@@ -56,7 +56,7 @@ def make_teacher(group: ProcessGroup) -> None:
         elif params.weights == "pretrained":
             print("  all classes are in its pretraining: it is used without training")
         sys.stdout.flush()
-    resume, history = None, []
+    history = []
     if trains:
         fields = training_inputs(params, network, spec, dataset)
         resume = ResumeState(TEACHER.scratch, fingerprint(fields, device, group), group)
@@ -77,11 +77,8 @@ def make_teacher(group: ProcessGroup) -> None:
     for name in EVALUATED:
         split = dataset.splits[name]
         logits[name] = predict_distributed(network, spec.input, split, device=device, group=group)
-    if not group.is_main:
-        return
-    write_teacher((network, spec), logits, dataset, params, inputs, history)
-    if resume is not None:  # kept until now: a teacher that the gate refuses is not trained again
-        resume.remove()
+    if group.is_main:
+        write_teacher((network, spec), logits, dataset, params, inputs, history)
 
 
 def main() -> None:

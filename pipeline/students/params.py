@@ -1,14 +1,19 @@
 """`students` and `training`: the networks to train, and how to train them and their baselines."""
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from pipeline.models.params import Family, Network
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.params import PARAMS_FILE, Section, check_student, read_params
-from pipeline.runtime.validation import Model, validate
+from pipeline.runtime.params import (
+    PARAMS_FILE,
+    Section,
+    check_student,
+    load_with_overrides,
+    read_params,
+)
+from pipeline.runtime.validation import validate
 from pipeline.training.params import OptimisationParams, fine_tuning_keys
 
 
@@ -86,29 +91,3 @@ def load_training(name: str, student: StudentParams) -> TrainingSection:
             "default)."
         )
     return params
-
-
-def load_with_overrides(
-    model: type[Model],
-    section: str,
-    overrides: dict[str, Any],
-    student: str,
-    *,
-    inherit: bool = True,
-) -> Model:
-    """Load a section, overridden key by key by a student's values. A key that the student sets to
-    null is removed, so the model's default holds.
-
-    Args:
-        inherit: False ignores the section's values.
-
-    Raises:
-        UserError: names each bad key by the place where it is written.
-    """
-    defaults = read_params().get(section)
-    if not isinstance(defaults, Mapping):
-        raise UserError(f"`{PARAMS_FILE}: {section}` is missing; expected a section of that name.")
-    kept = {key: value for key, value in defaults.items() if inherit and key not in overrides}
-    merged = kept | {key: value for key, value in overrides.items() if value is not None}
-    origins = dict.fromkeys(overrides, f"{PARAMS_FILE}: students.{student}.{section}")
-    return validate(model, merged, f"{PARAMS_FILE}: {section}", origins=origins)

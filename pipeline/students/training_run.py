@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Trained:
 
     @property
     def quality(self) -> tuple[float, float]:
-        """What is larger of a better network, on validation."""
+        """The sort key on validation: accuracy, then the negative NLL; larger is better."""
         return self.metrics["validation_accuracy"], -self.metrics["validation_nll"]
 
 
@@ -61,7 +61,7 @@ class StudentStage:
 
     def run(self, seed: int | None = None) -> None:
         """Train, and write the outputs. Finished trainings and the state of an unfinished one are
-        kept in .scratch: a run with equal inputs goes on from them, and another seed trains alone.
+        kept in .scratch: a run with equal inputs resumes from them, and another seed trains alone.
 
         Args:
             seed: train with it alone, and write nothing but the finished training.
@@ -80,7 +80,7 @@ class StudentStage:
                 self.inputs.check()
                 write_trained(self.outputs, trained, self.inputs)
 
-    def _lock(self, folder: Path) -> Any:
+    def _lock(self, folder: Path) -> AbstractContextManager[None]:
         return exclusive(folder) if self.group.is_main else nullcontext()
 
     def _train(self, params: TrainingParams, history: Path | None) -> Trained:
@@ -98,7 +98,7 @@ class StudentStage:
         }
         inputs = fingerprint(fields, self.device, self.group)
         with self._lock(scratch / str(params.seed)), self.group.report_peer_failure():
-            of_seed = f"-{params.seed}-{initial.start.sha256}"
+            of_seed = f"-{params.seed}-{initial.start.sha256[:20]}"
             resume = ResumeState(scratch, inputs, self.group, of_seed)
             return self._finished(params, data, initial, resume, history)
 

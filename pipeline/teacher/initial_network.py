@@ -60,7 +60,7 @@ def is_trained(params: TeacherParams, spec: ModelSpec) -> bool:
 def training_inputs(
     params: TeacherParams, network: nn.Module, spec: ModelSpec, dataset: Dataset
 ) -> dict[str, Any]:
-    """Everything that a training of the initial network depends on, but for code and machine."""
+    """List all that a training of the initial network depends on, but for code and machine."""
     return {
         "network": asdict(spec),
         "weights": hashlib.sha256(state_bytes(network)).hexdigest(),

@@ -55,7 +55,8 @@ def fit_teacher(
     network ends with the last weights, or with their average if `ema_decay` is set.
 
     Args:
-        resume: keeps the state after each epoch, and continues from it; None keeps nothing.
+        resume: keeps the state after each epoch, and continues from it; keeps the finished network.
+            None keeps nothing.
         head: names of the last layer's parameters, if `params.separates_head`.
         history_file: is written after each epoch, on the main process alone.
 
@@ -83,16 +84,15 @@ def fit_teacher(
         ),
     )
     seed_rank(params.seed, group)
-    history: list[dict[str, float]] = []
     log = EpochLog(params.epochs)
-    if resume is not None and (state := resume.load()) is not None:
-        network.load_state_dict(state["network"])
-        optimisation.load_state_dict(state["optimisation"])
-        history = state["history"]
+    history = _resumed(resume, network, optimisation)
+    if history:
         if group.is_main:
             log.resume(len(history))
         if history_file is not None:  # DVC has deleted it
             write_history(history_file, history)
+    if resume is not None and resume.last_metrics is not None:
+        return history
     for epoch in range(len(history) + 1, params.epochs + 1):
         view = epoch - 1  # views are numbered from 0
         forward = fine_tuning.begin_epoch(epoch)
@@ -121,13 +121,9 @@ def fit_teacher(
             optimisation.step(scale_for_ddp(loss, group))
             monitor.add(loss.detach(), len(samples))
         figures = {"train_loss": monitor.mean(len(labelled))}
+        evaluated = optimisation.evaluated
         predictions = predict_distributed(
-            optimisation.evaluated,
-            spec,
-            validation,
-            device=device,
-            group=group,
-            views=clean_views,
+            evaluated, spec, validation, device=device, group=group, views=clean_views
         )
         metrics = classification_metrics(
             predictions, torch.from_numpy(validation.labels), "validation"
@@ -142,19 +138,38 @@ def fit_teacher(
                 **figures,
             }
         )
-        if resume is not None:
-            resume.save(
-                {
-                    "network": network.state_dict(),
-                    "optimisation": optimisation.state_dict(),
-                    "epochs": epoch,
-                    "history": history,
-                }
-            )
-        if history_file is not None:
-            write_history(history_file, history)
+        _save_epoch(resume, history_file, network, optimisation, history)
         if group.is_main:
             log.line(epoch, **figures)
     if optimisation.evaluated is not network:
         network.load_state_dict(optimisation.evaluated.state_dict())
+    if resume is not None:
+        resume.finish({"network": network.state_dict(), "history": history}, history[-1])
     return history
+
+
+def _resumed(
+    resume: ResumeState | None, network: nn.Module, optimisation: Optimisation
+) -> list[dict[str, float]]:
+    """Load the last state, if there is one, and return its history."""
+    if resume is None or (state := resume.load()) is None:
+        return []
+    network.load_state_dict(state["network"])
+    if resume.last_metrics is None:  # else it has finished
+        optimisation.load_state_dict(state["optimisation"])
+    return state["history"]
+
+
+def _save_epoch(
+    resume: ResumeState | None,
+    history_file: Path | None,
+    network: nn.Module,
+    optimisation: Optimisation,
+    history: list[dict[str, float]],
+) -> None:
+    """Keep the state after an epoch, then the history, which a run that resumes writes again."""
+    if resume is not None:
+        state = {"network": network.state_dict(), "optimisation": optimisation.state_dict()}
+        resume.save({**state, "history": history})
+    if history_file is not None:
+        write_history(history_file, history)

@@ -11,6 +11,7 @@ its logits, gradients and buffers are compared with those of the network itself,
 or if anything fails, one line says why and no more is captured.
 """
 
+import gc
 import os
 from collections.abc import Callable
 
@@ -26,6 +27,7 @@ from pipeline.views.loader import AnyViews, Views
 CAPTURED_STEPS = 1000
 CAPTURED_SHAPES = 2  # of full batches, and of the last one of an epoch
 _NOISE = 4  # times the difference of two passes of the network itself, which may not be exact
+_EPSILON = torch.finfo(torch.float32).eps  # two inexact passes can be equal by chance
 
 
 def capture_long_runs(
@@ -74,7 +76,7 @@ def _verified(
 ) -> tuple[Callable[[Tensor], Tensor] | None, str | None]:
     """Capture a network, and compare it with itself; returns the replay, or why there is none.
 
-    Leaves no trace in buffers, random numbers and `grad`. Four passes of the network and two
+    Leaves no trace in buffers, random numbers and `grad`. Five passes of the network and two
     replays; each pair begins from equal buffers and random numbers, and sees other inputs than
     those that were captured.
     """
@@ -107,12 +109,31 @@ def _verified(
             elif not _has_room(inputs.device):
                 problem = "too little free memory for a second set of activations"
             else:
+                _refuse_waits(network, inputs, trained)
+                gc.collect()  # else it may free an earlier training's graph during the capture
                 replay = _captured(network, inputs)
                 problem = _difference(two_passes(replay), expected, again)
         except Exception as error:  # of CUDA, of compilers: any class
+            while error.__context__ is not None:  # to leave a failed capture fails, too
+                error = error.__context__
             problem = f"{type(error).__name__}: {first_line(error)}"
     restore()
     return (replay, None) if problem is None else (None, problem)
+
+
+def _refuse_waits(
+    network: Callable[[Tensor], Tensor], inputs: Tensor, trained: list[nn.Parameter]
+) -> None:
+    """Raise RuntimeError if a pass waits for the GPU. A capture would fail there half-way, which
+    not every version of torch survives."""
+    if inputs.device.type != "cuda":
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        _pass(network, inputs, trained)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def _pass(
@@ -129,7 +150,7 @@ def _pass(
 def _difference(found: list[Tensor], expected: list[Tensor], again: list[Tensor]) -> str | None:
     """Say how replayed tensors differ from the network's by more than its own two passes do."""
     for replayed, one, other in zip(found, expected, again, strict=True):
-        allowed = _NOISE * _largest(one - other)
+        allowed = _NOISE * (_largest(one - other) + _EPSILON * _largest(one))
         if not _largest(replayed - one) <= allowed:  # also if it is not a number
             worst = _largest(replayed - one)
             return f"a replay differs from the network by {worst:.3g}; allowed {allowed:.3g}"

@@ -128,17 +128,27 @@ def make_optimizer(
     groups = []
     for parameters, share in parts:
         groups += _groups(parameters, params.learning_rate * share, params.weight_decay, decayed)
-    # One operation for all parameters, which rounds otherwise: never on the CPU.
-    fused = True if next(network.parameters()).device.type == "cuda" else None
+    fused = _fused(network)
     if params.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=params.learning_rate, fused=fused)
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         groups,
         fused=fused,
         lr=params.learning_rate,
         momentum=params.momentum,
         nesterov=params.nesterov and params.momentum > 0,
     )
+    if fused and params.momentum > 0:
+        # torch's fused step takes buffers for all weights of a group or for none: it fails when
+        # frozen ones join. From zero, a buffer's first value is the gradient, as without.
+        for parameter in network.parameters():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def _fused(network: nn.Module) -> bool | None:
+    """Whether one operation updates all parameters; it rounds otherwise: never on the CPU."""
+    return True if next(network.parameters()).device.type == "cuda" else None
 
 
 def _groups(

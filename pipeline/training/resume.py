@@ -6,8 +6,11 @@ inputs or of other code is never reused.
 
 import hashlib
 import io
+import os
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +22,44 @@ from torch import Tensor
 from pipeline.compute.device import computes_in_bfloat16
 from pipeline.compute.distributed import ProcessGroup
 from pipeline.compute.provenance import device_name, loaded_code
+from pipeline.runtime.errors import counted
 from pipeline.runtime.files import canonical_json, write_bytes
 
+_DIGITS = 20  # of 64: encrypted folders allow names of 143 characters
+#: What a message calls the surroundings without numbers.
+_OTHER = {
+    **{"device": "another device", "instructions": "another processor"},
+    **{"bfloat16": "another processor", "versions": "other versions of libraries"},
+    "code": "other code",
+}
 
-def fingerprint(inputs: Mapping[str, Any], device: torch.device, group: ProcessGroup) -> str:
-    """SHA-256 of the inputs, then of everything else that moves the last bits of a training.
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What the bytes of a training depend on."""
+
+    inputs: str  # a digest
+    surroundings: Mapping[str, Any]  # all that moves only the last bits, as JSON
+
+    @cached_property
+    def name(self) -> str:
+        return f"{self.inputs}-{_digest(self.surroundings)}"
+
+    def differences(self, before: Mapping[str, Any]) -> str:
+        """Say in which surroundings an earlier training of the same inputs differs."""
+        changed = [key for key, value in self.surroundings.items() if before.get(key) != value]
+        numbers = [
+            f"{before.get(key)} {key} instead of {self.surroundings[key]}"
+            for key in changed
+            if key not in _OTHER
+        ]
+        return ", ".join(dict.fromkeys([*numbers, *(_OTHER[k] for k in changed if k in _OTHER)]))
+
+
+def fingerprint(
+    inputs: Mapping[str, Any], device: torch.device, group: ProcessGroup
+) -> Fingerprint:
+    """Fingerprint the inputs, and everything else that moves the last bits of a training.
 
     Args:
         inputs: every parameter, and what identifies the data, as JSON.
@@ -36,35 +72,38 @@ def fingerprint(inputs: Mapping[str, Any], device: torch.device, group: ProcessG
         "threads": torch.get_num_threads(),
         "processes": group.size,
         "versions": {
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),  # which is of a class of its own
             "torchvision": getattr(torchvision, "__version__", None),
             "numpy": np.__version__,
             "pillow": PIL.__version__,  # resizes images
         },
         "code": loaded_code(),
     }
-    return f"{_digest(inputs)}-{_digest(surroundings)}"
+    return Fingerprint(_digest(inputs), surroundings)
 
 
 def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:_DIGITS]
 
 
 def read_state(folder: Path, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
     """Read the last state of a training with these inputs of `fingerprint`, by any code and on any
     machine, on the CPU; None if there is none. Changes nothing."""
-    paths = folder.glob(f"{_digest(inputs)}-*.state")
-    return next(filter(None, map(_read, paths)), None)
+    return next(filter(None, map(_read, _newest_first(folder, f"{_digest(inputs)}-*"))), None)
+
+
+def _newest_first(folder: Path, pattern: str) -> list[Path]:
+    return sorted(folder.glob(f"{pattern}.state"), key=os.path.getmtime, reverse=True)
 
 
 class ResumeState:
     """The file with the state of one training; the main process writes and reads it for all."""
 
-    def __init__(self, folder: Path, name: str, group: ProcessGroup, seed: str = ""):
+    def __init__(self, folder: Path, fingerprint: Fingerprint, group: ProcessGroup, seed: str = ""):
         """Name the file after the fingerprint, in a folder for this training alone, or for one
-        training for each `seed`: all else of these is in `name`."""
-        self.folder, self._name, self._group = folder, name, group
-        self._path = folder / f"{name}{seed}.state"
+        training for each `seed`: all else of these is in the fingerprint."""
+        self.folder, self._fingerprint, self._group = folder, fingerprint, group
+        self._seed, self._path = seed, folder / f"{fingerprint.name}{seed}.state"
         self.last_metrics: Mapping[str, float] | None = None  # of a loaded finished training
 
     def save(self, state: Mapping[str, Any]) -> None:
@@ -72,41 +111,64 @@ class ResumeState:
         states = self._group.gather(_random_states())
         if self._group.is_main:
             content = io.BytesIO()
-            torch.save({**state, "random": states}, content)
+            surroundings = self._fingerprint.surroundings
+            torch.save({**state, "random": states, "surroundings": surroundings}, content)
             digest = hashlib.sha256(content.getbuffer()).digest()
             write_bytes(self._path, digest, content.getbuffer())
 
     def finish(self, state: Mapping[str, Any], last_metrics: Mapping[str, float]) -> None:
-        """Replace the state by what is needed of a finished training, and its last epoch's
-        metrics."""
+        """Replace the state by what is needed of a finished training, with its history and the last
+        epoch's metrics. Removes states of the same training in other surroundings."""
         self.save({**state, "last_metrics": last_metrics})
+        if self._group.is_main:
+            for path in self._elsewhere():
+                path.unlink(missing_ok=True)
 
     def load(self) -> dict[str, Any] | None:
         """Load the last state, on the CPU, and restore the random number generators; None if there
-        is no state. Removes states of other inputs and other code, and keeps those of other
-        seeds."""
+        is no state.
+
+        Removes states of other inputs, and keeps those of other seeds. Of the same training in
+        other surroundings (threads, code, ...), keeps the newest, and says so: the same
+        surroundings can resume it until this training has finished.
+        """
         state = self._group.broadcast(self._read() if self._group.is_main else None)
         if state is not None:
             _set_random_states(state.pop("random")[self._group.rank])
             self.last_metrics = state.pop("last_metrics", None)
         return state
 
-    def remove(self) -> None:
-        """Delete the state of a training that has finished."""
-        if self._group.is_main:
-            self._path.unlink(missing_ok=True)
+    def _elsewhere(self) -> list[Path]:
+        """States of this training in other surroundings, the newest first."""
+        paths = _newest_first(self.folder, f"{self._fingerprint.inputs}-*{self._seed}")
+        return [path for path in paths if path != self._path]
 
     def _read(self) -> dict[str, Any] | None:
         for path in self.folder.iterdir():
-            known = path.name.lstrip(".").startswith(self._name)
-            if path.suffix in (".state", ".partial") and not known:
+            kept = {".state": self._fingerprint.inputs, ".partial": self._fingerprint.name}
+            known = path.name.lstrip(".").startswith(kept.get(path.suffix, ""))
+            if not known:
                 path.unlink(missing_ok=True)  # another seed's process may remove it, too
+        newest, *older = [*self._elsewhere(), None]
+        for path in filter(None, older):
+            path.unlink(missing_ok=True)
         if not self._path.exists():
+            if newest is not None and (state := _read(newest)):
+                self._explain(state)
             return None
         state = _read(self._path)
         if state is None:
             print(f"  `{self._path}` is damaged: the training starts again", flush=True)
         return state
+
+    def _explain(self, other: Mapping[str, Any]) -> None:
+        epochs = counted(len(other.get("trained", other)["history"]), "epoch")
+        differences = self._fingerprint.differences(other.get("surroundings", {}))
+        print(
+            f"  starts again: {epochs} of this training were made with {differences}. They are "
+            "kept until it has finished, for a run with these.",
+            flush=True,
+        )
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -5,15 +5,16 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
-from conftest import PARAMS
+from conftest import PARAMS, write_params
 from dvc.repo import Repo
 from import_closure import ROOT
 from stage_process import fork_command
 
-from pipeline.commands.repro import jobs_of, number_of_jobs, stages_behind
+from pipeline.commands.repro import jobs_of, number_of_jobs, seeds_of, stages_behind
 
 GPUS = "echo $CUDA_VISIBLE_DEVICES"
 #: `first` and `second` end only if they run at once.
@@ -40,14 +41,18 @@ def test_a_stage_that_more_stages_wait_for_starts_first():
 
 
 @pytest.mark.parametrize(
-    ("stage", "ready", "free", "expected"),
-    [
-        *[("student@a", 1, 4, 4), ("baseline@a", 2, 4, 2), ("student@a", 3, 4, 1)],
-        *[("student@a", 4, 2, 1), ("export@a", 1, 4, 1), ("soft_targets", 1, 4, 1)],
-    ],
+    ("ready", "free", "seeds", "expected"),
+    [(1, 4, 5, 4), (2, 4, 5, 2), (3, 4, 5, 1), (4, 2, 5, 1), (1, 4, 1, 1), (1, 4, 3, 3)],
 )
-def test_free_jobs_go_to_the_seeds_of_the_trainings_that_are_ready(stage, ready, free, expected):
-    assert jobs_of(stage, ready, free) == expected
+def test_free_jobs_go_to_the_seeds_of_the_trainings_that_are_ready(ready, free, seeds, expected):
+    assert jobs_of(ready, free, seeds) == expected
+
+
+def test_only_trainings_of_students_have_several_seeds(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_params(Path(), PARAMS | {"training": PARAMS["training"] | {"seeds": [3, 4, 5]}})
+    stages = ("student@small", "baseline@small", "export@small", "soft_targets", "student@other")
+    assert [seeds_of(stage) for stage in stages] == [3, 3, 1, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -218,6 +218,30 @@ def test_of_several_seeds_each_figure_beside_an_interval_is_their_mean():
     )
 
 
+def test_seeds_that_do_not_vary_on_a_few_images_make_no_gain_significant():
+    """With two test images that every distilled file has wrong and every baseline right."""
+
+    def training(role: str, right: float, seed: int) -> Predictions:
+        model = invented("s", role, right, seed)
+        start = Start(text=SCRATCH, sha256=str(seed), seed=seed)
+        few = {"validation": model.validation[:2], "test": model.test[:2]}
+        return replace(model, start=start, seed=seed or None, **few)
+
+    files = [
+        training(role, right, seed)
+        for seed in (0, 1)
+        for role, right in (("distilled", 0.0), ("baseline", 1.0))
+    ]
+    few = {split: labels[:2] for split, labels in LABELS.items()}
+    teacher = replace(TEACHER, validation=TEACHER.validation[:2], test=TEACHER.test[:2])
+    corrupted = CorruptionPredictions(few["test"], np.ones((6, 3, 2)), 16, "distilled", "float32")
+    robustness = compare_robustness(corrupted, {"s": [corrupted] * 4}, few["test"])
+    gain = compare(teacher, {"s": files}, few, NAMES, robustness).gains["s"]
+    assert gain.gain == -1
+    assert gain.p_value == mcnemar(np.array([False, False]), np.array([True, True])) == 0.5
+    assert not gain.significant
+
+
 PUBLISHED, FILE = "published weights, new last layer", "models/imported/r20.pth, 12 of 20 layers"
 SCRATCH = "from scratch"
 

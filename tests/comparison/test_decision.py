@@ -164,8 +164,8 @@ def test_a_gain_over_a_baseline_that_was_not_trained_on_for_int8_is_warned_of():
     assert key(decision.file) == "a, distilled, int8"
     assert figures_of(decision).decision.unequal_training
     assert (
-        "The distilled int8 file was trained on by `export.int8_training`, and its baseline was "
-        "not: their difference is not the effect of the teacher alone."
+        "The distilled int8 file had quantisation-aware training (`export.int8_training`), and its "
+        "baseline had none: their difference is not the effect of the teacher alone."
     ) in text_of(decision)
 
 

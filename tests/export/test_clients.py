@@ -30,7 +30,7 @@ from torch import nn
 
 from pipeline.commands.predict import student_input
 from pipeline.export.int8 import CALIBRATION_IMAGES, to_int8
-from pipeline.export.running.onnx_model import OnnxMetadata, OnnxStudent
+from pipeline.export.running.onnx_model import ExportedNetwork, OnnxMetadata
 from pipeline.export.to_onnx import OPSET, to_onnx
 from pipeline.models.spec import InputSpec, ModelSpec, build
 
@@ -236,7 +236,7 @@ def write_file(folder: Path, content: bytes, class_names: list[str]) -> None:
 
 def in_onnxruntime(folder: Path, images: np.ndarray) -> np.ndarray:
     content = (folder / "models/exported/resnet8.onnx").read_bytes()
-    return OnnxStudent(content, "resnet8.onnx", 1).logits(images)
+    return ExportedNetwork(content, "resnet8.onnx", 1).logits(images)
 
 
 def difference(actual: np.ndarray, expected: np.ndarray) -> float:
@@ -290,7 +290,7 @@ def int8_student(
     folder = tmp_path_factory.mktemp("int8")
     write_file(folder, to_int8(content, np.split(images[train][:CALIBRATION_IMAGES], 8)), names)
     test = images[:359]
-    float32 = OnnxStudent(content, "float32", 1).logits(test).argmax(1)
+    float32 = ExportedNetwork(content, "float32", 1).logits(test).argmax(1)
     int8 = in_onnxruntime(folder, test).argmax(1)
     assert (float32 == labels[:359]).mean() > 0.95
     assert (float32 != int8).mean() < 0.01

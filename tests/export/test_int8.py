@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.export.int8 import calibration_views, float_operations, to_int8
 from pipeline.export.int8_checks import APART, int8_accuracy, verify_kernels
-from pipeline.export.running.onnx_model import OnnxMetadata, OnnxStudent
+from pipeline.export.running.onnx_model import ExportedNetwork, OnnxMetadata
 from pipeline.export.to_onnx import OPSET, NotExportable, to_onnx
 from pipeline.models.spec import InputSpec, ModelSpec, build
 from pipeline.runtime.errors import UserError
@@ -99,7 +99,7 @@ def test_no_kernel_can_saturate_on_the_weights_of_an_int8_file(float32_file, int
 def test_an_int8_file_has_its_float32_files_metadata_and_says_that_it_is_int8(
     float32_file, int8_file
 ):
-    assert OnnxStudent(int8_file, "mine", 1).metadata == METADATA.model_copy(
+    assert ExportedNetwork(int8_file, "mine", 1).metadata == METADATA.model_copy(
         update={"precision": "int8"}
     )
     before, after = (onnx.load_from_string(content) for content in (float32_file, int8_file))
@@ -135,7 +135,7 @@ def test_the_preprocessing_stays_in_float32_and_the_rest_becomes_integer_kernels
 def test_an_int8_file_gives_nearly_its_float32_files_logits(float32_file, int8_file):
     pixels = images(64, 1)
     expected, actual, as_written = (
-        OnnxStudent(content, "mine", 1, optimised=optimised).logits(pixels)
+        ExportedNetwork(content, "mine", 1, optimised=optimised).logits(pixels)
         for content, optimised in ((float32_file, True), (int8_file, True), (int8_file, False))
     )
     assert 0 < np.abs(actual - expected).max() < 0.2 * np.ptp(expected)

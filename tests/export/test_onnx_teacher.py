@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.export.running.onnx_model import OnnxMetadata, OnnxStudent
+from pipeline.export.running.onnx_model import ExportedNetwork, OnnxMetadata
 from pipeline.export.to_onnx import OPSET, NotExportable, to_onnx
 from pipeline.models.evaluation import predict
 from pipeline.models.spec import InputSpec, ModelSpec, build
@@ -50,7 +50,9 @@ def teacher_file(
     return read_file(Path("teacher.onnx"))
 
 
-def exported(state: dict[str, Tensor], options: dict[str, str]) -> tuple[OnnxStudent, np.ndarray]:
+def exported(
+    state: dict[str, Tensor], options: dict[str, str]
+) -> tuple[ExportedNetwork, np.ndarray]:
     """The file that is exported, and the teacher's own logits of the same 20-pixel images."""
     spec = InputSpec(3, 16, [0.4] * 3, [0.2] * 3)
     network = build(ModelSpec("onnx", "mine", options, CLASSES, spec), state)
@@ -65,7 +67,7 @@ def exported(state: dict[str, Tensor], options: dict[str, str]) -> tuple[OnnxStu
         image_size=20,
         reading={"storage": "pixels", "image_size": 20},
     )
-    file = OnnxStudent(to_onnx(network, spec, metadata), "-", 1)
+    file = ExportedNetwork(to_onnx(network, spec, metadata), "-", 1)
     return file, predict(network, spec, torch.from_numpy(IMAGES), clean=True).numpy()
 
 

@@ -19,7 +19,7 @@ from pipeline.data.prepared.dataset import AnySplit, EncodedSplit, open_dataset
 from pipeline.data.sources.params import DatasetParams
 from pipeline.export.model_card import read_card
 from pipeline.export.params import ExportParams
-from pipeline.export.running.onnx_model import OnnxStudent, open_file
+from pipeline.export.running.onnx_model import ExportedNetwork, open_file
 from pipeline.models import checkpoint
 from pipeline.models.evaluation import predict_all
 from pipeline.models.spec import InputSpec
@@ -93,7 +93,7 @@ def test_so_is_a_student_and_its_int8_file_takes_the_same_images(encoded_project
         np.testing.assert_allclose(file.logits["test"], expected["test"], atol=tolerance)
     contents = [(Path("images") / sample_id).read_bytes() for sample_id in test.sample_ids]
     pixels = np.stack([student_input(content, float32.metadata) for content in contents])
-    of_predict = OnnxStudent(float32.content, "small.onnx", 1).logits(pixels)
+    of_predict = ExportedNetwork(float32.content, "small.onnx", 1).logits(pixels)
     np.testing.assert_allclose(of_predict, expected["test"], atol=1e-3)
 
 

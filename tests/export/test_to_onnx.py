@@ -28,7 +28,7 @@ from pipeline.data.sources.params import DatasetParams
 from pipeline.export import to_onnx as to_onnx_module
 from pipeline.export.model_card import NoFile, read_card
 from pipeline.export.running import onnx_model
-from pipeline.export.running.onnx_model import OnnxMetadata, OnnxStudent
+from pipeline.export.running.onnx_model import ExportedNetwork, OnnxMetadata
 from pipeline.export.to_onnx import OPSET, to_onnx
 from pipeline.export.verification import TOLERANCE, float32_error, verify_logits
 from pipeline.models import checkpoint
@@ -177,7 +177,7 @@ def test_every_family_gives_pytorchs_logits_in_batches_of_any_size(
     spread = np.ptp(expected, 0).max()
     assert spread > 1e-2  # the logits depend on the image
     metadata = metadata_of({"storage": "pixels", "image_size": side}, side, channels)
-    exported = OnnxStudent(to_onnx(network, spec, metadata), "mine.onnx", 1)
+    exported = ExportedNetwork(to_onnx(network, spec, metadata), "mine.onnx", 1)
     assert exported.metadata == metadata
     for batch in (1, 7, 64):
         parts = [exported.logits(part.numpy()) for part in views.split(batch)]

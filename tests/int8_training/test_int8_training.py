@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -73,12 +74,15 @@ def test_a_resumed_training_writes_the_bytes_of_one_in_one_run_and_no_file_of_th
         "  ",
     ]
     resumed = contents(OUTPUT)
+    run_stage("int8_training", "small")  # which has finished, and is not trained again
+    assert "  resumes after epoch 2 of 2\n" in capsys.readouterr().out
+    assert contents(OUTPUT) == resumed
+    shutil.rmtree(".scratch/training/int8")
     run_stage("int8_training", "small")
     assert contents(OUTPUT) == resumed
     assert ModelOutputs("distilled", "small").int8_source == OUTPUT
     assert ModelOutputs("baseline", "small").int8_source == Path("models/baselines/small")
     assert contents(Path("models/students")) == before
-    assert not list(Path(".scratch/training/int8/small").glob("*.state"))
 
     trained, spec = checkpoint.load(OUTPUT, produced_by="-")
     own, own_spec = checkpoint.load(STUDENT, produced_by="-")

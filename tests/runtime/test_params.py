@@ -13,8 +13,14 @@ from stage_process import start_module
 from pipeline.commands import check
 from pipeline.export.params import ExportParams, load_export
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.params import load_section, paired_views, read_params, read_yaml
-from pipeline.students.params import TrainingSection, load_with_overrides
+from pipeline.runtime.params import (
+    load_section,
+    load_with_overrides,
+    paired_views,
+    read_params,
+    read_yaml,
+)
+from pipeline.students.params import TrainingSection
 from pipeline.views.params import ViewsParams
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import PARAMS, change_params, write_params
 
-from pipeline.runtime import run_plan, stage_times
+from pipeline.runtime import environment, run_plan, stage_times
 from pipeline.runtime.run_plan import StageOfRun, write_plan
 from pipeline.runtime.stage_times import FOLDER, known_seconds, resumed, work_of
 
@@ -100,9 +100,13 @@ def test_a_stage_remembers_its_time_unless_it_resumed_or_failed(run, monkeypatch
 
 
 def test_the_last_stage_removes_the_plan_and_stages_at_once_share_the_time(run, monkeypatch):
-    monkeypatch.setenv(stage_times.JOBS, "2")
+    monkeypatch.setenv(environment.JOBS, "2")
     time_stage("compare", PARAMS, 10, 60)
     content = json.loads((FOLDER / "compare.json").read_text("utf-8"))
     assert (content["startup"], content["seconds"]) == (5, 30)
+    monkeypatch.setenv(environment.SEED_JOBS, "2")  # a training of several seeds had both jobs
+    time_stage("compare", PARAMS, 10, 60)
+    content = json.loads((FOLDER / "compare.json").read_text("utf-8"))
+    assert (content["startup"], content["seconds"]) == (10, 60)
     run("compare")[0].finish()
     assert not run_plan.FILE.exists()

@@ -131,14 +131,21 @@ def test_seeds_side_by_side_are_trained_once_under_dvc(project):
     """The stage, which DVC starts, finds the states of the seeds that it started itself."""
     change_params("training", seeds=[0, 1])
     environment = {"DVC_STAGE": "baseline@small", "SEED_JOBS": "2", "PYTHONPATH": str(ROOT)}
-    output = subprocess.run(
-        [sys.executable, "-m", "pipeline.stages.baseline", "small"],
-        env=os.environ | environment | {"OMP_NUM_THREADS": "1,1"},
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    assert output.count("epoch 1/2") == 2
+
+    def run() -> str:
+        return subprocess.run(
+            [sys.executable, "-m", "pipeline.stages.baseline", "small"],
+            env=os.environ | environment | {"OMP_NUM_THREADS": "1,1"},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+
+    assert run().count("epoch 1/2") == 2
+    time = Path(".scratch/stage_times/baseline@small.json")  # of all of the stage's work
+    time.unlink()
+    assert "epoch 1/2" not in run()
+    assert not time.exists()
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.students.params import TrainingParams
+from pipeline.training import optimisation
 from pipeline.training.fine_tuning import FineTuning
 from pipeline.training.optimisation import Optimisation
 
@@ -148,6 +149,22 @@ def test_it_is_wrapped_again_only_if_other_parameters_begin_to_train():
             fine_tuning.begin_epoch(epoch)
             counts.append(len(wrapped))
         assert counts == expected
+
+
+@pytest.mark.parametrize("options", [{}, {"nesterov": True}, {"weight_decay": 0.0}])
+def test_the_fused_optimizer_of_a_gpu_thaws_a_network_as_the_plain_one_does(monkeypatch, options):
+    params = recipe(SGD, freeze_epochs=2, **options)
+    plain, fused = new_network(), new_network()
+    for network in (plain, fused):
+        network.body[2].p = 0.0
+    expected = train(plain, params, epochs=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(optimisation, "_fused", lambda _: True)  # torch has it for CPUs, too
+        found = train(fused, params, epochs=4)
+    assert found.optimizer.param_groups[0]["fused"]
+    assert not expected.optimizer.param_groups[0]["fused"]
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(fused.state_dict()[name], value, msg=name)
 
 
 @pytest.mark.slow  # it compiles

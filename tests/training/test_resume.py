@@ -20,7 +20,7 @@ from stage_process import finish, kill, start
 
 from pipeline.compute import provenance
 from pipeline.compute.distributed import SINGLE_PROCESS, ProcessGroup
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, counted
 from pipeline.runtime.files import sha256_of_file
 from pipeline.runtime.locks import exclusive
 from pipeline.students import loop
@@ -253,11 +253,13 @@ def test_a_damaged_state_is_said_and_not_used(interrupted, capsys, damage):
 def test_whatever_moves_a_trainings_bytes_is_in_the_name_of_its_state(monkeypatch, project):
     cpu = torch.device("cpu")
     inputs = {"training": {"seed": 1}, "dataset": "x"}
-    found = {resume.fingerprint(inputs, cpu, SINGLE_PROCESS)}
-    found.add(resume.fingerprint(inputs | {"dataset": "y"}, cpu, SINGLE_PROCESS))
-    found.add(resume.fingerprint(inputs | {"training": {"seed": 2}}, cpu, SINGLE_PROCESS))
-    found.add(resume.fingerprint(inputs, cpu, ProcessGroup(0, 2)))
-    for target, name, value in (
+
+    def name(inputs: dict, group: ProcessGroup = SINGLE_PROCESS) -> str:
+        return resume.fingerprint(inputs, cpu, group).name
+
+    found = {name(inputs), name(inputs | {"dataset": "y"})}
+    found |= {name(inputs | {"training": {"seed": 2}}), name(inputs, ProcessGroup(0, 2))}
+    for target, attribute, value in (
         (torch, "__version__", "3"),
         (torch, "get_num_threads", lambda: 77),
         (torch.backends.cpu, "get_cpu_capability", lambda: "other"),
@@ -266,11 +268,41 @@ def test_whatever_moves_a_trainings_bytes_is_in_the_name_of_its_state(monkeypatc
         (resume, "loaded_code", lambda: {"training.py": "edited"}),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(target, name, value)
-            found.add(resume.fingerprint(inputs, cpu, SINGLE_PROCESS))
+            patch.setattr(target, attribute, value)
+            found.add(name(inputs))
     assert len(found) == 10
-    assert resume.fingerprint(inputs, cpu, ProcessGroup(1, 2)) in found  # of any rank
-    assert resume.fingerprint(inputs, cpu, SINGLE_PROCESS) in found
+    assert name(inputs, ProcessGroup(1, 2)) in found  # of any rank
+    assert name(inputs) in found
+
+
+def test_a_state_of_other_threads_or_code_is_said_and_kept_until_the_training_has_finished(
+    interrupted, monkeypatch, capsys
+):
+    interrupted("student")
+    (before,) = states()
+    threads = torch.get_num_threads()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: threads + 1)
+        patch.setattr(resume, "loaded_code", lambda: {"training.py": "edited"})
+        capsys.readouterr()
+        interrupted("student")
+        epochs = len(read(before)["trained"]["history"])
+        assert (
+            f"  starts again: {counted(epochs, 'epoch')} of this training were made with "
+            f"{threads} threads instead of {threads + 1}, other code. They are kept until it has "
+            "finished, for a run with these.\n"
+        ) in capsys.readouterr().out
+        assert len(states()) == 2
+    interrupted("student")
+    assert f"resumes after epoch {epochs} of" in capsys.readouterr().out
+    run_stage("student", "small")
+    assert states() == [before]
+
+
+def test_the_name_of_a_state_fits_encrypted_folders(interrupted):
+    interrupted("student")
+    (path,) = states()
+    assert len(f".{path.name}.partial") < 143
 
 
 def test_the_code_that_is_loaded_counts_and_no_other():

@@ -29,15 +29,21 @@ class SeedMean:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval, over seeds and images."""
+        """The 95 % interval, over seeds and images; of a share or a difference of shares, so that
+        it ends at -1 and 1."""
         half = self._half_width(1 - LEVEL, self.seeds)
-        return self.mean - half, self.mean + half
+        return max(-1.0, self.mean - half), min(1.0, self.mean + half)
+
+    @property
+    def varies(self) -> bool:
+        """False if all seeds and images have one result: then there is no interval, and no p."""
+        return self.of_seeds + self.of_images > 0
 
     @property
     def p_value(self) -> float:
         """Two-sided, of the mean being 0: the level at which the interval would end at 0."""
-        if self.mean == 0 or self.of_seeds + self.of_images == 0:
-            return float(self.mean == 0)
+        if self.mean == 0:
+            return 1.0
 
         def beyond(log_level: float) -> float:
             return self._half_width(np.exp(log_level), self.seeds) - abs(self.mean)
@@ -50,7 +56,9 @@ class SeedMean:
     @property
     def seeds_needed(self) -> int | None:
         """The fewest seeds with which the interval of an equal mean would exclude 0; None if even
-        100 would not: then more test images are needed."""
+        100 would not, or nothing varies: then more test images are needed."""
+        if not self.varies:
+            return None
         more = range(self.seeds, MOST_SEEDS + 1)
         return next((n for n in more if self._half_width(1 - LEVEL, n) < abs(self.mean)), None)
 

@@ -108,7 +108,7 @@ def speed_sentence(costs: Costs) -> str:
 
 
 def speed_note(speed: EngineSpeed, costs: Costs) -> str:
-    """What a table of speed shows."""
+    """Say what a table of speed shows."""
     rounds = counted(speed.rounds, "round")
     return f"{setting_label(speed)}; medians of {rounds}.{_no_teacher(speed, costs)}"
 

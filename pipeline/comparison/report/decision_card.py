@@ -75,7 +75,7 @@ def size(decision: DecisionFigures) -> str:
 
 
 def times_smaller(first: int, second: int) -> str:
-    """How much smaller the second is than the first: `2.9 x smaller`, `1.2 x larger`."""
+    """Say how much smaller the second is than the first: `2.9 x smaller`, `1.2 x larger`."""
     ratio, change = (first / second, "smaller") if first >= second else (second / first, "larger")
     return f"{whole(round(ratio)) if ratio >= 100 else f'{ratio:.1f}'} x {change}"
 
@@ -139,7 +139,7 @@ def why(decision: DecisionFigures) -> str:
 
 
 def starts(decision: DecisionFigures) -> Iterator[str]:
-    """What the file's training started from, if that is not scratch."""
+    """Say what the file's training started from, if that is not scratch."""
     if decision.start not in (None, FROM_SCRATCH):
         yield f"{decision.start}."
 
@@ -153,8 +153,8 @@ def warnings(decision: DecisionFigures, teacher_accuracy: float) -> Iterator[str
         )
     if decision.unequal_training:
         yield (
-            "The distilled int8 file was trained on by `export.int8_training`, and its baseline "
-            "was not: their difference is not the effect of the teacher alone."
+            "The distilled int8 file had quantisation-aware training (`export.int8_training`), and "
+            "its baseline had none: their difference is not the effect of the teacher alone."
         )
     if decision.baseline_better:
         yield (

@@ -8,13 +8,13 @@ from pipeline.runtime.outputs import ModelOutputs
 
 
 def scratch_sentence(figures: Figures) -> list[str]:
-    """That every student started from scratch, if so."""
+    """Say that every student started from scratch, if so."""
     starts = set(_starts(figures).values())
     return [_describe(figures)] if starts == {FROM_SCRATCH} else []
 
 
 def start_sentences(figures: Figures) -> list[str]:
-    """What students started from, unless all did from scratch; warnings where a student and its
+    """Say what students started from, unless all did from scratch; warnings where a student and its
     baseline, or two students, started differently."""
     starts = _starts(figures)
     lines = _different_baselines(figures)

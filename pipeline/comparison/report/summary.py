@@ -23,7 +23,7 @@ def gain_with_interval(gain: Gain) -> str:
 
 
 def gain_sentences(figures: Figures) -> list[str]:
-    """How distilled students differ from their baselines, clean and corrupted, and what each
+    """Say how distilled students differ from their baselines, clean and corrupted, and what each
     started from where that is not scratch."""
     gains = {name: s.tested_gain for name, s in figures.students.items()}
     robust_gains = {name: s.tested_robust_gain for name, s in figures.students.items()}

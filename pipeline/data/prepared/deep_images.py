@@ -22,7 +22,8 @@ class BitDepthError(ValueError):
 
 
 def raw_modes_of(image: Image.Image) -> set[str]:
-    """How the file stores its pixels, in Pillow's words: `RGB;16B` is 16 bits, high byte first."""
+    """Name how the file stores its pixels, in Pillow's words: `RGB;16B` is 16 bits, the high byte
+    first."""
     arguments = [tile.args for tile in getattr(image, "tile", ())]
     return {args if isinstance(args, str) else str(args[0]) for args in arguments if args}
 

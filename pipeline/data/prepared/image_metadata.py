@@ -247,7 +247,7 @@ class _Tiff:
         (self.start,) = struct.unpack_from(self.offset, content, 8 if version == 43 else 4)
 
     def directory(self, start: int) -> tuple[dict[int, int], int]:
-        """Where each tag's first entry is, and where the next directory is; 0 if there is none."""
+        """Find each tag's first entry, and the next directory; 0 if there is none."""
         (count,) = struct.unpack_from(self.count, self.content, start)
         first = start + struct.calcsize(self.count)
         end = first + min(count, 2**16) * self.entry_size  # a BigTIFF may claim more

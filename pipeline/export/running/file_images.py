@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from pipeline.data.prepared.dataset import AnySplit
-from pipeline.export.running.onnx_model import OnnxStudent, Reading
+from pipeline.export.running.onnx_model import ExportedNetwork, Reading
 from pipeline.views.loader import AnyViews, CleanView, batches_of, open_views
 from pipeline.views.policy import ViewPolicy
 
@@ -27,7 +27,7 @@ def evenly_spread(total: int, count: int) -> np.ndarray:
 
 
 def file_logits(
-    file: OnnxStudent, split: AnySplit, samples: np.ndarray | None = None
+    file: ExportedNetwork, split: AnySplit, samples: np.ndarray | None = None
 ) -> np.ndarray:
     """Compute the file's raw logits of images of a split: [N, num_classes] float32.
 

@@ -92,7 +92,7 @@ class StoreIndex(StoreIdentity):
         return shard_keys(self.split_sizes, self.num_views)
 
     def content(self) -> dict[str, Any]:
-        """What the file holds, in its order."""
+        """Return what the file holds, in its order."""
         others = self.model_dump(by_alias=True, exclude=set(StoreIdentity.model_fields))
         return {"format_version": others.pop("format_version"), **self.fields(), **others}
 

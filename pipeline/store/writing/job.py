@@ -12,7 +12,6 @@ from pipeline.compute.device import default_device
 from pipeline.data.prepared.dataset import Dataset, open_dataset
 from pipeline.models import checkpoint
 from pipeline.models.raw_logits import beyond_float16
-from pipeline.runtime.errors import UserError
 from pipeline.runtime.outputs import TEACHER
 from pipeline.runtime.params import load_section
 from pipeline.store.format.encodings import encode, less_offset
@@ -57,12 +56,7 @@ def open_job() -> StoreJob:
     views = load_section(ViewsParams, "views")
     params = load_section(SoftTargetsParams, "soft_targets")
     dataset = open_dataset().resized(views.image_size)
-    if params.k is not None and params.k > dataset.num_classes:
-        raise UserError(
-            f"`params.yaml: soft_targets.k` is {params.k}, but data/prepared has "
-            f"{dataset.num_classes} classes; expected at most as many. Lower k, or set "
-            "encoding: dense."
-        )
+    params.check_classes(dataset.num_classes)
     device = default_device()
     identity = StoreIdentity(
         dataset_fingerprint=dataset.fingerprint,
@@ -153,7 +147,7 @@ def _measure(job: StoreJob, folder: Path, rows: ShardRows, labels: np.ndarray) -
 
 
 def fidelity_advice(identity: StoreIdentity) -> str:
-    """What to do about rows of too little fidelity."""
+    """Say what to do about rows of too little fidelity."""
     if identity.precision != "float32":
         return (
             f"In {identity.precision} the forward pass loses what tells the classes apart: set "

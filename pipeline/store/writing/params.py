@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.runtime.params import Section
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.params import PARAMS_FILE, Section
 
 
 class SoftTargetsParams(Section):
@@ -12,6 +13,14 @@ class SoftTargetsParams(Section):
     k: int | None = Field(None, ge=1)  # for `top_k`: the k largest; the label's is kept, too
     precision: Literal["float32", "bfloat16", "float16"]  # of the teacher's forward pass
     batch_size: int = Field(ge=1)  # images per forward pass; can change the last bits of a logit
+
+    def check_classes(self, num_classes: int) -> None:
+        """Refuse a `k` of more classes than the dataset has."""
+        if self.k is not None and self.k > num_classes:
+            raise UserError(
+                f"`{PARAMS_FILE}: soft_targets.k` is {self.k}, but the dataset has {num_classes} "
+                "classes; expected at most as many. Lower k, or set encoding: dense."
+            )
 
     @model_validator(mode="after")
     def _check_k(self) -> "SoftTargetsParams":

@@ -71,7 +71,9 @@ class TeacherForward:
         for batch in self._views[split].batches(view, order):
             with self._clock.running(batch.pixels.device):
                 logits.append(predict(self.network, self.spec, batch.pixels, precision=precision))
-        return torch.cat(logits).cpu().numpy()
+        computed = torch.cat(logits).cpu().numpy()
+        self._clock.seconds()  # reads and frees the events; the device has no work now
+        return computed
 
     def seconds(self) -> float | None:
         """Seconds in the forward pass so far."""

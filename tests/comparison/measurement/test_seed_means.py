@@ -46,7 +46,13 @@ def test_the_p_value_is_five_per_cent_where_the_interval_ends_at_zero():
     assert SeedMean(width, 0.01, 3, 2e-5, 3e-5).p_value == pytest.approx(0.05)
     assert SeedMean(2 * width, 0.01, 3, 2e-5, 3e-5).p_value < 0.05
     assert SeedMean(0.0, 0.0, 3, 0.0, 0.0).p_value == 1
-    assert SeedMean(0.1, 0.0, 3, 0.0, 0.0).p_value == 0
+    assert not SeedMean(0.1, 0.0, 3, 0.0, 0.0).varies
+    assert SeedMean(0.1, 0.0, 3, 0.0, 0.0).seeds_needed is None
+    assert SeedMean(0.1, 0.0, 3, 1e-5, 0.0).varies
+
+
+def test_an_interval_of_few_seeds_ends_where_a_difference_of_shares_can():
+    assert SeedMean(-0.5, 0.3, 2, 0.045, 0.0).interval == (-1, 1)
 
 
 def test_the_seeds_needed_are_the_fewest_with_a_significant_equal_mean():

@@ -403,7 +403,7 @@ def test_two_runs_at_once_are_refused(project):
 
 def test_a_k_above_the_number_of_classes_is_refused(project):
     change_params("soft_targets", encoding="top_k", k=4)
-    with pytest.raises(UserError, match=r"soft_targets.k` is 4, but data/prepared has 3 classes"):
+    with pytest.raises(UserError, match=r"soft_targets.k` is 4, but the dataset has 3 classes"):
         run_stage("soft_targets")
 
 
