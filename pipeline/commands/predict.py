@@ -32,7 +32,6 @@ from pipeline.data.prepared.image_decoding import (
 )
 from pipeline.data.sources.image_reading import encode, map_in_threads, to_pixels
 from pipeline.data.sources.listing import describe_left_out, list_images
-from pipeline.data.sources.params import DatasetParams
 from pipeline.export.model_card import ModelCard, check_card, read_card
 from pipeline.export.running.onnx_model import (
     ExportedNetwork,
@@ -55,25 +54,22 @@ def student_input(
 
     Raises one of UNREADABLE if the content is not an image.
     """
-    # The fields that the functions below read; the section's others describe a whole dataset.
-    reading = metadata.reading.model_dump(exclude_none=True)
-    params = DatasetParams.model_construct(channels=metadata.channels, **reading)
-    side, channels = metadata.image_size, metadata.channels
-    image = read_image(content, params.bit_depth)
-    if params.bit_depth is None and image.info.get(LARGEST, 2**FEW_BITS) < 2**FEW_BITS:
+    reading, side, channels = metadata.reading, metadata.image_size, metadata.channels
+    image = read_image(content, reading.bit_depth)
+    if reading.bit_depth is None and image.info.get(LARGEST, 2**FEW_BITS) < 2**FEW_BITS:
         warn(
             f"it has more than 8 bits a channel, and its largest value is "
             f"{image.info[LARGEST]:,}: read near black, with white at 65,535. The student's "
             "dataset did not set `bit_depth`"
         )
-    encoded = encode(image, content, params)
+    encoded = encode(image, content, reading, channels)
     if encoded is not None:
         size = np.array([encoded.height, encoded.width])
-        (box,) = clean_boxes(size[None], side, metadata.reading.resize_ratio)
-        bicubic = metadata.reading.interpolation == "bicubic"
+        (box,) = clean_boxes(size[None], side, reading.resize_ratio)
+        bicubic = reading.interpolation == "bicubic"
         return decode_view(encoded.content, size, box, side, channels, bicubic=bicubic)
-    pixels = to_pixels(image, params.image_size, channels)
-    if params.image_size == side:
+    pixels = to_pixels(image, reading.image_size, channels)
+    if reading.image_size == side:
         return pixels
     return np.concatenate([to_pixels(Image.fromarray(plane), side, 1) for plane in pixels])
 

@@ -68,9 +68,9 @@ def make_teacher(group: ProcessGroup) -> None:
                 params.training,
                 device,
                 group,
-                resume,
-                head,
-                TEACHER.history if group.is_main else None,
+                resume=resume,
+                head=head,
+                history_file=TEACHER.history if group.is_main else None,
             )
 
     logits = {}

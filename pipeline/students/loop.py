@@ -89,6 +89,7 @@ def fit(
     params: TrainingParams,
     device: torch.device,
     group: ProcessGroup = SINGLE_PROCESS,
+    *,
     resume: ResumeState | None = None,
     head: Collection[str] = frozenset(),
     history_file: Path | None = None,

@@ -135,9 +135,9 @@ class StudentStage:
             params,
             device,
             group,
-            resume,
-            initial.head,
-            history if group.is_main else None,
+            resume=resume,
+            head=initial.head,
+            history_file=history if group.is_main else None,
         )
         if (last := resume.last_metrics) is None:
             last = evaluate(network, spec.input, splits["test"], device, group)[1]

@@ -47,6 +47,7 @@ def fit_teacher(
     params: TeacherTraining,
     device: torch.device,
     group: ProcessGroup = SINGLE_PROCESS,
+    *,
     resume: ResumeState | None = None,
     head: Collection[str] = frozenset(),
     history_file: Path | None = None,

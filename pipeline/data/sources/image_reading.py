@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -88,7 +88,7 @@ def decode_all(
                 hashed = f"{image.mode} {image.size} ".encode() + image.tobytes()
             digest = hashlib.sha256(hashed).digest()[:DIGEST_BYTES]
             pixels = to_pixels(image, params.image_size, params.channels)
-            encoded = encode(image, content or b"", params)
+            encoded = encode(image, content or b"", params, params.channels)
             facts = image.info.get(LARGEST), MORE_PAGES in image.info
             return DecodedImage(number, digest, pixels, encoded, min(image.size), *facts)
         except UNREADABLE as error:
@@ -118,7 +118,18 @@ def to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
     return np.atleast_3d(image).transpose(2, 0, 1)
 
 
-def encode(image: Image.Image, source: bytes, params: DatasetParams) -> EncodedImage | None:
+class Storing(Protocol):
+    """How an image is stored, by keys of `dataset`."""
+
+    storage: str
+    image_size: int
+    quality: int | str | None
+    bit_depth: int | None
+
+
+def encode(
+    image: Image.Image, source: bytes, storing: Storing, channels: int
+) -> EncodedImage | None:
     """Encode an image for `storage: encoded`; None for `pixels`.
 
     With a quality, a shorter side above `image_size` is reduced to it (bicubic, antialiased, aspect
@@ -133,21 +144,21 @@ def encode(image: Image.Image, source: bytes, params: DatasetParams) -> EncodedI
     Raises:
         ValueError: a side is longer than JPEG allows.
     """
-    if params.storage == "pixels":
+    if storing.storage == "pixels":
         return None
-    if params.quality == "original":
-        if params.bit_depth not in (None, 16) and LARGEST in image.info:
+    if storing.quality == "original":
+        if storing.bit_depth not in (None, 16) and LARGEST in image.info:
             source = _as_png(image)  # whoever decodes the source later does not know the depth
         return EncodedImage(source, image.height, image.width)
-    image = image.convert("RGB" if params.channels == 3 else "L")
-    ratio = params.image_size / min(image.size)
+    image = image.convert("RGB" if channels == 3 else "L")
+    ratio = storing.image_size / min(image.size)
     if ratio < 1:
-        size = [max(params.image_size, round(side * ratio)) for side in image.size]
+        size = [max(storing.image_size, round(side * ratio)) for side in image.size]
         image = image.resize(size, Image.Resampling.BICUBIC)
     if max(image.size) > _LONGEST_SIDE:
         raise ValueError(f"it is {max(image.size):,} pixels long; JPEG takes {_LONGEST_SIDE:,}")
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=params.quality, subsampling="4:2:0", comment=b"")
+    image.save(file, "JPEG", quality=storing.quality, subsampling="4:2:0", comment=b"")
     return EncodedImage(file.getvalue(), image.height, image.width)
 
 
