@@ -57,6 +57,7 @@ def mean_over_seeds(gains: np.ndarray) -> SeedMean:
         seeds=seeds,
         of_seeds=figures.var(ddof=1) / seeds,
         of_images=max(0.0, of_mean - rest),
+        rest=rest,
     )
 
 

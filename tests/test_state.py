@@ -292,7 +292,7 @@ def test_two_parallel_runs_end_with_the_bytes_of_one(clone):
 def test_a_stage_that_another_process_runs_is_refused(clone):
     with exclusive(clone.root / ".scratch/prepare"):
         refusal = refusal_of(clone, "pipeline.stages.prepare")
-    assert "another run of this stage is writing to `.scratch/prepare`" in refusal
+    assert "another run of this stage has locked `.scratch/prepare`" in refusal
 
 
 @pytest.mark.slow

@@ -337,6 +337,7 @@ class Workshop:
         self._folder(folder, params)
         link(self.project / PREPARED, folder / PREPARED)
         run_stage("teacher", folder)
+        shutil.rmtree(folder / ".scratch")
         return folder
 
     def _folder(self, name: str | Path, params: Mapping[str, Any]) -> Path:

@@ -12,7 +12,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -73,10 +74,15 @@ def problems() -> list[str]:
         for name in read_params()
         if name not in known
     ]
-    labels: list[int] = []
+    listed = Listed()
+
+    def check_names() -> None:
+        nonlocal listed
+        listed = check_dataset()
+
     checks = [partial(load_section, model, name) for name, model in SECTIONS.items()]
-    checks += [load_distillation, check_merge_conflicts, lambda: labels.extend(check_dataset())]
-    checks += [check_teacher, lambda: check_students(labels)]
+    checks += [load_distillation, check_merge_conflicts, check_names, check_teacher]
+    checks += [lambda: check_soft_targets(listed), lambda: check_students(listed.labels)]
     return list(dict.fromkeys(lines + _problems_of(checks)))
 
 
@@ -102,16 +108,21 @@ def check_merge_conflicts() -> None:
             raise UserError(f"`{name}` has merge conflict markers; expected none. {remedy}.")
 
 
-def check_dataset() -> list[int]:
-    """Check that the root exists, is outside the folders that stages write, and has the layout of
-    its source, with enough classes for `soft_targets.k`. Read no image.
+@dataclass(frozen=True)
+class Listed:
+    """What the names of a dataset's files tell."""
 
-    Returns:
-        The labels of the training images, if the names of files tell them; else none.
+    labels: Sequence[int] = ()  # of the training images
+    num_classes: int | None = None
+
+
+def check_dataset() -> Listed:
+    """Check that the root exists, is outside the folders that stages write, and has the layout of
+    its source. Read no image.
     """
     dataset = load_section(DatasetParams, "dataset")
     if dataset.source == "mnist_5k":
-        return _training_labels(mnist_5k(dataset), dataset)
+        return _listed(mnist_5k(dataset), dataset)
     root, expected = Path(dataset.root), "a folder or an archive"
     if dataset.source == "torchvision":
         expected = f"the folder that holds `{dataset.name}` or receives its download: create it"
@@ -126,14 +137,20 @@ def check_dataset() -> list[int]:
             next(read_heads(root), None)  # to list all names, a tar must be read to its end
             check_end_of_tar(root)
         else:
-            return _training_labels(image_folder(dataset), dataset)
-    return []
+            return _listed(image_folder(dataset), dataset)
+    return Listed()
 
 
-def _training_labels(source: ImageSource, dataset: DatasetParams) -> list[int]:
-    load_section(SoftTargetsParams, "soft_targets").check_classes(len(source.class_names))
+def _listed(source: ImageSource, dataset: DatasetParams) -> Listed:
     samples = hide_labels(source.samples, dataset)
-    return samples.labels[samples.splits == TRAIN].tolist()
+    labels = samples.labels[samples.splits == TRAIN].tolist()
+    return Listed(labels, len(source.class_names))
+
+
+def check_soft_targets(listed: Listed) -> None:
+    """Refuse a `k` of more classes than the dataset has, if they are known."""
+    if listed.num_classes is not None:
+        load_section(SoftTargetsParams, "soft_targets").check_classes(listed.num_classes)
 
 
 def tracked_elsewhere(path: Path) -> str:
@@ -191,13 +208,13 @@ def check_statistics(network: NetworkParams, key: str) -> None:
             )
 
 
-def check_students(labels: list[int]) -> None:
+def check_students(labels: Sequence[int]) -> None:
     checks = [partial(check_student_section, name, labels) for name in student_names()]
     if lines := _problems_of(checks):
         raise UserError("\n".join(lines))
 
 
-def check_student_section(name: str, labels: list[int]) -> None:
+def check_student_section(name: str, labels: Sequence[int]) -> None:
     student = load_student(name)
     check_statistics(student.network, f"students.{name}.network")
     if isinstance(student.network.weights, WeightsFile):

@@ -32,7 +32,7 @@ from pipeline.teacher.chance import SIGNIFICANCE, compare_with_chance, confusion
 from pipeline.teacher.class_order import LIKELY, OtherOrder, best_other_order
 from pipeline.teacher.initial_network import build_initial_network, is_trained, training_inputs
 from pipeline.teacher.params import TeacherParams
-from pipeline.training.resume import read_state
+from pipeline.training.resume import read_finished
 
 _SCREENED = 48  # images of validation, for each setting
 _SCREENED_AT_LEAST = 16  # images, for the largest inputs
@@ -129,12 +129,11 @@ def load_teacher(params: TeacherParams, dataset: Dataset) -> Teacher:
     with these parameters is kept."""
     network, spec = build_initial_network(params, dataset)
     if is_trained(params, spec):
-        state = read_state(TEACHER.scratch, training_inputs(params, network, spec, dataset))
-        if state is None or "last_metrics" not in state:
+        state = read_finished(TEACHER.scratch, training_inputs(params, network, spec, dataset))
+        if state is None:
             raise UserError(
                 f"`{TEACHER.scratch}` has no finished training with these parameters, images and "
-                "weights; expected the state of a teacher that the stage refused. Run `dvc repro "
-                "teacher` first; a teacher that it accepts needs no diagnosis."
+                "weights; expected the one to diagnose. Run `dvc repro teacher` first."
             )
         network.load_state_dict(state["network"])
     if dataset.encoded:  # decoded at the size of the network's input

@@ -218,9 +218,13 @@ class _Files:
             return of_files, None
         one, other = ([self.by_seed[which][seed] for seed in seeds] for which in (first, second))
         firsts, seconds = ([self.models[i] for i in which] for which in (one, other))
-        differences = [a.accuracy - b.accuracy for a, b in zip(firsts, seconds, strict=True)]
-        mean = seed_mean(np.array(differences), self.means[:, one] - self.means[:, other])
-        gain = of_files  # tested image by image, where seeds and images do not vary
+        counts = [  # integers, so that equal gains are equal
+            int(a.correct.sum()) - int(b.correct.sum())
+            for a, b in zip(firsts, seconds, strict=True)
+        ]
+        differences = np.array(counts) / len(self.models[0].correct)
+        mean = seed_mean(differences, self.means[:, one] - self.means[:, other])
+        gain = of_files  # of equal results on all images, by the exact test
         if mean.varies:
             low, high = mean.interval
             gain = replace(of_files, gain=mean.mean, low=low, high=high, p_value=mean.p_value)

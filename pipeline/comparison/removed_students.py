@@ -15,8 +15,8 @@ _ANY = "*"
 
 
 def results_of_removed_students(names: Sequence[str]) -> dict[str, list[Path]]:
-    """Find, by removed student, the files and folders that its stages wrote. (Not the state of an
-    unfinished training, in .scratch/.)
+    """Find, by removed student, the files and folders that its stages wrote. (Not its trainings in
+    .scratch/.)
 
     Args:
         names: of the students that params.yaml defines.
@@ -47,7 +47,7 @@ def _weights_that_students_start_from() -> set[Path]:
 
 
 def _places() -> Iterator[Path]:
-    """The paths that the stages of a student write, with a pattern in the place of its name."""
+    """The paths that the stages of a student write, with a pattern for its name."""
     for role in ("distilled", "baseline"):
         model, file = ModelOutputs(role, _ANY), ExportedFile(role, _ANY)
         yield from (model.model, model.metrics, model.history, model.predictions)

@@ -138,6 +138,7 @@ def robust_gain(
     low, high = statistics.interval(means[:, 0])
     if len(pairs) > 1:
         mean = seed_mean(np.array([one.accuracy - other.accuracy for one, other in pairs]), means)
+    if len(pairs) > 1 and mean.varies:
         gain, (low, high), p_value = mean.mean, mean.interval, mean.p_value
     return PairedDifference(
         first=first, second=second, gain=gain, low=float(low), high=float(high), p_value=p_value

@@ -36,8 +36,8 @@ def training_autocast(device: torch.device) -> torch.autocast:
     every measurement stay in float32; see also `depthwise_in_float32`.
     """
     enabled = computes_in_bfloat16(device)
-    # No weight is cast twice in a pass. A cache would compile networks again for a CUDA graph,
-    # which can have none.
+    # A pass casts each weight once. A cache, which a CUDA graph cannot have, would gain nothing,
+    # and the network would be compiled again for its graph.
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 

@@ -94,9 +94,10 @@ def train_for_int8(name: str, params: Int8TrainingParams, inputs: StageInputs) -
     )
     loss = continued_loss(loss, own.epochs)
     result = fit(rounding, spec.input, data, loss, training, device, resume=resume)
-    resume.finish({"trained": vars(result)}, result.history[-1])
-    network.load_state_dict(float_state(result.kept_state))
     inputs.check()
+    if resume.last_metrics is None:
+        resume.finish({"trained": vars(result)}, result.history[-1])
+    network.load_state_dict(float_state(result.kept_state))
     with atomic_directory(outputs.int8_model) as directory:
         write_network(directory, network, spec)
     print(_summary(result), flush=True)

@@ -110,19 +110,19 @@ def write_bytes(path: Path | str, *parts: bytes | memoryview) -> None:
 @contextmanager
 def atomic_directory(path: Path | str) -> Iterator[Path]:
     """Yield an empty temporary directory, which replaces `path` on success; if that is a link, the
-    folder to which it leads.
+    folder to which it leads, but for one that is a disk of its own and cannot be replaced.
 
     On failure it is removed and `path` stays as it was.
     """
     path = Path(path)
-    if path.is_symlink():
+    if path.is_symlink() and not os.path.ismount(path.resolve()):
         path = path.resolve()
     previous = path.with_name(f".{path.name}.previous.partial")
-    if previous.exists() and not path.exists():  # a run was killed between two renames
-        os.replace(previous, path)
-    for leftover in (_partial(path), previous):  # of a run that was killed
-        remove(leftover)
     with _partial_output(path) as partial:
+        if previous.exists() and not path.exists():  # a run was killed between two renames
+            os.replace(previous, path)
+        for leftover in (partial, previous):  # of a run that was killed
+            remove(leftover)
         partial.mkdir()
         yield partial
         for file in sorted(partial.rglob("*")):

@@ -23,8 +23,8 @@ def exclusive(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise UserError(
-            f"another run of this stage is writing to `{folder}`; expected none. Wait until it "
-            "ends, or stop it, and run the stage again."
+            f"another run of this stage has locked `{folder}`; expected none. Wait until it ends, "
+            "or stop it, and run the stage again."
         ) from None
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # a file system without locks

@@ -22,10 +22,10 @@ def prepare_for_int8(name: str) -> None:
     export, outputs = load_export(name), ModelOutputs("distilled", name)
     inputs = StageInputs("int8_training", name)
     with exclusive(outputs.int8_scratch):
-        write(outputs, export, inputs)
+        train_or_say_why_not(outputs, export, inputs)
 
 
-def write(outputs: ModelOutputs, export: ExportParams, inputs: StageInputs) -> None:
+def train_or_say_why_not(outputs: ModelOutputs, export: ExportParams, inputs: StageInputs) -> None:
     if export.precision == "int8" and export.int8_training is not None:
         # With torch, which takes seconds to load.
         from pipeline.int8_training.training_run import train_for_int8  # noqa: PLC0415

@@ -12,6 +12,8 @@ import argparse
 import sys
 from contextlib import nullcontext
 
+from torch import nn
+
 from pipeline.compute import distributed
 from pipeline.compute.device import default_device
 from pipeline.compute.distributed import ProcessGroup
@@ -72,6 +74,7 @@ def make_teacher(group: ProcessGroup) -> None:
                 head=head,
                 history_file=TEACHER.history if group.is_main else None,
             )
+            keep_finished(resume, network, history, inputs, group)
 
     logits = {}
     for name in EVALUATED:
@@ -79,6 +82,21 @@ def make_teacher(group: ProcessGroup) -> None:
         logits[name] = predict_distributed(network, spec.input, split, device=device, group=group)
     if group.is_main:
         write_teacher((network, spec), logits, dataset, params, inputs, history)
+
+
+def keep_finished(
+    resume: ResumeState,
+    network: nn.Module,
+    history: list[dict[str, float]],
+    inputs: StageInputs,
+    group: ProcessGroup,
+) -> None:
+    """Keep the trained network in .scratch, so that another gate, or a full cache of DVC when the
+    stage has ended, never trains it again."""
+    if resume.last_metrics is None:  # else it was
+        if group.is_main:
+            inputs.check()
+        resume.finish({"network": network.state_dict(), "history": history}, history[-1])
 
 
 def main() -> None:

@@ -98,8 +98,8 @@ class StudentStage:
         }
         inputs = fingerprint(fields, self.device, self.group)
         with self._lock(scratch / str(params.seed)), self.group.report_peer_failure():
-            of_seed = f"-{params.seed}-{initial.start.sha256[:20]}"
-            resume = ResumeState(scratch, inputs, self.group, of_seed)
+            start = initial.start.sha256
+            resume = ResumeState(scratch, inputs, self.group, params.seed, start)
             return self._finished(params, data, initial, resume, history)
 
     def _introduce(self, seed: int, initial: InitialNetwork, data: TrainingData) -> None:

@@ -56,8 +56,7 @@ def fit_teacher(
     network ends with the last weights, or with their average if `ema_decay` is set.
 
     Args:
-        resume: keeps the state after each epoch, and continues from it; keeps the finished network.
-            None keeps nothing.
+        resume: keeps the state after each epoch, and continues from it; None keeps nothing.
         head: names of the last layer's parameters, if `params.separates_head`.
         history_file: is written after each epoch, on the main process alone.
 
@@ -144,8 +143,6 @@ def fit_teacher(
             log.line(epoch, **figures)
     if optimisation.evaluated is not network:
         network.load_state_dict(optimisation.evaluated.state_dict())
-    if resume is not None:
-        resume.finish({"network": network.state_dict(), "history": history}, history[-1])
     return history
 
 

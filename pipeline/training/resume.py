@@ -26,7 +26,8 @@ from pipeline.runtime.errors import counted
 from pipeline.runtime.files import canonical_json, write_bytes
 
 _DIGITS = 20  # of 64: encrypted folders allow names of 143 characters
-#: What a message calls the surroundings without numbers.
+_COUNTED = {"threads": "thread", "processes": "process"}
+#: What a message calls the surroundings that are no numbers.
 _OTHER = {
     **{"device": "another device", "instructions": "another processor"},
     **{"bfloat16": "another processor", "versions": "other versions of libraries"},
@@ -48,12 +49,12 @@ class Fingerprint:
     def differences(self, before: Mapping[str, Any]) -> str:
         """Say in which surroundings an earlier training of the same inputs differs."""
         changed = [key for key, value in self.surroundings.items() if before.get(key) != value]
-        numbers = [
-            f"{before.get(key)} {key} instead of {self.surroundings[key]}"
+        words = [
+            _OTHER.get(key) or f"{counted(before[key], noun)} instead of {self.surroundings[key]}"
             for key in changed
-            if key not in _OTHER
+            for noun in [_COUNTED.get(key, "")]
         ]
-        return ", ".join(dict.fromkeys([*numbers, *(_OTHER[k] for k in changed if k in _OTHER)]))
+        return ", ".join(dict.fromkeys(words))
 
 
 def fingerprint(
@@ -64,7 +65,7 @@ def fingerprint(
     Args:
         inputs: every parameter, and what identifies the data, as JSON.
     """
-    torchvision = sys.modules.get("torchvision")  # loading it takes seconds
+    loaded = {name: sys.modules.get(name) for name in ("torchvision", "timm")}  # loading takes long
     surroundings = {
         "device": device_name(device),
         "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -73,7 +74,7 @@ def fingerprint(
         "processes": group.size,
         "versions": {
             "torch": str(torch.__version__),  # which is of a class of its own
-            "torchvision": getattr(torchvision, "__version__", None),
+            **{name: getattr(module, "__version__", None) for name, module in loaded.items()},
             "numpy": np.__version__,
             "pillow": PIL.__version__,  # resizes images
         },
@@ -86,10 +87,11 @@ def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:_DIGITS]
 
 
-def read_state(folder: Path, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Read the last state of a training with these inputs of `fingerprint`, by any code and on any
-    machine, on the CPU; None if there is none. Changes nothing."""
-    return next(filter(None, map(_read, _newest_first(folder, f"{_digest(inputs)}-*"))), None)
+def read_finished(folder: Path, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Read the state of the last finished training with these inputs of `fingerprint`, by any code
+    and on any machine, on the CPU; None if there is none. Changes nothing."""
+    states = map(_read, _newest_first(folder, f"{_digest(inputs)}-*"))
+    return next((state for state in states if state and "last_metrics" in state), None)
 
 
 def _newest_first(folder: Path, pattern: str) -> list[Path]:
@@ -99,11 +101,24 @@ def _newest_first(folder: Path, pattern: str) -> list[Path]:
 class ResumeState:
     """The file with the state of one training; the main process writes and reads it for all."""
 
-    def __init__(self, folder: Path, fingerprint: Fingerprint, group: ProcessGroup, seed: str = ""):
-        """Name the file after the fingerprint, in a folder for this training alone, or for one
-        training for each `seed`: all else of these is in the fingerprint."""
+    def __init__(
+        self,
+        folder: Path,
+        fingerprint: Fingerprint,
+        group: ProcessGroup,
+        seed: int | None = None,
+        start: str = "",
+    ):
+        """Name the file after what its bytes depend on, in a folder for this training alone, or for
+        one training for each seed.
+
+        Args:
+            start: a digest of the first weights; given with a seed.
+        """
         self.folder, self._fingerprint, self._group = folder, fingerprint, group
-        self._seed, self._path = seed, folder / f"{fingerprint.name}{seed}.state"
+        of_seed = "" if seed is None else f"-{seed}-{start[:_DIGITS]}"
+        self._path = folder / f"{fingerprint.name}{of_seed}.state"
+        self._same_inputs = f"{fingerprint.inputs}-*" + ("" if seed is None else f"-{seed}-*")
         self.last_metrics: Mapping[str, float] | None = None  # of a loaded finished training
 
     def save(self, state: Mapping[str, Any]) -> None:
@@ -140,12 +155,12 @@ class ResumeState:
 
     def _elsewhere(self) -> list[Path]:
         """States of this training in other surroundings, the newest first."""
-        paths = _newest_first(self.folder, f"{self._fingerprint.inputs}-*{self._seed}")
+        paths = _newest_first(self.folder, self._same_inputs)
         return [path for path in paths if path != self._path]
 
     def _read(self) -> dict[str, Any] | None:
         for path in self.folder.iterdir():
-            kept = {".state": self._fingerprint.inputs, ".partial": self._fingerprint.name}
+            kept = {".state": f"{self._fingerprint.inputs}-", ".partial": self._fingerprint.name}
             known = path.name.lstrip(".").startswith(kept.get(path.suffix, ""))
             if not known:
                 path.unlink(missing_ok=True)  # another seed's process may remove it, too
@@ -163,10 +178,10 @@ class ResumeState:
 
     def _explain(self, other: Mapping[str, Any]) -> None:
         epochs = counted(len(other.get("trained", other)["history"]), "epoch")
-        differences = self._fingerprint.differences(other.get("surroundings", {}))
+        differences = self._fingerprint.differences(other["surroundings"]) or "other first weights"
         print(
-            f"  starts again: {epochs} of this training were made with {differences}. They are "
-            "kept until it has finished, for a run with these.",
+            f"  starts again: a state of {epochs} was made with {differences}. It is kept until "
+            "this training has finished, for a run with these.",
             flush=True,
         )
 

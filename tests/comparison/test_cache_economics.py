@@ -142,11 +142,13 @@ def test_the_sentence_states_how_many_passes_were_saved_or_lost():
     assert cache_sentence(DIGITS.figures) == (
         "The cache took 10,610 teacher passes, a live teacher would have taken 45,324: 34,714 "
         "saved. Caching takes fewer passes once one student trains for 9 epochs, or as long as "
-        "these."
+        "these did on average."
     )
     short = DIGITS.model_copy(update={"epochs": {"a": 2, "b": 3}})
     assert "would have taken 6,295: the cache took 4,315 more." in cache_sentence(short.figures)
-    assert "or once 4 students do as long as these." in cache_sentence(short.figures)
+    assert "or once 4 students train as long as these did on average." in cache_sentence(
+        short.figures
+    )
     one = CacheFigures(
         teacher_passes=1,
         passes_saved=9,

@@ -25,5 +25,6 @@ def test_a_second_run_of_a_stage_is_refused_while_the_first_has_not_ended(
 ):
     monkeypatch.setattr(locks, "_PATIENCE", 0)
     folder = stage if stage == INT8 else locks.FOLDER / stage
-    with locks.exclusive(folder), pytest.raises(UserError, match="another run of this stage is"):
+    refusal = f"another run of this stage has locked `{folder}`"
+    with locks.exclusive(folder), pytest.raises(UserError, match=refusal):
         run_stage(*STAGES[stage])

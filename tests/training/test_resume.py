@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -23,7 +24,7 @@ from pipeline.compute.distributed import SINGLE_PROCESS, ProcessGroup
 from pipeline.runtime.errors import UserError, counted
 from pipeline.runtime.files import sha256_of_file
 from pipeline.runtime.locks import exclusive
-from pipeline.students import loop
+from pipeline.students import initial_network, loop, training_run
 from pipeline.training import resume
 
 SCRATCH = Path(".scratch/training")
@@ -286,17 +287,39 @@ def test_a_state_of_other_threads_or_code_is_said_and_kept_until_the_training_ha
         patch.setattr(resume, "loaded_code", lambda: {"training.py": "edited"})
         capsys.readouterr()
         interrupted("student")
-        epochs = len(read(before)["trained"]["history"])
         assert (
-            f"  starts again: {counted(epochs, 'epoch')} of this training were made with "
-            f"{threads} threads instead of {threads + 1}, other code. They are kept until it has "
-            "finished, for a run with these.\n"
+            f"  starts again: a state of 1 epoch was made with {counted(threads, 'thread')} "
+            f"instead of {threads + 1}, other code. It is kept until this training has finished, "
+            "for a run with these.\n"
         ) in capsys.readouterr().out
-        assert len(states()) == 2
     interrupted("student")
-    assert f"resumes after epoch {epochs} of" in capsys.readouterr().out
+    assert "resumes after epoch 1 of" in capsys.readouterr().out
+    assert len(states()) == 2
     run_stage("student", "small")
     assert states() == [before]
+
+
+def test_of_states_of_other_code_or_other_first_weights_the_newest_is_kept(
+    interrupted, monkeypatch, capsys
+):
+    found = []
+    for code in ("first", "second", "third"):
+        monkeypatch.setattr(resume, "loaded_code", lambda code=code: {"training.py": code})
+        interrupted("student")
+        found.append(set(states()))
+    assert [len(each) for each in found] == [1, 2, 2]
+    assert not found[0] & found[2]
+    start = initial_network.build_initial_network
+
+    def other_start(*arguments: object) -> object:
+        initial = start(*arguments)
+        return replace(initial, start=initial.start.model_copy(update={"sha256": "0" * 64}))
+
+    capsys.readouterr()
+    monkeypatch.setattr(training_run, "build_initial_network", other_start)
+    run_stage("student", "small")
+    assert "was made with other first weights" in capsys.readouterr().out
+    assert len(states()) == 1
 
 
 def test_the_name_of_a_state_fits_encrypted_folders(interrupted):
@@ -315,6 +338,6 @@ def test_the_code_that_is_loaded_counts_and_no_other():
 def test_two_trainings_of_one_student_at_once_are_refused(project):
     with (
         exclusive(SCRATCH / "students/small"),
-        pytest.raises(UserError, match="another run of this stage is writing to `.scratch/train"),
+        pytest.raises(UserError, match="another run of this stage has locked `.scratch/train"),
     ):
         run_stage("student", "small")

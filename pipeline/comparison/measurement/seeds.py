@@ -4,7 +4,9 @@ The model: the result of seed s on image n is mean + seed_s + image_n + rest_sn,
 two crossed random effects. So the mean over S seeds and N images varies by the variance of seeds
 over S, of images over N, and of the rest over S N. The interval adds two half-widths in squares, as
 Howe (1974) adds tolerances: by Student's t with S - 1 degrees of freedom for seeds and rest, by the
-normal distribution for images. `python -m benchmarks.seed_intervals` measures its coverage.
+normal distribution for images. The images tell the rest, too, so the first half-width is at least
+that of the rest by the normal distribution: two seeds may agree by chance.
+`python -m benchmarks.seed_intervals` measures the coverage.
 """
 
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ class SeedMean:
     seeds: int
     of_seeds: float  # variance of the mean by seeds, with the rest
     of_images: float  # variance of the mean by images alone
+    rest: float = 0.0  # variance of the mean by the rest, as the images tell it
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -36,8 +39,8 @@ class SeedMean:
 
     @property
     def varies(self) -> bool:
-        """False if all seeds and images have one result: then there is no interval, and no p."""
-        return self.of_seeds + self.of_images > 0
+        """False if all images have one result: then there is neither interval nor p-value."""
+        return self.of_seeds + self.of_images + self.rest > 0
 
     @property
     def p_value(self) -> float:
@@ -63,9 +66,9 @@ class SeedMean:
         return next((n for n in more if self._half_width(1 - LEVEL, n) < abs(self.mean)), None)
 
     def _half_width(self, level: float, seeds: int) -> float:
-        of_seeds = self.of_seeds * self.seeds / seeds
-        squares = scipy.stats.t.isf(level / 2, seeds - 1) ** 2 * of_seeds
-        return float(np.sqrt(squares + scipy.stats.norm.isf(level / 2) ** 2 * self.of_images))
+        t, z = scipy.stats.t.isf(level / 2, seeds - 1), scipy.stats.norm.isf(level / 2)
+        of_seeds = max(t**2 * self.of_seeds, z**2 * self.rest) * self.seeds / seeds
+        return float(np.sqrt(of_seeds + z**2 * self.of_images))
 
 
 def seed_mean(figures: np.ndarray, resampled: np.ndarray) -> SeedMean:
@@ -85,4 +88,5 @@ def seed_mean(figures: np.ndarray, resampled: np.ndarray) -> SeedMean:
         seeds=seeds,
         of_seeds=float(figures.var(ddof=1) / seeds),
         of_images=float(max(0.0, of_mean - rest)),
+        rest=float(rest),
     )

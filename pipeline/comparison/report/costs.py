@@ -65,15 +65,13 @@ def cache_sentence(figures: CacheFigures) -> str:
     """Say what the cache cost and saved."""
     made, saved = figures.teacher_passes, figures.passes_saved
     students = figures.break_even_students
-    trained = (
-        "as long as these" if students == 1 else f"once {students:,} students do as long as these"
-    )
+    several = "" if students == 1 else f"once {students:,} students train "
     epochs = counted(figures.break_even_epochs, "epoch")
     outcome = f"{saved:,} saved" if saved > 0 else f"the cache took {-saved:,} more"
     return (
         f"The cache took {counted(made, 'teacher pass')}, a live teacher would have taken "
         f"{made + saved:,}: {outcome}. Caching takes fewer passes once one student trains for "
-        f"{epochs}, or {trained}."
+        f"{epochs}, or {several}as long as these did on average."
     )
 
 

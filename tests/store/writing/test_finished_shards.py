@@ -396,7 +396,7 @@ def test_a_bad_number_of_processes_is_refused(project, monkeypatch, count):
 def test_two_runs_at_once_are_refused(project):
     with (
         finished_shards.exclusive(),
-        pytest.raises(UserError, match="another run of this stage is writing"),
+        pytest.raises(UserError, match="another run of this stage has locked"),
     ):
         run_stage("soft_targets")
 
