@@ -58,7 +58,7 @@ def _logits_of_a_top_k_row(
     tail = classes - len({*ids, int(label)} - {-1})
     logits = np.zeros(classes)
     if tail:
-        share = mean + (log_sum_exp - math.log(tail) - mean) / temperature
+        share = mean + (log_sum_exp - math.log(tail) - mean) / max(temperature, 1)
         logits[:] = min(share, largest[-1])
     logits[ids] = largest
     logits[ids[0] if label < 0 else label] = of_label

@@ -12,10 +12,11 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pipeline.comparison.removed_students import removed_students_line
 from pipeline.data.sources.archives import check_end_of_tar, is_zip, read_heads
@@ -23,7 +24,7 @@ from pipeline.data.sources.image_folder import image_folder
 from pipeline.data.sources.mnist_5k import mnist_5k
 from pipeline.data.sources.params import DatasetParams
 from pipeline.data.sources.splits import TRAIN, ImageSource, hide_labels
-from pipeline.distillation.params import check_method, load_distillation
+from pipeline.distillation.params import DistillationParams, check_method, load_distillation
 from pipeline.export.params import ExportParams, load_export
 from pipeline.models.params import FAMILIES, NetworkParams, WeightsFile
 from pipeline.runtime.environment import LAUNCHER
@@ -82,7 +83,7 @@ def problems() -> list[str]:
 
     checks = [partial(load_section, model, name) for name, model in SECTIONS.items()]
     checks += [load_distillation, check_merge_conflicts, check_names, check_teacher]
-    checks += [lambda: check_soft_targets(listed), lambda: check_students(listed.labels)]
+    checks += [lambda: check_soft_targets(listed), lambda: check_students(listed)]
     return list(dict.fromkeys(lines + _problems_of(checks)))
 
 
@@ -208,13 +209,13 @@ def check_statistics(network: NetworkParams, key: str) -> None:
             )
 
 
-def check_students(labels: Sequence[int]) -> None:
-    checks = [partial(check_student_section, name, labels) for name in student_names()]
+def check_students(listed: Listed) -> None:
+    checks = [partial(check_student_section, name, listed) for name in student_names()]
     if lines := _problems_of(checks):
         raise UserError("\n".join(lines))
 
 
-def check_student_section(name: str, labels: Sequence[int]) -> None:
+def check_student_section(name: str, listed: Listed) -> None:
     student = load_student(name)
     check_statistics(student.network, f"students.{name}.network")
     if isinstance(student.network.weights, WeightsFile):
@@ -228,7 +229,8 @@ def check_student_section(name: str, labels: Sequence[int]) -> None:
         encoding=load_section(SoftTargetsParams, "soft_targets").encoding,
         mixed=views.mix is not None,
         paired=views.paired,
-        labels=labels,
+        labels=listed.labels,
+        num_classes=listed.num_classes,
     )
 
 
@@ -251,6 +253,7 @@ def remarks() -> list[str]:
                     f"`{method.method}` have {authors} of {AUTHORS_EPOCHS}; in proportion, `{key}: "
                     f"{min(round(epochs * authors / AUTHORS_EPOCHS), latest)}`."
                 )
+        lines += inherited_weights(name, student.distillation, method)
         enough = min(math.ceil(epochs / EPOCHS_PER_VIEW), ENOUGH_VIEWS, distinct)
         if count < enough:
             lines.append(
@@ -261,6 +264,26 @@ def remarks() -> list[str]:
                 f"`views.count: {enough}` shows each at most {math.ceil(epochs / enough)} times."
             )
     return lines
+
+
+def inherited_weights(
+    name: str, own: Mapping[str, Any], method: DistillationParams
+) -> Iterator[str]:
+    """Say which values of the section a standardised method uses instead of its authors'."""
+    authors = getattr(type(method), "standardized_defaults", {})
+    others = {key: getattr(method, key) for key in authors if key not in own}
+    others = {key: value for key, value in others.items() if value != authors[key]}
+    if own.get("standardize") is True and others:
+        yield (
+            f"remark: student `{name}` has `standardize`, with "
+            f"{join_keys(others)} of the section `distillation`; its authors have "
+            f"{join_keys({key: authors[key] for key in others})}. Write the ones that you want in "
+            "this student."
+        )
+
+
+def join_keys(values: Mapping[str, Any]) -> str:
+    return " and ".join(f"`{key}: {value}`" for key, value in values.items())
 
 
 def check_networks() -> None:

@@ -224,10 +224,10 @@ class _Files:
         ]
         differences = np.array(counts) / len(self.models[0].correct)
         mean = seed_mean(differences, self.means[:, one] - self.means[:, other])
-        gain = of_files  # of equal results on all images, by the exact test
-        if mean.varies:
-            low, high = mean.interval
-            gain = replace(of_files, gain=mean.mean, low=low, high=high, p_value=mean.p_value)
+        (low, high), p_value = mean.interval, mean.p_value
+        if not mean.varies:  # each image has the same difference, with every seed
+            p_value = statistics.mcnemar(firsts[0].correct, seconds[0].correct)
+        gain = replace(of_files, gain=mean.mean, low=low, high=high, p_value=p_value)
         return gain, SeedComparison(seeds, firsts, seconds, mean)
 
 

@@ -63,6 +63,7 @@ class StudentFigures(Record):
     robust_gain: Figure
     robust_gain_low: Figure
     robust_gain_high: Figure
+    robust_p_value: Figure = 0.0
     #: Over seeds and test images, or over test images where there is one seed.
     agreement_low: Figure
     agreement_high: Figure
@@ -87,7 +88,12 @@ class StudentFigures(Record):
 
     @property
     def tested_robust_gain(self) -> Gain:
-        return Gain(gain=self.robust_gain, low=self.robust_gain_low, high=self.robust_gain_high)
+        return Gain(
+            gain=self.robust_gain,
+            low=self.robust_gain_low,
+            high=self.robust_gain_high,
+            p_value=self.robust_p_value,
+        )
 
 
 class DifferenceFigures(Record):
@@ -234,6 +240,7 @@ def headline_figures(
             "robust_gain": robust.gain,
             "robust_gain_low": robust.low,
             "robust_gain_high": robust.high,
+            "robust_p_value": robust.p_value,
             "agreement_low": other.agreement[0],
             "agreement_high": other.agreement[1],
             "ece_low": other.ece[0],

@@ -62,8 +62,8 @@ class RobustComparison:
     #: files of other seeds.
     students: Mapping[str, Sequence[Robustness]]
     #: By student, robust accuracy of the distilled file minus that of its baseline's; of several
-    #: seeds the mean over them. There is no test for one seed: McNemar's needs one correct or wrong
-    #: prediction per image, the variants give a share.
+    #: seeds the mean over them. The test of one seed flips signs: McNemar's needs one correct or
+    #: wrong prediction per image, the variants give a share.
     gains: Mapping[str, PairedDifference[Robustness]]
 
     @property
@@ -134,12 +134,25 @@ def robust_gain(
     # One share per image: the bootstrap draws an image's variants, which are alike, together.
     differences = np.stack([one.shares - other.shares for one, other in pairs], 1)
     means = statistics.bootstrap_means(differences)
-    gain, p_value = first.accuracy - second.accuracy, 0.0
+    gain, p_value = first.accuracy - second.accuracy, sign_flip_test(differences[:, 0])
     low, high = statistics.interval(means[:, 0])
     if len(pairs) > 1:
         mean = seed_mean(np.array([one.accuracy - other.accuracy for one, other in pairs]), means)
-    if len(pairs) > 1 and mean.varies:
-        gain, (low, high), p_value = mean.mean, mean.interval, mean.p_value
+        gain, (low, high) = mean.mean, mean.interval
+        p_value = mean.p_value if mean.varies else sign_flip_test(differences.mean(1))
     return PairedDifference(
         first=first, second=second, gain=gain, low=float(low), high=float(high), p_value=p_value
     )
+
+
+def sign_flip_test(differences: np.ndarray, *, resamples: int = statistics.RESAMPLES) -> float:
+    """Test that paired differences, [N], have the mean 0: the share of random signs under which
+    their mean is at least as far from 0. Like McNemar's test, it holds for few images; the seed is
+    fixed."""
+    values = differences[differences != 0]
+    rng, least = np.random.default_rng(statistics.SEED), abs(values.sum()) - 1e-9
+    extreme = 0
+    for _ in range(resamples):
+        signs = rng.integers(0, 2, len(values)) * 2 - 1
+        extreme += abs(signs @ values) >= least
+    return (extreme + 1) / (resamples + 1)

@@ -58,7 +58,7 @@ def agreement_interval(
     """The 95 % interval of the mean agreement of one student's trainings with the teacher."""
     agree = np.stack([m.decisions == teacher.decisions for m in students], 1)
     means = statistics.bootstrap_means(agree)
-    if len(students) == 1 and agree.mean() in (0, 1):
+    if agree.mean() in (0, 1):
         low, high = statistics.share_intervals(agree, means)[:, 0]
         return float(low), float(high)
     return with_interval(agree.mean(0), means)

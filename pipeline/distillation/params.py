@@ -295,6 +295,7 @@ def check_method(
     mixed: bool,
     paired: bool = False,
     labels: Sequence[int] = (),
+    num_classes: int | None = None,
 ) -> None:
     """Refuse a store, views or labels that the method's formula or parameters cannot use.
 
@@ -302,6 +303,7 @@ def check_method(
         mixed: views are mixed images, with two labels.
         paired: views are pairs.
         labels: of the training images; -1 for none.
+        num_classes: of the dataset; None: not known.
 
     Raises:
         UserError: says why, and which methods can.
@@ -326,6 +328,11 @@ def check_method(
         problems.append(
             f"needs every logit, but `soft_targets.encoding` is top_k: {why}. Set `encoding: "
             f"dense`, or take one of {able}, neither standardised nor sorted."
+        )
+    if getattr(params, "standardize", False) and num_classes == 2:
+        problems.append(
+            "has `standardize`, which leaves of two logits their order alone, and so no gradient. "
+            "Remove it."
         )
     if not paired and (params.needs_pairs or "paired_views" in params.model_fields_set):
         has, otherwise = f"has `paired_views: {params.paired_views}`", "remove `paired_views`"

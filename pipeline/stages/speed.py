@@ -18,7 +18,14 @@ import torch
 from torch import nn
 
 from pipeline.comparison.measurement import latency
-from pipeline.comparison.measurement.latency import BATCH_SIZE, EngineSpeed, FileSpeed, Speeds
+from pipeline.comparison.measurement.latency import (
+    BATCH_SIZE,
+    EngineSpeed,
+    FileSpeed,
+    Speeds,
+    rate,
+    three_digits,
+)
 from pipeline.compute.device import default_device
 from pipeline.data.prepared.image_decoding import available_cores
 from pipeline.export.model_card import NoFile, read_card
@@ -169,8 +176,8 @@ def settings(names: Sequence[str]) -> Iterator[tuple[str, EngineSpeed]]:
 
 def describe(name: str, speed: FileSpeed) -> str:
     line = (
-        f"  {name}: {speed.latency_ms:.3g} ms (95th percentile {speed.latency_p95_ms:.3g}), "
-        f"{speed.images_per_second:,.0f} images/s"
+        f"  {name}: {three_digits(speed.latency_ms)} ms (95th percentile "
+        f"{three_digits(speed.latency_p95_ms)}), {rate(speed.images_per_second)} images/s"
     )
     if speed.speedup is None:
         return line

@@ -49,6 +49,7 @@ def train_student(name: str, group: ProcessGroup, seed: int | None) -> None:
             mixed=views.mix is not None,
             paired=views.paired,
             labels=split.labels,
+            num_classes=dataset.num_classes,
         )
         if group.is_main:  # once is enough
             verify_dataset()

@@ -67,7 +67,7 @@ def check(dataset: Dataset, logits: Tensor, params: TeacherParams) -> None:
     minimum, expected = params.minimum_accuracy, None
     if minimum is None:
         expected = _expected_by_the_tests(confusion)
-    elif correct < minimum * total:
+    elif correct / total < minimum:  # 0.55 * 100 is more than 55
         expected = f"`teacher.minimum_accuracy`, {minimum:.2%}, or more"
     if expected is not None:
         raise UserError(

@@ -169,8 +169,8 @@ def _groups(
 
 
 def _weights_of_layers(network: nn.Module) -> set[int]:
-    """The ids of the parameters that multiply features: of two or more dimensions, and named
-    `weight` or `..._weight`, as in every layer of torch.
+    """Find the ids of the parameters that multiply features: of two or more dimensions, and named
+    `weight` or `..._weight` or, in recurrent layers, `weight_...`, as torch's layers have them.
 
     The others are weights of normalisation, biases, and what attention networks add to features or
     prepend: position embeddings, relative positions, class tokens, scales of layers. What a module
@@ -183,7 +183,8 @@ def _weights_of_layers(network: nn.Module) -> set[int]:
             continue
         computed = path.endswith("parametrizations.weight")
         for name, parameter in module.named_parameters(recurse=False):
-            if parameter.ndim > 1 and (computed or name.endswith("weight")):
+            recurrent = isinstance(module, nn.RNNBase) and name.startswith("weight_")
+            if parameter.ndim > 1 and (computed or recurrent or name.endswith("weight")):
                 found.add(id(parameter))
     for module in network.modules():
         excluded = module.no_weight_decay() if hasattr(module, "no_weight_decay") else ()

@@ -286,6 +286,18 @@ def test_a_method_that_needs_labels_which_images_lack_is_refused_before_the_teac
     assert problems_of(params) == [problem]
 
 
+def test_a_student_that_standardises_with_the_weights_of_the_section_is_remarked(params):
+    params["distillation"] = {"method": "kd", "temperature": 4.0}
+    params["students"]["small"]["distillation"] = own = {"standardize": True}
+    assert problems_of(params) == []
+    (remark,) = check.remarks()
+    assert "has `standardize`, with `temperature: 4.0` of the section" in remark
+    assert "its authors have `temperature: 2.0`" in remark
+    own["temperature"] = 3.0
+    assert problems_of(params) == []
+    assert check.remarks() == []
+
+
 @pytest.mark.parametrize(
     ("method", "key", "awaited", "in_proportion"),
     [("dkd", "warmup_epochs", 20, 1), ("sld", "student_teaches_after", 150, 8)],

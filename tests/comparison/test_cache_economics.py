@@ -142,11 +142,11 @@ def test_the_sentence_states_how_many_passes_were_saved_or_lost():
     assert cache_sentence(DIGITS.figures) == (
         "The cache took 10,610 teacher passes, a live teacher would have taken 45,324: 34,714 "
         "saved. Caching takes fewer passes once one student trains for 9 epochs, or as long as "
-        "these did on average."
+        "the average student here."
     )
     short = DIGITS.model_copy(update={"epochs": {"a": 2, "b": 3}})
     assert "would have taken 6,295: the cache took 4,315 more." in cache_sentence(short.figures)
-    assert "or once 4 students train as long as these did on average." in cache_sentence(
+    assert "or once 4 students train as long as the average one here." in cache_sentence(
         short.figures
     )
     one = CacheFigures(

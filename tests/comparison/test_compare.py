@@ -242,6 +242,22 @@ def test_seeds_that_do_not_vary_on_a_few_images_make_no_gain_significant():
     assert not gain.significant
 
 
+def test_seeds_that_agree_with_their_baselines_have_no_gain_whichever_file_is_the_main_one():
+    """The main files of a student and its baseline can be of different seeds."""
+
+    def training(role: str, seed: int, *, is_main: bool) -> Predictions:
+        model = replace(invented("s", "distilled", (0.9, 0.7)[seed], seed), role=role)
+        start = Start(text=SCRATCH, sha256=str(seed), seed=seed)
+        return replace(model, start=start, seed=None if is_main else seed)
+
+    files = (
+        *(training("distilled", 0, is_main=True), training("baseline", 1, is_main=True)),
+        *(training("distilled", 1, is_main=False), training("baseline", 0, is_main=False)),
+    )
+    gain = compared(s=files).gains["s"]
+    assert (gain.gain, gain.low, gain.high, gain.p_value) == (0, 0, 0, 1)
+
+
 PUBLISHED, FILE = "published weights, new last layer", "models/imported/r20.pth, 12 of 20 layers"
 SCRATCH = "from scratch"
 

@@ -18,10 +18,15 @@ from import_closure import ROOT
 from pipeline.comparison import decision as decision_rule
 from pipeline.comparison.compare import ModelMetrics
 from pipeline.comparison.decision import Decision, decide
-from pipeline.comparison.figures import Figures, TeacherFigures, decision_figures
+from pipeline.comparison.figures import (
+    Figures,
+    StudentFigures,
+    TeacherFigures,
+    decision_figures,
+)
 from pipeline.comparison.measurement import statistics
 from pipeline.comparison.measurement.latency import EngineSpeed, FileSpeed, Ratio
-from pipeline.comparison.measurement.statistics import PairedDifference
+from pipeline.comparison.measurement.statistics import Gain, PairedDifference
 from pipeline.comparison.report.decision_card import DecisionCard, decision_card
 from pipeline.comparison.report.markdown import decision_text
 from pipeline.runtime.outputs import ExportedFile
@@ -93,8 +98,17 @@ def figures_of(decision: Decision | None, teacher: ModelMetrics = TEACHER) -> Fi
         test_images=IMAGES,
         decision=decision and decision_figures(decision),
         teacher=TeacherFigures(**of_teacher | {"ece_scaled": None, "robust_accuracy": 0.5}),
-        students={},
+        students={} if decision is None else {decision.file.name: student_figures(decision.gain)},
     )
+
+
+def student_figures(gain: Gain | None) -> StudentFigures:
+    """Figures of a student that has this gain."""
+    required = (name for name, of in StudentFigures.model_fields.items() if of.is_required())
+    known = (
+        {} if gain is None else {"gain": gain.gain, "gain_low": gain.low, "gain_high": gain.high}
+    )
+    return StudentFigures(**dict.fromkeys(required, 0) | known)
 
 
 def text_of(decision: Decision | None) -> str:
@@ -107,7 +121,7 @@ def test_a_file_that_is_the_most_accurate_and_the_smallest_is_chosen():
     assert (decision.reason, decision.training) == ("most_accurate_and_smallest", "better")
     assert key(decision.runner_up) == "big, distilled, float32"
     text = text_of(decision)
-    assert "most accurate file of the students and baselines, and the smallest. It is sig" in text
+    assert "most accurate file of the students and baselines, and none is smaller by m" in text
     assert "Warning" not in text
 
 
@@ -115,7 +129,9 @@ def test_the_smallest_file_is_not_chosen_if_it_is_significantly_less_accurate():
     decision = decided(*pair("big", 2, 20, 5000), *pair("small", 8, 20, 1000))
     assert key(decision.file) == "big, distilled, float32"
     assert decision.reason == "most_accurate"
-    assert "Every smaller one is significantly less accurate." in text_of(decision)
+    assert "Every one that is smaller by more than 1 % is significantly less accurate." in text_of(
+        decision
+    )
 
 
 def test_the_smallest_file_is_chosen_if_it_is_not_significantly_less_accurate():
@@ -156,7 +172,17 @@ def test_a_significantly_better_baseline_is_chosen_and_the_card_warns():
     )
 
 
-def test_a_gain_over_a_baseline_that_was_not_trained_on_for_int8_is_warned_of():
+def test_the_card_blames_distillation_only_if_the_seeds_do():
+    figures = figures_of(decided(*pair("s", 20, 4)))
+    over_seeds = student_figures(Gain(gain=0.03, low=-0.02, high=0.08))
+    card = decision_card(figures.model_copy(update={"students": {"s": over_seeds}}), {})
+    assert [text for title, text in card.remarks if title == "Warning"] == [
+        "The distilled file is significantly less accurate than its baseline: by 4.00 points (2.25 "
+        "to 6.13)."
+    ]
+
+
+def test_a_gain_over_a_baseline_without_quantisation_aware_training_is_warned_of():
     files = [*pair("a", 4, 40), *pair("a", 4, 40, 400, "int8")]
     assert "trained on" not in text_of(decided(*files))
     trained = replace(files[2], int8_trained=True)
@@ -360,7 +386,7 @@ def test_console_markdown_and_page_show_the_same_card(finished_project, monkeypa
     printed = capsys.readouterr().out.partition("teacher: test accuracy")[0]
     assert printed.startswith("To ship: models/exported/")
     markdown = Path("reports/comparison.md").read_text("utf-8")
-    shown = markdown.removeprefix("## Comparison").partition("\n- On ")[0]
+    shown = markdown.removeprefix("## Comparison").partition("All students:")[0]
     page = Path("reports/index.html").read_text("utf-8")
     card = page.partition('<section class="card decision"')[2].partition("</section>")[0]
     assert "<h1" in page.partition(card)[0]

@@ -97,6 +97,19 @@ def test_the_interval_of_a_robust_gain_treats_an_image_as_one_sample():
     assert gain.high == pytest.approx(differences.mean() + half, abs=0.1 * half)
 
 
+@pytest.mark.parametrize(("images", "significant"), [(1, False), (4, False), (7, True)])
+def test_a_robust_gain_of_few_images_is_not_significant(images, significant):
+    labels = np.zeros(500, int)
+    better = np.ones((6, 2, 500), bool)
+    worse = better & (np.arange(500) >= images)
+    gain = compare_robustness(
+        None, {"s": (invented(better, labels), invented(worse, labels))}, labels
+    )
+    exact = 2 * 0.5**images
+    assert gain.gains["s"].p_value == pytest.approx(exact, rel=0.3)
+    assert gain.gains["s"].significant == significant
+
+
 @pytest.mark.parametrize("role", FILES)
 def test_a_file_predicts_the_corrupted_test_images_as_its_network_does_in_pytorch(project, role):
     model = ModelOutputs(role, FILES[role].name).model

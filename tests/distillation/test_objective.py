@@ -135,6 +135,15 @@ def refusals(params: DistillationParams, **store: Any) -> str:
     return ""
 
 
+@pytest.mark.parametrize("method", ["kd", "dkd", "rld", "mlkd"])
+def test_standardised_logits_of_two_classes_are_refused(method):
+    """They are always +0.71 and -0.71."""
+    params = METHODS[method](method=method, standardize=True)
+    assert "of two logits their order alone" in refusals(params, num_classes=2)
+    assert refusals(params, num_classes=3) == ""
+    assert refusals(METHODS[method](method=method), num_classes=2) == ""
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_refuses_what_its_formula_cannot_use(method):
     model = METHODS[method]

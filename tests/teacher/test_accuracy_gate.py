@@ -136,6 +136,12 @@ def test_the_minimum_accuracy_replaces_the_test_in_both_directions(project):
     check(RARE, np.zeros(200, int), minimum_accuracy=0.9)
 
 
+@pytest.mark.parametrize("correct", [55, 56, 57, 58])  # 0.55 * 100 is more than 55
+def test_exactly_the_minimum_accuracy_passes(project, correct):
+    labels = np.arange(100) % 3
+    check(labels, wrong_after(labels, correct), minimum_accuracy=correct / 100)
+
+
 def test_where_validation_is_too_small_to_judge_the_gate_says_so_and_what_would_do(project, capsys):
     check([0, 1, 2], [0, 1, 2])
     printed = capsys.readouterr().out

@@ -197,13 +197,13 @@ def test_only_what_multiplies_features_has_weight_decay(network, undecayed):
     assert all(id(p) in plain for p in module.parameters() if p.ndim <= 1)
 
 
-def test_norms_of_several_dimensions_are_not_decayed_and_computed_weights_are():
+def test_norms_of_several_dimensions_are_not_decayed_and_computed_and_recurrent_weights_are():
     linear = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3))
-    network = nn.Sequential(nn.LayerNorm([2, 4]), nn.RMSNorm([2, 4]), linear)
+    network = nn.Sequential(nn.LayerNorm([2, 4]), nn.RMSNorm([2, 4]), linear, nn.LSTM(3, 2))
     optimizer = Optimisation(network, params(ADAMW, ema_decay=None), 1).optimizer
     decayed = {id(p) for p in optimizer.param_groups[0]["params"]}
     names = {name for name, p in network.named_parameters() if id(p) in decayed}
-    assert names == {"2.parametrizations.weight.original"}
+    assert names == {"2.parametrizations.weight.original", "3.weight_ih_l0", "3.weight_hh_l0"}
 
 
 def test_what_a_network_declares_to_have_no_weight_decay_has_none():

@@ -51,7 +51,7 @@ class Ratio(_Figures):
         if self.low < 1 < self.high and low != high:
             return f"{low} to {high}"  # 1.02 x slower to 1.1 x faster
         ends = sorted(max(end, 1 / end) for end in (self.low, self.high))
-        return " to ".join(f"{end:#.3g}".rstrip(".") for end in ends)
+        return " to ".join(map(three_digits, ends))
 
 
 class FileSpeed(_Figures):
@@ -148,6 +148,16 @@ def faster_or_slower(ratio: float) -> str:
     if text == "1.00":
         return "as fast"
     return f"{text} x {'faster' if ratio > 1 else 'slower'}"
+
+
+def three_digits(number: float) -> str:
+    """`4.31`, `431`, `4,312`"""
+    return f"{number:#.3g}".rstrip(".") if number < 999.5 else f"{number:,.0f}"
+
+
+def rate(per_second: float) -> str:
+    """`1,234`, `12`, `0.402`"""
+    return f"{per_second:,.0f}" if per_second >= 9.995 else three_digits(per_second)
 
 
 def system() -> str:

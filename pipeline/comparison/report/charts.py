@@ -64,7 +64,8 @@ def log_axis(values: Sequence[float], start: float, end: float, text: Callable) 
 
 def si(value: float, number: Callable[[float], str] = "{:.3g}".format) -> str:
     """1200000 -> 1.2 M"""
-    for size, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+    value = float(f"{value:.3g}")  # before the unit is chosen: 999900 -> 1 M
+    for size, letter in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if value >= size:
             return number(value / size) + letter
     return f"{value:.3g}"
@@ -221,7 +222,10 @@ def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, flo
 
 
 def scatter(points: Sequence[Point], title: str, axis_title: str) -> Markup:
-    """Scatter plot of shares against a logarithmic cost, with the front as a staircase."""
+    """Scatter plot of shares against a logarithmic cost, with the front as a staircase; empty
+    without points."""
+    if not points:
+        return Markup()
     bottom = 220
     x = log_axis([p.x for p in points], LEFT, RIGHT, si)
     y = linear_axis([v for p in points for v in (p.low, p.high)], bottom, TOP, in_percent)

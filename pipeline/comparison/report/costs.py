@@ -8,8 +8,10 @@ from pipeline.comparison.measurement.latency import (
     MEASURE_AGAIN,
     EngineSpeed,
     Machine,
+    rate,
+    three_digits,
 )
-from pipeline.comparison.report.numbers import duration, si3, three_digits
+from pipeline.comparison.report.numbers import duration, si3
 from pipeline.runtime.errors import counted
 
 #: Where the teacher would run, best first: the settings of metrics/speed.json.
@@ -65,13 +67,15 @@ def cache_sentence(figures: CacheFigures) -> str:
     """Say what the cache cost and saved."""
     made, saved = figures.teacher_passes, figures.passes_saved
     students = figures.break_even_students
-    several = "" if students == 1 else f"once {students:,} students train "
+    as_long = "as long as the average student here"
+    if students > 1:
+        as_long = f"once {students:,} students train as long as the average one here"
     epochs = counted(figures.break_even_epochs, "epoch")
-    outcome = f"{saved:,} saved" if saved > 0 else f"the cache took {-saved:,} more"
+    outcome = f"{saved:,} saved" if saved >= 0 else f"the cache took {-saved:,} more"
     return (
         f"The cache took {counted(made, 'teacher pass')}, a live teacher would have taken "
         f"{made + saved:,}: {outcome}. Caching takes fewer passes once one student trains for "
-        f"{epochs}, or {several}as long as these did on average."
+        f"{epochs}, or {as_long}."
     )
 
 
@@ -85,7 +89,7 @@ def cost_sentences(costs: Costs) -> list[str]:
     if device is not None:
         made, online = economics.teacher_passes, economics.online_passes
         cache += (
-            f" At the teacher's {device.teacher.images_per_second:,.0f} images/s "
+            f" At the teacher's {rate(device.teacher.images_per_second)} images/s "
             f"({setting_label(device)}, batches of {device.batch_size}) that would be "
             f"{duration(costs.seconds(made))} and {duration(costs.seconds(online))}."
         )
@@ -124,6 +128,11 @@ def measured_sentence(costs: Costs) -> str:
     timed, here = machine_label(costs.timed), machine_label(costs.here)
     if timed == here:
         return f"All times were measured on {timed}."
+    if costs.timed.model_copy(update={"onnxruntime": costs.here.onnxruntime}) == costs.here:
+        return (
+            f"All times were measured on {timed}. Now onnxruntime is {costs.here.onnxruntime}; to "
+            f"measure again, run `{MEASURE_AGAIN}` and then `dvc repro compare`."
+        )
     return (
         f"All times were measured elsewhere, on {timed}; this report was written on {here}. To "
         f"measure there, run `{MEASURE_AGAIN}` and then `dvc repro compare`."

@@ -47,14 +47,14 @@ def decision_card(figures: Figures, speed: Mapping[str, EngineSpeed]) -> Decisio
             f"Against the teacher's {percent(figures.teacher.accuracy)}": difference(
                 decision.to_teacher.tested
             ),
-            "Distilled against baseline": "not compared: one has no file"
+            "Distilled against baseline": f"not compared: one has no {decision.precision} file"
             if decision.gain is None
             else difference(decision.gain.tested),
         },
         [
             ("Why", why(decision)),
             *(("Start", text) for text in starts(decision)),
-            *(("Warning", text) for text in warnings(decision, figures.teacher.accuracy)),
+            *(("Warning", text) for text in warnings(decision, figures)),
             ("Runner-up", runner_up(decision)),
             *(("Trade-off", text) for text in trade_offs(decision)),
         ],
@@ -71,7 +71,8 @@ def size(decision: DecisionFigures) -> str:
     if decision.teacher_bytes is None:
         return text
     ratio = times_smaller(decision.teacher_bytes, decision.bytes)
-    return f"{text} ({ratio} than the teacher's file)"
+    compared = "as large as" if ratio.startswith("1.0 x") else f"{ratio} than"
+    return f"{text} ({compared} the teacher's file)"
 
 
 def times_smaller(first: int, second: int) -> str:
@@ -119,8 +120,9 @@ def why(decision: DecisionFigures) -> str:
     of_all = "It is the most accurate file of the students and baselines"
     best = f"{file_name(decision.best)}, {percent(decision.best.accuracy)}"
     reason = {
-        "most_accurate_and_smallest": f"{of_all}, and the smallest.",
-        "most_accurate": f"{of_all}. Every smaller one is significantly less accurate.",
+        "most_accurate_and_smallest": f"{of_all}, and none is smaller by more than 1 %.",
+        "most_accurate": f"{of_all}. Every one that is smaller by more than 1 % is significantly "
+        "less accurate.",
         "smallest_not_worse": "It is the smallest file that is not significantly less accurate "
         f"than the best one ({best}). The difference is "
         f"{difference(decision.to_best.tested)}.",
@@ -144,12 +146,13 @@ def starts(decision: DecisionFigures) -> Iterator[str]:
         yield f"{decision.start}."
 
 
-def warnings(decision: DecisionFigures, teacher_accuracy: float) -> Iterator[str]:
+def warnings(decision: DecisionFigures, figures: Figures) -> Iterator[str]:
+    """Say what a user should know before this file ships."""
     if decision.below_teacher:
         yield (
             f"This file is significantly less accurate than the teacher: "
-            f"{percent(decision.accuracy)} instead of {percent(teacher_accuracy)}. It loses "
-            f"{loss(decision.to_teacher.tested)}."
+            f"{percent(decision.accuracy)} instead of {percent(figures.teacher.accuracy)}. It "
+            f"loses {loss(decision.to_teacher.tested)}."
         )
     if decision.unequal_training:
         yield (
@@ -157,10 +160,14 @@ def warnings(decision: DecisionFigures, teacher_accuracy: float) -> Iterator[str
             "its baseline had none: their difference is not the effect of the teacher alone."
         )
     if decision.baseline_better:
-        yield (
-            f"Distillation made {decision.student} significantly less accurate. Trained without "
-            f"the teacher, it is better by {loss(decision.gain.tested)}."
-        )
+        student, lost = figures.students[decision.student], loss(decision.gain.tested)
+        if student.tested_gain.verdict == "loss" and not decision.unequal_training:
+            yield (
+                f"Distillation made {decision.student} significantly less accurate. Trained "
+                f"without the teacher, it is better by {lost}."
+            )
+        else:
+            yield f"The distilled file is significantly less accurate than its baseline: by {lost}."
 
 
 def runner_up(decision: DecisionFigures) -> str:

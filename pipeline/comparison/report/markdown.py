@@ -18,11 +18,15 @@ from pipeline.comparison.report.tables import (
 
 def markdown(figures: Figures, comparison: Comparison, costs: Costs) -> str:
     def table(texts: pd.DataFrame) -> str:
-        return texts.to_markdown(index=False, disable_numparse=True)
+        escaped = texts.map(
+            lambda text: text.replace("|", "\\|") if isinstance(text, str) else text
+        )
+        return escaped.to_markdown(index=False, disable_numparse=True)
 
     parts = [
         "## Comparison",
         decision_text(decision_card(figures, costs.speed)),
+        "All students:",
         "\n".join(f"- {line}" for line in sentences(figures, comparison, costs)),
         table(students_table(figures).rename(columns={"gain": "gain, points"})),
     ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from pipeline.comparison.measurement.latency import three_digits
 from pipeline.comparison.report.charts import si
 
 
@@ -22,15 +23,13 @@ def percent_range(shares: Iterable[float]) -> str:
 
 
 def p_text(p_value: float) -> str:
-    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+    if p_value < 0.001:
+        return "p < 0.001"
+    return f"p = {p_value:.4f}" if f"{p_value:.3f}" == "0.050" else f"p = {p_value:.3f}"
 
 
 def whole(number: int) -> str:
     return f"{number:,}"
-
-
-def three_digits(number: float) -> str:
-    return f"{number:#.3g}".rstrip(".")
 
 
 def si3(number: float) -> str:

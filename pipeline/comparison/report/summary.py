@@ -72,7 +72,9 @@ def seed_sentences(figures: Figures) -> list[str]:
             outlook = "More seeds would not make it significant; more test images may"
         else:
             outlook = f"An equal mean of {seeds.needed} seeds would be significant"
-        lines.append(f"{name}: {mean} (deviation {100 * student.gain_deviation:.2f}). {outlook}.")
+        lines.append(
+            f"{name}: {mean} (deviation {100 * student.gain_deviation:.2f} points). {outlook}."
+        )
     return lines
 
 
@@ -143,7 +145,7 @@ def covered(figures: Figures) -> str:
     several = [name for name, student in figures.students.items() if student.seeds is not None]
     if not several:
         return "not the seed of the training"
-    of = "" if len(several) == len(figures.students) else f" of {join_and(several)}"
+    of = "" if len(several) == len(figures.students) else f", for {join_and(several)},"
     return f"and{of} the seed of the training; those of single files leave the seed out"
 
 

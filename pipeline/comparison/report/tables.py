@@ -8,7 +8,7 @@ import pandas as pd
 from pipeline.comparison.compare import Comparison
 from pipeline.comparison.figures import Figures
 from pipeline.comparison.measurement.corruptions import CORRUPTIONS
-from pipeline.comparison.measurement.latency import EngineSpeed
+from pipeline.comparison.measurement.latency import EngineSpeed, rate, three_digits
 from pipeline.comparison.report.costs import Costs
 from pipeline.comparison.report.numbers import (
     compression,
@@ -17,7 +17,6 @@ from pipeline.comparison.report.numbers import (
     p_text,
     percent,
     points,
-    three_digits,
     whole,
 )
 
@@ -150,7 +149,7 @@ def speed_table(speed: EngineSpeed) -> pd.DataFrame:
             "one image": f"{three_digits(figures.latency_ms)} ms",
             "95th percentile": f"{three_digits(figures.latency_p95_ms)} ms",
             "than the teacher": str(figures.speedup or "-"),
-            f"in batches of {speed.batch_size}": f"{figures.images_per_second:,.0f} images/s",
+            f"in batches of {speed.batch_size}": f"{rate(figures.images_per_second)} images/s",
             "than the teacher in batches": str(figures.batch_speedup or "-"),
         }
         for label, figures in speed.files

@@ -117,7 +117,7 @@ def decode(
     tail_size = num_classes - k - 1 + label_is_among_the_k
     mean = values[:, k + 2]
     excess = values[:, k + 1] - np.log(np.maximum(tail_size, 1), dtype=np.float32) - mean
-    tail = np.minimum(mean + excess / np.float32(temperature), values[:, k - 1])
+    tail = np.minimum(mean + excess / np.float32(max(temperature, 1)), values[:, k - 1])
 
     dense = np.empty((num_rows, num_classes), np.float32)
     dense[:] = tail[:, None]

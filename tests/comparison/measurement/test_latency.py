@@ -288,7 +288,7 @@ def test_the_report_names_the_machine_that_was_timed(project):
 
 @pytest.mark.parametrize(
     "other",
-    [{"cpu": "AMD EPYC 9999"}, {"cores": 999}, {"system": "Darwin arm64"}, {"onnxruntime": "1.0"}],
+    [{"cpu": "AMD EPYC 9999"}, {"cores": 999}, {"system": "Darwin arm64", "onnxruntime": "1.0"}],
 )
 def test_times_of_another_machine_are_not_shown_as_measured_where_the_report_is_written(
     project, other
@@ -303,6 +303,29 @@ def test_times_of_another_machine_are_not_shown_as_measured_where_the_report_is_
     for text in report_texts():
         assert f"measured elsewhere, on {machine_label(timed)}; this report was written" in text
         assert f"on {here}. To measure there, run `{latency.MEASURE_AGAIN}` and" in text
+
+
+def test_times_of_another_onnxruntime_are_of_this_machine(project):
+    content = json.loads(SPEED_FILE.read_text("utf-8"))
+    content["machine"]["onnxruntime"] = "1.0"
+    write_json(SPEED_FILE, content)
+    run_stage("compare")
+    timed, now = Speeds.model_validate(content).machine, onnxruntime.__version__
+    for text in report_texts():
+        expected = (
+            f"All times were measured on {machine_label(timed)}. Now onnxruntime is {now}; to"
+        )
+        assert expected in text
+        assert "elsewhere" not in text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(2500.0, "2,500"), (999.6, "1,000"), (431.2, "431"), (4.312, "4.31"), (0.4, "0.400")],
+)
+def test_large_numbers_have_no_exponent(number, text):
+    assert latency.three_digits(number) == text
+    assert latency.rate(number) == (f"{number:,.0f}" if number > 10 else text)
 
 
 def test_the_comparison_counts_the_passes_of_the_store_and_of_the_histories(project):

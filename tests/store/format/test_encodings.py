@@ -56,6 +56,15 @@ def test_kept_logits_are_decoded_exactly_and_no_other_class_counts_as_kept(case,
             assert dense[i, c] == np.float32(np.float16(row[c]))
 
 
+@given(rows(), st.sampled_from([0.1, 0.5, 0.99]))
+def test_below_temperature_1_the_tail_is_not_extrapolated(case, temperature):
+    logits, labels, k = case
+    arrays, classes = encode(logits, labels, "top_k", k), logits.shape[1]
+    at_1 = decode(arrays, labels, classes, temperature=1.0)
+    below = decode(arrays, labels, classes, temperature=temperature)
+    assert all(map(np.array_equal, below, at_1))
+
+
 @given(rows(), st.sampled_from([0.5, 1.0, 4.0]))
 def test_top_k_of_all_classes_is_dense(case, temperature):
     logits, labels, _ = case
