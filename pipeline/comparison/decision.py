@@ -24,7 +24,8 @@ EQUALLY_SMALL = 1.01
 SMALLEST_SAVING = 0.25  # of the bytes, that a trade-off saves
 LARGEST_LOSS = 0.02  # of accuracy, in [0, 1], that a trade-off costs
 
-#: most_accurate: of all files; each that is smaller by more than 1 % is significantly less accurate.
+#: most_accurate: of all files; each one that is smaller by more than 1 % is significantly less
+#: accurate.
 #: smallest_not_worse: the smallest of those that are not significantly less accurate than the best.
 Reason = Literal["most_accurate_and_smallest", "most_accurate", "smallest_not_worse"]
 #: Why this training of the network. other_worse: the other one is significantly less accurate than
