@@ -163,7 +163,7 @@ def table(budget: Budget, pair: int) -> str:
                 line[6] = f"{found.last - opponent.last:+.2f}"
         rows.append(line)
     header = ("Way", "teacher", "teacher passes", "student passes", "last epoch", "best epoch",
-              f"less {OPPONENT}")  # fmt: skip
+              f"minus {OPPONENT}")  # fmt: skip
     return with_noise(markdown(header, rows), list(ours.values()))
 
 

@@ -78,7 +78,7 @@ def table(budget: Budget) -> str:
             both = found and dense and k is not None
             line.append(f"{found.last - dense.last:+.2f}" if both else "")
         rows.append(line)
-    columns = [name for t in TEMPERATURES for name in (f"T = {t:g}: last epoch", "less dense")]
+    columns = [name for t in TEMPERATURES for name in (f"T = {t:g}: last epoch", "minus dense")]
     return with_noise(markdown(["Encoding", "bytes per view", *columns], rows), list(ours.values()))
 
 

@@ -71,7 +71,7 @@ def rows(results: Path) -> pd.DataFrame:
 
 
 def table(results: Path) -> str:
-    """Each student's accuracies in per cent, in the mean over the seeds, and its gain in points:
+    """Each student's accuracies in per cent, on average over the seeds, and its gain in points:
     the mean of the pairs of one seed and its 95 % interval by Student's t."""
     return markdown(
         ["Student", "seeds", "baseline", "distilled", "gain", "gain of each seed"],

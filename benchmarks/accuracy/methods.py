@@ -148,7 +148,7 @@ def small_table(pair: Pair) -> str:
         if method in published and method != KD:
             row[4] = f"{published[method] - published[KD]:+.2f}"
         rows.append(row)
-    header = ("Method", "last epoch", "best epoch", "less KD", f"published, {NEAREST}: less KD")
+    header = ("Method", "last epoch", "best epoch", "minus KD", f"published, {NEAREST}: minus KD")
     return with_noise(markdown(header, rows), list(ours.values()))
 
 

@@ -274,7 +274,7 @@ class Workshop:
 
 
 def chosen_rate(rows: pd.DataFrame, study: Study) -> float:
-    """The learning rate whose baselines were best on validation, in the mean over the starts."""
+    """The learning rate whose baselines were best on validation, on average over the starts."""
     choosing = rows[rows.index.get_level_values("seed") == study.choice_seed]
     return float(choosing.groupby("learning_rate")[VALIDATION].mean().idxmax())
 

@@ -58,6 +58,8 @@ AWAITED = {
 }
 AUTHORS_EPOCHS = 240  # of those methods, on CIFAR-100
 
+MUCH_SMALLER = 2  # times: views that show so much less than the images are remarked
+
 #: Folders that stages, DVC or Git write. An input inside or around one would depend on itself.
 WRITTEN = (
     *("data/prepared", "data/soft_targets", "models/teacher", "models/students"),
@@ -235,9 +237,16 @@ def check_student_section(name: str, listed: Listed) -> None:
 
 
 def remarks() -> list[str]:
-    """Say which students see each cached view so often that it costs accuracy, and which end their
-    training before their method's schedule."""
+    """Say where views are much smaller than images, which students see each cached view so often
+    that it costs accuracy, and which end their training before their method's schedule."""
     views, lines = load_section(ViewsParams, "views"), []
+    prepared = load_section(DatasetParams, "dataset").image_size
+    if prepared >= MUCH_SMALLER * views.image_size:
+        lines.append(
+            f"remark: `views.image_size` is {views.image_size}, and `dataset.image_size` is "
+            f"{prepared}: teacher and students see {views.image_size} pixels. Set "
+            "`views.image_size` to the side of the networks' input, such as 224."
+        )
     count, distinct = views.views_or_pairs, views.view_policy.distinct or math.inf
     for name in student_names():
         student = load_student(name)
@@ -259,7 +268,7 @@ def remarks() -> list[str]:
             lines.append(
                 f"remark: student `{name}` sees each view about {round(epochs / count)} times "
                 f"({epochs} epochs, `views.count: {count}`). As measured on CIFAR-100, 1, 2 and 4 "
-                "views cost 3.3, 0.8 and 0.4 points in 40 epochs, and 12, 5 and 1.5 in 400; 8 cost "
+                "views cost 3.3, 0.8 and 0.4 points in 40 epochs, and 12, 5 and 1.4 in 400; 8 cost "
                 "less than a point. "
                 f"`views.count: {enough}` shows each at most {math.ceil(epochs / enough)} times."
             )

@@ -35,7 +35,7 @@ from pipeline.views.params import ViewsParams
 
 #: What every stage that builds a network depends on, beside the file of its family.
 WATCHED = ("pipeline.runtime", "pipeline.data.prepared")
-#: Of two equal answers, as a share of the largest number: rounding differs by some 1e-6.
+#: Of two equal logits, as a share of the largest number: rounding differs by some 1e-6.
 TOLERANCE = 1e-3
 
 
@@ -159,7 +159,7 @@ def _imported_names(tree: ast.Module) -> list[str]:
 
 
 def check_evaluation(network: nn.Module, spec: ModelSpec) -> None:
-    """Refuse a network that answers an image differently the second time, or in another batch."""
+    """Refuse a network whose logits of an image differ the second time, or in another batch."""
     images = two_images(spec)
     network.eval()
     with torch.inference_mode():
@@ -168,13 +168,13 @@ def check_evaluation(network: nn.Module, spec: ModelSpec) -> None:
         alone = [logits_of(network, image[None], spec, "in evaluation") for image in images]
     if not nearly_equal(first, again):
         raise UserError(
-            f"network `{spec.network}` answers the same images differently in evaluation mode; "
-            "expected the same logits. A function that draws random numbers must know the mode: "
-            "`F.dropout(x, p, self.training)`."
+            f"network `{spec.network}` returns other logits for the same images in evaluation "
+            "mode; expected the same logits. A function that draws random numbers must know the "
+            "mode: `F.dropout(x, p, self.training)`."
         )
     if not nearly_equal(first, torch.cat(alone)):
         raise UserError(
-            f"network `{spec.network}` answers an image differently beside another image, in "
+            f"network `{spec.network}` returns other logits for an image beside another one, in "
             "evaluation mode; expected logits that depend on the image alone. Let no layer compute "
             "over the batch."
         )

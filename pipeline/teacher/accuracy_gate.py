@@ -39,9 +39,9 @@ _OWN_ORDER = (
 ORDER_HINTS = {
     "train": _OWN_ORDER,
     "pretrained": _OWN_ORDER,
-    "checkpoint": "The likeliest cause is the order of the classes: the teacher's logits must be "
-    "in the order of the folders' names. Reorder the rows of its last layer, or rename the "
-    "folders.",
+    "checkpoint": "The likeliest cause is the order of the classes. Set "
+    "`teacher.checkpoint_classes`: for each class, in the order of the folders' names, the number "
+    "of its output.",
     "logits": "The likeliest cause is the names of the classes: they are not those of their "
     "columns. Name each column of logits after its class.",
 }

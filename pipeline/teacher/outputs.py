@@ -97,7 +97,7 @@ def warn_if_nearly_uniform(logits: Tensor, labels: np.ndarray) -> None:
     if accuracy - chance > _AS_SURE * (confidence - chance):
         print(
             f"  warning: the teacher is right on {accuracy:.2%} of the validation images, but the "
-            f"largest probability of its softmax is {confidence:.2%} in the mean; expected nearly "
+            f"largest probability of its softmax is {confidence:.2%} on average; expected nearly "
             "as much. If its numbers are cosines, or between -1 and 1, multiply them by the scale "
             "that it was trained with (`logit_scale` of CLIP, about 100)"
         )

@@ -265,6 +265,17 @@ def test_epochs_that_show_each_cached_view_too_often_are_remarked(params):
     assert remarks(41) == []
 
 
+def test_views_that_show_much_less_than_the_images_are_remarked(params):
+    params["views"] |= {"image_size": 28}
+    params["dataset"] |= {"storage": "encoded", "image_size": 256}
+    assert problems_of(params) == []
+    (remark,) = check.remarks()
+    assert "`views.image_size` is 28, and `dataset.image_size` is 256" in remark
+    params["views"]["image_size"] = 224
+    assert problems_of(params) == []
+    assert check.remarks() == []
+
+
 @pytest.mark.parametrize("distillation", [{"method": "dkd"}, {"sort_teacher": True}])
 def test_a_method_that_needs_labels_which_images_lack_is_refused_before_the_teacher_runs(
     params, distillation

@@ -94,7 +94,7 @@ def test_order_normalisation_and_size_that_are_all_wrong_are_found_together(proj
         text
     )
     assert "In this setting images of `ant` are predicted as `cat`, images of `bee` are" in text
-    assert "Reorder the rows of its last layer" in text
+    assert "Set `teacher.checkpoint_classes`: for each class" in text
 
 
 def test_a_network_that_takes_bgr_is_told(project, few_sizes):

@@ -41,8 +41,8 @@ def reverse_classes(layer: nn.Linear) -> None:
         (
             reverse_classes,
             "images of `ant` are predicted as `cat`, images of `cat` are predicted as `ant`\n"
-            "The likeliest cause is the order of the classes: the teacher's logits must be in the "
-            "order of the folders' names. Reorder the rows of its last layer, or",
+            "The likeliest cause is the order of the classes. Set `teacher.checkpoint_classes`: "
+            "for each class, in the order of the folders' names, the number of its output.",
         ),
         (
             lambda layer: layer.weight.zero_(),

@@ -45,7 +45,7 @@ def test_a_perfect_teacher_in_natural_order_is_refused_with_that_order_and_the_p
     assert "the outputs are in natural order (c0, c1, c2, c3, c4, c5, c6, c7, c8, c9," in message
     assert "images of `c10` are predicted as `c9`, images of `c2` are predicted as `c10`" in message
     assert message.count("are predicted as") == 9
-    assert "Reorder the rows of its last layer, or rename the folders." in message
+    assert "Set `teacher.checkpoint_classes`: for each class, in the order" in message
 
 
 def test_two_swapped_classes_of_ten_are_refused_by_name_even_above_the_minimum(project):

@@ -65,7 +65,7 @@ def seed_sentences(figures: Figures) -> list[str]:
     for name, student in figures.students.items():
         if (seeds := student.seeds) is None:
             continue
-        mean = f"{counted(len(seeds.trainings), 'seed')}, {points(student.gain)} points in the mean"
+        mean = f"{counted(len(seeds.trainings), 'seed')}, {points(student.gain)} points on average"
         if student.tested_gain.significant:
             outlook = "Its interval covers seeds and test images"
         elif seeds.needed is None:

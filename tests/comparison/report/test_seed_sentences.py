@@ -47,11 +47,11 @@ def test_it_is_said_what_seeds_are_not_in_an_interval_and_how_many_a_significant
     assert seed_sentences(figures) == [
         "One seed of one: another seed would change the gain, which the interval does not cover. "
         "`training.seeds: [0, 1, 2]` trains three.",
-        "few: 3 seeds, +1.00 points in the mean (deviation 0.40 points). An equal mean of 7 "
+        "few: 3 seeds, +1.00 points on average (deviation 0.40 points). An equal mean of 7 "
         "seeds would be significant.",
-        "small: 3 seeds, +1.00 points in the mean (deviation 0.40 points). More seeds would not "
+        "small: 3 seeds, +1.00 points on average (deviation 0.40 points). More seeds would not "
         "make it significant; more test images may.",
-        "sure: 3 seeds, +1.00 points in the mean (deviation 0.40 points). Its interval covers "
+        "sure: 3 seeds, +1.00 points on average (deviation 0.40 points). Its interval covers "
         "seeds and test images.",
     ]
     assert "and, for few, small and sure, the seed of the training" in covered(figures)
