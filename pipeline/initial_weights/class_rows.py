@@ -23,7 +23,7 @@ def imagenet_names() -> list[str]:
 def classes_among(class_names: Sequence[str], known: Sequence[str]) -> list[int] | None:
     """The number of each class of the dataset among those of a network, by name or, for ImageNet,
     by WordNet id; None if one is not among them, or two are the same."""
-    found = _numbers_of(class_names, known)
+    found = _numbers_of(class_names, known, with_ids=len(known) == len(WORDNET_IDS))
     if None in found or len(set(found)) < len(found):
         return None
     return [number for number in found if number is not None]
@@ -87,9 +87,11 @@ def _first_twice(class_names: Sequence[str], found: Sequence[int | None]) -> str
     return next(n for n, number in zip(class_names, found, strict=True) if found.count(number) > 1)
 
 
-def _numbers_of(class_names: Sequence[str], known: Sequence[str]) -> list[int | None]:
+def _numbers_of(
+    class_names: Sequence[str], known: Sequence[str], *, with_ids: bool = False
+) -> list[int | None]:
     exact, plain = (_numbers(names) for names in (known, map(_plain, known)))
-    if len(known) == len(WORDNET_IDS):
+    if with_ids:
         exact |= _numbers(WORDNET_IDS)
     return [exact.get(name, plain.get(_plain(name))) for name in class_names]
 
@@ -115,4 +117,4 @@ def last_layer(spec: ModelSpec) -> frozenset[str]:
             other = build(replace(spec, class_names=[*spec.class_names, ""])).state_dict()
         except UserError:  # the user's network cannot have another number of classes
             return frozenset()
-    return frozenset(key for key, value in own.items() if value.shape != other[key].shape)
+    return frozenset(key for key, value in own.items() if value.shape[:1] != other[key].shape[:1])

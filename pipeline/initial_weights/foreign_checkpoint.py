@@ -254,7 +254,8 @@ def _conversions(
 
 
 def _is_extra(name: str, expected: Network) -> bool:
-    return not expected.could_have(tuple(name.split(".")))
+    keys = tuple(name.split("."))
+    return not expected.could_have(keys, keys[-1])
 
 
 @dataclass(frozen=True)

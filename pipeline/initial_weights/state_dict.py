@@ -25,6 +25,11 @@ Shapes = Mapping[str, Sequence[int]]  # of a network's tensors, by their names
 _MOST_VALUES, _DEEPEST = 200_000, 200
 _CONTAINERS = (list, tuple, Mapping, Inert, Tensor)  # of tensors
 _SHOWN = 10  # names in a message
+#: What libraries save in a module beside its weights: counters, and buffers that the code computes.
+_NO_WEIGHTS = {
+    *("num_batches_tracked", "total_ops", "total_params", "position_ids", "inv_freq"),
+    *("attn_mask", "relative_position_index", "relative_coords_table"),
+}
 
 #: What torch's and Lightning's wrappers call the module in them: `module`, `_orig_mod`,
 #: `_fsdp_wrapped_module`, `_checkpoint_wrapped_module`, `_forward_module`.
@@ -238,13 +243,13 @@ class Network:
             self.shapes[name][first:]
         )
 
-    def could_have(self, keys: Keys) -> bool:
+    def could_have(self, keys: Keys, ending: str) -> bool:
         """Whether a tensor may be a weight of a network like this one: of a further layer, or a
-        bias that it lacks."""
-        if not keys or keys[-1] not in self._last or keys[-1] == "num_batches_tracked":
+        bias, scale or statistic that this one lacks. `ending`: the last key of its whole path."""
+        if not keys or ending in _NO_WEIGHTS:
             return False
         numbered = keys[0].isdigit() and any(key.isdigit() for key in self._first)
-        return keys[0] in self._first or numbered
+        return keys[0] in self._first or (numbered and keys[-1] in self._last)
 
 
 def find_weights(contents: Contents, network: Network, key: str | None = None) -> list[Found]:
@@ -294,7 +299,7 @@ def _match(
         keys = transform(keys) if transform else keys
         name = network.names.get(keys)
         if name is None:
-            if network.could_have(keys):
+            if network.could_have(keys, entry.path[-1]):
                 return None
         elif network.fits(name, entry.value.shape):
             if name in fitting:

@@ -110,6 +110,12 @@ def load_foreign_weights(
     weights = find_foreign_weights(network, spec, path, Key(key, "teacher.checkpoint_key"))
     state = dict(weights.state)
     head = weights.head if classes is None else last_layer(spec) & state.keys()
+    if classes is not None and not head:
+        raise UserError(
+            f"`{path}`: `teacher.checkpoint_classes` is set, but network `{spec.network}` has no "
+            "layer with one row for each class, of which it could select some. Remove it, or let "
+            "`build` make its last layer of `num_classes`."
+        )
     outputs = {len(state[name]) for name in head} or {spec.num_classes}
     if classes is not None or outputs != {spec.num_classes}:
         rows = _rows(max(outputs), spec, path, classes)
@@ -134,9 +140,14 @@ def _rows(
             flush=True,
         )
         return rows
-    raise UserError(
+    differ = (
         f"`{path}` fits the network, but has {outputs:,} outputs, and the dataset has "
-        f"{spec.num_classes} classes. Set `teacher.checkpoint_classes` to a list: the number of "
+        f"{spec.num_classes} classes."
+    )
+    if outputs < spec.num_classes:
+        raise UserError(f"{differ} Choose another checkpoint, or remove the other folders.")
+    raise UserError(
+        f"{differ} Set `teacher.checkpoint_classes` to a list: the number of "
         "the output (from 0) of each class, in the order of the folders' names, or the name of "
         f"each of the {outputs:,} outputs."
     )

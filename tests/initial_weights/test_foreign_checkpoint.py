@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.models import DenseNet, VisionTransformer
 
+from pipeline.initial_weights.class_rows import WORDNET_IDS
 from pipeline.initial_weights.foreign_checkpoint import find_layers
 from pipeline.initial_weights.state_dict import Key
 from pipeline.models import checkpoint
@@ -139,9 +140,13 @@ def test_a_missing_weight_and_a_further_layer_are_never_ignored(folder):
         with pytest.raises(UserError, match=r"missing `fc.bias` \[3\]"):
             load(content)
     larger = dict(cifar_resnet.build("resnet14", 3, 3).state_dict())
-    for content in (larger, under("module.", larger), {**state_of(0), "conv.bias": torch.ones(16)}):
+    further = ("conv.bias", "blocks.0.scale.gamma", "bn.running_max")
+    others = ({**state_of(0), name: torch.ones(16)} for name in further)
+    for content in (larger, under("module.", larger), *others):
         with pytest.raises(UserError, match="unexpected `"):
             load(content)
+        with pytest.raises(UserError, match="unexpected `"):
+            load({"state_dict": under("resnet.", content)})
 
 
 def test_two_tensors_for_one_name_are_refused(folder):
@@ -282,6 +287,27 @@ def test_a_list_of_names_or_numbers_sets_another_order(folder):
     for classes in ([2, 0, 1], ["bee", "cat", "ant"]):
         network, _ = load_classes(3, classes)
         assert torch.equal(network.fc.bias, state_of(0)["fc.bias"][[2, 0, 1]])
+
+
+def test_a_list_of_a_thousand_ids_or_names_is_taken_in_its_own_order(folder):
+    folders = tuple(WORDNET_IDS[:3])
+    _, spec = load_classes(1000, WORDNET_IDS[::-1], folders)
+    assert spec.pretrained_classes == [999, 998, 997]
+    with pytest.raises(UserError, match=f"does not say which output is `{folders[0]}`"):
+        load_classes(1000, [f"name {number}" for number in range(1000)], folders)
+
+
+@pytest.mark.parametrize("classes", [NAMES[:3], [2, 1, 0]])
+def test_a_list_for_a_network_that_cannot_select_outputs_is_refused(folder, monkeypatch, classes):
+    fixed = cifar_resnet.build("resnet8", 3, 3)
+    monkeypatch.setattr(cifar_resnet, "build", lambda *_, **__: fixed)
+    with pytest.raises(UserError, match="`resnet8` has no layer with one row for each class"):
+        load_classes(3, classes)
+
+
+def test_a_file_with_fewer_outputs_than_classes_is_refused_without_advice_that_cannot_help(folder):
+    with pytest.raises(UserError, match="has 2 outputs, and the dataset has 3 classes. Choose an"):
+        load_classes(2, None)
 
 
 def test_outputs_of_another_number_are_refused_with_the_parameter_that_maps_them(folder):
