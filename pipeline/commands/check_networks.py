@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.data.prepared.dataset import Dataset, DatasetDescription
 from pipeline.data.sources.params import DatasetParams
@@ -24,6 +24,7 @@ from pipeline.models.checkpoint import DESCRIPTION, NetworkFile
 from pipeline.models.family import describe_failure, family_file, family_module
 from pipeline.models.params import NetworkParams, WeightsFile
 from pipeline.models.spec import InputSpec, ModelSpec, build, model_spec, native_input
+from pipeline.models.trial import check_evaluation, logits_of, two_images
 from pipeline.named_files.reading import check_file
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.outputs import PREPARED
@@ -35,8 +36,6 @@ from pipeline.views.params import ViewsParams
 
 #: What every stage that builds a network depends on, beside the file of its family.
 WATCHED = ("pipeline.runtime", "pipeline.data.prepared")
-#: Of two equal logits, as a share of the largest number: rounding differs by some 1e-6.
-TOLERANCE = 1e-3
 
 
 def problems() -> list[str]:
@@ -158,28 +157,6 @@ def _imported_names(tree: ast.Module) -> list[str]:
     return names
 
 
-def check_evaluation(network: nn.Module, spec: ModelSpec) -> None:
-    """Refuse a network whose logits of an image differ the second time, or in another batch."""
-    images = two_images(spec)
-    network.eval()
-    with torch.inference_mode():
-        first = logits_of(network, images, spec, "in evaluation")
-        again = logits_of(network, images, spec, "in evaluation")
-        alone = [logits_of(network, image[None], spec, "in evaluation") for image in images]
-    if not nearly_equal(first, again):
-        raise UserError(
-            f"network `{spec.network}` returns other logits for the same images in evaluation "
-            "mode; expected the same logits. A function that draws random numbers must know the "
-            "mode: `F.dropout(x, p, self.training)`."
-        )
-    if not nearly_equal(first, torch.cat(alone)):
-        raise UserError(
-            f"network `{spec.network}` returns other logits for an image beside another one, in "
-            "evaluation mode; expected logits that depend on the image alone. Let no layer compute "
-            "over the batch."
-        )
-
-
 def check_training(network: nn.Module, spec: ModelSpec) -> None:
     """Refuse a network without a gradient for two images."""
     network.train()
@@ -189,37 +166,6 @@ def check_training(network: nn.Module, spec: ModelSpec) -> None:
     except Exception as error:  # code of a user's, which may do anything
         failure = describe_failure(error, spec.family)
         raise UserError(f"network `{spec.network}` has no gradient: {failure}.") from None
-
-
-def two_images(spec: ModelSpec) -> Tensor:
-    """Noise as a training's network gets it: [2, channels, size, size], channels last in memory."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (2, spec.input.channels, spec.input.size, spec.input.size)
-    return spec.input.apply(torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8))
-
-
-def logits_of(network: nn.Module, images: Tensor, spec: ModelSpec, mode: str) -> Tensor:
-    expected = [len(images), spec.num_classes]
-    try:
-        logits = network(images)
-    except Exception as error:
-        failure = describe_failure(error, spec.family)
-        raise UserError(
-            f"network `{spec.network}` fails {mode}, on images {list(images.shape)}: {failure}."
-        ) from None
-    if not isinstance(logits, Tensor) or list(logits.shape) != expected:
-        actual = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(
-            f"network `{spec.network}` returns {actual} {mode}, for images {list(images.shape)}; "
-            f"expected logits {expected}, as for one image in evaluation."
-        )
-    return logits
-
-
-def nearly_equal(first: Tensor, second: Tensor) -> bool:
-    """True also where fresh weights make numbers too large for float32."""
-    difference = (first - second).abs().max().item()
-    return not difference > TOLERANCE * first.abs().max().item()
 
 
 def main() -> None:

@@ -142,6 +142,11 @@ class OnnxNetwork(nn.Module):
             raise UserError("the ONNX file keeps its weights in other files; expected one file.")
         _choose_output(self._model, num_classes, output)
         self.remarks = _use_logits(self._model)
+        if self.quantises_by_batch:
+            self.remarks.append(
+                "the ONNX file is quantised by the range of each batch: the logits of an image "
+                "depend on the other images of its batch, too"
+            )
         self._session = _session(self._model)
         (self._input,) = self._session.get_inputs()
         self._dtype = _INPUTS[self._input.type]
@@ -169,6 +174,11 @@ class OnnxNetwork(nn.Module):
         """The only number of images that the file takes at a time; None: any."""
         size = self._input.shape[0]
         return size if isinstance(size, int) else None
+
+    @property
+    def quantises_by_batch(self) -> bool:
+        """Whether ranges of activations are those of the batch (dynamic quantisation)."""
+        return any(node.op_type.startswith("DynamicQuantize") for node in self._model.graph.node)
 
     @property
     def graph(self) -> onnx.ModelProto:

@@ -16,6 +16,7 @@ from pipeline.initial_weights.state_dict import Key
 from pipeline.models.checkpoint import load_state
 from pipeline.models.params import NetworkParams
 from pipeline.models.spec import ModelSpec, build, family_module
+from pipeline.models.trial import check_evaluation
 from pipeline.runtime.errors import UserError
 
 
@@ -65,7 +66,10 @@ def load_foreign(
                 **spec.options,
             )
             spec = replace(spec, pretrained_classes=rows)
-        return build(spec, state), spec
+        network = build(spec, state)
+        if not getattr(network, "quantises_by_batch", False):
+            check_evaluation(network, spec)
+        return network, spec
     except UserError as error:
         raise UserError(f"`{path}`: {error}") from None
 

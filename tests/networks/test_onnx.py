@@ -155,6 +155,8 @@ def test_weights_are_counted_in_integers_and_in_constants_too(folder, form):
             )
     found = load().cost(3, 8)
     assert found["macs"] == expected["macs"]
+    said = [remark for remark in load().remarks if "by the range of each batch" in remark]
+    assert bool(said) == (form == "dynamic")
     # A few scales are left, of dynamic quantisation.
     assert 0 <= found["parameters"] - expected["parameters"] <= 8
 
@@ -226,6 +228,23 @@ def test_the_fingerprint_covers_the_file(folder):
         checkpoint.save(folder / mean, load(), describe())
         prints.add(checkpoint.fingerprint(folder / mean, produced_by="-"))
     assert len(prints) == 2
+
+
+def test_a_file_whose_logits_depend_on_the_batch_is_refused(folder):
+    of_batch = [
+        onnx.helper.make_node("Constant", [], ["first"], value_ints=[0]),
+        onnx.helper.make_node("ReduceMean", ["m", "first"], ["b"], keepdims=1),
+        onnx.helper.make_node("Sub", ["m", "b"], ["y"]),
+    ]
+    graph(nodes=[MEAN, *of_batch])
+    with pytest.raises(UserError, match="^`mine.onnx`: .* other logits for an image beside anothe"):
+        load()
+    shape = onnx.helper.make_node("Constant", [], ["s"], value_ints=[1, 3])
+    graph(nodes=[MEAN, shape, onnx.helper.make_node("Reshape", ["m", "s"], ["y"])])
+    with pytest.raises(
+        UserError, match=r"fails in evaluation, on images \[2, 3, 8, 8\].*any number"
+    ):
+        load()
 
 
 def test_a_small_graph_runs_in_either_layout(folder):
