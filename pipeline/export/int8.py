@@ -5,12 +5,10 @@ Weights and activations are rounded where QuantizeLinear and DequantizeLinear st
 output channel: with one for each tensor, MobileNetV2 loses most of its accuracy.
 """
 
-import logging
 import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +20,7 @@ from pipeline.data.prepared.dataset import Dataset
 from pipeline.export.running.file_images import evenly_spread, open_images
 from pipeline.export.running.onnx_model import IMAGE, ExportedNetwork
 from pipeline.export.running.reading import Reading
-from pipeline.export.to_onnx import NotExportable
+from pipeline.export.to_onnx import NotExportable, quiet
 from pipeline.runtime.errors import UserError, first_line
 from pipeline.views.loader import batches_of, open_views
 from pipeline.views.params import ViewsParams
@@ -99,7 +97,7 @@ def to_int8(
     """
     described = ExportedNetwork(float32_file, "the float32 file", 1).metadata.described
     try:
-        with tempfile.TemporaryDirectory() as folder, _quiet():
+        with tempfile.TemporaryDirectory() as folder, quiet():
             source, prepared, result = (Path(folder, f"{n}.onnx") for n in ("a", "b", "c"))
             source.write_bytes(float32_file)
             # Merges batch norm and constants. Symbolic shapes would take seconds to import sympy.
@@ -179,14 +177,3 @@ def float_operations(content: bytes) -> dict[str, int]:
         elif output not in integers and node.op_type != "DequantizeLinear":
             counts[node.op_type] += 1
     return dict(sorted(counts.items()))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress what the quantiser logs."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)

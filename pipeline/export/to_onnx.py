@@ -55,7 +55,7 @@ def to_onnx(
             ones most of their time: they share the first one's graph.
     """
     try:
-        with _quiet():
+        with quiet():
             model = _exported(network, spec, metadata, {} if graphs is None else graphs)
     except Exception as error:  # any error of the exporter or of the network
         reason = f"{metadata.described} cannot be exported to ONNX: {_reason(error).rstrip('.')}."
@@ -122,8 +122,8 @@ def _with_weights(captured: ONNXProgram, module: nn.Module) -> onnx.ModelProto:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress the graphs that the exporter prints and logs when it fails."""
+def quiet() -> Iterator[None]:
+    """Suppress what exporters print and log, such as graphs when they fail."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

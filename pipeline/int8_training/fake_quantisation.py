@@ -50,10 +50,12 @@ class _RoundedWeight:
         return round_weight(self._parameters["weight"])
 
 
-def _round_inputs(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _round_inputs(
+    layer: nn.Module, inputs: tuple[Tensor, ...], by_name: dict[str, Tensor]
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Before a layer's forward pass. In training the range follows the inputs, as a moving average
     that begins with the first batch; in evaluation it stays."""
-    features, *others = inputs
+    features, *others = inputs or [by_name.pop("input")]
     limits = getattr(layer, RANGE)  # [2]
     if layer.training:
         with torch.no_grad():
@@ -61,7 +63,7 @@ def _round_inputs(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor,
             now = torch.stack([now[0].clamp_max(0), now[1].clamp_min(0)])  # 0 is a step
             seen = (limits != 0).any()
             limits.copy_(torch.where(seen, limits + RANGE_RATE * (now - limits), now))
-    return round_input(features, *limits), *others
+    return (round_input(features, *limits), *others), by_name
 
 
 class FakeQuantized(nn.Module):
@@ -95,7 +97,7 @@ class FakeQuantized(nn.Module):
             kind = type(layer)
             layer.__class__ = type(f"Rounded{kind.__name__}", (_RoundedWeight, kind), {})
             layer.register_buffer(RANGE, torch.zeros(2, device=layer._parameters["weight"].device))
-            layer.register_forward_pre_hook(_round_inputs)
+            layer.register_forward_pre_hook(_round_inputs, with_kwargs=True)
         self.network = network
 
     def forward(self, inputs: Tensor) -> Tensor:

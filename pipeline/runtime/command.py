@@ -8,6 +8,7 @@ first import is `interpreter`: the modules after that need the project's Python.
 import atexit
 import gc
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -52,6 +53,9 @@ def run_command(main: Callable[[], None]) -> None:
             main()
     except UserError as error:
         sys.exit(f"error: {error}")
+    except BrokenPipeError:  # of `| head`, for example
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at the end
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         problem = f"`{error.filename}`: {error.strerror}" if error.filename else str(error)
         sys.exit(f"error: {problem}. Nothing half-written is kept; fix this and run again.")

@@ -11,7 +11,7 @@ from pipeline.runtime.command import run_command
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -50,16 +50,22 @@ from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.views.params import ViewsParams
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What is written of one network: its file if there is one, and its card."""
+    """What is written of one network: its card, and its file if it is a `WrittenFile`."""
 
     file: ExportedFile
     card: ModelCard | NoFile
-    figures: Mapping[str, Any]
-    metadata: OnnxMetadata | None = None
-    content: bytes | None = None
-    logits: Mapping[str, np.ndarray] | None = None  # [N, num_classes] by split
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    logits: Mapping[str, np.ndarray] = field(default_factory=dict)  # [N, num_classes] by split
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenFile(Exported):
+    card: ModelCard
+    spec: ModelSpec
+    metadata: OnnxMetadata
+    content: bytes
 
 
 def reading_of(params: DatasetParams, spec: InputSpec) -> Reading:
@@ -117,8 +123,8 @@ def export_network(
     dataset: Dataset,
     params: DatasetParams,
     licence: str | None,
-    graphs: Graphs | None = None,
-) -> Exported:
+    graphs: Graphs,
+) -> WrittenFile:
     """Export one network in float32, and compare the file with the logits of its stage.
 
     Args:
@@ -159,7 +165,15 @@ def export_network(
         teacher=teacher_facts() if model.role == "distilled" else None,
         licence=licence,
     )
-    return Exported(file, card, figures, metadata, content, logits)
+    return WrittenFile(
+        file=file,
+        card=card,
+        figures=figures,
+        logits=logits,
+        spec=spec,
+        metadata=metadata,
+        content=content,
+    )
 
 
 def held_out_logits(session: ExportedNetwork, dataset: Dataset) -> dict[str, np.ndarray]:
@@ -200,10 +214,10 @@ def export_teacher() -> None:
     try:
         if checkpoint.logit_source(TEACHER.model, produced_by="dvc repro teacher"):
             raise NotExportable("it is imported logits, which have no network")
-        exported = export_network(TEACHER, dataset, params, licence)
+        exported = export_network(TEACHER, dataset, params, licence, graphs={})
     except NotExportable as error:
         logits, training = read_logits(TEACHER.predictions, TEACHER.stage, dataset)
-        exported = Exported(file, without_file(file, error, training), {}, logits=logits)
+        exported = Exported(file=file, card=without_file(file, error, training), logits=logits)
     write(outputs, inputs, [exported], dataset)
 
 
@@ -214,26 +228,26 @@ def export_student(name: str) -> None:
     verify_dataset()
     graphs: Graphs = {}
 
-    def export(model: ModelOutputs) -> Exported:
+    def export(model: ModelOutputs) -> WrittenFile:
         return export_network(model, dataset, params, options.licence, graphs)
 
     mains = [ModelOutputs(role, name) for role in ("distilled", "baseline")]
-    exported = [export(main) for main in mains]
-    exported += [quantised(each, dataset, views, options, graphs) for each in exported]
+    floats = [export(main) for main in mains]
+    ints = [quantised(each, dataset, views, options, graphs) for each in floats]
     others = [export(replace(main, seed=seed)) for main in mains for seed in main.other_seeds]
     outputs = ExportOutputs(name)
-    write(outputs, inputs, [*exported, *others], dataset)
+    write(outputs, inputs, [*floats, *ints, *others], dataset)
     # So that the folder, which DVC keeps, is never empty.
     files = {each.file.key: str(each.file.path) for each in others}
     write_json(outputs.seed_folder / "files.json", files)
 
 
 def quantised(
-    float32: Exported,
+    float32: WrittenFile,
     dataset: Dataset,
     views: ViewsParams,
     options: ExportParams,
-    graphs: Graphs | None = None,
+    graphs: Graphs,
 ) -> Exported:
     """Quantise a network to int8, if the parameters ask for it. Where the int8 file is refused, the
     card says why."""
@@ -242,8 +256,8 @@ def quantised(
     try:
         if options.precision == "float32":
             raise NotExportable(NOT_ASKED)
-        spec, content = int8_source(float32, graphs)
-        reading = float32.metadata.reading if spec.input.resize_ratio is not None else None
+        content = int8_source(float32, graphs)
+        reading = float32.metadata.reading if float32.spec.input.resize_ratio is not None else None
         content = to_int8(content, calibration_views(dataset, views, clean=reading))
         session = ExportedNetwork(content, str(file.path), inference_threads())
         metadata, logits = session.metadata, held_out_logits(session, dataset)
@@ -262,12 +276,12 @@ def quantised(
             raise NotExportable(accuracy.sentence)
     except NotExportable as error:
         known = float32.card.training, float32.card.start
-        return Exported(file, without_file(file, error, *known), figures)
+        return Exported(file=file, card=without_file(file, error, *known), figures=figures)
     card = describe_file(
         file,
         content,
         metadata,
-        spec,
+        float32.spec,
         dataset,
         logits["test"],
         training=float32.card.training,
@@ -280,20 +294,28 @@ def quantised(
             trained=metadata.fingerprint != float32.metadata.fingerprint,
         ),
     )
-    return Exported(file, card, figures, metadata, content, logits)
+    return replace(
+        float32,
+        file=file,
+        card=card,
+        figures=figures,
+        logits=logits,
+        metadata=metadata,
+        content=content,
+    )
 
 
-def int8_source(float32: Exported, graphs: Graphs | None = None) -> tuple[ModelSpec, bytes]:
-    """The network behind an int8 file, in float32: that of the float32 file, or what
-    `int8_training` made of it."""
+def int8_source(float32: WrittenFile, graphs: Graphs) -> bytes:
+    """The file that becomes int8: the float32 file, or one of what `int8_training` made of its
+    network."""
     model = ModelOutputs(float32.file.role, float32.file.name)
     trained, produced_by = model.int8_source, f"dvc repro int8_training@{model.name}"
-    network, spec = checkpoint.load(trained, produced_by=produced_by)
     if trained == model.model:
-        return spec, float32.content
+        return float32.content
+    network, spec = checkpoint.load(trained, produced_by=produced_by)
     fingerprint = checkpoint.fingerprint(trained, produced_by=produced_by)
     metadata = float32.metadata.model_copy(update={"fingerprint": fingerprint})
-    return spec, to_onnx(network, spec.input, metadata, graphs)
+    return to_onnx(network, spec.input, metadata, graphs)
 
 
 def write(
@@ -304,10 +326,10 @@ def write(
     if outputs.name is not None:
         remove(outputs.seed_folder)
     for each in exported:
-        if each.content is None:
-            each.file.path.unlink(missing_ok=True)
-        else:
+        if isinstance(each, WrittenFile):
             write_bytes(each.file.path, each.content)
+        else:
+            each.file.path.unlink(missing_ok=True)
         write_json(each.file.card, each.card.model_dump(exclude_none=True))
     write_predictions(
         outputs.predictions,
@@ -315,7 +337,7 @@ def write(
         {
             f"{each.file.key}.{split}": logits
             for each in exported
-            for split, logits in (each.logits or {}).items()
+            for split, logits in each.logits.items()
         },
     )
     write_json(outputs.metrics, {each.file.key: each.figures for each in exported})
@@ -352,13 +374,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.teacher == (arguments.name is not None):
         parser.error("expected either the name of a student or --teacher")
-    if arguments.teacher:
-        with only_run_of("export_teacher"):
-            export_teacher()
-    else:
+    if arguments.name is not None:
         check_student(arguments.name)
-        with only_run_of(f"export@{arguments.name}"):
-            export_student(arguments.name)
+    with only_run_of(ExportOutputs(arguments.name).stage):
+        export_teacher() if arguments.teacher else export_student(arguments.name)
 
 
 if __name__ == "__main__":

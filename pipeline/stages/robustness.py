@@ -98,13 +98,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.teacher == (arguments.name is not None):
         parser.error("expected either the name of a student or --teacher")
-    if arguments.teacher:
-        with only_run_of("robustness_teacher"):
-            measure(ExportOutputs(), StageInputs("robustness_teacher"))
-    else:
+    if arguments.name is not None:
         check_student(arguments.name)
-        with only_run_of(f"robustness@{arguments.name}"):
-            measure(ExportOutputs(arguments.name), StageInputs("robustness", arguments.name))
+    outputs = ExportOutputs(arguments.name)
+    stage = outputs.robustness_stage
+    with only_run_of(stage):
+        measure(outputs, StageInputs(stage.partition("@")[0], arguments.name))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pipeline.export.params import ExportParams
 from pipeline.runtime.files import read_json, sha256_of_file, write_json
 from pipeline.runtime.outputs import NOT_ASKED, ExportedFile, ModelOutputs
 from pipeline.runtime.params import load_section
-from pipeline.stages.export import export_network, quantised
+from pipeline.stages.export import WrittenFile, export_network, quantised
 from pipeline.views.params import ViewsParams
 
 INT8 = [ExportedFile(role, "small", "int8") for role in ("distilled", "baseline")]
@@ -52,16 +52,13 @@ def test_both_trainings_are_compared_as_int8_and_the_distilled_one_was_trained_f
 def test_a_file_that_loses_too_much_is_not_written_and_its_card_has_the_numbers(project):
     dataset = open_dataset()
     labels = np.asarray(dataset.splits["test"].labels)
-    float32 = export_network(
-        ModelOutputs("baseline", "small"), dataset, load_section(DatasetParams, "dataset"), None
-    )
+    params, views = load_section(DatasetParams, "dataset"), load_section(ViewsParams, "views")
+    float32 = export_network(ModelOutputs("baseline", "small"), dataset, params, None, graphs={})
     assert (float32.logits["test"].argmax(1) != labels).any()
     perfect = {**float32.logits, "test": np.eye(3, dtype=np.float32)[labels]}
     options = ExportParams(precision="int8", largest_loss=0.5, int8_training="none")
-    refused = quantised(
-        replace(float32, logits=perfect), dataset, load_section(ViewsParams, "views"), options
-    )
-    assert refused.content is None
+    refused = quantised(replace(float32, logits=perfect), dataset, views, options, graphs={})
+    assert not isinstance(refused, WrittenFile)
     assert "points of accuracy against the float32 file (100.00% to" in refused.card.no_file
     write_json(refused.file.card, refused.card.model_dump(exclude_none=True))
     assert read_refused(["small"]) == {("small", "baseline"): refused.card.no_file}

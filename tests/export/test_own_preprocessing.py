@@ -80,11 +80,10 @@ def test_so_is_a_student_and_its_int8_file_takes_the_same_images(encoded_project
     model, views = ModelOutputs("baseline", "small"), load_section(ViewsParams, "views")
     expected, dataset = take_own_preprocessing(model), open_dataset()
     assert views.image_size == 16
-    float32 = export_network(
-        model, dataset.resized(16), load_section(DatasetParams, "dataset"), None
-    )
+    params = load_section(DatasetParams, "dataset")
+    float32 = export_network(model, dataset.resized(16), params, None, graphs={})
     options = ExportParams(precision="int8", largest_loss=100, int8_training="none")
-    int8 = quantised(float32, dataset.resized(16), views, options)
+    int8 = quantised(float32, dataset.resized(16), views, options, graphs={})
     test = dataset.splits["test"]
     for file, tolerance in ((float32, 1e-3), (int8, 0.5)):
         reading = file.metadata.reading

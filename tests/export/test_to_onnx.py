@@ -381,6 +381,13 @@ def test_the_error_of_float32_is_measured_against_float64(project):
     assert float32_error(network, description.input, test) > 100 * error
 
 
+def test_a_network_that_computes_in_float32_alone_gets_the_usual_tolerance(project, monkeypatch):
+    network, description = checkpoint.load(STUDENT, produced_by="-")
+    forward = network.forward
+    monkeypatch.setattr(network, "forward", lambda images: forward(images.float()))
+    assert float32_error(network, description.input, open_dataset().splits["test"]) == 0
+
+
 def test_one_class_may_differ_if_two_logits_are_nearly_equal():
     expected = np.array([[1, 0.9999], [2, 1], [0, 3]], np.float32)
     actual = expected + np.array([[0, 0.0002], [0, 0], [0, 0]], np.float32)

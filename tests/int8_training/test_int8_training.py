@@ -156,6 +156,14 @@ def test_a_network_rounds_at_each_layer_and_is_otherwise_as_it_was():
     assert not torch.allclose(fake(inputs), network(inputs), atol=1e-5)
 
 
+def test_a_layer_that_gets_its_input_by_name_rounds_it():
+    layer, inputs = nn.Linear(8, 3), torch.randn(5, 8)
+    by_place, by_name = (FakeQuantized(copy.deepcopy(layer), "mine").network for _ in range(2))
+    rounded = by_place(inputs)
+    assert torch.equal(by_name(input=inputs), rounded)
+    assert not torch.equal(rounded, layer(inputs))
+
+
 def test_ranges_follow_the_inputs_in_training_alone():
     fake, inputs = FakeQuantized(tiny(), "tiny"), images(8)
     fake.train()(inputs)

@@ -3,12 +3,15 @@
 from pipeline.runtime.command import run_command
 
 import gc
+import signal
+import subprocess
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from import_closure import ROOT
 
 CUDA = torch.OutOfMemoryError(
     "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.11 GiB of "
@@ -61,6 +64,17 @@ def test_the_end_of_a_decoding_process_is_told_in_one_line_in_whatever_line_it_i
     message = r"error: a process that decodes images has ended \(DataLoader worker \(pid 7\) is .*"
     with pytest.raises(SystemExit, match=message):
         run_command(main)
+
+
+def test_a_command_whose_reader_has_ended_ends_without_a_word():
+    code = "from pipeline.runtime.command import run_command\n"
+    code += "run_command(lambda: [print('x' * 100) for _ in range(10_000)])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.readline()
+    process.stdout.close()  # as `| head -1` does
+    assert (process.stderr.read(), process.wait()) == (b"", 128 + signal.SIGPIPE)
 
 
 def test_a_command_collects_garbage_again_when_it_has_loaded():
