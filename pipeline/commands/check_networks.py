@@ -24,7 +24,6 @@ from pipeline.models.checkpoint import DESCRIPTION, NetworkFile
 from pipeline.models.family import describe_failure, family_file, family_module
 from pipeline.models.params import NetworkParams, WeightsFile
 from pipeline.models.spec import InputSpec, ModelSpec, build, model_spec, native_input
-from pipeline.models.trial import check_evaluation, logits_of, two_images
 from pipeline.named_files.reading import check_file
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.outputs import PREPARED
@@ -32,6 +31,7 @@ from pipeline.runtime.params import PARAMS_FILE, load_section, student_names
 from pipeline.runtime.validation import read_model
 from pipeline.students.params import load_student
 from pipeline.teacher.params import TeacherParams
+from pipeline.teacher.trial import check_evaluation, logits_of, two_images
 from pipeline.views.params import ViewsParams
 
 #: What every stage that builds a network depends on, beside the file of its family.

@@ -90,7 +90,9 @@ def _example_rows(store: Store) -> Iterator[str]:
         last = store.num_views - 1 if split == "train" else 0
         samples, views = np.array([0, size - 1]), np.array([0, last])
         arrays = store.encoded(samples, views, split=split)
-        no_labels = np.full(2, -1)  # the k largest logits do not depend on them
+        no_labels = np.full(2, -1)  # then `decode` puts the label's logit at the largest class
+        if identity.k:
+            arrays["values"][:, identity.k] = arrays["values"][:, 0]
         try:
             logits, _ = decode(arrays, no_labels, identity.num_classes, temperature=1.0)
         except ValueError as error:  # rows are not verified here
@@ -145,7 +147,7 @@ def verify(directory: Path, recompute: int, seed: int) -> str:
 def _check_numbers(store: Store) -> None:
     """Raise UserError if the rows are no logits: of each split, some of the first view."""
     for split, size in store.index.split_sizes.items():
-        samples = np.arange(0, size, max(1, size // _MEASURED_ROWS))
+        samples = np.arange(0, size, -(-size // _MEASURED_ROWS))
         rows = store.decoded_at(_FLAT).gather(0, samples, split=split).logits
         check_raw(
             rows,
@@ -163,7 +165,7 @@ def _fidelity(store: Store, dataset: Dataset) -> dict[str, float]:
             recorded.setdefault("kl_tail_as_one", recorded.get("kl_at_temperature_1", 0))
         return recorded
     teacher, samples = _open_teacher(store, dataset), store.index.split_sizes["train"]
-    samples = np.arange(0, samples, max(1, samples // _MEASURED_ROWS))
+    samples = np.arange(0, samples, -(-samples // _MEASURED_ROWS))
     exact = teacher.in_float32("train", 0, samples)
     return store_fidelity(
         teacher.logits("train", 0, samples) if exact is None else exact,

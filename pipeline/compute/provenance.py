@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+import numpy as np
+import PIL
 import torch
 
 from pipeline.runtime.files import sha256_of_file
@@ -13,6 +15,17 @@ _NO_BYTES = {"runtime/run_plan.py"}  # it says how long stages take, and is load
 
 def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def library_versions() -> dict[str, str | None]:
+    """Of what computes pixels and logits; None for a library that this process has not loaded."""
+    loaded = {name: sys.modules.get(name) for name in ("torchvision", "timm", "onnxruntime")}
+    return {
+        "torch": str(torch.__version__),  # which is of a class of its own
+        **{name: getattr(module, "__version__", None) for name, module in loaded.items()},
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,  # resizes, and decodes encoded images
+    }
 
 
 def loaded_code() -> dict[str, str]:

@@ -324,6 +324,8 @@ def check_method(
         why = "`standardize` takes the deviation over all logits"
     if sort_teacher:
         why = "`sort_teacher` moves logits between classes, and `top_k` stores some"
+    if isinstance(params, NKD) and params.temperature != 1:
+        why = "it takes the label's probability at T = 1, and rows are decoded for another T"
     if encoding == "top_k" and why:
         problems.append(
             f"needs every logit, but `soft_targets.encoding` is top_k: {why}. Set `encoding: "

@@ -80,6 +80,7 @@ def train_for_int8(name: str, params: Int8TrainingParams, inputs: StageInputs) -
         "views": views.model_dump(),
         "distillation": distillation.model_dump(),
         "store": store.index.content(),
+        "rows": store.rows_sha256,
     }
     print(f"int8_training {name}: {student.family}, {student.network.name}", flush=True)
     of_training = fingerprint(fields, device, SINGLE_PROCESS)

@@ -78,6 +78,7 @@ def train_student(name: str, group: ProcessGroup, seed: int | None) -> None:
         "views": views.model_dump(),
         "distillation": distillation.model_dump(),
         "store": store.index.content(),
+        "rows": store.rows_sha256,
     }
     stage = StudentStage(outputs, student, training, data, loss, defining, inputs, device, group)
     stage.run(seed)

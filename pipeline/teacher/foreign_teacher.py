@@ -16,8 +16,8 @@ from pipeline.initial_weights.state_dict import Key
 from pipeline.models.checkpoint import load_state
 from pipeline.models.params import NetworkParams
 from pipeline.models.spec import ModelSpec, build, family_module
-from pipeline.models.trial import check_evaluation
 from pipeline.runtime.errors import UserError
+from pipeline.teacher.trial import check_evaluation
 
 
 def load_foreign(

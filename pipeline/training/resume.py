@@ -7,21 +7,18 @@ inputs or of other code is never reused.
 import hashlib
 import io
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL
 import torch
 from torch import Tensor
 
 from pipeline.compute.device import computes_in_bfloat16
 from pipeline.compute.distributed import ProcessGroup
-from pipeline.compute.provenance import device_name, loaded_code
+from pipeline.compute.provenance import device_name, library_versions, loaded_code
 from pipeline.runtime.errors import counted
 from pipeline.runtime.files import canonical_json, write_bytes
 
@@ -65,19 +62,13 @@ def fingerprint(
     Args:
         inputs: every parameter, and what identifies the data, as JSON.
     """
-    loaded = {name: sys.modules.get(name) for name in ("torchvision", "timm")}  # loading takes long
     surroundings = {
         "device": device_name(device),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "bfloat16": computes_in_bfloat16(device),
         "threads": torch.get_num_threads(),
         "processes": group.size,
-        "versions": {
-            "torch": str(torch.__version__),  # which is of a class of its own
-            **{name: getattr(module, "__version__", None) for name, module in loaded.items()},
-            "numpy": np.__version__,
-            "pillow": PIL.__version__,  # resizes images
-        },
+        "versions": library_versions(),
         "code": loaded_code(),
     }
     return Fingerprint(_digest(inputs), surroundings)

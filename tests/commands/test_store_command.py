@@ -18,6 +18,7 @@ from pipeline.runtime.files import read_json
 from pipeline.runtime.outputs import STORE
 
 SHARD = STORE / "train_view00001_sample000000000.h5"
+VIEW_0 = STORE / "train_view00000_sample000000000.h5"
 
 
 @pytest.fixture
@@ -26,9 +27,9 @@ def top_k(project: Path) -> None:
     run_stage("soft_targets")
 
 
-def tamper(name: str, change) -> None:
+def tamper(name: str, change, shard: Path = SHARD) -> None:
     """Change an array of a shard, and its checksum with it."""
-    with h5py.File(SHARD, "r+") as file:
+    with h5py.File(shard, "r+") as file:
         array = file[name][:]
         change(array)
         file[name][...] = array
@@ -67,6 +68,13 @@ def test_the_rows_that_inspect_prints_are_the_largest_logits_by_class_name(proje
     names = open_dataset().class_names
     shown = ", ".join(f"{names[c]} {row[c]:.2f}" for c in np.argsort(-row))
     assert f"  train view 0 sample 0: {shown}" in list(inspect(STORE))
+
+
+def test_inspect_shows_the_largest_logit_of_a_top_k_row_whatever_its_label_has(project, top_k):
+    before = [line for line in inspect(STORE) if "train view 0 sample 0" in line]
+    for sample in range(36):
+        tamper("values", lambda values, s=sample: values[s].__setitem__(1, -9), VIEW_0)
+    assert [line for line in inspect(STORE) if "train view 0 sample 0" in line] == before
 
 
 @pytest.mark.parametrize("directory", ["soft_targets", "copy/of/it"])
@@ -156,8 +164,10 @@ def test_recompute_catches_every_column_of_a_top_k_row(project, top_k, column, m
 def test_recompute_catches_a_changed_class(project, top_k):
     sample = sample_whose_label_is_the_largest(False)
 
+    label = open_dataset().splits["train"].labels[sample]
+
     def change(array: np.ndarray) -> None:
-        array[sample] = (array[sample] + 1) % 3
+        array[sample] = 3 - array[sample] - label  # the third class
 
     tamper("class_ids", change)
     with pytest.raises(UserError, match=f"train view 1 sample {sample}: "):

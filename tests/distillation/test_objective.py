@@ -144,6 +144,14 @@ def test_standardised_logits_of_two_classes_are_refused(method):
     assert refusals(METHODS[method](method=method), num_classes=2) == ""
 
 
+def test_nkd_refuses_rows_that_are_decoded_for_another_temperature_than_1():
+    for temperature in (1, 3, {"first": 1.0, "last": 2.0}):
+        params = METHODS["nkd"](method="nkd", temperature=temperature)
+        said = "the label's probability at T = 1" in refusals(params, encoding="top_k")
+        assert said == (temperature != 1)
+        assert refusals(params) == ""
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_refuses_what_its_formula_cannot_use(method):
     model = METHODS[method]

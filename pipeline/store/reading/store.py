@@ -3,6 +3,7 @@
 docs/soft_targets_format.md is normative.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +15,7 @@ import numpy as np
 from pipeline.data.prepared.dataset import Dataset
 from pipeline.runtime.derived_random import permutation
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import canonical_json
 from pipeline.runtime.outputs import STORE
 from pipeline.store.format.encodings import columns, decode
 from pipeline.store.format.schema import SHARD_SAMPLES, StoreIdentity, StoreIndex
@@ -62,6 +64,7 @@ class Store:
     index: StoreIndex
     shards: Mapping[tuple[str, int], Sequence[MappedArrays]]  # (split, view) -> by sample
     labels: Mapping[str, np.ndarray]  # by split, to decode top_k rows; empty for dense
+    rows_sha256: str  # of the checksums of all rows
     temperature: float = 1.0  # of the softmax that the logits are for: defines a top_k row's tail
 
     @property
@@ -222,22 +225,26 @@ def open_shards(directory: Path, index: StoreIndex, labels: Mapping[str, np.ndar
         UserError: a shard is absent, cannot be read, or is another one; names each.
     """
     shards: dict[tuple[str, int], list[MappedArrays]] = {}
-    problems = []
+    problems, checksums = [], []
     for key in index.shards():
         path = directory / key.file_name
         try:
-            arrays = MappedArrays(row_references(read_header(path), index, key))
+            header = read_header(path)
+            arrays = MappedArrays(row_references(header, index, key))
         except ShardError as error:
             problems.append(f"`{path}` {error}.")
             if len(problems) > _COUNTED:
                 break
             continue
         shards.setdefault((key.split, key.view), []).append(arrays)
+        checksums += [header.attributes.get(f"{name}_sha256") for name in arrays.references]
     _refuse(directory, problems)
     # Labels are pickled for every spawned worker: keep only what is needed, in a short type.
     short = np.int16 if index.num_classes <= 2**15 else np.int32
     needed = labels if index.encoding == "top_k" else {}
-    return Store(directory, index, shards, {k: v.astype(short) for k, v in needed.items()})
+    labels = {name: array.astype(short) for name, array in needed.items()}
+    rows_sha256 = hashlib.sha256(canonical_json(checksums).encode()).hexdigest()
+    return Store(directory, index, shards, labels, rows_sha256)
 
 
 def _refuse(directory: Path, problems: Sequence[str]) -> None:

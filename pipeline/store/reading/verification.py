@@ -50,22 +50,37 @@ def differences(directory: Path, index: StoreIndex, dataset: Dataset) -> Iterato
         path = directory / key.file_name
         try:
             check_shard(path, index, key, canaries_of(views, key))
-            _check_rows(read_header(path), index)
+            labels = dataset.splits[key.split].labels[key.first_sample :][: key.num_samples]
+            _check_rows(read_header(path), index, labels)
         except ShardError as error:
             yield f"`{path}` {error}."
 
 
-def _check_rows(header: Header, identity: StoreIdentity) -> None:
+def _check_rows(header: Header, identity: StoreIdentity, labels: np.ndarray) -> None:
     """Raise ShardError for a row without a meaning, which another writer may have stored."""
-    for name in columns(identity.encoding, identity.num_classes, identity.k):
-        array = header.arrays[name].map()
-        if name == "class_ids":
-            ids = np.sort(unpack_ids(array, identity.k, identity.num_classes))
-            bad = (ids[:, -1] >= identity.num_classes) | (np.diff(ids) == 0).any(1)
-            expected = f"{identity.k} different classes of {identity.num_classes}"
-        else:
-            exponent = np.uint16(0x7C00)  # all ones if a float16 is infinite or not a number
-            bad = ((array.view(np.uint16) & exponent) == exponent).any(1)
-            expected = "finite numbers"
+
+    def refuse(bad: np.ndarray, name: str, expected: str) -> None:
         if bad.any():
             raise ShardError(f"is wrong in row {bad.argmax()}: its {name} are not {expected}")
+
+    k = identity.k
+    arrays = {
+        name: header.arrays[name].map()
+        for name in columns(identity.encoding, identity.num_classes, k)
+    }
+    for name, array in arrays.items():
+        if name != "class_ids":
+            exponent = np.uint16(0x7C00)  # all ones if a float16 is infinite or not a number
+            refuse(((array.view(np.uint16) & exponent) == exponent).any(1), name, "finite numbers")
+    if k is None:
+        return
+    ids, values = unpack_ids(arrays["class_ids"], k, identity.num_classes), arrays["values"]
+    in_order = np.sort(ids)
+    twice_or_unknown = (in_order[:, -1] >= identity.num_classes) | (np.diff(in_order) == 0).any(1)
+    refuse(twice_or_unknown, "class_ids", f"{k} different classes of {identity.num_classes}")
+    refuse(
+        (values[:, 1:k] > values[:, : k - 1]).any(1), "values", f"the {k} largest in their order"
+    )
+    is_label = ids == np.where(labels < 0, ids[:, 0], labels)[:, None]  # [n, k]
+    differs = (is_label & (values[:, :k] != values[:, k : k + 1])).any(1)
+    refuse(differs, "values", "of one logit where the label is among the largest")

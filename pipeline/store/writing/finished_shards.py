@@ -15,11 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import h5py
-import numpy as np
-import PIL
 import torch
 
-from pipeline.compute.provenance import device_name, loaded_code
+from pipeline.compute.provenance import device_name, library_versions, loaded_code
 from pipeline.runtime import locks
 from pipeline.runtime.errors import UserError, counted
 from pipeline.runtime.files import canonical_json
@@ -57,11 +55,9 @@ def folder(identity: StoreIdentity, batch_size: int, device: torch.device) -> Pa
         "batch_size": batch_size,
         "device": device_name(device),
         "versions": {
-            "torch": torch.__version__,
-            "numpy": np.__version__,
+            **library_versions(),
             "hdf5": h5py.version.hdf5_version,
             "scipy": version("scipy"),  # loaded for policies that mix alone
-            "pillow": PIL.__version__,  # resizes, and decodes encoded images
         },
         "code": loaded_code(),
     }

@@ -83,6 +83,19 @@ def test_a_store_that_a_foreign_writer_wrote_by_the_page_trains_a_student(projec
     assert bytes_of(Path("models/students/small")) != before
 
 
+def test_other_rows_under_an_equal_index_train_a_student_anew(project):
+    """A writer that measures nothing may be corrected, and write the same index again."""
+    run_stage("student", "small")
+    before = bytes_of(Path("models/students/small"))
+    for shard in STORE.glob("train*.h5"):
+        with h5py.File(shard, "r+") as file:
+            rows = np.ascontiguousarray(file["logits"][:][:, ::-1])
+            file["logits"][...] = rows
+            file.attrs["logits_sha256"] = np.bytes_(hashlib.sha256(rows.tobytes()).hexdigest())
+    run_stage("student", "small")
+    assert bytes_of(Path("models/students/small")) != before
+
+
 @pytest.mark.parametrize(
     ("name", "number", "message"),
     [
@@ -102,6 +115,25 @@ def test_invalid_rows_of_a_foreign_writer_are_refused(project, name, number, mes
         file.attrs[f"{name}_sha256"] = np.bytes_(digest)
     with pytest.raises(UserError, match=f"sample000000000.h5` is wrong in row 7: {message}"):
         run_stage("student", "small")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (slice(0, 2), "its values are not the 2 largest in their order"),
+        (slice(2, 3), "its values are not of one logit where the label is among the largest"),
+    ],
+)
+def test_a_row_whose_logits_contradict_each_other_is_refused(project, columns, message):
+    change_params("soft_targets", encoding="top_k", k=2)
+    run_stage("soft_targets")
+    with h5py.File(STORE / "train_view00001_sample000000000.h5", "r+") as file:
+        values = file["values"][:]  # the 2 largest, the label's, the tail's two
+        values[:, columns] = values[:, columns][:, ::-1] if columns.start == 0 else 9
+        file["values"][...] = values
+        file.attrs["values_sha256"] = np.bytes_(hashlib.sha256(values.tobytes()).hexdigest())
+    with pytest.raises(UserError, match=message):
+        opened()
 
 
 def test_a_row_that_names_a_class_twice_is_refused(project):
