@@ -145,14 +145,14 @@ def robust_gain(
     )
 
 
-def sign_flip_test(differences: np.ndarray, *, resamples: int = statistics.RESAMPLES) -> float:
+def sign_flip_test(differences: np.ndarray) -> float:
     """Test that paired differences, [N], have the mean 0: the share of random signs under which
     their mean is at least as far from 0. Like McNemar's test, it holds for few images; the seed is
     fixed."""
     values = differences[differences != 0]
     rng, least = np.random.default_rng(statistics.SEED), abs(values.sum()) - 1e-9
     extreme = 0
-    for _ in range(resamples):
+    for _ in range(statistics.RESAMPLES):
         signs = rng.integers(0, 2, len(values)) * 2 - 1
         extreme += abs(signs @ values) >= least
-    return (extreme + 1) / (resamples + 1)
+    return (extreme + 1) / (statistics.RESAMPLES + 1)

@@ -192,7 +192,6 @@ def test_one_files_speed_is_said_against_the_teacher_for_the_setting_that_is_ask
     assert speed_of(speed, "s", "int8") == "2.5 x faster than the teacher (2.25 to 2.75)"
     assert speed_of(speed, "s").startswith("1.25 x slower than the teacher (")
     assert speed_of(speed, "other") == "not measured"
-    assert speed_of(speed, "s", setting="onnxruntime_cuda") == "not measured"
 
 
 def test_a_teacher_without_a_file_has_passes_and_no_time():

@@ -42,12 +42,7 @@ class Costs:
         return passes / self.of_teacher.teacher.images_per_second
 
 
-def speed_of(
-    speed: Mapping[str, EngineSpeed],
-    name: str,
-    precision: str = "float32",
-    setting: str = "onnxruntime_1_thread",
-) -> str:
+def speed_of(speed: Mapping[str, EngineSpeed], name: str, precision: str = "float32") -> str:
     """One student's file against the teacher's, on one image: `4.4 x faster than the teacher (4.31
     to 4.52)`; its milliseconds where the teacher has no file; `not measured` without figures.
 
