@@ -49,7 +49,7 @@ def speed_of(speed: Mapping[str, EngineSpeed], name: str, precision: str = "floa
     Args:
         speed: `Costs.speed`.
     """
-    measured = speed.get(setting)
+    measured = speed.get("onnxruntime_1_thread")
     figures = measured and measured.find(name, precision)
     if figures is None:
         return NOT_MEASURED
