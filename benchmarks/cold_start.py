@@ -85,7 +85,7 @@ def main() -> None:
         importlib.import_module("pipeline.store.reading.store").Store, "verify", "verify the store"
     )
     training_run = importlib.import_module("pipeline.students.training_run")
-    clock.around(training_run, "build", "build the network")
+    clock.around(training_run, "build_initial_network", "build the network")
     # The first optimiser of a process makes torch import its compiler.
     optimisation = importlib.import_module("pipeline.training.optimisation")
     clock.around(optimisation, "make_optimizer", "make the optimiser")

@@ -266,9 +266,8 @@ def test_kept_epochs_are_those_that_a_training_keeps():
 
 @pytest.mark.slow
 def test_parts_runs(folder, monkeypatch):
-    for number in range(20):
-        Image.new("RGB", (300, 250), (number, 0, 0)).save(folder / f"{number:02d}.jpg")
-    options = ("--pairs", 1, "--starts", 1, "--samples", 300, "--photographs", folder)
+    write_images(folder / "photographs", per_class=7, size=280)
+    options = ("--pairs", 1, "--starts", 1, "--samples", 300, "--photographs", "photographs")
     rows = rows_of("parts", monkeypatch, *options)
     assert sum("in all, s" in row.values() for row in rows) == 2
 
