@@ -65,8 +65,13 @@ def test_what_dvc_add_tracks_is_pushed_and_a_clone_pulls_it_and_git_sees_no_othe
 
 
 PAGE = (ROOT / "docs/experiments.md").read_text("utf-8")
-#: What the stages on the teacher's side read.
-TEACHERS = ("dataset", "views", "teacher", "soft_targets")
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
+#: The sections of params.yaml that the stages on the teacher's side depend on.
+TEACHERS = [
+    section
+    for stage in ("prepare", "teacher", "soft_targets")
+    for section in STAGES[stage]["params"]
+]
 
 
 def documented(command: str) -> list[list[str]]:

@@ -131,6 +131,15 @@ def test_nothing_of_the_students_side_can_run_the_teacher(stage):
     assert not [file for file in listed(stage) if file.startswith(of_students)]
 
 
+def test_no_parameter_of_students_runs_the_teacher():
+    params = {
+        "prepare": ["dataset"],
+        "teacher": ["teacher"],
+        "soft_targets": ["views", "soft_targets"],
+    }
+    assert {stage: definition(stage)["params"] for stage in params} == params
+
+
 def test_nothing_of_int8_training_and_of_the_export_can_run_another_training():
     for stage in EXPENSIVE - {"int8_training"}:
         later = ("pipeline/int8_training", "pipeline/export", "pipeline/stages/export")
