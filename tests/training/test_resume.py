@@ -10,11 +10,19 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import OUTPUTS, change_params, forget_trainings, run_stage, write_params
+from conftest import (
+    OUTPUTS,
+    change_params,
+    forget_trainings,
+    run_stage,
+    take_as_prepared,
+    write_params,
+)
 from import_closure import ROOT
 from safetensors.torch import load_file
 from stage_process import finish, kill, start
@@ -24,6 +32,7 @@ from pipeline.compute.distributed import SINGLE_PROCESS, ProcessGroup
 from pipeline.runtime.errors import UserError, counted
 from pipeline.runtime.files import sha256_of_file
 from pipeline.runtime.locks import exclusive
+from pipeline.runtime.outputs import PREPARED
 from pipeline.students import initial_network, loop, training_run
 from pipeline.training import resume
 
@@ -203,24 +212,42 @@ def change_store() -> None:
     run_stage("soft_targets")
 
 
-CHANGES = {
-    "store": change_store,
+def change_prepared_images() -> None:
+    images = np.load(PREPARED / "train_images.npy", mmap_mode="r+")
+    images[0, 0, 0, 0] ^= 1
+    images.flush()
+    take_as_prepared()
+
+
+CHANGES_OF_BOTH = {
     "training": lambda: change_params("training", learning_rate=0.04),
-    "distillation": lambda: change_params("distillation", temperature=2.0),
     "network": change_network,
+}
+CHANGES = {
+    "student": {
+        "store": change_store,
+        "distillation": lambda: change_params("distillation", temperature=2.0),
+        **CHANGES_OF_BOTH,
+    },
+    "baseline": {
+        "views' policy": lambda: change_params("views", policy="random_resized_crop"),
+        "views' seed": lambda: change_params("views", seed=8),
+        "prepared images": change_prepared_images,
+        **CHANGES_OF_BOTH,
+    },
 }
 
 
-@pytest.mark.parametrize("changed", CHANGES)
-def test_a_change_of_a_parameter_or_the_store_starts_anew_and_removes_the_old_state(
-    interrupted, capsys, changed
+@pytest.mark.parametrize(("stage", "changed"), [(of, it) for of in CHANGES for it in CHANGES[of]])
+def test_a_change_of_an_input_starts_anew_and_removes_the_old_state(
+    interrupted, capsys, stage, changed
 ):
-    interrupted("student")
-    (before,) = states()
-    CHANGES[changed]()
-    interrupted("student")
+    interrupted(stage)
+    (before,) = states(f"{stage}s")
+    CHANGES[stage][changed]()
+    interrupted(stage)
     assert "resumes" not in capsys.readouterr().out
-    (after,) = states()
+    (after,) = states(f"{stage}s")
     assert after != before
 
 
