@@ -91,6 +91,41 @@ def test_a_resumed_training_writes_the_bytes_of_one_in_one_run_and_no_file_of_th
     assert all(not torch.equal(first, second) for first, second in pairs)
 
 
+def change_views() -> None:
+    change_params("views", seed=8)
+    run_stage("soft_targets")
+
+
+def change_store() -> None:
+    change_params("soft_targets", precision="bfloat16")
+    run_stage("soft_targets")
+
+
+CHANGES = {
+    "the student's weights": lambda: shutil.copytree(
+        "models/baselines/small", STUDENT, dirs_exist_ok=True
+    ),
+    "its epochs before": lambda: change_params("training", epochs=3),
+    "training": lambda: change_params("training", learning_rate=0.04),
+    "distillation": lambda: change_params("distillation", temperature=2.0),
+    "views": change_views,
+    "store": change_store,
+}
+
+
+@pytest.mark.parametrize("changed", CHANGES)
+def test_a_change_of_an_input_trains_anew(project, capsys, changed):
+    change_params("export", precision="int8", int8_training=OPTIONS | {"epochs": 1})
+    scratch = ModelOutputs("distilled", "small").int8_scratch
+    run_stage("int8_training", "small")
+    (before,) = scratch.glob("*.state")
+    CHANGES[changed]()
+    run_stage("int8_training", "small")
+    assert "resumes" not in capsys.readouterr().out
+    (after,) = scratch.glob("*.state")
+    assert after != before
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
