@@ -9,19 +9,25 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
+import torch
 from conftest import OUTPUTS, change_params, compare_every_network, run_stage
 from import_closure import ROOT
 from safetensors.numpy import load_file
 from stage_process import fork_command
 
 from pipeline.int8_training.training_run import own_training
+from pipeline.models import checkpoint
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.outputs import ModelOutputs
+from pipeline.runtime.outputs import ModelOutputs, Start
+from pipeline.runtime.stage_inputs import StageInputs
 from pipeline.runtime.validation import validate
 from pipeline.students import loop
+from pipeline.students.loop import TrainingResult
 from pipeline.students.params import TrainingSection, load_student, load_training
+from pipeline.students.training_run import Trained, write_trained
 
 KINDS = {"student": ("distilled", "students"), "baseline": ("baseline", "baselines")}
 
@@ -181,6 +187,41 @@ def test_seeds_are_different_numbers(seeds):
             {"epochs": 1, "batch_size": 2, "optimizer": "sgd", "learning_rate": 1, "seeds": seeds},
             "params.yaml: training",
         )
+
+
+#: Of two trainings each: accuracy and NLL on validation, the same on test; the second one is main.
+MAIN_IS_THE_SECOND = {
+    "by accuracy": [((0.8, 0.5), (0.9, 0.4)), ((0.9, 0.6), (0.7, 0.7))],
+    "by NLL if accuracies are equal": [((0.8, 0.5), (0.9, 0.3)), ((0.8, 0.4), (0.9, 0.6))],
+}
+
+
+@pytest.mark.parametrize("case", MAIN_IS_THE_SECOND)
+def test_the_main_training_is_the_best_on_validation_though_it_is_the_worst_on_test(project, case):
+    outputs = ModelOutputs("distilled", "small")
+    network, spec = checkpoint.load(outputs.model, produced_by="-")
+    history = pd.read_csv(outputs.history).drop(columns="kept").to_dict("records")
+    result = TrainingResult(history, 1, network.state_dict(), torch.empty(0), 8)
+    trained = [
+        Trained(
+            seed,
+            network,
+            spec,
+            Start(text="from scratch", sha256="0" * 64, seed=seed),
+            result,
+            {
+                **dict(zip(("validation_accuracy", "validation_nll"), validation, strict=True)),
+                **dict(zip(("test_accuracy", "test_nll"), test, strict=True)),
+                **{"kept_epoch": 1, "optimiser_steps": 8},
+            },
+            {"validation": torch.zeros(12, 3), "test": torch.zeros(12, 3)},
+        )
+        for seed, (validation, test) in enumerate(MAIN_IS_THE_SECOND[case])
+    ]
+    write_trained(outputs, trained, StageInputs("student", "small"))
+    assert json.loads(outputs.metrics.read_bytes())["seed"] == 1
+    assert checkpoint.read_start(outputs.model, produced_by="-").seed == 1
+    assert outputs.other_seeds == [0]
 
 
 def test_the_comparison_is_over_all_seeds_and_ships_the_best_on_validation(project, capfd):
