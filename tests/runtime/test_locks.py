@@ -5,26 +5,34 @@ from conftest import run_stage
 
 from pipeline.runtime import locks
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.outputs import ModelOutputs
+from pipeline.runtime.outputs import TEACHER, ModelOutputs
 
-INT8 = ModelOutputs("distilled", "small").int8_scratch
+STUDENT, BASELINE = ModelOutputs("distilled", "small"), ModelOutputs("baseline", "small")
+#: The arguments of each stage, by the folder that it locks.
 STAGES = {
+    TEACHER.scratch: ("teacher",),
+    STUDENT.scratch: ("student", "small"),
+    STUDENT.scratch / "2": ("student", "small", "--seed", "2"),
+    BASELINE.scratch: ("baseline", "small"),
+    BASELINE.scratch / "2": ("baseline", "small", "--seed", "2"),
+    STUDENT.int8_scratch: ("int8_training", "small"),
+}
+NAMED = {
     "export_teacher": ("export", "--teacher"),
     "export@small": ("export", "small"),
     "robustness_teacher": ("robustness", "--teacher"),
     "robustness@small": ("robustness", "small"),
     "speed": ("speed",),
     "compare": ("compare",),
-    INT8: ("int8_training", "small"),
 }
+STAGES |= {locks.FOLDER / name: arguments for name, arguments in NAMED.items()}
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("folder", STAGES, ids=str)
 def test_a_second_run_of_a_stage_is_refused_while_the_first_has_not_ended(
-    project, monkeypatch, stage
+    project, monkeypatch, folder
 ):
     monkeypatch.setattr(locks, "_PATIENCE", 0)
-    folder = stage if stage == INT8 else locks.FOLDER / stage
     refusal = f"another run of this stage has locked `{folder}`"
     with locks.exclusive(folder), pytest.raises(UserError, match=refusal):
-        run_stage(*STAGES[stage])
+        run_stage(*STAGES[folder])
