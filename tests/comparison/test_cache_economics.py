@@ -24,6 +24,13 @@ DIGITS = Economics(  # the first run
     epochs={"mobilenet": 10, "squeezenet": 14, "resnet8": 12},
     bytes_per_row=23.76,
 )
+STORED = {
+    "dataset_fingerprint": "-",
+    "teacher_fingerprint": "-",
+    "num_views": 4,
+    "splits": {"train": 10, "validation": 1, "test": 1},
+    "fidelity": {},
+}
 TEACHER = FileSpeed(latency_ms=5, latency_p95_ms=6, images_per_second=1000)
 FLOAT32 = FileSpeed(
     latency_ms=4,
@@ -96,19 +103,19 @@ def test_the_views_that_a_student_sees_are_those_of_its_training(folder, section
     write_params(folder, params)
     assert (load_distillation(own, "small").paired_views == "both") == sees_both
     curves = pd.DataFrame({"role": ["distilled"] * 3, "student": ["small"] * 3})
-    stored = {
-        "dataset_fingerprint": "-",
-        "teacher_fingerprint": "-",
-        "num_views": 4,
-        "splits": {"train": 10, "validation": 1, "test": 1},
-        "fidelity": {},
-    }
     for policy, passes in (
         ("crop_flip", 30),
         ("weak=crop_flip;strong=none", 60 if sees_both else 30),
     ):
-        index = StoreIndex(policy=policy, **stored)
+        index = StoreIndex(policy=policy, **STORED)
         assert cache_economics(index, curves, {"small": 1}).online_passes == passes
+
+
+def test_each_seed_of_a_student_takes_its_epochs_and_a_baseline_takes_no_pass():
+    epochs = [("distilled", "a")] * 3 + [("baseline", "a")] * 3 + [("distilled", "b")] * 5
+    curves = pd.DataFrame(epochs, columns=["role", "student"])
+    economics = cache_economics(StoreIndex(policy="-", **STORED), curves, {"a": 4, "b": 1})
+    assert economics.online_passes == (4 * 3 + 5) * 10
 
 
 @given(

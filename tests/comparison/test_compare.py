@@ -9,16 +9,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import scipy
 from conftest import PARAMS, run_stage, write_params
 from import_closure import ROOT
 from safetensors.numpy import load_file, save_file
 
+from pipeline.comparison import metrics
 from pipeline.comparison.compare import Comparison, Predictions, compare
 from pipeline.comparison.figures import Figures, headline_figures
 from pipeline.comparison.measurement.statistics import Gain, holm, mcnemar
 from pipeline.comparison.report.charts import pareto_front
 from pipeline.comparison.report.decision_card import decision_card
 from pipeline.comparison.report.drawings import calibration
+from pipeline.comparison.report.int8_table import int8_table
+from pipeline.comparison.report.numbers import points
 from pipeline.comparison.report.start_texts import scratch_sentence, start_sentences
 from pipeline.comparison.report.summary import (
     budget_sentences,
@@ -103,6 +107,50 @@ def test_a_model_compared_with_itself_gains_nothing_and_agrees_everywhere():
     low, high = comparison.intervals["twin"].agreement
     assert (low, high) == pytest.approx((0.025 ** (1 / 400), 1))  # Clopper and Pearson's
     assert "the gain of twin is not significant" in gains_in_words(comparison)
+
+
+def test_the_intervals_of_accuracy_and_agreement_are_those_of_shares_of_the_test_images():
+    good, perfect = invented("s", "distilled", 0.7, 0), invented("s", "baseline", 1.0, 2)
+    comparison = compared(s=paired(good, perfect, "s"))
+    first, second = comparison.students["s"]
+    found = {
+        0.7: (first.low, first.high),
+        first.agreement: comparison.intervals["s"].agreement,
+    }
+    for share, ends in found.items():
+        half = 1.96 * (share * (1 - share) / 400) ** 0.5
+        assert ends == pytest.approx((share - half, share + half), abs=0.1 * half)
+    exact = scipy.stats.binomtest(400, 400).proportion_ci(0.95, method="exact")
+    assert (second.low, second.high) == pytest.approx(tuple(exact))
+
+
+def test_the_interval_of_a_calibration_error_is_as_wide_as_that_of_resampled_images():
+    model, labels, rng = (
+        invented("s", "distilled", 0.7, 0),
+        LABELS["test"],
+        np.random.default_rng(9),
+    )
+    drawn = (rng.integers(0, len(labels), len(labels)) for _ in range(1000))
+    errors = [metrics.calibration_error(model.test[rows], labels[rows]) for rows in drawn]
+    half = np.diff(np.quantile(errors, [0.025, 0.975]))[0] / 2
+    error = metrics.calibration_error(model.test, labels)
+    found = compared(s=paired(model, model, "s")).intervals["s"].ece
+    assert found == pytest.approx((error - half, error + half), abs=0.1 * half)
+
+
+def test_an_int8_file_that_loses_accuracy_has_a_loss_beside_its_float32_file():
+    float32, baseline = (invented("s", r, 0.9, i) for i, r in enumerate(("distilled", "baseline")))
+    int8 = replace(invented("s", "distilled", 0.8, 2), precision="int8", size_bytes=100)
+    comparison = compared(s=(float32, baseline, int8))
+    (loss,) = comparison.int8
+    assert (loss.first.precision, loss.second.precision) == ("int8", "float32")
+    assert loss.gain == pytest.approx(-0.1)
+    assert loss.low < -0.1 < loss.high < 0
+    (row,) = int8_table(comparison, {}).to_dict("records")
+    assert (row["bytes"], row["smaller"]) == ("100", "4.00 x")
+    assert row["against float32"] == points(-0.1)
+    assert row["95% interval"] == f"{points(loss.low)} to {points(loss.high)}"
+    assert row["aims missed"] == "loses more than 0.3 points"
 
 
 def test_a_large_gain_or_loss_is_reported_as_one():

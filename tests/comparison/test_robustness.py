@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 import torch
 from conftest import change_params, prepare, run_stage, write_images
 from safetensors.numpy import load_file, save_file
+from scipy import stats
 
 from pipeline.comparison.measurement import corruptions
 from pipeline.comparison.measurement.corruptions import CORRUPTIONS, SEVERITIES, corrupt
@@ -95,6 +97,20 @@ def test_the_interval_of_a_robust_gain_treats_an_image_as_one_sample():
     assert gain.gain == pytest.approx(differences.mean())
     assert gain.low == pytest.approx(differences.mean() - half, abs=0.1 * half)
     assert gain.high == pytest.approx(differences.mean() + half, abs=0.1 * half)
+
+
+def test_a_robust_gain_of_several_seeds_is_the_mean_over_pairs_of_equal_seeds():
+    """The main files are of seeds 0 and 1. Each image has the same share of 100 variants correct,
+    so that the interval is Student's t of the gains 0.10 and 0.12."""
+    labels = np.zeros(20, int)
+    files = [("distilled", 0, 90), ("baseline", 1, 83), ("distilled", 1, 95), ("baseline", 0, 80)]
+    predictions = []
+    for role, seed, right in files:
+        correct = np.broadcast_to(np.arange(100).reshape(10, 10, 1) < right, (10, 10, 20))
+        predictions.append(replace(invented(correct, labels), role=role, seed=seed))
+    gain = compare_robustness(None, {"s": predictions}, labels).gains["s"]
+    assert gain.gain == pytest.approx(0.11)
+    assert (gain.low, gain.high) == pytest.approx(stats.t.interval(0.95, 1, 0.11, 0.01))
 
 
 @pytest.mark.parametrize(("images", "significant"), [(1, False), (4, False), (7, True)])

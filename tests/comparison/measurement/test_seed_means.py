@@ -30,7 +30,14 @@ def test_the_variances_are_those_of_a_two_way_analysis(gains):
     of_images = (square_of_images - square_of_rest) / seeds / images
     assert mean.of_seeds == pytest.approx(of_seed.var(ddof=1) / seeds)
     assert mean.of_images == pytest.approx(of_images, rel=0.1)  # the resampling's own error
+    assert mean.rest == pytest.approx(square_of_rest / seeds / images, rel=0.1)
     assert mean.deviation == pytest.approx(of_seed.std(ddof=1))
+
+
+def test_two_seeds_that_agree_by_chance_have_the_interval_that_the_images_tell():
+    half = 1.959964 * 1e-5**0.5
+    mean = SeedMean(0.01, 0.0, 2, of_seeds=0.0, of_images=0.0, rest=1e-5)
+    assert mean.interval == pytest.approx((0.01 - half, 0.01 + half))
 
 
 def test_without_an_effect_of_images_the_interval_is_that_of_students_t():
