@@ -1,4 +1,4 @@
-"""The input of a teacher where params.yaml leaves it open, and what a training of it starts from."""
+"""The input of a teacher where params.yaml leaves it open, and what its training starts from."""
 
 import pytest
 import torch
