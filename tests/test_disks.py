@@ -138,6 +138,42 @@ def test_an_array_has_the_bytes_that_numpy_writes(folder):
     assert Path("array.npy").read_bytes() == Path("expected.npy").read_bytes()
 
 
+@pytest.fixture
+def disk_events(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Each flush to disk and each rename from here on, with the inode of the file or folder."""
+    events, flush, rename = [], os.fsync, os.replace
+
+    def fsync(descriptor: int) -> None:
+        events.append(("flush", os.fstat(descriptor).st_ino))
+        flush(descriptor)
+
+    def replace(source: Path, target: Path) -> None:
+        events.append(("rename", os.stat(source).st_ino))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    return events
+
+
+def test_a_file_is_on_disk_before_it_replaces_another_and_so_is_its_new_name(disk_events):
+    Path("file").write_bytes(b"before")
+    files.write_bytes("file", b"after")
+    file, folder = Path("file").stat().st_ino, Path().stat().st_ino
+    assert disk_events == [("flush", file), ("rename", file), ("flush", folder)]
+
+
+def test_a_folder_is_on_disk_with_its_files_before_it_replaces_another(disk_events):
+    with files.atomic_directory("out") as partial:
+        (partial / "deeper").mkdir()
+        (partial / "deeper/file").write_bytes(b"content")
+    inner = [path.stat().st_ino for path in (Path("out/deeper"), Path("out/deeper/file"))]
+    out, parent = Path("out").stat().st_ino, Path().stat().st_ino
+    *flushed, renamed, last = disk_events
+    assert {*flushed} == {("flush", inode) for inode in (*inner, out)}
+    assert (renamed, last) == (("rename", out), ("flush", parent))
+
+
 def test_disk_space_is_allocated_before_a_memory_map_is_written(folder):
     path = Path("map.npy")
     np.lib.format.open_memmap(path, "w+", np.uint8, (2**20,))

@@ -179,21 +179,29 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_files_and_headings_that_the_documents_link_to_exist():
-    for path in PAGES:
-        links = re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", path.read_text("utf-8"))
-        for target, anchor in links:
+    links = {
+        path: re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", path.read_text("utf-8")) for path in PAGES
+    }
+    assert links[ROOT / "README.md"]
+    for path, of_page in links.items():
+        for target, anchor in of_page:
             page = path.parent / target if target else path
             assert page.exists(), f"{path.name} links to {target}"
             assert not anchor or anchor in anchors(page), f"{path.name} links to {target}#{anchor}"
 
 
 def test_commands_and_files_of_code_that_the_documents_name_exist():
+    named = {}
     for path in PAGES:
         text = path.read_text("utf-8")
         commands = re.findall(r"\b((?:pipeline|benchmarks|soak)\.[\w.]*\w)", text)
         files = re.findall(r"\b((?:pipeline|benchmarks|soak|tests)/[\w/]+\.py)\b", text)
-        own = {"pipeline/networks/mine.py"}  # a reader's
-        for name in {*files, *(f"{command.replace('.', '/')}.py" for command in commands)} - own:
+        named[path] = {*files, *(f"{command.replace('.', '/')}.py" for command in commands)}
+    readme, contributing = named[ROOT / "README.md"], named[ROOT / "CONTRIBUTING.md"]
+    assert "pipeline/commands/check.py" in readme  # by its command
+    assert "tests/test_graph.py" in contributing
+    for path, names in named.items():
+        for name in names - {"pipeline/networks/mine.py"}:  # a reader's
             assert (ROOT / name).is_file(), f"{path.name} names {name}"
 
 
