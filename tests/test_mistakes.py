@@ -295,6 +295,15 @@ def link_to_a_folder() -> None:
     ANT.symlink_to(Path("elsewhere").absolute())
 
 
+def unpack_two_classes_of_imagenette() -> None:
+    for wnid in ("n01440764", "n02102040"):
+        for split in ("train", "val"):
+            path = Path("sets/imagenette2") / split / wnid
+            path.mkdir(parents=True)
+            Image.new("RGB", (16, 16)).save(path / "0.JPEG")
+    prepare_anew(source="torchvision", name="Imagenette", root="sets")
+
+
 MISTAKES |= {
     "no `params.yaml`": remove_params,
     "a missing root": checking(root="elsewhere"),
@@ -341,6 +350,7 @@ MISTAKES |= {
         lambda: [path.unlink() for path in sorted(ANT.iterdir())[2:]]
     ),
     "two classes with one name, composed and not": checking(name_two_classes_alike),
+    "a torchvision dataset that is partly unpacked": unpack_two_classes_of_imagenette,
     "a link to a folder": checking(link_to_a_folder),
     "a link to nothing": checking(lambda: (ANT / "x.png").symlink_to("nowhere")),
     "a pipe": checking(partial(os.mkfifo, ANT / "x.png")),

@@ -3,6 +3,8 @@
 import gzip
 import shutil
 import struct
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -54,7 +56,13 @@ def write_fashion_mnist(root: Path) -> Path:
 FASHION = {"source": "torchvision", "name": "FashionMNIST", "root": "sets", "image_size": 28}
 
 
-def test_a_torchvision_dataset_keeps_its_splits_classes_and_pixels(folder):
+def expect(patch: pytest.MonkeyPatch, name: str, *sizes: int) -> None:
+    """Let a dataset have so many images in each of its splits: the files of a test are few."""
+    patch.setitem(SETS, name, replace(SETS[name], sizes=sizes))
+
+
+def test_a_torchvision_dataset_keeps_its_splits_classes_and_pixels(folder, monkeypatch):
+    expect(monkeypatch, "FashionMNIST", 60, 20)
     write_fashion_mnist(folder / "sets")
     dataset = prepare(**FASHION, channels=1)
     assert list(dataset.class_names)[:3] == ["T-shirt/top", "Trouser", "Pullover"]
@@ -83,6 +91,7 @@ def test_a_torchvision_dataset_may_have_unlabelled_images(folder, monkeypatch):
                 (np.arange(count) % 10 + 1).astype(np.uint8).tobytes()
             )
     (base / "class_names.txt").write_text("\n".join("abcdefghij"))
+    expect(monkeypatch, "STL10", 30, 10, 7)
     monkeypatch.setattr(torchvision.datasets.STL10, "_check_integrity", lambda self: True)
     dataset = prepare(source="torchvision", name="STL10", root="sets")
     labels = dataset.splits["train"].labels
@@ -90,6 +99,60 @@ def test_a_torchvision_dataset_may_have_unlabelled_images(folder, monkeypatch):
     assert labels[:-7].min() == 0
     assert dataset.splits["train"].sample_ids[-1] == "unlabeled/000006"
     assert min(dataset.splits[name].labels.min() for name in ("validation", "test")) == 0
+
+
+WNIDS = list(torchvision.datasets.Imagenette._WNID_TO_CLASS)
+IMAGENETTE = {"source": "torchvision", "name": "Imagenette", "root": "sets"}
+
+
+def write_imagenette(root: Path, **wnids: Sequence[str]) -> Path:
+    """Four images of each of these classes in each of these splits."""
+    for split, found in wnids.items():
+        for wnid in found:
+            path = root / "imagenette2" / split / wnid
+            path.mkdir(parents=True)
+            for index in range(4):
+                pixels = RNG.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(path / f"{wnid}_{index}.JPEG")
+    return root / "imagenette2"
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "found"),
+    [
+        (WNIDS, WNIDS[-2:], "8 images of `Imagenette` (validation); expected 40"),
+        (WNIDS[:4], WNIDS, "16 images of `Imagenette` (train); expected 40"),
+    ],
+)
+def test_a_partly_unpacked_torchvision_dataset_is_refused(folder, monkeypatch, train, val, found):
+    """Its classes are numbered among the folders that are there, split by split."""
+    expect(monkeypatch, "Imagenette", 40, 40)
+    write_imagenette(folder / "sets", train=train, val=val)
+    with pytest.raises(UserError) as refusal:
+        prepare(**IMAGENETTE)
+    assert f"`sets` (`dataset.root`) has {found}" in str(refusal.value)
+    assert "Remove what was unpacked below `sets`" in str(refusal.value)
+    assert not PREPARED.exists()
+
+
+def test_labels_of_a_torchvision_dataset_are_read_without_its_images(folder, monkeypatch):
+    expect(monkeypatch, "Imagenette", 40, 40)
+    base = write_imagenette(folder / "sets", train=WNIDS, val=WNIDS)
+    broken = base / "train" / WNIDS[3] / f"{WNIDS[3]}_1.JPEG"
+    broken.write_bytes(broken.read_bytes()[:300])
+    with pytest.raises(UserError, match=f"train/000013: sets/.*/{broken.name}: Trunc"):
+        prepare(**IMAGENETTE)
+    dataset = prepare(**IMAGENETTE, unreadable="skip")
+    splits = dataset.splits.values()
+    labels = {i: label for s in splits for i, label in zip(s.sample_ids, s.labels, strict=True)}
+    expected = {f"{split}/{n:06d}": n // 4 for split in ("train", "validation") for n in range(40)}
+    del expected["train/000013"]
+    assert labels == expected
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_known_dataset_has_a_number_of_images_for_each_split(name):
+    assert len(SETS[name].sizes) == len(SETS[name].splits)
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -117,6 +180,7 @@ def test_a_failed_download_names_the_files_to_provide(folder, monkeypatch):
 
 def test_a_packed_file_below_the_root_is_unpacked_without_a_network(folder, monkeypatch):
     """As the message of a failed download promises."""
+    expect(monkeypatch, "FashionMNIST", 60, 20)
     for path in list(write_fashion_mnist(folder / "sets").iterdir()):
         path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
         path.unlink()
