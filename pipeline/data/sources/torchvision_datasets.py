@@ -31,16 +31,20 @@ def torchvision_set(params: DatasetParams) -> ImageSource:
         UserError: it is absent and cannot be downloaded, or its files are damaged.
     """
     read_nothing_else()  # torchvision opens files itself
-    sizes = dict(zip(SETS[params.name].splits, SETS[params.name].sizes, strict=True))
-    parts = {split: _open(params, split) for split in sizes}
-    for split, part in parts.items():
-        _check_number(params, split, counted(len(part), "image"), len(part), sizes[split])
+    parts = {split: _open(params, split) for split in SETS[params.name].splits}
+    sizes = dict(zip(parts, SETS[params.name].sizes, strict=True))
+    class_names = _class_names(parts["train"])
     ids, labels, splits = [], [], []
     for split, part in parts.items():
         ids += [f"{split}/{index:06d}" for index in range(len(part))]
         unlabelled = split == UNLABELLED_SPLIT
         labels.append(np.full(len(part), UNLABELLED) if unlabelled else _labels_of(part))
         splits.append(np.full(len(part), TRAIN if unlabelled else SPLITS.index(split), np.int8))
+        for what, found in (("image", len(part)), ("label", len(labels[-1]))):
+            if found != sizes[split]:
+                raise _damaged(params, split, counted(found, what), f"{sizes[split]:,}")
+        if class_names and (label := labels[-1].max()) >= len(class_names):
+            raise _damaged(params, split, f"a label {label}", f"0 to {len(class_names) - 1}")
     samples = SampleTable(ids, np.concatenate(labels).astype(np.int64), np.concatenate(splits))
     places = [(part, index) for part in parts.values() for index in range(len(part))]
 
@@ -57,7 +61,7 @@ def torchvision_set(params: DatasetParams) -> ImageSource:
         return eight_bits(image), None
 
     images = decode_all(enumerate(range(len(places))), read, ids, params)
-    class_names = _class_names(parts["train"], samples.labels)
+    class_names = class_names or [str(label) for label in range(samples.labels.max() + 1)]
     return ImageSource(class_names, split_off(samples, params), images)
 
 
@@ -73,12 +77,19 @@ def _open(params: DatasetParams, split: str) -> Sequence[tuple[Any, int]]:
     make, arguments = getattr(torchvision.datasets, name), SETS[name].splits[split]
     try:
         return make(root, **arguments, download=False)
-    except (OSError, RuntimeError):
-        pass  # absent, or still packed: `download` first unpacks what is there
+    except MemoryError:
+        raise
+    except Exception as error:  # absent, damaged, or still packed, which `download` unpacks
+        found = first_line(error)
     print(f"prepare: {name}, {split}, is not in `{root}`: downloading or unpacking", flush=True)
     try:
         return make(root, **arguments, download=True)
+    except MemoryError:
+        raise
     except Exception as error:  # of a network, a disk or an unpacker: any class
+        if first_line(error) == found:  # nothing was downloaded: the files are there
+            problem = f"files that torchvision cannot open ({found})"
+            raise _damaged(params, split, problem, "whole files") from None
         raise UserError(
             f"`{root}` (`dataset.root`) does not have all of `{name}` ({split}), and it cannot be "
             f"downloaded here ({first_line(error)}). Put into `{root}`: {SETS[name].files}, "
@@ -87,15 +98,14 @@ def _open(params: DatasetParams, split: str) -> Sequence[tuple[Any, int]]:
         ) from None
 
 
-def _check_number(params: DatasetParams, split: str, what: str, found: int, expected: int) -> None:
-    """Refuse another number of images or labels: torchvision takes a dataset for whole if its
-    folder is there, and numbers the classes whose folders are there, split by split."""
-    if found != expected:
-        raise UserError(
-            f"`{params.root}` (`dataset.root`) has {what} of `{params.name}` ({split}); expected "
-            f"{expected:,}: unpacking was interrupted, or files are missing. Remove what was "
-            f"unpacked below `{params.root}`, keep archives, and run prepare again."
-        )
+def _damaged(params: DatasetParams, split: str, found: str, expected: str) -> UserError:
+    """Describe files that torchvision takes for whole: it looks at little but their folder, and
+    numbers the classes whose folders are there, split by split."""
+    return UserError(
+        f"`{params.root}` (`dataset.root`) has {found} of `{params.name}` ({split}); expected "
+        f"{expected}: unpacking was interrupted, or files are missing or damaged. Remove what was "
+        f"unpacked below `{params.root}`, keep archives, and run prepare again."
+    )
 
 
 def _first_of(part: Any, names: Sequence[str]) -> Any:
@@ -117,10 +127,7 @@ def _file_of(part: Any, index: int) -> Any:
     return _first_of(part, _SAMPLES)[index][0] if files is None else files[index]
 
 
-def _class_names(part: Any, labels: np.ndarray) -> list[str]:
-    """The dataset's class names (the first, if a class has several), or numbers as text."""
-    count = int(labels.max()) + 1
-    names = getattr(part, "classes", None) or range(count)
-    names = [str(name[0] if isinstance(name, tuple) else name) for name in names]
-    assert len(names) >= count, f"label {count - 1} of {len(names)} classes"
-    return names
+def _class_names(part: Any) -> list[str]:
+    """The dataset's class names (the first, if a class has several); empty if it has none."""
+    names = getattr(part, "classes", None) or []
+    return [str(name[0] if isinstance(name, tuple) else name) for name in names]

@@ -41,15 +41,18 @@ TEST_PIXELS = RNG.integers(0, 256, (20, 28, 28), dtype=np.uint8)
 # torchvision's datasets.
 
 
+def idx(array: np.ndarray) -> bytes:
+    """A file of the MNIST family: magic number, shape, bytes."""
+    return struct.pack(f">I{array.ndim}I", 0x800 + array.ndim, *array.shape) + array.tobytes()
+
+
 def write_fashion_mnist(root: Path) -> Path:
-    """Files of the MNIST family: magic number, shape, bytes."""
     raw = root / "FashionMNIST/raw"
     raw.mkdir(parents=True)
     for name, pixels in (("train", TRAIN_PIXELS), ("t10k", TEST_PIXELS)):
         labels = (np.arange(len(pixels)) % 10).astype(np.uint8)
         for kind, array in (("images-idx3", pixels), ("labels-idx1", labels)):
-            header = struct.pack(f">I{array.ndim}I", 0x800 + array.ndim, *array.shape)
-            (raw / f"{name}-{kind}-ubyte").write_bytes(header + array.tobytes())
+            (raw / f"{name}-{kind}-ubyte").write_bytes(idx(array))
     return raw
 
 
@@ -115,6 +118,44 @@ def write_imagenette(root: Path, **wnids: Sequence[str]) -> Path:
                 pixels = RNG.integers(0, 256, (16, 16, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(path / f"{wnid}_{index}.JPEG")
     return root / "imagenette2"
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "found"),
+    [
+        ("images-idx3", b"", "files that torchvision cannot open (invalid literal for int()"),
+        ("images-idx3", b"<html>gone</html>", "files that torchvision cannot open (AssertionError"),
+        ("images-idx3", idx(TRAIN_PIXELS)[:5000], "files that torchvision cannot open (shape"),
+        ("images-idx3", idx(TRAIN_PIXELS[:59]), "59 images of `FashionMNIST` (train); expected 60"),
+        (
+            "labels-idx1",
+            idx(np.zeros(61, np.uint8)),
+            "61 labels of `FashionMNIST` (train); expected",
+        ),
+        (
+            "labels-idx1",
+            idx(np.full(60, 77, np.uint8)),
+            "a label 77 of `FashionMNIST` (train); exp",
+        ),
+    ],
+)
+def test_damaged_files_of_a_torchvision_dataset_are_refused(
+    folder, monkeypatch, kind, content, found
+):
+    expect(monkeypatch, "FashionMNIST", 60, 20)
+    (write_fashion_mnist(folder / "sets") / f"train-{kind}-ubyte").write_bytes(content)
+    with pytest.raises(UserError) as refusal:
+        prepare(**FASHION)
+    assert f"`sets` (`dataset.root`) has {found}" in str(refusal.value)
+    assert "files are missing or damaged. Remove what was unpacked below" in str(refusal.value)
+    assert "download" not in str(refusal.value)
+
+
+def test_an_unknown_class_folder_of_a_torchvision_dataset_is_refused(folder, monkeypatch):
+    expect(monkeypatch, "Imagenette", 40, 40)
+    write_imagenette(folder / "sets", train=WNIDS, val=[*WNIDS, "n99999999"])
+    with pytest.raises(UserError, match="that torchvision cannot open .'n99999999'."):
+        prepare(**IMAGENETTE)
 
 
 @pytest.mark.parametrize(
