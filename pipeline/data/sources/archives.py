@@ -26,6 +26,7 @@ _HEADER_TYPES = (
 )
 _CHUNK_BYTES = 2**20
 _UTF_8 = 0x800  # flag of a member of a zip: its name is UTF-8
+_UNICODE_PATH = 0x7075  # extra field of a member of a zip: its name in UTF-8, beside the raw name
 
 ROOT = " (`dataset.root`)"
 #: What reading an archive raises if it is damaged, encrypted, or compressed in an unknown way.
@@ -275,8 +276,7 @@ def _encoding_of_names(archive: zipfile.ZipFile) -> str:
     It is UTF-8, which macOS does not declare, if the bytes are that; else cp437, western Windows,
     if they are letters of it, or cp932, Japanese Windows, if they are letters of that.
     """
-    raw = {_raw_name(m) for m in archive.infolist() if not (m.flag_bits & _UTF_8)}
-    raw = {name for name in raw if not name.isascii()}
+    raw = {_raw_name(m) for m in archive.infolist() if not (_is_plain(m) or _stated_name(m))}
     if not raw:
         return ""
     for encoding in ("utf-8", "cp437", "cp932"):
@@ -289,11 +289,32 @@ def _encoding_of_names(archive: zipfile.ZipFile) -> str:
     return "cp437"
 
 
+def _is_plain(member: zipfile.ZipInfo) -> bool:
+    """Whether zipfile reads the raw name rightly: it is ASCII, or says that it is UTF-8."""
+    return bool(member.flag_bits & _UTF_8) or member.orig_filename.isascii()
+
+
 def _raw_name(member: zipfile.ZipInfo) -> bytes:
-    return member.filename.encode("cp437")  # zipfile decodes names that do not say more by this
+    """The bytes of a name without the flag of UTF-8, which zipfile decodes by cp437. Since Python
+    3.12, only `orig_filename` is made of these: `filename` may be the name of the extra field."""
+    return member.orig_filename.encode("cp437")
+
+
+def _stated_name(member: zipfile.ZipInfo) -> str:
+    """The name in the extra field, if that is of this raw name; else empty. A raw name may be a
+    stand-in, `?` for each letter (Info-ZIP; APPNOTE.TXT of PKWARE, 4.6.9)."""
+    extra = b"" if member.flag_bits & _UTF_8 else member.extra
+    while len(extra) > 4:
+        kind, size = struct.unpack_from("<HH", extra)
+        field, extra = extra[4 : 4 + size], extra[4 + size :]
+        of_this_name = struct.pack("<BL", 1, zlib.crc32(_raw_name(member)))
+        if kind == _UNICODE_PATH and field.startswith(of_this_name):
+            return field.removeprefix(of_this_name).decode()
+    return ""
 
 
 def _name_of(member: zipfile.ZipInfo, encoding: str) -> str:
-    if member.flag_bits & _UTF_8 or member.filename.isascii():
-        return member.filename
-    return _raw_name(member).decode(encoding)
+    name = _stated_name(member)
+    if not name and _is_plain(member):
+        name = member.orig_filename
+    return (name or _raw_name(member).decode(encoding)).partition("\0")[0]

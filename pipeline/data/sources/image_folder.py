@@ -17,7 +17,7 @@ from pipeline.data.sources.layout import Layout, find_layout, quoted
 from pipeline.data.sources.listing import Listing, describe_left_out, list_images
 from pipeline.data.sources.params import DatasetParams
 from pipeline.data.sources.splits import UNLABELLED, ImageSource, SampleTable, split_off
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, counted
 
 
 def image_folder(params: DatasetParams) -> ImageSource:
@@ -101,6 +101,11 @@ def _notes(
         yield f"the splits of `{root}`: {', '.join(read)}"
     if listing.left_out:
         yield (f"left out of `{root}`, as no images: {describe_left_out(listing.left_out)}")
+    if repeated := {name for name in listing.files if listing.copies[name] > 1}:
+        yield (
+            f"`{root}` repeats {counted(len(repeated), 'name')}, such as `{min(repeated)}`; of "
+            "each the last copy is read"
+        )
     outside = {
         folder: count
         for folder, count in counts.items()

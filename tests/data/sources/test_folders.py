@@ -3,9 +3,11 @@
 import io
 import os
 import shutil
+import struct
 import tarfile
 import zipfile
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 from conftest import prepare, write_images
 from PIL import Image
 
+from pipeline.data.sources.archives import read_files
 from pipeline.data.sources.layout import part_of
 from pipeline.data.sources.params import DatasetParams
 from pipeline.runtime.errors import UserError
@@ -297,8 +300,14 @@ def test_a_file_without_the_suffix_of_an_image_is_one_by_its_bytes(folder):
 # Archives.
 
 
-def write_zip(names: Iterable[tuple[str | bytes, bytes]], system: int = 0) -> None:
-    """Write a zip whose names have these bytes, without the flag of UTF-8."""
+def write_zip(
+    names: Iterable[tuple[str | bytes, bytes]], system: int = 0, stated: Mapping[bytes, bytes] = {}
+) -> None:
+    """Write a zip whose names have these bytes, without the flag of UTF-8.
+
+    Args:
+        stated: content -> its extra fields.
+    """
 
     class Info(zipfile.ZipInfo):
         def _encodeFilenameFlags(self) -> tuple[bytes, int]:
@@ -308,6 +317,7 @@ def write_zip(names: Iterable[tuple[str | bytes, bytes]], system: int = 0) -> No
         for name, content in names:
             info = Info((name if isinstance(name, bytes) else name.encode()).decode("latin-1"))
             info.create_system = system
+            info.extra = stated.get(content, b"")
             archive.writestr(info, content)
 
 
@@ -381,6 +391,36 @@ def test_names_of_a_zip_that_do_not_say_their_encoding_are_read(folder, names, e
     assert list(prepare(root="archive.zip").class_names) == sorted(names)
     told = f"do not say their encoding, and are read as {encoding}" in capsys.readouterr().out
     assert told == (encoding != "utf-8")
+
+
+def unicode_path(raw: bytes, name: str, version: int = 1) -> bytes:
+    """Extra fields of Info-ZIP: the time, which is in nearly every zip, and the Unicode Path."""
+    field = struct.pack("<BL", version, zlib.crc32(raw)) + name.encode()
+    return struct.pack("<HHBL", 0x5455, 5, 1, 0) + struct.pack("<HH", 0x7075, len(field)) + field
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp932", "utf-8"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_names_of_a_zip_are_those_of_its_unicode_path_fields(folder, encoding, capsys):
+    """Raw names may be stand-ins, `?` for each letter, which would be one class."""
+    classes = ("cat", "猫", "犬")
+    names = {png(10 * c + n): f"train/{classes[c]}/{n}.png" for c in range(3) for n in range(5)}
+    raw = {content: name.encode(encoding, "replace") for content, name in names.items()}
+    stated = {content: unicode_path(raw[content], name) for content, name in names.items()}
+    write_zip(((name, content) for content, name in raw.items()), stated=stated)
+    assert list(prepare(root="archive.zip").class_names) == sorted(classes)
+    output = capsys.readouterr().out
+    assert "encoding" not in output
+    assert "repeats" not in output
+
+
+@pytest.mark.parametrize(
+    "extra", [unicode_path(b"other", "x"), unicode_path(b"train/a.png", "x", 2)]
+)
+def test_a_unicode_path_field_of_another_name_or_version_is_ignored(folder, extra):
+    content = png(1)
+    write_zip([("train/a.png", content)], stated={content: extra + b"\0"})
+    assert [name for name, _ in read_files(Path("archive.zip"))] == ["train/a.png"]
 
 
 def test_names_that_differ_in_case_are_two_images_and_two_classes_told(folder, capsys):

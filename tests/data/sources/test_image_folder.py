@@ -222,7 +222,9 @@ def test_a_split_leaves_each_class_an_image_for_training(folder):
 @pytest.mark.parametrize("suffix", [".png", ""])  # without, an image is known by its first bytes
 @pytest.mark.parametrize("kind", ["tar", "zip"])
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_of_a_name_that_an_archive_repeats_the_last_copy_counts_and_no_other(folder, kind, suffix):
+def test_of_a_name_that_an_archive_repeats_the_last_copy_counts_and_no_other(
+    folder, kind, suffix, capsys
+):
     images = folder / "images"
     write_images(images, per_class=6)
     for file in images.rglob("*.png"):
@@ -241,5 +243,10 @@ def test_of_a_name_that_an_archive_repeats_the_last_copy_counts_and_no_other(fol
         with zipfile.ZipFile("images.zip", "w") as archive:
             for name, file in repeated:
                 archive.write(file, name)
+    assert "repeats" not in capsys.readouterr().out
     found = prepare(root=f"images.{kind}")
+    line = (
+        f"`images.{kind}` repeats 9 names, such as `{files[0][0]}`; of each the last copy is read"
+    )
+    assert line in capsys.readouterr().out
     assert (found.fingerprint, found.mean) == (expected.fingerprint, expected.mean)
