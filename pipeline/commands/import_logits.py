@@ -17,7 +17,8 @@ from pipeline.models.evaluation import check_imported
 from pipeline.runtime.errors import UserError, counted
 from pipeline.runtime.files import atomic_directory, sha256_of_file
 from pipeline.runtime.params import load_section
-from pipeline.store.format.schema import INDEX, StoreIdentity, shard_keys
+from pipeline.runtime.validation import read_model
+from pipeline.store.format.schema import INDEX, StoreIdentity, StoreIndex, shard_keys
 from pipeline.store.format.views_by_split import canaries_of, open_views_by_split
 from pipeline.store.importing.rows import MatchedTable, match
 from pipeline.store.importing.table import read_table
@@ -35,13 +36,7 @@ def import_logits(path: Path, store: Path) -> MatchedTable:
         UserError: the table is not for this dataset; lists every row, class or number that is
             wrong or missing; or the folder holds something else than a store. Nothing is written.
     """
-    found = sorted(store.iterdir()) if store.exists() else []
-    others = [file.name for file in found if file.name != INDEX and file.suffix != ".h5"]
-    if others or (found and not (store / INDEX).is_file()):
-        raise UserError(
-            f"`{store}` holds something else than a store, `{(others or [found[0].name])[0]}`; "
-            "expected a new folder, or a store, which is replaced."
-        )
+    _check_replaceable(store)
     views = load_section(ViewsParams, "views")
     verify_dataset()
     dataset = open_dataset()
@@ -54,6 +49,20 @@ def import_logits(path: Path, store: Path) -> MatchedTable:
         )
     _write(table, dataset.resized(views.image_size), views, store)
     return table
+
+
+def _check_replaceable(store: Path) -> None:
+    """Refuse a file, and a folder that has anything but an index and the shards that it names."""
+    expected = "expected a new folder, or a store, which is replaced"
+    if store.is_file():
+        raise UserError(f"`{store}` is a file; {expected}.")
+    found = sorted(file.name for file in store.iterdir()) if store.exists() else []
+    known = set()
+    if INDEX in found:
+        index = read_model(store / INDEX, StoreIndex, produced_by="dvc pull")
+        known = {INDEX, *(key.file_name for key in index.shards())}
+    if others := [name for name in found if name not in known]:
+        raise UserError(f"`{store}` holds something else than a store, `{others[0]}`; {expected}.")
 
 
 def _write(table: MatchedTable, dataset: Dataset, views: ViewsParams, store: Path) -> None:

@@ -304,6 +304,8 @@ def test_a_folder_of_something_else_is_not_replaced(project):
     with pytest.raises(UserError, match="`models/teacher` holds something else than a store"):
         import_table(path, "models/teacher")
     assert bytes_of(Path("models/teacher")) == before
+    with pytest.raises(UserError, match="`params.yaml` is a file; expected a new folder, or a"):
+        import_table(path, "params.yaml")
 
 
 def test_damaged_images_are_no_measure_of_a_table(project):
@@ -337,14 +339,15 @@ def test_views_of_any_integers_are_numbers_of_views(project, kind):
     assert rows_of(store).tobytes() == logits["train"].astype(np.float16).tobytes()
 
 
-def test_a_folder_with_files_of_ones_own_is_not_replaced(project):
-    arrays = table(made_up_logits())
-    store = Path(import_table(write_npz(arrays)))
-    mine = store / "mine.npz"
-    Path("mine.npz").rename(mine)
+@pytest.mark.parametrize("form", ["npz", "h5"])
+def test_a_folder_with_files_of_ones_own_is_not_replaced(project, form):
+    """The table itself, too, which may have the suffix of a shard."""
+    path = Path(WRITERS[form](table(made_up_logits())))
+    store = Path(import_table(str(path)))
+    mine = path.rename(store / path.name)
     before = bytes_of(store)
-    with pytest.raises(UserError, match=r"something else than a store, `mine.npz`; expected a new"):
+    message = f"something else than a store, `{path}`; expected a new"
+    with pytest.raises(UserError, match=message):
         import_logits.import_logits(mine, store)
     assert bytes_of(store) == before
-    mine.unlink()
-    import_table(write_npz(arrays))
+    import_table(str(mine.rename(path)))
