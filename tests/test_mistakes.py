@@ -351,11 +351,16 @@ MISTAKES |= {
     ),
     "two classes with one name, composed and not": checking(name_two_classes_alike),
     "a torchvision dataset that is partly unpacked": unpack_two_classes_of_imagenette,
+    "unlabelled images in `train/`": checking(lambda: ANT.rename("images/train/unlabeled")),
     "a link to a folder": checking(link_to_a_folder),
     "a link to nothing": checking(lambda: (ANT / "x.png").symlink_to("nowhere")),
     "a pipe": checking(partial(os.mkfifo, ANT / "x.png")),
     "a name that is not UTF-8": checking(
         Path(os.fsdecode(b"images/train/ant/\xff.png")).touch,
+    ),
+    "a class without a test image": lambda: (
+        shutil.copytree("images/train", "images/test", ignore=lambda *_: ["ant"])
+        and capture(prepare_anew)
     ),
     "classes that differ in case": lambda: ANT.rename("images/train/Bee") and capture(prepare_anew),
 }

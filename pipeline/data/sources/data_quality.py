@@ -1,15 +1,24 @@
-"""Warnings about the dataset: unlabelled images, class imbalance, duplicate images."""
+"""Warnings about the dataset: unlabelled images, class imbalance, classes that a split
+lacks, duplicate images."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from pipeline.data.sources.splits import TRAIN, UNLABELLED, ImageSource, SampleTable
+from pipeline.data.prepared.dataset import SPLITS
+from pipeline.data.sources.splits import (
+    TEST,
+    TRAIN,
+    UNLABELLED,
+    VALIDATION,
+    ImageSource,
+    SampleTable,
+)
 from pipeline.runtime.errors import counted
 
 _LARGEST_RATIO = 1.5  # of class sizes, before a warning
-_SHOWN = 5  # pairs of duplicates
+_SHOWN = 5  # classes, or pairs of duplicates
 
 
 def find_duplicates(samples: SampleTable, digests: np.ndarray) -> dict[str, Any]:
@@ -70,6 +79,14 @@ def findings(source: ImageSource, duplicates: Mapping[str, Any]) -> Iterator[str
             f"`{source.class_names[smallest]}`, {counts[largest]:,} of "
             f"`{source.class_names[largest]}`, {ratio:.1f} times as many"
         )
+    for split in (VALIDATION, TEST):
+        counts = np.bincount(samples.labels[samples.splits == split], minlength=len(counts))
+        if missing := [source.class_names[label] for label in np.flatnonzero(counts == 0)]:
+            shown = ", ".join(f"`{name}`" for name in missing[:_SHOWN])
+            yield (
+                f"warning: no {SPLITS[split]} image of {counted(len(missing), 'class')}, such as "
+                f"{shown}: {SPLITS[split]} accuracy does not measure this"
+            )
     held_out = np.count_nonzero(samples.splits != TRAIN)
     problems = {
         "across_splits": (

@@ -136,7 +136,8 @@ def _problem_of_parts(
     parts: Mapping[str, str],
     class_names: Sequence[str],
 ) -> str:
-    """Describe training images without class folders, or an unknown split; empty if all is well."""
+    """Describe training images without class folders, unlabelled ones as a class, or an unknown
+    split; empty if all is well."""
     train = f"{parts.get('train')}/"
     if not class_names and train in inside:
         return (
@@ -147,6 +148,11 @@ def _problem_of_parts(
         return (
             f"no `train/<class>/<image>`; found {quoted(sorted(below))}. Put the class folders of "
             "the training images into `train/`."
+        )
+    if unlabelled := next((name for name in class_names if part_of(name) == _UNLABELLED), None):
+        return (
+            f"`{train}{unlabelled}/`, which would be a class; expected unlabelled images in a "
+            f"folder beside `{train}`. Move it there, or rename it."
         )
     known = {name.casefold() for name in class_names}
     for top in sorted(below.keys() - parts.values()):

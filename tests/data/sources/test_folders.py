@@ -143,6 +143,14 @@ def test_folders_in_class_folders_belong_to_the_class(folder):
     assert "train/ant/2024/may/x.png" in ids()
 
 
+@pytest.mark.parametrize("name", ["unlabeled", "Unlabelled_images"])
+def test_unlabelled_images_in_train_are_no_class(folder, name):
+    write_images(folder / "images", per_class=3)
+    touch(f"train/{name}/x.png")
+    with pytest.raises(UserError, match=f"has `train/{name}/`, which would be a class; expected "):
+        ids()
+
+
 @pytest.mark.parametrize(
     ("moves", "problem"),
     [

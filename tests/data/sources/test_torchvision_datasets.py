@@ -344,6 +344,16 @@ def test_only_imbalanced_classes_and_ignored_files_are_reported(folder, capsys):
     assert "prepare: ignored images of `images`: 1 outside `train/<class>/`" in output
 
 
+def test_classes_without_validation_or_test_images_are_reported(folder, capsys):
+    write_images(folder / "images", per_class=8)
+    write_images(folder / "images", per_class=2, split="test")
+    shutil.rmtree(folder / "images/test/bee")
+    prepare()
+    output = capsys.readouterr().out
+    assert "warning: no test image of 1 class, such as `bee`: test accuracy does" in output
+    assert "no validation image" not in output
+
+
 def test_duplicates_across_splits_and_contradicting_labels_are_reported_and_kept(folder, capsys):
     images = folder / "images"
     write_images(images, per_class=6)
