@@ -295,6 +295,13 @@ def link_to_a_folder() -> None:
     ANT.symlink_to(Path("elsewhere").absolute())
 
 
+def wrap_classes() -> None:
+    for outer, name in (("animals", "ant"), ("animals", "bee"), ("pets", "cat")):
+        Path("images/train", outer).mkdir(exist_ok=True)
+        Path("images/train", name).rename(Path("images/train", outer, name))
+    prepare_anew()
+
+
 def unpack_two_classes_of_imagenette() -> None:
     for wnid in ("n01440764", "n02102040"):
         for split in ("train", "val"):
@@ -362,6 +369,7 @@ MISTAKES |= {
         shutil.copytree("images/train", "images/test", ignore=lambda *_: ["ant"])
         and capture(prepare_anew)
     ),
+    "classes within outer folders": lambda: capture(wrap_classes),
     "classes that differ in case": lambda: ANT.rename("images/train/Bee") and capture(prepare_anew),
 }
 

@@ -99,6 +99,13 @@ def _notes(
     elif folders:
         read = (f"`{folder}/` as `{part}/`" for part, folder in layout.parts.items())
         yield f"the splits of `{root}`: {', '.join(read)}"
+    inner = layout.inner_folders()
+    if several := next((name for name in inner if len(inner[name]) > 1), None):
+        yield (
+            f"no class folder of `{root}` has an image itself: the classes are the outer folders, "
+            f"such as `{several}`, with {quoted(inner[several][:2])} in it. If the inner folders "
+            "are your classes, move them up"
+        )
     if listing.left_out:
         yield (f"left out of `{root}`, as no images: {describe_left_out(listing.left_out)}")
     if repeated := {name for name in listing.files if listing.copies[name] > 1}:

@@ -41,6 +41,18 @@ class Layout:
     parts: Mapping[str, str]  # train, val, test or unlabeled -> its folder; empty: there are none
     class_names: list[str]  # of train, ascending
 
+    def inner_folders(self) -> dict[str, list[str]]:
+        """The folders with images within each class folder of train, ascending; empty if one of
+        the class folders has images itself: then the class folders are the classes."""
+        depth = 2 if self.parts else 1  # of a class folder
+        inner: dict[str, set[str]] = {}
+        for folder, place in self.places.items():
+            if place.split == TRAIN and place.class_name:
+                inner.setdefault(place.class_name, set()).add(folder.split("/")[depth])
+        if any("" in folders for folders in inner.values()):
+            return {}
+        return {name: sorted(folders) for name, folders in sorted(inner.items())}
+
 
 def part_of(folder: str) -> str | None:
     """Return `train`, `val`, `test` or `unlabeled` for a folder's name, or None."""

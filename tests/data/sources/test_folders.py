@@ -137,10 +137,24 @@ def test_pictures_of_trains_are_a_class(folder):
     assert ids()[-1] == "train/train/002.png"
 
 
-def test_folders_in_class_folders_belong_to_the_class(folder):
+def test_folders_in_class_folders_belong_to_the_class(folder, capsys):
     write_images(folder / "images", per_class=3)
     touch("train/ant/2024/may/x.png")
+    touch("train/ant/2025/may/x.png")
     assert "train/ant/2024/may/x.png" in ids()
+    assert "outer folders" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("train", ["train/", ""])
+def test_classes_within_classes_get_a_line(folder, capsys, train):
+    for name in ("animals/cat", "animals/dog", "plants/oak", "cars/bus"):
+        touch(*(f"{train}{name}/{number}.png" for number in range(3)))
+    assert len(ids()) == 12
+    line = "outer folders, such as `animals`, with `cat`, `dog` in it. If the inner folders"
+    assert line in capsys.readouterr().out
+    shutil.rmtree(f"images/{train}animals/dog")
+    ids()
+    assert "outer folders" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["unlabeled", "Unlabelled_images"])
