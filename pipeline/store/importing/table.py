@@ -132,10 +132,14 @@ def _array(value: Any) -> np.ndarray:
 
 def _h5(path: Path) -> dict[str, np.ndarray]:
     with h5py.File(path, "r") as file:
-        return {
-            name: (array.asstr()[()].astype(str) if array.dtype.kind in "OS" else array[()])
-            for name, array in file.items()
-        }
+        return {name: _h5_array(item) for name, item in file.items()}
+
+
+def _h5_array(item: h5py.Dataset | h5py.Group) -> np.ndarray:
+    if isinstance(item, h5py.Group) or item.shape is None:
+        kind = "a group" if isinstance(item, h5py.Group) else "empty"
+        raise ValueError(f"`{item.name}` is {kind}; expected arrays alone")
+    return np.array(item.asstr()[()], str) if item.dtype.kind in "OS" else np.array(item[()])
 
 
 _READERS = {
@@ -161,13 +165,16 @@ def _check(path: Path, arrays: dict[str, np.ndarray]) -> None:
             "`class_names`, and `splits` and `views` where they are needed; or `logits` alone, in "
             "the order of data/prepared."
         )
-    for name, array in arrays.items():
+    shape = arrays["logits"].shape
+    rows, columns = shape if len(shape) == 2 else (None, None)
+    for name in ("logits", *arrays):
+        array = arrays[name]
         kinds, dimensions, _ = _ARRAYS[name]
-        length = arrays["logits"].shape[-1] if name == "class_names" else len(arrays["logits"])
+        length = columns if name == "class_names" else rows
         if array.dtype.kind not in kinds or array.ndim != dimensions or len(array) != length:
             raise UserError(
                 f"`{path}` has {name} {array.dtype} {list(array.shape)} and logits "
-                f"{list(arrays['logits'].shape)}; expected ids [rows] of text, logits [rows, "
+                f"{list(shape)}; expected ids [rows] of text, logits [rows, "
                 "classes] of numbers, class_names [classes] of text, splits [rows] of text, views "
                 "[rows] of integers."
             )

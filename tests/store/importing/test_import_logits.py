@@ -5,13 +5,22 @@ import pickle
 from pathlib import Path
 from textwrap import dedent
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import bytes_of, take_as_prepared
 from import_closure import ROOT
-from logit_tables import WRITERS, import_table, made_up_logits, table, write_npz, write_text
+from logit_tables import (
+    WRITERS,
+    import_table,
+    made_up_logits,
+    table,
+    write_h5,
+    write_npz,
+    write_text,
+)
 
 from pipeline.commands import import_logits
 from pipeline.data.prepared.dataset import open_dataset
@@ -202,6 +211,14 @@ REFUSED = {
         lambda a: a | {"logits": a["logits"][:, :2]},
         r"has class_names <U\d+ \[3\] and logits \[132, 2\]; expected",
     ),
+    "one number": (
+        lambda a: a | {"logits": np.float32(1)},
+        r"has logits float32 \[\] and logits \[\]; expected ids \[rows\] of text",
+    ),
+    "one column": (
+        lambda a: a | {"logits": a["logits"][:, 0]},
+        r"has logits float32 \[132\] and logits \[132\]; expected ids \[rows\] of text",
+    ),
     "pickled ids": (
         lambda a: a | {"ids": a["ids"].astype(object)},
         "holds pickled objects, which could run code, and was not loaded. Save names and ids",
@@ -289,6 +306,26 @@ def test_a_damaged_npz_is_refused(project):
     path.write_bytes(content)
     with pytest.raises(UserError, match="`mine.npz` cannot be read .*Bad CRC-32"):
         import_table("mine.npz")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("group", None, "cannot be read .`/group` is a group; expected arrays alone"),
+        ("logits", h5py.Empty("f"), "cannot be read .`/logits` is empty; expected arrays alone"),
+        ("ids", "a text", r"has ids <U6 \[\] and logits \[132, 3\]; expected ids \[rows\]"),
+    ],
+)
+def test_what_hdf5_has_beside_arrays_is_refused(project, name, content, message):
+    path = write_h5(table(made_up_logits()))
+    with h5py.File(path, "a") as file:
+        if content is None:
+            file.create_group(name)
+        else:
+            del file[name]
+            file[name] = content
+    with pytest.raises(UserError, match=f"`mine.h5` {message}"):
+        import_table(path)
 
 
 @pytest.mark.parametrize("path", ["mine.docx", "absent.npz"])
