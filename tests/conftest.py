@@ -3,6 +3,7 @@
 import functools
 import importlib
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -147,6 +148,18 @@ def run_module(module: str, *arguments: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [module, *arguments])
         importlib.import_module(module).main()
+
+
+@contextmanager
+def memory_left(size: int) -> Iterator[None]:
+    """Let this process allocate so many bytes more, and no others."""
+    pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def opened() -> Store:

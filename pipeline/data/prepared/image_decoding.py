@@ -27,9 +27,10 @@ from pipeline.data.prepared.image_metadata import ANIMATED, find_orientation, st
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
 #: What Pillow raises for a file that is not an image, or damaged: its decoders share no class.
+#: A MemoryError is not among them: it says nothing about the file.
 UNREADABLE = (
     *(OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, struct.error),
-    *(LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, MemoryError),
+    *(LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError),
 )
 
 #: Most pixels of an image, 13,377 x 13,377. Pillow refuses more by the header, before it decodes,

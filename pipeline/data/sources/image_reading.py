@@ -22,7 +22,6 @@ from pipeline.data.sources.params import DatasetParams
 from pipeline.runtime.errors import UserError, counted
 
 DIGEST_BYTES = 16  # of a SHA-256: enough to tell any two contents of a dataset apart
-NEVER_SKIPPED = (BitDepthError, MemoryError)  # of UNREADABLE: these say nothing about the image
 LISTED = 20  # names in a message, at most
 _LONGEST_SIDE = 65_500  # pixels, of a JPEG
 
@@ -65,8 +64,8 @@ def decode_all(
 ) -> Iterator[DecodedImage | UnreadableImage]:
     """Yield the image of each item, in order, read by threads.
 
-    With `unreadable: skip`, an item that is not an image is yielded as unreadable, but for
-    NEVER_SKIPPED: if an image does not fit `bit_depth`, the parameter is wrong.
+    With `unreadable: skip`, an item that is not an image is yielded as unreadable. One that does
+    not fit `bit_depth` is not: the parameter is wrong.
 
     Args:
         items: a sample's number, and what `open_item` opens.
@@ -77,6 +76,7 @@ def decode_all(
 
     Raises:
         UserError: after the last item: lists those that cannot be read.
+        MemoryError: there is too little for an image, which it names.
     """
 
     def read(item: tuple[int, Item]) -> DecodedImage | UnreadableImage | str:
@@ -91,8 +91,10 @@ def decode_all(
             encoded = encode(image, content or b"", params, params.channels)
             facts = image.info.get(LARGEST), MORE_PAGES in image.info
             return DecodedImage(number, digest, pixels, encoded, min(image.size), *facts)
+        except MemoryError:
+            raise MemoryError(f"for `{ids[number]}`") from None
         except UNREADABLE as error:
-            if params.unreadable == "skip" and not isinstance(error, NEVER_SKIPPED):
+            if params.unreadable == "skip" and not isinstance(error, BitDepthError):
                 return UnreadableImage(number, str(error))
             return f"{ids[number]}: {error}"
 

@@ -52,8 +52,6 @@ def torchvision_set(params: DatasetParams) -> ImageSource:
         part, index = places[sample]
         try:
             image, label = part[index]
-        except MemoryError:
-            raise
         except UNREADABLE as error:
             raise ValueError(f"{_file_of(part, index)}: {error}") from None
         expected = samples.labels[sample]

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from pipeline.data.prepared.dataset import Dataset
-from pipeline.runtime.errors import UserError, first_line
+from pipeline.runtime.errors import UserError, first_line, is_out_of_memory
 
 _SHOWN = 3  # examples in a message
 
@@ -45,6 +45,8 @@ def read_table(path: Path, dataset: Dataset) -> Table:
     except UserError:
         raise
     except Exception as error:  # of pandas, NumPy, zipfile, zlib, torch or HDF5
+        if is_out_of_memory(error):
+            raise
         if "allow_pickle" in str(error) or "weights_only" in str(error):
             raise UserError(
                 f"`{path}` holds pickled objects, which could run code, and was not loaded. Save "

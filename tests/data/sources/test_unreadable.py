@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import prepare, write_images
+from conftest import memory_left, prepare, write_images
 from image_files import saved
+from PIL import Image
 
 from pipeline.data.prepared.dataset import EncodedSplit, open_dataset, verify_dataset
+from pipeline.data.sources import image_reading
 from pipeline.runtime.errors import UserError
 
 BROKEN = ("train/ant/003.png", "train/bee/005.png", "train/cat/000.png")
@@ -88,6 +90,16 @@ def test_a_split_whose_images_are_all_unreadable_is_refused(folder):
         path.write_text("no image")
     with pytest.raises(UserError, match="none of the images of validation can be read"):
         prepare(unreadable="skip")
+
+
+@pytest.mark.parametrize("unreadable", ["refuse", "skip"])
+def test_too_little_memory_is_not_an_unreadable_image(folder, monkeypatch, unreadable):
+    monkeypatch.setattr(image_reading, "available_cores", lambda: 2)  # threads take memory, too
+    write_images(folder / "images", per_class=6)
+    Image.new("L", (9_000, 9_000)).save(folder / "images/train/bee/large.png")
+    message = "for `train/bee/large.png`"
+    with memory_left(200 * 2**20), pytest.raises(MemoryError, match=message):
+        prepare(unreadable=unreadable)
 
 
 def test_the_mean_is_that_of_the_images_that_are_left(folder):

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import bytes_of, take_as_prepared
+from conftest import bytes_of, memory_left, take_as_prepared
 from import_closure import ROOT
 from logit_tables import (
     WRITERS,
@@ -326,6 +326,12 @@ def test_what_hdf5_has_beside_arrays_is_refused(project, name, content, message)
             file[name] = content
     with pytest.raises(UserError, match=f"`mine.h5` {message}"):
         import_table(path)
+
+
+def test_too_little_memory_is_no_fault_of_a_table(project):
+    np.lib.format.open_memmap("mine.npy", "w+", np.float32, (60, 2**21))
+    with memory_left(64 * 2**20), pytest.raises(MemoryError):
+        import_table("mine.npy")
 
 
 @pytest.mark.parametrize("path", ["mine.docx", "absent.npz"])
