@@ -79,7 +79,7 @@ def decode_all(
         MemoryError: there is too little for an image, which it names.
     """
 
-    def read(item: tuple[int, Item]) -> DecodedImage | UnreadableImage | str:
+    def read(item: tuple[int, Item]) -> DecodedImage | UnreadableImage | tuple[str, bool]:
         number = item[0]
         try:
             image, content = open_item(*item)
@@ -94,21 +94,24 @@ def decode_all(
         except MemoryError:
             raise MemoryError(f"for `{ids[number]}`") from None
         except UNREADABLE as error:
-            if params.unreadable == "skip" and not isinstance(error, BitDepthError):
+            may_skip = not isinstance(error, BitDepthError)
+            if params.unreadable == "skip" and may_skip:
                 return UnreadableImage(number, str(error))
-            return f"{ids[number]}: {error}"
+            return f"{ids[number]}: {error}", may_skip
 
-    broken = []
+    broken, advice = [], "correct `dataset.bit_depth`"
     for result in map_in_threads(read, items):
-        if isinstance(result, str):
-            broken.append(result)
-        else:
+        if not isinstance(result, tuple):
             yield result
+            continue
+        line, may_skip = result
+        broken.append(line)
+        if may_skip:
+            advice = "fix or remove (`dataset.unreadable: skip` leaves such files out)"
     if broken:
         raise UserError(
             f"{counted(len(broken), 'file')} of `{params.root}` (`dataset.root`) cannot be read as "
-            "images; fix or remove (`dataset.unreadable: skip` leaves such files out):\n  "
-            + "\n  ".join(broken[:LISTED])
+            f"images; {advice}:\n  " + "\n  ".join(broken[:LISTED])
         )
 
 

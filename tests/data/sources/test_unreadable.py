@@ -11,6 +11,7 @@ from image_files import saved
 from PIL import Image
 
 from pipeline.data.prepared.dataset import EncodedSplit, open_dataset, verify_dataset
+from pipeline.data.prepared.image_decoding import UNREADABLE
 from pipeline.data.sources import image_reading
 from pipeline.runtime.errors import UserError
 
@@ -100,6 +101,20 @@ def test_too_little_memory_is_not_an_unreadable_image(folder, monkeypatch, unrea
     message = "for `train/bee/large.png`"
     with memory_left(200 * 2**20), pytest.raises(MemoryError, match=message):
         prepare(unreadable=unreadable)
+
+
+def test_no_command_takes_too_little_memory_for_a_damaged_image():
+    assert not issubclass(MemoryError, UNREADABLE)
+
+
+@pytest.mark.parametrize("unreadable", ["refuse", "skip"])
+def test_only_bit_depth_is_to_be_corrected_if_images_do_not_fit_it(folder, unreadable):
+    write_images(folder / "images", per_class=6)
+    deep = Image.fromarray(np.full((16, 16), 4080, np.uint16))
+    deep.save(folder / "images/train/ant/000.png")
+    advice = "1 file of `images` .* as images; correct `dataset.bit_depth`:\n  train/ant/000.png"
+    with pytest.raises(UserError, match=advice):
+        prepare(unreadable=unreadable, bit_depth=10)
 
 
 def test_the_mean_is_that_of_the_images_that_are_left(folder):
