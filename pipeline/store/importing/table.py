@@ -16,6 +16,7 @@ from pipeline.data.prepared.dataset import Dataset
 from pipeline.runtime.errors import UserError, first_line, is_out_of_memory
 
 _SHOWN = 3  # examples in a message
+_COLUMNS = ("id", "split", "view")  # of a text, beside those of classes
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,12 @@ def read_table(path: Path, dataset: Dataset) -> Table:
         raise UserError(
             f"`{path}` is no table of logits; expected a file ({', '.join(_READERS)}), as "
             "docs/teachers.md defines it."
+        )
+    taken = [name for name in dataset.class_names if name in _COLUMNS]
+    if taken and _READERS[path.suffix] is _text:
+        raise UserError(
+            f"`{path}` is a text, in which the column `{taken[0]}` cannot be a class, but a class "
+            "folder has that name. Save the table as .npz."
         )
     try:
         arrays = _READERS[path.suffix](path)
@@ -74,22 +81,25 @@ def some(items: Sequence[Any], total: int | None = None) -> str:
 
 
 def _text(path: Path) -> dict[str, np.ndarray]:
-    """Read a text. Its delimiter is the comma, semicolon or tab that is most frequent in the first
-    line. With semicolons or tabs, a comma in the second line is a decimal comma."""
+    """Read a text. Its delimiter is the comma, semicolon or tab that makes one field of the first
+    line `id`, because names of classes may have the others. With semicolons or tabs, a comma in a
+    number of the second line is a decimal comma."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         first, second = file.readline(), file.readline()
-    delimiter = max(",;\t", key=first.count)
-    names = next(csv.reader([first], delimiter=delimiter), [])
+    delimiter = max(",;\t", key=lambda d: (_fields(first, d).count("id") == 1, first.count(d)))
+    names = _fields(first, delimiter)
     if names.count("id") != 1 or len(set(names)) < len(names):
         raise UserError(
             f"`{path}` has the columns {some(names)}; expected each once: `id`, one for each "
             "class, and `split` and `view` where they are needed."
         )
-    classes = [name for name in names if name not in ("id", "split", "view")]
+    classes = [name for name in names if name not in _COLUMNS]
+    row = zip(names, _fields(second, delimiter), strict=False)
+    has_commas = any("," in field for name, field in row if name in classes)
     frame = pd.read_csv(
         path,
         sep=delimiter,
-        decimal="," if delimiter != "," and "," in second else ".",
+        decimal="," if delimiter != "," and has_commas else ".",
         encoding="utf-8-sig",
         names=names,
         header=0,
@@ -107,6 +117,10 @@ def _text(path: Path) -> dict[str, np.ndarray]:
     if "view" in names:
         arrays["views"] = frame["view"].fillna(-1).to_numpy(np.int64)
     return arrays
+
+
+def _fields(line: str, delimiter: str) -> list[str]:
+    return next(csv.reader([line], delimiter=delimiter), [])
 
 
 def _npz(path: Path) -> dict[str, np.ndarray]:

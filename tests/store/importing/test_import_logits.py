@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import bytes_of, memory_left, take_as_prepared
+from conftest import bytes_of, memory_left, prepare, take_as_prepared, write_images
 from import_closure import ROOT
 from logit_tables import (
     WRITERS,
@@ -26,6 +26,7 @@ from pipeline.commands import import_logits
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
+from pipeline.store.importing.table import read_table
 from pipeline.store.reading.index import read_index
 from pipeline.store.reading.store import open_shards
 from pipeline.store.reading.verification import differences
@@ -254,6 +255,37 @@ def test_a_text_that_is_no_table_is_refused(project, change, message):
     with pytest.raises(UserError, match=message) as refusal:
         import_table("mine.csv")
     assert str(refusal.value).startswith("`mine.csv`")
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_ids_and_classes_of_a_text_may_have_delimiters_in_them(folder, delimiter):
+    names = ["ant, black; red", "bee, honey, wild", "cat"]
+    write_images(Path("images"), per_class=5)
+    for old, new in zip(("ant", "bee", "cat"), names, strict=True):
+        Path("images/train", old).rename(Path("images/train", new))
+    dataset = prepare()
+    logits = made_up_logits()
+    write_text("mine.csv", table(logits, by_view=False), sep=delimiter)
+    read = read_table(Path("mine.csv"), dataset)
+    assert sorted(read.class_names) == names
+    expected = table(logits, by_view=False)
+    assert read.ids.tolist() == expected["ids"].tolist()
+    np.testing.assert_allclose(read.logits, expected["logits"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["id", "split", "view"])
+def test_a_class_with_the_name_of_a_column_cannot_be_in_a_text(folder, name):
+    write_images(Path("images"), per_class=5)
+    Path("images/train/bee").rename(f"images/train/{name}")
+    dataset = prepare()
+    arrays = table(made_up_logits(), by_view=False)
+    Path("mine.csv").touch()
+    message = (
+        f"`mine.csv` is a text, in which the column `{name}` cannot be .* Save the table as .npz"
+    )
+    with pytest.raises(UserError, match=message):
+        read_table(Path("mine.csv"), dataset)
+    assert sorted(read_table(Path(write_npz(arrays)), dataset).class_names) == ["ant", "cat", name]
 
 
 def test_views_of_a_text_are_numbers_or_for_validation_and_test_nothing(project):
