@@ -1,9 +1,10 @@
 """Errors that the user can fix, and the words of messages: suggestions, numbers of things."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TypeVar
+from unicodedata import normalize
 
 Value = TypeVar("Value")
 
@@ -63,6 +64,19 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
     """Return `; did you mean X?` with the nearest known names, or an empty text."""
     nearest = get_close_matches(name, known, n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(f'`{n}`' for n in nearest)}?" if nearest else ""
+
+
+def look_alike(names: Iterable[str], others: Iterable[str]) -> str:
+    """Return `; 'a' and 'b' look the same...` for the first two names that differ in nothing but
+    composed characters, or an empty text."""
+    composed = {normalize("NFC", name): name for name in others}
+    for name in names:
+        if (other := composed.get(normalize("NFC", name), name)) != name:
+            return (
+                f"; {str(name)!a} and {str(other)!a} look the same: one uses composed characters, "
+                "the other does not"
+            )
+    return ""
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:

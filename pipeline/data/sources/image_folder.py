@@ -17,7 +17,7 @@ from pipeline.data.sources.layout import Layout, find_layout, quoted
 from pipeline.data.sources.listing import Listing, describe_left_out, list_images
 from pipeline.data.sources.params import DatasetParams
 from pipeline.data.sources.splits import UNLABELLED, ImageSource, SampleTable, split_off
-from pipeline.runtime.errors import UserError, counted
+from pipeline.runtime.errors import UserError, counted, look_alike
 
 
 def image_folder(params: DatasetParams) -> ImageSource:
@@ -83,7 +83,10 @@ def _check_classes(layout: Layout) -> None:
         )
     found = {place.class_name for place in layout.places.values()}
     if untrained := sorted(found - {*names} - {""}):
-        raise UserError(f"classes in `val/` or `test/` that `train/` lacks: {quoted(untrained)}.")
+        raise UserError(
+            f"classes in `val/` or `test/` that `train/` lacks: {quoted(untrained)}"
+            f"{look_alike(untrained, names)}."
+        )
 
 
 def _notes(

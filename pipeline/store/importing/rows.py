@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.data.prepared.dataset import SPLITS, Dataset
-from pipeline.runtime.errors import UserError, counted, did_you_mean
+from pipeline.runtime.errors import UserError, counted, did_you_mean, look_alike
 from pipeline.store.importing.table import Table, some
 
 
@@ -53,7 +53,9 @@ def match(table: Table, dataset: Dataset) -> MatchedTable:
     surplus = counted(len(unknown), "row is", "rows are")
     surplus += f" of no image of data/prepared: {some(table.ids[unknown])}"
     if problems:
-        problems += [surplus] if len(unknown) else []
+        known = (sample_id for split in dataset.splits.values() for sample_id in split.sample_ids)
+        alike = look_alike(known, table.ids[unknown])
+        problems += [surplus + alike] if len(unknown) else []
         raise UserError(
             "\n  ".join([f"`{table.path}` has not one row for every image:", *problems])
             + "\nThe ids are those of data/prepared/train_ids.json, and of the other splits'."
@@ -73,9 +75,11 @@ def _columns_of_classes(table: Table, expected: Sequence[str]) -> np.ndarray:
     """[C] the column of each class, by name."""
     number = {name: column for column, name in enumerate(table.class_names)}
     missing = [name for name in expected if name not in number]
-    unknown = [name for name in number if name not in set(expected)]
+    known = set(expected)
+    unknown = [name for name in number if name not in known]
     if missing or unknown or len(number) < len(table.class_names):
-        advice = did_you_mean(missing[0], unknown) if missing else ""
+        advice = look_alike(missing, unknown)
+        advice = advice or (did_you_mean(missing[0], unknown) if missing else "")
         raise UserError(
             f"`{table.path}` has logits for {len(table.class_names)} classes: {len(missing)} of "
             f"the {len(expected)} class folders are not among them"

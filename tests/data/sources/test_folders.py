@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -155,6 +156,15 @@ def test_classes_within_classes_get_a_line(folder, capsys, train):
     shutil.rmtree(f"images/{train}animals/dog")
     ids()
     assert "outer folders" not in capsys.readouterr().out
+
+
+def test_a_class_of_test_that_only_looks_like_one_of_train_is_refused_with_the_difference(folder):
+    for name in ("train/caf\u00e9", "train/dog", "test/cafe\u0301", "test/dog"):
+        touch(*(f"{name}/{number}.png" for number in range(3)))
+    message = r"`train/` lacks: `café`; 'cafe\u0301' and 'caf\xe9' look the same: one uses composed"
+    with pytest.raises(UserError) as refusal:
+        ids()
+    assert message in normalize("NFC", str(refusal.value))
 
 
 @pytest.mark.parametrize("name", ["unlabeled", "Unlabelled_images"])

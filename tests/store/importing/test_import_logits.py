@@ -4,6 +4,7 @@ import json
 import pickle
 from pathlib import Path
 from textwrap import dedent
+from unicodedata import normalize
 
 import h5py
 import numpy as np
@@ -26,6 +27,7 @@ from pipeline.commands import import_logits
 from pipeline.data.prepared.dataset import open_dataset
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
+from pipeline.store.importing.rows import match
 from pipeline.store.importing.table import read_table
 from pipeline.store.reading.index import read_index
 from pipeline.store.reading.store import open_shards
@@ -299,6 +301,21 @@ def test_views_of_a_text_are_numbers_or_for_validation_and_test_nothing(project)
     frame.to_csv("mine.csv", index=False)
     with pytest.raises(UserError, match="`mine.csv` cannot be read \\(cannot safely cast"):
         import_table("mine.csv")
+
+
+def test_names_that_look_the_same_are_refused_with_the_difference(folder):
+    write_images(Path("images"), per_class=5)
+    Path("images/train/ant").rename("images/train/caf\u00e9")
+    dataset = prepare()
+    arrays = table(made_up_logits(), by_view=False)
+    for name, looks in (
+        ("class_names", r"; 'caf\\xe9' and 'cafe\\u0301' look the same: one uses composed"),
+        ("ids", r"; 'train/caf\\xe9/(\d+).png' and 'train/cafe\\u0301/\1.png' look the same"),
+    ):
+        decomposed = np.array([normalize("NFD", text) for text in arrays[name]])
+        path = Path(write_npz(arrays | {name: decomposed}))
+        with pytest.raises(UserError, match=looks):
+            match(read_table(path, dataset), dataset)
 
 
 def test_an_id_in_two_splits_needs_the_split(project):
