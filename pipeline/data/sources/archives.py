@@ -24,6 +24,7 @@ _HEADER_TYPES = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
 )
+_VOLUME_LABEL, _DUMPED_FOLDER = b"V", b"D"  # types of GNU tar: the latter of incremental archives
 _CHUNK_BYTES = 2**20
 _UTF_8 = 0x800  # flag of a member of a zip: its name is UTF-8
 _UNICODE_PATH = 0x7075  # extra field of a member of a zip: its name in UTF-8, beside the raw name
@@ -213,8 +214,11 @@ def _walk_tar(root: Path, wanted: Callable[[str], bool], size: int) -> Entries:
             archive.members.clear()  # tarfile would keep a kilobyte of each
             if member.size < 0:  # tarfile would seek the next member before this one
                 raise tarfile.ReadError(f"`{member.name}` has {member.size} bytes")
+            if member.type == _VOLUME_LABEL:
+                continue
+            is_folder = member.isdir() or member.type == _DUMPED_FOLDER
             name, is_system = _normalized(
-                member.name + ("/" if member.isdir() else ""), "/" not in member.name
+                member.name + ("/" if is_folder else ""), "/" not in member.name
             )
             if is_system or not name:
                 if name:
@@ -222,10 +226,10 @@ def _walk_tar(root: Path, wanted: Callable[[str], bool], size: int) -> Entries:
                 continue
             if member.issym() or member.islnk():
                 raise UserError(f"`{name}`, {_LINK}")
-            if not (member.isdir() or member.isreg()):
+            if not (is_folder or member.isreg()):
                 raise UserError(f"`{name}`, {_NOT_A_FILE}")
             _check_size(name, member.size)
-            is_wanted = not member.isdir() and wanted(name)
+            is_wanted = not is_folder and wanted(name)
             yield name, archive.extractfile(member).read(size) if is_wanted else None
         # To the end, so that the compression's checksum, if any, is verified.
         while rest := archive.fileobj.read(_CHUNK_BYTES):

@@ -4,6 +4,7 @@ import io
 import os
 import shutil
 import struct
+import subprocess
 import tarfile
 import zipfile
 import zlib
@@ -403,6 +404,17 @@ def test_backslashes_separate_folders_in_a_tar_too(folder):
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     assert ids("archive.tar")[0] == "train/ant/0.png"
+
+
+def test_labels_and_incremental_archives_of_gnu_tar_are_read(folder):
+    write_images(folder / "images", per_class=3)
+    expected = ids()
+    shutil.copytree("images", "wrapped/pets")
+    options = ["--label=pets", "--listed-incremental=snapshot"]
+    subprocess.run(["tar", *options, "-cf", "archive.tar", "-C", "wrapped", "pets"], check=True)
+    with tarfile.open("archive.tar") as archive:
+        assert {member.type for member in archive} == {b"V", b"D", b"0"}
+    assert ids("archive.tar") == expected
 
 
 @pytest.mark.parametrize(
