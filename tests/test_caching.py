@@ -77,7 +77,8 @@ def test_parallel_stages_give_the_lock_and_the_bytes_of_sequential_ones(clone, f
     forgotten = {*TRAININGS, "compare"}
     others = {stage: entry for stage, entry in lock.items() if stage not in forgotten}
     (clone.root / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": others}))
-    shutil.rmtree(clone.root / ".dvc/cache/runs")
+    runs = clone.root / ".dvc/cache/runs"
+    kept = runs.rename(clone.root / ".dvc/runs_of_before")
     result = clone.make_repro(jobs=2, forked=forked)
     assert result.returncode == 0, result.stdout + result.stderr
     assert stages_run(result.stdout) == forgotten
@@ -87,6 +88,7 @@ def test_parallel_stages_give_the_lock_and_the_bytes_of_sequential_ones(clone, f
     assert clone.lock()["stages"] == lock
     assert clone.outputs() == outputs
     assert clone.invalidated() == set()
+    shutil.copytree(kept, runs, dirs_exist_ok=True)
 
 
 def append(path: str, text: str) -> Callable[[Clone], None]:
