@@ -59,7 +59,11 @@ def _check_replaceable(store: Path) -> None:
     found = sorted(file.name for file in store.iterdir()) if store.exists() else []
     known = set()
     if INDEX in found:
-        index = read_model(store / INDEX, StoreIndex, produced_by="dvc pull")
+        try:
+            index = read_model(store / INDEX, StoreIndex, produced_by="-")
+        except UserError as error:
+            problem = str(error).splitlines()[0]
+            raise UserError(f"{problem} Remove `{store}`, or name a new folder.") from None
         known = {INDEX, *(key.file_name for key in index.shards())}
     if others := [name for name in found if name not in known]:
         raise UserError(f"`{store}` holds something else than a store, `{others[0]}`; {expected}.")

@@ -11,6 +11,7 @@ from pipeline.export.running.file_images import evenly_spread
 from pipeline.export.to_onnx import NotExportable
 from pipeline.models.evaluation import open_clean_views, predict
 from pipeline.models.spec import InputSpec
+from pipeline.runtime.errors import is_out_of_memory
 from pipeline.views.loader import BATCH_SIZE
 
 #: How far a logit of the file may be from PyTorch's, as a fraction of the largest magnitude in its
@@ -34,7 +35,9 @@ def float32_error(network: torch.nn.Module, spec: InputSpec, split: AnySplit) ->
     try:
         with torch.inference_mode():
             exact = copy.deepcopy(network).double()(spec.apply_clean(batch.pixels).double())
-    except Exception:  # code of a user's, or an ONNX file, that computes in float32 alone
+    except Exception as error:  # code of a user's, or an ONNX file, that computes in float32 alone
+        if is_out_of_memory(error):
+            raise
         return 0.0
     return (logits - exact).abs().max().item()
 

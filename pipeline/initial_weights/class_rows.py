@@ -110,11 +110,29 @@ def _plain(name: str) -> str:
 
 
 def last_layer(spec: ModelSpec) -> frozenset[str]:
-    """Keys of the tensors with one row per class; none of a network for a fixed number of them."""
+    """Keys of the tensors that depend on the number of classes; none of a network for a fixed
+    number of them."""
+    return frozenset(_shapes_by_classes(spec))
+
+
+def check_rows_are_classes(spec: ModelSpec) -> None:
+    """Refuse a network of whose last layer no rows can be taken for some of the classes."""
+    shapes = _shapes_by_classes(spec)
+    if not shapes or any(own[1:] != other[1:] for own, other in shapes.values()):
+        raise UserError(
+            f"network `{spec.network}` has no last layer with one row for each class, so that "
+            "`teacher.checkpoint_classes` cannot select some. Remove it, or let `build` make the "
+            "last layer so, of `num_classes`."
+        )
+
+
+def _shapes_by_classes(spec: ModelSpec) -> dict[str, tuple[torch.Size, torch.Size]]:
+    """The shape of each tensor that has another shape for one more class, and that."""
     with torch.random.fork_rng(devices=[]):
         own = build(spec).state_dict()
         try:
             other = build(replace(spec, class_names=[*spec.class_names, ""])).state_dict()
         except UserError:  # the user's network cannot have another number of classes
-            return frozenset()
-    return frozenset(key for key, value in own.items() if value.shape[:1] != other[key].shape[:1])
+            return {}
+    shapes = {key: (value.shape, other[key].shape) for key, value in own.items()}
+    return {key: pair for key, pair in shapes.items() if pair[0] != pair[1]}

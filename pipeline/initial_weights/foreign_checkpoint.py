@@ -255,7 +255,7 @@ def _conversions(
 
 def _is_extra(name: str, expected: Network) -> bool:
     keys = tuple(name.split("."))
-    return not expected.could_have(keys, keys[-1])
+    return not expected.could_have(keys, keys)
 
 
 @dataclass(frozen=True)
@@ -339,7 +339,9 @@ def _refuse(network: nn.Module, contents: Contents, path: Path, key: str | None)
         if not entry.is_tensor and entry.path[: len(root)] == root
     }
     where = f"`{path}`" + (f" (under `{name_of(root)}`)" if root else "")
-    load_state(network, read_all(nearest.named), where, no_tensors=others)
+    shapes = _shapes(network)  # what no name of the network has keeps its whole name
+    named = {n if n in shapes else _name(e, root, None): e for n, e in nearest.entries}
+    load_state(network, read_all(named), where, no_tensors=others)
     # Each name alone fits: several tensors have the same one, or they are an optimizer's.
     paths: dict[str, list[str]] = defaultdict(list)
     for entry in tensors_below(contents, key)[root]:

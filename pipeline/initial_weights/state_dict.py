@@ -25,10 +25,14 @@ Shapes = Mapping[str, Sequence[int]]  # of a network's tensors, by their names
 _MOST_VALUES, _DEEPEST = 200_000, 200
 _CONTAINERS = (list, tuple, Mapping, Inert, Tensor)  # of tensors
 _SHOWN = 10  # names in a message
-#: What libraries save in a module beside its weights: counters, and buffers that the code computes.
+#: What libraries save beside a module's weights: counters, ranges of quantisation-aware training,
+#: masks of pruning, and buffers that the code of networks computes.
 _NO_WEIGHTS = {
-    *("num_batches_tracked", "total_ops", "total_params", "position_ids", "inv_freq"),
-    *("attn_mask", "relative_position_index", "relative_coords_table"),
+    *("num_batches_tracked", "total_ops", "total_params", "_extra_state"),
+    *("weight_fake_quant", "activation_post_process", "weight_mask", "bias_mask"),
+    *("attn_mask", "relative_position_index", "relative_coords_table", "relative_coordinates_log"),
+    *("attention_bias_idxs", "rel_indices", "position_ids", "inv_freq", "filt", "bands", "k_bias"),
+    "drop_path",
 }
 
 #: What torch's and Lightning's wrappers call the module in them: `module`, `_orig_mod`,
@@ -243,10 +247,11 @@ class Network:
             self.shapes[name][first:]
         )
 
-    def could_have(self, keys: Keys, ending: str) -> bool:
+    def could_have(self, path: Keys, keys: Keys) -> bool:
         """Whether a tensor may be a weight of a network like this one: of a further layer, or a
-        bias, scale or statistic that this one lacks. `ending`: the last key of its whole path."""
-        if not keys or ending in _NO_WEIGHTS:
+        bias, scale or statistic that this one lacks. `keys`: what a transform leaves of its path.
+        """
+        if not keys or not _NO_WEIGHTS.isdisjoint(path):
             return False
         numbered = keys[0].isdigit() and any(key.isdigit() for key in self._first)
         return keys[0] in self._first or (numbered and keys[-1] in self._last)
@@ -299,7 +304,7 @@ def _match(
         keys = transform(keys) if transform else keys
         name = network.names.get(keys)
         if name is None:
-            if network.could_have(keys, entry.path[-1]):
+            if network.could_have(entry.path, keys):
                 return None
         elif network.fits(name, entry.value.shape):
             if name in fitting:

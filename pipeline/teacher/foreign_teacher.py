@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from pipeline.initial_weights.class_rows import (
+    check_rows_are_classes,
     imagenet_rows,
     last_layer,
     rows_of_parameter,
@@ -18,6 +19,8 @@ from pipeline.models.params import NetworkParams
 from pipeline.models.spec import ModelSpec, build, family_module
 from pipeline.runtime.errors import UserError
 from pipeline.teacher.trial import check_evaluation
+
+_EXPORT_AGAIN = "Export it in evaluation mode, for batches of any size."
 
 
 def load_foreign(
@@ -68,7 +71,7 @@ def load_foreign(
             spec = replace(spec, pretrained_classes=rows)
         network = build(spec, state)
         if not getattr(network, "quantises_by_batch", False):
-            check_evaluation(network, spec)
+            check_evaluation(network, spec, _EXPORT_AGAIN)
         return network, spec
     except UserError as error:
         raise UserError(f"`{path}`: {error}") from None
@@ -113,13 +116,9 @@ def load_foreign_weights(
     """
     weights = find_foreign_weights(network, spec, path, Key(key, "teacher.checkpoint_key"))
     state = dict(weights.state)
+    if classes is not None:
+        check_rows_are_classes(spec)
     head = weights.head if classes is None else last_layer(spec) & state.keys()
-    if classes is not None and not head:
-        raise UserError(
-            f"`{path}`: `teacher.checkpoint_classes` is set, but network `{spec.network}` has no "
-            "layer with one row for each class, of which it could select some. Remove it, or let "
-            "`build` make its last layer of `num_classes`."
-        )
     outputs = {len(state[name]) for name in head} or {spec.num_classes}
     if classes is not None or outputs != {spec.num_classes}:
         rows = _rows(max(outputs), spec, path, classes)

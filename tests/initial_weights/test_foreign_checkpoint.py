@@ -17,6 +17,7 @@ from torchvision.models import DenseNet, VisionTransformer
 
 from pipeline.initial_weights.class_rows import WORDNET_IDS
 from pipeline.initial_weights.foreign_checkpoint import find_layers
+from pipeline.initial_weights.head import head_parameters
 from pipeline.initial_weights.state_dict import Key
 from pipeline.models import checkpoint
 from pipeline.models.spec import InputSpec, ModelSpec, build
@@ -130,7 +131,13 @@ def test_everything_else_is_ignored_with_a_line_that_counts_and_names_it(folder,
         "`args` (argparse.Namespace), `best_acc` (numpy._core.multiarray.scalar), `optimizer` "
         "(2 tensors)",
     ]
-    assert same(load({**state, "epoch": 5, "blocks.0.total_ops": torch.ones(1)}), state)
+    for beside in (
+        *("total_ops", "_extra_state", "conv1.weight_fake_quant.scale", "conv1.weight_mask"),
+        *("activation_post_process.histogram", "attn.relative_position_index"),
+    ):
+        content = {**state, "epoch": 5, f"blocks.0.{beside}": torch.ones(1)}
+        assert same(load(content), state)
+        assert same(load({"state_dict": under("module.resnet.", content)}), state)
 
 
 def test_a_missing_weight_and_a_further_layer_are_never_ignored(folder):
@@ -145,7 +152,7 @@ def test_a_missing_weight_and_a_further_layer_are_never_ignored(folder):
     for content in (larger, under("module.", larger), *others):
         with pytest.raises(UserError, match="unexpected `"):
             load(content)
-        with pytest.raises(UserError, match="unexpected `"):
+        with pytest.raises(UserError, match=r"unexpected `[\w.]*(weight|bias|gamma|running_max)`"):
             load({"state_dict": under("resnet.", content)})
 
 
@@ -300,9 +307,29 @@ def test_a_list_of_a_thousand_ids_or_names_is_taken_in_its_own_order(folder):
 @pytest.mark.parametrize("classes", [NAMES[:3], [2, 1, 0]])
 def test_a_list_for_a_network_that_cannot_select_outputs_is_refused(folder, monkeypatch, classes):
     fixed = cifar_resnet.build("resnet8", 3, 3)
-    monkeypatch.setattr(cifar_resnet, "build", lambda *_, **__: fixed)
-    with pytest.raises(UserError, match="`resnet8` has no layer with one row for each class"):
-        load_classes(3, classes)
+    for make in (lambda *_: fixed, lambda _, num_classes, __: ByColumns(num_classes)):
+        monkeypatch.setattr(cifar_resnet, "build", make)
+        torch.save(make("", 3, 3).state_dict(), "mine.pth")
+        with pytest.raises(UserError, match="no last layer with one row for each class"):
+            foreign_teacher.load_foreign(describe(), Path("mine.pth"), classes=classes)
+
+
+class ByColumns(nn.Module):
+    """Its classes are columns of the last layer, as in networks that compare by cosine."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.proj, self.bias = (
+            nn.Parameter(torch.ones(s)) for s in ((3, num_classes), num_classes)
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean((2, 3)) @ self.proj + self.bias
+
+
+def test_the_last_layer_is_all_that_depends_on_the_number_of_classes(monkeypatch):
+    monkeypatch.setattr(cifar_resnet, "build", lambda _, num_classes, __: ByColumns(num_classes))
+    assert head_parameters(ByColumns(3), describe()) == {"proj", "bias"}
 
 
 def test_a_file_with_fewer_outputs_than_classes_is_refused_without_advice_that_cannot_help(folder):

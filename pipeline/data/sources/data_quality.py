@@ -80,12 +80,13 @@ def findings(source: ImageSource, duplicates: Mapping[str, Any]) -> Iterator[str
             f"`{source.class_names[largest]}`, {ratio:.1f} times as many"
         )
     for split in (VALIDATION, TEST):
-        counts = np.bincount(samples.labels[samples.splits == split], minlength=len(counts))
-        if missing := [source.class_names[label] for label in np.flatnonzero(counts == 0)]:
-            shown = ", ".join(f"`{name}`" for name in missing[:_SHOWN])
+        present = set(samples.labels[samples.splits == split].tolist())
+        names = enumerate(source.class_names)
+        if missing := [f"`{name}`" for label, name in names if label not in present]:
+            shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
             yield (
-                f"warning: no {SPLITS[split]} image of {counted(len(missing), 'class')}, such as "
-                f"{shown}: {SPLITS[split]} accuracy does not measure this"
+                f"warning: no {SPLITS[split]} image of {counted(len(missing), 'class')} ({shown}), "
+                f"which {SPLITS[split]} accuracy does not measure"
             )
     held_out = np.count_nonzero(samples.splits != TRAIN)
     problems = {

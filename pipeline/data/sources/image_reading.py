@@ -99,19 +99,22 @@ def decode_all(
                 return UnreadableImage(number, str(error))
             return f"{ids[number]}: {error}", may_skip
 
-    broken, advice = [], "correct `dataset.bit_depth`"
+    broken: list[tuple[str, bool]] = []
     for result in map_in_threads(read, items):
-        if not isinstance(result, tuple):
+        if isinstance(result, tuple):
+            broken.append(result)
+        else:
             yield result
-            continue
-        line, may_skip = result
-        broken.append(line)
-        if may_skip:
-            advice = "fix or remove (`dataset.unreadable: skip` leaves such files out)"
     if broken:
+        lines, skippable = zip(*broken, strict=True)
+        advice = []
+        if any(skippable):
+            advice.append("fix or remove (`dataset.unreadable: skip` leaves such files out)")
+        if not all(skippable):
+            advice.append("correct `dataset.bit_depth`")
         raise UserError(
             f"{counted(len(broken), 'file')} of `{params.root}` (`dataset.root`) cannot be read as "
-            f"images; {advice}:\n  " + "\n  ".join(broken[:LISTED])
+            f"images; {' and '.join(advice)}:\n  " + "\n  ".join(lines[:LISTED])
         )
 
 

@@ -75,7 +75,7 @@ def _open(params: DatasetParams, split: str) -> Sequence[tuple[Any, int]]:
     make, arguments = getattr(torchvision.datasets, name), SETS[name].splits[split]
     try:
         return make(root, **arguments, download=False)
-    except MemoryError:
+    except (MemoryError, PermissionError):
         raise
     except Exception as error:  # absent, damaged, or still packed, which `download` unpacks
         found = first_line(error)
@@ -120,9 +120,11 @@ def _labels_of(part: Any) -> np.ndarray:
 
 
 def _file_of(part: Any, index: int) -> Any:
-    """The path of an image that is a file."""
-    files = _first_of(part, _FILES)
-    return _first_of(part, _SAMPLES)[index][0] if files is None else files[index]
+    """The path of an image that is a file, or its number."""
+    samples, files = _first_of(part, _SAMPLES), _first_of(part, _FILES)
+    if files is None:
+        return index if samples is None else samples[index][0]
+    return files[index]
 
 
 def _class_names(part: Any) -> list[str]:

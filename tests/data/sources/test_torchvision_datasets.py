@@ -350,7 +350,7 @@ def test_classes_without_validation_or_test_images_are_reported(folder, capsys):
     shutil.rmtree(folder / "images/test/bee")
     prepare()
     output = capsys.readouterr().out
-    assert "warning: no test image of 1 class, such as `bee`: test accuracy does" in output
+    assert "warning: no test image of 1 class (`bee`), which test accuracy does" in output
     assert "no validation image" not in output
 
 

@@ -114,7 +114,7 @@ def test_too_little_memory_is_not_an_unreadable_image(folder):
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, check=True)
 
 
-def test_no_command_takes_too_little_memory_for_a_damaged_image():
+def test_too_little_memory_is_not_among_what_a_damaged_image_raises():
     assert not issubclass(MemoryError, UNREADABLE)
 
 

@@ -431,6 +431,16 @@ def test_views_of_any_integers_are_numbers_of_views(project, kind):
     assert rows_of(store).tobytes() == logits["train"].astype(np.float16).tobytes()
 
 
+def test_a_store_whose_index_cannot_be_read_is_not_replaced(project):
+    path = write_npz(table(made_up_logits()))
+    store = Path(import_table(path))
+    (store / "store.json").write_text("{}", "utf-8")
+    before = bytes_of(store)
+    with pytest.raises(UserError, match=f"Remove `{store}`, or name a new folder.$"):
+        import_table(path)
+    assert bytes_of(store) == before
+
+
 @pytest.mark.parametrize("form", ["npz", "h5"])
 def test_a_folder_with_files_of_ones_own_is_not_replaced(project, form):
     """The table itself, too, which may have the suffix of a shard."""
