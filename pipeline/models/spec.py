@@ -162,7 +162,8 @@ def build(spec: ModelSpec, state: Mapping[str, Tensor] | None = None) -> nn.Modu
     """
     sizes = (spec.num_classes, spec.input.channels)
     network = build_network(spec.family, spec.network, sizes, spec.options, state)
-    network = network.to(memory_format=torch.channels_last)
+    with suppress(RuntimeError):  # of weights with five dimensions: the layout affects speed alone
+        network.to(memory_format=torch.channels_last)
     _try_on_blank_image(network, spec)
     return network
 

@@ -36,6 +36,10 @@ def publish(hub: Path, network: str, **options: object) -> nn.Module:
     return whole
 
 
+def test_a_network_with_weights_of_five_dimensions_is_built():
+    build(describe(["a", "b"], "lambda_resnet26t", size=256))
+
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Empty caches, without a network connection."""
