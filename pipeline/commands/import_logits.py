@@ -61,9 +61,11 @@ def _check_replaceable(store: Path) -> None:
     if INDEX in found:
         try:
             index = read_model(store / INDEX, StoreIndex, produced_by="-")
-        except UserError as error:
-            problem = str(error).splitlines()[0]
-            raise UserError(f"{problem} Remove `{store}`, or name a new folder.") from None
+        except UserError:
+            raise UserError(
+                f"`{store / INDEX}` is not the index of a store that this version reads; "
+                f"{expected}. Remove `{store}`, or name a new folder."
+            ) from None
         known = {INDEX, *(key.file_name for key in index.shards())}
     if others := [name for name in found if name not in known]:
         raise UserError(f"`{store}` holds something else than a store, `{others[0]}`; {expected}.")

@@ -18,11 +18,8 @@ def device_name(device: torch.device) -> str:
 
 
 def library_versions() -> dict[str, str | None]:
-    """Of what computes pixels and logits; None for a library whose networks this process has not
-    loaded."""
-    loaded = {name: sys.modules.get(name) for name in ("torchvision", "timm")}
-    onnx_family = sys.modules.get("pipeline.networks.onnx")  # exports load onnxruntime, too
-    loaded["onnxruntime"] = getattr(onnx_family, "onnxruntime", None)
+    """Of what computes pixels and logits; None for a library that this process has not loaded."""
+    loaded = {name: sys.modules.get(name) for name in ("torchvision", "timm", "onnxruntime")}
     return {
         "torch": str(torch.__version__),  # which is of a class of its own
         **{name: getattr(module, "__version__", None) for name, module in loaded.items()},

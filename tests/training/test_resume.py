@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from subprocess import Popen
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,7 @@ from conftest import (
 )
 from import_closure import ROOT
 from safetensors.torch import load_file
-from stage_process import finish, kill, start
+from stage_process import finish, kill, start, start_module
 
 from pipeline.compute import provenance
 from pipeline.compute.distributed import SINGLE_PROCESS, ProcessGroup
@@ -142,16 +143,19 @@ def test_a_fine_tuned_student_killed_while_frozen_or_thawed_ends_with_the_same_b
     }
     params["students"]["small"]["network"] = {"name": "resnet8", "weights": weights}
     write_params(Path(), params)
-    arguments = (processes, ROOT, "student", "small")
-    finish(start(*arguments))
+
+    def begin() -> Popen:  # no fork, which has the state of autograd that earlier tests have left
+        return start_module("pipeline.stages.student", "small", PROCESSES=str(processes))
+
+    finish(begin())
     expected = outputs()
     forget_trainings()
-    process = start(*arguments)
+    process = begin()
     wait_for_epochs(process, epochs + 1)  # the first change is that there is none
     kill(process)
     kept = finished_epochs()
     assert 0 < kept < frozen if epochs < frozen else frozen <= kept < 12
-    assert resumed_after(finish(start(*arguments))) == kept
+    assert resumed_after(finish(begin())) == kept
     assert outputs() == expected
 
 

@@ -318,7 +318,7 @@ def _stated_name(member: zipfile.ZipInfo) -> str:
 
 
 def _name_of(member: zipfile.ZipInfo, encoding: str) -> str:
-    name = _stated_name(member)
-    if not name and _is_plain(member):
-        name = member.orig_filename
-    return (name or _raw_name(member).decode(encoding)).partition("\0")[0]
+    name = _stated_name(member) or (
+        member.orig_filename if _is_plain(member) else _raw_name(member).decode(encoding)
+    )
+    return name.partition("\0")[0]

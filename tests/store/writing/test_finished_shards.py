@@ -34,6 +34,7 @@ from stage_process import (
     resumed,
     shards_in_scratch,
     start,
+    start_module,
     wait_for_shards,
 )
 
@@ -89,7 +90,8 @@ def test_a_run_killed_at_random_moments_ends_with_the_bytes_of_an_uninterrupted_
 @pytest.mark.slow
 def test_the_number_of_processes_may_change_between_a_kill_and_the_resume(project, uninterrupted):
     change_params("views", count=VIEWS)
-    process = start(processes=1)
+    # Not a fork, which has the libraries that earlier tests have loaded: torchrun has not.
+    process = start_module("pipeline.stages.soft_targets", PROCESSES="1")
     wait_for_shards(process, 5)
     kill(process)
     kept = len(shards_in_scratch())
